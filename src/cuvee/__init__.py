@@ -1,0 +1,37 @@
+"""cuvee learns how to mix training-data domains for language models, and steers the mixture while a model trains.
+
+Importing it has no side effects and loads no torch; the names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Corpus": "cuvee.data.corpus",
+    "CuveeError": "cuvee.core.errors",
+    "Domain": "cuvee.core.domain",
+    "Measured": "cuvee.core.signals",
+    "Mixture": "cuvee.core.mixture",
+    "MixtureStream": "cuvee.data.stream",
+    "Run": "cuvee.core.trajectory",
+    "Signals": "cuvee.core.signals",
+    "Trajectory": "cuvee.core.trajectory",
+    "run": "cuvee.loop",
+    "search": "cuvee.loop",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cuvee' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,141 @@
+"""`Mixture`: a point on the simplex over named domains."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.errors import MixtureError
+
+FloatArray = npt.NDArray[np.float64]
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SUM_TOLERANCE = 1e-9
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns `names` as a tuple. Raises `MixtureError` if one is repeated, empty or outside `[A-Za-z0-9._-]{1,64}`."""
+    if not names:
+        raise MixtureError("a mixture needs at least one domain, got none")
+    for name in names:
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+            raise MixtureError(
+                f"domain name {name!r} is not allowed: use 1 to 64 letters, digits, dots, underscores or hyphens"
+            )
+    if len(set(names)) != len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise MixtureError(f"domain names must be unique, got {', '.join(repeated)} more than once")
+    return tuple(names)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Weights over named domains: ≥ 0, finite, summing to 1 within 1e-9; immutable.
+
+    The constructor keeps the bits it is given, so a mixture that was saved and loaded is the same mixture;
+    `Mixture.normalise` is for weights that still have to be divided by their sum.
+    """
+
+    names: tuple[str, ...]
+    weights_K: FloatArray
+
+    def __post_init__(self) -> None:
+        names = check_names(self.names)
+        weights_K = np.array(self.weights_K, dtype=np.float64)  # a copy that nobody else can write to
+        if weights_K.shape != (len(names),):
+            raise MixtureError(f"{len(names)} domains need {len(names)} weights, got shape {weights_K.shape}")
+        if not np.isfinite(weights_K).all():
+            bad = int(np.flatnonzero(~np.isfinite(weights_K))[0])
+            raise MixtureError(f"the weight of {names[bad]} is {weights_K[bad]}: weights must be finite")
+        if (weights_K < 0).any():
+            bad = int(np.argmin(weights_K))
+            raise MixtureError(f"the weight of {names[bad]} is {weights_K[bad]:.6g}: weights must not be negative")
+        total = float(weights_K.sum())
+        if abs(total - 1.0) > _SUM_TOLERANCE:
+            raise MixtureError(f"weights sum to {total:.12g}, not 1: divide by the sum, or use Mixture.normalise")
+        weights_K.setflags(write=False)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "weights_K", weights_K)
+
+    @classmethod
+    def normalise(cls, names: Sequence[str], weights_K: npt.ArrayLike) -> Mixture:
+        """The mixture in proportion to non-negative `weights_K` (K,). Raises `MixtureError` if they sum to nothing."""
+        raw_K = np.asarray(weights_K, dtype=np.float64)
+        largest = float(raw_K.max(initial=0.0)) if np.isfinite(raw_K).all() else 1.0
+        if largest <= 0:
+            raise MixtureError("every weight is zero: at least one domain must have a positive weight")
+        scaled_K = raw_K / largest  # so that neither a huge nor a tiny sum overflows
+        return cls(tuple(names), scaled_K / scaled_K.sum())
+
+    @classmethod
+    def uniform(cls, names: Sequence[str]) -> Mixture:
+        return cls.normalise(names, np.ones(len(names)))
+
+    @classmethod
+    def of(cls, shares: Mapping[str, float]) -> Mixture:
+        """`Mixture.of({"web": 0.7, "code": 0.3})`; shares are taken as given and must sum to 1."""
+        return cls(tuple(shares), np.array(list(shares.values()), dtype=np.float64))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return float(self.weights_K[self.names.index(name)])
+        except ValueError:
+            raise MixtureError(f"no domain {name!r} in this mixture; it has {', '.join(self.names)}") from None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Mixture)
+            and self.names == other.names
+            and self.weights_K.tobytes() == other.weights_K.tobytes()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.weights_K.tobytes()))
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name}={weight:.4g}" for name, weight in zip(self.names, self.weights_K, strict=True))
+        return f"Mixture({shares})"
+
+    def as_dict(self) -> dict[str, float]:
+        return dict(zip(self.names, self.weights_K.tolist(), strict=True))
+
+    def to(self, names: Sequence[str]) -> Mixture:
+        """The same weights over `names`: domains that are new get 0. Raises `MixtureError` if a weighted one is missing."""
+        shares = self.as_dict()
+        lost = [name for name, weight in shares.items() if weight > 0 and name not in set(names)]
+        if lost:
+            raise MixtureError(f"{', '.join(lost)} has weight but is not among the domains {', '.join(names)}")
+        return Mixture(tuple(names), np.array([shares.get(name, 0.0) for name in names]))
+
+    def total_variation(self, other: Mixture) -> float:
+        """½ Σ|a − b|: the share of the batch that changes hands between two mixtures; 0 to 1."""
+        if self.names != other.names:
+            raise MixtureError("total variation needs two mixtures over the same domains in the same order")
+        return float(0.5 * np.abs(self.weights_K - other.weights_K).sum())
+
+    def entropy(self) -> float:
+        """−Σ α ln α in nats: 0 for one domain, ln K for uniform."""
+        positive = self.weights_K[self.weights_K > 0]
+        return float(-(positive * np.log(positive)).sum())
+
+    def digest(self) -> str:
+        """sha256 over names and the exact bits of the weights, by which ranks check that they agree."""
+        sha = hashlib.sha256("\0".join(self.names).encode())
+        sha.update(self.weights_K.astype("<f8").tobytes())
+        return sha.hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"names": list(self.names), "weights": self.weights_K.tolist()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Mixture:
+        return cls(tuple(data["names"]), np.array(data["weights"], dtype=np.float64))

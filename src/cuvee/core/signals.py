@@ -1,0 +1,153 @@
+"""`Signals`: the raw facts of one interval of training. No reward, no scaling: those are views, made where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import SignalError
+from cuvee.core.mixture import FloatArray, check_names
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """An array in which every entry is finite or explicitly absent. `values` holds 0 where `present` is False; nobody reads it.
+
+    A domain that was missing from a batch has no loss: absent, never 0 and never NaN.
+    """
+
+    values: FloatArray
+    present: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        present = np.array(np.broadcast_to(self.present, values.shape), dtype=np.bool_)
+        if not np.isfinite(values[present]).all():
+            bad = values[present][~np.isfinite(values[present])][0]
+            raise SignalError(f"a measurement is {bad}: it must be finite, or declared absent")
+        values[~present] = 0.0
+        values.setflags(write=False)
+        present.setflags(write=False)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "present", present)
+
+    @classmethod
+    def all(cls, values: npt.ArrayLike) -> Measured:
+        """Every entry measured."""
+        array = np.asarray(values, dtype=np.float64)
+        return cls(array, np.ones(array.shape, dtype=np.bool_))
+
+    @classmethod
+    def absent(cls, shape: int | tuple[int, ...]) -> Measured:
+        return cls(np.zeros(shape), np.zeros(shape, dtype=np.bool_))
+
+    @classmethod
+    def mean(cls, sums: npt.ArrayLike, counts: npt.ArrayLike) -> Measured:
+        """sums / counts, absent where the count is 0."""
+        sums_, counts_ = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+        present = counts_ > 0
+        return cls(sums_ / np.where(present, counts_, 1.0), present)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def filled(self, default: float | FloatArray) -> FloatArray:
+        """A writable copy with `default` where nothing was measured."""
+        return np.where(self.present, self.values, default)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Measured)
+            and self.shape == other.shape
+            and bool((self.present == other.present).all())
+            and self.values.tobytes() == other.values.tobytes()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> Any:
+        """Nested lists with `null` where absent."""
+        return np.where(self.present, self.values.astype(object), np.array(None)).tolist()
+
+    @classmethod
+    def from_json(cls, data: Any) -> Measured:
+        as_objects = np.array(data, dtype=object)
+        present = np.not_equal(as_objects, None).astype(np.bool_)
+        values = np.where(present, as_objects, 0.0).astype(np.float64)
+        return cls(values, present)
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """One interval, measured at its end. `Signals` number 0 is measured before the first step.
+
+    `step` counts optimizer steps done, `progress` is the share of the token budget used (0 to 1), `tokens_K` (K,) the
+    tokens drawn from each domain in this interval, `loss` (K,) the mean training loss of each in nats per token, and
+    `probes` whatever the policy's probes measured, by probe name.
+    """
+
+    domains: tuple[Domain, ...]
+    step: int
+    progress: float
+    tokens_K: npt.NDArray[np.int64]
+    loss: Measured
+    probes: Mapping[str, Measured] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+        tokens_K = np.array(self.tokens_K, dtype=np.int64)
+        if tokens_K.shape != (len(self.domains),) or (tokens_K < 0).any():
+            raise SignalError(f"tokens by domain must be {len(self.domains)} counts ≥ 0, got {tokens_K.tolist()}")
+        if self.loss.shape != (len(self.domains),):
+            raise SignalError(f"losses by domain must have shape ({len(self.domains)},), got {self.loss.shape}")
+        if not 0.0 <= self.progress <= 1.0:  # also refuses NaN
+            raise SignalError(f"progress is {self.progress}: it must lie between 0 and 1")
+        if self.step < 0:
+            raise SignalError(f"step is {self.step}: it must not be negative")
+        tokens_K.setflags(write=False)
+        object.__setattr__(self, "tokens_K", tokens_K)
+        object.__setattr__(self, "probes", dict(self.probes))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(domain.name for domain in self.domains)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Signals)
+            and self.domains == other.domains
+            and (self.step, self.progress) == (other.step, other.progress)
+            and self.tokens_K.tobytes() == other.tokens_K.tobytes()
+            and self.loss == other.loss
+            and self.probes == other.probes
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the domains, which a trajectory writes once."""
+        return {
+            "step": self.step,
+            "progress": self.progress,
+            "tokens": self.tokens_K.tolist(),
+            "loss": self.loss.to_json(),
+            "probes": {name: measured.to_json() for name, measured in self.probes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, domains: tuple[Domain, ...], data: Mapping[str, Any]) -> Signals:
+        return cls(
+            domains=domains,
+            step=data["step"],
+            progress=data["progress"],
+            tokens_K=np.array(data["tokens"], dtype=np.int64),
+            loss=Measured.from_json(data["loss"]),
+            probes={name: Measured.from_json(measured) for name, measured in data["probes"].items()},
+        )

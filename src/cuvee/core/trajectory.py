@@ -1,0 +1,141 @@
+"""`Trajectory`: T mixtures and the T+1 signals around them, append-only and lossless as JSON. `Run` is one with its circumstances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import MixtureError
+from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.signals import Signals
+
+
+class Trajectory:
+    """signals₀, mixture₀, signals₁, … : `mixtures[t]` was in force between `signals[t]` and `signals[t + 1]`.
+
+    `append` returns a new trajectory and leaves this one as it was; the two share storage, so a run of T intervals costs
+    O(T) and not O(T²).
+    """
+
+    __slots__ = ("_mixtures", "_signals", "_steps")
+
+    def __init__(self, signals: Sequence[Signals], mixtures: Sequence[Mixture] = ()) -> None:
+        assert len(signals) == len(mixtures) + 1, "a trajectory has one signal more than it has mixtures"
+        self._signals, self._mixtures, self._steps = list(signals), list(mixtures), len(mixtures)
+
+    @classmethod
+    def start(cls, signals: Signals) -> Trajectory:
+        return cls([signals])
+
+    def append(self, mixture: Mixture, signals: Signals) -> Trajectory:
+        if mixture.names != signals.names:
+            raise MixtureError(
+                f"the mixture is over {', '.join(mixture.names)} but was measured over {', '.join(signals.names)}"
+            )
+        longer = object.__new__(Trajectory)
+        if len(self._mixtures) == self._steps:  # we are the newest: extend the shared lists in place
+            longer._signals, longer._mixtures = self._signals, self._mixtures
+        else:  # somebody already appended to us: branch
+            longer._signals, longer._mixtures = self._signals[: self._steps + 1], self._mixtures[: self._steps]
+        longer._signals.append(signals)
+        longer._mixtures.append(mixture)
+        longer._steps = self._steps + 1
+        return longer
+
+    def __len__(self) -> int:
+        """T, the number of intervals done."""
+        return self._steps
+
+    @property
+    def signals(self) -> Sequence[Signals]:
+        return self._signals[: self._steps + 1]
+
+    @property
+    def mixtures(self) -> Sequence[Mixture]:
+        return self._mixtures[: self._steps]
+
+    @property
+    def last(self) -> Signals:
+        return self._signals[self._steps]
+
+    @property
+    def last_mixture(self) -> Mixture | None:
+        return self._mixtures[self._steps - 1] if self._steps else None
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """The domains as they are now; they may have been fewer earlier."""
+        return self.last.domains
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.last.names
+
+    def weights_TK(self) -> FloatArray:
+        """(T, K) mixtures over the present domains; a domain that did not exist yet has 0."""
+        rows = [[mixture.as_dict().get(name, 0.0) for name in self.names] for mixture in self.mixtures]
+        return np.array(rows, dtype=np.float64).reshape(len(self), len(self.names))
+
+    def __iter__(self) -> Iterator[tuple[Signals, Mixture, Signals]]:
+        """(before, mixture, after) of each interval."""
+        for t in range(self._steps):
+            yield self._signals[t], self._mixtures[t], self._signals[t + 1]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Trajectory)
+            and list(self.signals) == list(other.signals)
+            and list(self.mixtures) == list(other.mixtures)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> dict[str, Any]:
+        spaces: list[tuple[Domain, ...]] = []  # written once for each stretch of intervals that share their domains
+        rows = []
+        for signals in self.signals:
+            if not spaces or spaces[-1] != signals.domains:
+                spaces.append(signals.domains)
+            rows.append({"space": len(spaces) - 1, **signals.to_json()})
+        return {
+            "domains": [[domain.to_json() for domain in space] for space in spaces],
+            "signals": rows,
+            "mixtures": [mixture.to_json() for mixture in self.mixtures],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
+        spaces = [tuple(Domain.from_json(domain) for domain in space) for space in data["domains"]]
+        return cls(
+            signals=[Signals.from_json(spaces[signals["space"]], signals) for signals in data["signals"]],
+            mixtures=[Mixture.from_json(mixture) for mixture in data["mixtures"]],
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took: training tokens, floating-point operations, wall seconds. Costs add."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trajectory with what it takes to repeat and to price it. `checkpoint` and `policy` are folders, if kept."""
+
+    id: str
+    seed: int
+    config: Mapping[str, Any]
+    trajectory: Trajectory
+    cost: Cost = field(default_factory=Cost)
+    checkpoint: str | None = None
+    policy: str | None = None

@@ -1,0 +1,90 @@
+"""What a probe is on the trainer's side: a `Meter` that watches training steps and adds up sums and counts.
+
+A policy declares probes (`cuvee.core.protocols.Probe`); a trainer calls `attach` on each and drives the meters:
+
+    begin_interval                                  once an interval, with the domains as they are now
+      begin_step                                    each optimizer step
+        before_forward, after_forward               each micro-batch, around the forward pass
+      before_update                                 each optimizer step, gradients complete, weights not yet changed
+    sums → one all-reduce over ranks → read         once an interval
+
+Everything a rank knows leaves it as one flat vector of sums and counts, so that ranks are combined by adding, exactly, in
+one collective for all meters together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cuvee.core.domain import Domain
+from cuvee.core.signals import Measured
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a meter may look at: the bare model (not its DDP or compiled wrapper), where it lives, and this process's rank."""
+
+    model: nn.Module
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    tokenizer: Any | None = None
+    """A `tokenizers.Tokenizer`, needed only by probes that bring text of their own."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. `counted_BL` marks the positions whose next-token loss counts; the loss that is backpropagated is
+    Σ counted token losses / `denominator` (before any world-size factor, which the trainer applies and undoes itself)."""
+
+    tokens_BL: Tensor
+    domain_BL: Tensor
+    """int64 index of each position's domain among the interval's domains."""
+    counted_BL: Tensor
+    denominator: float
+
+
+class Meter:
+    """Base of all meters: does nothing, reports nothing. A meter overrides the moments that it needs."""
+
+    def begin_interval(self, domains: tuple[Domain, ...]) -> None: ...
+
+    def begin_step(self, step: int) -> None: ...
+
+    def before_forward(self, batch: MicroBatch) -> None: ...
+
+    def after_forward(self, batch: MicroBatch, loss_BL: Tensor) -> None:
+        """`loss_BL` is the detached next-token loss at each position, 0 where it is not counted."""
+
+    def before_update(self) -> None: ...
+
+    def sums(self) -> Tensor:
+        """This rank's sums and counts of the interval: one flat float64 vector, of the same length on every rank."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        """The measurements of the interval, by signal name, from the sums over all ranks."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs between intervals, such as the norms that changes are taken against."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Removes hooks."""
+
+
+class TorchProbe(Protocol):
+    """A `Probe` that can be measured on a torch model."""
+
+    @property
+    def name(self) -> str: ...
+
+    def attach(self, context: Context) -> Meter: ...
