@@ -74,7 +74,7 @@ class Measured:
 
     def to_json(self) -> Any:
         """Nested lists with `null` where absent."""
-        return np.where(self.present, self.values.astype(object), np.array(None)).tolist()
+        return np.where(self.present, self.values, np.array(None, dtype=object)).tolist()
 
     @classmethod
     def from_json(cls, data: Any) -> Measured:

@@ -1,4 +1,4 @@
-"""`Trajectory`: T mixtures and the T+1 signals around them, append-only and lossless as JSON. `Run` is one with its circumstances."""
+"""`Trajectory`: T mixtures and the T+1 signals around them, append-only, lossless as JSON. `Run`: one with its circumstances."""
 
 from __future__ import annotations
 
