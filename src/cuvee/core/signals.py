@@ -74,12 +74,14 @@ class Measured:
 
     def to_json(self) -> Any:
         """Nested lists with `null` where absent."""
-        return np.where(self.present, self.values, np.array(None, dtype=object)).tolist()
+        listed = np.full(self.shape, None, dtype=object)
+        listed[self.present] = self.values[self.present]
+        return listed.tolist()
 
     @classmethod
     def from_json(cls, data: Any) -> Measured:
         as_objects = np.array(data, dtype=object)
-        present = np.not_equal(as_objects, None).astype(np.bool_)
+        present = np.array(np.frompyfunc(lambda entry: entry is not None, 1, 1)(as_objects), dtype=np.bool_)
         values = np.where(present, as_objects, 0.0).astype(np.float64)
         return cls(values, present)
 

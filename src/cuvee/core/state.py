@@ -1,8 +1,8 @@
 """State on disk: nested dictionaries of arrays and JSON values as one folder of safetensors and JSON, with hashes.
 
-    folder/arrays.safetensors   every numpy leaf, by its path: "optimizer/exp_avg/3"
-    folder/state.json           the same tree with {"$array": path} in place of the arrays
-    folder/hashes.json          sha256 of every other file in the folder
+    folder/state.safetensors   every numpy leaf, by its path: "optimizer/exp_avg/3"
+    folder/state.json          the same tree with {"$array": path} in place of the arrays
+    folder/hashes.json         sha256 of every other file in the folder
 
 Nothing here, or anywhere in cuvee, reads a pickle.
 """
@@ -23,7 +23,7 @@ from cuvee.core.protocols import State
 _FORMAT = 1
 
 
-def save_state(path: Path, state: State, extra: Callable[[Path], None] | None = None) -> None:
+def save_state(path: Path, state: State, stem: str = "state", extra: Callable[[Path], None] | None = None) -> None:
     """Writes `state` to the folder `path`, whole or not at all. `extra` may add files of its own, which are hashed too."""
     from safetensors.numpy import save_file
 
@@ -31,8 +31,8 @@ def save_state(path: Path, state: State, extra: Callable[[Path], None] | None = 
     tree = _detach(state, "", arrays)
 
     def fill(folder: Path) -> None:
-        save_file(arrays, folder / "arrays.safetensors")
-        (folder / "state.json").write_text(json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False))
+        save_file(arrays, folder / f"{stem}.safetensors")
+        (folder / f"{stem}.json").write_text(json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False))
         if extra:
             extra(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -42,14 +42,17 @@ def save_state(path: Path, state: State, extra: Callable[[Path], None] | None = 
     write_folder(path, fill)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
     """Reads and verifies a folder that `save_state` wrote. Raises `CheckpointError` if anything is missing or altered."""
     from safetensors.numpy import load_file
 
-    verify_folder(path)
+    hashed = verify_folder(path)
+    for name in (f"{stem}.json", f"{stem}.safetensors"):
+        if name not in hashed:
+            raise CheckpointError(f"{path} lists no hash for {name}; use an earlier copy")
     try:
-        document = json.loads((path / "state.json").read_text())
-        arrays = load_file(path / "arrays.safetensors")
+        document = json.loads((path / f"{stem}.json").read_text())
+        arrays = load_file(path / f"{stem}.safetensors")
     except Exception as error:  # hashes match, so whoever wrote it wrote something else
         raise CheckpointError(f"{path} does not hold a cuvee state: {error}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
@@ -59,22 +62,21 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def verify_folder(path: Path) -> None:
-    """Raises `CheckpointError`, naming the file, unless every file is there with the hash that was written."""
+def verify_folder(path: Path) -> set[str]:
+    """Returns the names of all files, each of which has the hash that was written. Raises `CheckpointError` naming the file."""
     try:
         hashes = json.loads((path / "hashes.json").read_text())
-        assert isinstance(hashes, dict)
-    except (OSError, ValueError, AssertionError) as error:
-        raise CheckpointError(f"{path} is no complete checkpoint (hashes.json: {error}); use an earlier one") from error
-    for name in ("state.json", "arrays.safetensors"):
-        if name not in hashes:
-            raise CheckpointError(f"{path} lists no hash for {name}; use an earlier checkpoint")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not complete (hashes.json: {error}); use an earlier copy") from error
+    if not isinstance(hashes, dict):
+        raise CheckpointError(f"{path}/hashes.json holds no table of hashes; use an earlier copy")
     for name, expected in hashes.items():
         file = path / name
         if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
-            raise CheckpointError(f"{file} is missing; use an earlier checkpoint")
+            raise CheckpointError(f"{file} is missing; use an earlier copy")
         if sha256_of(file) != expected:
-            raise CheckpointError(f"{file} was altered or cut short after it was written; use an earlier checkpoint")
+            raise CheckpointError(f"{file} was altered or cut short after it was written; use an earlier copy")
+    return set(hashes)
 
 
 def _detach(node: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

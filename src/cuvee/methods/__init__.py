@@ -1,1 +1,18 @@
-"""TBD."""
+"""One file a method: its formula, its citation, what it proposes and what it commits to. `METHODS` is the list of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cuvee.methods.odm import ODM
+from cuvee.methods.static import Given, Natural, TargetOnly, Temperature, Uniform
+
+METHODS: dict[str, type[Any]] = {
+    "natural": Natural,
+    "uniform": Uniform,
+    "temperature": Temperature,
+    "target_only": TargetOnly,
+    "given": Given,
+    "odm": ODM,
+}
+"""Name in a configuration → class; the class is a dataclass whose fields are the method's options."""

@@ -1,0 +1,73 @@
+"""`Exp3`: online data mixing as a bandit whose reward is the training loss (Albalak et al. 2023, arXiv 2312.02406, §3).
+
+    R̂_i ← ξ R̂_i + (1 − ξ) ℓ_i / α_i                            for every domain i that the interval drew from
+    α_i = (1 − K ε_t) softmax(ε_{t−1} R̂)_i + ε_t               ε_t = min(1/K, √(ln K / (K t)))
+
+Deviations: the paper draws one domain a batch and updates one arm; here a batch is mixed, so every domain that was drawn is
+updated, and one that was not keeps its R̂. The softmax subtracts its maximum, so that it cannot overflow however long the run.
+R̂ is kept by name, and a domain that joins later starts from the mean of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.trajectory import Trajectory
+
+
+class Exp3:
+    """`smoothing` is ξ, in [0, 1): the share of the old reward estimate that survives an interval."""
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(self, smoothing: float = 0.9) -> None:
+        if not 0.0 <= smoothing < 1.0:
+            raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
+        self._smoothing = smoothing
+        self._rewards: dict[str, float] = {}
+        self._updates = 0
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        K, t = len(so_far.names), self._updates
+        logits_K = _exploration(K, t) * self._rewards_K(so_far.names)
+        softmax_K = np.exp(logits_K - logits_K.max())
+        softmax_K /= softmax_K.sum()
+        floor = _exploration(K, t + 1)
+        return Mixture.normalise(so_far.names, (1.0 - K * floor) * softmax_K + floor)
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        executed, after = so_far.last_mixture, so_far.last
+        assert executed is not None, "learn is called after an interval"
+        rewards_K = self._rewards_K(so_far.names)
+        drawn_K = after.loss.present & (executed.weights_K > 0)
+        importance_K = after.loss.values[drawn_K] / executed.weights_K[drawn_K]
+        rewards_K[drawn_K] = self._smoothing * rewards_K[drawn_K] + (1.0 - self._smoothing) * importance_K
+        self._rewards = dict(zip(so_far.names, rewards_K.tolist(), strict=True))
+        self._updates += 1
+        return {"reward": dict(self._rewards)}
+
+    def _rewards_K(self, names: Sequence[str]) -> FloatArray:
+        known = [self._rewards[name] for name in names if name in self._rewards]
+        newcomer = float(np.mean(known)) if known else 0.0
+        return np.array([self._rewards.get(name, newcomer) for name in names], dtype=np.float64)
+
+    def settings(self) -> dict[str, Any]:
+        return {"smoothing": self._smoothing}
+
+    def state_dict(self) -> State:
+        return {"rewards": dict(self._rewards), "updates": self._updates}
+
+    def load_state_dict(self, state: State) -> None:
+        self._rewards, self._updates = dict(state["rewards"]), int(state["updates"])
+
+
+def _exploration(K: int, t: int) -> float:
+    """ε_t: every domain's smallest share. Before the first update nothing is known, so all of it is exploration."""
+    return 1.0 / K if t == 0 else min(1.0 / K, math.sqrt(math.log(K) / (K * t)))

@@ -1,0 +1,48 @@
+"""A policy as a folder that travels: `policy.safetensors`, `policy.json` (kind, settings, provenance, state) and their hashes.
+
+Names travel and indices do not: a policy file says nothing of the order in which its run had its domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import PolicyError
+from cuvee.core.protocols import Policy
+from cuvee.core.state import load_state, save_state
+from cuvee.policies.exp3 import Exp3
+from cuvee.policies.fixed import Fixed
+from cuvee.policies.guard import Guard
+
+KINDS: dict[str, type[Any]] = {"fixed": Fixed, "exp3": Exp3}
+"""Every policy that can be saved. Each has `settings()`, which its constructor takes back."""
+
+
+def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None = None) -> None:
+    """Writes `policy` without its guard, whose limits belong to the run it steered."""
+    bare = policy.policy if isinstance(policy, Guard) else policy
+    kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
+    if kind is None:
+        raise PolicyError(f"{type(bare).__name__} cannot be saved as a policy file; it knows {', '.join(KINDS)}")
+    document = {
+        "kind": kind,
+        "settings": bare.settings(),
+        "provenance": dict(provenance or {}),
+        "state": bare.state_dict(),
+    }
+    save_state(path, document, stem="policy")
+
+
+def load_policy(path: Path) -> Policy:
+    """Raises `PolicyError` or `CheckpointError` if `path` holds no complete, unaltered policy of a known kind."""
+    if not (path / "policy.json").is_file():
+        raise PolicyError(f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote")
+    document = load_state(path, stem="policy")
+    kind = document.get("kind")
+    if kind not in KINDS:
+        raise PolicyError(f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}")
+    policy: Policy = KINDS[kind](**document["settings"])
+    policy.load_state_dict(document["state"])
+    return policy
