@@ -22,7 +22,7 @@ KINDS: dict[str, type[Any]] = {"fixed": Fixed, "exp3": Exp3}
 
 def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None = None) -> None:
     """Writes `policy` without its guard, whose limits belong to the run it steered."""
-    bare = policy.policy if isinstance(policy, Guard) else policy
+    bare: Any = policy.policy if isinstance(policy, Guard) else policy
     kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
     if kind is None:
         raise PolicyError(f"{type(bare).__name__} cannot be saved as a policy file; it knows {', '.join(KINDS)}")

@@ -49,7 +49,7 @@ class Limits:
 
 
 class Guard:
-    """A policy that executes another one within `limits`. `fallback` acts until a first good mixture (default: natural shares)."""
+    """Executes `policy` within `limits`. `fallback` acts until there is a first good mixture (default: natural shares)."""
 
     def __init__(self, policy: Policy, limits: Limits | None = None, fallback: Mixture | None = None) -> None:
         self._policy, self._limits, self._fallback = policy, limits or Limits(), fallback
@@ -69,8 +69,7 @@ class Guard:
         last = last.to(so_far.names) if last is not None else None
         proposed, refusal = self._ask(so_far)
         wanted = proposed or last or self._fallback_for(so_far)
-        within = Mixture.normalise(so_far.names, project_to_box(wanted.weights_K, floor_K, ceiling_K))
-        executed = self._limit_change(within, last)
+        executed = self._limit_change(_within(wanted, floor_K, ceiling_K), last)
         self._decision = {
             "step": so_far.last.step,
             "proposed": proposed.as_dict() if proposed else None,
@@ -107,13 +106,15 @@ class Guard:
         self._policy.load_state_dict(state["policy"])
 
 
-def project_to_box(weights_K: FloatArray, floor_K: FloatArray, ceiling_K: FloatArray) -> FloatArray:
-    """The point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`: clip(weights − λ) for the one λ that sums to 1.
+def _within(mixture: Mixture, floor_K: FloatArray, ceiling_K: FloatArray) -> Mixture:
+    """The nearest mixture within the bounds; `mixture` itself, bit for bit, if it is there already."""
+    if ((floor_K <= mixture.weights_K) & (mixture.weights_K <= ceiling_K)).all():
+        return mixture
+    return Mixture.normalise(mixture.names, project_to_box(mixture.weights_K, floor_K, ceiling_K))
 
-    Returns the weights themselves, bit for bit, if they are within the box already.
-    """
-    if ((floor_K <= weights_K) & (weights_K <= ceiling_K)).all():
-        return weights_K
+
+def project_to_box(weights_K: FloatArray, floor_K: FloatArray, ceiling_K: FloatArray) -> FloatArray:
+    """The point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`: clip(weights − λ) for the one λ that sums to 1."""
     low, high = float((weights_K - ceiling_K).min()), float((weights_K - floor_K).max())
     for _ in range(100):  # the sum falls as λ rises; a hundred halvings exhaust a float
         middle = 0.5 * (low + high)

@@ -1,0 +1,115 @@
+"""`PolicySuite`: what every policy promises. Subclass it, implement `make`, and let pytest collect it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.domain import Domain
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.state import load_state, save_state
+from cuvee.core.trajectory import Trajectory
+
+
+class ScriptedTrainer:
+    """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; one is always absent
+    from every third interval. Deterministic; any probe is answered by nothing."""
+
+    def __init__(self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000) -> None:
+        self.domains, self.intervals, self.tokens = domains, intervals, tokens
+        self.t = 0
+        self._seen_K = np.zeros(len(domains))
+
+    @property
+    def done(self) -> bool:
+        return self.t >= self.intervals
+
+    def start(self, probes: Any) -> Signals:
+        return self._signals(np.zeros(len(self.domains)))
+
+    def advance(self, mixture: Mixture) -> Signals:
+        assert not self.done
+        assert mixture.names == tuple(domain.name for domain in self.domains)
+        drawn_K = mixture.weights_K * self.tokens
+        self._seen_K += drawn_K
+        self.t += 1
+        return self._signals(drawn_K)
+
+    def _signals(self, drawn_K: Any) -> Signals:
+        present_K = drawn_K > 0
+        if self.t % 3 == 2:
+            present_K[0] = False
+        rates_K = 0.2 + 0.1 * np.arange(len(self.domains))
+        loss_K = 2.0 + 4.0 * (1.0 + self._seen_K / self.tokens) ** -rates_K
+        return Signals(
+            self.domains, self.t, self.t / self.intervals, drawn_K.astype(np.int64), Measured(loss_K, present_K)
+        )
+
+
+def some_domains(K: int = 4) -> tuple[Domain, ...]:
+    """K domains of different sizes, the last one a target."""
+    return tuple(
+        Domain(f"d{k}", tokens=1000 * (k + 1), role="target" if k == K - 1 else "source", scores={"mtld": 50.0 + k})
+        for k in range(K)
+    )
+
+
+class PolicySuite:
+    """Override `make`."""
+
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        raise AssertionError("a subclass makes the policy under test")
+
+    def play(self, policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None) -> Trajectory:
+        so_far = so_far or Trajectory.start(trainer.start(policy.probes))
+        while not trainer.done:
+            mixture = policy.mixture(so_far)
+            so_far = so_far.append(mixture, trainer.advance(mixture))
+            policy.learn(so_far)
+        return so_far
+
+    def test_mixtures_are_over_the_domains_of_the_run(self) -> None:
+        for K in (2, 5, 52):
+            domains = some_domains(K)
+            so_far = self.play(self.make(domains), ScriptedTrainer(domains))
+            assert all(mixture.names == tuple(d.name for d in domains) for mixture in so_far.mixtures)
+
+    def test_the_same_history_gives_the_same_mixtures(self) -> None:
+        domains = some_domains()
+        first, second = (self.play(self.make(domains), ScriptedTrainer(domains)) for _ in range(2))
+        assert first == second
+
+    def test_mixture_does_not_change_state(self) -> None:
+        """A trainer may ask twice (a retry, a shadow run): the second answer must not depend on the first."""
+        domains = some_domains()
+        policy = self.make(domains)
+        so_far = Trajectory.start(ScriptedTrainer(domains).start(policy.probes))
+        assert policy.mixture(so_far) == policy.mixture(so_far)
+
+    def test_resumes_exactly_at_every_interval(self, tmp_path: Path) -> None:
+        domains = some_domains()
+        whole = self.play(self.make(domains), ScriptedTrainer(domains))
+        for stop in range(len(whole)):
+            before, trainer = self.make(domains), ScriptedTrainer(domains)
+            so_far = Trajectory.start(trainer.start(before.probes))
+            while trainer.t < stop:
+                mixture = before.mixture(so_far)
+                so_far = so_far.append(mixture, trainer.advance(mixture))
+                before.learn(so_far)
+            save_state(tmp_path / str(stop), before.state_dict())
+            after = self.make(domains)
+            after.load_state_dict(load_state(tmp_path / str(stop)))
+            assert self.play(after, trainer, so_far) == whole, f"stopped after {stop} intervals"
+
+    def test_metrics_are_json(self) -> None:
+        domains = some_domains()
+        policy, trainer = self.make(domains), ScriptedTrainer(domains)
+        so_far = Trajectory.start(trainer.start(policy.probes))
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        json.dumps(policy.learn(so_far), allow_nan=False)
