@@ -1,0 +1,40 @@
+"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state for them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Schedule = Literal["cosine", "wsd"]
+
+
+def learning_rate(
+    step: int,
+    *,
+    total_steps: int,
+    peak: float,
+    schedule: Schedule,
+    warmup_steps: int,
+    decay_share: float,
+    min_ratio: float,
+) -> float:
+    """The rate of optimizer step `step` (0-based). Both schedules warm up linearly and end at `min_ratio · peak`.
+
+    "cosine" (Loshchilov & Hutter, arXiv 1608.03983) falls from the end of the warm-up on; "wsd", warm-up, stable, decay
+    (Hu et al., arXiv 2404.06395), stays at the peak and falls linearly over the last `decay_share` of all steps.
+    The last step, `total_steps − 1`, is the one that runs at the minimum.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    last = total_steps - 1
+    if schedule == "wsd":
+        begin = max(warmup_steps, last - round(decay_share * total_steps))
+        fall = _share(step, begin, last)
+    else:
+        fall = 0.5 * (1.0 - math.cos(math.pi * _share(step, warmup_steps, last)))
+    return peak * (1.0 - (1.0 - min_ratio) * fall)
+
+
+def _share(step: int, begin: int, end: int) -> float:
+    """How far `step` is from `begin` (0) to `end` (1)."""
+    return min(max(step - begin, 0) / max(end - begin, 1), 1.0)

@@ -1,0 +1,90 @@
+"""`TrainerSettings`: everything about a training run but the model, the data and the mixture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cuvee.core.errors import ConfigError
+from cuvee.training.schedule import Schedule, learning_rate
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Settings of `LMTrainer`. Sizes are global: over all ranks and micro-batches."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    tokens: int | None = None
+    """The budget in training tokens instead of `steps`: as many whole batches as reach it."""
+    batch_size: int = 16
+    """Sequences a step, over all ranks."""
+    sequence_length: int = 256
+    micro_batch_size: int | None = None
+    """Sequences a forward pass on one rank; the gradients of a step are accumulated. None: all of them at once."""
+    learning_rate: float = 1e-3
+    min_lr_ratio: float = 0.1
+    """The last step's rate as a share of the peak."""
+    warmup: float = 0.05
+    """Share of the steps over which the rate rises."""
+    schedule: Schedule = "cosine"
+    decay_share: float = 0.2
+    """Share of the steps over which "wsd" falls at the end."""
+    weight_decay: float = 0.1
+    """Decoupled, on weight matrices only: neither on norms and biases nor on embeddings."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    """The largest global gradient norm."""
+    precision: Precision = "auto"
+    """"bf16" runs forward and backward under autocast with weights kept in float32. auto: bf16 on GPUs that have it."""
+    device: Device = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile. auto: on GPUs."""
+    interval: int = 10
+    """Optimizer steps under one mixture."""
+    validate_every: int = 1
+    """Intervals between validations; 0 validates at the start and at the end only."""
+    validation_tokens: int = 16_384
+    """The most tokens of each domain's `valid` split that a validation reads."""
+    seed: int = 0
+    """Of what is random inside a step (dropout)."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "sequence_length", "learning_rate", "clip", "interval")
+        for name in positive:
+            _require(name, value := getattr(self, name), 0 < value < math.inf, "greater than 0")
+        for name in ("tokens", "micro_batch_size"):
+            _require(name, value := getattr(self, name), value is None or value > 0, "greater than 0")
+        for name in ("weight_decay", "validate_every", "validation_tokens", "seed"):
+            _require(name, value := getattr(self, name), 0 <= value < math.inf, "0 or more")
+        for name in ("min_lr_ratio", "warmup", "decay_share"):
+            _require(name, value := getattr(self, name), 0 <= value <= 1, "between 0 and 1")
+        _require("sequence_length", self.sequence_length, self.sequence_length >= 2, "2 or more, to have a next token")
+        _require("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+
+    @property
+    def total_steps(self) -> int:
+        if self.tokens is None:
+            return self.steps
+        return math.ceil(self.tokens / (self.batch_size * self.sequence_length))
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of optimizer step `step` (0-based)."""
+        return learning_rate(
+            step,
+            total_steps=self.total_steps,
+            peak=self.learning_rate,
+            schedule=self.schedule,
+            warmup_steps=math.ceil(self.warmup * self.total_steps),
+            decay_share=self.decay_share,
+            min_ratio=self.min_lr_ratio,
+        )
+
+
+def _require(name: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}: it must be {what}")
