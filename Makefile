@@ -9,10 +9,10 @@ demo: $(VENV)/.installed
 	$(BIN)/cuvee demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not training" tests/unit tests/property
+	$(BIN)/python -m pytest -n 2 -m "not training" tests/unit tests/property tests/golden
 
 check: lint types imports test
 

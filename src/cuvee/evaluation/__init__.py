@@ -1,1 +1,1 @@
-"""TBD."""
+"""What a finished run is worth, and whether two runs differ."""

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Other people's trainers, trackers and formats."""

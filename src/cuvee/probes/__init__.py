@@ -1,1 +1,1 @@
-"""TBD."""
+"""What is measured on a model while it trains. A policy names probes; a trainer attaches their meters."""

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Configurations, and what is built from them."""

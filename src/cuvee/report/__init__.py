@@ -1,1 +1,1 @@
-"""TBD."""
+"""Figures and the one-page report."""
