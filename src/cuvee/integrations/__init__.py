@@ -1,1 +1,0 @@
-"""Other people's trainers, trackers and formats."""
