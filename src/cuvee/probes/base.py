@@ -35,16 +35,22 @@ class Context:
     world_size: int = 1
     tokenizer: Any | None = None
     """A `tokenizers.Tokenizer`, needed only by probes that bring text of their own."""
+    interval_tokens: int | None = None
+    """Training tokens of one interval over all ranks, against which probes that cost time of their own keep a budget."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass. `counted_BL` marks the positions whose next-token loss counts; the loss that is backpropagated is
-    Σ counted token losses / `denominator` (before any world-size factor, which the trainer applies and undoes itself)."""
+    """One forward pass. `counted_BL` marks the positions whose next-token loss counts.
+
+    The tensor on which the trainer calls `backward` is exactly Σ counted token losses of this micro-batch / `denominator`.
+    Whatever else it multiplies the loss by (the world size, because DDP averages over ranks; a loss scale of fp16) is part
+    of `denominator`: a trainer that divides by the N tokens of all ranks and multiplies by W ranks says N / W.
+    """
 
     tokens_BL: Tensor
     domain_BL: Tensor
-    """int64 index of each position's domain among the interval's domains."""
+    """int64 index of each position's domain among the interval's domains: the domain of the loss at that position."""
     counted_BL: Tensor
     denominator: float
 
