@@ -1,0 +1,180 @@
+"""What a configuration may say: `TrainConfig` and `CompareConfig`, and how YAML and `key=value` become one of them.
+
+The sections that belong to one part of cuvee are that part's own settings (`Limits`, `TrainerSettings`, a method's fields), so an
+option is declared once. Every complaint names the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+
+from cuvee.core.errors import ConfigError, CuveeError
+from cuvee.core.mixture import NAME_PATTERN
+from cuvee.core.protocols import Method
+from cuvee.methods import METHODS
+from cuvee.policies.guard import Limits
+from cuvee.recipes.explain import explain, nearest
+from cuvee.recipes.yaml_file import override, read_yaml
+from cuvee.training.settings import TrainerSettings
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Anything = TypeVar("Anything", bound="RunConfig")
+
+
+class MethodChoice(BaseModel):
+    """`odm`, or `{name: odm, smoothing: 0.8, label: odm-fast}`: a method of `cuvee.methods.METHODS` with its options.
+
+    `label` is what the method is called in a comparison; it defaults to the name.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    label: Name = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        return {"label": value["name"], **value} if isinstance(value, dict) and "name" in value else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.build()
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def build(self) -> Method:
+        """The method itself. Raises `ConfigError` if there is none of that name, or if it has no such option."""
+        if self.name not in METHODS:
+            raise ConfigError(f"no method {self.name!r}{nearest(self.name, METHODS)}")
+        fields: dict[str, Any] = {self.name: (METHODS[self.name], ...)}
+        holder = create_model("Options", __config__=_STRICT, **fields)
+        content = {self.name: self.options}
+        try:
+            method: Method = getattr(holder.model_validate(content), self.name)
+        except ValidationError as error:
+            raise ConfigError(explain(error, holder, content)) from None
+        return method
+
+
+class RunConfig(BaseModel):
+    """What training and comparing have in common. Paths are relative to the working directory."""
+
+    model_config = _STRICT
+    corpus: Path
+    """A folder that `cuvee corpus build` wrote."""
+    model: str | dict[str, Any] = "llama-0.1m"
+    """A preset, a Hugging Face folder, or the fields of a Hugging Face configuration with `model_type`."""
+    train: TrainerSettings = TrainerSettings()
+    guard: Limits = Limits()
+    name: Name = "run"
+    store: str = "runs/cuvee.db"
+    """A file for SQLite, or a URL."""
+    out: Path = Path("runs")
+    """Where each run keeps its folder of checkpoints, model and policy."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_seed(cls, train: Any) -> Any:
+        if isinstance(train, dict) and "seed" in train:
+            raise ConfigError("unknown key 'seed' in train; the seed of a run is `seed`, beside `train`")
+        return train
+
+
+class TrainConfig(RunConfig):
+    """One run: one method, one seed."""
+
+    method: MethodChoice = MethodChoice(name="natural")
+    policy: Path | None = None
+    """A policy folder that steers instead of a method."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_steers(self) -> Self:
+        if self.policy is not None and "method" in self.model_fields_set:
+            raise ConfigError(f"both method ({self.method.label}) and policy ({self.policy}) are given; keep one")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What steers, in a word."""
+        return self.method.label if self.policy is None else re.sub(r"[^A-Za-z0-9._-]", "-", self.policy.name)[:64]
+
+    def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
+        """Everything that decides what the run computes, and nothing that does not; plain JSON."""
+        document: dict[str, Any] = json.loads(self.model_dump_json(exclude={"name", "store", "out", "corpus"}))
+        del document["method" if self.policy is not None else "policy"]
+        return {"corpus": corpus_fingerprint, **document}
+
+    def run_id(self, corpus_fingerprint: str) -> str:
+        """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
+        canonical = json.dumps(self.identity(corpus_fingerprint), sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{digest[:8]}"
+
+
+class CompareConfig(RunConfig):
+    """Methods × seeds. For one seed all methods share model weights, the order of each domain's data, and evaluation."""
+
+    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    baseline: str = ""
+    """The label of the method that the others are measured against; the first one if not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        labels = [method.label for method in self.methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ConfigError(f"two methods are called {label!r}; tell them apart with `label: …`")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds are {list(self.seeds)}: each may be given once")
+        if self.baseline and self.baseline not in labels:
+            near = nearest(self.baseline, labels)
+            raise ConfigError(f"baseline is {self.baseline!r}, which is not compared{near}")
+        return self
+
+    @property
+    def baseline_label(self) -> str:
+        return self.baseline or self.methods[0].label
+
+    def runs(self) -> list[TrainConfig]:
+        """One configuration for each method and seed, seed by seed, so that early results are already paired."""
+        common = {name: getattr(self, name) for name in RunConfig.model_fields}
+        return [TrainConfig(**common, method=method, seed=seed) for seed in self.seeds for method in self.methods]
+
+
+def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Anything:
+    """The configuration in `path` with `key=value` overrides; its name is the file's unless it says otherwise.
+
+    Raises `ConfigError` for what cannot be read, unknown keys (naming the nearest right one) and values out of range.
+    """
+    content = read_yaml(path)
+    override(content, overrides)
+    if "name" not in content:
+        content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64] or "run"
+    return parse(kind, content, str(path))
+
+
+def parse(kind: type[Anything], content: Mapping[str, Any], source: str) -> Anything:
+    """`content` as a configuration; `source` says in messages where it came from."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error, kind, content)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except CuveeError as error:  # a range that a settings class checks itself
+        raise ConfigError(f"{source}: {error}") from error
