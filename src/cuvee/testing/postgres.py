@@ -1,0 +1,91 @@
+"""A real PostgreSQL server for tests and benchmarks: in a temporary folder, on a free loopback port, gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def find_binaries() -> Path | None:
+    """The folder of the newest installed server's programs, or None."""
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    if packaged:
+        return packaged[-1].parent
+    return Path(on_path).resolve().parent if on_path else None
+
+
+class PostgresServer:
+    """A running server. `url` names its database "cuvee", the password included."""
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self._folder, self._binaries, self.data = folder, binaries, folder / "data"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.password = "canary-password"
+        (folder / "password").write_text(self.password)
+        if os.getuid() == 0:  # the server refuses to run as root
+            owner = pwd.getpwnam("postgres")
+            for path in (folder, folder / "password"):
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+        self._run(
+            "initdb",
+            *("-D", str(self.data), "-U", "cuvee", "--pwfile", str(folder / "password")),
+            *("-A", "scram-sha-256", "-E", "UTF8", "--locale=C"),
+        )
+        self.start()
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "cuvee", "cuvee")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://cuvee:{self.password}@127.0.0.1:{self.port}/cuvee"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        self._run("pg_ctl", "-D", str(self.data), "-l", str(self._folder / "log"), "-o", options, "-w", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """`mode` is pg_ctl's: "fast" ends every session, "immediate" is a crash."""
+        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), *arguments]
+        if os.getuid() == 0:
+            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "PGPASSWORD": self.password}
+        with tempfile.TemporaryFile("w+") as output:  # a pipe would never end: the server keeps pg_ctl's output open
+            result = subprocess.run(
+                command,
+                cwd=self._folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=120,
+            )
+            output.seek(0)
+            if result.returncode:
+                raise RuntimeError(f"{program} failed: {output.read()}")
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """Raises `FileNotFoundError` where no server is installed."""
+    binaries = find_binaries()
+    if binaries is None:
+        raise FileNotFoundError("no PostgreSQL server (initdb) is installed")
+    with tempfile.TemporaryDirectory(prefix="cuvee-postgres-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        server = PostgresServer(Path(name), binaries)
+        try:
+            yield server
+        finally:
+            server.stop("immediate")
