@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from cuvee.cli.console import console
 from cuvee.recipes.watch import Observer, Progress, Unobserved
 
 _BARS, _WIDTH = 12, 32
@@ -84,11 +85,12 @@ class QuietView(Unobserved, AbstractContextManager["QuietView"]):
         pass
 
 
-def view(console: Console, quiet: bool) -> LiveView | PlainView | QuietView:
-    """The view that suits where the output goes."""
+def view(quiet: bool = False) -> LiveView | PlainView | QuietView:
+    """The view that suits where the standard error goes."""
     if quiet:
         return QuietView()
-    return LiveView(console) if console.is_terminal else PlainView(console)
+    to = console(stderr=True)
+    return LiveView(to) if to.is_terminal else PlainView(to)
 
 
 def _cells(progress: Progress) -> tuple[str, str, str, str, str, str]:

@@ -1,1 +1,1 @@
-"""Configurations, and what is built from them."""
+"""Whole jobs: configurations, and what is built and run from them."""

@@ -80,8 +80,8 @@ class RunConfig(BaseModel):
     train: TrainerSettings = TrainerSettings()
     guard: Limits = Limits()
     name: Name = "run"
-    store: str = "runs/cuvee.db"
-    """A file for SQLite, or a URL."""
+    store: str | None = None
+    """A file for SQLite, a URL, or @FILE that holds one; if not given $CUVEE_STORE, else runs/cuvee.db."""
     out: Path = Path("runs")
     """Where each run keeps its folder of checkpoints, model and policy."""
 

@@ -9,11 +9,14 @@ from typing import Any, Self
 
 
 class Stopped(Exception):
-    """A run ended early because it was asked to. Everything up to `step` is on disk; `signal` is what asked."""
+    """Work ended early because it was asked to by `signal`; what was done is on disk, and the message says how much."""
 
-    def __init__(self, run_id: str, step: int, signal: int) -> None:
-        super().__init__(run_id, step, signal)
-        self.run_id, self.step, self.signal = run_id, step, signal
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StopRequest:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,14 @@ class Unobserved:
     def end(self, run_id: str, note: str) -> None: ...
 
 
-def mean_loss(so_far: Trajectory) -> float | None:
-    """Training loss of the last interval over all its tokens; None if nothing was trained."""
-    last = so_far.last
-    tokens_K = last.tokens_K * last.loss.present
+def training_loss(signals: Signals) -> float | None:
+    """Of the interval over all its tokens, in nats per token; None if nothing was trained."""
+    tokens_K = signals.tokens_K * signals.loss.present
     total = int(tokens_K.sum())
-    return float((last.loss.values * tokens_K).sum() / total) if total else None
+    return float((signals.loss.values * tokens_K).sum() / total) if total else None
 
 
-def mean_valid_loss(so_far: Trajectory) -> float | None:
-    """Mean over domains of the newest validation; None if there was none yet."""
-    for signals in reversed(so_far.signals):
-        measured = signals.probes.get("valid_loss")
-        if measured is not None and measured.present.any():
-            return float(measured.values[measured.present].mean())
-    return None
+def valid_loss(signals: Signals) -> float | None:
+    """Mean over domains in nats per token; None if nothing was validated."""
+    measured = signals.probes.get("valid_loss")
+    return float(measured.values[measured.present].mean()) if measured is not None and measured.present.any() else None

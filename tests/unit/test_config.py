@@ -1,0 +1,190 @@
+"""Configurations: what is right becomes settings, what is wrong is named with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuvee.core.errors import ConfigError
+from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, load, parse
+from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def complaint(content: dict[str, Any], kind: type[RunConfig] = TrainConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(kind, {"corpus": "corpus", **content}, "mine.yaml")
+    return str(caught.value)
+
+
+def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
+    text = (
+        "corpus: corpora/mine\nmethod: {name: odm, smoothing: 0.8}\ntrain: {tokens: 2_000_000, learning_rate: 1e-3}\n"
+    )
+    overrides = ["train.learning_rate=3e-3", "seed=4", "guard.floor=0.01", "train.betas=[0.9, 0.99]"]
+    config = load(TrainConfig, written(tmp_path, text), overrides)
+    assert config.corpus == Path("corpora/mine")
+    assert config.train.tokens == 2_000_000
+    assert config.train.learning_rate == 0.003
+    assert config.train.betas == (0.9, 0.99)
+    assert (config.seed, config.guard.floor, config.name, config.label) == (4, 0.01, "mine", "odm")
+    assert config.method.options == {"smoothing": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
+        ({"train": {"leaning_rate": 1}}, "unknown key 'leaning_rate' in train; did you mean 'learning_rate'?"),
+        ({"guard": {"flor": 0.1}}, "unknown key 'flor' in guard; did you mean 'floor'?"),
+        ({"method": "omd"}, "no method 'omd'; did you mean 'odm'?"),
+        ({"method": {"name": "odm", "smothing": 1}}, "unknown key 'smothing' in odm; did you mean 'smoothing'?"),
+        ({"method": {"name": "odm", "smoothing": 2}}, "smoothing is 2.0: it must be at least 0 and below 1"),
+        ({"method": {"smoothing": 0.1}}, "method.name is missing"),
+        ({"method": {"name": "given", "weights": {"web": "much"}}}, "given.weights.web is 'much'"),
+        ({"train": {"learning_rate": -1}}, "learning_rate is -1.0: it must be greater than 0"),
+        ({"train": {"steps": 3.5}}, "train.steps is 3.5: it must be a valid integer"),
+        ({"train": {"schedule": "cos"}}, "train.schedule is 'cos': it must be 'cosine' or 'wsd'"),
+        ({"train": 7}, "train is 7: it must be a section"),
+        ({"train": {"seed": 1}}, "unknown key 'seed' in train; the seed of a run is `seed`, beside `train`"),
+        ({"seed": -1}, "seed is -1: it must be greater than or equal to 0"),
+        ({"name": "a b"}, "name is 'a b': it must be 1 to 64 letters"),
+        ({"corpus": None}, "corpus is None: it must be a path"),
+        ({"method": "odm", "policy": "policy"}, "both method (odm) and policy (policy) are given; keep one"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_named(content: dict[str, Any], said: str) -> None:
+    assert f"mine.yaml: {said}" in complaint(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "methods is missing"),
+        ({"methods": []}, "methods is []: it must have at least 1"),
+        ({"methods": "odm"}, "methods is 'odm': it must be a list"),
+        ({"methods": ["odm", "odm"]}, "two methods are called 'odm'; tell them apart with `label: …`"),
+        ({"methods": ["odm", {"name": "omd"}]}, "no method 'omd'; did you mean 'odm'?"),
+        ({"methods": ["odm"], "baseline": "natural"}, "baseline is 'natural', which is not compared"),
+        ({"methods": ["odm"], "seeds": [1, 1]}, "seeds are [1, 1]: each may be given once"),
+        ({"methods": ["odm"], "seed": 1}, "unknown key 'seed'; did you mean 'seeds'?"),
+    ],
+)
+def test_what_is_wrong_with_a_comparison_is_named(content: dict[str, Any], said: str) -> None:
+    assert f"mine.yaml: {said}" in complaint(content, CompareConfig)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    said = complaint({"train": {"steps": "x", "warmpu": 1}, "seed": "y"})
+    assert all(word in said for word in ("train.steps is 'x'", "'warmpu'", "seed is 'y'"))
+
+
+def test_a_comparison_is_methods_by_seeds_over_the_same_settings() -> None:
+    fast = {"name": "odm", "smoothing": 0.5, "label": "odm-fast"}
+    content = {
+        "corpus": "c",
+        "methods": ["natural", "odm", fast],
+        "seeds": [3, 5],
+        "train": {"steps": 7},
+        "name": "mine",
+    }
+    comparison = parse(CompareConfig, content, "mine.yaml")
+    runs = comparison.runs()
+    assert [(run.seed, run.label) for run in runs] == [
+        (seed, label) for seed in (3, 5) for label in ("natural", "odm", "odm-fast")
+    ]
+    assert {run.train for run in runs} == {comparison.train}
+    assert comparison.baseline_label == "natural"
+
+
+def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
+    def run_id(fingerprint: str = "f" * 64, **content: Any) -> str:
+        return parse(TrainConfig, {"corpus": "c", "name": "mine", **content}, "").run_id(fingerprint)
+
+    same = run_id()
+    assert same.startswith("mine-natural-s0-")
+    assert run_id(corpus="elsewhere", out="there", store="other.db", method="natural") == same
+    assert run_id(train={"steps": 1000}) == same, "a default that is written out changes nothing"
+    different = {
+        run_id("e" * 64),
+        run_id(seed=1),
+        run_id(train={"steps": 999}),
+        run_id(method="odm"),
+        run_id(model="llama-1m"),
+    }
+    assert len(different | {same}) == 6
+    assert len(run_id(name="n" * 64)) <= 64
+
+
+def test_yaml_reads_numbers_as_everybody_writes_them() -> None:
+    assert parse_yaml("[1e-3, 1.5e3, -2E+2, 2_000, 1e6, 0.5, e3, 1e]", "") == [
+        0.001,
+        1500.0,
+        -200.0,
+        2000,
+        1e6,
+        0.5,
+        "e3",
+        "1e",
+    ]
+
+
+def test_overrides_make_the_sections_they_need() -> None:
+    content: dict[str, Any] = {"guard": None}
+    override(content, ["guard.floor=0.1", "train.steps=5", "method={name: odm}", "policy="])
+    assert content == {"guard": {"floor": 0.1}, "train": {"steps": 5}, "method": {"name": "odm"}, "policy": None}
+
+
+@pytest.mark.parametrize("assignment", ["train", "=3", "train..steps=3", "method.smoothing=0.5", "seed=[1"])
+def test_a_wrong_override_is_named(assignment: str) -> None:
+    with pytest.raises(ConfigError):
+        override({"method": "odm"}, [assignment])
+
+
+def bomb() -> str:
+    return "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(), "expands to more than"),
+        ("a: &a [*a]", "points to something that contains it"),
+        ("[" * 100 + "]" * 100, "nested deeper"),
+        ("[" * 100_000, "nested deeper"),
+        ("seed: 1\nseed: 2", "line 2: the key 'seed' is given twice"),
+        ("a: [1", "line 1, column"),
+        ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a: \0", "not readable as YAML"),
+        ("- 1", "holds a list"),
+        ("word", "holds text"),
+        (" " * (MAX_BYTES + 1), "larger than 1,000,000 bytes"),
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml") as caught:
+        read_yaml(written(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none\.yaml: No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        read_yaml(binary)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train.yaml", TrainConfig), ("compare.yaml", CompareConfig)])
+def test_the_examples_are_right(name: str, kind: type[RunConfig]) -> None:
+    assert load(kind, ROOT / "examples" / name).corpus
