@@ -1,0 +1,49 @@
+"""`LossByDomain`: the training loss of each domain, out of the forward passes that training does anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cuvee.core.domain import Domain
+from cuvee.core.signals import Measured
+from cuvee.probes.base import Context, Meter, MicroBatch
+
+
+@dataclass(frozen=True)
+class LossByDomain:
+    """Signal "loss" (K,): mean next-token loss of each domain over the interval, in nats per counted token.
+
+    Token-weighted and exact for batches that mix domains, packed rows, gradient accumulation and any number of ranks: every
+    counted position adds its loss and a 1 to its own domain. A domain without a counted token is absent. A trainer always
+    attaches it and reports it as `Signals.loss`; a policy need not ask.
+    """
+
+    name: str = "loss"
+
+    def attach(self, context: Context) -> LossMeter:
+        return LossMeter(self.name, context.device)
+
+
+class LossMeter(Meter):
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self._sums_2K = torch.zeros(2, 0, dtype=torch.float64, device=device)
+
+    def begin_interval(self, domains: tuple[Domain, ...]) -> None:
+        self._sums_2K = torch.zeros(2, len(domains), dtype=torch.float64, device=self.device)
+
+    def after_forward(self, batch: MicroBatch, loss_BL: Tensor) -> None:
+        values = torch.stack([loss_BL.flatten().double(), batch.counted_BL.flatten().double()])
+        self._sums_2K.index_add_(1, batch.domain_BL.flatten(), values)
+
+    def sums(self) -> Tensor:
+        return self._sums_2K.flatten()
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        loss_K, count_K = sums.view(2, -1).cpu().numpy()
+        return {self.name: Measured.mean(loss_K, count_K)}

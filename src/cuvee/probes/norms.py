@@ -1,0 +1,99 @@
+"""`WeightNorms` and `GradientNorm`: how large the weights of each layer are, how much that changed, and how steep the loss is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cuvee.core.errors import ConfigError
+from cuvee.core.signals import Measured
+from cuvee.probes.base import Context, Meter
+
+
+@dataclass(frozen=True)
+class WeightNorms:
+    """Signals "weight_norms" and "weight_norm_changes" (layers,): ‖w_l‖₂ over all weights of transformer layer l at the
+    interval's end, and Δ‖w_l‖ since the end of the interval before (AC-ODM and HDS states, arXiv 2505.23878, 2606.24133).
+
+    Only the norms are kept between intervals, never a copy of the weights. Before the first interval the changes are absent.
+    """
+
+    name: str = "weight_norms"
+
+    def attach(self, context: Context) -> WeightNormMeter:
+        return WeightNormMeter(self.name, context)
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """Signal "gradient_norm" (): the mean over the interval's steps of ‖g‖₂ over all weights, before clipping."""
+
+    name: str = "gradient_norm"
+
+    def attach(self, context: Context) -> GradientNormMeter:
+        return GradientNormMeter(self.name, context)
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a decoder: the first `ModuleList` with one entry a layer. Raises `ConfigError` if there is none."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            return list(module)
+    raise ConfigError(f"{type(model).__name__} has no list of layers, so no norms by layer can be taken")
+
+
+class WeightNormMeter(Meter):
+    """The weights are the same on all ranks, so rank 0 reports alone."""
+
+    def __init__(self, name: str, context: Context) -> None:
+        self.name = name
+        self.rank = context.rank
+        self.layers = [list(layer.parameters()) for layer in transformer_layers(context.model)]
+        self._last: np.ndarray[Any, Any] | None = None
+
+    @torch.no_grad()
+    def sums(self) -> Tensor:
+        norms = torch.stack([torch.nn.utils.get_total_norm(layer) for layer in self.layers]).double()
+        return norms if self.rank == 0 else torch.zeros_like(norms)
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        norms = sums.cpu().numpy()
+        last, self._last = self._last, norms
+        changes = Measured.absent(norms.shape) if last is None else Measured.all(norms - last)
+        return {self.name: Measured.all(norms), "weight_norm_changes": changes}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._last is None else {"last": self._last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._last = state.get("last")
+
+
+class GradientNormMeter(Meter):
+    """The gradients are reduced before this is asked, so that rank 0 reports alone."""
+
+    def __init__(self, name: str, context: Context) -> None:
+        self.name = name
+        self.context = context
+        self._sum_and_count = torch.zeros(2, dtype=torch.float64, device=context.device)
+
+    def begin_interval(self, domains: Any) -> None:
+        self._sum_and_count.zero_()
+
+    def before_update(self) -> None:
+        if self.context.rank == 0:
+            gradients = [weight.grad for weight in self.context.model.parameters() if weight.grad is not None]
+            self._sum_and_count[0] += torch.nn.utils.get_total_norm(gradients)
+            self._sum_and_count[1] += 1
+
+    def sums(self) -> Tensor:
+        return self._sum_and_count.clone()
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        total, steps = sums.cpu().numpy()
+        return {self.name: Measured.mean(total, steps)}

@@ -1,0 +1,169 @@
+"""Data-parallel ranks: what they add up, what they must agree on, and who asks the policy.
+
+Ranks exchange tensors and fixed-size bytes only, never pickled objects. The network between them is trusted.
+
+A step costs two collectives: a gather of 56 bytes a rank, *before* the forward pass, by which every rank sees that all train
+the same step under the same mixture and how many tokens count in the whole batch; and the sum of the gradients. So no step is
+ever trained on mixtures that differ.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from cuvee.core.errors import TrainingError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Policy, Probe, State
+from cuvee.core.trajectory import Trajectory
+
+# How long a rank whose collective failed waits to hear from the others which of them is missing.
+_ROLL_CALL_SECONDS = 3.0
+
+
+class Ranks:
+    """This process among its peers. `Ranks()` is a process alone, for which every exchange is free."""
+
+    def __init__(self, store: Any | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0) -> None:
+        assert 0 <= rank < size
+        assert store is not None or size == 1
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self._store = store
+
+    @classmethod
+    def connect(cls, *, timeout: float = 600.0) -> Ranks:
+        """Joins the processes that `torchrun` started, gloo between CPUs and NCCL between GPUs; alone if there are none.
+
+        `timeout` is how long, in seconds, a rank waits for the others before it ends with a `TrainingError`.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        limit = timedelta(seconds=timeout)
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        return cls(store, rank, size, timeout)
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def sum(self, tensor: Tensor, what: str) -> None:
+        """Replaces `tensor` on every rank by its sum over ranks. Raises `TrainingError` if a rank does not take part."""
+        if self.size > 1:
+            with self._together(what):
+                dist.all_reduce(tensor)
+
+    def from_first(self, tensor: Tensor, what: str) -> None:
+        """Replaces `tensor` on every rank by that of rank 0. Raises `TrainingError` if a rank does not take part."""
+        if self.size > 1:
+            with self._together(what):
+                dist.broadcast(tensor, src=0)
+
+    def agree(self, step: int, version: int, digest: str, counted: int) -> int:
+        """Checks that all ranks are about to train the same step under the same mixture; returns Σ `counted` over ranks.
+
+        Raises `TrainingError`, on every rank, naming the rank that differs from rank 0 and what each of the two holds.
+        """
+        if self.size == 1:
+            return counted
+        own = torch.from_numpy(np.array([counted, step, version, *_to_words(digest)], dtype=np.int64))
+        table = torch.empty(self.size, len(own), dtype=torch.int64)
+        with self._together(f"the agreement before step {step}"):
+            dist.all_gather_into_tensor(table, own)
+        first = table[0, 1:].tolist()
+        for rank, row in enumerate(table[:, 1:].tolist()):
+            if row != first:
+                raise TrainingError(
+                    f"ranks disagree: rank {rank} is at {_describe(row)}, rank 0 at {_describe(first)}. "
+                    "Nothing was trained on it; give every rank the same mixture, and restart from the last checkpoint"
+                )
+        return int(table[:, 0].sum())
+
+    @contextmanager
+    def _together(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # timed out, connection lost: every backend has its own words for it
+            raise TrainingError(
+                f"rank {self.rank} could not finish {what}: {self._missing()} "
+                f"(waited up to {self.timeout:g} s). Restart from the last checkpoint"
+            ) from error
+
+    def _missing(self) -> str:
+        """Roll call through the rendezvous store, which works where a collective no longer does."""
+        assert self._store is not None
+        try:
+            self._store.set(f"failed/{self.rank}", "1")
+            time.sleep(min(_ROLL_CALL_SECONDS, self.timeout))
+            silent = [rank for rank in range(self.size) if not self._store.check([f"failed/{rank}"])]
+        except RuntimeError:
+            return "the launcher and its store are gone as well"
+        if not silent:
+            return "the connection between the ranks failed"
+        return f"no sign of rank {', '.join(map(str, silent))}, which hangs or was killed"
+
+
+class Leader:
+    """A policy that only rank 0 asks. The others receive its mixture as a tensor, bit by bit the same.
+
+    `loop.run` on every rank then does the same steps. What the policy learns, it learns on rank 0, so save rank 0's state.
+    """
+
+    def __init__(self, policy: Policy, ranks: Ranks) -> None:
+        self.policy = policy
+        self.ranks = ranks
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        return self.policy.probes
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """The mixture of rank 0's policy over the domains of `so_far`. If it raises, the other ranks raise `TrainingError`."""
+        names = so_far.names
+        message = torch.full((1 + len(names),), torch.nan, dtype=torch.float64)
+        if self.ranks.rank == 0:
+            try:
+                mixture = self.policy.mixture(so_far).to(names)
+            except Exception:
+                self.ranks.from_first(message, "the exchange of the mixture")
+                raise
+            message = torch.from_numpy(np.concatenate([[1.0], mixture.weights_K]))
+        self.ranks.from_first(message, "the exchange of the mixture")
+        if torch.isnan(message[0]):
+            raise TrainingError("the policy failed on rank 0; its output has the reason")
+        return Mixture(names, message[1:].numpy())
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        return self.policy.learn(so_far) if self.ranks.rank == 0 else {}
+
+    def state_dict(self) -> State:
+        return self.policy.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.policy.load_state_dict(state)
+
+
+def _to_words(digest: str) -> list[int]:
+    words: list[int] = np.frombuffer(bytes.fromhex(digest), dtype="<i8").tolist()
+    assert len(words) == 4, f"{digest} is no sha256"
+    return words
+
+
+def _describe(row: Sequence[int]) -> str:
+    step, version, *words = row
+    return f"step {step} with mixture {np.array(words, dtype='<i8').tobytes().hex()} (version {version})"

@@ -1,0 +1,176 @@
+"""Causal language models to train: presets, any Hugging Face configuration, or a Hugging Face folder to continue from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from cuvee.core.errors import ConfigError
+
+
+def _llama(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _pythia(hidden: int, layers: int, heads: int, *, tied: bool = False) -> dict[str, Any]:
+    """GPT-NeoX with parallel residuals and rotary embeddings on a quarter of each head (Biderman et al., arXiv 2304.01373)."""
+    return {
+        "model_type": "gpt_neox",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+        "tie_word_embeddings": tied,
+    }
+
+
+# Named by the parameters that they have with the vocabulary they are meant for: about 4,096 up to 5m, about 50,000 from 50m on.
+# The small ones tie input and output embeddings, which would otherwise be most of the model.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "llama-0.1m": _llama(32, 2, 2, 64, tied=True),
+    "llama-1m": _llama(128, 3, 4, 256, tied=True),
+    "llama-5m": _llama(256, 5, 4, 688, tied=True),
+    "llama-50m": _llama(512, 8, 8, 1376, tied=True),
+    "llama-410m": _llama(1024, 24, 16, 2816, tied=False),
+    "llama-1b": _llama(2048, 16, 16, 5632, tied=False),
+    "pythia-0.1m": _pythia(32, 2, 2, tied=True),
+    "pythia-1m": _pythia(128, 3, 4, tied=True),
+    "pythia-70m": _pythia(512, 6, 8),
+    "pythia-160m": _pythia(768, 12, 12),
+    "pythia-410m": _pythia(1024, 24, 16),
+    "pythia-1b": _pythia(2048, 16, 8),
+}
+
+ModelSpec = str | Path | Mapping[str, Any]
+"""A preset's name, a Hugging Face folder, or the fields of a Hugging Face configuration with its `model_type`."""
+
+# Arguments that configurations accept without having an attribute of that name.
+_ROPE_ARGUMENTS = {"rope_theta", "rotary_pct", "partial_rotary_factor"}
+
+
+class Vocabulary(Protocol):
+    """The part of a corpus that a model must fit."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    def tokenizer(self) -> tokenizers.Tokenizer: ...
+
+
+@dataclass(frozen=True)
+class Size:
+    """`parameters` counts tied weights once; `non_embedding` leaves out input embeddings and output head."""
+
+    parameters: int
+    non_embedding: int
+    flops_per_token: float
+    """Of training, forward and backward."""
+
+
+def size_of(model: PreTrainedModel, sequence_length: int) -> Size:
+    """Counts parameters and FLOPs: 6·N + 12·layers·hidden·length a token (Chowdhery et al., arXiv 2204.02311, appendix B),
+    with N the parameters that are multiplied: all but the input embeddings, the output head included even if it is tied."""
+    total = sum(weight.numel() for weight in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    non_embedding = total - embedding.numel() - (0 if head is embedding else head.numel())
+    config = model.config
+    attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+    return Size(total, non_embedding, 6.0 * (non_embedding + head.numel()) + attention)
+
+
+def model_config(spec: str | Mapping[str, Any], *, vocab_size: int, end_of_text: int | None = None) -> PretrainedConfig:
+    """The configuration of a preset, or of a mapping with a `model_type`. Raises `ConfigError` on an unknown name or field."""
+    if isinstance(spec, str):
+        if spec not in PRESETS:
+            raise ConfigError(f"no model {spec!r}{_nearest(spec, PRESETS)}; give a preset or a Hugging Face folder")
+        spec = PRESETS[spec]
+    fields = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text, **spec}
+    kind = str(fields.pop("model_type", None))
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
+        raise ConfigError(f"model_type {kind!r} is no causal language model{_nearest(kind, CONFIG_MAPPING)}")
+    if fields["vocab_size"] < vocab_size:
+        raise ConfigError(f"vocab_size {fields['vocab_size']} is smaller than the corpus's vocabulary of {vocab_size}")
+    known = CONFIG_MAPPING[kind]()
+    for name in fields:
+        if not hasattr(known, name) and name not in _ROPE_ARGUMENTS:
+            raise ConfigError(f"{kind} has no field {name!r}{_nearest(name, known.to_dict())}")
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(kind, **fields)
+    except Exception as error:  # each configuration class checks its fields in its own way
+        raise ConfigError(f"this {kind} configuration is not valid: {error}") from error
+    return config
+
+
+def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
+    """A model in float32 on the CPU, in training mode, for the corpus's vocabulary.
+
+    New weights are a function of `seed` alone; a folder's weights are read as they are, from safetensors only, and no code
+    that it may hold is run. Raises `ConfigError` for a spec that is none or does not fit the corpus.
+    """
+    if isinstance(spec, Path) or (isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()):
+        return _from_folder(Path(spec), corpus)
+    config = model_config(spec, vocab_size=corpus.vocab_size, end_of_text=corpus.end_of_text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (
+            Exception
+        ) as error:  # sizes that do not divide, and whatever else a model class asks of its configuration
+            raise ConfigError(f"no {config.model_type} model can be built from this configuration: {error}") from error
+    return model.train()
+
+
+def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if getattr(config, "auto_map", None):
+            raise ConfigError(f"{folder} asks to run code of its own (auto_map), which cuvee never does")
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < corpus.vocab_size:
+        raise ConfigError(f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build the corpus "
+                          f"with --tokenizer {folder / 'tokenizer.json'}")  # fmt: skip
+    own = folder / "tokenizer.json"
+    if own.is_file() and tokenizers.Tokenizer.from_file(str(own)).get_vocab() != corpus.tokenizer().get_vocab():
+        raise ConfigError(
+            f"{folder} was trained with another tokenizer than the corpus: rebuild that with --tokenizer {own}"
+        )
+    return model.train()
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

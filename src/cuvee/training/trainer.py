@@ -1,0 +1,289 @@
+"""`LMTrainer`: trains a Hugging Face causal language model on a mixture stream and reports signals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.files import write_folder
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Probe, State
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Cost
+from cuvee.probes.base import Context, Meter, MicroBatch
+from cuvee.probes.loss import LossByDomain
+from cuvee.training.distributed import Ranks
+from cuvee.training.loss import NextTokenLoss
+from cuvee.training.model import size_of
+from cuvee.training.settings import TrainerSettings
+from cuvee.training.update import Update
+from cuvee.training.validation import Validation, next_token_counts
+
+if TYPE_CHECKING:
+    from cuvee.data.corpus import Corpus
+    from cuvee.data.pool import TokenPool
+    from cuvee.data.stream import Batch, MixtureStream
+
+# Settings that say where a run computes, not what.
+_FREE_TO_CHANGE = {"device", "compile"}
+
+
+class LMTrainer:
+    """Implements `core.protocols.Trainer`. One interval is `settings.interval` optimizer steps, the last may be shorter.
+
+    Every rank builds one over its own slice of the stream and calls the same methods in the same order; the signals are
+    those of all ranks together, and equal on each. The state is the same on each rank and does not depend on how many
+    there are.
+
+    `Signals.loss` is the training loss by domain, `Signals.probes["valid_loss"]` (K,) the validation loss, both in nats per
+    token; probes that the policy asks for add theirs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stream: MixtureStream,
+        corpus: Corpus,
+        settings: TrainerSettings,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.settings = settings
+        self.ranks = ranks or Ranks()
+        self.device = _device(settings)
+        self.model = model.to(self.device).train()
+        self.stream = stream
+        self.corpus = corpus
+        longest = getattr(model.config, "max_position_embeddings", None) or settings.sequence_length
+        if settings.sequence_length > longest:
+            raise ConfigError(
+                f"sequence_length {settings.sequence_length} is more than the model's {longest} positions"
+            )
+        compiled = self.device.type == "cuda" if settings.compile == "auto" else settings.compile
+        self.loss = NextTokenLoss(model, compute=_compute_type(settings, self.device), compiled=compiled)
+        self.update = Update(model, settings)
+        self.validation = Validation(settings.validation_tokens, settings.sequence_length)
+        self.size = size_of(model, settings.sequence_length)
+        self.step = 0
+        self.cost = Cost()
+        self._intervals = 0
+        self._meters: dict[str, Meter] = {}
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.settings.total_steps
+
+    def start(self, probes: Sequence[Probe]) -> Signals:
+        """Attaches the probes and measures before the first step."""
+        began = time.perf_counter()
+        self._attach(probes)
+        domains = self.stream.domains
+        self._begin_interval(domains)
+        return self._signals(domains, validate=True, began=began)
+
+    def advance(self, mixture: Mixture) -> Signals:
+        """Trains one interval under `mixture`. Raises `TrainingError` if a loss or gradient is not finite, before the weights
+        are touched, or if ranks disagree or go missing."""
+        assert self._meters, "call start or restore before advance"
+        assert not self.done, "the budget is used up"
+        began = time.perf_counter()
+        self.stream.set_mixture(mixture)
+        domains = self.stream.domains
+        self._begin_interval(domains)
+        steps = min(self.settings.interval, self.settings.total_steps - self.step)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # so that reseeding below is nobody else's business
+            for _ in range(steps):
+                self._train_step(domains)
+        self._intervals += 1
+        every = self.settings.validate_every
+        return self._signals(domains, validate=self.done or (every > 0 and self._intervals % every == 0), began=began)
+
+    def _train_step(self, domains: tuple[Domain, ...]) -> None:
+        batch = next(self.stream)
+        assert batch.names == tuple(domain.name for domain in domains), "domains may change between intervals only"
+        # What is random in a step depends on nothing but the step, so that a checkpoint needs no generator's state.
+        torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
+        counted_BL = next_token_counts(batch.counted_BL)
+        denominator = float(self.ranks.agree(self.step, batch.version, batch.mixture_digest, int(counted_BL.sum())))
+        np.add.at(self._tokens_K, batch.domain_B, batch.counted_BL.sum(1))
+        self.update.begin()
+        for meter in self._meters.values():
+            meter.begin_step(self.step)
+        total = torch.zeros((), device=self.device)
+        for micro in self._micro_batches(batch, counted_BL, denominator):
+            for meter in self._meters.values():
+                meter.before_forward(micro)
+            loss, loss_BL = self.loss(micro.tokens_BL, micro.counted_BL, denominator)
+            for meter in self._meters.values():
+                meter.after_forward(micro, loss_BL)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        step_loss, norm = self.update.reduce(total, self.ranks, self.step)
+        if not torch.isfinite(step_loss + norm):
+            raise TrainingError(self._not_finite(domains, float(norm)))
+        for meter in self._meters.values():
+            meter.before_update()
+        self.update.apply(norm, self.settings.learning_rate_at(self.step))
+        self.step += 1
+
+    def _micro_batches(self, batch: Batch, counted_BL: np.ndarray[Any, Any], denominator: float) -> list[MicroBatch]:
+        rows = self.settings.micro_batch_size or max(len(counted_BL), 1)
+        tokens, counted = (
+            torch.from_numpy(batch.tokens_BL).to(self.device),
+            torch.from_numpy(counted_BL).to(self.device),
+        )
+        domain = torch.from_numpy(batch.domain_B).to(self.device)[:, None].expand(tokens.shape)
+        parts = (slice(start, start + rows) for start in range(0, len(counted_BL), rows))
+        return [MicroBatch(tokens[part], domain[part], counted[part], denominator) for part in parts]
+
+    def _not_finite(self, domains: tuple[Domain, ...], norm: float) -> str:
+        """Every rank sees a gradient that is not finite after the sum over ranks, so every rank comes here."""
+        losses = self._meters["loss"].sums()
+        self.ranks.sum(losses, f"the search for the domains at fault in step {self.step}")
+        sums_K = losses.view(2, -1)[0]
+        at_fault = [
+            domain.name for domain, total in zip(domains, sums_K.tolist(), strict=True) if not np.isfinite(total)
+        ]
+        what = f"the loss of {', '.join(at_fault)}" if at_fault else "the gradient, though no domain's loss,"
+        return (
+            f"step {self.step}: {what} is not finite (gradient norm {norm:g}); the weights are those of the step before. "
+            f"Resume from the last checkpoint, with a learning_rate below {self.settings.learning_rate:g} if it happens again"
+        )
+
+    def _attach(self, probes: Sequence[Probe]) -> None:
+        for meter in self._meters.values():
+            meter.close()
+        s = self.settings
+        context = Context(
+            model=self.model,
+            device=self.device,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            tokenizer=self.corpus.tokenizer(),
+            interval_tokens=s.interval * s.batch_size * s.sequence_length,
+        )
+        self._meters = {"loss": LossByDomain().attach(context)}
+        for probe in probes:
+            if isinstance(probe, LossByDomain):
+                continue  # always there
+            if not hasattr(probe, "attach"):
+                raise ConfigError(
+                    f"probe {probe.name!r} cannot be measured on a torch model: it has no attach(context)"
+                )
+            if probe.name in self._meters:
+                raise ConfigError(f"two probes are called {probe.name!r}: rename one")
+            self._meters[probe.name] = probe.attach(context)
+
+    def _begin_interval(self, domains: tuple[Domain, ...]) -> None:
+        self._tokens_K = np.zeros(len(domains), dtype=np.int64)
+        for meter in self._meters.values():
+            meter.begin_interval(domains)
+
+    def _signals(self, domains: tuple[Domain, ...], *, validate: bool, began: float) -> Signals:
+        """Adds up over ranks, in one collective, what every meter and the validation summed, and reads it."""
+        parts = {name: meter.sums() for name, meter in self._meters.items()}
+        parts["tokens"] = torch.from_numpy(self._tokens_K).double()
+        if validate:
+            parts["valid_loss"] = self._validate(domains)
+        flat = torch.cat([part.to(self.device, torch.float64) for part in parts.values()])
+        self.ranks.sum(flat, f"the sum of measurements after step {self.step}")
+        sums = dict(zip(parts, torch.split(flat, [len(part) for part in parts.values()]), strict=True))
+        probes: dict[str, Measured] = {}
+        for name, meter in self._meters.items():
+            probes.update(meter.read(sums[name]))
+        if validate:
+            probes["valid_loss"] = Measured.mean(*sums["valid_loss"].view(2, -1).cpu().numpy())
+        tokens_K = sums["tokens"].cpu().numpy().astype(np.int64)
+        tokens, seconds = int(tokens_K.sum()), time.perf_counter() - began
+        self.cost += Cost(tokens, tokens * self.size.flops_per_token, seconds)
+        progress = self.step / self.settings.total_steps
+        return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
+
+    def _validate(self, domains: tuple[Domain, ...]) -> Tensor:
+        pools = [self._valid_pool(domain.name) for domain in domains]
+        rows = self.settings.micro_batch_size or self.settings.batch_size
+        self.model.eval()
+        sums = self.validation.sums(self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size)
+        self.model.train()
+        return sums
+
+    def _valid_pool(self, name: str) -> TokenPool | None:
+        return self.corpus.pool(name, "valid") if name in self.corpus.names else None
+
+    def state_dict(self) -> State:
+        """Everything that the rest of the run depends on, copied. Call it between intervals; it talks to no other rank."""
+        return {
+            "step": self.step,
+            "intervals": self._intervals,
+            "settings": _comparable(self.settings),
+            "update": self.update.state_dict(),
+            "stream": self.stream.state_dict(),
+            "meters": {name: meter.state_dict() for name, meter in self._meters.items()},
+            "cost": asdict(self.cost),
+        }
+
+    def restore(self, state: Mapping[str, Any], probes: Sequence[Probe]) -> None:
+        """Goes on where `state_dict` was called, in place of `start`. Raises `CheckpointError` if model or settings differ."""
+        own = _comparable(self.settings)
+        for name, value in own.items():
+            if state["settings"].get(name) != value:
+                raise CheckpointError(
+                    f"the checkpoint was made with {name} = {state['settings'].get(name)}, not {value}: "
+                    "give the same settings, or start a new run"
+                )
+        self.update.load_state_dict(state["update"])
+        self.stream.load_state_dict(state["stream"])
+        self.step, self._intervals = state["step"], state["intervals"]
+        self.cost = Cost(**state["cost"])
+        self._attach(probes)
+        for name, meter in self._meters.items():
+            meter.load_state_dict(state["meters"].get(name, {}))
+
+    def export(self, folder: Path) -> None:
+        """Writes the model and its tokenizer as an ordinary Hugging Face folder, whole or not at all."""
+        tokenizer = self.corpus.tokenizer()
+        end_of_text = tokenizer.id_to_token(self.corpus.end_of_text)
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text, bos_token=end_of_text)
+
+        def fill(temporary: Path) -> None:
+            self.model.save_pretrained(temporary)
+            fast.save_pretrained(temporary)
+
+        write_folder(folder, fill)
+
+
+def _device(settings: TrainerSettings) -> torch.device:
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise ConfigError("device is cuda but torch sees no GPU here: use device auto or cpu")
+    if settings.device == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _compute_type(settings: TrainerSettings, device: torch.device) -> torch.dtype:
+    if settings.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
+
+
+def _comparable(settings: TrainerSettings) -> dict[str, Any]:
+    document = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
+    comparable: dict[str, Any] = json.loads(json.dumps(document))
+    return comparable

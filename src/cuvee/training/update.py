@@ -1,0 +1,108 @@
+"""One optimizer step: gradients of all weights in one buffer, summed over ranks in one collective, clipped, AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cuvee.core.errors import CheckpointError
+from cuvee.training.distributed import Ranks
+from cuvee.training.settings import TrainerSettings
+
+_ALIGNMENT = 64  # elements: each weight's gradient begins at a multiple, so that vector instructions stay aligned
+
+
+class Update:
+    """AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on a model's trainable weights.
+
+    `weight.grad` of every weight is a view into one flat buffer, whose last element carries the step's loss: one sum over
+    ranks, one norm and one finite check do for all of them.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainerSettings) -> None:
+        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.clip = settings.clip
+        self._place_gradients()
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        matrices = [weight for weight in self.weights.values() if weight.ndim >= 2 and id(weight) not in embeddings]
+        decayed = {id(weight) for weight in matrices}
+        others = [weight for weight in self.weights.values() if id(weight) not in decayed]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            fused=True,
+        )
+
+    def _place_gradients(self) -> None:
+        sizes = [math.ceil(weight.numel() / _ALIGNMENT) * _ALIGNMENT for weight in self.weights.values()]
+        device = next(iter(self.weights.values())).device
+        self.buffer = torch.zeros(sum(sizes) + 1, device=device)
+        start = 0
+        for weight, size in zip(self.weights.values(), sizes, strict=True):
+            weight.grad = self.buffer[start : start + weight.numel()].view_as(weight)
+            start += size
+        self._gradients = [weight.grad for weight in self.weights.values()]
+
+    def begin(self) -> None:
+        self.buffer.zero_()
+
+    def reduce(self, loss: torch.Tensor, ranks: Ranks, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums the gradients and `loss` over ranks; returns the loss and the gradient norm of the whole batch."""
+        in_place = all(w.grad is g for w, g in zip(self.weights.values(), self._gradients, strict=True))
+        assert in_place, "something replaced a weight's gradient instead of adding to it"
+        self.buffer[-1] = loss
+        ranks.sum(self.buffer, f"the sum of gradients of step {step}")
+        return self.buffer[-1], self.buffer[:-1].norm()
+
+    def apply(self, norm: torch.Tensor, learning_rate: float) -> None:
+        """Clips to the largest global norm and changes the weights."""
+        self.buffer.mul_(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and both moments by weight name, float32; no moments before the first step."""
+        state: dict[str, Any] = {"weights": {name: _copy(weight) for name, weight in self.weights.items()}, "steps": 0}
+        for name, weight in self.weights.items():
+            if moments := self.optimizer.state.get(weight):
+                state["steps"] = int(moments["step"].item())
+                state.setdefault("mean", {})[name] = _copy(moments["exp_avg"])
+                state.setdefault("variance", {})[name] = _copy(moments["exp_avg_sq"])
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `CheckpointError` if the state is of a model with other weights."""
+        saved = {name: array.shape for name, array in state["weights"].items()}
+        own = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        if saved != own:
+            name = next(name for name in [*own, *saved] if saved.get(name) != own.get(name))
+            raise CheckpointError(
+                f"the checkpoint is of another model: {name} has shape {saved.get(name)} there and {own.get(name)} here"
+            )
+        for name, weight in self.weights.items():
+            weight.copy_(torch.from_numpy(state["weights"][name]))
+            if state["steps"]:
+                self.optimizer.state[weight] = {
+                    "step": torch.tensor(float(state["steps"]), device=weight.device),
+                    "exp_avg": torch.from_numpy(np.array(state["mean"][name])).to(weight.device),
+                    "exp_avg_sq": torch.from_numpy(np.array(state["variance"][name])).to(weight.device),
+                }
+            else:
+                self.optimizer.state.pop(weight, None)
+
+
+def _copy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    copied: np.ndarray[Any, Any] = tensor.detach().float().cpu().numpy().copy()
+    return copied

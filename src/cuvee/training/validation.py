@@ -1,0 +1,84 @@
+"""Validation by domain: fixed windows of each domain's `valid` split, the same at every validation, rank count and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cuvee.data.pool import TokenPool
+from cuvee.training.loss import NextTokenLoss
+
+
+class Validation:
+    """At most `tokens` tokens of each domain, in windows of `sequence_length` spread evenly over its `valid` split.
+
+    Windows do not overlap; a split shorter than one window is padded. A domain without a `valid` split has no loss.
+    """
+
+    def __init__(self, tokens: int, sequence_length: int) -> None:
+        self.length = sequence_length
+        self.most = max(tokens // sequence_length, 1) if tokens else 0
+        self._windows: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
+
+    @torch.no_grad()
+    def sums(
+        self,
+        loss: NextTokenLoss,
+        pools: Sequence[TokenPool | None],
+        device: torch.device,
+        rows: int,
+        rank: int,
+        ranks: int,
+    ) -> Tensor:
+        """(2K,) float64: this rank's summed losses by domain, then how many token losses that are. `rows` go at a time."""
+        sums_2K = torch.zeros(2, len(pools), dtype=torch.float64, device=device)
+        for tokens_BL, counted_BL, domain_B in self._batches(pools, rows, rank, ranks):
+            counted = torch.from_numpy(counted_BL).to(device)
+            _, loss_BL = loss(torch.from_numpy(tokens_BL).to(device), counted, 1.0)
+            values = torch.stack([loss_BL.double().sum(1), counted.double().sum(1)])
+            sums_2K.index_add_(1, torch.from_numpy(domain_B).to(device), values)
+        return sums_2K.flatten()
+
+    def _batches(
+        self, pools: Sequence[TokenPool | None], rows: int, rank: int, ranks: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
+        parts = [
+            (k, *self._of(pool)) for k, pool in enumerate(pools) if pool is not None and len(pool) >= 2 and self.most
+        ]
+        if not parts:
+            return
+        domain_B = np.concatenate([np.full(len(tokens_BL), k, dtype=np.int64) for k, tokens_BL, _ in parts])
+        tokens_BL = np.concatenate([tokens_BL for _, tokens_BL, _ in parts])
+        counted_BL = np.concatenate([counted_BL for _, _, counted_BL in parts])
+        mine = np.arange(rank, len(domain_B), ranks)
+        for start in range(0, len(mine), rows):
+            chosen = mine[start : start + rows]
+            yield tokens_BL[chosen], counted_BL[chosen], domain_B[chosen]
+
+    def _of(self, pool: TokenPool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        if pool.name not in self._windows:
+            fit = len(pool) // self.length
+            if fit == 0:
+                tokens_BL = np.zeros((1, self.length), dtype=np.int64)
+                tokens_BL[0, : len(pool)] = pool.tokens
+                real_BL = np.arange(self.length)[None] < len(pool)
+            else:
+                count = min(fit, self.most)
+                chosen = np.arange(count) * fit // count
+                tokens_BL = np.stack([pool.tokens[i * self.length : (i + 1) * self.length] for i in chosen]).astype(
+                    np.int64
+                )
+                real_BL = np.ones(tokens_BL.shape, dtype=np.bool_)
+            self._windows[pool.name] = tokens_BL, next_token_counts(real_BL)
+        return self._windows[pool.name]
+
+
+def next_token_counts(real_BL: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The positions whose next-token loss counts: both the token and its successor in the row are real."""
+    counted_BL = np.zeros(real_BL.shape, dtype=np.bool_)
+    counted_BL[:, :-1] = real_BL[:, :-1] & real_BL[:, 1:]
+    return counted_BL
