@@ -53,7 +53,8 @@ class CheckpointFolder(Protocol):
 class RunJournal:
     """Implements `cuvee.core.protocols.Journal` for one claim.
 
-    Without `checkpoints`, a run that stopped starts again from its beginning. Checkpoints are numbered by intervals. `on_record` is called after each interval is durable, for a live view.
+    Without `checkpoints`, a run that stopped starts again from its beginning. Checkpoints are numbered by intervals.
+    `on_record` is called after each interval is durable, for a live view.
     """
 
     def __init__(
@@ -88,32 +89,33 @@ class RunJournal:
             raise CheckpointError(
                 f"{folder} holds checkpoints of run {state.get('run')!r}, not of {self._run_id}: use another folder"
             )
+        recorded = self._store.summary(self._run_id).intervals
+        if recorded < number:
+            raise StoreError(
+                f"{folder} is at interval {number} but the store has {recorded} of run {self._run_id}: "
+                "give the store that belongs to it, or remove the folder to start from the beginning"
+            )
         resumable = cast(ResumableTrainer, trainer)
         resumable.restore(state["trainer"], policy.probes)
         policy.load_state_dict(state["policy"])
-        so_far = self._store.trajectory(self._run_id, last=number)
-        if len(so_far) != number:
-            raise StoreError(
-                f"{folder} is at interval {number} but the store has {len(so_far)} of run {self._run_id}: "
-                "give the store that belongs to it, or remove the folder to start from the beginning"
-            )
         self._before = resumable.cost
-        return so_far
+        return self._store.trajectory(self._run_id, last=number)
 
     def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
         number = len(so_far)
         if number == 1:
             self._claim.append(0, None, so_far.signals[0])
         self._claim.append(number, so_far.last_mixture, so_far.last, metrics, self.cost(trainer))
-        if self._checkpoints and (trainer.done or number % self._every == 0):
-            state = {
-                "run": self._run_id,
-                "trainer": cast(ResumableTrainer, trainer).state_dict(),
-                "policy": policy.state_dict(),
-            }
-            self._checkpoints.save(number, state)
+        if trainer.done or number % self._every == 0:
+            self.save(number, trainer, policy)
         if self._on_record:
             self._on_record(so_far, trainer, metrics)
+
+    def save(self, number: int, trainer: Trainer, policy: Policy) -> None:
+        """Writes the checkpoint of interval `number` now, whatever `every` says."""
+        if self._checkpoints:
+            trained = cast(ResumableTrainer, trainer).state_dict()
+            self._checkpoints.save(number, {"run": self._run_id, "trainer": trained, "policy": policy.state_dict()})
 
     def cost(self, trainer: Trainer) -> Cost:
         """What this attempt has spent: the trainer's count less what it had when it was restored."""

@@ -1,0 +1,65 @@
+"""`ToyTrainer`: a trainer without a model, for tests of what surrounds training. Microseconds an interval, exactly resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cuvee.core.domain import Domain
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Probe, State
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Cost
+
+
+class ToyTrainer:
+    """The loss of each domain falls as a power of the tokens read from it, with noise from a generator that is part of the
+    state; the last domain's loss is absent whenever nothing of it was drawn. `noise_seed` apart, two trainers agree."""
+
+    def __init__(self, intervals: int = 8, tokens: int = 1000, seed: int = 0, noise_seed: int = 0) -> None:
+        self.domains = (Domain("web", 10**6), Domain("code", 10**5), Domain("maths", 10**4, "target"))
+        self._intervals, self._tokens = intervals, tokens
+        self._generator = np.random.default_rng([seed, noise_seed])
+        self._read_K = np.zeros(len(self.domains))
+        self._step = 0
+        self.cost = Cost()
+
+    @property
+    def done(self) -> bool:
+        return self._step >= self._intervals
+
+    def start(self, probes: Sequence[Probe]) -> Signals:
+        return self._signals(np.zeros(len(self.domains), dtype=np.int64))
+
+    def advance(self, mixture: Mixture) -> Signals:
+        drawn_K = self._generator.multinomial(self._tokens, mixture.weights_K)
+        self._read_K += drawn_K
+        self._step += 1
+        self.cost += Cost(self._tokens, 6.0 * self._tokens, 0.001)
+        return self._signals(drawn_K)
+
+    def _signals(self, drawn_K: np.ndarray) -> Signals:  # type: ignore[type-arg]
+        K = len(self.domains)
+        loss_K = 2.0 + (1.0 + self._read_K / 100.0) ** -0.3 + self._generator.normal(0.0, 0.01, K)
+        return Signals(
+            domains=self.domains,
+            step=self._step,
+            progress=self._step / self._intervals,
+            tokens_K=drawn_K,
+            loss=Measured(loss_K, drawn_K > 0),
+            probes={"valid_loss": Measured.all(loss_K), "gradient_norm": Measured.all(1.0 + loss_K.sum())},
+        )
+
+    def state_dict(self) -> State:
+        generator = dict(self._generator.bit_generator.state)
+        generator["state"] = {name: str(value) for name, value in generator["state"].items()}  # 128-bit integers
+        cost = {"tokens": self.cost.tokens, "flops": self.cost.flops, "seconds": self.cost.seconds}
+        return {"step": self._step, "read": self._read_K.copy(), "generator": generator, "cost": cost}
+
+    def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        generator = dict(state["generator"])
+        generator["state"] = {name: int(value) for name, value in generator["state"].items()}
+        self._generator.bit_generator.state = generator
+        self._step, self._read_K = int(state["step"]), np.array(state["read"])
+        self.cost = Cost(**state["cost"])

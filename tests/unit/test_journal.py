@@ -1,0 +1,148 @@
+"""A run that is stopped anywhere and resumed ends as one that was not, and one that cannot repeat itself is found out."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cuvee.core.errors import CheckpointError, StoreError
+from cuvee.core.protocols import State
+from cuvee.core.state import load_state, save_state
+from cuvee.core.trajectory import Trajectory
+from cuvee.fleet.claim import ClaimLost
+from cuvee.fleet.journal import RunJournal
+from cuvee.fleet.store import Store
+from cuvee.loop import run
+from cuvee.policies.exp3 import Exp3
+from cuvee.testing.toy import ToyTrainer
+
+N = 8
+
+
+class Folder:
+    """The simplest thing that keeps checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, state: State) -> None:
+        save_state(self.folder / f"{step:04}", state)
+
+    def latest(self) -> tuple[int, State] | None:
+        found = sorted(self.folder.glob("[0-9]*"))
+        return (int(found[-1].name), load_state(found[-1])) if found else None
+
+
+class Stopped(BaseException):
+    """What kill -9 looks like from within: nothing runs after it."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store.sqlite") as store:
+        yield store
+
+
+def unbroken() -> Trajectory:
+    return run(ToyTrainer(N), Exp3())
+
+
+def attempt(
+    store: Store, folder: Path, *, stop_after: int | None = None, every: int = 3, noise_seed: int = 0
+) -> Trajectory:
+    """One attempt at the run; with `stop_after`, one whose process dies when that interval is recorded."""
+    claim = store.claim_run(store.create("toy", 0, {"intervals": N}), "worker")
+    seen: list[int] = []
+
+    def watch(so_far: Trajectory, *_: object) -> None:
+        seen.append(len(so_far))
+        if len(so_far) == stop_after:
+            raise Stopped
+
+    trainer, journal = ToyTrainer(N, noise_seed=noise_seed), RunJournal(store, claim, Folder(folder), every, watch)
+    with journal.attempt(trainer):
+        so_far = run(trainer, Exp3(), journal)
+        journal.finish(trainer)
+    assert seen == list(range(seen[0], N + 1)) if seen else True
+    return so_far
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("stop_after", [1, 3, 4, N])
+def test_a_run_stopped_at_any_interval_ends_like_an_unbroken_one(
+    store: Store, tmp_path: Path, stop_after: int, every: int
+) -> None:
+    with pytest.raises(Stopped):
+        attempt(store, tmp_path / "checkpoints", stop_after=stop_after, every=every)
+    resumed = attempt(store, tmp_path / "checkpoints", every=every)
+    assert resumed == unbroken()
+    [summary] = store.runs()
+    assert store.load(summary.id).trajectory == unbroken()
+    saved = N if stop_after == N else stop_after // every * every  # the last interval always has a checkpoint
+    assert summary.cost.tokens == 1000 * (stop_after + N - saved)
+    assert (summary.status, summary.attempts, summary.intervals) == ("done", 2, N)
+    assert summary.checkpoint == str(tmp_path / "checkpoints")
+
+
+def test_a_run_stopped_after_every_single_interval_ends_like_an_unbroken_one(store: Store, tmp_path: Path) -> None:
+    for stop_after in range(1, N + 1):
+        with pytest.raises(Stopped):
+            attempt(store, tmp_path, stop_after=stop_after, every=1)
+    assert attempt(store, tmp_path) == unbroken()
+
+
+def test_a_run_that_does_not_repeat_itself_is_found_out(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        attempt(store, tmp_path, stop_after=5, every=100)
+    with pytest.raises(StoreError, match="not deterministic"):
+        attempt(store, tmp_path, noise_seed=1)
+    [summary] = store.runs()
+    assert (summary.status, summary.intervals) == ("waiting", 5)
+    assert "not deterministic" in str(summary.reason)
+
+
+def test_an_error_is_the_reason_of_the_attempt_and_an_interrupt_is_none(store: Store) -> None:
+    run_id = store.create("toy", 0, {}, max_attempts=1)
+
+    def attempt_that_raises(error: BaseException) -> None:
+        trainer = ToyTrainer(N)
+        with RunJournal(store, store.claim_run(run_id, "worker")).attempt(trainer):
+            trainer.advance(unbroken().mixtures[0])
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt_that_raises(KeyboardInterrupt())
+    assert (store.summary(run_id).status, store.summary(run_id).reason) == ("waiting", None)
+    with pytest.raises(FloatingPointError):
+        attempt_that_raises(FloatingPointError("x"))
+    assert (store.summary(run_id).status, store.summary(run_id).reason) == ("failed", "FloatingPointError: x")
+    assert store.summary(run_id).cost.tokens == 2000
+
+
+def test_a_run_that_another_worker_took_over_stops_without_a_word(store: Store) -> None:
+    run_id = store.create("toy", 0, {})
+
+    def lose_it(so_far: Trajectory, *_: object) -> None:
+        time.sleep(0.01)  # the lease of a millisecond is over
+        store.claim("heir")
+
+    journal = RunJournal(store, store.claim_run(run_id, "worker", lease_seconds=1e-3), on_record=lose_it)
+    with pytest.raises(ClaimLost):
+        run(ToyTrainer(N), Exp3(), journal)
+    assert (store.summary(run_id).status, store.summary(run_id).worker) == ("running", "heir")
+
+
+def test_checkpoints_and_store_must_belong_together(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        attempt(store, tmp_path / "c", stop_after=6)
+    claim = store.claim_run(store.create("other", 1, {}), "worker")
+    with pytest.raises(CheckpointError, match="not of"):
+        run(ToyTrainer(N), Exp3(), RunJournal(store, claim, Folder(tmp_path / "c")))
+    with (
+        Store.open(tmp_path / "another.sqlite") as another,
+        pytest.raises(StoreError, match="store that belongs to it"),
+    ):
+        attempt(another, tmp_path / "c")
+    with pytest.raises(StoreError, match="use 1 or more"):
+        RunJournal(store, claim, every=0)
