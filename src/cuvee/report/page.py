@@ -1,0 +1,227 @@
+"""The report: one HTML file that holds everything it needs and asks the network for nothing.
+
+Text goes through an autoescaping template; figures and names that scripts read go into a JSON block in which `<`, `>` and `&` are
+escaped; and a content security policy lets the browser run only the scripts whose hashes were written into the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from cuvee import __version__
+from cuvee.core.files import write_atomic
+from cuvee.core.trajectory import Run
+from cuvee.report import tables
+from cuvee.report.colours import DARK, METHODS, domain_colours
+from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, trade_figure
+from cuvee.report.summary import Summary, summarise
+from cuvee.report.words import amount, headline, number
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its place in the page. `words` is what a screen reader says in its stead."""
+
+    id: str
+    heading: str
+    words: str
+    figure: go.Figure
+    target: bool = False
+
+    @property
+    def height(self) -> int:
+        return int(self.figure.layout.height)
+
+
+def write_report(
+    runs: Sequence[Run],
+    path: Path | str,
+    title: str = "Comparison of mixtures",
+    *,
+    baseline: str | None = None,
+    statuses: Mapping[str, str] | None = None,
+    bytes_per_token: Mapping[str, float] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the page and returns its path.
+
+    `baseline` is the label of the method that the others are measured against (default: natural, else the first);
+    `statuses` says of runs that did not finish why, by run id ("failed: the loss is not finite"); `bytes_per_token` by domain
+    adds bits per byte; `facts` are further lines for "what was compared", such as the hardware. Raises `ConfigError` as
+    `summarise` does.
+    """
+    summary = summarise(runs, baseline, statuses, bytes_per_token)
+    page = render(summary, title, facts or {})
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, page)
+    return target
+
+
+def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
+    """The page as text."""
+    assets = files("cuvee.report") / "assets"
+    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
+    mixtures, curves, by_domain = _mixtures(summary), _curves(summary), _by_domain(summary)
+    trade = _trade(summary)
+    panels = [*([trade] if trade else []), *mixtures, *curves, *by_domain]
+    figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
+    domains = summary.runs[0].run.trajectory.domains
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((assets / "page.html").read_text())
+    return template.render(
+        summary=summary,
+        title=title,
+        version=__version__,
+        written=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        facts=_facts(summary) | dict(facts),
+        headline=headline(summary),
+        warnings=_warnings(summary),
+        final=tables.final_table(summary),
+        paired=tables.paired_table(summary),
+        domains=tables.domain_table(summary),
+        runs=tables.run_table(summary),
+        bits=any(scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P),
+        trade=trade,
+        mixtures=mixtures,
+        curves=curves,
+        by_domain=by_domain,
+        colours=domain_colours(domains),
+        legend={
+            "Target": [domain for domain in domains if domain.is_target],
+            "Source": [domain for domain in domains if not domain.is_target],
+        },
+        configs=_configs(summary),
+        style=Markup(_style((assets / "page.css").read_text())),
+        script_hashes=Markup(" ".join(_script_hash(script) for script in (plotly_js, page_js))),
+        figures_json=Markup(_script_json({"figures": figures, "dark": DARK})),
+        plotly_js=Markup(plotly_js),
+        page_js=Markup(page_js),
+    )
+
+
+def _script_json(value: Any) -> str:
+    """JSON that no browser can mistake for markup."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _script_hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _style(css: str) -> str:
+    light = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS))
+    dark = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS))
+    keys = f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}"
+    return css.replace("{{ method_keys }}", keys)
+
+
+def _facts(summary: Summary) -> dict[str, str]:
+    """What was compared, as far as the runs say it."""
+    config = summary.runs[0].run.config
+    names = [method.label + (" (baseline)" if method.label == summary.baseline else "") for method in summary.methods]
+    sources = sum(not domain.is_target for domain in summary.runs[0].run.trajectory.domains)
+    targets = len(summary.runs[0].run.trajectory.domains) - sources
+    facts = {
+        "Methods": ", ".join(names if len(names) > 1 else [summary.methods[0].label]),
+        "Seeds": ", ".join(map(str, summary.seeds)),
+        "Domains": f"{sources} source, {targets} target" if sources and targets else str(sources + targets),
+        "Tokens a run": amount(summary.longest),
+    }
+    if model := config.get("model"):
+        facts["Model"] = model if isinstance(model, str) else json.dumps(model)
+    if corpus := config.get("corpus"):
+        facts["Corpus"] = str(corpus)[:200]
+    return facts
+
+
+def _warnings(summary: Summary) -> list[str]:
+    found = []
+    open_runs = [view for view in summary.runs if not view.finished]
+    if open_runs:
+        states = "; ".join(f"{view.run.id}: {view.status}" for view in open_runs)
+        found.append(
+            f"{len(open_runs)} of {len(summary.runs)} runs did not finish and count in no comparison. {states}."
+        )
+    if summary.unmeasured:
+        found.append(f"Without validation loss, and so in no mean: {', '.join(summary.unmeasured)}.")
+    budgets = {int(view.tokens_T1[-1]) for view in summary.runs if view.finished}
+    if budgets and max(budgets) > 1.02 * min(budgets):
+        found.append(
+            f"The runs did not train on equally many tokens ({amount(min(budgets))} to {amount(max(budgets))}): losses of "
+            "unequal budgets are not comparable."
+        )
+    return found
+
+
+def _configs(summary: Summary) -> list[dict[str, str]]:
+    """The configuration of the first run of each method, as it was stored."""
+    return [
+        {
+            "name": method.label,
+            "text": json.dumps(dict(method.runs[0].run.config), indent=2, ensure_ascii=False, default=str),
+        }
+        for method in summary.methods
+    ]
+
+
+def _trade(summary: Summary) -> Panel | None:
+    if not summary.has_roles or not any(method.scored for method in summary.methods):
+        return None
+    return Panel(
+        "plot-trade",
+        "Target loss against source loss",
+        "Target loss against source loss, by method",
+        trade_figure(summary),
+    )
+
+
+def _mixtures(summary: Summary) -> list[Panel]:
+    panels = []
+    for index, method in enumerate(summary.methods):
+        ran = [view for view in method.runs if len(view.run.trajectory)]
+        if ran:
+            heading = method.label + (f", mean of {len(ran)} seeds" if len(ran) > 1 else "")
+            last = ran[0].run.trajectory.last_mixture
+            assert last is not None
+            top = sorted(last.as_dict().items(), key=lambda pair: -pair[1])[:3]
+            words = f"Mixture of {method.label} over time; at the end " + ", ".join(f"{n} {w:.0%}" for n, w in top)
+            panels.append(Panel(f"plot-mixture-{index}", heading, words, mixture_figure(summary, method)))
+    return panels
+
+
+def _curves(summary: Summary) -> list[Panel]:
+    if not summary.domains:
+        return []
+    headings = {"Mean": "All domains", "Source": "Source domains", "Target": "Target domains"}
+    panels = []
+    for name, value in tables.measures(summary):
+        if name in headings:
+            ends = [f"{method.label} {number(method.mean(value))}" for method in summary.methods]
+            words = f"Validation loss over tokens, {headings[name].lower()}; at the end " + ", ".join(ends)
+            panels.append(Panel(f"plot-loss-{name.lower()}", headings[name], words, curve_figure(summary, value)))
+    return panels
+
+
+def _by_domain(summary: Summary) -> list[Panel]:
+    panels = []
+    order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
+    for k in order:
+        domain = summary.domains[k]
+        words = f"Validation loss on {domain.name} over tokens, by method; the table below has the final figures"
+        panels.append(Panel(f"plot-domain-{k}", domain.name, words, domain_figure(summary, k), domain.is_target))
+    return panels

@@ -1,0 +1,238 @@
+"""What the report says in numbers: a view of each run, and runs grouped into methods. No text, no colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import ConfigError
+from cuvee.core.mixture import FloatArray
+from cuvee.core.trajectory import Run
+from cuvee.evaluation.statistics import bits_per_byte
+
+VALID_LOSS = "valid_loss"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Validation losses of one model in nats per token, each domain weighing the same. `balance` is the mean of `source` and
+    `target`; all three are None unless the corpus has domains of both roles."""
+
+    mean: float
+    source: float | None
+    target: float | None
+    balance: float | None
+    worst: float
+    worst_domain: str
+    perplexity: float
+    """exp of `mean`."""
+    bits_per_byte: float | None
+    """Mean over domains of loss / ln 2 / (bytes a token of that domain); None unless every domain's is known."""
+
+    @property
+    def headline(self) -> float:
+        """What methods are ranked by: `balance` if there are two roles, else `mean`."""
+        return self.mean if self.balance is None else self.balance
+
+
+def score(domains: Sequence[Domain], loss_K: FloatArray, bytes_per_token: Mapping[str, float]) -> Scores:
+    target_K = np.array([domain.is_target for domain in domains])
+    both = bool(target_K.any() and not target_K.all())
+    source = float(loss_K[~target_K].mean()) if both else None
+    target = float(loss_K[target_K].mean()) if both else None
+    width = [bytes_per_token.get(domain.name, 0.0) for domain in domains]
+    bits = [bits_per_byte(float(loss), w) for loss, w in zip(loss_K, width, strict=True) if w > 0]
+    mean, worst = float(loss_K.mean()), int(loss_K.argmax())
+    return Scores(
+        mean=mean,
+        source=source,
+        target=target,
+        balance=(source + target) / 2 if source is not None and target is not None else None,
+        worst=float(loss_K[worst]),
+        worst_domain=domains[worst].name,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=sum(bits) / len(bits) if len(bits) == len(domains) else None,
+    )
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the report shows it. `domains` are those measured in every run of the report; K counts them."""
+
+    run: Run
+    label: str
+    domains: tuple[Domain, ...]
+    status: str
+    finished: bool
+    bytes_per_token: Mapping[str, float]
+
+    @cached_property
+    def tokens_T1(self) -> npt.NDArray[np.int64]:
+        """(T+1,) training tokens drawn up to each signal."""
+        return np.cumsum([int(signals.tokens_K.sum()) for signals in self.run.trajectory.signals])
+
+    @cached_property
+    def _points(self) -> list[int]:
+        names = {domain.name for domain in self.domains}
+        return [t for t in range(len(self.tokens_T1)) if names and names <= set(validated(self.run, t))]
+
+    @cached_property
+    def tokens_P(self) -> npt.NDArray[np.int64]:
+        """(P,) tokens at the points where every domain was validated."""
+        return self.tokens_T1[self._points]
+
+    @cached_property
+    def loss_PK(self) -> FloatArray:
+        rows = [[validated(self.run, t)[domain.name] for domain in self.domains] for t in self._points]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.domains))
+
+    @cached_property
+    def scores_P(self) -> list[Scores]:
+        return [score(self.domains, loss_K, self.bytes_per_token) for loss_K in self.loss_PK]
+
+    @property
+    def final(self) -> Scores | None:
+        """At the last validation, which for a run that is not finished lies before the end."""
+        return self.scores_P[-1] if self.scores_P else None
+
+    @property
+    def start(self) -> Scores | None:
+        """Before training, if that was measured."""
+        return self.scores_P[0] if self.scores_P and self._points[0] == 0 else None
+
+
+@dataclass(frozen=True)
+class MethodView:
+    """The runs of one method, by seed."""
+
+    label: str
+    runs: tuple[RunView, ...]
+
+    @property
+    def finished(self) -> tuple[RunView, ...]:
+        return tuple(view for view in self.runs if view.finished and view.final)
+
+    @property
+    def scored(self) -> tuple[RunView, ...]:
+        """The finished runs, or if there are none those that were measured at all."""
+        return self.finished or tuple(view for view in self.runs if view.final)
+
+    def by_seed(self, value: Callable[[Scores], float | None]) -> dict[int, float]:
+        """`value` of the final scores of each finished run, by seed; absent ones left out."""
+        found = {view.run.seed: value(view.final) for view in self.finished if view.final}
+        return {seed: number for seed, number in found.items() if number is not None}
+
+    def mean(self, value: Callable[[Scores], float | None]) -> float | None:
+        numbers = [value(view.final) for view in self.scored if view.final]
+        known = [number for number in numbers if number is not None]
+        return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that the page shows. `unmeasured` names domains without a validation loss in some run."""
+
+    methods: tuple[MethodView, ...]
+    baseline: str
+    domains: tuple[Domain, ...]
+    unmeasured: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[RunView]:
+        return [view for method in self.methods for view in method.runs]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({view.run.seed for view in self.runs})
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest run."""
+        return max(int(view.tokens_T1[-1]) for view in self.runs)
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether there is something to keep and something to learn."""
+        return len({domain.role for domain in self.domains}) == 2
+
+
+def validated(run: Run, t: int) -> dict[str, float]:
+    """Validation loss by domain at signal t, of the domains that were measured."""
+    signals = run.trajectory.signals[t]
+    measured = signals.probes.get(VALID_LOSS)
+    if measured is None or measured.shape != (len(signals.domains),):
+        return {}
+    return {
+        name: float(v) for name, v, seen in zip(signals.names, measured.values, measured.present, strict=True) if seen
+    }
+
+
+def method_label(config: Mapping[str, Any]) -> str:
+    """What steered: the method's label or name, else the policy folder's name."""
+    method = config.get("method")
+    if isinstance(method, Mapping):
+        return str(method.get("label") or method.get("name") or "unnamed")
+    return str(method or config.get("policy") or "unnamed")
+
+
+def summarise(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    statuses: Mapping[str, str] | None = None,
+    bytes_per_token: Mapping[str, float] | None = None,
+) -> Summary:
+    """Groups runs into methods in the order in which they come, the baseline first.
+
+    Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no run has the baseline's label.
+    """
+    if not runs:
+        raise ConfigError("a report needs at least one run, got none: train one with `cuvee train CONFIG.yaml`")
+    labels = list(dict.fromkeys(method_label(run.config) for run in runs))
+    if baseline is None:
+        baseline = "natural" if "natural" in labels else labels[0]
+    elif baseline not in labels:
+        raise ConfigError(f"the baseline {baseline!r} is none of the methods that ran: {', '.join(labels)}")
+    labels.sort(key=lambda label: label != baseline)
+    common = _common_domains(runs)
+    measured = _measured(runs, common)
+    views = [_view(run, measured, statuses or {}, bytes_per_token or {}) for run in runs]
+    methods = [
+        MethodView(label, tuple(sorted((v for v in views if v.label == label), key=lambda view: view.run.seed)))
+        for label in labels
+    ]
+    gone = tuple(domain.name for domain in common if domain not in measured)
+    return Summary(tuple(methods), baseline, measured, gone)
+
+
+def _common_domains(runs: Sequence[Run]) -> tuple[Domain, ...]:
+    shared = set.intersection(*(set(run.trajectory.names) for run in runs))
+    if not shared:
+        raise ConfigError("the runs have no domain in common: write a report for each corpus")
+    return tuple(domain for domain in runs[0].trajectory.domains if domain.name in shared)
+
+
+def _measured(runs: Sequence[Run], common: tuple[Domain, ...]) -> tuple[Domain, ...]:
+    """The domains validated at the last validation of every run that was validated at all."""
+    seen = []
+    for run in runs:
+        found = (validated(run, t) for t in range(len(run.trajectory), -1, -1))
+        if last := next((losses for losses in found if losses), None):
+            seen.append(set(last))
+    return tuple(domain for domain in common if seen and all(domain.name in names for names in seen))
+
+
+def _view(
+    run: Run, domains: tuple[Domain, ...], statuses: Mapping[str, str], bytes_per_token: Mapping[str, float]
+) -> RunView:
+    progress = run.trajectory.last.progress
+    given = statuses.get(run.id, "")
+    finished = progress >= 1.0 and not given.startswith("failed")
+    status = "finished" if finished else f"{given or 'not finished'}, {progress:.0%} of the budget"
+    return RunView(run, method_label(run.config), domains, status, finished, bytes_per_token)

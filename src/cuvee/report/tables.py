@@ -1,0 +1,192 @@
+"""The tables of the page as rows of text cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cuvee.core.trajectory import Run
+from cuvee.evaluation.statistics import paired_difference, steps_to_reach
+from cuvee.report.summary import MethodView, RunView, Scores, Summary
+from cuvee.report.words import ABSENT, amount, duration, interval, number, signed
+
+Value = Callable[[Scores], float | None]
+
+_MEASURES: tuple[tuple[str, Value], ...] = (
+    ("Mean", lambda scores: scores.mean),
+    ("Source", lambda scores: scores.source),
+    ("Target", lambda scores: scores.target),
+    ("Source/target average", lambda scores: scores.balance),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`note` is printed small below `text`; `lowest` marks the best of a column; `shade` −3 (better) to 3 (worse)."""
+
+    text: str
+    note: str = ""
+    lowest: bool = False
+    shade: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    head: str
+    note: str
+    cells: tuple[Cell, ...]
+    method: int | None = None
+    """Index of the method whose colour marks the row."""
+    target: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def measures(summary: Summary) -> list[tuple[str, Value]]:
+    """The summary losses that this corpus has: all four with source and target domains, else the mean alone."""
+    return [(name, value) for name, value in _MEASURES if summary.has_roles or name == "Mean"]
+
+
+def final_table(summary: Summary) -> Table:
+    """One row a method: losses at the last validation, averaged over seeds, and what a run cost."""
+    bits = all(scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P)
+    losses = measures(summary)
+    numeric: list[tuple[str, Value, int]] = [(name, value, 3) for name, value in losses]
+    numeric += [("Worst domain", lambda scores: scores.worst, 3), ("Perplexity", lambda scores: scores.perplexity, 2)]
+    numeric += [("Bits per byte", lambda scores: scores.bits_per_byte, 3)] if bits else []
+    lowest = {
+        name: min(
+            (loss for method in summary.methods if method.finished and (loss := method.mean(value)) is not None),
+            default=None,
+        )
+        for name, value, _ in numeric
+    }
+    rows = []
+    for index, method in enumerate(summary.methods):
+        cells = []
+        for name, value, digits in numeric:
+            mean = method.mean(value)
+            best = bool(method.finished) and len(summary.methods) > 1 and mean is not None and mean == lowest[name]
+            cells.append(Cell(number(mean, digits), _final_note(method, name, value, digits), best))
+        cells += _cost_cells(method)
+        rows.append(Row(method.label, _run_count(method), tuple(cells), index))
+    return Table((*(name for name, _, _ in numeric), "Tokens", "FLOPs", "Time"), tuple(rows))
+
+
+def paired_table(summary: Summary) -> Table | None:
+    """Each method minus the baseline over the seeds that both finished; None if there are none."""
+    baseline, others = summary.methods[0], summary.methods[1:]
+    losses = measures(summary)
+    rows = []
+    for index, method in enumerate(others, start=1):
+        cells, pairs = [], 0
+        for _, value in losses:
+            difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
+            pairs = difference.pairs if difference else 0
+            shade = 0 if difference is None or not difference.excludes_zero else (-2 if difference.mean < 0 else 2)
+            text = signed(difference.mean) if difference else ABSENT
+            cells.append(
+                Cell(text, interval(difference) or ("one seed: no interval" if pairs == 1 else ""), shade=shade)
+            )
+        cells.append(Cell(_tokens_needed(method, baseline)))
+        if pairs:
+            count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
+            rows.append(Row(method.label, count, tuple(cells), index))
+    columns = (*(f"Δ {name.lower()}" for name, _ in losses), "Tokens to the baseline’s end")
+    return Table(columns, tuple(rows)) if rows else None
+
+
+def domain_table(summary: Summary) -> Table:
+    """One row a domain: final validation loss by method, shaded by the difference to the baseline, with the share of tokens."""
+    scored = [method for method in summary.methods if method.scored]
+    start = next((view for view in summary.runs if view.start), None)
+    rows = []
+    order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
+    for k in order:
+        domain = summary.domains[k]
+        losses = [sum(float(view.loss_PK[-1, k]) for view in m.scored) / len(m.scored) for m in scored]
+        cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
+        for method, loss in zip(scored, losses, strict=True):
+            comparable = scored[0].label == summary.baseline and scored[0].finished and method.finished
+            shade = _shade(loss - losses[0]) if comparable else 0
+            cells.append(Cell(number(loss), f"{_share(method, domain.name):.1%} of tokens", shade=shade))
+        rows.append(Row(domain.name, f"{amount(domain.tokens)} tokens", tuple(cells), target=domain.is_target))
+    heads = [method.label + ("" if method.finished else " (not finished)") for method in scored]
+    return Table(("At the start", *heads), tuple(rows))
+
+
+def run_table(summary: Summary) -> Table:
+    """One row a run, whatever became of it."""
+    rows = []
+    for index, method in enumerate(summary.methods):
+        for view in method.runs:
+            final = view.final.headline if view.final else None
+            cost = view.run.cost
+            texts = (str(view.run.seed), view.status, number(final), amount(cost.tokens), amount(cost.flops))
+            cells = (Cell(method.label), *map(Cell, texts), Cell(duration(cost.seconds)))
+            rows.append(Row(view.run.id, "", cells, index))
+    loss = "Source/target average" if summary.has_roles else "Mean loss"
+    return Table(("Method", "Seed", "State", loss, "Tokens", "FLOPs", "Time"), tuple(rows))
+
+
+def _final_note(method: MethodView, name: str, value: Value, digits: int) -> str:
+    if name == "Worst domain":
+        return ", ".join(sorted({view.final.worst_domain for view in method.scored if view.final}))
+    numbers = [v for view in method.scored if view.final and (v := value(view.final)) is not None]
+    if len(numbers) > 1:
+        return f"{number(min(numbers), digits)}–{number(max(numbers), digits)}"
+    start = next((value(view.start) for view in method.scored if view.start), None)
+    return signed(numbers[0] - start, digits) if numbers and start is not None else ""
+
+
+def _run_count(method: MethodView) -> str:
+    total, done = len(method.runs), len(method.finished)
+    if done == total:
+        return f"{total} run{'s' if total != 1 else ''}"
+    return (
+        f"{done} of {total} finished" if done else method.runs[0].status if total == 1 else f"none of {total} finished"
+    )
+
+
+def _cost_cells(method: MethodView) -> list[Cell]:
+    """Mean cost of a run."""
+    runs: list[Run] = [view.run for view in (method.scored or method.runs)]
+    tokens, flops, seconds = (
+        sum(values) / len(runs)
+        for values in zip(*((run.cost.tokens, run.cost.flops, run.cost.seconds) for run in runs), strict=True)
+    )
+    return [Cell(amount(tokens)), Cell(amount(flops)), Cell(duration(seconds))]
+
+
+def _tokens_needed(method: MethodView, baseline: MethodView) -> str:
+    """Share of the baseline's tokens after which the method's loss is down to where the baseline's ended, over shared seeds."""
+    theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
+    shares: list[float | None] = []
+    for view in method.finished:
+        if (other := theirs.get(view.run.seed)) and other.final:
+            losses = [scores.headline for scores in view.scores_P]
+            reached = steps_to_reach(view.tokens_P, losses, other.final.headline)
+            shares.append(None if reached is None else reached / max(int(other.tokens_P[-1]), 1))
+    got_there = [share for share in shares if share is not None]
+    if len(got_there) < len(shares):
+        return f"reached by {len(got_there)} of {len(shares)}" if got_there else "never reached"
+    return f"{sum(got_there) / len(got_there):.0%} of its tokens" if got_there else ABSENT
+
+
+def _share(method: MethodView, name: str) -> float:
+    """Share of all tokens drawn by the method's shown runs that came from the domain."""
+    drawn = total = 0
+    for view in method.scored:
+        for signals in view.run.trajectory.signals:
+            total += int(signals.tokens_K.sum())
+            drawn += int(signals.tokens_K[signals.names.index(name)]) if name in signals.names else 0
+    return drawn / total if total else 0.0
+
+
+def _shade(difference: float) -> int:
+    size = sum(abs(difference) >= bound for bound in (0.01, 0.05, 0.2))
+    return size if difference > 0 else -size

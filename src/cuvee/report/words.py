@@ -1,0 +1,127 @@
+"""Figures as text, and what may honestly be said of them. Everything returned is plain text; the page escapes it."""
+
+from __future__ import annotations
+
+import math
+
+from cuvee.evaluation.statistics import Estimate, paired_difference
+from cuvee.report.summary import MethodView, Scores, Summary
+
+ENOUGH_SEEDS = 5
+"""METHODS, "Comparing honestly": at least five seeds for a claim."""
+
+ABSENT = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "∞"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ABSENT
+    return number(value, digits) if value < 0 else f"+{number(value, digits)}"
+
+
+def amount(value: float) -> str:
+    """1234567 → 1.23 M"""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def interval(estimate: Estimate | None, digits: int = 3) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"
+
+
+def headline(summary: Summary) -> list[str]:
+    """One to three sentences: who ended lowest, by how much, and whether that means anything."""
+    ranked = sorted((method for method in summary.methods if method.finished), key=_headline_loss)
+    if not ranked:
+        return ["No run has finished yet, so there is nothing to compare. What was measured so far is below."]
+    measure = "average of source and target loss" if summary.has_roles else "mean validation loss"
+    best = ranked[0]
+    if len(ranked) == 1:
+        alone = len(summary.methods) == 1
+        return [
+            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure}), perplexity "
+            f"{number(best.mean(lambda scores: scores.perplexity), 1)}. "
+            + (
+                "Nothing was compared with it."
+                if alone
+                else "No other method has finished, so nothing is compared yet."
+            )
+        ]
+    if max(len(method.finished) for method in ranked) == 1:
+        return [_one_seed(ranked, measure), *_extremes(summary, ranked)]
+    return [_several_seeds(summary, ranked, measure), *_extremes(summary, ranked)]
+
+
+def _headline_loss(method: MethodView) -> float:
+    loss = method.mean(lambda scores: scores.headline)
+    assert loss is not None, "a finished run has scores"
+    return loss
+
+
+def _one_seed(ranked: list[MethodView], measure: str) -> str:
+    order = ", ".join(f"{method.label} {number(_headline_loss(method))}" for method in ranked)
+    return (
+        f"In one run of each method the {measure} ended at: {order}. One seed cannot tell a better method from a lucky run, "
+        "so this is an observation and no claim."
+    )
+
+
+def _several_seeds(summary: Summary, ranked: list[MethodView], measure: str) -> str:
+    best = ranked[0]
+    others = [method for method in ranked if method.label == summary.baseline]
+    rival = others[0] if others and best.label != summary.baseline else ranked[1]
+    what = "the baseline " if rival.label == summary.baseline else ""
+    difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
+    start = f"{best.label} ended with the lowest {measure}, {number(_headline_loss(best))} nats per token"
+    if difference is None:
+        return f"{start}, but it shares no seed with {what}{rival.label}, so the two cannot be paired."
+    against = f"{start}: {signed(difference.mean)} against {what}{rival.label}"
+    if difference.low is None:
+        return f"{against} on the only seed that both have finished. One pair cannot tell a better method from a lucky run."
+    spread = f"{difference.level:.0%} interval {interval(difference)} over {difference.pairs} paired seeds"
+    if not difference.excludes_zero:
+        return f"{against} ({spread}). The interval includes zero: the two cannot be told apart."
+    if difference.pairs < ENOUGH_SEEDS:
+        return (
+            f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too narrow: take it as a hint."
+        )
+    return f"{against} ({spread})."
+
+
+def _headline(scores: Scores) -> float:
+    return scores.headline
+
+
+def _extremes(summary: Summary, ranked: list[MethodView]) -> list[str]:
+    """Where there is something to keep and something to learn: who did most of each."""
+    if not summary.has_roles:
+        return []
+    kept = min(ranked, key=lambda method: method.mean(lambda scores: scores.source) or math.inf)
+    learned = min(ranked, key=lambda method: method.mean(lambda scores: scores.target) or math.inf)
+    return [
+        f"The lowest loss on the target domains was {learned.label}’s ({_both(learned)}), "
+        f"the lowest on the source domains {kept.label}’s ({_both(kept)})."
+    ]
+
+
+def _both(method: MethodView) -> str:
+    target, source = method.mean(lambda scores: scores.target), method.mean(lambda scores: scores.source)
+    return f"target {number(target)}, source {number(source)}"
