@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed ends as one that was not, and one that cannot repeat itself is found out."""
 
+import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,6 @@ import pytest
 
 from cuvee.core.errors import CheckpointError, StoreError
 from cuvee.core.protocols import State
-from cuvee.core.state import load_state, save_state
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.claim import ClaimLost
 from cuvee.fleet.journal import RunJournal
@@ -21,17 +21,16 @@ N = 8
 
 
 class Folder:
-    """The simplest thing that keeps checkpoints."""
+    """Checkpoints in memory. `cuvee.training.checkpoint` has tests of its own on what survives on a disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._saved = folder, dict[int, State]()
 
     def save(self, step: int, state: State) -> None:
-        save_state(self.folder / f"{step:04}", state)
+        self._saved[step] = copy.deepcopy(state)
 
     def latest(self) -> tuple[int, State] | None:
-        found = sorted(self.folder.glob("[0-9]*"))
-        return (int(found[-1].name), load_state(found[-1])) if found else None
+        return (max(self._saved), copy.deepcopy(self._saved[max(self._saved)])) if self._saved else None
 
 
 class Stopped(BaseException):
@@ -44,12 +43,17 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "checkpoints")
+
+
 def unbroken() -> Trajectory:
     return run(ToyTrainer(N), Exp3())
 
 
 def attempt(
-    store: Store, folder: Path, *, stop_after: int | None = None, every: int = 3, noise_seed: int = 0
+    store: Store, folder: Folder, *, stop_after: int | None = None, every: int = 3, noise_seed: int = 0
 ) -> Trajectory:
     """One attempt at the run; with `stop_after`, one whose process dies when that interval is recorded."""
     claim = store.claim_run(store.create("toy", 0, {"intervals": N}), "worker")
@@ -60,7 +64,7 @@ def attempt(
         if len(so_far) == stop_after:
             raise Stopped
 
-    trainer, journal = ToyTrainer(N, noise_seed=noise_seed), RunJournal(store, claim, Folder(folder), every, watch)
+    trainer, journal = ToyTrainer(N, noise_seed=noise_seed), RunJournal(store, claim, folder, every, watch)
     with journal.attempt(trainer):
         so_far = run(trainer, Exp3(), journal)
         journal.finish(trainer)
@@ -71,32 +75,32 @@ def attempt(
 @pytest.mark.parametrize("every", [1, 3, 100])
 @pytest.mark.parametrize("stop_after", [1, 3, 4, N])
 def test_a_run_stopped_at_any_interval_ends_like_an_unbroken_one(
-    store: Store, tmp_path: Path, stop_after: int, every: int
+    store: Store, folder: Folder, stop_after: int, every: int
 ) -> None:
     with pytest.raises(Stopped):
-        attempt(store, tmp_path / "checkpoints", stop_after=stop_after, every=every)
-    resumed = attempt(store, tmp_path / "checkpoints", every=every)
+        attempt(store, folder, stop_after=stop_after, every=every)
+    resumed = attempt(store, folder, every=every)
     assert resumed == unbroken()
     [summary] = store.runs()
     assert store.load(summary.id).trajectory == unbroken()
     saved = N if stop_after == N else stop_after // every * every  # the last interval always has a checkpoint
     assert summary.cost.tokens == 1000 * (stop_after + N - saved)
     assert (summary.status, summary.attempts, summary.intervals) == ("done", 2, N)
-    assert summary.checkpoint == str(tmp_path / "checkpoints")
+    assert summary.checkpoint == str(folder.folder)
 
 
-def test_a_run_stopped_after_every_single_interval_ends_like_an_unbroken_one(store: Store, tmp_path: Path) -> None:
+def test_a_run_stopped_after_every_single_interval_ends_like_an_unbroken_one(store: Store, folder: Folder) -> None:
     for stop_after in range(1, N + 1):
         with pytest.raises(Stopped):
-            attempt(store, tmp_path, stop_after=stop_after, every=1)
-    assert attempt(store, tmp_path) == unbroken()
+            attempt(store, folder, stop_after=stop_after, every=1)
+    assert attempt(store, folder) == unbroken()
 
 
-def test_a_run_that_does_not_repeat_itself_is_found_out(store: Store, tmp_path: Path) -> None:
+def test_a_run_that_does_not_repeat_itself_is_found_out(store: Store, folder: Folder) -> None:
     with pytest.raises(Stopped):
-        attempt(store, tmp_path, stop_after=5, every=100)
+        attempt(store, folder, stop_after=5, every=100)
     with pytest.raises(StoreError, match="not deterministic"):
-        attempt(store, tmp_path, noise_seed=1)
+        attempt(store, folder, noise_seed=1)
     [summary] = store.runs()
     assert (summary.status, summary.intervals) == ("waiting", 5)
     assert "not deterministic" in str(summary.reason)
@@ -133,16 +137,16 @@ def test_a_run_that_another_worker_took_over_stops_without_a_word(store: Store) 
     assert (store.summary(run_id).status, store.summary(run_id).worker) == ("running", "heir")
 
 
-def test_checkpoints_and_store_must_belong_together(store: Store, tmp_path: Path) -> None:
+def test_checkpoints_and_store_must_belong_together(store: Store, folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        attempt(store, tmp_path / "c", stop_after=6)
+        attempt(store, folder, stop_after=6)
     claim = store.claim_run(store.create("other", 1, {}), "worker")
     with pytest.raises(CheckpointError, match="not of"):
-        run(ToyTrainer(N), Exp3(), RunJournal(store, claim, Folder(tmp_path / "c")))
+        run(ToyTrainer(N), Exp3(), RunJournal(store, claim, folder))
     with (
         Store.open(tmp_path / "another.sqlite") as another,
         pytest.raises(StoreError, match="store that belongs to it"),
     ):
-        attempt(another, tmp_path / "c")
+        attempt(another, folder)
     with pytest.raises(StoreError, match="use 1 or more"):
         RunJournal(store, claim, every=0)

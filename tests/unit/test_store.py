@@ -1,13 +1,181 @@
-"""The run store on SQLite, and what concerns files and URLs."""
+"""The run store on SQLite, what may be named as a store, and that no secret of a URL is ever shown."""
 
+import io
+import os
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
+from cuvee.core.errors import StoreError
+from cuvee.fleet.address import ENVIRONMENT, INSECURE, file_system_of, find_address
+from cuvee.fleet.migrate import HEAD
+from cuvee.fleet.store import Store
+from cuvee.fleet.worker_name import is_dead, worker_name
 from cuvee.testing.store import StoreSuite
+
+CANARIES = ("CANARY-USER", "CANARY1", "CANARY2")
+SECRET_URL = "postgresql://CANARY-USER:CANARY1@{host}/db?password=CANARY2"
 
 
 class TestSQLite(StoreSuite):
     @pytest.fixture
     def store_url(self, tmp_path: Path) -> str:
         return str(tmp_path / "new" / "store.sqlite")
+
+    def test_the_file_is_durable_and_consistent(self, store: Store) -> None:
+        pragma = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "integrity_check": "ok"}
+        found = store._database.read(
+            lambda connection: {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragma}
+        )
+        assert found == pragma
+
+
+def test_a_path_and_a_url_name_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite"
+    (tmp_path / "url").write_text(f"sqlite:///{path}\nsecond line\n")
+    monkeypatch.setenv(ENVIRONMENT, f"@{tmp_path / 'url'}")
+    monkeypatch.chdir(tmp_path)
+    for given in (path, str(path), f"sqlite:///{path}", f"@{tmp_path / 'url'}", "store.sqlite", None):
+        assert find_address(given).url.database == str(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mysql://u:CANARY1@host/db", "no driver for a store"),
+        ("postgresql+psycopg2://host/db", "no driver for a store"),
+        ("sqlite://", "plain file"),
+        ("sqlite:///:memory:", "plain file"),
+        ("sqlite:///a?mode=CANARY2", "plain file"),
+        ("://CANARY1", "cannot be read"),
+        ("postgresql://u:CANARY1@host:port/db", "cannot be read"),
+        ("@/does/not/exist", "first line"),
+        ("/", "is a folder"),
+    ],
+)
+def test_what_is_no_store_is_refused_without_repeating_a_secret(given: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message) as caught:
+        find_address(given)
+    assert not any(canary in str(caught.value) for canary in CANARIES)
+
+
+def test_no_store_at_all_is_an_error_that_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    with pytest.raises(StoreError, match=ENVIRONMENT):
+        find_address(None)
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database, " * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        Store.open(tmp_path / "text")
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "theirs") as connection:
+        connection.execute("CREATE TABLE precious (x)")
+    with pytest.raises(StoreError, match=r"precious.*database of its own"):
+        Store.open(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "lustre", "9p"])
+def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        f"2 1 0:5 / /mnt/my\\040share rw,relatime shared:1 - {kind} server:/x rw\n"
+        "3 2 8:2 / /mnt/my\\040share/local rw - xfs /dev/sdb rw\n"
+    )
+    assert file_system_of(Path("/mnt/other"), mounts) == "ext4"
+    assert file_system_of(Path("/mnt/my share/local/a"), mounts) == "xfs"
+    assert file_system_of(Path("/mnt/my share/runs/a"), mounts) == kind
+    monkeypatch.setattr("cuvee.fleet.address.file_system_of", lambda path: kind)
+    with pytest.raises(StoreError, match="network file system"):
+        Store.open(tmp_path / "store.sqlite")
+    assert not (tmp_path / "store.sqlite").exists()
+
+
+@pytest.mark.parametrize("query", ["sslmode=disable", "sslmode=prefer", "service=x&sslmode=allow"])
+def test_runs_do_not_cross_a_network_in_the_clear(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(INSECURE, raising=False)
+    url = f"postgresql://u@db.example.org/x?{query}"
+    with pytest.raises(StoreError, match="in the clear"):
+        find_address(url)
+    monkeypatch.setenv(INSECURE, "1")
+    assert find_address(url).secrets["sslmode"] in query
+
+
+def test_tls_is_asked_for_unless_the_server_is_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (INSECURE, "PGHOST", "PGHOSTADDR", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_address("postgresql://db.example.org/x").secrets["sslmode"] == "require"
+    assert find_address("postgresql://localhost/x?host=10.0.0.1").secrets["sslmode"] == "require"
+    assert find_address("postgresql://h/x?sslmode=verify-full").secrets["sslmode"] == "verify-full"
+    for local in ("postgresql://localhost/x", "postgresql://127.0.0.1:5433/x", "postgresql:///x?host=/run/pg"):
+        assert "sslmode" not in find_address(local).secrets
+    monkeypatch.setenv("PGHOST", "db.example.org")
+    assert find_address("postgresql:///x").secrets["sslmode"] == "require"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "does-not-exist.invalid"])
+def test_no_secret_is_shown_when_a_server_cannot_be_reached(host: str, capfd: pytest.CaptureFixture[str]) -> None:
+    address = find_address(SECRET_URL.format(host=host))
+    with pytest.raises(StoreError) as caught:
+        Store.open(SECRET_URL.format(host=host), patience=0.2)
+    told = io.StringIO()
+    traceback.print_exception(caught.value, file=told)
+    text = "\n".join([str(address), repr(address), address.shown, told.getvalue(), *capfd.readouterr()])
+    assert host.split(":")[0] in text
+    assert not any(canary in text for canary in CANARIES)
+    assert address.scrub("the CANARY1 of CANARY-USER") == "the *** of ***"
+
+
+def test_importing_the_package_needs_no_database_library() -> None:
+    code = "import sys, cuvee, cuvee.fleet; sys.exit('sqlalchemy' in sys.modules or 'alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_head_is_the_newest_migration() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    import cuvee.fleet.migrations
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(cuvee.fleet.migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_a_worker_is_dead_only_if_it_certainly_is() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    name = worker_name()
+    childs = name.replace(f"/{os.getpid()}/", f"/{child.pid}/").rpartition("/")[0]
+    start = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    assert not is_dead(name)
+    assert not is_dead(f"{childs}/{start}")
+    assert is_dead(f"{childs}/{int(start) + 1}")  # the number was used again by another process
+    child.kill()
+    child.wait()
+    assert is_dead(f"{childs}/{start}")
+    assert not is_dead(f"elsewhere-{childs}/{start}")
+    assert not is_dead("some name")
+
+
+def test_a_killed_worker_of_this_host_need_not_wait_out_its_lease(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    code = (
+        "import os, sys; from cuvee.fleet.store import Store, worker_name\n"
+        "store = Store.open(sys.argv[1]); store.claim_run(store.create('a', 0, {}), worker_name(), 3600.0)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    with Store.open(path) as store:
+        assert store.runs()[0].status == "running"
+        claim = store.claim(worker_name())
+        assert claim is not None
+        assert claim.attempt == 2

@@ -31,7 +31,9 @@ from cuvee.fleet.database import Database
 from cuvee.fleet.migrate import migrate
 from cuvee.fleet.rows import Interval, RunSummary, fingerprint_of, plain_json, run_key
 from cuvee.fleet.schema import STATUSES, attempts, intervals, runs, spaces
-from cuvee.fleet.worker_name import is_dead
+from cuvee.fleet.worker_name import is_dead, worker_name
+
+__all__ = ["Store", "run_key", "worker_name"]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without terminal escapes

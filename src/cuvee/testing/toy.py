@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
@@ -39,7 +40,7 @@ class ToyTrainer:
         self.cost += Cost(self._tokens, 6.0 * self._tokens, 0.001)
         return self._signals(drawn_K)
 
-    def _signals(self, drawn_K: np.ndarray) -> Signals:  # type: ignore[type-arg]
+    def _signals(self, drawn_K: npt.NDArray[np.int64]) -> Signals:
         K = len(self.domains)
         loss_K = 2.0 + (1.0 + self._read_K / 100.0) ** -0.3 + self._generator.normal(0.0, 0.01, K)
         return Signals(
