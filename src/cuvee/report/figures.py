@@ -139,7 +139,7 @@ def _lines(summary: Summary, at: Callable[[RunView], FloatArray], height: int, t
     _style(figure, title, height)
     figure.update_xaxes(range=[0, summary.longest * 1.01])
     if not title:
-        figure.update_xaxes(title_text=None)
+        figure.update_xaxes(title_text=None, nticks=4, tickangle=0)
         figure.update_layout(margin_b=24)
     return figure
 
