@@ -59,9 +59,9 @@ def write_report(
     """Writes the page and returns its path.
 
     `baseline` is the label of the method that the others are measured against (default: natural, else the first);
-    `statuses` says of runs that did not finish why, by run id ("failed: the loss is not finite"); `bytes_per_token` by domain
-    adds bits per byte; `facts` are further lines for "what was compared", such as the hardware. Raises `ConfigError` as
-    `summarise` does.
+    `statuses` says of runs that did not finish why, by run id ("failed: the loss is not finite"); `bytes_per_token` by
+    domain gives bits per byte where the runs' configurations do not; `facts` are further lines for "what was compared",
+    such as the hardware. Raises `ConfigError` as `summarise` does.
     """
     summary = summarise(runs, baseline, statuses, bytes_per_token)
     page = render(summary, title, facts or {})
@@ -143,9 +143,11 @@ def _facts(summary: Summary) -> dict[str, str]:
         "Tokens a run": amount(summary.longest),
     }
     if model := config.get("model"):
-        facts["Model"] = model if isinstance(model, str) else json.dumps(model)
+        facts["Model"] = (
+            model if isinstance(model, str) else ", ".join(f"{key} {value}" for key, value in model.items())
+        )
     if corpus := config.get("corpus"):
-        facts["Corpus"] = str(corpus)[:200]
+        facts["Corpus"] = f"fingerprint {str(corpus)[:12]}"
     return facts
 
 

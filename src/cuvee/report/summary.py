@@ -190,6 +190,7 @@ def summarise(
 ) -> Summary:
     """Groups runs into methods in the order in which they come, the baseline first.
 
+    Bytes a token come from the runs' configurations (`bytes_per_token` by domain) unless they are given.
     Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no run has the baseline's label.
     """
     if not runs:
@@ -202,13 +203,21 @@ def summarise(
     labels.sort(key=lambda label: label != baseline)
     common = _common_domains(runs)
     measured = _measured(runs, common)
-    views = [_view(run, measured, statuses or {}, bytes_per_token or {}) for run in runs]
+    views = [_view(run, measured, statuses or {}, bytes_per_token or _widths(run)) for run in runs]
     methods = [
         MethodView(label, tuple(sorted((v for v in views if v.label == label), key=lambda view: view.run.seed)))
         for label in labels
     ]
     gone = tuple(domain.name for domain in common if domain not in measured)
     return Summary(tuple(methods), baseline, measured, gone)
+
+
+def _widths(run: Run) -> Mapping[str, float]:
+    widths = run.config.get("bytes_per_token")
+    usable = widths if isinstance(widths, Mapping) else {}
+    return {
+        name: float(width) for name, width in usable.items() if isinstance(width, (int, float)) and 0 < width < math.inf
+    }
 
 
 def _common_domains(runs: Sequence[Run]) -> tuple[Domain, ...]:
