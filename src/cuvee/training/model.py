@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +14,7 @@ import tokenizers
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from cuvee.core.errors import ConfigError
 
@@ -146,19 +149,16 @@ def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        if getattr(config, "auto_map", None):
-            raise ConfigError(f"{folder} asks to run code of its own (auto_map), which cuvee never does")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        asks_for_code = "auto_map" in json.loads((folder / "config.json").read_text())
+        if not asks_for_code:
+            with no_progress_bars():
+                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                )
+    except Exception as error:  # files of anybody's making fail in any way
         raise ConfigError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    if asks_for_code:
+        raise ConfigError(f"{folder} asks to run code of its own (auto_map in config.json), which cuvee never does")
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < corpus.vocab_size:
         raise ConfigError(f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build the corpus "
@@ -169,6 +169,18 @@ def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
             f"{folder} was trained with another tokenizer than the corpus: rebuild that with --tokenizer {own}"
         )
     return model.train()
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps Transformers from drawing bars over whatever is on the terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,17 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
+from cuvee.data.batch import Batch
+from cuvee.data.corpus import Corpus
+from cuvee.data.stream import MixtureStream
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.loss import LossByDomain
 from cuvee.training.distributed import Ranks
 from cuvee.training.loss import NextTokenLoss
-from cuvee.training.model import size_of
+from cuvee.training.model import no_progress_bars, size_of
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.update import Update
 from cuvee.training.validation import Validation, next_token_counts
-
-if TYPE_CHECKING:
-    from cuvee.data.corpus import Corpus
-    from cuvee.data.pool import TokenPool
-    from cuvee.data.stream import Batch, MixtureStream
 
 # Settings that say where a run computes, not what.
 _FREE_TO_CHANGE = {"device", "compile"}
@@ -88,7 +86,7 @@ class LMTrainer:
         """Attaches the probes and measures before the first step."""
         began = time.perf_counter()
         self._attach(probes)
-        domains = self.stream.domains
+        domains = self._domains()
         self._begin_interval(domains)
         return self._signals(domains, validate=True, began=began)
 
@@ -99,7 +97,7 @@ class LMTrainer:
         assert not self.done, "the budget is used up"
         began = time.perf_counter()
         self.stream.set_mixture(mixture)
-        domains = self.stream.domains
+        domains = self._domains()
         self._begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -117,7 +115,7 @@ class LMTrainer:
         torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
         counted_BL = next_token_counts(batch.counted_BL)
         denominator = float(self.ranks.agree(self.step, batch.version, batch.mixture_digest, int(counted_BL.sum())))
-        np.add.at(self._tokens_K, batch.domain_B, batch.counted_BL.sum(1))
+        self._tokens_K += batch.tokens_K()
         self.update.begin()
         for meter in self._meters.values():
             meter.begin_step(self.step)
@@ -186,6 +184,10 @@ class LMTrainer:
                 raise ConfigError(f"two probes are called {probe.name!r}: rename one")
             self._meters[probe.name] = probe.attach(context)
 
+    def _domains(self) -> tuple[Domain, ...]:
+        known = {domain.name: domain for domain in self.corpus.domains}
+        return tuple(known[name] for name in self.stream.names)
+
     def _begin_interval(self, domains: tuple[Domain, ...]) -> None:
         self._tokens_K = np.zeros(len(domains), dtype=np.int64)
         for meter in self._meters.values():
@@ -212,15 +214,18 @@ class LMTrainer:
         return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
 
     def _validate(self, domains: tuple[Domain, ...]) -> Tensor:
-        pools = [self._valid_pool(domain.name) for domain in domains]
+        known = set(self.corpus.names)
+        pools = [
+            self.corpus.pool(domain.name, "valid")
+            if domain.name in known and self.corpus.has(domain.name, "valid")
+            else None
+            for domain in domains
+        ]
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
         sums = self.validation.sums(self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size)
         self.model.train()
         return sums
-
-    def _valid_pool(self, name: str) -> TokenPool | None:
-        return self.corpus.pool(name, "valid") if name in self.corpus.names else None
 
     def state_dict(self) -> State:
         """Everything that the rest of the run depends on, copied. Call it between intervals; it talks to no other rank."""
@@ -258,7 +263,8 @@ class LMTrainer:
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text, bos_token=end_of_text)
 
         def fill(temporary: Path) -> None:
-            self.model.save_pretrained(temporary)
+            with no_progress_bars():
+                self.model.save_pretrained(temporary)
             fast.save_pretrained(temporary)
 
         write_folder(folder, fill)
