@@ -1,0 +1,114 @@
+"""What an agent sees of a run: a `Trajectory` → an `Observation` of any K, comparable between models, corpora and trainers.
+
+The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples drawn, losses, loss changes, weight norms, their
+changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains of
+the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight norms,
+of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares and the
+target flag are added. A function of the trajectory alone, so there is no state to save.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.agents.base import Observation
+from cuvee.core.domain import natural_shares
+from cuvee.core.mixture import FloatArray
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Trajectory
+
+DOMAIN_FEATURES = (
+    "drawn",  # tokens drawn so far, standardised
+    "loss",  # standardised; 0 where absent
+    "loss_change",  # against the previous interval, standardised; 0 where absent
+    "loss_known",  # 1 where a loss was measured
+    "weight",  # K α − 1 of the last mixture: 0 at uniform
+    "epochs",  # log(1 + tokens drawn / tokens available)
+    "natural",  # log natural share, standardised
+    "target",  # 1 for a domain that is to be learned
+)
+GLOBAL_FEATURES = (
+    "progress",
+    "loss_level",  # mean loss over the domains measured, in units of ten nats
+    "loss_trend",  # its change against the previous interval, in nats
+    "norm_change",  # mean relative change of the weight norms of the layers, in percent
+    "norm_spread",  # standard deviation over layers of the same
+)
+_CLIP = 3.0
+
+
+def observe(so_far: Trajectory) -> Observation:
+    """(K, 8) features by domain and (5,) of the run, each within ±3, as float32."""
+    now, before = so_far.last, so_far.signals[-2] if len(so_far) else None
+    K = len(so_far.names)
+    available_K = np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
+    drawn_K = _drawn(so_far)
+    change = _change(now, before)
+    weights_K = so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)
+    shares_K = np.array(list(natural_shares(so_far.domains).values()))
+    everything_K = np.ones(K, dtype=np.bool_)
+    domains_KF = np.stack(
+        [
+            _standardised(drawn_K, everything_K),
+            _standardised(now.loss.values, now.loss.present),
+            _standardised(change.values, change.present),
+            now.loss.present.astype(np.float64),
+            K * weights_K - 1.0,
+            np.log1p(drawn_K / np.maximum(available_K, 1.0)),
+            _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
+            np.array([float(domain.is_target) for domain in so_far.domains]),
+        ],
+        axis=1,
+    )
+    norm_change, norm_spread = _norm_changes(now, before)
+    globals_G = np.array(
+        [now.progress, _mean(now.loss) / 10.0, _mean(change), 100.0 * norm_change, 100.0 * norm_spread]
+    )
+    clipped = (np.clip(features, -_CLIP, _CLIP).astype(np.float32) for features in (domains_KF, globals_G))
+    return Observation(*clipped)
+
+
+def _drawn(so_far: Trajectory) -> FloatArray:
+    """(K,) tokens drawn since the start from the domains that there are now."""
+    if all(signals.domains is so_far.domains for signals in so_far.signals):
+        return np.sum([signals.tokens_K for signals in so_far.signals], axis=0, dtype=np.float64)
+    totals = dict.fromkeys(so_far.names, 0.0)
+    for signals in so_far.signals:
+        for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):
+            if name in totals:
+                totals[name] += tokens
+    return np.array(list(totals.values()))
+
+
+def _change(now: Signals, before: Signals | None) -> Measured:
+    """(K,) loss now minus loss before, absent where either is."""
+    if before is None:
+        return Measured.absent(len(now.names))
+    index = {name: k for k, name in enumerate(before.names)}
+    past = [before.loss.values[index[name]] if name in index else 0.0 for name in now.names]
+    known = [bool(name in index and before.loss.present[index[name]]) for name in now.names]
+    return Measured(now.loss.values - np.array(past), now.loss.present & np.array(known))
+
+
+def _norm_changes(now: Signals, before: Signals | None) -> tuple[float, float]:
+    """Mean and spread over layers of the relative change of the weight norms; (0, 0) where they were not measured twice."""
+    new = now.probes.get("weight_norms")
+    old = before.probes.get("weight_norms") if before else None
+    if new is None or old is None or new.shape != old.shape or not (new.present.all() and old.present.all()):
+        return 0.0, 0.0
+    relative = new.values / np.maximum(old.values, 1e-12) - 1.0
+    return float(relative.mean()), float(relative.std())
+
+
+def _standardised(values_K: FloatArray, present_K: npt.NDArray[np.bool_]) -> FloatArray:
+    """(x − mean) / deviation over the present domains; 0 elsewhere, and everywhere if they are all alike."""
+    if not present_K.any():
+        return np.zeros_like(values_K)
+    known = values_K[present_K]
+    deviation = max(float(known.std()), 1e-8 * max(1.0, float(np.abs(known).max())))
+    return np.where(present_K, (values_K - known.mean()) / deviation, 0.0)
+
+
+def _mean(measured: Measured) -> float:
+    return float(measured.values[measured.present].mean()) if measured.present.any() else 0.0
