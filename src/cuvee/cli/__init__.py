@@ -1,1 +1,57 @@
-"""TBD."""
+"""The command line. Each command is thin: it reads its arguments, calls a recipe, and prints.
+
+Nothing heavy is imported here or at the top of a command's module, so that `cuvee --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from cuvee import __version__
+from cuvee.cli import report, runs, train
+from cuvee.core.errors import CuveeError, TrainingError
+from cuvee.recipes.stopping import Stopped
+
+app = typer.Typer(
+    name="cuvee",
+    help="Learns how to mix training-data domains for language models, and steers the mixture while a model trains.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("compare")(train.compare)
+app.add_typer(runs.app, name="runs")
+app.command("report")(report.report)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cuvee {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 done, 1 training failed, 2 a mistake in what was asked, 130 or 143 stopped."""
+    try:
+        app()
+    except CuveeError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1 if isinstance(error, TrainingError) else 2)
+    except Stopped as stopped:
+        again = shlex.join(["cuvee", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"])
+        typer.secho(f"{stopped}; continue with: {again}", fg=typer.colors.YELLOW, err=True)
+        sys.exit(128 + stopped.signal)

@@ -27,6 +27,7 @@ from cuvee.training.settings import TrainerSettings
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_WHERE_NOT_WHAT = {"train": {"device", "compile", "seed"}}
 Anything = TypeVar("Anything", bound="RunConfig")
 
 
@@ -84,6 +85,13 @@ class RunConfig(BaseModel):
     """A file for SQLite, a URL, or @FILE that holds one; if not given $CUVEE_STORE, else runs/cuvee.db."""
     out: Path = Path("runs")
     """Where each run keeps its folder of checkpoints, model and policy."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    """Intervals between checkpoints."""
+
+    def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
+        """What runs that may be compared have in common, as plain JSON: it decides what they compute."""
+        same = self.model_dump(mode="json", include={"model", "guard", "train"}, exclude=_WHERE_NOT_WHAT)
+        return {"corpus": corpus_fingerprint, **same}
 
     @field_validator("train", mode="before")
     @classmethod
@@ -114,15 +122,13 @@ class TrainConfig(RunConfig):
 
     def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
         """Everything that decides what the run computes, and nothing that does not; plain JSON."""
-        document: dict[str, Any] = json.loads(self.model_dump_json(exclude={"name", "store", "out", "corpus"}))
-        del document["method" if self.policy is not None else "policy"]
-        return {"corpus": corpus_fingerprint, **document}
+        steers = "policy" if self.policy is not None else "method"
+        own = self.model_dump(mode="json", include={steers, "seed"})
+        return {**self.setting(corpus_fingerprint), **own}
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
-        canonical = json.dumps(self.identity(corpus_fingerprint), sort_keys=True)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{digest[:8]}"
+        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{_digest(self.identity(corpus_fingerprint))}"
 
 
 class CompareConfig(RunConfig):
@@ -150,10 +156,18 @@ class CompareConfig(RunConfig):
     def baseline_label(self) -> str:
         return self.baseline or self.methods[0].label
 
+    def group(self, corpus_fingerprint: str) -> str:
+        """The same for comparisons that differ in methods and seeds only, so that either can be added later."""
+        return f"{self.name[:55]}-{_digest(self.setting(corpus_fingerprint))}"
+
     def runs(self) -> list[TrainConfig]:
         """One configuration for each method and seed, seed by seed, so that early results are already paired."""
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
         return [TrainConfig(**common, method=method, seed=seed) for seed in self.seeds for method in self.methods]
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Anything:

@@ -42,7 +42,13 @@ def _document(run: Run, metrics: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def _schema(pa: Any) -> Any:
-    columns = {"run": pa.string(), "method": pa.string(), "seed": pa.int64(), "interval": pa.int32(), "step": pa.int64()}
+    columns = {
+        "run": pa.string(),
+        "method": pa.string(),
+        "seed": pa.int64(),
+        "interval": pa.int32(),
+        "step": pa.int64(),
+    }
     measures = {"tokens": pa.int64(), "weight": pa.float64(), "loss": pa.float64(), "valid_loss": pa.float64()}
     return pa.schema({**columns, "domain": pa.string(), "role": pa.string(), **measures})
 
@@ -54,7 +60,13 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         weights = run.trajectory.mixtures[t - 1].as_dict() if t else {}
         valid = signals.probes.get("valid_loss")
         valid_K = valid.to_json() if valid is not None else [None] * len(signals.domains)
-        common = {"run": run.id, "method": method_label(run.config), "seed": run.seed, "interval": t, "step": signals.step}
+        common = {
+            "run": run.id,
+            "method": method_label(run.config),
+            "seed": run.seed,
+            "interval": t,
+            "step": signals.step,
+        }
         measured = zip(signals.domains, signals.tokens_K.tolist(), signals.loss.to_json(), valid_K, strict=True)
         for domain, tokens, loss, valid_loss in measured:
             weight = weights.get(domain.name)

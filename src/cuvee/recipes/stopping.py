@@ -1,15 +1,17 @@
-"""Ctrl-C without loss: the first one lets the interval end and a checkpoint be written, the second stops at once."""
+"""Stopping without loss: the first Ctrl-C lets the interval end and be saved, the second ends the process at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from multiprocessing.synchronize import Event
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 
-class Stopped(Exception):
-    """Work ended early because it was asked to by `signal`; what was done is on disk, and the message says how much."""
+class Stopped(BaseException):
+    """No error: work ended early because it was asked to by `signal`; what was done is on disk, and the message says how much."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message, signal)
@@ -19,6 +21,24 @@ class Stopped(Exception):
         return str(self.args[0])
 
 
+class Stop(Protocol):
+    @property
+    def signal(self) -> int | None:
+        """What asked to stop, if anything did."""
+        ...
+
+
+class ToldToStop:
+    """For a process that another one started: asked through an event, or by the other's death."""
+
+    def __init__(self, told: Event) -> None:
+        self._told, self._parent = told, os.getppid()
+
+    @property
+    def signal(self) -> int | None:
+        return signal.SIGTERM if self._told.is_set() or os.getppid() != self._parent else None
+
+
 class StopRequest:
     """While it is entered, SIGINT and SIGTERM set `signal` instead of ending the process; a second one does end it.
 
@@ -26,13 +46,17 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
+    @property
+    def signal(self) -> int | None:
+        return self._signal
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self._signal is not None:
             raise KeyboardInterrupt
-        self.signal = number
+        self._signal = number
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -1,0 +1,35 @@
+"""`cuvee report`: runs as one page that opens anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cuvee.cli.runs import GroupOption, StoreOption
+
+
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]…", help="Ids or their beginnings; all runs if none.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[
+        str | None, typer.Option("--title", help="Its heading. Default: the group, or the one run.")
+    ] = None,
+    group: GroupOption = None,
+    store: StoreOption = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Writes one self-contained HTML page: mixtures over time, losses by domain, and the final table with cost."""
+    from cuvee.recipes.build import find_runs, open_store
+    from cuvee.recipes.reporting import write_stored
+
+    with open_store(store, must_exist=True) as opened:
+        found = find_runs(opened, runs or (), group)
+        heading = title or group or (found[0].id if len(found) == 1 else "Runs")
+        path = write_stored(opened, found, output, heading)
+    typer.echo(str(path))
+    if open_page:
+        typer.launch(path.absolute().as_uri())

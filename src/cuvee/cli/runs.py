@@ -1,0 +1,164 @@
+"""`cuvee runs`: what was trained, and what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(name="runs", help="List, show, export and audit runs.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="SQLite file, URL or @FILE. Default: $CUVEE_STORE, else runs/cuvee.db."),
+]
+GroupOption = Annotated[str | None, typer.Option("--group", help="Only the runs of this comparison.")]
+_SHOWN_DOMAINS = 4
+
+
+@app.command("list")
+def list_runs(
+    store: StoreOption = None,
+    group: GroupOption = None,
+    status: Annotated[str | None, typer.Option("--status", help="waiting, running, done or failed.")] = None,
+) -> None:
+    """A table of runs, oldest first."""
+    from cuvee.cli.live import time_of
+    from cuvee.recipes.build import open_store
+
+    table = _table("run", "group", "status", "done", "intervals", "tokens", "FLOPs", "time", "why")
+    with open_store(store, must_exist=True) as opened:
+        for run in opened.runs(group=group, status=status):
+            spent = (f"{run.cost.tokens:,}", f"{run.cost.flops:.2e}", time_of(run.cost.seconds))
+            table.add_row(
+                run.id,
+                run.group or "",
+                run.status,
+                f"{run.progress:.0%}",
+                f"{run.intervals:,}",
+                *spent,
+                run.reason or "",
+            )
+    _print(table)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
+    store: StoreOption = None,
+    every: Annotated[int, typer.Option("--every", min=0, help="Show each n-th interval; 0 picks about 20.")] = 0,
+) -> None:
+    """One run: its configuration and its trajectory, interval by interval."""
+    import yaml
+
+    from cuvee.recipes.build import find_runs, open_store
+    from cuvee.recipes.watch import training_loss, valid_loss
+
+    with open_store(store, must_exist=True) as opened:
+        summary = find_runs(opened, [run])[0]
+        trajectory = opened.trajectory(summary.id)
+    facts = {"run": summary.id, "status": summary.status, "checkpoint": summary.checkpoint, "policy": summary.policy}
+    typer.echo(yaml.safe_dump({**facts, "model": summary.model, "config": dict(summary.config)}, sort_keys=False))
+    table = _table("step", "tokens", "loss", "valid loss", "change", "heaviest domains")
+    every = every or max(1, len(trajectory) // 20)
+    tokens = 0
+    for t, signals in enumerate(trajectory.signals):
+        tokens += int(signals.tokens_K.sum())
+        if t % every and t != len(trajectory):
+            continue
+        mixture = trajectory.mixtures[t - 1] if t else None
+        before = trajectory.mixtures[t - 2] if t > 1 else None
+        table.add_row(
+            f"{signals.step:,}",
+            f"{tokens:,}",
+            _number(training_loss(signals)),
+            _number(valid_loss(signals)),
+            _number(mixture.total_variation(before) if mixture and before and mixture.names == before.names else None),
+            _heaviest(mixture.as_dict()) if mixture else "",
+        )
+    _print(table)
+
+
+@app.command("export")
+def export_runs(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file ending in .parquet or .json.")],
+    runs: Annotated[list[str] | None, typer.Argument(help="Ids or their beginnings; all runs if none.")] = None,
+    store: StoreOption = None,
+    group: GroupOption = None,
+) -> None:
+    """Writes runs to one file: JSON keeps everything, Parquet is a table by run, interval and domain."""
+    from cuvee.recipes.build import find_runs, open_store
+    from cuvee.recipes.export import export
+
+    with open_store(store, must_exist=True) as opened:
+        found = find_runs(opened, runs or (), group)
+        export([(opened.load(run.id), opened.metrics(run.id)) for run in found if run.progress > 0], output)
+    typer.echo(f"{len(found)} runs → {output}")
+
+
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
+    store: StoreOption = None,
+    output: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="A table, or a line of JSON each.")
+    ] = "table",
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Only what the guard did not let through as it was.")
+    ] = False,
+) -> None:
+    """Each decision of a run: what the policy proposed, what the guard made of it, and why."""
+    import json
+
+    from cuvee.recipes.build import find_runs, open_store
+
+    with open_store(store, must_exist=True) as opened:
+        summary = find_runs(opened, [run])[0]
+        trajectory, metrics = opened.trajectory(summary.id), opened.metrics(summary.id)
+    table = _table("step", "verdict", "change", "proposed", "executed", "reason")
+    for mixture, figures in zip(trajectory.mixtures, metrics, strict=True):
+        decision: dict[str, Any] = figures.get("guard", {})
+        if refused and decision.get("verdict") == "accepted":
+            continue
+        if output == "json":
+            typer.echo(json.dumps({**figures, "executed": mixture.as_dict()}))
+            continue
+        table.add_row(
+            str(decision.get("step", "")),
+            str(decision.get("verdict", "")),
+            _number(decision.get("change")),
+            _heaviest(decision.get("proposed") or {}),
+            _heaviest(mixture.as_dict()),
+            decision.get("reason") or "",
+        )
+    if output == "table":
+        _print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _heaviest(weights: dict[str, float]) -> str:
+    ranked = sorted(weights.items(), key=lambda item: -item[1])
+    return " ".join(f"{name} {weight:.3f}" for name, weight in ranked[:_SHOWN_DOMAINS])
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    numbers = {"done", "intervals", "tokens", "FLOPs", "time", "step", "loss", "valid loss", "change"}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    from cuvee.cli.console import console
+
+    console().print(table, highlight=False)

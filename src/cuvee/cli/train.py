@@ -1,0 +1,78 @@
+"""`cuvee train` and `cuvee compare`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cuvee.report.tables import Table as Figures
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run: see docs/configuration.md.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]…", help="In place of the file's values, as in train.learning_rate=3e-3."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it works.")]
+
+
+def train(config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Trains a model under a method's mixture, and keeps run, model and policy."""
+    from cuvee.cli.live import view
+    from cuvee.recipes.config import TrainConfig, load
+
+    wanted = load(TrainConfig, config, overrides or ())
+    from cuvee.recipes import train as recipe  # loads torch, which a mistake in the configuration should not wait for
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    with view(quiet or not first) as seen:
+        run = recipe.train(wanted, resume=resume, observer=seen)
+    if first:
+        typer.echo(f"see it with `cuvee runs show {run.id}` or `cuvee report {run.id}`")
+
+
+def compare(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Runs at a time, one thread each.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The report to write. Default: NAME.html in `out`.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains each method with each seed on equal terms, prints what came of it, and writes the report."""
+    from cuvee.cli.console import console
+    from cuvee.cli.live import view
+    from cuvee.recipes.config import CompareConfig, load
+
+    wanted = load(CompareConfig, config, overrides or ())
+    from cuvee.recipes import compare as recipe
+    from cuvee.recipes import reporting
+
+    with view(quiet) as seen:
+        runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
+    for heading, figures in reporting.tables(runs, wanted.baseline_label):
+        console().print(_printed(heading, figures), highlight=False)
+    page = reporting.write(runs, output or wanted.out / f"{wanted.name}.html", wanted.name, wanted.baseline_label)
+    typer.echo(f"report: {page}")
+
+
+def _printed(heading: str, figures: Figures) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=heading, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for column in figures.columns:
+        table.add_column(escape(column), justify="right")
+    for row in figures.rows:
+        cells = (escape(f"{cell.text}\n{cell.note}" if cell.note else cell.text) for cell in row.cells)
+        table.add_row(escape(f"{row.head}\n{row.note}"), *cells)
+    return table

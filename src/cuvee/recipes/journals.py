@@ -1,0 +1,99 @@
+"""Journals around the one that writes: one that is looked on at and can be stopped, and one for the ranks that do not write."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Protocol, cast
+
+import torch
+
+from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
+from cuvee.core.trajectory import Trajectory
+from cuvee.fleet.journal import ResumableTrainer
+from cuvee.fleet.store import Store
+from cuvee.recipes.stopping import Stop, Stopped
+from cuvee.recipes.watch import Observer, Progress, training_loss, valid_loss
+from cuvee.training.checkpoint import Checkpoints
+from cuvee.training.distributed import Ranks
+
+
+class SavingJournal(Journal, Protocol):
+    def save(self, number: int, trainer: Trainer, policy: Policy) -> None: ...
+
+
+class WatchedJournal:
+    """Tells an observer of each interval, and ends the run, checkpointed, when any rank was asked to stop."""
+
+    def __init__(self, inner: SavingJournal, run_id: str, ranks: Ranks, stop: Stop, observer: Observer) -> None:
+        self._inner, self._run_id, self._ranks, self._stop, self._observer = inner, run_id, ranks, stop, observer
+        self._began_at = 0.0
+        self._tokens = 0
+        self._valid_loss: float | None = None
+        self._clock = time.perf_counter()
+
+    def resume(self, trainer: Trainer, policy: Policy) -> Trajectory | None:
+        so_far = self._inner.resume(trainer, policy)
+        if so_far is None:
+            self._observer.begin(self._run_id, "begins")
+        else:
+            self._began_at = so_far.last.progress
+            measured = (valid_loss(signals) for signals in reversed(so_far.signals))
+            self._valid_loss = next((loss for loss in measured if loss is not None), None)
+            self._observer.begin(self._run_id, f"continues after step {so_far.last.step:,} ({self._began_at:.0%})")
+        self._clock = time.perf_counter()
+        return so_far
+
+    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
+        self._inner.record(so_far, trainer, policy, metrics)
+        self._observer.interval(self._progress(so_far))
+        asked = self._asked()
+        if asked and not trainer.done:
+            self._inner.save(len(so_far), trainer, policy)
+            last = so_far.last
+            raise Stopped(
+                f"{self._run_id} stopped after step {last.step:,} ({last.progress:.0%}), all of it saved", asked
+            )
+
+    def _progress(self, so_far: Trajectory) -> Progress:
+        last, mixture = so_far.last, so_far.last_mixture
+        assert mixture is not None, "an interval has its mixture"
+        self._tokens += int(last.tokens_K.sum())
+        measured = valid_loss(last)
+        self._valid_loss = self._valid_loss if measured is None else measured
+        return Progress(
+            run_id=self._run_id,
+            step=last.step,
+            progress=last.progress,
+            began=self._began_at,
+            seconds=time.perf_counter() - self._clock,
+            tokens=self._tokens,
+            loss=training_loss(last),
+            valid_loss=self._valid_loss,
+            mixture=mixture.as_dict(),
+        )
+
+    def _asked(self) -> int | None:
+        """The signal that asked; every rank hears of it after the same interval, whichever of them it was sent to."""
+        asked = torch.tensor([self._stop.signal is not None], dtype=torch.float64)
+        self._ranks.sum(asked, "the question whether to stop")
+        return (self._stop.signal or signal.SIGTERM) if asked.item() else None
+
+
+class FollowingJournal:
+    """For ranks above 0: takes the run up from the checkpoint that rank 0 takes it up from, and writes nothing."""
+
+    def __init__(self, store: Store, run_id: str, checkpoints: Checkpoints) -> None:
+        self._store, self._run_id, self._checkpoints = store, run_id, checkpoints
+
+    def resume(self, trainer: Trainer, policy: Policy) -> Trajectory | None:
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return None
+        number, state = latest
+        cast(ResumableTrainer, trainer).restore(state["trainer"], policy.probes)
+        return self._store.trajectory(self._run_id, last=number)
+
+    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None: ...
+
+    def save(self, number: int, trainer: Trainer, policy: Policy) -> None: ...

@@ -1,0 +1,103 @@
+"""`train`: one configuration → one run, from wherever it stopped to its end."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from cuvee.core.errors import ConfigError
+from cuvee.core.trajectory import Run
+from cuvee.data.corpus import Corpus
+from cuvee.fleet.journal import RunJournal
+from cuvee.fleet.rows import RunSummary
+from cuvee.fleet.store import Store
+from cuvee.fleet.worker_name import worker_name
+from cuvee.loop import run
+from cuvee.policies.files import save_policy
+from cuvee.recipes.build import build_policy, build_trainer, open_store, record_of
+from cuvee.recipes.config import TrainConfig
+from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
+from cuvee.recipes.stopping import Stop, StopRequest
+from cuvee.recipes.watch import Observer, Unobserved
+from cuvee.training.checkpoint import Checkpoints
+from cuvee.training.distributed import Leader, Ranks
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    group: str | None = None,
+    stop: Stop | None = None,
+) -> Run:
+    """Trains what `config` says and returns the run; if it is finished already, returns that and does nothing.
+
+    A run that was interrupted goes on with `resume`, and is refused without it. Under torchrun every process calls this and
+    rank 0 alone writes. When `stop` asks, by default for SIGINT and SIGTERM, the run ends with `Stopped` after the interval
+    under way, everything saved. `group` is what a comparison files its runs under.
+    """
+    observer = observer or Unobserved()
+    corpus = Corpus.open(config.corpus)
+    run_id = config.run_id(corpus.fingerprint)
+    with open_store(config.store) as store:
+        known = next((found for found in store.runs() if found.id == run_id), None)
+        if known is not None and known.status == "done":
+            observer.end(run_id, f"is finished already: {known.cost.tokens:,} tokens, nothing to do")
+            return store.load(run_id)
+        refuse_interrupted(known, resume)
+        ranks = Ranks.connect()
+        try:
+            with StopRequest() if stop is None else nullcontext(stop) as asked:
+                return _train(config, corpus, store, ranks, observer if ranks.rank == 0 else Unobserved(), asked, group)
+        finally:
+            ranks.close()
+
+
+def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
+    """Raises `ConfigError` if the run has begun, is not finished, and nobody said that it shall go on."""
+    if known is not None and known.status != "done" and known.intervals and not resume:
+        why = f" ({known.reason})" if known.reason else ""
+        raise ConfigError(
+            f"run {known.id} was interrupted at {known.progress:.0%} of its budget{why}: continue it with --resume, "
+            "or start another one by giving it another name, as in name=second-try"
+        )
+
+
+def _train(
+    config: TrainConfig,
+    corpus: Corpus,
+    store: Store,
+    ranks: Ranks,
+    observer: Observer,
+    stop: Stop,
+    group: str | None,
+) -> Run:
+    run_id, record = config.run_id(corpus.fingerprint), record_of(config, corpus)
+    folder = (config.out / run_id).absolute()
+    guarded = build_policy(config, corpus)
+    trainer, policy = build_trainer(config, corpus, ranks), Leader(guarded, ranks)
+    checkpoints = Checkpoints(folder / "checkpoints")
+
+    def watched(inner: SavingJournal) -> WatchedJournal:
+        return WatchedJournal(inner, run_id, ranks, stop, observer)
+
+    if ranks.rank > 0:
+        so_far = run(trainer, policy, watched(FollowingJournal(store, run_id, checkpoints)))
+        return Run(run_id, config.seed, record, so_far, trainer.cost)
+    store.create(config.label, config.seed, record, group=group, run_id=run_id)
+    journal = RunJournal(store, store.claim_run(run_id, worker_name()), checkpoints, config.checkpoint_every)
+    with journal.attempt(trainer):
+        run(trainer, policy, watched(journal))
+        trainer.export(folder / "model")
+        save_policy(folder / "policy", guarded, {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed})
+        journal.finish(trainer, policy=str(folder / "policy"), model=str(folder / "model"))
+    finished = store.load(run_id)
+    observer.end(run_id, f"is finished: {finished.cost.tokens:,} tokens, model in {_short(folder / 'model')}")
+    return finished
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
