@@ -1,10 +1,10 @@
 """What an agent sees of a run: a `Trajectory` → an `Observation` of any K, comparable between models, corpora and trainers.
 
 The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples drawn, losses, loss changes, weight norms, their
-changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains of
-the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight norms,
-of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares and the
-target flag are added. A function of the trajectory alone, so there is no state to save.
+changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains
+of the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight
+norms, of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares
+and the target flag are added. A function of the trajectory alone, so there is no state to save.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def observe(so_far: Trajectory) -> Observation:
 def _drawn(so_far: Trajectory) -> FloatArray:
     """(K,) tokens drawn since the start from the domains that there are now."""
     if all(signals.domains is so_far.domains for signals in so_far.signals):
-        return np.sum([signals.tokens_K for signals in so_far.signals], axis=0, dtype=np.float64)
+        drawn_K: FloatArray = np.array([signals.tokens_K for signals in so_far.signals], dtype=np.float64).sum(axis=0)
+        return drawn_K
     totals = dict.fromkeys(so_far.names, 0.0)
     for signals in so_far.signals:
         for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):

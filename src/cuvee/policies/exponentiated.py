@@ -1,4 +1,4 @@
-"""`ExponentiatedAlignment`: multiplicative weights on gradient alignment, without a critic (DoGE, Fan et al. 2023, arXiv 2310.15393, alg. 1).
+"""`ExponentiatedAlignment`: multiplicative weights on gradient alignment, no critic (DoGE, Fan et al. 2023, arXiv 2310.15393).
 
     α_i ← α_i exp(W̃_i / μ), divided by the sum            W̃ as in `cuvee.policies.rewards`
 

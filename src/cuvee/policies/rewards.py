@@ -1,6 +1,6 @@
 """What an agent is rewarded for, from raw signals. Rewards are views: a trajectory stores none of them.
 
-    W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩                        how a step on domain i helps the valued others (AC-ODM, arXiv 2505.23878 §3)
+    W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩                        how domain i helps the valued others (AC-ODM, arXiv 2505.23878 §3)
     W̃_i = W_i / (‖g_i‖ ‖Σ_{j≠i} v_j g_j‖)               the same as a cosine, within ±1
     r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i                    smoothed and importance-corrected: the vector reward
     Σ_i α_i W̃_i                                         the scalar reward of AC-ODM
