@@ -1,0 +1,263 @@
+"""Building a corpus: text → survey → tokenizer → shards → manifest.
+
+    survey      every row is read once: counts, bad rows, a sample of each domain          survey.py
+    tokenizer   trained on the sample, or given                                            tokenizer.py
+    encoding    every row is read again and its token ids appended to its domain's shard   encoding.py
+    manifest    indices, hashes, and last of all manifest.json                             manifest.py
+
+The result is the same bytes with any number of workers and after any number of interruptions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.domain import Role
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import fsync_dir, sha256_of, write_atomic
+from cuvee.data.corpus import TOKENIZER, Corpus
+from cuvee.data.crew import Crew
+from cuvee.data.documents import Rules
+from cuvee.data.encoding import EncodeTask, Written, encode, lengths_path
+from cuvee.data.manifest import (
+    DomainEntry,
+    Manifest,
+    ShardEntry,
+    SourceEntry,
+    TokenizerEntry,
+    digest,
+    write_manifest,
+)
+from cuvee.data.shards import bin_path, idx_path, token_dtype, write_index
+from cuvee.data.sources import Source, choose_roles, find_sources
+from cuvee.data.survey import Survey, take_survey
+from cuvee.data.tokenizer import (
+    SMALLEST_VOCAB,
+    Vocabulary,
+    find_vocabulary,
+    parse_tokenizer,
+    read_tokenizer,
+    single_threaded,
+    train_tokenizer,
+)
+from cuvee.data.workplace import is_built, workplace
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and the share of it that is done."""
+
+_BUILD_VERSION = 1  # part of what a corpus is built from: raise it when the same text would give other bytes
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How text becomes a corpus.
+
+    `domain_column` names the column with each row's domain, `targets` the target domains (else tables beside the sources
+    say). `tokenizer` is a tokenizer.json, else a byte-level BPE of `vocab_size` is trained. `end_of_text` is the token that ends
+    a document, needed where the tokenizer has no well-known one. `valid_share` of the documents, chosen by a hash of
+    their content, is kept for validation where sources have no `train/` and `valid/`.
+    """
+
+    text_column: str = "text"
+    domain_column: str | None = None
+    targets: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    vocab_size: int = 4096
+    end_of_text: str | None = None
+    valid_share: float = 0.05
+    max_bad_rows: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.valid_share < 1:
+            raise CorpusError(f"valid_share is {self.valid_share}: it must be at least 0 and less than 1")
+        if self.tokenizer is None and not SMALLEST_VOCAB <= self.vocab_size <= 1 << 24:
+            raise CorpusError(
+                f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB}, the bytes and the end of text"
+            )
+        if self.max_bad_rows < 0:
+            raise CorpusError(f"max_bad_rows is {self.max_bad_rows}: it must not be negative")
+
+
+def build(
+    sources: Sequence[Path | str] | Mapping[str, Any],
+    folder: Path | str,
+    settings: BuildSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Builds the corpus of `sources` in `folder`, or continues where an earlier call was interrupted.
+
+    `sources` are files and folders (see `sources.py`), or a mapping from domain names to Hugging Face map-style data sets.
+    `workers` processes tokenize, by default one a core; with 1 everything happens in this process. A corpus that is already
+    there, of the same sources and settings, is opened. Raises `CorpusError`.
+    """
+    settings = settings or BuildSettings()
+    folder = Path(folder)
+    report = progress or (lambda stage, share: None)
+    workers = workers if workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise CorpusError(f"workers is {workers}: at least 1 is needed")
+    found, table = find_sources(sources)
+    entries = _identify(found, report)
+    built_from = _built_from(found, entries, settings, table)
+    if not is_built(folder, built_from):
+        try:
+            with workplace(folder, built_from) as work, single_threaded(), Crew(workers) as crew:
+                building = _Building(found, settings, folder, work, crew, report)
+                survey, vocabulary = building.survey()
+                roles = choose_roles(survey.names, table, settings.targets)
+                written = building.encode(vocabulary, survey.names)
+                write_manifest(
+                    folder,
+                    Manifest(
+                        dtype=token_dtype(vocabulary.size).name,
+                        tokenizer=building.keep_tokenizer(vocabulary),
+                        domains=_domains(survey, roles, building.finish_shards(written, vocabulary)),
+                        sources=tuple(entries),
+                        bad_rows=len(survey.bad_rows),
+                        built_from=built_from,
+                    ),
+                )
+                shutil.rmtree(work)
+        except OSError as error:
+            raise CorpusError(
+                f"cannot build {folder}: {error.strerror or error}; mend that and run the same again to continue"
+            ) from error
+    return Corpus.open(folder)
+
+
+@dataclass(frozen=True)
+class _Building:
+    """One build at work: the corpus grows in `folder`, and what is unfinished lies in `work`."""
+
+    sources: Sequence[Source]
+    settings: BuildSettings
+    folder: Path
+    work: Path
+    crew: Crew
+    report: Progress
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.settings.text_column, self.settings.domain_column, self.settings.valid_share)
+
+    def survey(self) -> tuple[Survey, Vocabulary]:
+        """The survey, and with it the tokenizer: both are kept in `work`."""
+        place = self.settings.tokenizer
+        text = ""
+        if place is not None:  # a bad one is to be refused before hours of reading
+            text = read_tokenizer(place)
+            find_vocabulary(parse_tokenizer(text, str(place)), self.settings.end_of_text, str(place))
+        if not (self.work / "survey.json").exists():
+            survey, sample = take_survey(
+                self.sources,
+                self.rules,
+                self.crew,
+                self.settings.max_bad_rows,
+                self.folder / "quarantine.jsonl",
+                lambda share: self.report("reading", share),
+            )
+            choose_roles(survey.names, {}, self.settings.targets)
+            if place is None:
+                self.report("training the tokenizer", 0.0)
+                texts = (text for name in survey.names for text in sample.texts(name))
+                text = train_tokenizer(texts, self.settings.vocab_size)
+                self.report("training the tokenizer", 1.0)
+            write_atomic(self.work / TOKENIZER, text)
+            survey.save(self.work / "survey.json")
+        tokenizer = parse_tokenizer(read_tokenizer(self.work / TOKENIZER), str(self.work / TOKENIZER))
+        vocabulary = find_vocabulary(tokenizer, self.settings.end_of_text, str(place))
+        return Survey.load(self.work / "survey.json"), vocabulary
+
+    def encode(self, vocabulary: Vocabulary, names: Sequence[str]) -> dict[str, Written]:
+        tokenizer = self.work / TOKENIZER
+        task = EncodeTask(
+            self.rules, tokenizer, sha256_of(tokenizer), vocabulary.end_of_text, token_dtype(vocabulary.size).str
+        )
+        written = encode(
+            self.sources, task, self.crew, self.folder, self.work, lambda share: self.report("tokenizing", share)
+        )
+        if {f"train/{name}" for name in names} != {key for key in written if key.startswith("train/")}:
+            raise CorpusError(f"the sources changed while they were read: remove {self.folder} and build again")
+        return written
+
+    def finish_shards(self, written: Mapping[str, Written], vocabulary: Vocabulary) -> dict[str, ShardEntry]:
+        """Writes the indices and hashes everything."""
+        for key, shard in written.items():
+            lengths_D = np.fromfile(lengths_path(self.work, key), np.int32, shard.documents)
+            write_index(self.folder / key, lengths_D, token_dtype(vocabulary.size))
+        paths = [path for key in written for path in (bin_path(self.folder / key), idx_path(self.folder / key))]
+        hashes = []
+        for sha in self.crew.map(sha256_of, ((path,) for path in paths)):
+            hashes.append(sha)
+            self.report("hashing the shards", len(hashes) / len(paths))
+        return {
+            key: ShardEntry(
+                path=key,
+                documents=shard.documents,
+                tokens=shard.tokens,
+                text_bytes=shard.text_bytes,
+                bin_bytes=bin_path(self.folder / key).stat().st_size,
+                idx_bytes=idx_path(self.folder / key).stat().st_size,
+                bin_sha256=hashes[2 * i],
+                idx_sha256=hashes[2 * i + 1],
+            )
+            for i, (key, shard) in enumerate(written.items())
+        }
+
+    def keep_tokenizer(self, vocabulary: Vocabulary) -> TokenizerEntry:
+        kept = self.folder / TOKENIZER
+        write_atomic(kept, (self.work / TOKENIZER).read_bytes())
+        fsync_dir(self.folder)
+        return TokenizerEntry(sha256=sha256_of(kept), vocab_size=vocabulary.size, end_of_text=vocabulary.end_of_text)
+
+
+def _identify(sources: Sequence[Source], report: Progress) -> list[SourceEntry]:
+    entries = []
+    for i, source in enumerate(sources):
+        report("hashing the sources", i / len(sources))
+        try:
+            entries.append(SourceEntry(label=source.label, size=source.size, digest=source.digest()))
+        except OSError as error:
+            raise CorpusError(f"{source.place} cannot be read: {error.strerror}") from error
+    report("hashing the sources", 1.0)
+    return entries
+
+
+def _built_from(
+    sources: Sequence[Source], entries: Sequence[SourceEntry], settings: BuildSettings, table: Mapping[str, Role]
+) -> str:
+    content = asdict(settings)
+    del content["max_bad_rows"]  # it decides whether there is a corpus, not which
+    if settings.tokenizer is not None:
+        del content["vocab_size"]
+        content["tokenizer"] = read_tokenizer(settings.tokenizer)
+    return digest(
+        {
+            "version": _BUILD_VERSION,
+            "settings": content,
+            "roles": dict(table),
+            "sources": [[s.domain, s.split, e.model_dump()] for s, e in zip(sources, entries, strict=True)],
+        }
+    )
+
+
+def _domains(survey: Survey, roles: Mapping[str, Role], shards: Mapping[str, ShardEntry]) -> tuple[DomainEntry, ...]:
+    return tuple(
+        DomainEntry(
+            name=name,
+            role=roles[name],
+            scores={"mtld": survey.mtld[name]} if name in survey.mtld else {},
+            train=shards[f"train/{name}"],
+            valid=shards.get(f"valid/{name}"),
+        )
+        for name in survey.names
+    )
