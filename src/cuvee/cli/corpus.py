@@ -1,0 +1,177 @@
+"""`cuvee corpus`: builds, shows and verifies corpora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from cuvee.data.corpus import Corpus
+
+app = typer.Typer(no_args_is_help=True, help="Build, show and verify corpora.")
+
+
+@app.command()
+def build(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SRC...", help="Files or folders of .jsonl, .json, .txt (.gz, .zst), .parquet, or .bin/.idx pairs."
+        ),
+    ],
+    folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The corpus to make.")],
+    domain_column: Annotated[
+        str | None, typer.Option(help="The column with a row's domain; else files and folders name it.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A target domain; may be repeated. Else table.json says.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Tokens of the byte-level BPE that is trained.  [default: 4096]")
+    ] = None,
+    end_of_text: Annotated[
+        str | None, typer.Option(help="The token that ends a document, where it is none of the well-known ones.")
+    ] = None,
+    valid_share: Annotated[
+        float, typer.Option(help="Share of documents kept for validation, unless sources have train/ and valid/.")
+    ] = 0.05,
+    workers: Annotated[int | None, typer.Option(help="Processes that tokenize.  [default: one a core]")] = None,
+    max_bad_rows: Annotated[int, typer.Option(help="Stop when more rows than these cannot be used.")] = 100,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Make a corpus of text, or finish one whose building was interrupted."""
+    from cuvee.cli.console import console
+    from cuvee.data.adopt import adopt, find_shards
+    from cuvee.data.build import BuildSettings
+    from cuvee.data.build import build as build_corpus
+
+    if find_shards(sources):
+        corpus = adopt(
+            sources,
+            folder,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            end_of_text=end_of_text,
+            targets=target or (),
+        )
+    else:
+        settings = BuildSettings(
+            text_column=text_column,
+            domain_column=domain_column,
+            targets=tuple(target or ()),
+            tokenizer=tokenizer,
+            vocab_size=4096 if vocab_size is None else vocab_size,
+            end_of_text=end_of_text,
+            valid_share=valid_share,
+            max_bad_rows=max_bad_rows,
+        )
+        bar = _bar(disable=not progress)
+        try:
+            with bar:
+                corpus = build_corpus(sources, folder, settings, workers=workers, progress=_Stages(bar))
+        except KeyboardInterrupt:
+            console(stderr=True).print("Interrupted. The same command continues where this one stopped.")
+            raise typer.Exit(130) from None
+    console().print(_table(corpus))
+    if corpus.manifest.bad_rows:
+        console().print(f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")]) -> None:
+    """Print the domains of a corpus: documents, tokens, shares, bytes a token, lexical diversity."""
+    from cuvee.cli.console import console
+    from cuvee.data.corpus import Corpus
+
+    console().print(_table(Corpus.open(folder)))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")],
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Read every file of a corpus and check it against the hashes in its manifest."""
+    from cuvee.cli.console import console
+    from cuvee.data.corpus import Corpus
+
+    corpus = Corpus.open(folder)
+    with _bar(disable=not progress) as bar:
+        stages = _Stages(bar)
+        corpus.verify(lambda share: stages("verifying", share))
+    console().print(f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})")
+
+
+class _Stages:
+    """Shows each stage of the work as a bar of its own."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, int] = {}
+
+    def __call__(self, stage: str, share: float) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=1.0)
+        self._bar.update(self._tasks[stage], completed=share)  # type: ignore[arg-type]
+
+
+def _bar(*, disable: bool) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from cuvee.cli.console import console
+
+    columns = ("{task.description}", BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn(columns[0]), *columns[1:], console=console(stderr=True), disable=disable)
+
+
+def _table(corpus: Corpus) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{corpus.folder}", caption=f"vocabulary {corpus.vocab_size}, fingerprint {corpus.fingerprint[:12]}"
+    )
+    table.add_column("domain")
+    table.add_column("role")
+    for title in ("documents", "tokens", "share", "bytes/token", "MTLD", "valid tokens"):
+        table.add_column(title, justify="right")
+    entries = corpus.manifest.domains
+    total = sum(entry.train.tokens for entry in entries)
+    for entry in entries:
+        known = entry.train.text_bytes is not None
+        table.add_row(
+            entry.name,
+            entry.role,
+            f"{entry.train.documents:,}",
+            f"{entry.train.tokens:,}",
+            f"{entry.train.tokens / total:.1%}",
+            f"{corpus.bytes_per_token(entry.name):.2f}" if known else "–",
+            f"{entry.scores['mtld']:.1f}" if "mtld" in entry.scores else "–",
+            f"{entry.valid.tokens:,}" if entry.valid else "–",
+        )
+    known_bytes = [entry.train.text_bytes for entry in entries if entry.train.text_bytes is not None]
+    table.add_section()
+    table.add_row(
+        f"{len(entries)} domains",
+        "",
+        f"{sum(entry.train.documents for entry in entries):,}",
+        f"{total:,}",
+        "100.0%",
+        f"{sum(known_bytes) / total:.2f}" if len(known_bytes) == len(entries) else "–",
+        "",
+        f"{sum(entry.valid.tokens for entry in entries if entry.valid):,}",
+    )
+    return table
