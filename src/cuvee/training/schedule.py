@@ -22,7 +22,7 @@ def learning_rate(
 
     "cosine" (Loshchilov & Hutter, arXiv 1608.03983) falls from the end of the warm-up on; "wsd", warm-up, stable, decay
     (Hu et al., arXiv 2404.06395), stays at the peak and falls linearly over the last `decay_share` of all steps.
-    The last step, `total_steps − 1`, is the one that runs at the minimum.
+    The last step, `total_steps − 1`, is the one that runs at the minimum; with a `decay_share` of 0, "wsd" never falls.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -1,0 +1,252 @@
+"""The language-model trainer: exact losses by domain, exact resume, refusal before the weights are touched, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.mixture import Mixture
+from cuvee.core.signals import Signals
+from cuvee.data.corpus import Corpus
+from cuvee.data.stream import MixtureStream
+from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.testing.trainer import TrainerSuite, assert_same_state
+from cuvee.training.model import build_model
+from cuvee.training.settings import TrainerSettings
+from cuvee.training.trainer import LMTrainer
+from stdlib_corpus import NAMES, stdlib_corpus
+
+pytestmark = pytest.mark.training
+torch.set_num_threads(1)
+
+UNIFORM = Mixture.uniform(NAMES)
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SETTINGS = TrainerSettings(
+    steps=7, batch_size=6, sequence_length=32, interval=3, learning_rate=3e-3, validation_tokens=256, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return stdlib_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+Make = Callable[..., LMTrainer]
+
+
+@pytest.fixture(scope="module")
+def make(corpus: Corpus) -> Make:
+    def made(model: Any = SMALL, **changes: Any) -> LMTrainer:
+        settings = dataclasses.replace(SETTINGS, **changes)
+        stream = MixtureStream(
+            corpus, UNIFORM, batch_size=settings.batch_size, sequence_length=settings.sequence_length, seed=11
+        )
+        return LMTrainer(build_model(model, corpus, seed=2), stream, corpus, settings)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"micro_batch_size": 4, "schedule": "wsd", "validate_every": 2},
+        {"model": {**SMALL, "attention_dropout": 0.2}},
+        {"model": "pythia-0.1m", "precision": "bf16"},
+    ],
+    ids=["llama", "accumulated", "dropout", "neox-bf16"],
+)
+class TestLMTrainer(TrainerSuite):
+    probes = (WeightNorms(), GradientNorm())
+
+    @pytest.fixture(autouse=True)
+    def _made(self, make: Make, changes: dict[str, Any]) -> None:
+        self.make = lambda: make(**changes)  # type: ignore[method-assign]
+
+
+def weights(trainer: LMTrainer) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def losses_by_domain(trainer: LMTrainer, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts by domain, from the model's own logits, one row at a time."""
+    sums_K, counts_K = np.zeros(len(NAMES)), np.zeros(len(NAMES))
+    for batch in batches:
+        for tokens_L, domain, real_L in zip(batch.tokens_BL, batch.domain_B, batch.counted_BL, strict=True):
+            tokens_L = torch.from_numpy(tokens_L[real_L])
+            logits = trainer.model(tokens_L[None]).logits[0]
+            sums_K[domain] += functional.cross_entropy(logits[:-1].double(), tokens_L[1:], reduction="sum").item()
+            counts_K[domain] += len(tokens_L) - 1
+    return sums_K, counts_K
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 4])
+def test_loss_by_domain_is_that_of_each_row_alone(make: Make, micro_batch_size: int | None) -> None:
+    trainer = make(micro_batch_size=micro_batch_size, learning_rate=1e-12, weight_decay=0.0)
+    trainer.start(())
+    signals = trainer.advance(UNIFORM)
+    stream = make().stream
+    batches = [next(stream) for _ in range(3)]
+    with torch.no_grad():
+        sums_K, counts_K = losses_by_domain(trainer, batches)
+    np.testing.assert_allclose(signals.loss.values, sums_K / counts_K, rtol=1e-5)
+    drawn_K = sum(batch.tokens_K() for batch in batches)
+    np.testing.assert_array_equal(signals.tokens_K, drawn_K)
+
+
+def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
+    """Against PyTorch's own loss, clipping and AdamW, on unequal rows and with accumulation."""
+    for rows in (None, 4):
+        trainer = make(micro_batch_size=rows, clip=0.05, warmup=0.0)
+        reference = make().model
+        trainer.start(())
+        trainer._begin_interval(trainer._domains())
+        batch = next(make().stream)
+        trainer._train_step(trainer._domains())
+        tokens, real = torch.from_numpy(batch.tokens_BL), torch.from_numpy(batch.counted_BL)
+        labels = tokens.masked_fill(~real, -100)
+        reference(input_ids=tokens, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
+        s = SETTINGS
+        plain = [p for n, p in reference.named_parameters() if p.ndim < 2 or "embed_tokens" in n]
+        decayed = [p for n, p in reference.named_parameters() if p.ndim >= 2 and "embed_tokens" not in n]
+        groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas).step()
+        for own, expected in zip(trainer.model.parameters(), reference.parameters(), strict=True):
+            # Adam's first step is nearly the sign of the gradient, so where that is 0 but for rounding the two may differ.
+            off = (own - expected).abs() > 1e-6
+            assert off.float().mean() < 1e-3
+
+
+def test_the_loss_falls_and_the_last_interval_is_shorter(make: Make) -> None:
+    trainer = make("llama-0.1m", steps=25, interval=10, batch_size=8, sequence_length=64, learning_rate=1e-2)
+    signals = [trainer.start(())]
+    while not trainer.done:
+        signals.append(trainer.advance(UNIFORM))
+    assert [s.step for s in signals] == [0, 10, 20, 25]
+    assert int(signals[1].tokens_K.sum()) == 10 * 8 * 64
+    valid = [s.probes["valid_loss"].values for s in signals]
+    assert (valid[0] > 6).all()
+    assert (valid[-1] < valid[0] - 0.7).all()
+
+
+def test_validation_is_the_token_weighted_loss_of_fixed_windows(make: Make, corpus: Corpus) -> None:
+    trainer = make(validation_tokens=10**6, micro_batch_size=5)
+    valid = trainer.start(()).probes["valid_loss"].values
+    with torch.no_grad():
+        for k, name in enumerate(NAMES):
+            tokens = torch.from_numpy(np.array(corpus.pool(name, "valid").tokens, dtype=np.int64))
+            windows = tokens[: len(tokens) // 32 * 32].view(-1, 32)
+            loss = trainer.model(input_ids=windows, labels=windows).loss.item()
+            assert valid[k] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, {0, 3, 6, 7}), (2, {0, 6, 7}), (0, {0, 7})])
+def test_validation_happens_at_both_ends_and_when_it_is_due(make: Make, every: int, expected: set[int]) -> None:
+    trainer = make(validate_every=every)
+    signals: list[Signals] = [trainer.start(())]
+    while not trainer.done:
+        signals.append(trainer.advance(UNIFORM))
+    assert {s.step for s in signals if "valid_loss" in s.probes} == expected
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_weights_are_touched(make: Make) -> None:
+    trainer = make(batch_size=3)
+    trainer.start(())
+    trainer.advance(UNIFORM)
+    batches = make(batch_size=3).stream
+    batch = [next(batches) for _ in range(4)][-1]
+    poisoned = batch.tokens_BL[batch.domain_B == 1][0, 0]
+    elsewhere = {int(t) for row, k in zip(batch.tokens_BL, batch.domain_B, strict=True) if k != 1 for t in row}
+    if int(poisoned) in elsewhere:
+        poisoned = next(t for t in batch.tokens_BL[batch.domain_B == 1].ravel() if int(t) not in elsewhere)
+    trainer.model.get_input_embeddings().weight.data[int(poisoned)] = torch.nan
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match=f"step 3: .*loss of {NAMES[1]} is not finite.*learning_rate"):
+        trainer.advance(UNIFORM)
+    assert trainer.step == 3
+    for name, weight in trainer.model.named_parameters():
+        np.testing.assert_array_equal(weight.detach(), before[name])
+
+
+def test_a_gradient_that_is_not_finite_is_refused(make: Make) -> None:
+    trainer = make()
+    trainer.start(())
+    trainer.model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match=r"step 0: the gradient.*norm (inf|nan)"):
+        trainer.advance(UNIFORM)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+
+
+def test_training_leaves_the_callers_random_numbers_alone(make: Make) -> None:
+    trainer = make({**SMALL, "attention_dropout": 0.2})
+    trainer.start(())
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    trainer.advance(UNIFORM)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_state_is_a_copy(make: Make) -> None:
+    trainer = make()
+    trainer.start(())
+    state, again = trainer.state_dict(), trainer.state_dict()
+    trainer.advance(UNIFORM)
+    assert_same_state(state, again)
+
+
+def test_a_checkpoint_of_something_else_is_refused(make: Make) -> None:
+    trainer = make()
+    trainer.start(())
+    state = trainer.state_dict()
+    with pytest.raises(CheckpointError, match=r"learning_rate = 0\.003, not 0\.1"):
+        make(learning_rate=0.1).restore(state, ())
+    with pytest.raises(CheckpointError, match=r"another model: .* has shape"):
+        make("llama-0.1m").restore(state, ())
+    make(device="auto", compile=False).restore(state, ())
+
+
+def test_settings_that_cannot_work_are_named(make: Make) -> None:
+    with pytest.raises(ConfigError, match="sequence_length 64 is more than the model's 48 positions"):
+        make({**SMALL, "max_position_embeddings": 48}, sequence_length=64)
+    with pytest.raises(ConfigError, match="clip is -1"):
+        make(clip=-1.0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            make(device="cuda")
+
+
+def test_the_trained_model_is_an_ordinary_hugging_face_folder(make: Make, corpus: Corpus, tmp_path: Path) -> None:
+    trainer = make()
+    trainer.start(())
+    trainer.advance(UNIFORM)
+    trainer.export(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "def push(heap, item):\n    é"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == corpus.tokenizer().encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == corpus.end_of_text
+    tokens = torch.tensor([ids])
+    assert torch.equal(model(tokens).logits, trainer.model.eval()(tokens).logits)
+    assert not list((tmp_path / "model").glob("*.bin"))
+    continued = build_model(tmp_path / "model", corpus)
+    assert torch.equal(continued(tokens).logits, model(tokens).logits)
