@@ -20,6 +20,9 @@ from cuvee.fleet.schema import attempts, intervals, runs, spaces
 
 Outcome = Literal["done", "failed", "lost", "released"]
 
+BAD = attempts.c.outcome.in_(["failed", "lost"])
+"""The attempts that count against a run."""
+
 
 class ClaimLost(StoreError):
     """The run belongs to another worker by now, or has ended: nothing more may be written to it by this one."""
@@ -164,7 +167,7 @@ def end_attempt(
     status = "done" if outcome == "done" else "waiting"
     if outcome in ("failed", "lost"):
         bad = sa.select(sa.func.count()).select_from(attempts)
-        bad = bad.where(attempts.c.run_id == run_id, attempts.c.outcome.in_(["failed", "lost"]))
+        bad = bad.where(attempts.c.run_id == run_id, BAD)
         limit = connection.execute(sa.select(runs.c.max_attempts).where(runs.c.id == run_id)).scalar_one()
         status = "failed" if connection.execute(bad).scalar_one() >= limit else "waiting"
     values = {"status": status, "reason": reason, "lease_expires": None, "updated": now}

@@ -45,6 +45,24 @@ class RunSummary:
     model: str | None = None
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many runs stand where; `progress` is the sum of their shares done, `lost_attempts` those that came to nothing."""
+
+    waiting: int
+    running: int
+    done: int
+    failed: int
+    progress: float
+    attempts: int
+    lost_attempts: int
+    cost: Cost
+
+    @property
+    def open(self) -> int:
+        return self.waiting + self.running
+
+
 def digest_of(value: Any) -> str:
     """sha256 of canonical JSON: the same for the same value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -25,11 +25,11 @@ import sqlalchemy as sa
 from cuvee.core.errors import StoreError
 from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.fleet.address import find_address
-from cuvee.fleet.claim import Claim, end_attempt
+from cuvee.fleet.address import Address, find_address
+from cuvee.fleet.claim import BAD, Claim, end_attempt
 from cuvee.fleet.database import Database
 from cuvee.fleet.migrate import migrate
-from cuvee.fleet.rows import Interval, RunSummary, fingerprint_of, plain_json, run_key
+from cuvee.fleet.rows import Interval, RunSummary, Tally, fingerprint_of, plain_json, run_key
 from cuvee.fleet.schema import STATUSES, attempts, intervals, runs, spaces
 from cuvee.fleet.worker_name import is_dead, worker_name
 
@@ -59,6 +59,11 @@ class Store:
             database.engine.dispose()
             raise
         return cls(database)
+
+    @property
+    def address(self) -> Address:
+        """Where it is, to be opened by another process; its secrets are in no repr."""
+        return self._database.address
 
     def close(self) -> None:
         self._database.engine.dispose()
@@ -116,6 +121,16 @@ class Store:
         if self._database.write(work) != fingerprint:
             raise StoreError(f"run {run_id} exists with another configuration or seed: give this one an id of its own")
         return run_id
+
+    def reopen(self, run_id: str) -> None:
+        """Lets a failed run be tried again, as often as at first; any other run stays as it is."""
+        tried = (
+            sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD).scalar_subquery()
+        )
+        more = sa.case((runs.c.max_attempts > tried, runs.c.max_attempts), else_=runs.c.max_attempts + tried)
+        change = sa.update(runs).where(runs.c.id == run_id, runs.c.status == "failed")
+        change = change.values(status="waiting", max_attempts=more)
+        self._database.write(lambda connection: connection.execute(change))
 
     # Claiming
 
@@ -191,6 +206,29 @@ class Store:
         query = query.where(runs.c.status == status) if status is not None else query
         rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
         return [_summary(row) for row in rows]
+
+    def tally(self, group: str | None = None) -> Tally:
+        """How many runs of a group stand where, and what they have cost: two small queries, for a live view."""
+        of = runs.c.cohort == group if group is not None else sa.true()
+        count = sa.select(runs.c.status, sa.func.count().label("runs"), sa.func.sum(runs.c.progress).label("progress"))
+        totals = (
+            sa.func.coalesce(sa.func.sum(attempts.c[name]), 0).label(name) for name in ("tokens", "flops", "seconds")
+        )
+        bad = sa.func.coalesce(sa.func.sum(sa.case((BAD, 1), else_=0)), 0).label("bad")
+        spend = sa.select(sa.func.count().label("attempts"), bad, *totals).join(runs, attempts.c.run_id == runs.c.id)
+
+        def work(connection: sa.Connection) -> Tally:
+            by_status = {row.status: row for row in connection.execute(count.where(of).group_by(runs.c.status))}
+            spent = connection.execute(spend.where(of)).one()
+            return Tally(
+                **{status: int(by_status[status].runs) if status in by_status else 0 for status in STATUSES},
+                progress=sum(float(row.progress) for row in by_status.values()),
+                attempts=int(spent.attempts),
+                lost_attempts=int(spent.bad),
+                cost=Cost(int(spent.tokens), float(spent.flops), float(spent.seconds)),
+            )
+
+        return self._database.read(work)
 
     def summary(self, run_id: str) -> RunSummary:
         query = _summaries().where(runs.c.id == run_id)

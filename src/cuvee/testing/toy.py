@@ -1,8 +1,16 @@
-"""`ToyTrainer`: a trainer without a model, for tests of what surrounds training. Microseconds an interval, exactly resumable."""
+"""`ToyTrainer`: a trainer without a model, for tests of what surrounds training. Microseconds an interval, exactly resumable.
+
+Its runs can be made to go wrong, each by its own mixture: `faults={"kill": 0.125}` ends the process of the run that gives the
+first domain exactly that share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +24,20 @@ from cuvee.core.trajectory import Cost
 
 class ToyTrainer:
     """The loss of each domain falls as a power of the tokens read from it, with noise from a generator that is part of the
-    state; the last domain's loss is absent whenever nothing of it was drawn. `noise_seed` apart, two trainers agree."""
+    state; a loss is absent where nothing was drawn. Two trainers of one `noise_seed` agree. `pause` is seconds an interval."""
 
-    def __init__(self, intervals: int = 8, tokens: int = 1000, seed: int = 0, noise_seed: int = 0) -> None:
+    def __init__(
+        self,
+        intervals: int = 8,
+        tokens: int = 1000,
+        seed: int = 0,
+        noise_seed: int = 0,
+        pause: float = 0.0,
+        faults: Mapping[str, float] | None = None,
+    ) -> None:
         self.domains = (Domain("web", 10**6), Domain("code", 10**5), Domain("maths", 10**4, "target"))
         self._intervals, self._tokens = intervals, tokens
+        self._pause, self._faults = pause, dict(faults or {})
         self._generator = np.random.default_rng([seed, noise_seed])
         self._read_K = np.zeros(len(self.domains))
         self._step = 0
@@ -34,11 +51,22 @@ class ToyTrainer:
         return self._signals(np.zeros(len(self.domains), dtype=np.int64))
 
     def advance(self, mixture: Mixture) -> Signals:
+        time.sleep(self._pause)
+        if self._step == 2:
+            self._go_wrong([kind for kind, share in self._faults.items() if share == mixture["web"]])
         drawn_K = self._generator.multinomial(self._tokens, mixture.weights_K)
         self._read_K += drawn_K
         self._step += 1
         self.cost += Cost(self._tokens, 6.0 * self._tokens, 0.001)
         return self._signals(drawn_K)
+
+    def _go_wrong(self, kinds: Sequence[str]) -> None:
+        if "kill" in kinds:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "memory" in kinds:
+            raise MemoryError("planted")
+        if "nan" in kinds:
+            Measured.all([float("nan")])
 
     def _signals(self, drawn_K: npt.NDArray[np.int64]) -> Signals:
         K = len(self.domains)
@@ -64,3 +92,13 @@ class ToyTrainer:
         self._generator.bit_generator.state = generator
         self._step, self._read_K = int(state["step"]), np.array(state["read"])
         self.cost = Cost(**state["cost"])
+
+
+def make_toy(proxy: Mapping[str, Any], seed: int) -> ToyTrainer:
+    """For a fleet: `proxy` holds the arguments."""
+    return ToyTrainer(seed=seed, **proxy)
+
+
+def make_nothing(proxy: Mapping[str, Any], seed: int) -> ToyTrainer:
+    """For a fleet whose trainers cannot be built."""
+    raise RuntimeError("planted")

@@ -1,0 +1,85 @@
+"""A task: what one proxy run computes, as JSON in the store and nothing else. Any worker can rebuild it; none runs code from it.
+
+{"proxy": …}     what the trainer is made of, for the driver's own `make_trainer`
+{"policy": …}    kind, settings and state of the policy, as in a policy file; arrays as base64 of their exact bytes
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.errors import CuveeError, StoreError
+from cuvee.core.protocols import Policy, Trainer
+from cuvee.policies.files import KINDS
+from cuvee.policies.guard import Guard
+
+MakeTrainer = Callable[[Mapping[str, Any], int], Trainer]
+"""(proxy configuration, seed) → a fresh trainer. A function at the top of a module, since other processes import it."""
+
+_DTYPES = frozenset({"<f4", "<f8", "<i4", "<i8", "|b1", "|u1", "<u2", "<u4", "<u8"})
+
+
+def task_of(proxy: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+    """Raises `StoreError` for a policy that a policy file could not hold either."""
+    bare: Any = policy.policy if isinstance(policy, Guard) else policy
+    kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
+    if kind is None:
+        raise StoreError(
+            f"{type(bare).__name__} cannot be sent to a worker; it knows policies of kind {', '.join(KINDS)}"
+        )
+    document = {"kind": kind, "settings": bare.settings(), "state": _pack(bare.state_dict())}
+    return {"proxy": dict(proxy), "policy": document}
+
+
+def build_task(task: Mapping[str, Any], seed: int, make_trainer: MakeTrainer) -> tuple[Trainer, Policy]:
+    """Raises `CuveeError` for a task that this version cannot rebuild."""
+    try:
+        document = task["policy"]
+        policy: Policy = KINDS[document["kind"]](**document["settings"])
+        policy.load_state_dict(_unpack(document["state"]))
+        proxy = task["proxy"]
+    except CuveeError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"the task cannot be rebuilt by this version: {type(error).__name__}: {error}") from error
+    return make_trainer(proxy, seed), policy
+
+
+def _pack(node: Any) -> Any:
+    if isinstance(node, np.ndarray):
+        array = np.ascontiguousarray(node).astype(node.dtype.newbyteorder("<"))
+        data = base64.b64encode(array.tobytes()).decode()
+        return {"$array": data, "dtype": array.dtype.str, "shape": list(node.shape)}
+    if isinstance(node, Mapping):
+        return {key: _pack(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_pack(value) for value in node]
+    return node.item() if isinstance(node, np.generic) else node
+
+
+def _unpack(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        if "$array" in node:
+            return _array(node["$array"], node["dtype"], node["shape"])
+        return {key: _unpack(value) for key, value in node.items()}
+    return [_unpack(value) for value in node] if isinstance(node, list) else node
+
+
+def _array(data: str, dtype: str, shape: list[int]) -> np.ndarray[Any, Any]:
+    if dtype not in _DTYPES:
+        raise ValueError(f"an array of type {dtype!r}")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"an array that is no base64: {error}") from error
+    if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(shape) * np.dtype(
+        dtype
+    ).itemsize != len(raw):
+        raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
+    return np.frombuffer(raw, dtype=dtype).reshape(shape).copy()
