@@ -1,0 +1,53 @@
+"""Which stretches of a micro-batch belong to which domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SHORT_RUN = 128
+"""Tokens. Below this a matrix product is small beside reading and writing its result, and gathering first is cheaper."""
+
+
+@dataclass(frozen=True)
+class DomainRuns:
+    """T = B·L positions of a micro-batch, row after row, cut where the domain changes."""
+
+    runs: tuple[tuple[int, int, int], ...]
+    """(domain, start, stop) of stretches that cover 0…T."""
+    order_T: Tensor | None
+    """If given, positions must be put in this order first; then there is one run a domain."""
+
+    @property
+    def positions(self) -> int:
+        return self.runs[-1][2] if self.runs else 0
+
+    @classmethod
+    def of(cls, domain_BL: Tensor) -> DomainRuns:
+        """Runs of equal domain. When they are short on average, the positions are sorted by domain instead.
+
+        A batch whose rows are each of one domain, cuvee's own stream, is read where it lies and nothing is copied. The ids
+        have to reach the CPU, because they decide which matrix products are launched: one small copy a micro-batch.
+        """
+        domain_T = domain_BL.detach().cpu().numpy().reshape(-1)
+        runs = _runs(domain_T)
+        if len(runs) * _SHORT_RUN <= len(domain_T) or len(runs) == len(np.unique(domain_T)):
+            return cls(runs, None)
+        order_T = np.argsort(domain_T, kind="stable")
+        return cls(_runs(domain_T[order_T]), torch.from_numpy(order_T).to(domain_BL.device))
+
+    def flat(self, x_BLD: Tensor) -> Tensor:
+        """(T, D): the positions of `x_BLD` in the order of `runs`."""
+        x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+        return x_TD if self.order_T is None else x_TD.index_select(0, self.order_T)
+
+
+def _runs(domain_T: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    if len(domain_T) == 0:
+        return ()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(domain_T)) + 1])
+    stops = np.append(starts[1:], len(domain_T))
+    return tuple(zip(domain_T[starts].tolist(), starts.tolist(), stops.tolist(), strict=True))

@@ -1,0 +1,76 @@
+"""How per-domain gradients of one layer are stored: exactly, or as a count sketch that keeps their inner products.
+
+Count sketch (Charikar, Chen & Farach-Colton 2002; for inner products: Weinberger et al. 2009, eq. 2–3). Entry (r, c) of a
+weight gradient of shape (out, in) gets a random sign a_r·b_c and is added into bucket (r·in + c) mod m. For two gradients
+g and h, E⟨Sg, Sh⟩ = ⟨g, h⟩ over the signs, and
+
+    Var⟨Sg, Sh⟩ = Σ over ordered pairs k ≠ l of entries in one bucket of (g_k² h_l² + g_k h_k g_l h_l),
+
+which for energy spread evenly over the buckets is (‖g‖²‖h‖² + ⟨g, h⟩²) / m: a standard error of at most √(2/m) of ‖g‖‖h‖.
+The textbook's signs are independent for each entry. Products of a row's and a column's sign do as well here: with m odd,
+coprime to `in` and larger than `out` and `in`, two entries of one bucket share neither row nor column, and if (r, c) and
+(r′, c′) share a bucket then (r, c′) and (r′, c) do not, so no fourth moment of the signs but the intended ones survives.
+They cost (tokens)·(out + in) sign flips in place of a matrix of signs as large as the layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cuvee.core.errors import ConfigError
+
+_SEED = 20260
+
+
+class GradientSums:
+    """K running sums Σ δᵀx of one layer's weight gradient, float32: (K, out·in) if `size` is None, else (K, size) sketches.
+
+    Sums add over micro-batches, steps and ranks, sketched or not: every rank draws the same signs.
+    """
+
+    def __init__(self, domains: int, shape: tuple[int, int], size: int | None, device: torch.device) -> None:
+        self.shape = shape
+        self.exact = size is None or size >= math.prod(shape)
+        if size is None or self.exact:
+            self.size = math.prod(shape)
+        else:
+            self.size = odd_coprime(size, shape)
+            generator = torch.Generator().manual_seed(_SEED)
+            signs = (torch.randint(0, 2, (sum(shape),), generator=generator) * 2 - 1).to(device, torch.float32)
+            self._row_signs, self._column_signs = signs[: shape[0]], signs[shape[0] :]
+        self.sums_KM = torch.zeros(domains, self.size, device=device)
+
+    def reset(self) -> None:
+        self.sums_KM.zero_()
+
+    def signed(self, delta_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        """Output gradients and inputs as `add` wants them. Done once for all domains of a micro-batch."""
+        if self.exact:
+            return delta_TO, x_TI
+        return delta_TO * self._row_signs.to(delta_TO.dtype), x_TI * self._column_signs.to(x_TI.dtype)
+
+    def add(self, domain: int, delta_TO: Tensor, x_TI: Tensor, scale: float) -> None:
+        """Adds `scale`·δᵀx to the sum of `domain`."""
+        sum_M = self.sums_KM[domain]
+        if self.exact and delta_TO.dtype == sum_M.dtype:
+            sum_M.view(self.shape).addmm_(delta_TO.t(), x_TI, alpha=scale)
+            return
+        gradient_P = torch.mm(delta_TO.t(), x_TI).view(-1)
+        whole = gradient_P.numel() // self.size * self.size
+        sum_M.add_(gradient_P[:whole].view(-1, self.size).sum(0, dtype=sum_M.dtype), alpha=scale)
+        sum_M[: gradient_P.numel() - whole].add_(gradient_P[whole:], alpha=scale)
+
+
+def odd_coprime(size: int, shape: tuple[int, int]) -> int:
+    """The largest odd number ≤ `size` that has no factor in common with `in`, as the variance above requires."""
+    smallest = max(shape) + 1
+    for candidate in range(size, smallest - 1, -1):
+        if candidate % 2 and math.gcd(candidate, shape[1]) == 1:
+            return candidate
+    raise ConfigError(
+        f"a gradient sketch of {size} numbers a domain is too small for a layer of shape {shape[0]} × {shape[1]}: "
+        f"allow {2 * smallest} or more"
+    )
