@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +91,47 @@ def postgres_server() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop("immediate")
+
+
+class LossyLink:
+    """A relay to a server on this host that loses answers: of every `lose_every`-th COMMIT the answer never arrives and the
+    link breaks, though the server has done what it was told. `lost` counts them."""
+
+    def __init__(self, server_port: int, lose_every: int) -> None:
+        self._server_port, self._lose_every = server_port, lose_every
+        self.lost = self._commits = 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._server_port)) as server, contextlib.suppress(OSError):
+            while True:
+                readable, _, _ = select.select([client, server], [], [])
+                for source in readable:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+                    if source is client and b"COMMIT" in data and self._loses():
+                        server.recv(65536)  # the server's word that it is committed goes no further
+                        return
+
+    def _loses(self) -> bool:
+        with self._lock:
+            self._commits += 1
+            loses = self._commits % self._lose_every == 0
+            self.lost += loses
+            return loses
