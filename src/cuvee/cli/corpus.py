@@ -34,7 +34,7 @@ def build(
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(help="Tokens of the byte-level BPE that is trained.  [default: 4096]")
+        int | None, typer.Option(help="Tokens of the byte-level BPE that is trained: 4096 unless given.")
     ] = None,
     end_of_text: Annotated[
         str | None, typer.Option(help="The token that ends a document, where it is none of the well-known ones.")
@@ -42,7 +42,7 @@ def build(
     valid_share: Annotated[
         float, typer.Option(help="Share of documents kept for validation, unless sources have train/ and valid/.")
     ] = 0.05,
-    workers: Annotated[int | None, typer.Option(help="Processes that tokenize.  [default: one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that tokenize: one a core unless given.")] = None,
     max_bad_rows: Annotated[int, typer.Option(help="Stop when more rows than these cannot be used.")] = 100,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
@@ -81,7 +81,9 @@ def build(
             raise typer.Exit(130) from None
     console().print(_table(corpus))
     if corpus.manifest.bad_rows:
-        console().print(f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")
+        console().print(
+            f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}", markup=False
+        )
 
 
 @app.command()
@@ -106,7 +108,7 @@ def verify(
     with _bar(disable=not progress) as bar:
         stages = _Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
-    console().print(f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})")
+    console().print(f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})", markup=False)
 
 
 class _Stages:
@@ -139,10 +141,12 @@ def _bar(*, disable: bool) -> Progress:
 
 
 def _table(corpus: Corpus) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"{corpus.folder}", caption=f"vocabulary {corpus.vocab_size}, fingerprint {corpus.fingerprint[:12]}"
+        title=escape(str(corpus.folder)),
+        caption=f"vocabulary {corpus.vocab_size}, fingerprint {corpus.fingerprint[:12]}",
     )
     table.add_column("domain")
     table.add_column("role")

@@ -106,6 +106,8 @@ def build(
     if workers < 1:
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
     found, table = find_sources(sources)
+    if settings.domain_column is None:
+        choose_roles(sorted({source.domain for source in found}), table, settings.targets)  # an early refusal
     entries = _identify(found, report)
     built_from = _built_from(found, entries, settings, table)
     if not is_built(folder, built_from):

@@ -165,10 +165,12 @@ def _parquet_rows(source: Source, text_column: str, domain_column: str | None) -
     import pyarrow.parquet
 
     try:
+        names = pyarrow.parquet.read_schema(source.path).names
+        columns = _check_columns(source, names, text_column, domain_column)
+        # As a dictionary, a long text that is repeated a thousand times is held once.
         with pyarrow.parquet.ParquetFile(
             source.path, read_dictionary=[text_column], buffer_size=_BUFFER_BYTES, pre_buffer=False
         ) as file:
-            columns = _check_columns(source, file.schema_arrow.names, text_column, domain_column)
             total, done = file.metadata.num_rows, 0
             for batch in file.iter_batches(batch_size=512, columns=columns, use_threads=False):
                 texts = batch.column(text_column)

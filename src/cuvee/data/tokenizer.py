@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<｜end▁of▁sentence｜>")
 SMALLEST_VOCAB = 257
-_PIECE_CHARS = 128 << 10
-_GROUP_CHARS = 512 << 10
+_PIECE_CHARS = 64 << 10
+_GROUP_CHARS = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Encoder:
         """The ids of each text, each closed by the end-of-text token.
 
         A token costs some hundred bytes while it is in the tokenizer's hands, so texts go there in groups, and one longer
-        than 128 Ki characters in pieces cut before a space, where byte-level BPE has a word boundary anyway.
+        than 64 Ki characters in pieces cut before a space, where byte-level BPE has a word boundary anyway.
         """
         ids: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
         for group in _groups((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text)):
