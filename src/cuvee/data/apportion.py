@@ -42,6 +42,15 @@ def integer_shares(weights_K: npt.NDArray[np.float64]) -> ShareArray:
     return shares_K.astype(np.uint64)
 
 
+def spread(credit_K: IntArray, amount: int, shares_K: ShareArray) -> IntArray:
+    """`credit_K` plus `amount`, divided by `shares_K`: how credit that nobody holds any more goes to the rest."""
+    if not amount:
+        return credit_K
+    parts_K = np.array([amount * int(share) >> SHARE_BITS for share in shares_K], dtype=np.int64)
+    parts_K[int(np.argmax(shares_K))] += amount - int(parts_K.sum())
+    return credit_K + parts_K
+
+
 class Quota:
     """Counts of one stretch of batches under constant shares, from a carried credit (asked minus realised, in 2^-58 rows)."""
 
@@ -90,7 +99,8 @@ class Quota:
     def credit_at(self, step: int, counts_K: IntArray) -> IntArray:
         """Asked minus realised before `step`, in units of 2^-58 rows."""
         whole_1K, fraction_1K = self.due(np.array([step]))
-        return ((whole_1K[0] - counts_K) << SHARE_BITS) + fraction_1K[0].astype(np.int64)
+        credit_K: IntArray = ((whole_1K[0] - counts_K) << SHARE_BITS) + fraction_1K[0].astype(np.int64)
+        return credit_K
 
     def _anchors(self, step_N: IntArray) -> IntArray:
         """Counts at multiples of the widest spacing, each rounded on its own; none of anything before step 0."""

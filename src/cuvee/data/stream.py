@@ -1,66 +1,43 @@
-"""`MixtureStream`: batches under a mixture that may change at any step, the same for any world size and worker count."""
+"""`MixtureStream`: batches under a mixture that may change at any step, the same at any world size and worker count.
+
+Which rows a step holds follows from the corpus, the seed and the log of mixtures alone:
+
+    schedule   step → how many rows of each domain            (apportion or multinomial, caps)
+    plan       n-th row of a domain → pass and window         (permutation), and lanes of the batch (order)
+    windows    window → tokens
+
+Ranks and workers are views of that one global sequence, and its state is one row for each domain.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, CorpusError, FingerprintMismatch, MixtureError
-from cuvee.core.mixture import Mixture
-from cuvee.data.apportion import Quota, integer_shares
+from cuvee.core.mixture import Mixture, check_names
 from cuvee.data.batch import Batch, Origin
-from cuvee.data.order import dealing_order, rotations
-from cuvee.data.permutation import bits_of, epoch_keys, permute, stable_key
-from cuvee.data.pool import TokenPool
-from cuvee.data.windows import Windows, document_ordinals
+from cuvee.data.plan import Plan, Planner
+from cuvee.data.schedule import Sampling, Schedule, Update
+from cuvee.data.sources import Pools, Source, Split
+from cuvee.data.windows import Reader, document_ordinals
 
-IntArray = npt.NDArray[np.int64]
 _FORMAT = 1
-_PLAN_ROWS = 8192
-
-
-class Pools(Protocol):
-    """The part of a corpus that a stream needs."""
-
-    @property
-    def domains(self) -> tuple[Domain, ...]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def pool(self, name: str, split: Literal["train", "valid"] = "train") -> TokenPool: ...
-
-
-@dataclass(frozen=True)
-class Update:
-    """One row of the mixture log."""
-
-    version: int
-    step: int
-    mixture: Mixture
-    log_digest: str
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Rows of consecutive steps, in the order of this rank's lanes."""
-
-    first: int
-    domain_SB: IntArray
-    epoch_SB: IntArray
-    window_SB: IntArray
+_PLAN_ROWS = 16384
+_BLOCK_BYTES = 1 << 22
 
 
 class MixtureStream(Iterator[Batch]):
-    """TBD."""
+    """An endless iterator of global steps, of which this rank sees `batch_size / world_size` rows each.
+
+    `epoch_caps` limits how often a domain may be passed over: `{"books": 1.5}`; domains without a cap repeat for ever.
+    Raises `CorpusExhausted` from `next` when the caps leave less than a batch.
+    """
 
     def __init__(
         self,
@@ -70,194 +47,281 @@ class MixtureStream(Iterator[Batch]):
         batch_size: int,
         sequence_length: int,
         seed: int,
-        split: Literal["train", "valid"] = "train",
-        sampling: Literal["quota", "multinomial"] = "quota",
+        split: Split = "train",
+        sampling: Sampling = "quota",
         epoch_caps: Mapping[str, float] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise ConfigError(f"batch_size {batch_size} is not divisible by world_size {world_size}")
-        self.corpus, self.batch_size, self.sequence_length, self.seed = corpus, batch_size, sequence_length, seed
-        self.split, self.rank, self.world_size = split, rank, world_size
-        self.names = tuple(domain.name for domain in corpus.domains)
-        self._windows = [Windows(corpus.pool(name, split), sequence_length) for name in self.names]
-        self._size_K = np.array([len(windows) for windows in self._windows], dtype=np.int64)
-        self._bits_K = bits_of(self._size_K)
-        self._key_K = np.array([stable_key("domain", seed, name) for name in self.names], dtype=np.uint64)
-        share = batch_size // world_size
-        self._lanes_B = dealing_order(batch_size)[rank * share : (rank + 1) * share]
-        self.position = 0
-        self._version = -1
-        self._log_digest = ""
-        self._pending: list[Update] = []
-        self._start = 0
-        self._drawn_K = np.zeros(len(self.names), dtype=np.int64)
-        self._credit_K = np.zeros(len(self.names), dtype=np.int64)
-        self._plan: _Plan | None = None
+        _check_sizes(batch_size, sequence_length, rank, world_size)
+        if sampling not in ("quota", "multinomial"):
+            raise ConfigError(f"sampling {sampling!r} is not known: use 'quota' or 'multinomial'")
+        self.corpus, self.split = corpus, split
+        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
+        self.rank, self.world_size = rank, world_size
+        names = check_names([domain.name for domain in corpus.domains])
+        caps = dict(epoch_caps or {})
+        if unknown := [name for name in caps if name not in names]:
+            raise ConfigError(f"epoch cap for unknown domain {', '.join(unknown)}: the corpus has {', '.join(names)}")
+        self._sources = {name: Source.open(corpus, name, split, sequence_length, caps.get(name)) for name in names}
+        self._retired: dict[str, tuple[Source, int]] = {}
+        self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
+        self._planner = Planner(seed, batch_size, rank, world_size)
+        self._schedule = Schedule(names, self._caps_K(), batch_size, seed, sampling)
+        self._reset()
         self.set_mixture(mixture)
 
-    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> Update:
-        """Logs `mixture` as effective from `at_step`, by default the next step not yet drawn."""
-        step = self.position if at_step is None else at_step
-        if step < self.position:
-            raise MixtureError(f"step {step} was already drawn; the next one not drawn is {self.position}")
-        if self._pending and step < self._pending[-1].step:
-            raise MixtureError(f"an update for step {self._pending[-1].step} is already logged; {step} is before it")
-        mixture = mixture.to(self.names)
-        empty = [
-            name
-            for name, weight, size in zip(self.names, mixture.weights_K, self._size_K, strict=True)
-            if weight and not size
-        ]
-        if empty:
-            raise CorpusError(f"{', '.join(empty)} has no tokens in split {self.split}: give it weight 0")
-        last = self._pending[-1] if self._pending else None
-        version = (last.version if last else self._version) + 1
-        row = json.dumps([last.log_digest if last else self._log_digest, version, step, mixture.digest()])
-        update = Update(version, step, mixture, hashlib.sha256(row.encode()).hexdigest())
-        self._pending.append(update)
-        self._plan = None
-        return update
+    # What it is
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._schedule.names
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        return tuple(self._sources[name].domain for name in self.names)
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._schedule.sampling
+
+    @property
+    def position(self) -> int:
+        """The next global step."""
+        return self._schedule.position
 
     @property
     def mixture(self) -> Mixture:
-        """The mixture in force at the next step."""
-        self._settle()
-        return self._mixture
+        """The mixture that the next step executes: what was asked, projected on the domains that still have rows to give."""
+        return self._schedule.executed
+
+    @property
+    def log_digest(self) -> str:
+        """Hash chain over every update in force: ranks that agree on it draw the same batches."""
+        self._schedule.settle()
+        assert self._schedule.current is not None
+        return self._schedule.current.log_digest
+
+    def rows_drawn(self) -> dict[str, int]:
+        """Rows of each domain before the next step, over all ranks."""
+        self._schedule.settle()
+        return dict(zip(self.names, self._schedule.drawn_K().tolist(), strict=True))
+
+    def rows_per_epoch(self) -> dict[str, int]:
+        """⌈N/L⌉ for each domain: how many rows pass over it once."""
+        return {name: len(self._sources[name].windows) for name in self.names}
+
+    def forecast(self) -> dict[str, int | None]:
+        """The step at which each capped domain runs out if the present mixture stays; None for one that never will."""
+        self._schedule.settle()
+        return self._schedule.forecast()
+
+    # Drawing
 
     def __iter__(self) -> MixtureStream:
         return self
 
     def __next__(self) -> Batch:
-        plan = self._planned()
-        row = self.position - plan.first
-        batch = self._gather(plan.domain_SB[row], plan.epoch_SB[row], plan.window_SB[row])
-        self.position += 1
+        if self._plan is None or self.position not in self._plan:
+            self._draw()
+        assert self._plan is not None
+        step = self.position
+        row_B = self._plan.row_SB[step - self._plan.first]
+        batch = self._gather(step, self._plan, row_B)
+        self._schedule.advance(1)
         return batch
 
-    def counts(self) -> dict[str, int]:
-        """Rows of each domain drawn so far, over all ranks."""
-        return dict(zip(self.names, self._counts_K().tolist(), strict=True))
+    def seek(self, step: int) -> None:
+        """Moves to global step `step`: any later one, or an earlier one if the mixture has not changed since."""
+        self._schedule.seek(step)
+        self._reset()
+
+    # Changing
+
+    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> Update:
+        """Logs `mixture` as effective from global step `at_step`, by default the next one not yet drawn.
+
+        Every rank must log the same updates before it draws the step in question; `Batch.log_digest` shows whether it did.
+        Raises `MixtureError` for a step already drawn, `CorpusError` for weight on a domain without tokens.
+        """
+        for name, weight in mixture.as_dict().items():
+            if weight > 0 and name in self._sources and not len(self._sources[name].windows):
+                raise CorpusError(f"{name} has no tokens in split {self.split!r}: give it weight 0")
+        update = self._schedule.update(mixture, at_step)
+        self._trim()
+        return update
+
+    def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> Update:
+        """Adds domain `name` of `corpus` from the next step on, with weight 0 until a mixture gives it some.
+
+        A domain that was retired under this name and comes back from the same corpus goes on where it stopped.
+        """
+        if name in self._sources:
+            raise MixtureError(f"the stream already has a domain {name!r}: retire or rename it first")
+        self._schedule.require_nothing_pending()
+        source, drawn = Source.open(corpus, name, self.split, self.sequence_length, epoch_cap), 0
+        if name in self._retired and self._retired[name][0].fingerprint == source.fingerprint:
+            drawn = self._retired.pop(name)[1]
+        self._corpora[corpus.fingerprint] = corpus
+        return self._reshape(
+            {**self._sources, name: source},
+            {**self.rows_drawn(), name: drawn},
+            self._asked().to((*self.names, name)),
+            f"add {name}",
+        )
+
+    def retire_domain(self, name: str) -> Update:
+        """Takes domain `name` out from the next step on; its weight goes to the others in proportion."""
+        source = self._source(name)
+        self._schedule.require_nothing_pending()
+        drawn, shares = self.rows_drawn(), self._asked().as_dict()
+        del shares[name]
+        if not any(shares.values()):
+            raise MixtureError(f"{name} holds all the weight: set a mixture of the other domains before retiring it")
+        self._retired[name] = (source, drawn[name])
+        rest = {other: self._sources[other] for other in shares}
+        return self._reshape(rest, drawn, Mixture.normalise(tuple(rest), list(shares.values())), f"retire {name}")
+
+    def rename_domain(self, old: str, new: str) -> Update:
+        """Calls domain `old` `new` from the next step on. Its order goes on unchanged."""
+        source = self._source(old)
+        if new in self._sources:
+            raise MixtureError(f"the stream already has a domain {new!r}")
+        self._schedule.require_nothing_pending()
+        names = check_names([new if name == old else name for name in self.names])
+        sources = {name: self._sources[name] if name != new else source.renamed(new) for name in names}
+        drawn = {**self.rows_drawn(), new: self.rows_drawn()[old]}
+        return self._reshape(sources, drawn, Mixture(names, self._asked().weights_K), f"rename {old} {new}")
+
+    # State
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle()
-        drawn, credit = self._drawn_K.tolist(), self._credit_K.tolist()
+        """The state of the global sequence: JSON-able, O(K), the same on every rank."""
         return {
             "format": _FORMAT,
             "fingerprint": self.corpus.fingerprint,
-            "split": self.split,
-            "batch_size": self.batch_size,
-            "sequence_length": self.sequence_length,
-            "seed": self.seed,
-            "step": self.position,
-            "version": self._version,
-            "log_digest": self._log_digest,
-            "mixture": self._mixture.to_json(),
-            "since": self._start,
-            "domains": {name: {"drawn": drawn[k], "credit": credit[k]} for k, name in enumerate(self.names)},
-            "pending": [
-                {"version": u.version, "step": u.step, "mixture": u.mixture.to_json(), "log_digest": u.log_digest}
-                for u in self._pending
-            ],
+            **{name: getattr(self, name) for name in _FIXED},
+            "schedule": self._schedule.state_dict(),
+            "domains": [source.to_json() for source in self._sources.values()],
+            "retired": [{**source.to_json(), "drawn": drawn} for source, drawn in self._retired.values()],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["format"] != _FORMAT:
-            raise CheckpointError(f"stream state has format {state['format']}; this version of cuvee reads {_FORMAT}")
+    def load_state_dict(self, state: Mapping[str, Any], corpora: Sequence[Pools] = ()) -> None:
+        """Goes to where `state` was saved, at whatever world size. `corpora` holds those that domains were added from.
+
+        Raises `FingerprintMismatch` if a corpus is not the one it was saved on, `CheckpointError` if the stream was made with
+        another seed, batch size, sequence length, split, sampling or epoch cap.
+        """
+        if state.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"stream state has format {state.get('format')!r}; this version of cuvee reads format {_FORMAT}"
+            )
         if state["fingerprint"] != self.corpus.fingerprint:
             raise FingerprintMismatch(
-                f"the state was saved on corpus {state['fingerprint']} but this stream reads {self.corpus.fingerprint}"
+                f"the state was saved on corpus {state['fingerprint']}, but this stream reads {self.corpus.fingerprint}: "
+                "open the corpus that the run began with"
             )
-        for name in ("split", "batch_size", "sequence_length", "seed"):
+        for name in _FIXED:
             if state[name] != getattr(self, name):
                 raise CheckpointError(
-                    f"the state was saved with {name}={state[name]}, this stream has {getattr(self, name)}"
+                    f"the state was saved with {name} {state[name]!r}, but this stream has {getattr(self, name)!r}: "
+                    f"make the stream with {name}={state[name]!r}"
                 )
-        self.position, self._version, self._log_digest = state["step"], state["version"], state["log_digest"]
-        self._start = state["since"]
-        self._drawn_K = np.array([state["domains"][name]["drawn"] for name in self.names], dtype=np.int64)
-        self._credit_K = np.array([state["domains"][name]["credit"] for name in self.names], dtype=np.int64)
-        self._pending = [
-            Update(u["version"], u["step"], Mixture.from_json(u["mixture"]), u["log_digest"]) for u in state["pending"]
-        ]
-        self._enter(Mixture.from_json(state["mixture"]))
-        self._plan = None
+        self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
+        sources = {row["name"]: self._from_json(row) for row in state["domains"]}
+        retired = {row["name"]: (self._from_json(row), int(row["drawn"])) for row in state["retired"]}
+        for name in set(sources) & set(self._sources):
+            if sources[name].cap != self._sources[name].cap:
+                raise CheckpointError(
+                    f"the state was saved with epoch cap {sources[name].cap} for {name}, "
+                    f"but this stream has {self._sources[name].cap}"
+                )
+        self._sources, self._retired = sources, retired
+        self._schedule = Schedule(tuple(sources), self._caps_K(), self.batch_size, self.seed, self.sampling)
+        self._schedule.load_state_dict(state["schedule"])
+        self._reset()
 
-    def _enter(self, mixture: Mixture) -> None:
-        self._mixture, self._digest = mixture, mixture.digest()
-        self._quota = Quota(self.batch_size, integer_shares(mixture.weights_K), self._credit_K)
+    # Inside
 
-    def _counts_K(self) -> IntArray:
-        self._settle()
-        steps = self.position - self._start
-        return self._drawn_K + self._quota.counts(steps, 1)[0]
+    def _from_json(self, row: Mapping[str, Any]) -> Source:
+        return Source.from_json(row, self._corpora, self.split, self.sequence_length)
 
-    def _settle(self) -> None:
-        """Brings updates that are due at the present step into force."""
-        while self._pending and self._pending[0].step <= self.position:
-            update = self._pending.pop(0)
-            if self._version >= 0:
-                steps = update.step - self._start
-                given_K = self._quota.counts(steps, 1)[0]
-                self._credit_K = self._quota.credit_at(steps, given_K)
-                self._drawn_K = self._drawn_K + given_K
-            self._start, self._version, self._log_digest = update.step, update.version, update.log_digest
-            self._enter(update.mixture)
-            self._plan = None
+    def _source(self, name: str) -> Source:
+        if name not in self._sources:
+            raise MixtureError(f"no domain {name!r} in the stream: it has {', '.join(self.names)}")
+        return self._sources[name]
 
-    def _planned(self) -> _Plan:
-        self._settle()
-        plan = self._plan
-        if plan is None or not plan.first <= self.position < plan.first + len(plan.domain_SB):
-            steps = max(1, _PLAN_ROWS // self.batch_size)
-            if self._pending:
-                steps = min(steps, self._pending[0].step - self.position)
-            plan = self._plan = self._draw(self.position, steps)
-        return plan
+    def _asked(self) -> Mixture:
+        self._schedule.settle()
+        assert self._schedule.current is not None
+        return self._schedule.current.mixture
 
-    def _draw(self, first: int, steps: int) -> _Plan:
-        cumulative_TK = self._drawn_K + self._quota.counts(first - self._start, steps)
-        rows_SK = np.diff(cumulative_TK, axis=0)
-        rows = rows_SK.ravel()
-        domain_N = np.repeat(np.tile(np.arange(len(self.names)), steps), rows)
-        offset_N = np.repeat(cumulative_TK[:-1].ravel() - (np.cumsum(rows) - rows), rows)
-        draw_N = np.arange(steps * self.batch_size) + offset_N
-        dealt_SB = (
-            self._lanes_B + rotations(self.seed, np.arange(first, first + steps), self.batch_size)[:, None]
-        ) % self.batch_size
-        dealt_SB += np.arange(steps)[:, None] * self.batch_size
-        domain_SB, draw_SB = domain_N[dealt_SB], draw_N[dealt_SB]
-        size_SB = self._size_K[domain_SB]
-        epoch_SB, index_SB = np.divmod(draw_SB, size_SB)
-        window_SB = permute(
-            index_SB.ravel(),
-            size_SB.ravel(),
-            self._bits_K[domain_SB.ravel()],
-            epoch_keys(self._key_K[domain_SB.ravel()], epoch_SB.ravel()),
-        ).reshape(domain_SB.shape)
-        return _Plan(first, domain_SB, epoch_SB, window_SB)
+    def _caps_K(self) -> npt.NDArray[np.int64]:
+        return np.array([source.rows for source in self._sources.values()], dtype=np.int64)
 
-    def _gather(self, domain_B: IntArray, epoch_B: IntArray, window_B: IntArray) -> Batch:
-        length = self.sequence_length
-        tokens_BL = np.empty((len(domain_B), length), dtype=np.int64)
-        filled_B = np.full(len(domain_B), length)
-        for domain in np.unique(domain_B):
-            rows = np.flatnonzero(domain_B == domain)
-            source = self._windows[domain]
-            part = np.empty((len(rows), length), dtype=source.tokens.dtype)
-            source.read(window_B[rows], part)
-            tokens_BL[rows] = part
-            filled_B[rows] = source.filled(window_B[rows])
+    def _reshape(self, sources: dict[str, Source], drawn: Mapping[str, int], mixture: Mixture, kind: str) -> Update:
+        caps = {name: source.rows for name, source in sources.items()}
+        update = self._schedule.reshape(drawn, caps, mixture, kind)
+        self._sources = sources
+        self._reset()
+        return update
+
+    def _reset(self) -> None:
+        """Forgets what was prepared and takes the domains anew."""
+        sources = [self._sources[name] for name in self.names]
+        windows = [source.windows for source in sources]
+        self._planner.domains([source.key for source in sources], np.array([len(w) for w in windows], dtype=np.int64))
+        self._reader = Reader(windows, self.sequence_length)
+        self._trim()
+
+    def _trim(self) -> None:
+        self._plan: Plan | None = None
+        self._ahead = 1
+
+    def _draw(self) -> None:
+        """Prepares the next steps: one after a change, then twice as many each time, so that frequent changes stay cheap."""
+        row_bytes = self.sequence_length * self._reader.dtype.itemsize
+        rows = _PLAN_ROWS if self._reader.by_row else min(_PLAN_ROWS, _BLOCK_BYTES // row_bytes)
+        steps = max(1, min(self._ahead, rows // self.batch_size))
+        self._ahead = 2 * steps
+        self._plan = self._planner.plan(self.position, self._schedule.ahead(steps))
+        self._block = None if self._reader.by_row else self._reader.read(self._plan.domain_N, self._plan.window_N)
+
+    def _gather(self, step: int, plan: Plan, row_B: npt.NDArray[np.int64]) -> Batch:
+        domain_B, window_B = plan.domain_N.take(row_B), plan.window_N.take(row_B)
+        block = self._block
+        rows_BL = self._reader.read(domain_B, window_B) if block is None else block.take(row_B, axis=0, mode="clip")
+        update = self._schedule.current
+        assert update is not None
         return Batch(
-            step=self.position,
+            step=step,
             names=self.names,
-            tokens_BL=tokens_BL,
+            tokens_BL=rows_BL.astype(np.int64),
             domain_B=domain_B,
-            counted_BL=np.arange(length) < filled_B[:, None],
-            origin=Origin(epoch_B, window_B),
-            version=self._version,
-            mixture_digest=self._digest,
-            log_digest=self._log_digest,
-            documents=partial(document_ordinals, self._windows, domain_B, window_B, length),
+            counted_BL=self._counted(domain_B, window_B),
+            origin=Origin(plan.epoch_N.take(row_B), window_B),
+            version=update.version,
+            mixture_digest=update.mixture_digest,
+            log_digest=update.log_digest,
+            documents=partial(document_ordinals, self._reader.windows, domain_B, window_B, self.sequence_length),
         )
+
+    def _counted(self, domain_B: npt.NDArray[np.int64], window_B: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        counted_BL = np.ones((len(domain_B), self.sequence_length), dtype=np.bool_)
+        for row in self._reader.short(domain_B, window_B):
+            counted_BL[row, len(self._reader.windows[domain_B[row]].tail) :] = False
+        return counted_BL
+
+
+_FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling")
+
+
+def _check_sizes(batch_size: int, sequence_length: int, rank: int, world_size: int) -> None:
+    if batch_size < 1 or sequence_length < 1:
+        raise ConfigError(f"batch_size {batch_size} and sequence_length {sequence_length} must be at least 1")
+    if world_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"world_size {world_size} does not divide batch_size {batch_size}: every rank must get a whole part of the batch"
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is outside 0 … {world_size - 1}")
