@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cuvee import __version__
-from cuvee.cli import report, runs, train
+from cuvee.cli import corpus, demo, report, runs, train
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.stopping import Stopped
 
@@ -23,10 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(corpus.app, name="corpus")
 app.command("train")(train.train)
 app.command("compare")(train.compare)
 app.add_typer(runs.app, name="runs")
 app.command("report")(report.report)
+app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:

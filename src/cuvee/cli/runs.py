@@ -95,9 +95,9 @@ def export_runs(
     from cuvee.recipes.export import export
 
     with open_store(store, must_exist=True) as opened:
-        found = find_runs(opened, runs or (), group)
-        export([(opened.load(run.id), opened.metrics(run.id)) for run in found if run.progress > 0], output)
-    typer.echo(f"{len(found)} runs → {output}")
+        begun = [run for run in find_runs(opened, runs or (), group) if run.intervals]
+        export([(opened.load(run.id), opened.metrics(run.id)) for run in begun], output)
+    typer.echo(f"{len(begun)} run{'s' * (len(begun) != 1)} → {output}")
 
 
 @app.command()

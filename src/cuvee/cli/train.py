@@ -54,13 +54,14 @@ def compare(
 
     wanted = load(CompareConfig, config, overrides or ())
     from cuvee.recipes import compare as recipe
-    from cuvee.recipes import reporting
+    from cuvee.recipes.reporting import tables
+    from cuvee.report.page import write_report
 
     with view(quiet) as seen:
         runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
-    for heading, figures in reporting.tables(runs, wanted.baseline_label):
+    for heading, figures in tables(runs, wanted.baseline_label):
         console().print(_printed(heading, figures), highlight=False)
-    page = reporting.write(runs, output or wanted.out / f"{wanted.name}.html", wanted.name, wanted.baseline_label)
+    page = write_report(runs, output or wanted.out / f"{wanted.name}.html", wanted.name, baseline=wanted.baseline_label)
     typer.echo(f"report: {page}")
 
 

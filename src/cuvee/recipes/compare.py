@@ -84,7 +84,8 @@ class _Crew:
         try:
             while self._running or (self._waiting and self._stop.signal is None):
                 while self._waiting and len(self._running) < workers and self._stop.signal is None:
-                    self._begin(*self._waiting.popitem())
+                    run_id = next(iter(self._waiting))
+                    self._begin(run_id, self._waiting.pop(run_id))
                 self._listen(0.2)
                 self._bury()
                 if self._stop.signal is not None:

@@ -1,0 +1,217 @@
+"""`cuvee train` on real text, killed, interrupted, continued and run on two ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cuvee.core.errors import ConfigError, CuveeError, ShardError, TrainingError
+from cuvee.core.trajectory import Run
+from cuvee.fleet.store import Store
+from cuvee.policies.files import load_policy
+from cuvee.recipes.config import TrainConfig, load
+from cuvee.recipes.train import train
+from cuvee.recipes.watch import Observer, Unobserved
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stdlib_corpus(tmp_path_factory.mktemp("text")).folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, corpus: Path) -> Path:
+    """A working directory with a configuration."""
+    return prepared(tmp_path, corpus)
+
+
+def prepared(place: Path, corpus: Path) -> Path:
+    settings = {"steps": 60, "batch_size": 8, "sequence_length": 64, "learning_rate": 3e-3, "interval": 2}
+    config = {
+        "corpus": str(corpus),
+        "method": "odm",
+        "guard": {"floor": 0.05, "max_change": 0.1},
+        "train": {**settings, "validation_tokens": 512, "device": "cpu"},
+        "checkpoint_every": 7,
+        "store": str(place / "runs.db"),
+        "out": str(place / "runs"),
+    }
+    (place / "mine.yaml").write_text(yaml.safe_dump(config))
+    return place
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cuvee.cli", "train", "mine.yaml", *arguments]
+    return subprocess.Popen(command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out + err
+
+
+def here(place: Path, *overrides: str, resume: bool = False, observer: Observer | None = None) -> Run:
+    """The same in this process."""
+    return train(load(TrainConfig, place / "mine.yaml", overrides), resume=resume, observer=observer)
+
+
+def wait_for_interval(place: Path, number: int) -> None:
+    """Returns as soon as the only run of the store has recorded so many intervals."""
+    path = place / "runs.db"
+    for _ in range(6000):
+        if path.exists():
+            with Store.open(path) as store:
+                if any(run.intervals >= number for run in store.runs()):
+                    return
+        time.sleep(0.01)
+    raise AssertionError("the run never came that far")
+
+
+def only_run(place: Path) -> Run:
+    with Store.open(place / "runs.db") as store:
+        (summary,) = store.runs()
+        assert summary.status == "done"
+        return store.load(summary.id)
+
+
+def model(run: Run) -> Path:
+    return Path(run.policy or "").parent / "model"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Run:
+    return here(prepared(tmp_path_factory.mktemp("unbroken"), corpus))
+
+
+def test_a_run_leaves_a_model_a_policy_and_its_record(unbroken: Run) -> None:
+    losses = [signals.probes["valid_loss"].values.mean() for signals in unbroken.trajectory.signals]
+    assert losses[-1] < losses[0] - 0.5
+    assert len(unbroken.trajectory) == 30
+    assert unbroken.cost.tokens == sum(int(signals.tokens_K.sum()) for signals in unbroken.trajectory.signals)
+    assert unbroken.config["method"] == {"name": "odm", "label": "odm"}
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model(unbroken)
+    text = AutoTokenizer.from_pretrained(folder)("def main(", return_tensors="pt")
+    assert AutoModelForCausalLM.from_pretrained(folder)(text["input_ids"]).logits.isfinite().all()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: Run) -> None:
+    for number, arguments in ((3, []), (18, ["--resume"])):  # before the first checkpoint, and between later ones
+        process = start(place, *arguments)
+        wait_for_interval(place, number)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+    with pytest.raises(ConfigError, match=r"was interrupted at \d+% of its budget.* --resume"):
+        here(place)
+    status, output = finish(start(place, "--resume"))
+    assert status == 0, output
+    run = only_run(place)
+    assert run.trajectory == unbroken.trajectory, "every loss, weight and token count, bit by bit"
+    assert (model(run) / "model.safetensors").read_bytes() == (model(unbroken) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_saved_and_says_how_to_go_on(
+    place: Path, unbroken: Run, number: signal.Signals, status: int
+) -> None:
+    process = start(place)
+    wait_for_interval(place, 2)
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == status, output
+    assert "continue with: cuvee train mine.yaml --resume" in output
+    assert "Traceback" not in output
+    with Store.open(place / "runs.db") as store:
+        (summary,) = store.runs()
+    saved = max(path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir())
+    assert saved == f"step-{summary.intervals:09d}", "not one interval is lost"
+    assert here(place, resume=True).trajectory == unbroken.trajectory
+
+
+class Notes(Unobserved):
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def end(self, run_id: str, note: str) -> None:
+        self.taken.append(note)
+
+
+def test_a_finished_run_is_not_repeated(place: Path) -> None:
+    first = here(place, "train.steps=4")
+    for resume in (False, True):
+        notes = Notes()
+        assert here(place, "train.steps=4", resume=resume, observer=notes) == first
+        assert "is finished already" in notes.taken[0]
+    assert here(place, "train.steps=6").id != first.id
+
+
+def test_two_ranks_train_the_same_run(place: Path, unbroken: Run) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "cuvee.cli", "train", "mine.yaml"]
+    stopped = subprocess.Popen(command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_interval(place, 9)
+    stopped.send_signal(signal.SIGTERM)  # torchrun passes it on to both
+    assert finish(stopped)[0] != 0
+    again = subprocess.Popen(
+        [*command, "--resume"], cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    status, output = finish(again)
+    assert status == 0, output
+    assert "continues after step" in output
+    for mine, other in zip(only_run(place).trajectory.signals, unbroken.trajectory.signals, strict=True):
+        np.testing.assert_allclose(mine.loss.values, other.loss.values, rtol=2e-3)
+
+
+def test_a_policy_file_steers_another_run(place: Path, unbroken: Run) -> None:
+    config = yaml.safe_load((place / "mine.yaml").read_text())
+    del config["method"]
+    (place / "mine.yaml").write_text(yaml.safe_dump(config))
+    run = here(place, f"policy={unbroken.policy}", "train.steps=4")
+    assert "method" not in run.config
+    learned = load_policy(Path(unbroken.policy or "")).mixture(run.trajectory)
+    assert run.trajectory.mixtures[0].total_variation(learned) < 0.05, "it begins with what it had learned"
+
+
+def test_what_went_wrong_is_said_in_one_line(place: Path) -> None:
+    status, output = finish(start(place, "train.leaning_rate=1"))
+    assert status == 2
+    assert output == "error: mine.yaml: unknown key 'leaning_rate' in train; did you mean 'learning_rate'?\n"
+    for override, said in (
+        ("corpus=nowhere", "there is no corpus folder nowhere"),
+        ("model=lama-1m", "no model 'lama-1m'; did you mean 'llama-1m'?"),
+        ("guard.floor=0.6", "the floors of 3 domains sum to 1.8"),
+    ):
+        with pytest.raises(CuveeError, match=re.escape(said)):
+            here(place, override)
+
+
+def test_a_shard_that_was_cut_short_is_named(place: Path, corpus: Path) -> None:
+    shutil.copytree(corpus, place / "cut")
+    shard = next((place / "cut" / "train").glob("*.bin"))
+    os.truncate(shard, shard.stat().st_size - 2)
+    with pytest.raises(ShardError, match=re.escape(str(shard))):
+        here(place, f"corpus={place / 'cut'}")
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_and_nothing_else(place: Path) -> None:
+    with pytest.raises(TrainingError, match="is not finite"):
+        here(place, "train.learning_rate=1e30", "train.clip=1e30", "train.precision=fp32")
+    with Store.open(place / "runs.db") as store:
+        (summary,) = store.runs()
+    assert summary.status == "waiting"
+    assert "is not finite" in str(summary.reason)
