@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.sources import Source, choose_roles, find_sources
+from cuvee.data.raw import Source, choose_roles, find_sources
 
 
 def put(path: Path, content: str = "x") -> Path:

@@ -16,7 +16,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.data import reading
 from cuvee.data.documents import Document, Rules, read_documents
 from cuvee.data.reading import Bad, read_blocks
-from cuvee.data.sources import find_sources
+from cuvee.data.raw import find_sources
 
 RULES = Rules("text", None, 0.0)
 

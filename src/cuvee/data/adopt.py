@@ -27,7 +27,7 @@ from cuvee.data.manifest import (
 from cuvee.data.pool import TokenPool
 from cuvee.data.quality import domain_mtld
 from cuvee.data.shards import bin_path, file_size, idx_path, open_shard, scan_shard
-from cuvee.data.sources import Split, check_domain_name, choose_roles, read_tables, splits_of
+from cuvee.data.raw import Split, check_domain_name, choose_roles, read_tables, splits_of
 from cuvee.data.tokenizer import Vocabulary, find_vocabulary, parse_tokenizer, read_tokenizer
 from cuvee.data.workplace import is_built
 

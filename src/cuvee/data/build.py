@@ -36,7 +36,7 @@ from cuvee.data.manifest import (
     write_manifest,
 )
 from cuvee.data.shards import bin_path, idx_path, token_dtype, write_index
-from cuvee.data.sources import Source, choose_roles, find_sources
+from cuvee.data.raw import Source, choose_roles, find_sources
 from cuvee.data.survey import Survey, take_survey
 from cuvee.data.tokenizer import (
     SMALLEST_VOCAB,
@@ -95,7 +95,7 @@ def build(
 ) -> Corpus:
     """Builds the corpus of `sources` in `folder`, or continues where an earlier call was interrupted.
 
-    `sources` are files and folders (see `sources.py`), or a mapping from domain names to Hugging Face map-style data sets.
+    `sources` are files and folders (see `raw.py`), or a mapping from domain names to Hugging Face map-style data sets.
     `workers` processes tokenize, by default one a core; with 1 everything happens in this process. A corpus that is already
     there, of the same sources and settings, is opened. Raises `CorpusError`.
     """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.data.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
-from cuvee.data.sources import Split
+from cuvee.data.raw import Split
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.sources import Source, Split
+from cuvee.data.raw import Source, Split
 
 BLOCK_BYTES = 512 << 10
 BLOCK_ROWS = 2_000

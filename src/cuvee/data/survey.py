@@ -18,7 +18,7 @@ from cuvee.data.crew import Crew
 from cuvee.data.documents import Rules, read_documents
 from cuvee.data.quality import domain_mtld
 from cuvee.data.reading import Bad, Block, read_blocks
-from cuvee.data.sources import Source
+from cuvee.data.raw import Source
 from cuvee.data.workplace import damaged
 
 SAMPLE_BYTES = 32 << 20

@@ -92,7 +92,7 @@ class Encoder:
         """The ids of each text, each closed by the end-of-text token.
 
         A token costs some hundred bytes while it is in the tokenizer's hands, so texts go there in groups, and one longer
-        than 64 Ki characters in pieces cut before a space, where byte-level BPE has a word boundary anyway.
+        than 64 Ki characters in pieces cut before the space that begins a word, where byte-level BPE has a boundary anyway.
         """
         ids: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
         for group in _groups((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text)):
@@ -135,10 +135,12 @@ def single_threaded() -> Iterator[None]:
 def _pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > _PIECE_CHARS:
-        cut = text.rfind(" ", start + _PIECE_CHARS // 2, start + _PIECE_CHARS)
-        cut = cut if cut > 0 else start + _PIECE_CHARS
-        yield text[start:cut]
-        start = cut
+        end = cut = start + _PIECE_CHARS
+        while (cut := text.rfind(" ", start + _PIECE_CHARS // 2, cut)) > 0 and text[cut + 1].isspace():
+            pass
+        end = cut if cut > 0 else end
+        yield text[start:end]
+        start = end
     yield text[start:]
 
 
