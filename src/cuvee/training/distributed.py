@@ -29,6 +29,8 @@ from cuvee.core.trajectory import Trajectory
 
 # How long a rank whose collective failed waits to hear from the others which of them is missing.
 _ROLL_CALL_SECONDS = 3.0
+# How long ranks may be apart when they start: machines boot and file systems warm up at different speeds.
+_JOIN_SECONDS = 600.0
 
 
 class Ranks:
@@ -49,7 +51,8 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         limit = timedelta(seconds=timeout)
-        store, rank, size = next(rendezvous("env://", timeout=limit))
+        join = timedelta(seconds=max(timeout, _JOIN_SECONDS))
+        store, rank, size = next(rendezvous("env://", timeout=join))
         store.set_timeout(limit)
         backend = "gloo"
         if torch.cuda.is_available():
@@ -81,18 +84,32 @@ class Ranks:
         """
         if self.size == 1:
             return counted
-        own = torch.from_numpy(np.array([counted, step, version, *_to_words(digest)], dtype=np.int64))
-        table = torch.empty(self.size, len(own), dtype=torch.int64)
-        with self._together(f"the agreement before step {step}"):
-            dist.all_gather_into_tensor(table, own)
-        first = table[0, 1:].tolist()
-        for rank, row in enumerate(table[:, 1:].tolist()):
-            if row != first:
+        counts, *rows = self._gather([counted, step, version, *_to_words(digest)], f"the agreement before step {step}")
+        for rank, row in enumerate(rows):
+            if row != rows[0]:
                 raise TrainingError(
-                    f"ranks disagree: rank {rank} is at {_describe(row)}, rank 0 at {_describe(first)}. "
+                    f"ranks disagree: rank {rank} is at {_describe(row)}, rank 0 at {_describe(rows[0])}. "
                     "Nothing was trained on it; give every rank the same mixture, and restart from the last checkpoint"
                 )
-        return int(table[:, 0].sum())
+        return sum(counts)
+
+    def same(self, what: str, digest: str) -> None:
+        """Raises `TrainingError` on every rank, naming one that differs, unless all have the same sha256 of `what`."""
+        _, *rows = self._gather([0, *_to_words(digest)], f"the comparison of {what}") if self.size > 1 else ([0], [])
+        for rank, row in enumerate(rows):
+            if row != rows[0]:
+                raise TrainingError(
+                    f"ranks disagree on {what}: rank {rank} has {_to_hex(row)}, rank 0 has {_to_hex(rows[0])}. "
+                    "Start every rank with the same files and settings"
+                )
+
+    def _gather(self, own: Sequence[int], what: str) -> list[list[int]]:
+        """The first number of every rank as one list, then of each rank the rest."""
+        mine = torch.tensor(own, dtype=torch.int64)
+        table = torch.empty(self.size, len(mine), dtype=torch.int64)
+        with self._together(what):
+            dist.all_gather(list(table.unbind()), mine)
+        return [table[:, 0].tolist(), *table[:, 1:].tolist()]
 
     @contextmanager
     def _together(self, what: str) -> Iterator[None]:
@@ -101,7 +118,7 @@ class Ranks:
         except RuntimeError as error:  # timed out, connection lost: every backend has its own words for it
             raise TrainingError(
                 f"rank {self.rank} could not finish {what}: {self._missing()} "
-                f"(waited up to {self.timeout:g} s). Restart from the last checkpoint"
+                f"(waited up to {self.timeout:g} s; {str(error).splitlines()[0]}). Restart from the last checkpoint"
             ) from error
 
     def _missing(self) -> str:
@@ -164,6 +181,10 @@ def _to_words(digest: str) -> list[int]:
     return words
 
 
+def _to_hex(words: Sequence[int]) -> str:
+    return np.array(words, dtype="<i8").tobytes().hex()
+
+
 def _describe(row: Sequence[int]) -> str:
     step, version, *words = row
-    return f"step {step} with mixture {np.array(words, dtype='<i8').tobytes().hex()} (version {version})"
+    return f"step {step} with mixture {_to_hex(words)} (version {version})"

@@ -161,6 +161,8 @@ class LMTrainer:
         )
 
     def _attach(self, probes: Sequence[Probe]) -> None:
+        if self.ranks.size > 1:
+            self.ranks.same("corpus, settings and weights", self._fingerprint())
         for meter in self._meters.values():
             meter.close()
         s = self.settings
@@ -183,6 +185,14 @@ class LMTrainer:
             if probe.name in self._meters:
                 raise ConfigError(f"two probes are called {probe.name!r}: rename one")
             self._meters[probe.name] = probe.attach(context)
+
+    def _fingerprint(self) -> str:
+        sha = hashlib.sha256(
+            f"{self.corpus.fingerprint}{self.stream.seed}{self.step}{_comparable(self.settings)}".encode()
+        )
+        for weight in self.update.weights.values():
+            sha.update(weight.detach().cpu().numpy().data)
+        return sha.hexdigest()
 
     def _domains(self) -> tuple[Domain, ...]:
         known = {domain.name: domain for domain in self.corpus.domains}
