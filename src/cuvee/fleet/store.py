@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,45 @@ class Store:
         change = sa.update(runs).where(runs.c.id == run_id, runs.c.status == "failed")
         change = change.values(status="waiting", max_attempts=more)
         self._database.write(lambda connection: connection.execute(change))
+
+    def add(self, name: str, run: Run, *, group: str | None = None, metrics: Sequence[Metrics] = ()) -> str:
+        """Records a run that was done elsewhere as done, in one transaction. The same run again is no change.
+
+        Raises `StoreError` if the id is taken by a run that is another one or is not done.
+        """
+        run_id = self.create(name, run.seed, run.config, group=group, run_id=run.id)
+        mixtures = [None, *run.trajectory.mixtures]
+        said = [{}, *metrics, *({} for _ in mixtures[len(metrics) + 1 :])]
+        found = [Interval(*row) for row in zip(count(), mixtures, run.trajectory.signals, said, strict=False)]
+        rows = [interval.row() for interval in found]
+        paths = {"checkpoint": run.checkpoint, "policy": run.policy}
+        ended = {"status": "done", "attempt": 1, "intervals": len(rows) - 1, "progress": run.trajectory.last.progress}
+
+        def work(connection: sa.Connection) -> None:
+            now = self._database.now(connection)
+            unstarted = (runs.c.id == run_id) & (runs.c.attempt == 0)
+            if connection.execute(sa.update(runs).where(unstarted).values(**ended, **paths, updated=now)).rowcount == 0:
+                query = sa.select(intervals.c.digest).join(runs, runs.c.id == intervals.c.run_id)
+                query = query.where(runs.c.id == run_id, runs.c.status == "done").order_by(intervals.c.number)
+                if list(connection.execute(query).scalars()) != [row["digest"] for row in rows]:
+                    raise StoreError(f"run {run_id} is in {self!r} already with other measurements")
+                return
+            attempt = {
+                "run_id": run_id,
+                "number": 1,
+                "key": uuid.uuid4().hex,
+                "worker": worker_name(),
+                "outcome": "done",
+            }
+            times = {"started": now, "heartbeat": now, "ended": now}
+            connection.execute(sa.insert(attempts).values(**attempt, **times, **asdict(run.cost)))
+            domains = {row["space"]: interval.space_json() for row, interval in zip(rows, found, strict=True)}
+            missing = self._database.insert_missing(spaces)
+            connection.execute(missing, [{"digest": key, "domains": space} for key, space in domains.items()])
+            connection.execute(sa.insert(intervals), [{"run_id": run_id, "attempt": 1, **row} for row in rows])
+
+        self._database.write(work)
+        return run_id
 
     # Claiming
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
-from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.fleet import schema
 from cuvee.fleet.claim import Claim, ClaimLost
-from cuvee.fleet.rows import Interval, digest_of, run_key
+from cuvee.fleet.rows import Interval, Tally, digest_of, run_key
 from cuvee.fleet.store import Store
 
 CONFIG = {"model": {"layers": 2, "rate": 1e-3}, "mixture": [0.1, 0.9], "note": "naïve — ∑"}
@@ -218,6 +219,37 @@ class StoreSuite:
         with pytest.raises(StoreError, match="is done"):
             store.claim_run(claim.run.id, "worker")
         assert store.summary(claim.run.id).cost == Cost(3)
+
+    def test_a_run_done_elsewhere_is_added_once_and_whole(self, store: Store) -> None:
+        run = Run("elsewhere", 3, CONFIG, expected(6), Cost(5, 1.5, 2.5), "a", "b")
+        for _ in range(2):
+            assert store.add("imported", run, group="g", metrics=[{"reward": 1.0}]) == "elsewhere"
+        assert store.load("elsewhere") == run
+        assert store.metrics("elsewhere") == [{"reward": 1.0}, {}, {}, {}, {}]
+        assert store.claim("worker") is None
+        with pytest.raises(StoreError, match="other measurements"):
+            store.add("imported", replace(run, trajectory=expected(6, seed=1)))
+        claim = store.claim_run(store.create("a", 0, {}, run_id="begun"), "worker")
+        with pytest.raises(StoreError, match="other measurements"):
+            store.add("a", Run("begun", 0, {}, expected(2)))
+        claim.heartbeat()
+
+    def test_a_tally_counts_runs_attempts_and_cost(self, store: Store) -> None:
+        assert store.tally("g") == Tally(0, 0, 0, 0, 0.0, 0, 0, Cost())
+        for seed in range(4):
+            store.create("a", seed, {}, group="g", max_attempts=1)
+        store.create("a", 9, {}, group="h")
+        claims = [store.claim("worker", group="g") for _ in range(3)]
+        for claim in claims:
+            assert claim is not None
+            record(claim, 3)
+        assert claims[0] is not None
+        claims[0].finish(Cost(5, 2.0, 1.0))
+        assert claims[1] is not None
+        claims[1].fail("x")
+        cost = Cost(5 + 2 + 2, 2.0 + 2.0 + 2.0, 3.0)
+        assert store.tally("g") == Tally(1, 1, 1, 1, 3 * 0.02, 3, 1, cost)
+        assert store.tally().open == 3
 
     def test_what_is_not_there_is_named(self, store: Store) -> None:
         with pytest.raises(StoreError, match="no run 'x'"):
