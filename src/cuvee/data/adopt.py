@@ -1,7 +1,7 @@
 """Adopting: shards that something else wrote become a corpus as they are; a manifest is all that is added.
 
-Where there is a tokenizer, bytes a token and lexical diversity are estimated from up to 256 documents of each shard, evenly
-spaced and decoded.
+Where there is a tokenizer, the bytes of the text are added up token by token, and lexical diversity is measured on up to 256
+documents, evenly spaced and decoded.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
@@ -26,13 +28,17 @@ from cuvee.data.manifest import (
 )
 from cuvee.data.pool import TokenPool
 from cuvee.data.quality import domain_mtld
-from cuvee.data.shards import bin_path, file_size, idx_path, open_shard, scan_shard
 from cuvee.data.raw import Split, check_domain_name, choose_roles, read_tables, splits_of
-from cuvee.data.tokenizer import Vocabulary, find_vocabulary, parse_tokenizer, read_tokenizer
+from cuvee.data.shards import bin_path, file_size, idx_path, open_shard, scan_shard
+from cuvee.data.tokenizer import Vocabulary, find_vocabulary, parse_tokenizer, read_tokenizer, token_bytes
 from cuvee.data.workplace import is_built
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _SAMPLE_DOCUMENTS = 256
 _SAMPLE_TOKENS = 4096
+_CHUNK_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,15 @@ def adopt(
     for shard in shards:
         pool = open_shard(shard.prefix, shard.name)
         _check_ends(pool, shard.prefix, vocabulary.end_of_text)
-        texts, share = _decode(pool, text) if text is not None else ([], 0.0)
-        text_bytes = round(sum(len(document.encode()) for document in texts) / share) if text is not None else None
-        entries[shard.name, shard.split] = _entry(shard, pool, vocabulary, text_bytes, folder)
-        if shard.split == "train":
-            diversity = domain_mtld(texts)
-            scores[shard.name] = {} if diversity is None else {"mtld": diversity}
+        entry = _entry(shard, pool, vocabulary, folder)
+        scores.setdefault(shard.name, {})
+        if text is not None:
+            known = parse_tokenizer(text, str(tokenizer))
+            entry = entry.model_copy(update={"text_bytes": _text_bytes(pool, token_bytes(known, vocabulary.size))})
+            diversity = domain_mtld(_decode(pool, known))
+            if shard.split == "train" and diversity is not None:
+                scores[shard.name] = {"mtld": diversity}
+        entries[shard.name, shard.split] = entry
         dtypes.add(pool.tokens.dtype.name)
     if len(dtypes) > 1:
         raise CorpusError(f"the shards hold {' and '.join(sorted(dtypes))}: write all with one type of token ids")
@@ -186,14 +195,14 @@ def _check_ends(pool: TokenPool, prefix: Path, end_of_text: int) -> None:
         )
 
 
-def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, text_bytes: int | None, folder: Path) -> ShardEntry:
+def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, folder: Path) -> ShardEntry:
     bin_sha, idx_sha = scan_shard(shard.prefix, pool.tokens.dtype, vocabulary.size)
     path, home = shard.prefix.resolve(), folder.resolve()
     return ShardEntry(
         path=str(path.relative_to(home) if path.is_relative_to(home) else path),
         documents=len(pool.document_starts),
         tokens=len(pool),
-        text_bytes=text_bytes,
+        text_bytes=None,
         bin_bytes=file_size(bin_path(shard.prefix)),
         idx_bytes=file_size(idx_path(shard.prefix)),
         bin_sha256=bin_sha,
@@ -201,12 +210,16 @@ def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, text_bytes: i
     )
 
 
-def _decode(pool: TokenPool, text: str) -> tuple[list[str], float]:
-    """The text of documents spread over the shard, and the share of its tokens that they are."""
-    tokenizer = parse_tokenizer(text, TOKENIZER)
+def _text_bytes(pool: TokenPool, bytes_V: npt.NDArray[np.int64]) -> int:
+    chunks = (pool.tokens[start : start + _CHUNK_TOKENS] for start in range(0, len(pool), _CHUNK_TOKENS))
+    return sum(int(bytes_V[chunk].sum()) for chunk in chunks)
+
+
+def _decode(pool: TokenPool, tokenizer: Tokenizer) -> list[str]:
+    """The text of documents spread evenly over the shard."""
     starts_D = pool.document_starts
     ends_D = np.append(starts_D[1:], len(pool))
     chosen = np.unique(np.linspace(0, len(starts_D) - 1, _SAMPLE_DOCUMENTS).astype(np.int64))
     spans = [(int(starts_D[i]), min(int(ends_D[i]), int(starts_D[i]) + _SAMPLE_TOKENS)) for i in chosen]
-    texts = tokenizer.decode_batch([pool.tokens[a:b].tolist() for a, b in spans], skip_special_tokens=True)
-    return texts, sum(b - a for a, b in spans) / len(pool)
+    texts: list[str] = tokenizer.decode_batch([pool.tokens[a:b].tolist() for a, b in spans], skip_special_tokens=True)
+    return texts

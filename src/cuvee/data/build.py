@@ -35,8 +35,8 @@ from cuvee.data.manifest import (
     digest,
     write_manifest,
 )
-from cuvee.data.shards import bin_path, idx_path, token_dtype, write_index
 from cuvee.data.raw import Source, choose_roles, find_sources
+from cuvee.data.shards import bin_path, idx_path, token_dtype, write_index
 from cuvee.data.survey import Survey, take_survey
 from cuvee.data.tokenizer import (
     SMALLEST_VOCAB,

@@ -19,8 +19,8 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import CorpusError, ShardError
 from cuvee.data.manifest import NAME, DomainEntry, Manifest, ShardEntry, read_manifest
 from cuvee.data.pool import TokenPool
-from cuvee.data.shards import bin_path, file_size, idx_path, open_shard, scan_shard
 from cuvee.data.raw import Split
+from cuvee.data.shards import bin_path, file_size, idx_path, open_shard, scan_shard
 from cuvee.data.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.data.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
 from cuvee.data.raw import Split
+from cuvee.data.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
 
 
 @dataclass(frozen=True)

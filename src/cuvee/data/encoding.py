@@ -19,8 +19,8 @@ import numpy.typing as npt
 from cuvee.core.files import fsync_dir, write_atomic
 from cuvee.data.crew import Crew
 from cuvee.data.documents import Rules, read_documents
-from cuvee.data.reading import Bad, Block, read_blocks
 from cuvee.data.raw import Source
+from cuvee.data.reading import Bad, Block, read_blocks
 from cuvee.data.tokenizer import load_encoder
 from cuvee.data.workplace import damaged
 

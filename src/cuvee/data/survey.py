@@ -17,8 +17,8 @@ from cuvee.core.files import write_atomic
 from cuvee.data.crew import Crew
 from cuvee.data.documents import Rules, read_documents
 from cuvee.data.quality import domain_mtld
-from cuvee.data.reading import Bad, Block, read_blocks
 from cuvee.data.raw import Source
+from cuvee.data.reading import Bad, Block, read_blocks
 from cuvee.data.workplace import damaged
 
 SAMPLE_BYTES = 32 << 20

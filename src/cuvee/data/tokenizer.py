@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<｜end▁of▁sentence｜>")
 SMALLEST_VOCAB = 257
+_ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _PIECE_CHARS = 64 << 10
 _GROUP_CHARS = 256 << 10
 
@@ -77,6 +80,24 @@ def find_vocabulary(tokenizer: Tokenizer, end_of_text: str | None, place: str) -
             "with --end-of-text"
         )
     return Vocabulary(size=max(ids.values()) + 1, end_of_text=ids[found])
+
+
+def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
+    """(vocab_size,) bytes of UTF-8 that each id stands for; special tokens stand for none.
+
+    Exact for byte-level tokenizers, whose tokens have one character a byte, and but for spaces at the edge of a text for
+    those that write a space as "▁" and unknown bytes as "<0x1F>".
+    """
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    bytes_V = np.zeros(vocab_size, dtype=np.int64)
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        if byte_level:
+            bytes_V[i] = len(token)
+        else:
+            bytes_V[i] = 1 if _ONE_BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())
+    for i, added in tokenizer.get_added_tokens_decoder().items():
+        bytes_V[i] = 0 if added.special else len(added.content.encode())
+    return bytes_V
 
 
 class Encoder:
