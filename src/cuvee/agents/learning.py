@@ -1,0 +1,165 @@
+"""What all agents do alike: seeded networks, guarded optimizer steps, slow targets, reward scales, state as numpy."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cuvee.agents.base import Observation, check_observation
+from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import FloatArray
+from cuvee.core.protocols import State
+
+T = TypeVar("T")
+
+
+def seeded(seed: int, build: Callable[[], T]) -> T:
+    """`build()` with weights drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+class Learner:
+    """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step."""
+
+    def __init__(self, net: nn.Module, learning_rate: float, tau: float = 0.0) -> None:
+        self.net: Any = net
+        self.tau = tau
+        self.target = copy.deepcopy(net).requires_grad_(False) if tau else None
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate, fused=True)
+
+    def step(self, name: str, loss: Tensor) -> dict[str, float]:
+        """Descends `loss`; changes nothing if its gradient is not finite. Returns what to report under `name`."""
+        parameters = list(self.net.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not np.isfinite(norm):
+            return {f"{name}_loss": 0.0, f"{name}_gradient": 0.0, f"{name}_refused": 1.0}
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {f"{name}_loss": loss.item(), f"{name}_gradient": norm, f"{name}_refused": 0.0}
+
+    @property
+    def slow(self) -> Any:
+        """The target network."""
+        assert self.target is not None, "this learner was built without a target network"
+        return self.target
+
+    @torch.no_grad()
+    def track(self) -> None:
+        """target ← target + τ (net − target)."""
+        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), self.tau)
+
+    def state_dict(self) -> State:
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            "net": module_state(self.net),
+            "target": module_state(self.target) if self.target else {},
+            "adam": {
+                str(i): {name: value.numpy().copy() for name, value in moments[i].items()} for i in sorted(moments)
+            },
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        load_module(self.net, state["net"])
+        if self.target:
+            load_module(self.target, state["target"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(i): {k: _tensor(v) for k, v in entry.items()} for i, entry in state["adam"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def module_state(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.detach().numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def load_module(module: nn.Module, state: State) -> None:
+    """Raises `PolicyError` unless names and shapes are the module's and every number is finite."""
+    own = module.state_dict()
+    if set(own) != set(state):
+        raise PolicyError(f"the saved network has other parts: {', '.join(sorted(set(own) ^ set(state)))}")
+    for name, tensor in own.items():
+        if tuple(state[name].shape) != tuple(tensor.shape):
+            raise PolicyError(
+                f"{name} was saved with shape {state[name].shape}, this agent's has {tuple(tensor.shape)}: build the "
+                "agent with the shape and architecture that it was saved with"
+            )
+        if not np.isfinite(state[name]).all():
+            raise PolicyError(f"{name} was saved with numbers that are not finite: use an earlier checkpoint")
+    module.load_state_dict({name: _tensor(array) for name, array in state.items()})
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def digest(state: State) -> str:
+    """sha256 over everything in `state`, to the bit: equal digests mean agents that will behave alike."""
+    sha = hashlib.sha256()
+
+    def feed(node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key in sorted(node):
+                sha.update(key.encode() + b"\0")
+                feed(node[key])
+        elif isinstance(node, np.ndarray):
+            sha.update(f"{node.dtype}{node.shape}".encode() + np.ascontiguousarray(node).tobytes())
+        else:
+            sha.update(repr(node).encode() + b"\0")
+
+    feed(state)
+    return sha.hexdigest()
+
+
+def tensors(observation: Observation) -> tuple[Tensor, Tensor]:
+    """The observation as float32 tensors, after the finite gate."""
+    check_observation(observation)
+    domains_KF, globals_G = observation
+    return torch.as_tensor(domains_KF, dtype=torch.float32), torch.as_tensor(globals_G, dtype=torch.float32)
+
+
+def as_weights(weights_K: Tensor) -> FloatArray:
+    """(K,) float64 that sums to 1 to the last bits."""
+    exact_K: FloatArray = weights_K.detach().double().numpy()
+    normal_K: FloatArray = exact_K / exact_K.sum()
+    return normal_K
+
+
+class RewardScale(NamedTuple):
+    """r̃ = (r − mean) / scale. One scale for all domains, so the best mixture is the same for r̃ as for r.
+
+    Rewards are stored raw; this view is taken anew from the buffer at each update. Taking out the mean spares the critic a
+    constant r̄/(1−γ), which slow targets take some 20/τ updates to reach. After a terminal state the raw reward is 0 for
+    ever, which in r̃ is worth −mean/scale/(1−γ), so nothing is distorted.
+    """
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, buffer: ReplayBuffer) -> RewardScale:
+        mean, deviation = buffer.reward_moments()
+        return cls(mean, max(deviation, 1e-8))
+
+
+def td_target(batch: Batch, next_value_BR: Tensor, discount: float, rewards: RewardScale) -> Tensor:
+    """r̃ + γ V(s′), or the worth of nothing after a terminal state; (B, R)."""
+    reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
+    nothing = -rewards.mean / rewards.scale / (1 - discount)
+    ended_B1 = batch.terminated_B[:, None]
+    return reward_BR + discount * ((1 - ended_B1) * next_value_BR + ended_B1 * nothing)
+
+
+def worth(value_BR: Tensor, action_BK: Tensor) -> Tensor:
+    """What a mixture is worth (…,): a scalar value as it is, a vector one as Σ α_i Q_i."""
+    return value_BR[..., 0] if value_BR.shape[-1] == 1 else (action_BK * value_BR).sum(-1)

@@ -1,0 +1,101 @@
+"""`ReplayAgent`: the part of an agent that DDPG, SAC and CQL share: gate, buffer, rounds of updates, saved state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cuvee.agents.base import Observation, Transition, check_shape, fault_in
+from cuvee.agents.learning import Learner, RewardScale, digest
+from cuvee.agents.networks import Architecture, Shape
+from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import FloatArray
+from cuvee.core.protocols import Metrics, State
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Nothing is learned before `warmup` transitions are held; then `updates` batches at each call of `update`.
+
+    `tau` is the share by which a target network moves at each batch. `scale_rewards` shows the critic rewards of mean 0
+    and deviation 1 (`RewardScale`); the buffer keeps them raw either way.
+    """
+
+    discount: float = 0.95
+    tau: float = 0.005
+    actor_rate: float = 1e-4
+    critic_rate: float = 1e-3
+    batch_size: int = 32
+    capacity: int = 10_000
+    warmup: int = 100
+    updates: int = 1
+    scale_rewards: bool = True
+    architecture: Architecture = field(default_factory=Architecture)
+
+
+class ReplayAgent:
+    """Base of the agents that learn from remembered transitions. A subclass fills `learners` and implements the rest."""
+
+    settings: ReplaySettings
+
+    def __init__(self, shape: Shape, settings: ReplaySettings, seed: int) -> None:
+        self.shape = shape
+        self.learners: dict[str, Learner] = {}
+        self.buffer = ReplayBuffer(settings.capacity, seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def act(self, observation: Observation, explore: bool = False) -> FloatArray:
+        raise NotImplementedError
+
+    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+        """One step of every network on `batch`."""
+        raise NotImplementedError
+
+    def observe(self, transition: Transition) -> str | None:
+        """Remembers a transition, or returns why not. Raises `PolicyError` if its shapes are not those of this agent."""
+        fault = fault_in(transition)
+        if fault is None:
+            shape = self.shape
+            check_shape(
+                "observation.domains", np.asarray(transition.observation.domains_KF), (shape.domains, shape.features)
+            )
+            check_shape("observation.globals", np.asarray(transition.observation.globals_G), (shape.globals,))
+            check_shape("action", np.asarray(transition.action_K), (shape.domains,))
+            check_shape("reward", np.asarray(transition.reward), (shape.domains,) if shape.vector else ())
+            self.buffer.add(transition)
+        return fault
+
+    def update(self) -> Metrics:
+        if len(self.buffer) < max(self.settings.warmup, 1):
+            return {}
+        rewards = RewardScale.of(self.buffer) if self.settings.scale_rewards else RewardScale()
+        rounds = [
+            self.learn(self.buffer.sample(self.settings.batch_size), rewards) for _ in range(self.settings.updates)
+        ]
+        means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
+        return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
+
+    def state_dict(self) -> State:
+        return {
+            "agent": type(self).__name__,
+            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
+            "buffer": self.buffer.state_dict(),
+            "generator": self.generator.get_state().numpy().copy(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        if state["agent"] != type(self).__name__:
+            raise PolicyError(
+                f"the saved agent is a {state['agent']}, this one a {type(self).__name__}: build the same kind"
+            )
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state["learners"][name])
+        self.buffer.load_state_dict(state["buffer"])
+        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
+
+    def digest(self) -> str:
+        """sha256 over parameters, targets, moments, buffer and generators: what a refused transition must not change."""
+        return digest(self.state_dict())

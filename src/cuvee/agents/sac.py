@@ -1,0 +1,145 @@
+"""SAC on the simplex (Haarnoja et al. 2018, arXiv:1812.05905; for data mixing HDS, arXiv:2606.24133).
+
+    critics  minimise  Σ_j ½ (Q_j(s, α) − [r + γ (min_j Q'_j(s′, α′) − λ (ln π(α′|s′) + H))])²,      α′ ~ π(s′)
+    actor    minimise  E_π [λ ln π(α|s) − min_j Q_j(s, α)]
+    λ        minimise  −ln λ · E_π [ln π(α|s) + H]
+
+π is logistic-normal or Dirichlet, and its density is taken with respect to the Aitchison measure Π dα/α. With the usual
+measure dα the entropy bonus holds Σ ln α, a barrier that draws every mixture towards uniform and outweighs the critic at
+large K. The target entropy H is that of a logistic-normal of deviation `spread`: "vary each weight by about 20 %" means
+the same at any K and any mixture. H also stands in the critic's target, so that a bonus at its target adds nothing there
+and values do not drift as λ is learned; at a given λ that shifts all values alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cuvee.agents.base import Observation
+from cuvee.agents.learning import Learner, RewardScale, as_weights, seeded, td_target, tensors, worth
+from cuvee.agents.networks import Architecture, Shape, Twin, bounded, build_actor
+from cuvee.agents.replay import Batch
+from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
+from cuvee.agents.simplex import Dirichlet, Draw, LogisticNormal, SimplexPolicy
+from cuvee.core.mixture import FloatArray
+
+_SPREAD_RANGE = (0.02, 1.5)
+
+
+@dataclass(frozen=True)
+class SACSettings(ReplaySettings):
+    """`spread`: how far, relatively, the policy is to vary each weight. `temperature`: λ at the start."""
+
+    policy: Literal["logistic-normal", "dirichlet"] = "logistic-normal"
+    spread: float = 0.3
+    temperature: float = 0.01
+    temperature_rate: float = 3e-4
+
+
+PAPER = SACSettings(
+    discount=0.95,
+    tau=0.001,
+    actor_rate=1e-4,
+    critic_rate=1e-4,
+    batch_size=32,
+    capacity=10_000,
+    warmup=834,
+    scale_rewards=False,
+    architecture=Architecture("transformer", hidden=256, layers=2),
+    temperature=1.0,
+    temperature_rate=1e-4,
+)
+
+
+def target_entropy(domains: int, spread: float) -> float:
+    """Entropy, in the Aitchison measure, of a logistic-normal over K domains whose logits all have deviation `spread`."""
+    free = domains - 1
+    return free * (math.log(spread) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(domains)
+
+
+class _Temperature(nn.Module):
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+
+class SAC(ReplayAgent):
+    """An `Agent` with a stochastic actor and twin critics."""
+
+    settings: SACSettings
+
+    def __init__(self, shape: Shape, settings: SACSettings | None = None, seed: int = 0) -> None:
+        self.settings = s = settings or SACSettings()
+        super().__init__(shape, s, seed)
+        actor, critic = seeded(seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture)))
+        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate)
+        self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
+        self.temperature = self.learners["temperature"] = Learner(_Temperature(s.temperature), s.temperature_rate)
+        self.target_entropy = target_entropy(shape.domains, s.spread)
+
+    def policy(self, *observation: Tensor) -> SimplexPolicy:
+        """The distribution over mixtures at observations ((…, K, F), (…, G))."""
+        return simplex_policy(self.actor.net(*observation), self.settings)
+
+    def act(self, observation: Observation, explore: bool = False) -> FloatArray:
+        inputs = tensors(observation)
+        with torch.no_grad():
+            policy = self.policy(*inputs)
+            return as_weights(policy.sample(self.generator).weights if explore else policy.centre)
+
+    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+        draw = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator)
+        excess = (draw.log_ratio_prob + self.target_entropy).detach().mean()
+        strength = self.temperature.net.log.detach().exp().item()
+        metrics = self.temperature.step("temperature", -self.temperature.net.log * excess)
+        metrics |= self.critic.step("critic", self.critic_loss(batch, rewards, strength))
+        metrics |= self.actor.step("actor", self.actor_loss(batch, draw, strength))
+        self.critic.track()
+        return metrics | {"temperature": strength, "entropy": self.target_entropy - float(excess)}
+
+    def critic_loss(self, batch: Batch, rewards: RewardScale, strength: float) -> Tensor:
+        """Half the squared error of both critics to the soft one-step return."""
+        with torch.no_grad():
+            following = (batch.next_domains_BKF, batch.next_globals_BG)
+            draw = self.policy(*following).sample(self.generator)
+            lesser_BR, _ = lesser(self.critic.slow, self.critic.slow.encode(*following), draw.weights)
+            bonus_B1 = -strength * (draw.log_ratio_prob + self.target_entropy)[:, None]
+            target_BR = td_target(batch, lesser_BR + bonus_B1, self.settings.discount, rewards)
+        critic = self.critic.net
+        values = critic.values(critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
+        return 0.5 * sum((nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
+
+    def actor_loss(self, batch: Batch, draw: Draw, strength: float) -> Tensor:
+        """What entropy costs less what the more cautious critic thinks of the drawn mixtures."""
+        with torch.no_grad():
+            encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
+        _, worth_B = lesser(self.critic.net, encoded, draw.weights)
+        return (strength * draw.log_ratio_prob - worth_B).mean()
+
+
+def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
+    """Network outputs (…, K, 2) as a distribution: bounded logits, and one deviation for all domains, `spread` at first.
+
+    Were each domain to have its own, small weights, which cost little, would take it all, and the centre would miss the best
+    mixture by as much as their means exceed their medians.
+    """
+    logits_BK = bounded(out_BK2[..., 0])
+    spread_B1 = (settings.spread * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(*_SPREAD_RANGE)
+    if settings.policy == "logistic-normal":
+        return LogisticNormal(logits_BK, spread_B1.expand_as(logits_BK))
+    # ln of a gamma variate with concentration c has a variance of about 1/c: the same spread, for a weight of 1/K.
+    return Dirichlet(logits_BK.shape[-1] * spread_B1.pow(-2) * logits_BK.softmax(-1) + 1e-3)
+
+
+def lesser(critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (…, R) and worth (…,) by whichever twin thinks less of each mixture."""
+    first, second = critic.values(encoded, action_BK)
+    worth_first, worth_second = worth(first, action_BK), worth(second, action_BK)
+    return torch.where((worth_first <= worth_second)[..., None], first, second), torch.minimum(
+        worth_first, worth_second
+    )
