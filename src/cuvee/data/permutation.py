@@ -18,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 WordArray = npt.NDArray[np.uint64]
 
 _ROUND_PAIRS = 4
+_CHUNK = 8192
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _32 = np.uint64(32)
 
@@ -51,7 +52,10 @@ def permute(index_N: IntArray, size_N: IntArray, a_N: WordArray, b_N: WordArray,
 
     `a_N` and `b_N` are `sides(size)`, which callers have at hand.
     """
-    value_N = _network(index_N.astype(np.uint64), a_N, b_N, key_N)
+    value_N = np.empty(len(index_N), dtype=np.uint64)
+    for begin in range(0, len(index_N), _CHUNK):  # pieces that stay in the cache through all rounds
+        rows = slice(begin, begin + _CHUNK)
+        value_N[rows] = _network(index_N[rows].astype(np.uint64), a_N[rows], b_N[rows], key_N[rows])
     outside = np.flatnonzero(value_N >= size_N.astype(np.uint64))
     while outside.size:
         walked = _network(value_N[outside], a_N[outside], b_N[outside], key_N[outside])

@@ -26,6 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 Sampling = Literal["quota", "multinomial"]
 
 UNLIMITED = 1 << 62
+_RANDOM_STEPS = 4096
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps from `start` on under one executed mixture: `fixed_K` rows of domains that run out in this very step, if any, and
-    the rest by `source`. `credit_K` is what the quota began with."""
+    """Steps from `start` on under one executed mixture: `fixed_K` rows of domains that run out in its only step, if any, and
+    the rest by `source`. `active_K` marks the domains that give rows."""
 
     start: int
     executed: Mixture
     fixed_K: IntArray
+    active_K: BoolArray
     source: Quota | Multinomial | None
-    last_step: bool
 
     def counts(self, step: int, steps: int) -> IntArray:
         """(steps + 1, K) rows given since `start` before global steps `step`, `step` + 1, …"""
@@ -127,13 +128,10 @@ class Schedule:
             self._anchor()
             self.current = self.pending.pop(0)
             self._segment = None
-        if self._segment and self._segment.last_step and self.position > self._start:
+        if self._segment and (self._ran_out(self.position) or self._overdrawn(self.position + 1)):
             self._anchor()
             self._segment = None
         if self._segment is None:
-            self._segment = self._begin()
-        if self._segment and (self._drawn_K + self._segment.counts(self.position, 1)[1] > self.cap_K).any():
-            self._anchor()
             self._segment = self._begin()
         return self._segment is not None
 
@@ -156,13 +154,12 @@ class Schedule:
         if self.sampling == "multinomial":
             self._anchor_here()  # random counts are no closed form: they are added up from here
         segment = self._ready()
-        steps = 1 if segment.last_step else most
-        if self.pending:
-            steps = min(steps, self.pending[0].step - self.position)
+        steps = min(most, self.pending[0].step - self.position) if self.pending else most
         counts_TK = self._drawn_K + segment.counts(self.position, steps)
-        over_S = (counts_TK[1:] > self.cap_K).any(axis=1)
-        if over_S.any():
-            counts_TK = counts_TK[: int(np.argmax(over_S)) + 1]
+        if self._capped and (out_S := (counts_TK[1:] >= self.cap_K)[:, segment.active_K].any(axis=1)).any():
+            first_out = int(np.argmax(out_S)) + 1
+            overdrawn = bool((counts_TK[first_out] > self.cap_K).any())
+            counts_TK = counts_TK[: first_out + 1 - overdrawn]
         return counts_TK
 
     def advance(self, steps: int) -> None:
@@ -177,14 +174,15 @@ class Schedule:
             )
         self.position = max(self._start, min(step, self.position))
         while self.position < step:
-            segment = self._ready()
-            end = self.position + 1 if segment.last_step else step
-            if self.pending:
-                end = min(end, self.pending[0].step)
-            if isinstance(segment.source, Multinomial):
-                end = min(end, self.position + 4096)
-            self.position = self._last_within_caps(segment, self.position + 1, end)
-            if isinstance(segment.source, Multinomial):
+            self._ready()
+            end = min(step, self.pending[0].step) if self.pending else step
+            if self.sampling == "multinomial":
+                end = min(end, self.position + _RANDOM_STEPS)
+            if self._ran_out(end):
+                end = _first(self.position, end, self._ran_out)
+                end -= self._overdrawn(end)
+            self.position = end
+            if self.sampling == "multinomial":
                 self._anchor_here()
 
     def forecast(self) -> dict[str, int | None]:
@@ -341,7 +339,7 @@ class Schedule:
         executed = (
             self.current.mixture if self.current and not limited_K.any() else Mixture.normalise(self.names, executed_K)
         )
-        return Segment(self._start, executed, fixed_K, source, last_step=bool(fixed_K.any()))
+        return Segment(self._start, executed, fixed_K, (free_K > 0) | (fixed_K > 0), source)
 
     def _source(self, rows: int, shares_K: ShareArray, limited_K: BoolArray) -> Quota | Multinomial:
         if self.sampling == "multinomial":
@@ -349,21 +347,30 @@ class Schedule:
         kept_K = np.where(limited_K, 0, self._credit_K)
         return Quota(rows, shares_K, spread(kept_K, -int(kept_K.sum()), shares_K))
 
-    def _last_within_caps(self, segment: Segment, low: int, high: int) -> int:
-        """The largest step in [low, high] before which no cap is passed; `low` is known to be one."""
+    def _ran_out(self, step: int) -> bool:
+        """Whether a domain that gives rows in the present segment has given its last, or more, before `step`."""
+        if not self._capped or self._segment is None:
+            return False
+        out_K = self._drawn_K + self._segment.counts(step, 1)[0] >= self.cap_K
+        return bool((out_K & self._segment.active_K).any())
 
-        def within(step: int) -> bool:
-            return not (self._drawn_K + segment.counts(step, 1)[0] > self.cap_K).any()
+    def _overdrawn(self, step: int) -> bool:
+        """Whether the present segment would give more rows of a domain than it has before `step`."""
+        if not self._capped or self._segment is None:
+            return False
+        return bool((self._drawn_K + self._segment.counts(step, 1)[0] > self.cap_K).any())
 
-        return high if within(high) else _bisect(low, high, within)
+    @property
+    def _capped(self) -> bool:
+        return bool((self.cap_K < UNLIMITED).any())
 
 
-def _bisect(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The largest step in [low, high) at which `holds`, which is true at `low`, false at `high` and changes once."""
+def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first step in (low, high] at which `holds`, which is false at `low`, true at `high` and changes once."""
     while high - low > 1:
         middle = (low + high) // 2
         if holds(middle):
-            low = middle
-        else:
             high = middle
-    return low
+        else:
+            low = middle
+    return high

@@ -29,7 +29,7 @@ from cuvee.data.windows import Reader, document_ordinals
 
 _FORMAT = 1
 _PLAN_ROWS = 16384
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 24
 
 
 class MixtureStream(Iterator[Batch]):
@@ -66,6 +66,8 @@ class MixtureStream(Iterator[Batch]):
         self._sources = {name: Source.open(corpus, name, split, sequence_length, caps.get(name)) for name in names}
         self._retired: dict[str, tuple[Source, int]] = {}
         self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
+        self._all_counted_BL = np.ones((batch_size // world_size, sequence_length), dtype=np.bool_)
+        self._all_counted_BL.setflags(write=False)
         self._planner = Planner(seed, batch_size, rank, world_size)
         self._schedule = Schedule(names, self._caps_K(), batch_size, seed, sampling)
         self._reset()
@@ -280,8 +282,9 @@ class MixtureStream(Iterator[Batch]):
 
     def _draw(self) -> None:
         """Prepares the next steps: one after a change, then twice as many each time, so that frequent changes stay cheap."""
-        row_bytes = self.sequence_length * self._reader.dtype.itemsize
-        rows = _PLAN_ROWS if self._reader.by_row else min(_PLAN_ROWS, _BLOCK_BYTES // row_bytes)
+        rows = max(_PLAN_ROWS, 64 * len(self.names))  # enough of each domain to be worth a call of its own
+        if not self._reader.by_row:
+            rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
         steps = max(1, min(self._ahead, rows // self.batch_size))
         self._ahead = 2 * steps
         self._plan = self._planner.plan(self.position, self._schedule.ahead(steps))
@@ -307,8 +310,11 @@ class MixtureStream(Iterator[Batch]):
         )
 
     def _counted(self, domain_B: npt.NDArray[np.int64], window_B: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        counted_BL = np.ones((len(domain_B), self.sequence_length), dtype=np.bool_)
-        for row in self._reader.short(domain_B, window_B):
+        short = self._reader.short(domain_B, window_B)
+        if not short.size:
+            return self._all_counted_BL
+        counted_BL = self._all_counted_BL.copy()
+        for row in short:
             counted_BL[row, len(self._reader.windows[domain_B[row]].tail) :] = False
         return counted_BL
 
