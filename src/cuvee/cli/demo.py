@@ -1,0 +1,167 @@
+"""`cuvee demo`: everything at once, on the user's own machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from cuvee.recipes.demo import Demo
+    from cuvee.recipes.environment_text import Gathered
+    from cuvee.recipes.watch import Observer, Progress
+    from cuvee.report.summary import MethodView
+
+_TEXT, _CORPUS, _BASE, _COMPARE = 1, 2, 3, 4
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where everything goes.")] = Path(
+        "cuvee-demo"
+    ),
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Show the report in the browser.")] = True,
+) -> None:
+    """Continues a small model on mathematics under four mixtures, from this environment's own text, and shows the report.
+
+    Takes less than five minutes on two cores and downloads nothing. Interrupted, it continues when it is run again.
+    """
+    from cuvee.cli.console import console
+    from cuvee.recipes.stopping import Stopped
+
+    say = console(stderr=True)
+    again = shlex.join(["cuvee", *sys.argv[1:]])
+    try:
+        with say.status("Loading"):
+            from cuvee.recipes import demo as recipe  # loads torch
+        with _View(say) as view:
+            made = recipe.demo(folder, view)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        what = str(stopped) if isinstance(stopped, Stopped) else "interrupted"
+        say.print(f"{what}; continue with: {again}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+        raise typer.Exit(128 + stopped.signal if isinstance(stopped, Stopped) else 130) from None
+    _print_results(console(), made)
+    if show and sys.stdout.isatty() and _has_screen():
+        typer.launch(made.report.as_uri())
+
+
+class _View(AbstractContextManager["_View"]):
+    """Names the stages; shows text as lines, the corpus as a bar, and training as `cuvee train` does."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._shown = console, ExitStack()
+        self._bar: Bar | None = None
+        self._training: Observer | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
+
+    def stage(self, number: int, title: str) -> None:
+        from cuvee.cli.live import view
+
+        self._shown.close()
+        self._console.print(f"[bold]{number}/5 {title}[/bold]", highlight=False)
+        if number == _CORPUS:
+            self._bar = self._shown.enter_context(_bar(self._console))
+            self._bar.add_task("")
+        elif number in (_BASE, _COMPARE):
+            training = view()
+            self._shown.enter_context(training)
+            self._training = training
+
+    def gathered(self, gathered: Gathered) -> None:
+        size = f"{gathered.documents:>6,} documents {gathered.size / 1e6:>5.1f} MB"
+        target = "  target" if gathered.role == "target" else ""
+        self._console.print(f"    {gathered.name:<16}{size}{target}", markup=False, highlight=False)
+
+    def building(self, stage: str, share: float) -> None:
+        assert self._bar, "the corpus is built in its own stage"
+        self._bar.update(self._bar.task_ids[0], description=stage, completed=share)
+
+    def begin(self, run_id: str, note: str) -> None:
+        assert self._training, "models are trained in stages of their own"
+        self._training.begin(run_id, note)
+
+    def interval(self, progress: Progress) -> None:
+        assert self._training, "models are trained in stages of their own"
+        self._training.interval(progress)
+
+    def end(self, run_id: str, note: str) -> None:
+        assert self._training, "models are trained in stages of their own"
+        self._training.end(run_id, note)
+
+
+def _bar(console: Console) -> Bar:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    return Progress(
+        TextColumn("    {task.description}"), BarColumn(), TaskProgressColumn(), console=console, transient=True
+    )
+
+
+def _has_screen() -> bool:
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _print_results(console: Console, made: Demo) -> None:
+    from rich.table import Table
+
+    from cuvee.report.summary import summarise
+    from cuvee.report.tables import paired_table
+    from cuvee.report.words import headline, number, signed
+
+    summary = summarise(made.runs)
+    start, paired = next(view.start for view in summary.runs if view.start), paired_table(summary)
+    against = {row.head: row.cells[3] for row in paired.rows} if paired else {}
+    table = Table("", box=None, padding=(0, 3, 0, 0))
+    for name in ("source", "kept", "target", "learned", "average", f"against {summary.baseline}, 95% interval"):
+        table.add_column(name, justify="right")
+    table.add_row("base", number(start.source), "", number(start.target), "", number(start.balance), "")
+    for method in summary.methods:
+        cells = []
+        for then, now in ((start.source, _source(method)), (start.target, _target(method))):
+            cells += [number(now), signed(now - then) if now is not None and then is not None else ""]
+        difference = against.get(method.label)
+        beside = f"{difference.text}  {difference.note}" if difference else ""
+        table.add_row(method.label, *cells, number(method.mean(lambda scores: scores.balance)), beside)
+    console.print()
+    console.print(table, highlight=False)
+    console.print(
+        "Validation loss, nats per token, mean over domains and seeds; below zero is better.", highlight=False
+    )
+    console.print()
+    for sentence in headline(summary):
+        console.print(sentence, markup=False, highlight=False)
+    _print_next(console, made)
+
+
+def _source(method: MethodView) -> float | None:
+    return method.mean(lambda scores: scores.source)
+
+
+def _target(method: MethodView) -> float | None:
+    return method.mean(lambda scores: scores.target)
+
+
+def _print_next(console: Console, made: Demo) -> None:
+    def short(path: Path) -> str:
+        here = Path.cwd()
+        return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+    steered = next((run for run in made.runs if "odm" in run.id), made.runs[-1])
+    console.print(f"\nReport: {made.report.as_uri()}", markup=False, highlight=False, soft_wrap=True)
+    console.print("\nTo go on:", highlight=False)
+    for command in (
+        f"cuvee corpus show {short(made.corpus)}",
+        f"cuvee runs list --store {short(made.store)}",
+        f"cuvee runs show {steered.id} --store {short(made.store)}",
+        f"cuvee compare {short(made.config)} 'seeds=[0, 1, 2, 3, 4]'",
+    ):
+        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
