@@ -16,16 +16,22 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The rows of one rank for S consecutive steps, sorted by domain, and `row_SB`, which of them stands in each lane."""
+    """The rows of one rank for S steps, `stride` apart, sorted by domain, and `row_SB`, which of them stands in each lane."""
 
     first: int
+    stride: int
     domain_N: IntArray
     epoch_N: IntArray
     window_N: IntArray
     row_SB: IntArray
 
     def __contains__(self, step: int) -> bool:
-        return self.first <= step < self.first + len(self.row_SB)
+        ahead = step - self.first
+        return 0 <= ahead < len(self.row_SB) * self.stride and ahead % self.stride == 0
+
+    def rows(self, step: int) -> IntArray:
+        row_B: IntArray = self.row_SB[(step - self.first) // self.stride]
+        return row_B
 
 
 class Planner:
@@ -43,21 +49,21 @@ class Planner:
         self._size_K, self._a_K, self._b_K = size_K, radix_K2[:, 0].copy(), radix_K2[:, 1].copy()
         self._key_K = np.array([stable_key("domain", self._seed, key) for key in keys], dtype=np.uint64)
 
-    def plan(self, first: int, counts_TK: IntArray) -> Plan:
-        """The plan of S steps from the S + 1 rows of cumulative counts before and after each."""
+    def plan(self, first: int, counts_TK: IntArray, stride: int = 1) -> Plan:
+        """The plan of every `stride`-th of the steps whose cumulative counts, before and after each, are `counts_TK`."""
         steps, size = len(counts_TK) - 1, self._batch_size
         taken_K = counts_TK[-1] - counts_TK[0]
         base_K = np.cumsum(taken_K) - taken_K  # where each domain's rows begin when the block is sorted by domain
         domain_N = np.repeat(np.arange(len(taken_K)), taken_K)
         draw_N = np.arange(steps * size) + (counts_TK[0] - base_K).take(domain_N)
-        row_SB = self._dealt(first, counts_TK, base_K)
-        if not self._whole:
+        row_SB = self._dealt(first, counts_TK, base_K)[::stride]
+        if stride > 1 or not self._whole:
             mine_N = np.zeros(steps * size, dtype=np.bool_)
             mine_N[row_SB] = True
             domain_N, draw_N = domain_N[mine_N], draw_N[mine_N]
             row_SB = (np.cumsum(mine_N) - 1).take(row_SB)
         epoch_N, window_N = self._places(domain_N, draw_N, counts_TK[0])
-        return Plan(first, domain_N, epoch_N, window_N, row_SB)
+        return Plan(first, stride, domain_N, epoch_N, window_N, row_SB)
 
     def _dealt(self, first: int, counts_TK: IntArray, base_K: IntArray) -> IntArray:
         """(S, B/W) the row, in the block sorted by domain, of each of this rank's lanes."""

@@ -122,6 +122,11 @@ class Schedule:
         self.pending.append(update)
         return update
 
+    @property
+    def last_version(self) -> int:
+        last = self.pending[-1] if self.pending else self.current
+        return last.version if last else -1
+
     def settle(self) -> bool:
         """Brings what is due at the present step into force. False if nothing can be drawn any more."""
         while self.pending and self.pending[0].step <= self.position:

@@ -59,6 +59,8 @@ class MixtureStream(Iterator[Batch]):
         self.corpus, self.split = corpus, split
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.rank, self.world_size = rank, world_size
+        self.stride = 1
+        """Steps between those that this copy is going to draw: the number of a loader's workers. It prepares no others."""
         names = check_names([domain.name for domain in corpus.domains])
         caps = dict(epoch_caps or {})
         if unknown := [name for name in caps if name not in names]:
@@ -104,6 +106,11 @@ class MixtureStream(Iterator[Batch]):
         assert self._schedule.current is not None
         return self._schedule.current.log_digest
 
+    @property
+    def last_version(self) -> int:
+        """Version of the newest update logged, in force or not."""
+        return self._schedule.last_version
+
     def rows_drawn(self) -> dict[str, int]:
         """Rows of each domain before the next step, over all ranks."""
         self._schedule.settle()
@@ -128,15 +135,17 @@ class MixtureStream(Iterator[Batch]):
             self._draw()
         assert self._plan is not None
         step = self.position
-        row_B = self._plan.row_SB[step - self._plan.first]
-        batch = self._gather(step, self._plan, row_B)
+        batch = self._gather(step, self._plan, self._plan.rows(step))
         self._schedule.advance(1)
         return batch
 
     def seek(self, step: int) -> None:
         """Moves to global step `step`: any later one, or an earlier one if the mixture has not changed since."""
-        self._schedule.seek(step)
-        self._reset()
+        if self._plan is not None and step in self._plan:
+            self._schedule.position = step
+        else:
+            self._schedule.seek(step)
+            self._trim()
 
     # Changing
 
@@ -287,7 +296,7 @@ class MixtureStream(Iterator[Batch]):
             rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
         steps = max(1, min(self._ahead, rows // self.batch_size))
         self._ahead = 2 * steps
-        self._plan = self._planner.plan(self.position, self._schedule.ahead(steps))
+        self._plan = self._planner.plan(self.position, self._schedule.ahead(steps * self.stride), self.stride)
         self._block = None if self._reader.by_row else self._reader.read(self._plan.domain_N, self._plan.window_N)
 
     def _gather(self, step: int, plan: Plan, row_B: npt.NDArray[np.int64]) -> Batch:
