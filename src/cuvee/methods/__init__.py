@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cuvee.methods.ac_odm import ACODM
+from cuvee.methods.doge import DoGE
+from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
 from cuvee.methods.static import Given, Natural, TargetOnly, Temperature, Uniform
 
@@ -14,5 +17,8 @@ METHODS: dict[str, type[Any]] = {
     "target_only": TargetOnly,
     "given": Given,
     "odm": ODM,
+    "doge": DoGE,
+    "ac_odm": ACODM,
+    "hds": HDS,
 }
 """Name in a configuration → class; the class is a dataclass whose fields are the method's options."""

@@ -12,11 +12,18 @@ from typing import Any
 from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.state import load_state, save_state
+from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.exp3 import Exp3
+from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard
 
-KINDS: dict[str, type[Any]] = {"fixed": Fixed, "exp3": Exp3}
+KINDS: dict[str, type[Any]] = {
+    "fixed": Fixed,
+    "exp3": Exp3,
+    "exponentiated_alignment": ExponentiatedAlignment,
+    "agent": AgentPolicy,
+}
 """Every policy that can be saved. Each has `settings()`, which its constructor takes back."""
 
 

@@ -17,8 +17,8 @@ from cuvee.core.trajectory import Trajectory
 
 
 class ScriptedTrainer:
-    """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; one is always absent
-    from every third interval. Deterministic; any probe is answered by nothing."""
+    """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; the first is absent from
+    every third interval. Alignment and weight norms are answered, by formula too. Deterministic."""
 
     def __init__(self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000) -> None:
         self.domains, self.intervals, self.tokens = domains, intervals, tokens
@@ -46,9 +46,13 @@ class ScriptedTrainer:
             present_K[0] = False
         rates_K = 0.2 + 0.1 * np.arange(len(self.domains))
         loss_K = 2.0 + 4.0 * (1.0 + self._seen_K / self.tokens) ** -rates_K
-        return Signals(
-            self.domains, self.t, self.t / self.intervals, drawn_K.astype(np.int64), Measured(loss_K, present_K)
-        )
+        gradients_KM = np.cos(np.outer(1.0 + np.arange(len(self.domains)), 1.0 + np.arange(6)) + 0.1 * self.t)
+        probes = {
+            "alignment": Measured(gradients_KM @ gradients_KM.T, np.outer(present_K, present_K)),
+            "weight_norms": Measured.all([10.0 + 0.1 * self.t, 20.0 - 0.05 * self.t]),
+        }
+        measured = Measured(loss_K, present_K)
+        return Signals(self.domains, self.t, self.t / self.intervals, drawn_K.astype(np.int64), measured, probes)
 
 
 def some_domains(K: int = 4) -> tuple[Domain, ...]:

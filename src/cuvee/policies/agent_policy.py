@@ -1,0 +1,171 @@
+"""`AgentPolicy`: agent × encoder × reward. What AC-ODM and HDS steer with, learning on the run or frozen.
+
+While it learns: a warm-up in which ODM acts and fills the buffer; then the agent acts, exploring, and is updated after every
+interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and norms. The Transformer architecture acts at
+any number of domains; one that learns on other domains than it was saved with keeps its networks and starts a new buffer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from cuvee.agents.base import Agent, Observation, Transition
+from cuvee.agents.ddpg import DDPG, DDPGSettings
+from cuvee.agents.networks import Architecture, Shape
+from cuvee.agents.sac import SAC, SACSettings
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.signals import Signals
+from cuvee.core.trajectory import Trajectory
+from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
+from cuvee.policies.exp3 import Exp3
+from cuvee.policies.rewards import AlignmentReward, HolisticReward, RandomReward, RewardFunction
+from cuvee.probes.norms import WeightNorms
+
+AGENTS: dict[str, tuple[type[Any], type[Any]]] = {"ddpg": (DDPG, DDPGSettings), "sac": (SAC, SACSettings)}
+REWARDS: dict[str, type[Any]] = {"alignment": AlignmentReward, "holistic": HolisticReward, "random": RandomReward}
+
+
+class AgentPolicy:
+    """`vector`: a reward, and a critic's value, for each domain instead of one for all. `warm_up` counts intervals.
+
+    `agent_settings` and `reward_settings` are what the classes named by `agent` and `reward` take. All arguments are JSON values,
+    so that a policy file can hold them.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        reward: str,
+        *,
+        vector: bool = False,
+        warm_up: int = 20,
+        seed: int = 0,
+        mode: Literal["learning", "frozen"] = "learning",
+        agent_settings: Mapping[str, Any] | None = None,
+        reward_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if agent not in AGENTS or reward not in REWARDS:
+            raise PolicyError(
+                f"no agent {agent!r} with reward {reward!r}: agents are {', '.join(AGENTS)}, rewards {', '.join(REWARDS)}"
+            )
+        self._settings: dict[str, Any] = {
+            "agent": agent,
+            "reward": reward,
+            "vector": vector,
+            "warm_up": warm_up,
+            "seed": seed,
+            "agent_settings": dict(agent_settings or {}),
+            "reward_settings": dict(reward_settings or {}),
+        }
+        self._learning = mode == "learning"
+        self._reward: RewardFunction = _construct(REWARDS[reward], self._settings["reward_settings"])
+        self._warm_up = Exp3()
+        self._agent: Any = None
+        self._decided: tuple[Signals, Observation, Mixture] | None = None
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """Frozen, a policy needs no reward, and so nothing is measured for one."""
+        wanted = {probe.name: probe for probe in (self._reward.probes if self._learning else ())}
+        return tuple({**wanted, "weight_norms": WeightNorms()}.values())
+
+    def frozen(self) -> AgentPolicy:
+        """The same policy as it is now, which acts without exploring and never changes."""
+        copy = AgentPolicy(**self._settings, mode="frozen")
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """Asked twice at the same moment, it answers the same, though exploring draws random numbers."""
+        if self._decided is None or self._decided[0] is not so_far.last:
+            observation = observe(so_far)
+            self._decided = so_far.last, observation, self._decide(so_far, observation)
+        return self._decided[2]
+
+    def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
+        if self._learning and len(so_far) < self._settings["warm_up"]:
+            return self._warm_up.mixture(so_far)
+        agent = self._agent_for(len(so_far.names))
+        return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        if not self._learning:
+            return {}
+        decided, executed = self._decided, so_far.last_mixture
+        assert decided is not None, "learn follows mixture"
+        assert executed is not None, "learn follows mixture"
+        warming = len(so_far) <= self._settings["warm_up"]
+        if warming:
+            self._warm_up.learn(so_far)
+        metrics: dict[str, Any] = {"acted": "warm-up" if warming else self._settings["agent"]}
+        reward = self._reward(so_far)
+        if reward is None:
+            return {**metrics, "reward": None}
+        agent = self._agent_for(len(so_far.names))
+        transition = Transition(
+            observation=decided[1],
+            action_K=executed.weights_K,
+            reward=reward.vector_K if self._settings["vector"] else reward.scalar,
+            next_observation=observe(so_far),
+            truncated=so_far.last.progress >= 1.0,
+        )
+        if decided[1].domains_KF.shape == transition.next_observation.domains_KF.shape:
+            metrics["rejected"] = agent.observe(transition)
+        return {**metrics, "reward": reward.scalar, "terms": dict(reward.terms), "agent": agent.update()}
+
+    def _agent_for(self, K: int) -> Agent:
+        """The agent; made when K is first known, and given a new buffer when a run that it learns on has another K."""
+        if self._agent is None:
+            self._agent = self._build(K)
+        elif self._learning and self._agent.shape.domains != K:
+            wider = self._build(K)
+            wider.load_state_dict({**self._agent.state_dict(), "buffer": wider.state_dict()["buffer"]})
+            self._agent = wider
+        agent: Agent = self._agent
+        return agent
+
+    def _build(self, K: int) -> Any:
+        make, settings_type = AGENTS[self._settings["agent"]]
+        settings = dict(self._settings["agent_settings"])
+        settings["architecture"] = _construct(
+            Architecture, {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
+        )
+        shape = Shape(K, len(DOMAIN_FEATURES), len(GLOBAL_FEATURES), vector=self._settings["vector"])
+        return make(shape, _construct(settings_type, settings), seed=self._settings["seed"])
+
+    def settings(self) -> dict[str, Any]:
+        return {**self._settings, "mode": "learning" if self._learning else "frozen"}
+
+    def state_dict(self) -> State:
+        return {
+            "reward": self._reward.state_dict(),
+            "warm_up": self._warm_up.state_dict(),
+            "domains": self._agent.shape.domains if self._agent else None,
+            "agent": self._agent.state_dict() if self._agent else None,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._reward.load_state_dict(state["reward"])
+        self._warm_up.load_state_dict(state["warm_up"])
+        self._decided = None
+        self._agent = None
+        if state["domains"] is not None:
+            self._agent = self._build(int(state["domains"]))
+            self._agent.load_state_dict(state["agent"])
+
+
+def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:
+    """`type_(**settings)`, with lists as the tuples that JSON cannot hold, and a word about a wrong key."""
+    if dataclasses.is_dataclass(type_):
+        known = {field.name for field in dataclasses.fields(type_)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise PolicyError(f"{type_.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    try:
+        return type_(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    except TypeError as error:
+        raise PolicyError(f"{type_.__name__} cannot be built from {dict(settings)}: {error}") from error

@@ -1,0 +1,141 @@
+"""AC-ODM's and HDS's policies: conformance, modes, portability, and that nothing bad gets in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import PolicyError
+from cuvee.core.protocols import Policy
+from cuvee.core.trajectory import Trajectory
+from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.policies.exponentiated import ExponentiatedAlignment
+from cuvee.policies.files import load_policy, save_policy
+from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
+
+SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4, "capacity": 50}
+
+
+def small(agent: str, reward: str, **options: Any) -> AgentPolicy:
+    quality = {"quality": {f"d{k}": 1.0 + k for k in range(60)}} if reward == "holistic" else {}
+    return AgentPolicy(agent, reward, warm_up=3, agent_settings=SMALL, reward_settings=quality, **options)
+
+
+class TestACODM(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return small("ddpg", "alignment", vector=True)
+
+
+class TestACODMScalar(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return small("ddpg", "alignment")
+
+
+class TestHDS(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return small("sac", "holistic")
+
+
+class TestRandomReward(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return small("ddpg", "random")
+
+
+class TestDoGE(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return ExponentiatedAlignment(mu=2.0)
+
+
+def play(
+    policy: AgentPolicy, domains: tuple[Domain, ...], intervals: int = 12
+) -> tuple[Trajectory, list[dict[str, Any]]]:
+    trainer, records = ScriptedTrainer(domains, intervals), []
+    so_far = Trajectory.start(trainer.start(policy.probes))
+    while not trainer.done:
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        records.append(dict(policy.learn(so_far)))
+    return so_far, records
+
+
+@pytest.mark.parametrize(("agent", "reward"), [("ddpg", "alignment"), ("sac", "holistic")])
+def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(agent: str, reward: str) -> None:
+    _, records = play(small(agent, reward), some_domains(4))
+    assert [record["acted"] for record in records] == ["warm-up"] * 3 + [agent] * 9
+    assert all(record["rejected"] is None for record in records)
+    assert records[0]["agent"] == {}
+    assert records[-1]["agent"]
+    assert set(records[-1]["terms"]) == (
+        {"alignment"} if reward == "alignment" else {"alignment", "quality", "stability"}
+    )
+
+
+def test_a_frozen_policy_measures_no_reward_and_never_changes() -> None:
+    domains = some_domains(4)
+    learned = small("ddpg", "alignment", vector=True)
+    play(learned, domains)
+    frozen = learned.frozen()
+    assert [probe.name for probe in frozen.probes] == ["weight_norms"]
+    first, records = play(frozen, domains)
+    assert first == play(frozen, domains)[0], "no exploration, no learning"
+    assert records == [{}] * 12
+
+
+@pytest.mark.parametrize("K", [2, 5, 52])
+def test_a_policy_file_steers_runs_with_other_domains(K: int, tmp_path: Path) -> None:
+    learned = small("sac", "alignment")
+    play(learned, some_domains(4))
+    save_policy(tmp_path / "p", learned.frozen())
+    loaded = load_policy(tmp_path / "p")
+    assert isinstance(loaded, AgentPolicy)
+    domains = tuple(Domain(f"other{k}", 100 * (k + 1)) for k in range(K))
+    assert play(loaded, domains)[0].weights_TK().shape == (12, K)
+
+
+def test_learning_goes_on_with_other_domains_and_a_new_buffer(tmp_path: Path) -> None:
+    learned = small("ddpg", "alignment")
+    play(learned, some_domains(4))
+    save_policy(tmp_path / "p", learned)
+    loaded = load_policy(tmp_path / "p")
+    assert isinstance(loaded, AgentPolicy)
+    _, records = play(loaded, some_domains(6))
+    assert all(record["rejected"] is None for record in records)
+
+
+def test_order_of_domains_does_not_matter_to_a_transformer() -> None:
+    domains = some_domains(5)
+    learned = small("ddpg", "alignment")
+    play(learned, domains)
+    frozen = learned.frozen()
+    so_far = Trajectory.start(ScriptedTrainer(domains).start(()))
+    turned = Trajectory.start(ScriptedTrainer(domains[::-1]).start(()))
+    assert frozen.mixture(turned).weights_K[::-1] == pytest.approx(frozen.mixture(so_far).weights_K, abs=1e-6)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(PolicyError, match="dqn"):
+        AgentPolicy("dqn", "alignment")
+    with pytest.raises(PolicyError, match="taw"):
+        play(AgentPolicy("ddpg", "alignment", warm_up=0, agent_settings={"taw": 0.1}), some_domains(3))
+    with pytest.raises(PolicyError, match="smoothing"):
+        AgentPolicy("ddpg", "alignment", reward_settings={"smoothing": 2.0})
+
+
+def test_doge_raises_what_helps_the_others() -> None:
+    domains = some_domains(4)
+    policy, trainer = (
+        ExponentiatedAlignment(mu=1.0, values={"d3": 1.0, "d0": 0.0, "d1": 0.0, "d2": 0.0}),
+        ScriptedTrainer(domains, 30),
+    )
+    so_far = Trajectory.start(trainer.start(policy.probes))
+    while not trainer.done:
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        policy.learn(so_far)
+    assert so_far.mixtures[0].weights_K == pytest.approx([0.25] * 4)
+    assert np.all(so_far.mixtures[-1].weights_K >= 0.01 / 4)
+    assert so_far.mixtures[-1].weights_K.max() > 0.4
