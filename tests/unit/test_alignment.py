@@ -121,6 +121,7 @@ def test_passes_between_steps_are_not_measured():
     assert measured(meter) == before
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing(reentrant):
     model = model_of()

@@ -51,12 +51,12 @@ class GradientAlignment:
 
     layers: Literal["last_mlp"] | tuple[str, ...] = "last_mlp"
     """The down-projection of the last MLP, or names or shell-style patterns of linear layers: `("*.mlp.down_proj",)`."""
-    stride: int = 4
+    stride: int = 5
     """Steps between measured ones. An interval's first step is always measured; on the others nothing is done."""
     sketch: int | None = None
     """Numbers kept a domain: estimates with standard error ≤ √(2/sketch)·‖g_i‖‖g_j‖ (`probes/sketch.py`). None: exact if it
     fits in `memory`, else the largest sketch that does."""
-    memory: int = 64 * 2**20
+    memory: int = 16 * 2**20
     """Bytes for the sums of all domains and layers together."""
     name: str = field(default=NAME, init=False)
 
@@ -144,12 +144,11 @@ class AlignmentMeter(Meter):
             tap.remove()
 
     def _gram_KK(self, layers: Iterable[Tensor]) -> Tensor:
-        """Σ over layers of S Sᵀ, in float64 a stretch at a time: a whole copy in float64 would be twice the size of S."""
+        """Σ over layers of S Sᵀ. Products of short stretches are added up in float64, which is as good as all in float64."""
         gram_KK = torch.zeros(self._domains, self._domains, dtype=torch.float64, device=self._tokens_K.device)
         for sum_KM in layers:
             for part_KM in torch.split(sum_KM, _STRETCH, dim=1):
-                part_KM = part_KM.to(torch.float64)
-                gram_KK.addmm_(part_KM, part_KM.t())
+                gram_KK += part_KM @ part_KM.t()
         return gram_KK
 
     def _sizes(self) -> dict[str, int | None]:

@@ -35,6 +35,8 @@ class Context:
     world_size: int = 1
     tokenizer: Any | None = None
     """A `tokenizers.Tokenizer`, needed only by probes that bring text of their own."""
+    compute: torch.dtype = torch.float32
+    """What the trainer's forward passes are computed in: if not float32, under autocast."""
     interval_tokens: int | None = None
     """Training tokens of one interval over all ranks, against which probes that cost time of their own keep a budget."""
 

@@ -1,0 +1,224 @@
+"""`EvaluationSet`: how well the model answers questions, as log-probabilities of the reference answers.
+
+The evaluation environment of Data Mixing Agent (arXiv 2507.15640): after each interval, a general and a target set of questions
+(fields) are scored by the mean log-probability of a reference answer's tokens given the question. Against the base model's
+score, and with which weights, the fields are then combined is a view, made where it is used.
+
+A forward pass costs a third of a training step on the same tokens. So `share` of an interval's cost buys 3 · share ·
+(tokens of the interval) tokens of questions, divided evenly between the fields. Which questions those are depends on
+nothing but their text: the same ones at every interval, run, rank count and order of files, so that differences
+between intervals are differences of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuvee.core.errors import ConfigError, CorpusError
+from cuvee.core.signals import Measured
+from cuvee.probes.base import Context, Meter
+from cuvee.probes.questions import Question, read_questions
+
+NAME = "evaluation"
+_FORWARD_SHARE = 1 / 3
+_BATCH_TOKENS = 4096
+_BATCH_LOGITS = 2**26
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Reports, in the order of `fields`,
+
+    "evaluation" (F,)           mean log-probability of a reference answer's token, in nats; over all answer tokens of the field
+    "evaluation_accuracy" (F,)  with `accuracy`: share of questions with choices whose reference has the highest mean
+                                log-probability a token; absent where no question has choices
+    "evaluation_tokens" ()      tokens that were read for it, padding not counted
+    """
+
+    files: Mapping[str, Sequence[Path | str]]
+    """JSONL files by field, such as {"general": […], "target": […]}; for their rows see `read_questions`."""
+    share: float = 0.02
+    """The most that it may cost, as a share of what training an interval costs."""
+    max_items: int = 256
+    """The most questions a field."""
+    max_tokens: int = 512
+    """Longer questions lose the beginning of their prompt; those whose answer alone is longer are left out."""
+    accuracy: bool = False
+    """Whether to score the wrong choices too, which multiplies the cost of a question by the number of its choices."""
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    name: str = field(default=NAME, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ConfigError('files is empty: give JSONL files by field, such as {"general": [...], "target": [...]}')
+        for name, paths in self.files.items():
+            if isinstance(paths, (str, Path)) or not paths:
+                raise ConfigError(f"files of field {name!r} must be a list of JSONL files, got {paths!r}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share is {self.share}: it must be above 0 and not above 1")
+        if self.max_items < 1 or self.max_tokens < 2:
+            raise ConfigError("max_items must be 1 or more, and max_tokens 2 or more")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(self.files)
+
+    def attach(self, context: Context) -> EvaluationMeter:
+        """Reads files and picks questions. Raises `CorpusError` for a bad row, naming file and line, and `ConfigError` if the
+        trainer brought no tokenizer."""
+        if context.tokenizer is None:
+            raise ConfigError("an evaluation set needs the trainer to bring a tokenizer: set Context.tokenizer")
+        return EvaluationMeter(self, context)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One question: each answer's tokens behind those of the prompt, which are `prompt` many."""
+
+    field: int
+    sequences: tuple[tuple[int, ...], ...]
+    prompt: int
+    reference: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def longest(self) -> int:
+        return max(len(sequence) for sequence in self.sequences)
+
+
+class EvaluationMeter(Meter):
+    """Evaluates when the sums are asked for, at an interval's end."""
+
+    def __init__(self, probe: EvaluationSet, context: Context) -> None:
+        self._probe, self._context = probe, context
+        self._tokenizer: Any = context.tokenizer
+        limit = getattr(getattr(context.model, "config", None), "max_position_embeddings", None)
+        self._limit = min(probe.max_tokens, limit or probe.max_tokens)
+        self.questions = [question for number in range(len(probe.files)) for question in self._pick(number)]
+        self._batches = self._bucketed()
+
+    @torch.no_grad()
+    def sums(self) -> Tensor:
+        """Flat (F, 4) of Σ log-probability, answer tokens, right choices, questions with choices; then tokens read."""
+        model, ranks = self._context.model, self._context.world_size
+        device = self._context.device
+        sums_F4 = torch.zeros(len(self._probe.files), 4, dtype=torch.float64, device=device)
+        read = 0
+        was_training = model.training
+        model.eval()
+        try:
+            # Every rank runs equally many passes, if need be one that counts for nothing: sharded models wait for each other.
+            for start in range(0, len(self._batches), ranks):
+                mine = start + self._context.rank
+                batch = self._batches[min(mine, len(self._batches) - 1)]
+                scores_F4 = self._score(batch)
+                if mine < len(self._batches):
+                    sums_F4 += scores_F4
+                    read += sum(question.tokens for question in batch)
+        finally:
+            model.train(was_training)
+        return torch.cat([sums_F4.reshape(-1), sums_F4.new_tensor([read])])
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        values_F4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
+        found = {
+            NAME: Measured.mean(values_F4[:, 0], values_F4[:, 1]),
+            f"{NAME}_tokens": Measured.all(tokens),
+        }
+        if self._probe.accuracy:
+            found[f"{NAME}_accuracy"] = Measured.mean(values_F4[:, 2], values_F4[:, 3])
+        return found
+
+    def _pick(self, number: int) -> Iterator[Encoded]:
+        """Questions of field `number` in random order, as many as its budget pays for, and one at least."""
+        probe, interval = self._probe, self._context.interval_tokens
+        name, paths = list(probe.files.items())[number]
+        found = [
+            question for path in paths for question in read_questions(Path(path), probe.prompt_key, probe.answer_key)
+        ]
+        found.sort(key=lambda question: question.rank)
+        budget = None if interval is None else probe.share * interval / _FORWARD_SHARE / len(probe.files)
+        picked = spent = 0
+        for start in range(0, len(found), _CHUNK):
+            for encoded in self._encode(number, found[start : start + _CHUNK]):
+                spent += encoded.tokens
+                if picked == probe.max_items or (picked and budget is not None and spent > budget):
+                    return
+                picked += 1
+                yield encoded
+        if not picked:
+            raise CorpusError(f"no answer in field {name!r} is shorter than {self._limit} tokens: raise max_tokens")
+
+    def _encode(self, number: int, questions: Sequence[Question]) -> Iterator[Encoded]:
+        """Prompt and answers are encoded apart, so that it is certain where an answer begins."""
+        for question in questions:
+            score_all = self._probe.accuracy and question.has_choices
+            answers = question.answers if score_all else (question.answers[question.reference],)
+            texts = self._tokenizer.encode_batch([question.prompt, *answers], add_special_tokens=False)
+            prompt, *endings = (text.ids for text in texts)
+            room = self._limit - max(len(ending) for ending in endings)
+            if room < 1 or not prompt or not all(endings):
+                continue
+            prompt = prompt[-room:]
+            sequences = tuple((*prompt, *ending) for ending in endings)
+            yield Encoded(number, sequences, len(prompt), question.reference if score_all else 0)
+
+    def _bucketed(self) -> list[list[Encoded]]:
+        """Whole questions of similar length in each batch."""
+        vocabulary = self._tokenizer.get_vocab_size()
+        most = min(_BATCH_TOKENS, _BATCH_LOGITS // vocabulary)
+        batches: list[list[Encoded]] = []
+        rows = 0
+        for question in sorted(self.questions, key=lambda question: question.longest):
+            rows += len(question.sequences)
+            if not batches or rows * question.longest > most:
+                batches.append([])
+                rows = len(question.sequences)
+            batches[-1].append(question)
+        return batches
+
+    def _score(self, batch: Sequence[Encoded]) -> Tensor:
+        """(F, 4), as in `sums`."""
+        context = self._context
+        rows = [(question, sequence) for question in batch for sequence in question.sequences]
+        longest = max(len(sequence) for _, sequence in rows)
+        # Padding on the right: causal attention never sees it from the positions that count.
+        tokens_BL = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for _, sequence in rows])
+        answer_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
+        for row, (question, sequence) in enumerate(rows):
+            answer_BL[row, question.prompt - 1 : len(sequence) - 1] = (
+                True  # a position's logits are about its successor
+            )
+        tokens_BL, answer_BL = tokens_BL.to(context.device), answer_BL.to(context.device)
+        with torch.autocast(context.device.type, context.compute, enabled=context.compute != torch.float32):
+            output: Any = context.model(input_ids=tokens_BL)
+        logits_BLV = output if isinstance(output, Tensor) else output.logits
+        chosen_N = tokens_BL.roll(-1, dims=1)[answer_BL]
+        logprob_N = torch.log_softmax(logits_BLV[answer_BL].float(), -1).gather(1, chosen_N[:, None])[:, 0]
+        row_N = answer_BL.nonzero()[:, 0]
+        sum_B = logprob_N.new_zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, logprob_N.double()).cpu()
+        return self._tally(batch, sum_B, answer_BL.sum(1).cpu()).to(context.device)
+
+    def _tally(self, batch: Sequence[Encoded], sum_B: Tensor, count_B: Tensor) -> Tensor:
+        scores_F4, first = torch.zeros(len(self._probe.files), 4, dtype=torch.float64), 0
+        for question in batch:
+            rows = slice(first, first + len(question.sequences))
+            first, reference = rows.stop, first + question.reference
+            scores_F4[question.field, 0] += sum_B[reference]
+            scores_F4[question.field, 1] += count_B[reference]
+            if len(question.sequences) > 1:
+                best = int((sum_B[rows] / count_B[rows]).argmax())
+                scores_F4[question.field, 2] += best == question.reference
+                scores_F4[question.field, 3] += 1
+        return scores_F4

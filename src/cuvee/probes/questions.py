@@ -1,0 +1,109 @@
+"""Questions with reference answers, from JSONL files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import CorpusError
+
+
+@dataclass(frozen=True)
+class Question:
+    """`answers` are continuations of `prompt`, to the letter; `answers[reference]` is the right one."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    reference: int
+
+    @property
+    def has_choices(self) -> bool:
+        return len(self.answers) > 1
+
+    @property
+    def rank(self) -> bytes:
+        """Orders questions by chance, but the same way wherever they are read from."""
+        return hashlib.sha256(f"{self.prompt}\0{self.answers[self.reference]}".encode()).digest()
+
+
+def read_questions(path: Path, prompt_key: str = "prompt", answer_key: str = "answer") -> list[Question]:
+    """One question a line; blank lines are skipped. Two kinds of rows:
+
+        {"prompt": …, "answer": …}                                   the prompt is continued by the answer as it stands
+        {"question": …, "choices": […] or null, "answer": …}         "Question: …\\nAnswer:" is continued by " " + answer
+
+    With choices, which either kind may have, the answer is an index or one of them. A "text" that is the question with the
+    answer right behind it (code, say) says that there is nothing to be put between. Raises `CorpusError` that names file
+    and line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{path}:{number}: this is no JSON ({error}); each line must be one object") from error
+        try:
+            questions.append(_question(row, prompt_key, answer_key))
+        except ValueError as error:
+            raise CorpusError(f"{path}:{number}: {error}") from error
+    if not questions:
+        raise CorpusError(f"{path} holds no questions")
+    return questions
+
+
+def _question(row: Any, prompt_key: str, answer_key: str) -> Question:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a row must be an object with {prompt_key!r} and {answer_key!r}, got {_brief(row)}")
+    verbatim = prompt_key in row
+    if not verbatim and "question" not in row:
+        raise ValueError(f"a row needs {prompt_key!r} or 'question'; it has {', '.join(map(str, row)) or 'nothing'}")
+    prompt = _text(row, prompt_key if verbatim else "question")
+    answers, reference = _answers(row, answer_key)
+    if verbatim or row.get("text") == prompt + answers[reference]:
+        return Question(prompt, answers, reference)
+    return Question(f"Question: {prompt}\nAnswer:", tuple(f" {answer}" for answer in answers), reference)
+
+
+def _answers(row: Mapping[str, Any], answer_key: str) -> tuple[tuple[str, ...], int]:
+    choices, answer = row.get("choices"), row.get(answer_key)
+    if choices is None:
+        return (_text(row, answer_key),), 0
+    if not isinstance(choices, list) or not choices:
+        raise ValueError(f"'choices' must be a list of texts or null, got {_brief(choices)}")
+    texts = tuple(_checked("each of 'choices'", choice) for choice in choices)
+    if isinstance(answer, str) and answer in texts:
+        return texts, texts.index(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        return texts, answer
+    raise ValueError(
+        f"{answer_key!r} must be one of the {len(texts)} choices or its index from 0, got {_brief(answer)}"
+    )
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    return _checked(repr(key), row.get(key))
+
+
+def _checked(what: str, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} must be a text that is not empty, got {_brief(value)}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{what} holds half of a surrogate pair: it is no valid text")
+    return value
+
+
+def _brief(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
