@@ -20,8 +20,9 @@ from cuvee.core.trajectory import Run
 from cuvee.fleet.store import Store
 from cuvee.policies.files import load_policy
 from cuvee.recipes.config import TrainConfig, load
+from cuvee.recipes.stopping import Stopped
 from cuvee.recipes.train import train
-from cuvee.recipes.watch import Observer, Unobserved
+from cuvee.recipes.watch import Observer, Progress, Unobserved
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
@@ -70,14 +71,14 @@ def here(place: Path, *overrides: str, resume: bool = False, observer: Observer 
 
 def wait_for_interval(place: Path, number: int) -> None:
     """Returns as soon as the only run of the store has recorded so many intervals."""
-    path = place / "runs.db"
-    for _ in range(6000):
-        if path.exists():
-            with Store.open(path) as store:
-                if any(run.intervals >= number for run in store.runs()):
-                    return
-        time.sleep(0.01)
-    raise AssertionError("the run never came that far")
+    path, patience = place / "runs.db", time.monotonic() + 100
+    while not path.exists():
+        time.sleep(0.05)
+        assert time.monotonic() < patience, "the run never began"
+    with Store.open(path) as store:
+        while not any(run.intervals >= number for run in store.runs()):
+            time.sleep(0.05)
+            assert time.monotonic() < patience, "the run never came that far"
 
 
 def only_run(place: Path) -> Run:
@@ -125,21 +126,29 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: 
     assert (model(run) / "model.safetensors").read_bytes() == (model(unbroken) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_is_saved_and_says_how_to_go_on(
-    place: Path, unbroken: Run, number: signal.Signals, status: int
-) -> None:
-    process = start(place)
-    wait_for_interval(place, 2)
-    process.send_signal(number)
-    code, output = finish(process)
-    assert code == status, output
-    assert "continue with: cuvee train mine.yaml --resume" in output
-    assert "Traceback" not in output
+class Asks(Unobserved):
+    """Sends this process a signal after so many intervals, as a terminal or a scheduler would."""
+
+    def __init__(self, number: signal.Signals, after: int) -> None:
+        self._number, self._left = number, after
+
+    def interval(self, progress: Progress) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), self._number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_saved_and_goes_on(place: Path, unbroken: Run, number: signal.Signals) -> None:
+    handler = signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"stopped after step 10 \(17%\), all of it saved") as stopped:
+        here(place, observer=Asks(number, after=5))
+    assert stopped.value.signal == number
+    assert signal.getsignal(number) is handler
     with Store.open(place / "runs.db") as store:
         (summary,) = store.runs()
-    saved = max(path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir())
-    assert saved == f"step-{summary.intervals:09d}", "not one interval is lost"
+    assert (summary.status, summary.intervals) == ("waiting", 5)
+    assert [path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir()] == ["step-000000005"]
     assert here(place, resume=True).trajectory == unbroken.trajectory
 
 

@@ -24,7 +24,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
     def __init__(self, console: Console) -> None:
         self._running: dict[str, Progress | None] = {}
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self._live = Live(console=console, get_renderable=self.picture, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -44,7 +44,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
         self._running.pop(run_id, None)
         self._live.console.print(f"[bold]{escape(run_id)}[/bold] {escape(note)}", highlight=False)
 
-    def _render(self) -> RenderableType:
+    def picture(self) -> RenderableType:
         table = Table("run", "step", "done", "loss", "valid", "tokens/s", "time left", box=None, padding=(0, 2, 0, 0))
         for run_id, progress in list(self._running.items()):
             table.add_row(run_id, *(_cells(progress) if progress else ("", "starting")))

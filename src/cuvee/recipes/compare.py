@@ -15,7 +15,7 @@ import torch
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus import Corpus
-from cuvee.recipes.build import open_store
+from cuvee.recipes.build import build_policy, open_store
 from cuvee.recipes.config import CompareConfig, TrainConfig
 from cuvee.recipes.stopping import Stop, Stopped, StopRequest, ToldToStop
 from cuvee.recipes.train import refuse_interrupted, train
@@ -33,14 +33,16 @@ def compare(
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}: at least 1 is needed")
-    fingerprint = Corpus.open(config.corpus).fingerprint
-    configs = {one.run_id(fingerprint): one for one in config.runs()}
+    corpus = Corpus.open(config.corpus)
+    configs = {one.run_id(corpus.fingerprint): one for one in config.runs()}
+    for one in configs.values():
+        build_policy(one, corpus)  # so that a method that does not fit is found out now and not after hours
     observer = observer or Unobserved()
     with open_store(config.store) as store:
         known = {run.id: run for run in store.runs()}
         for run_id in configs:
             refuse_interrupted(known.get(run_id), resume)
-        group = config.group(fingerprint)
+        group = config.group(corpus.fingerprint)
         with StopRequest() as stop:
             if workers == 1:
                 failures = _one_by_one(list(configs.values()), resume, group, observer, stop)

@@ -1,0 +1,131 @@
+"""`cuvee compare` on real text: paired, in processes, stopped, continued, and told in tables and a page."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cuvee.core.errors import ConfigError, TrainingError
+from cuvee.core.trajectory import Run
+from cuvee.fleet.store import Store
+from cuvee.recipes.compare import compare
+from cuvee.recipes.config import CompareConfig, load
+from cuvee.recipes.stopping import Stopped
+from cuvee.recipes.watch import Progress, Unobserved
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stdlib_corpus(tmp_path_factory.mktemp("text")).folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, corpus: Path) -> Path:
+    return prepared(tmp_path, corpus)
+
+
+def prepared(place: Path, corpus: Path) -> Path:
+    train = {"steps": 20, "batch_size": 8, "sequence_length": 64, "learning_rate": 3e-3, "interval": 2, "device": "cpu"}
+    config = {
+        "corpus": str(corpus),
+        "methods": ["natural", {"name": "given", "label": "mail-only", "weights": {"mail": 1}}, "odm"],
+        "seeds": [3, 4],
+        "train": {**train, "validation_tokens": 512},
+        "store": str(place / "runs.db"),
+        "out": str(place / "runs"),
+    }
+    (place / "mine.yaml").write_text(yaml.safe_dump(config))
+    return place
+
+
+def configured(place: Path, *overrides: str) -> CompareConfig:
+    return load(CompareConfig, place / "mine.yaml", overrides)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, list[Run]]:
+    place = prepared(tmp_path_factory.mktemp("compared"), corpus)
+    return place, compare(configured(place))
+
+
+def losses(run: Run) -> list[float]:
+    return [float(signals.probes["valid_loss"].values.mean()) for signals in run.trajectory.signals]
+
+
+def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(compared: tuple[Path, list[Run]]) -> None:
+    _, runs = compared
+    assert [(run.config["method"]["label"], run.seed) for run in runs] == [
+        (label, seed) for seed in (3, 4) for label in ("natural", "mail-only", "odm")
+    ]
+    starts = {run.seed: losses(run)[0] for run in runs}
+    assert all(losses(run)[0] == starts[run.seed] for run in runs)
+    assert starts[3] != starts[4]
+    for run in runs:
+        assert all(signals.tokens_K.sum() == 2 * 8 * 64 for signals in run.trajectory.signals[1:])
+    by_label = {run.config["method"]["label"]: run for run in runs if run.seed == 3}
+    assert [list(m.weights_K) for m in by_label["mail-only"].trajectory.mixtures] == [[0.0, 1.0, 0.0]] * 10
+
+
+def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]]) -> None:
+    place, runs = compared
+    command = [sys.executable, "-m", "cuvee.cli", "compare", "mine.yaml", "-o", "page.html", "baseline=odm"]
+    done = subprocess.run(command, cwd=place, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is finished already") == 6, "and nothing is trained again"
+    mean = np.mean([losses(run)[-1] for run in runs if run.config["method"]["label"] == "natural"])
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("natural ")][:1]
+    assert f"{mean:.3f}" in row
+    assert "Against odm, paired by seed" in done.stdout
+    assert "mail-only" in (place / "page.html").read_text()
+
+
+def test_processes_compute_what_one_process_computes(place: Path, compared: tuple[Path, list[Run]]) -> None:
+    runs = compare(configured(place, "seeds=[3]", "methods=[natural, odm]"), workers=2)
+    alone = {run.id: run.trajectory for run in compared[1]}
+    assert [run.trajectory for run in runs] == [alone[run.id] for run in runs]
+
+
+class Interrupts(Unobserved):
+    """Presses Ctrl-C when a run is at its third interval."""
+
+    def interval(self, progress: Progress) -> None:
+        if progress.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_comparison_goes_on(place: Path, compared: tuple[Path, list[Run]], workers: int) -> None:
+    config = configured(place, "seeds=[3]")
+    with pytest.raises(Stopped):
+        compare(config, observer=Interrupts(), workers=workers)
+    with Store.open(place / "runs.db") as store:
+        assert "waiting" in {run.status for run in store.runs()} <= {"waiting", "done"}
+    with pytest.raises(ConfigError, match="continue it with --resume"):
+        compare(config)
+    assert [run.trajectory for run in compare(config, resume=True)] == [run.trajectory for run in compared[1][:3]]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(place: Path) -> None:
+    methods = "methods=[natural, {name: odm, smoothing: 0.5, label: other}]"
+    config = configured(place, "seeds=[3]", methods, "train.learning_rate=1e30", "train.clip=1e30")
+    with pytest.raises(TrainingError, match="is not finite"):
+        compare(config)
+    with Store.open(place / "runs.db") as store:
+        assert ["is not finite" in str(run.reason) for run in store.runs()] == [True, True]
+
+
+def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_trained(place: Path) -> None:
+    with pytest.raises(ConfigError, match="target_only needs a target domain"):
+        compare(configured(place, "methods=[natural, target_only]"))
+    with Store.open(place / "runs.db") as store:
+        assert store.runs() == []

@@ -1,0 +1,177 @@
+"""The command line's outside: what it answers without loading, its flags, its exit status, and what it shows of training."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from rich.console import Console
+
+import cuvee
+import cuvee.cli
+from cuvee.cli.live import LiveView, PlainView, time_of
+from cuvee.core.errors import ConfigError, CuveeError, TrainingError
+from cuvee.recipes.stopping import Stopped
+from cuvee.recipes.watch import Progress
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+HEAVY = ("torch", "transformers", "pyarrow", "sqlalchemy", "plotly", "numpy", "yaml", "tokenizers")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["compare", "-h"],
+        ["runs", "--help"],
+        ["corpus", "build", "--help"],
+    ],
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    program = f"""
+import sys
+sys.argv = ["cuvee", *{arguments!r}]
+from cuvee.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stdout + done.stderr
+
+
+def test_importing_cuvee_loads_nothing_heavy() -> None:
+    program = f"import sys, cuvee; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def flags() -> Iterator[str]:
+    """Each command with its arguments and options, a line each."""
+
+    def walk(command: Any, path: str) -> Iterator[str]:
+        inner = getattr(command, "commands", None)
+        if inner is not None:
+            for name in sorted(inner):
+                yield from walk(inner[name], f"{path} {name}")
+            return
+        words = [
+            str(parameter.name).upper() for parameter in command.params if parameter.param_type_name == "argument"
+        ]
+        options = [
+            "/".join([*parameter.opts, *parameter.secondary_opts])
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+        ]
+        yield " ".join([path, *words, *sorted(options)])
+
+    yield from walk(typer.main.get_command(cuvee.cli.app), "cuvee")
+
+
+def test_commands_and_flags_are_those_that_were_promised() -> None:
+    """Somebody's script uses them. If a change is meant: python tests/unit/test_cli.py > tests/golden/cli_help.txt"""
+    assert list(flags()) == (GOLDEN / "cli_help.txt").read_text().splitlines()
+
+
+def test_public_names_are_those_that_were_promised() -> None:
+    assert cuvee.__all__ == (GOLDEN / "public_api.txt").read_text().split()
+    for name in cuvee.__all__:
+        assert getattr(cuvee, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Corpse'"):
+        _ = cuvee.Corpse
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (ConfigError("no such thing: take another"), 2, "error: no such thing: take another\n"),
+        (CuveeError("this"), 2, "error: this\n"),
+        (TrainingError("the loss of web is not finite"), 1, "error: the loss of web is not finite\n"),
+        (
+            Stopped("stopped after step 5", 15),
+            143,
+            "stopped after step 5; continue with: cuvee train 'a b.yaml' --resume\n",
+        ),
+    ],
+)
+def test_how_things_end(
+    raised: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise raised
+
+    monkeypatch.setattr(cuvee.cli, "app", fails)
+    monkeypatch.setattr(sys, "argv", ["cuvee", "train", "a b.yaml", "--resume"])
+    with pytest.raises(SystemExit) as ended:
+        cuvee.cli.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err == said
+
+
+def progress(run_id: str = "mine-odm-s0", done: float = 0.5, began: float = 0.0) -> Progress:
+    mixture = {"web": 0.5, "code": 0.25, **{f"small-{i}": 0.25 / 16 for i in range(16)}}
+    return Progress(
+        run_id=run_id,
+        step=round(1000 * done),
+        progress=done,
+        began=began,
+        seconds=60.0,
+        tokens=120_000,
+        loss=3.25,
+        valid_loss=3.5,
+        mixture=mixture,
+    )
+
+
+def test_speed_and_time_left_count_from_where_the_run_was_taken_up() -> None:
+    assert progress().tokens_per_second == 2000
+    assert progress(done=0.5).seconds_left == pytest.approx(60)
+    assert progress(done=0.5, began=0.25).seconds_left == pytest.approx(120)
+    assert progress(done=0.5, began=0.5).seconds_left is None
+    assert (time_of(59.6), time_of(600), time_of(90_061)) == ("1:00", "10:00", "25:01:01")
+
+
+def test_a_log_gets_a_line_now_and_then() -> None:
+    out = io.StringIO()
+    with PlainView(Console(file=out, width=200)) as view:
+        view.begin("mine-odm-s0", "begins")
+        for step in range(1, 1001):
+            view.interval(progress(done=step / 1000))
+        view.end("mine-odm-s0", "is finished")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "mine-odm-s0 begins"
+    assert lines[-1] == "mine-odm-s0 is finished"
+    assert "mine-odm-s0 step 500 (50%) loss 3.2500 valid 3.5000 2,000 tokens/s, 1:00 left" in lines
+    assert len(lines) <= 25
+
+
+def test_a_terminal_gets_a_picture_that_goes_on() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=120, force_terminal=True)) as view:
+        view.begin("mine-odm-s0", "begins")
+        view.interval(progress())
+        drawn = "".join(segment.text for segment in Console(width=120).render(view.picture()))
+        assert [word in drawn for word in ("mine-odm-s0", "500", "50%", "3.2500", "1:00")] == [True] * 5
+        assert "web" in drawn
+        assert "6 others" in drawn
+        assert drawn.count("█") > 40
+        view.interval(progress("mine-natural-s0"))
+        drawn = "".join(segment.text for segment in Console(width=120).render(view.picture()))
+        assert "mine-natural-s0" in drawn
+        assert "█" not in drawn, "with several runs, a row each"
+        view.end("mine-odm-s0", "is finished")
+    assert "is finished" in out.getvalue()
+
+
+if __name__ == "__main__":
+    print("\n".join(flags()))
