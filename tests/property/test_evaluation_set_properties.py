@@ -38,7 +38,7 @@ def test_any_json_is_read_or_refused_with_file_and_line(tmp_path, rows):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     for question in read_or_refuse(path):
         assert question.prompt
-        assert all(question.answers)
+        assert question.answers[question.reference]
         question.answers[question.reference].encode()
 
 

@@ -142,14 +142,14 @@ def test_training_mode_comes_back(tmp_path):
 def test_rows_of_every_kind(tmp_path):
     rows = [
         {"prompt": "2+2=", "answer": "4", "question": "ignored"},
-        {"prompt": "Sky: ", "choices": ["blue", "red"], "answer": "red"},
+        {"prompt": "Sky: ", "choices": ["blue", "", "red"], "answer": "red"},
         {"question": "Q", "choices": None, "answer": "A", "text": "Question: Q\nAnswer: A"},
         {"question": "Q", "choices": ["x", "y"], "answer": 1, "text": "Question: Q\nAnswer: because y"},
         {"question": "def f():\n", "choices": None, "answer": "    pass", "text": "def f():\n    pass"},
     ]
     assert read_questions(write(tmp_path / "q.jsonl", rows)) == [
         Question("2+2=", ("4",), 0),
-        Question("Sky: ", ("blue", "red"), 1),
+        Question("Sky: ", ("blue", "", "red"), 2),
         Question("Question: Q\nAnswer:", (" A",), 0),
         Question("Question: Q\nAnswer:", (" x", " y"), 1),
         Question("def f():\n", ("    pass",), 0),
@@ -172,6 +172,7 @@ def test_rows_of_every_kind(tmp_path):
         ),
         ({"question": "q", "choices": [], "answer": 0}, "'choices' must be a list of texts or null"),
         ({"question": "q", "choices": ["a", None], "answer": 0}, "each of 'choices' must be a text"),
+        ({"question": "q", "choices": ["", "b"], "answer": 0}, "the right choice must be a text that is not empty"),
         ('{"prompt": "\\ud800", "answer": "a"}', "half of a surrogate pair"),
     ],
 )

@@ -80,25 +80,28 @@ def _answers(row: Mapping[str, Any], answer_key: str) -> tuple[tuple[str, ...], 
         return (_text(row, answer_key),), 0
     if not isinstance(choices, list) or not choices:
         raise ValueError(f"'choices' must be a list of texts or null, got {_brief(choices)}")
-    texts = tuple(_checked("each of 'choices'", choice) for choice in choices)
+    texts = tuple(_checked("each of 'choices'", choice, may_be_empty=True) for choice in choices)
     if isinstance(answer, str) and answer in texts:
-        return texts, texts.index(answer)
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
-        return texts, answer
-    raise ValueError(
-        f"{answer_key!r} must be one of the {len(texts)} choices or its index from 0, got {_brief(answer)}"
-    )
+        reference = texts.index(answer)
+    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        reference = answer
+    else:
+        raise ValueError(
+            f"{answer_key!r} must be one of the {len(texts)} choices or its index from 0, got {_brief(answer)}"
+        )
+    _checked("the right choice", texts[reference])
+    return texts, reference
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     return _checked(repr(key), row.get(key))
 
 
-def _checked(what: str, value: Any) -> str:
+def _checked(what: str, value: Any, *, may_be_empty: bool = False) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{what} must be a text that is not empty, got {_brief(value)}")
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise ValueError(f"{what} must be a text{'' if may_be_empty else ' that is not empty'}, got {_brief(value)}")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(f"{what} holds half of a surrogate pair: it is no valid text")
     return value
