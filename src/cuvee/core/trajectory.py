@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import MixtureError
 from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.signals import Signals
 
@@ -32,10 +31,8 @@ class Trajectory:
         return cls([signals])
 
     def append(self, mixture: Mixture, signals: Signals) -> Trajectory:
-        if mixture.names != signals.names:
-            raise MixtureError(
-                f"the mixture is over {', '.join(mixture.names)} but was measured over {', '.join(signals.names)}"
-            )
+        if mixture.names != signals.names:  # domains that were added since the policy was asked had no weight
+            mixture = mixture.to(signals.names)
         longer = object.__new__(Trajectory)
         if len(self._mixtures) == self._steps:  # we are the newest: extend the shared lists in place
             longer._signals, longer._mixtures = self._signals, self._mixtures

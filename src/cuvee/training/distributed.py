@@ -2,7 +2,7 @@
 
 Ranks exchange tensors and fixed-size bytes only, never pickled objects. The network between them is trusted.
 
-A step costs two collectives: a gather of 56 bytes a rank, *before* the forward pass, by which every rank sees that all train
+A step costs two collectives: a gather of 88 bytes a rank, *before* the forward pass, by which every rank sees that all train
 the same step under the same mixture and how many tokens count in the whole batch; and the sum of the gradients. So no step is
 ever trained on mixtures that differ.
 """
@@ -26,6 +26,7 @@ from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.trajectory import Trajectory
+from cuvee.data.batch import Batch
 
 # How long a rank whose collective failed waits to hear from the others which of them is missing.
 _ROLL_CALL_SECONDS = 3.0
@@ -77,14 +78,16 @@ class Ranks:
             with self._together(what):
                 dist.broadcast(tensor, src=0)
 
-    def agree(self, step: int, version: int, digest: str, counted: int) -> int:
-        """Checks that all ranks are about to train the same step under the same mixture; returns Σ `counted` over ranks.
+    def agree(self, step: int, batch: Batch, counted: int) -> int:
+        """Checks that all ranks are about to train the same step under the same mixture, reached by the same log of mixtures;
+        returns Σ `counted` over ranks.
 
         Raises `TrainingError`, on every rank, naming the rank that differs from rank 0 and what each of the two holds.
         """
         if self.size == 1:
             return counted
-        counts, *rows = self._gather([counted, step, version, *_to_words(digest)], f"the agreement before step {step}")
+        own = [counted, step, batch.version, *_to_words(batch.mixture_digest), *_to_words(batch.log_digest)]
+        counts, *rows = self._gather(own, f"the agreement before step {step}")
         for rank, row in enumerate(rows):
             if row != rows[0]:
                 raise TrainingError(
@@ -187,4 +190,4 @@ def _to_hex(words: Sequence[int]) -> str:
 
 def _describe(row: Sequence[int]) -> str:
     step, version, *words = row
-    return f"step {step} with mixture {_to_hex(words)} (version {version})"
+    return f"step {step} with mixture {_to_hex(words[:4])} (version {version}, log {_to_hex(words[4:])[:8]})"

@@ -24,6 +24,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
 from cuvee.data.batch import Batch
 from cuvee.data.corpus import Corpus
+from cuvee.data.pool import TokenPool
 from cuvee.data.stream import MixtureStream
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.loss import LossByDomain
@@ -46,7 +47,8 @@ class LMTrainer:
     there are.
 
     `Signals.loss` is the training loss by domain, `Signals.probes["valid_loss"]` (K,) the validation loss, both in nats per
-    token; probes that the policy asks for add theirs.
+    token; probes that the policy asks for add theirs. `others` are the corpora, beside the first, from which domains were or
+    will be added to the stream while it runs.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LMTrainer:
         corpus: Corpus,
         settings: TrainerSettings,
         ranks: Ranks | None = None,
+        others: Sequence[Corpus] = (),
     ) -> None:
         self.settings = settings
         self.ranks = ranks or Ranks()
@@ -63,6 +66,7 @@ class LMTrainer:
         self.model = model.to(self.device).train()
         self.stream = stream
         self.corpus = corpus
+        self.corpora = {each.fingerprint: each for each in (corpus, *others)}
         longest = getattr(model.config, "max_position_embeddings", None) or settings.sequence_length
         if settings.sequence_length > longest:
             raise ConfigError(
@@ -86,7 +90,7 @@ class LMTrainer:
         """Attaches the probes and measures before the first step."""
         began = time.perf_counter()
         self._attach(probes)
-        domains = self._domains()
+        domains = self.stream.domains
         self._begin_interval(domains)
         return self._signals(domains, validate=True, began=began)
 
@@ -97,7 +101,7 @@ class LMTrainer:
         assert not self.done, "the budget is used up"
         began = time.perf_counter()
         self.stream.set_mixture(mixture)
-        domains = self._domains()
+        domains = self.stream.domains
         self._begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -114,7 +118,7 @@ class LMTrainer:
         # What is random in a step depends on nothing but the step, so that a checkpoint needs no generator's state.
         torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
         counted_BL = next_token_counts(batch.counted_BL)
-        denominator = float(self.ranks.agree(self.step, batch.version, batch.mixture_digest, int(counted_BL.sum())))
+        denominator = float(self.ranks.agree(self.step, batch, int(counted_BL.sum())))
         self._tokens_K += batch.tokens_K()
         self.update.begin()
         for meter in self._meters.values():
@@ -194,10 +198,6 @@ class LMTrainer:
             sha.update(weight.detach().cpu().numpy().data)
         return sha.hexdigest()
 
-    def _domains(self) -> tuple[Domain, ...]:
-        known = {domain.name: domain for domain in self.corpus.domains}
-        return tuple(known[name] for name in self.stream.names)
-
     def _begin_interval(self, domains: tuple[Domain, ...]) -> None:
         self._tokens_K = np.zeros(len(domains), dtype=np.int64)
         for meter in self._meters.values():
@@ -224,18 +224,23 @@ class LMTrainer:
         return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
 
     def _validate(self, domains: tuple[Domain, ...]) -> Tensor:
-        known = set(self.corpus.names)
-        pools = [
-            self.corpus.pool(domain.name, "valid")
-            if domain.name in known and self.corpus.has(domain.name, "valid")
-            else None
-            for domain in domains
-        ]
+        pools = self._valid_pools()
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
-        sums = self.validation.sums(self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size)
+        sums = self.validation.sums(
+            self.loss, [pools[domain.name] for domain in domains], self.device, rows, self.ranks.rank, self.ranks.size
+        )
         self.model.train()
         return sums
+
+    def _valid_pools(self) -> dict[str, TokenPool | None]:
+        """By the name that a domain has now, which need not be what its corpus calls it."""
+        pools: dict[str, TokenPool | None] = {}
+        for row in self.stream.state_dict()["domains"]:
+            corpus = self.corpora.get(row["fingerprint"])
+            split = corpus.pool(row["source"], "valid") if corpus and corpus.has(row["source"], "valid") else None
+            pools[row["name"]] = split
+        return pools
 
     def state_dict(self) -> State:
         """Everything that the rest of the run depends on, copied. Call it between intervals; it talks to no other rank."""
@@ -259,7 +264,7 @@ class LMTrainer:
                     "give the same settings, or start a new run"
                 )
         self.update.load_state_dict(state["update"])
-        self.stream.load_state_dict(state["stream"])
+        self.stream.load_state_dict(state["stream"], list(self.corpora.values()))
         self.step, self._intervals = state["step"], state["intervals"]
         self.cost = Cost(**state["cost"])
         self._attach(probes)

@@ -22,7 +22,7 @@ class Validation:
     def __init__(self, tokens: int, sequence_length: int) -> None:
         self.length = sequence_length
         self.most = max(tokens // sequence_length, 1) if tokens else 0
-        self._windows: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
+        self._windows: dict[TokenPool, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
 
     @torch.no_grad()
     def sums(
@@ -60,7 +60,7 @@ class Validation:
             yield tokens_BL[chosen], counted_BL[chosen], domain_B[chosen]
 
     def _of(self, pool: TokenPool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        if pool.name not in self._windows:
+        if pool not in self._windows:
             fit = len(pool) // self.length
             if fit == 0:
                 tokens_BL = np.zeros((1, self.length), dtype=np.int64)
@@ -73,8 +73,8 @@ class Validation:
                     np.int64
                 )
                 real_BL = np.ones(tokens_BL.shape, dtype=np.bool_)
-            self._windows[pool.name] = tokens_BL, next_token_counts(real_BL)
-        return self._windows[pool.name]
+            self._windows[pool] = tokens_BL, next_token_counts(real_BL)
+        return self._windows[pool]
 
 
 def next_token_counts(real_BL: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
