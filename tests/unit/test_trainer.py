@@ -19,6 +19,7 @@ from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus import Corpus
 from cuvee.data.stream import MixtureStream
+from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.norms import GradientNorm, WeightNorms
 from cuvee.testing.trainer import TrainerSuite, assert_same_state
 from cuvee.training.model import build_model
@@ -132,6 +133,24 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
             # Adam's first step is nearly the sign of the gradient, so where that is 0 but for rounding the two may differ.
             off = (own - expected).abs() > 1e-6
             assert off.float().mean() < 0.01
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_gradient_alignment_comes_out_of_the_same_step(make: Make, micro_batch_size: int | None) -> None:
+    trainer = make(interval=1, micro_batch_size=micro_batch_size)
+    trainer.start([GradientAlignment()])
+    batch = next(make().stream)
+    model = make().model
+    gradients = []
+    for k in range(len(NAMES)):
+        model.zero_grad()
+        labels = torch.from_numpy(batch.tokens_BL).masked_fill(~torch.tensor(batch.counted_BL), -100)
+        labels[torch.from_numpy(batch.domain_B) != k] = -100
+        model(input_ids=torch.from_numpy(batch.tokens_BL), labels=labels).loss.backward()
+        gradients.append(model.base_model.layers[-1].mlp.down_proj.weight.grad.double().flatten())
+    expected_KK = torch.stack(gradients) @ torch.stack(gradients).T
+    signals = trainer.advance(UNIFORM)
+    np.testing.assert_allclose(signals.probes["alignment"].values, expected_KK, rtol=1e-4, atol=1e-9)
 
 
 def test_the_loss_falls_and_the_last_interval_is_shorter(make: Make) -> None:

@@ -10,6 +10,10 @@ A policy declares probes (`cuvee.core.protocols.Probe`); a trainer calls `attach
 
 Everything a rank knows leaves it as one flat vector of sums and counts, so that ranks are combined by adding, exactly, in
 one collective for all meters together.
+
+Signals number 0 come from begin_interval, sums and read alone, before any step. A trainer may keep gradients in a buffer of
+its own: add to `weight.grad`, never replace it. It may also take the loss from the last hidden states without calling the
+output layer, so that hooks there may never fire.
 """
 
 from __future__ import annotations
