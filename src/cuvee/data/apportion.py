@@ -2,14 +2,21 @@
 
 Weights become integers that sum to 2^58. After m batches of B rows, domain d is due
 
-    t_d(m) = credit_d + m B share_d / 2^58        (exact, 128-bit, as a whole part and a fraction of 2^58)
+    t_d(m) = credit_d + m B share_d / 2^58        (exact: a whole part, and a fraction in units of 2^-58)
 
-rows, and gets c_d(m), whole, never falling, with Σ_d c_d(m) = m B: t_d rounded down or up by largest remainder, which keeps
-every |c_d − t_d| below one. Largest remainders alone are not monotone in m (the Alabama paradox of apportionment), so they
-are applied along a binary tree over time: first at steps that are multiples of 2^level, so far apart that every domain is due
-at least two rows between neighbours and rounding cannot fall; then at the midpoints between those, each confined to what its
-two neighbours hold; and so on down to single batches. c(m) is thus computed from m alone in at most `level` refinements of
-O(K): any step is reached at once, and a block of steps is a few array operations.
+rows, and gets c_d(m), whole, never falling, Σ_d c_d(m) = m B: t_d rounded down or up, so that every |c_d − t_d| < 1. Rounding
+each m on its own would let counts fall (the Alabama paradox of apportionment). So it is done along a binary tree over time:
+first at multiples of 2^level steps, so far apart that every domain is due two rows and more between neighbours and no count
+can fall; then at the midpoints between those, each confined to what its two neighbours hold; and so on down to single steps.
+c(m) is thus computed from m alone by at most `level` roundings of O(K): any step is reached at once, and a block of steps is
+a few array operations.
+
+Which fractions are rounded up: those with the largest (fraction − ½) (share + 1/K). Plain largest remainders leave a heavy
+domain near ±1, and the light ones, whose counts rarely change, can then not make up for it at the steps in between.
+
+A count can only rise, so when mixtures change, rows once given are not taken back. If every domain with weight is due one row
+a batch or more, |c − t| < 1 holds through any changes. If not, no rule that does not know the future can promise it: whoever
+names the weights can always drop the domains that were just served and so starve one of K by about ln K rows.
 """
 
 from __future__ import annotations
@@ -27,8 +34,12 @@ WHOLE = 1 << SHARE_BITS
 _FRACTION = np.uint64(WHOLE - 1)
 _LOW = np.uint64((1 << SHARE_BITS // 2) - 1)
 _HALF, _ALL = np.uint64(SHARE_BITS // 2), np.uint64(SHARE_BITS)
+_28 = np.uint64(28)
 _TIE_BITS = 14
 _MOST_DOMAINS = 1 << _TIE_BITS
+MOST_ROWS = 1 << 20
+"""The largest batch: with it and 2^40 steps, no product below leaves 64 bits."""
+_MOST_STEPS = 1 << 40
 
 
 def integer_shares(weights_K: npt.NDArray[np.float64]) -> ShareArray:
@@ -55,14 +66,16 @@ class Quota:
     """Counts of one stretch of batches under constant shares, from a carried credit (asked minus realised, in 2^-58 rows)."""
 
     def __init__(self, batch_size: int, shares_K: ShareArray, credit_K: IntArray) -> None:
+        assert batch_size <= MOST_ROWS
         assert int(shares_K.sum()) == WHOLE
         assert int(credit_K.sum()) == 0
         self.batch_size = batch_size
         self.shares_K = shares_K
         self.credit_K = credit_K
+        self._pull_K = ((shares_K >> _28) + np.uint64((1 << 30) // len(shares_K))).astype(np.int64)
         smallest = int(shares_K[shares_K > 0].min())
         apart = 3 + int(np.abs(credit_K >> SHARE_BITS).max())
-        self._level = max(0, (apart * WHOLE // (smallest * batch_size)).bit_length())
+        self._level = min(_MOST_STEPS.bit_length() - 1, (apart * WHOLE // (smallest * batch_size)).bit_length())
 
     def due(self, step_N: IntArray) -> tuple[IntArray, ShareArray]:
         """t_d at each step: whole parts (N, K) and fractions (N, K) in units of 2^-58."""
@@ -77,6 +90,7 @@ class Quota:
     def counts(self, first: int, steps: int) -> IntArray:
         """(steps + 1, K) rows of each domain given before step `first`, `first` + 1, …, `first` + `steps`."""
         last = first + steps
+        assert last <= _MOST_STEPS
         spacing = 1 << self._level
         start, stop = first // spacing * spacing, -(-last // spacing) * spacing
         stop = max(stop, start + spacing)
@@ -123,15 +137,16 @@ class Quota:
             up_NK = np.clip(whole_NK + shift_N[:, None] + 1, bottom_NK, top_NK)
             missing_N = rows_N - down_NK.sum(axis=1)
             wrong_N = (missing_N < 0) | (missing_N > (up_NK - down_NK).sum(axis=1))
-        return down_NK + _largest(fraction_NK, up_NK > down_NK, missing_N)
+        claim_NK = ((fraction_NK >> _28).astype(np.int64) - (1 << 29)) * self._pull_K
+        return down_NK + _largest(claim_NK, up_NK > down_NK, missing_N)
 
 
-def _largest(fraction_NK: ShareArray, allowed_NK: npt.NDArray[np.bool_], number_N: IntArray) -> npt.NDArray[np.bool_]:
-    """Marks the `number` largest allowed fractions of each row; of equal ones (to 48 bits) the first domains."""
-    rows, domains = fraction_NK.shape
-    order_K = np.arange(domains, 0, -1, dtype=np.uint64)
-    mask = np.uint64((1 << _TIE_BITS) - 1)
-    keys_NK = np.where(allowed_NK, (fraction_NK & ~mask) | order_K, np.uint64(0))
+def _largest(claim_NK: IntArray, allowed_NK: npt.NDArray[np.bool_], number_N: IntArray) -> npt.NDArray[np.bool_]:
+    """Marks the `number` largest allowed claims of each row; of equal ones the first domains."""
+    rows, domains = claim_NK.shape
+    order_K = np.arange(domains, 0, -1)
+    nothing = np.iinfo(np.int64).min
+    keys_NK = np.where(allowed_NK, (claim_NK & -(1 << _TIE_BITS)) | order_K, nothing)
     sorted_NK = np.sort(keys_NK, axis=1)
     cut_N = sorted_NK[np.arange(rows), np.minimum(domains - number_N, domains - 1)]
     marked: npt.NDArray[np.bool_] = (keys_NK >= cut_N[:, None]) & (number_N > 0)[:, None]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, CorpusError, FingerprintMismatch, MixtureError
 from cuvee.core.mixture import Mixture, check_names
+from cuvee.data.apportion import MOST_ROWS
 from cuvee.data.batch import Batch, Origin
 from cuvee.data.plan import Plan, Planner
 from cuvee.data.schedule import Sampling, Schedule, Update
@@ -332,8 +333,10 @@ _FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling")
 
 
 def _check_sizes(batch_size: int, sequence_length: int, rank: int, world_size: int) -> None:
-    if batch_size < 1 or sequence_length < 1:
-        raise ConfigError(f"batch_size {batch_size} and sequence_length {sequence_length} must be at least 1")
+    if not 1 <= batch_size <= MOST_ROWS:
+        raise ConfigError(f"batch_size {batch_size} must lie between 1 and {MOST_ROWS}")
+    if sequence_length < 1:
+        raise ConfigError(f"sequence_length {sequence_length} must be at least 1")
     if world_size < 1 or batch_size % world_size:
         raise ConfigError(
             f"world_size {world_size} does not divide batch_size {batch_size}: every rank must get a whole part of the batch"
