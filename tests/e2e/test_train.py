@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from cuvee.core.errors import ConfigError, CuveeError, ShardError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store import Store
+from cuvee.methods import METHODS
 from cuvee.policies.files import load_policy
 from cuvee.recipes.config import TrainConfig, load
 from cuvee.recipes.stopping import Stopped
@@ -150,6 +152,16 @@ def test_a_stopped_run_is_saved_and_goes_on(place: Path, unbroken: Run, number: 
     assert (summary.status, summary.intervals) == ("waiting", 5)
     assert [path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir()] == ["step-000000005"]
     assert here(place, resume=True).trajectory == unbroken.trajectory
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"target_only", "given", "odm"}))
+def test_every_method_goes_on_as_if_it_had_not_been_stopped(place: Path, method: str) -> None:
+    options = {"name": method, **({"warm_up": 2} if method in ("ac_odm", "hds") else {})}
+    overrides = (f"method={json.dumps(options)}", "train.steps=16", "train.batch_size=4", "train.validation_tokens=128")
+    whole = here(place, *overrides)
+    with pytest.raises(Stopped):
+        here(place, *overrides, "name=parts", observer=Asks(signal.SIGINT, after=5))
+    assert here(place, *overrides, "name=parts", resume=True).trajectory == whole.trajectory
 
 
 class Notes(Unobserved):

@@ -25,11 +25,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it
 def train(config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False) -> None:
     """Trains a model under a method's mixture, and keeps run, model and policy."""
     from cuvee.cli.live import view
+    from cuvee.recipes import train as recipe
     from cuvee.recipes.config import TrainConfig, load
 
     wanted = load(TrainConfig, config, overrides or ())
-    from cuvee.recipes import train as recipe  # loads torch, which a mistake in the configuration should not wait for
-
     first = int(os.environ.get("RANK", "0")) == 0
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
@@ -50,13 +49,12 @@ def compare(
     """Trains each method with each seed on equal terms, prints what came of it, and writes the report."""
     from cuvee.cli.console import console
     from cuvee.cli.live import view
-    from cuvee.recipes.config import CompareConfig, load
-
-    wanted = load(CompareConfig, config, overrides or ())
     from cuvee.recipes import compare as recipe
+    from cuvee.recipes.config import CompareConfig, load
     from cuvee.recipes.reporting import tables
     from cuvee.report.page import write_report
 
+    wanted = load(CompareConfig, config, overrides or ())
     with view(quiet) as seen:
         runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
     for heading, figures in tables(runs, wanted.baseline_label):

@@ -68,7 +68,7 @@ def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
 def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
     """What steers, within the limits of the guard. Raises `PolicyError` if no mixture over the corpus satisfies them."""
     config.guard.bounds(corpus.names)
-    steers: Policy = load_policy(config.policy) if config.policy else config.method.build().commit(corpus, ())
+    steers: Policy = load_policy(config.policy) if config.policy else config.method.build(config.seed).commit(corpus, ())
     return Guard(steers, config.guard)
 
 

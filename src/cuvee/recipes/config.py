@@ -6,6 +6,7 @@ option is declared once. Every complaint names the key, the value and the remedy
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -56,13 +57,18 @@ class MethodChoice(BaseModel):
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
-    def build(self) -> Method:
-        """The method itself. Raises `ConfigError` if there is none of that name, or if it has no such option."""
+    def build(self, seed: int = 0) -> Method:
+        """The method itself; one that draws random numbers draws them by `seed` unless its options say otherwise.
+
+        Raises `ConfigError` if there is no method of that name, or if it has no such option.
+        """
         if self.name not in METHODS:
             raise ConfigError(f"no method {self.name!r}{nearest(self.name, METHODS)}")
-        fields: dict[str, Any] = {self.name: (METHODS[self.name], ...)}
+        kind = METHODS[self.name]
+        seeded = {"seed": seed} if any(field.name == "seed" for field in dataclasses.fields(kind)) else {}
+        fields: dict[str, Any] = {self.name: (kind, ...)}
         holder = create_model("Options", __config__=_STRICT, **fields)
-        content = {self.name: self.options}
+        content = {self.name: {**seeded, **self.options}}
         try:
             method: Method = getattr(holder.model_validate(content), self.name)
         except ValidationError as error:
