@@ -28,7 +28,7 @@ from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.batch import Batch
 
-# How long a rank whose collective failed waits to hear from the others which of them is missing.
+# How long a rank whose collective failed waits for the last of the others to say that it failed there as well.
 _ROLL_CALL_SECONDS = 3.0
 # How long ranks may be apart when they start: machines boot and file systems warm up at different speeds.
 _JOIN_SECONDS = 600.0
@@ -63,7 +63,7 @@ class Ranks:
         return cls(store, rank, size, timeout)
 
     def close(self) -> None:
-        if self.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     def sum(self, tensor: Tensor, what: str) -> None:
@@ -98,7 +98,9 @@ class Ranks:
 
     def same(self, what: str, digest: str) -> None:
         """Raises `TrainingError` on every rank, naming one that differs, unless all have the same sha256 of `what`."""
-        _, *rows = self._gather([0, *_to_words(digest)], f"the comparison of {what}") if self.size > 1 else ([0], [])
+        if self.size == 1:
+            return
+        _, *rows = self._gather([0, *_to_words(digest)], f"the comparison of {what}")
         for rank, row in enumerate(rows):
             if row != rows[0]:
                 raise TrainingError(
@@ -125,12 +127,22 @@ class Ranks:
             ) from error
 
     def _missing(self) -> str:
-        """Roll call through the rendezvous store, which works where a collective no longer does."""
+        """Roll call through the rendezvous store, which works where a collective no longer does.
+
+        Connections are closed first, so that ranks still waiting for this one notice at once and answer as well.
+        """
         assert self._store is not None
+        self.close()
+        deadline = time.monotonic() + self.timeout + _ROLL_CALL_SECONDS
+        silent = list(range(self.size))
         try:
             self._store.set(f"failed/{self.rank}", "1")
-            time.sleep(min(_ROLL_CALL_SECONDS, self.timeout))
-            silent = [rank for rank in range(self.size) if not self._store.check([f"failed/{rank}"])]
+            while silent and time.monotonic() < deadline:
+                known = len(silent)
+                silent = [rank for rank in silent if not self._store.check([f"failed/{rank}"])]
+                if known > len(silent) == 1:  # one is to be expected; it gets a little longer
+                    deadline = min(deadline, time.monotonic() + _ROLL_CALL_SECONDS)
+                time.sleep(0.05)
         except RuntimeError:
             return "the launcher and its store are gone as well"
         if not silent:

@@ -165,7 +165,7 @@ class LMTrainer:
         )
 
     def _attach(self, probes: Sequence[Probe]) -> None:
-        if self.ranks.size > 1:
+        if self.ranks.size > 1:  # not worth hashing the weights for oneself
             self.ranks.same("corpus, settings and weights", self._fingerprint())
         for meter in self._meters.values():
             meter.close()
