@@ -89,12 +89,6 @@ def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]])
     assert "mail-only" in (place / "page.html").read_text()
 
 
-def test_processes_compute_what_one_process_computes(place: Path, compared: tuple[Path, list[Run]]) -> None:
-    runs = compare(configured(place, "seeds=[3]", "methods=[natural, odm]"), workers=2)
-    alone = {run.id: run.trajectory for run in compared[1]}
-    assert [run.trajectory for run in runs] == [alone[run.id] for run in runs]
-
-
 class Interrupts(Unobserved):
     """Presses Ctrl-C, once, when a run is at its third interval."""
 
@@ -107,15 +101,20 @@ class Interrupts(Unobserved):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stopped_comparison_goes_on(place: Path, compared: tuple[Path, list[Run]], workers: int) -> None:
-    config = configured(place, "seeds=[3]")
+def test_a_stopped_comparison_goes_on_to_the_same_end(
+    place: Path, compared: tuple[Path, list[Run]], workers: int
+) -> None:
+    """In processes of their own, runs compute what they compute in this one."""
+    config = configured(place, "seeds=[3]", "methods=[natural, odm]")
     with pytest.raises(Stopped):
         compare(config, observer=Interrupts(), workers=workers)
     with Store.open(place / "runs.db") as store:
         assert "waiting" in {run.status for run in store.runs()} <= {"waiting", "done"}
     with pytest.raises(ConfigError, match="continue it with --resume"):
         compare(config)
-    assert [run.trajectory for run in compare(config, resume=True)] == [run.trajectory for run in compared[1][:3]]
+    alone = {run.id: run.trajectory for run in compared[1]}
+    runs = compare(config, resume=True, workers=workers)
+    assert [run.trajectory for run in runs] == [alone[run.id] for run in runs]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(place: Path) -> None:

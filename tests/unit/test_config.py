@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cuvee.core.errors import ConfigError
+from cuvee.policies.guard import Limits
 from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, load, parse
 from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
+from cuvee.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,3 +192,14 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("train.yaml", TrainConfig), ("compare.yaml", CompareConfig)])
 def test_the_examples_are_right(name: str, kind: type[RunConfig]) -> None:
     assert load(kind, ROOT / "examples" / name).corpus
+
+
+def test_the_documentation_names_every_key_and_no_other() -> None:
+    sections = (ROOT / "docs" / "configuration.md").read_text().split("\n## ")
+    documented = {text.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)`", text, re.MULTILINE) for text in sections}
+    common = list(RunConfig.model_fields)
+    assert sorted(documented["Both commands"]) == sorted(common)
+    assert documented["cuvee train"] == [name for name in TrainConfig.model_fields if name not in common]
+    assert documented["cuvee compare"] == [name for name in CompareConfig.model_fields if name not in common]
+    assert documented["train"] == [field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"]
+    assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]
