@@ -139,8 +139,8 @@ class RewardScale(NamedTuple):
     """r̃ = (r − mean) / scale. One scale for all domains, so the best mixture is the same for r̃ as for r.
 
     Rewards are stored raw; this view is taken anew from the buffer at each update. Taking out the mean spares the critic a
-    constant r̄/(1−γ), which slow targets take some 20/τ updates to reach. After a terminal state the raw reward is 0 for
-    ever, which in r̃ is worth −mean/scale/(1−γ), so nothing is distorted.
+    constant r̄/(1−γ), which slow targets take some 20/τ updates to reach. It is worth as much in every state as long as
+    no run ends; once a terminal transition is held the mean stays in.
     """
 
     mean: float = 0.0
@@ -149,15 +149,13 @@ class RewardScale(NamedTuple):
     @classmethod
     def of(cls, buffer: ReplayBuffer) -> RewardScale:
         mean, deviation = buffer.reward_moments()
-        return cls(mean, max(deviation, 1e-8))
+        return cls(0.0 if buffer.holds_terminal() else mean, max(deviation, 1e-8))
 
 
 def td_target(batch: Batch, next_value_BR: Tensor, discount: float, rewards: RewardScale) -> Tensor:
-    """r̃ + γ V(s′), or the worth of nothing after a terminal state; (B, R)."""
+    """r̃ + γ V(s′), nothing following a terminal state; (B, R)."""
     reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
-    nothing = -rewards.mean / rewards.scale / (1 - discount)
-    ended_B1 = batch.terminated_B[:, None]
-    return reward_BR + discount * ((1 - ended_B1) * next_value_BR + ended_B1 * nothing)
+    return reward_BR + discount * (1 - batch.terminated_B[:, None]) * next_value_BR
 
 
 def worth(value_BR: Tensor, action_BK: Tensor) -> Tensor:

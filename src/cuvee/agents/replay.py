@@ -80,6 +80,9 @@ class ReplayBuffer:
         reward = self._arrays["reward_BR"][: len(self)].astype(np.float64)
         return float(reward.mean()), float(reward.std())
 
+    def holds_terminal(self) -> bool:
+        return bool(self._arrays["terminated_B"][: len(self)].any())
+
     def state_dict(self) -> State:
         arrays = {name: array[: len(self)].copy() for name, array in self._arrays.items()}
         return {"capacity": self.capacity, "added": self.added, "arrays": arrays, "rng": self._rng.bit_generator.state}
