@@ -36,8 +36,8 @@ def test_exact_sums_are_weight_gradients(out, inputs, tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     delta, x = torch.randn(tokens, out, generator=generator), torch.randn(tokens, inputs, generator=generator)
     sums = GradientSums(2, (out, inputs), None, CPU)
-    sums.add(1, *sums.signed(delta, x), scale=3.0)
-    sums.add(1, *sums.signed(delta, x), scale=-1.0)
+    sums.add(1, delta, x, scale=3.0)
+    sums.add(1, delta, x, scale=-1.0)
     torch.testing.assert_close(sums.sums_KM[1].view(out, inputs), 2.0 * delta.T @ x, rtol=1e-4, atol=1e-4)
     assert not sums.sums_KM[0].any()
 
@@ -79,7 +79,7 @@ def test_sketched_inner_products_are_unbiased_with_the_stated_error(monkeypatch)
         monkeypatch.setattr("cuvee.probes.sketch._SEED", draw)
         sums = GradientSums(2, (out, inputs), size, CPU)
         for k, (delta, x) in enumerate(parts):
-            sums.add(k, *sums.signed(delta, x), scale=1.0)
+            sums.add(k, delta, x, scale=1.0)
         estimates.append(float(sums.sums_KM[0] @ sums.sums_KM[1]))
     buckets = sums.size
     stated = np.sqrt((norms**2 + exact**2) / buckets)
@@ -92,5 +92,5 @@ def test_signs_are_the_same_on_every_rank_and_sketches_add():
     delta, x = torch.randn(10, 32, generator=generator), torch.randn(10, 48, generator=generator)
     ranks = [GradientSums(1, (32, 48), 301, CPU) for _ in range(3)]
     for rank, part in zip(ranks, (slice(0, 10), slice(0, 4), slice(4, 10)), strict=True):
-        rank.add(0, *rank.signed(delta[part], x[part]), scale=1.0)
+        rank.add(0, delta[part], x[part], scale=1.0)
     torch.testing.assert_close(ranks[0].sums_KM, ranks[1].sums_KM + ranks[2].sums_KM)

@@ -174,7 +174,7 @@ class AlignmentMeter(Meter):
                     f"{name} saw {delta_BLO.shape[:-1].numel()} positions of a micro-batch of {runs.positions}: alignment needs "
                     "layers that see every position, in order, which experts of a mixture do not"
                 )
-            delta_TO, x_TI = layer.signed(runs.flat(delta_BLO), runs.flat(x_BLI))
+            delta_TO, x_TI = runs.flat(delta_BLO), runs.flat(x_BLI)
             for domain, start, stop in runs.runs:
                 layer.add(domain, delta_TO[start:stop], x_TI[start:stop], denominator)
             self._heard[name] += 1

@@ -10,7 +10,7 @@ which for energy spread evenly over the buckets is (‖g‖²‖h‖² + ⟨g, h
 The textbook's signs are independent for each entry. Products of a row's and a column's sign do as well here: with m odd,
 coprime to `in` and larger than `out` and `in`, two entries of one bucket share neither row nor column, and if (r, c) and
 (r′, c′) share a bucket then (r, c′) and (r′, c) do not, so no fourth moment of the signs but the intended ones survives.
-They cost (tokens)·(out + in) sign flips in place of a matrix of signs as large as the layer.
+They save a matrix of signs as large as the layer.
 """
 
 from __future__ import annotations
@@ -46,19 +46,16 @@ class GradientSums:
     def reset(self) -> None:
         self.sums_KM.zero_()
 
-    def signed(self, delta_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
-        """Output gradients and inputs as `add` wants them. Done once for all domains of a micro-batch."""
-        if self.exact:
-            return delta_TO, x_TI
-        return delta_TO * self._row_signs.to(delta_TO.dtype), x_TI * self._column_signs.to(x_TI.dtype)
-
     def add(self, domain: int, delta_TO: Tensor, x_TI: Tensor, scale: float) -> None:
         """Adds `scale`·δᵀx to the sum of `domain`."""
         sum_M = self.sums_KM[domain]
         if self.exact and delta_TO.dtype == sum_M.dtype:
             sum_M.view(self.shape).addmm_(delta_TO.t(), x_TI, alpha=scale)
             return
-        gradient_P = torch.mm(delta_TO.t(), x_TI).view(-1)
+        gradient_OI = torch.mm(delta_TO.t(), x_TI)
+        if not self.exact:
+            gradient_OI.mul_(self._row_signs[:, None]).mul_(self._column_signs)
+        gradient_P = gradient_OI.view(-1)
         whole = gradient_P.numel() // self.size * self.size
         sum_M.add_(gradient_P[:whole].view(-1, self.size).sum(0, dtype=sum_M.dtype), alpha=scale)
         sum_M[: gradient_P.numel() - whole].add_(gradient_P[whole:], alpha=scale)
