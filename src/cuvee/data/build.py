@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cuvee.core.files import fsync_dir, sha256_of, write_atomic
 from cuvee.data.corpus import TOKENIZER, Corpus
 from cuvee.data.crew import Crew
 from cuvee.data.documents import Rules
-from cuvee.data.encoding import EncodeTask, Written, encode, lengths_path
+from cuvee.data.encoding import SYNC_THREADS, EncodeTask, Written, encode, lengths_path
 from cuvee.data.manifest import (
     DomainEntry,
     Manifest,
@@ -193,9 +194,13 @@ class _Building:
 
     def finish_shards(self, written: Mapping[str, Written], vocabulary: Vocabulary) -> dict[str, ShardEntry]:
         """Writes the indices and hashes everything."""
-        for key, shard in written.items():
-            lengths_D = np.fromfile(lengths_path(self.work, key), np.int32, shard.documents)
+
+        def index(key: str) -> None:
+            lengths_D = np.fromfile(lengths_path(self.work, key), np.int32, written[key].documents)
             write_index(self.folder / key, lengths_D, token_dtype(vocabulary.size))
+
+        with ThreadPoolExecutor(SYNC_THREADS) as threads:
+            list(threads.map(index, written))
         paths = [path for key in written for path in (bin_path(self.folder / key), idx_path(self.folder / key))]
         hashes = []
         for sha in self.crew.map(sha256_of, ((path,) for path in paths)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cuvee.data.tokenizer import load_encoder
 from cuvee.data.workplace import damaged
 
 STEP_BLOCKS = 32
+SYNC_THREADS = 16  # that wait for the disk together, which it does in little more than the time of one
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,23 @@ def encode(
         for block in read_blocks(sources, rules.text_column, rules.domain_column, after=state.position):
             yield block, task
 
-    for blocks, (position, share, encoded) in enumerate(crew.map(_encode_block, calls()), 1):
+    blocks = 0
+    for position, share, encoded in crew.map(_encode_block, calls()):
         for key, part in encoded.items():
             pending.setdefault(key, []).append(part)
-        if blocks % STEP_BLOCKS == 0:
+        blocks += 1
+        if blocks >= _step_blocks(len(pending)):
             _step(state, pending, position, folder, work)
+            blocks = 0
         progress(share)
     state.done = True
     _step(state, pending, state.position, folder, work)
     return state.shards
+
+
+def _step_blocks(shards: int) -> int:
+    """Blocks to a step: more of them where many shards have to be synced, within what memory holds."""
+    return max(STEP_BLOCKS, min(shards // 8, 8 * STEP_BLOCKS))
 
 
 def _encode_block(block: Block, task: EncodeTask) -> tuple[tuple[int, int], float, dict[str, _Encoded]]:
@@ -140,15 +150,18 @@ def _step(
     state: _Progress, pending: dict[str, list[_Encoded]], position: tuple[int, int], folder: Path, work: Path
 ) -> None:
     """Makes `pending` durable, then says so."""
+    appended = []
     for key, parts in pending.items():
         shard = state.shards.setdefault(key, Written())
         tokens = np.concatenate([part.tokens for part in parts])
         lengths = np.concatenate([part.lengths for part in parts])
-        _append(folder / f"{key}.bin", shard.tokens * tokens.itemsize, tokens)
-        _append(lengths_path(work, key), shard.documents * lengths.itemsize, lengths)
+        appended.append((folder / f"{key}.bin", shard.tokens * tokens.itemsize, tokens))
+        appended.append((lengths_path(work, key), shard.documents * lengths.itemsize, lengths))
         shard.documents += len(lengths)
         shard.tokens += len(tokens)
         shard.text_bytes += sum(part.text_bytes for part in parts)
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        list(threads.map(_append, *zip(*appended, strict=True)) if appended else ())
     for split in ("train", "valid"):
         fsync_dir(folder / split)
         fsync_dir(lengths_path(work, f"{split}/x").parent)
