@@ -169,6 +169,7 @@ def bomb() -> str:
         ("a: [1", "line 1, column"),
         ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("a: \0", "not readable as YAML"),
+        ("a: 1" + ":59" * 100_000, "has a value of 300,001 characters"),
         ("- 1", "holds a list"),
         ("word", "holds text"),
         (" " * (MAX_BYTES + 1), "larger than 1,000,000 bytes"),

@@ -23,8 +23,8 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Writes one self-contained HTML page: mixtures over time, losses by domain, and the final table with cost."""
-    from cuvee.recipes.build import find_runs, open_store
     from cuvee.recipes.reporting import write_stored
+    from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
         found = find_runs(opened, runs or (), group)

@@ -28,7 +28,7 @@ def list_runs(
 ) -> None:
     """A table of runs, oldest first."""
     from cuvee.cli.live import time_of
-    from cuvee.recipes.build import open_store
+    from cuvee.recipes.stores import open_store
 
     table = _table("run", "group", "status", "done", "intervals", "tokens", "FLOPs", "time", "why")
     with open_store(store, must_exist=True) as opened:
@@ -55,7 +55,7 @@ def show(
     """One run: its configuration and its trajectory, interval by interval."""
     import yaml
 
-    from cuvee.recipes.build import find_runs, open_store
+    from cuvee.recipes.stores import find_runs, open_store
     from cuvee.recipes.watch import training_loss, valid_loss
 
     with open_store(store, must_exist=True) as opened:
@@ -91,8 +91,8 @@ def export_runs(
     group: GroupOption = None,
 ) -> None:
     """Writes runs to one file: JSON keeps everything, Parquet is a table by run, interval and domain."""
-    from cuvee.recipes.build import find_runs, open_store
     from cuvee.recipes.export import export
+    from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
         begun = [run for run in find_runs(opened, runs or (), group) if run.intervals]
@@ -114,7 +114,7 @@ def audit(
     """Each decision of a run: what the policy proposed, what the guard made of it, and why."""
     import json
 
-    from cuvee.recipes.build import find_runs, open_store
+    from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
         summary = find_runs(opened, [run])[0]

@@ -15,9 +15,10 @@ import torch
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus import Corpus
-from cuvee.recipes.build import build_policy, open_store
+from cuvee.recipes.build import build_policy
 from cuvee.recipes.config import CompareConfig, TrainConfig
 from cuvee.recipes.stopping import Stop, Stopped, StopRequest, ToldToStop
+from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
 from cuvee.recipes.watch import Observer, Progress, Unobserved
 

@@ -14,10 +14,11 @@ from cuvee.fleet.store import Store
 from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
-from cuvee.recipes.build import build_policy, build_trainer, open_store, record_of
+from cuvee.recipes.build import build_policy, build_trainer, record_of
 from cuvee.recipes.config import TrainConfig
 from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
 from cuvee.recipes.stopping import Stop, StopRequest
+from cuvee.recipes.stores import open_store
 from cuvee.recipes.watch import Observer, Unobserved
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Leader, Ranks

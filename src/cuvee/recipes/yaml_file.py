@@ -14,6 +14,7 @@ from cuvee.core.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
+MAX_LENGTH = 10_000  # of one value; numbers take time that grows with the square of theirs
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,6 +71,8 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
         return sizes[id(node)]
     if depth > MAX_DEPTH:
         raise ConfigError(f"{source} is nested deeper than {MAX_DEPTH} levels: is it a configuration?")
+    if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_LENGTH:
+        raise ConfigError(f"{source} has a value of {len(node.value):,} characters: is it a configuration?")
     sizes[id(node)] = 0
     size = 1
     if isinstance(node, yaml.MappingNode):

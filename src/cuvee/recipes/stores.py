@@ -1,0 +1,42 @@
+"""Opening the store that is meant, and finding runs in it. Loads no torch, so that looking at runs is quick."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cuvee.core.errors import StoreError
+from cuvee.fleet.rows import RunSummary
+from cuvee.fleet.store import Store
+
+DEFAULT_STORE = "runs/cuvee.db"
+
+
+def open_store(given: str | None, must_exist: bool = False) -> Store:
+    """The store that is named, else the one in $CUVEE_STORE, else runs/cuvee.db; with `must_exist` no file is created."""
+    place = given or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
+    if "://" not in place and not place.startswith("@"):
+        if must_exist and not Path(place).is_file():
+            raise StoreError(f"there is no store {place}: name one with --store, or train something first")
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    return Store.open(place)
+
+
+def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -> list[RunSummary]:
+    """The runs with these ids, or ids that begin so, in this order; all of the group, or of the store, if none is given."""
+    known = store.runs(group=group)
+    if not ids:
+        return known
+    found = []
+    for wanted in ids:
+        exact = [run for run in known if run.id == wanted]
+        matches = exact or [run for run in known if run.id.startswith(wanted)]
+        if not matches:
+            raise StoreError(f"no run {wanted!r} in {store!r}: `cuvee runs list` shows what there is")
+        if len(matches) > 1:
+            raise StoreError(
+                f"{wanted!r} begins the ids of {len(matches)} runs: {', '.join(run.id for run in matches)}"
+            )
+        found += matches
+    return found
