@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.probes.base import Context
@@ -198,3 +199,19 @@ def test_bad_files_and_settings_are_explained(tmp_path):
         EvaluationSet({"f": [path]}, share=0)
     with pytest.raises(ConfigError, match="tokenizer"):
         EvaluationSet({"f": [path]}).attach(Context(Bigram(), torch.device("cpu")))
+
+
+def test_batching_and_padding_do_not_change_a_transformer_s_scores(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=64, **shape))
+    rows = [{"prompt": "p" * (3 * number + 1), "answer": "answer"[: number + 1]} for number in range(6)]
+    meter = attach({"f": [write(tmp_path / "f.jsonl", rows)]}, model)
+    assert len(meter._batches) == 1
+    alone = []
+    for row in rows:
+        tokens = torch.tensor([[ord(letter) for letter in row["prompt"] + row["answer"]]])
+        with torch.no_grad():
+            logprobs_LV = torch.log_softmax(model(input_ids=tokens).logits[0], -1)
+        alone += [float(logprobs_LV[at - 1, tokens[0, at]]) for at in range(len(row["prompt"]), tokens.shape[1])]
+    assert float(meter.read(meter.sums())["evaluation"].values[0]) == pytest.approx(np.mean(alone), rel=1e-5)
