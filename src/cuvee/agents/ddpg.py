@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +25,19 @@ from cuvee.agents.replay import Batch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import project
 from cuvee.core.mixture import FloatArray
+from cuvee.core.protocols import State
 
 
 @dataclass(frozen=True)
 class DDPGSettings(ReplaySettings):
-    """`noise` is the deviation of exploration, on the logits (a relative change of each weight) or on the weights."""
+    """`noise` is the deviation of exploration, on the logits (a relative change of each weight) or on the weights.
+
+    `noise_memory` is its correlation from one act to the next (Ornstein-Uhlenbeck, as in the DDPG paper): a direction that
+    is held for a while has effects that stand out from the noise of one interval's measurements.
+    """
 
     noise: float = 0.5
+    noise_memory: float = 0.0
     noise_on: Literal["logits", "weights"] = "logits"
 
 
@@ -62,6 +69,7 @@ class DDPG(ReplayAgent):
         )
         self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, s.tau)
         self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
+        self._noise_K = torch.zeros(0)
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
         inputs = tensors(observation)
@@ -69,10 +77,17 @@ class DDPG(ReplayAgent):
             logits_K = bounded(self.actor.net(*inputs))[..., 0]
         if not explore:
             return as_weights(logits_K.softmax(-1))
-        noise_K = self.settings.noise * torch.randn(logits_K.shape, generator=self.generator)
+        noise_K = self.settings.noise * self._wander(len(logits_K))
         if self.settings.noise_on == "logits":
             return as_weights((logits_K + noise_K).softmax(-1))
         return as_weights(project(logits_K.softmax(-1) + noise_K))
+
+    def _wander(self, K: int) -> Tensor:
+        """The next (K,) of a unit-variance process with correlation `noise_memory`; it starts anew when K changes."""
+        memory, fresh_K = self.settings.noise_memory, torch.randn(K, generator=self.generator)
+        known = len(self._noise_K) == K
+        self._noise_K = memory * self._noise_K + (1 - memory**2) ** 0.5 * fresh_K if known else fresh_K
+        return self._noise_K
 
     def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
         critic_metrics = self.critic.step("critic", self.critic_loss(batch, rewards))
@@ -99,3 +114,10 @@ class DDPG(ReplayAgent):
         encoded = critic.encode(batch.domains_BKF, batch.globals_BG).detach()
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
         return -worth(critic.value(encoded, action_BK), action_BK).mean()
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "noise": self._noise_K.numpy().copy()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._noise_K = torch.from_numpy(np.array(state["noise"], dtype=np.float32))
