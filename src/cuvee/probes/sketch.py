@@ -69,5 +69,5 @@ def odd_coprime(size: int, shape: tuple[int, int]) -> int:
             return candidate
     raise ConfigError(
         f"a gradient sketch of {size} numbers a domain is too small for a layer of shape {shape[0]} × {shape[1]}: "
-        f"allow {2 * smallest} or more"
+        f"allow {2 * smallest} or more, by `sketch` or by a higher `memory`"
     )
