@@ -120,8 +120,8 @@ def _print_results(console: Console, made: Demo) -> None:
     summary = summarise(made.runs)
     start, paired = next(view.start for view in summary.runs if view.start), paired_table(summary)
     against = {row.head: row.cells[3] for row in paired.rows} if paired else {}
-    table = Table("", box=None, padding=(0, 3, 0, 0))
-    for name in ("source", "kept", "target", "learned", "average", f"against {summary.baseline}, 95% interval"):
+    table = Table("", box=None, padding=(0, 2, 0, 0))
+    for name in ("source", "kept", "target", "learned", "average", f"vs {summary.baseline}, 95% interval"):
         table.add_column(name, justify="right")
     table.add_row("base", number(start.source), "", number(start.target), "", number(start.balance), "")
     for method in summary.methods:

@@ -48,7 +48,7 @@ _MODEL: dict[str, Any] = {
 
 
 _BASE = TrainerSettings(
-    steps=1200,
+    steps=1000,
     batch_size=16,
     sequence_length=128,
     learning_rate=5e-3,
@@ -56,7 +56,7 @@ _BASE = TrainerSettings(
     validate_every=6,
     validation_tokens=4096,
 )
-_CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=5, validate_every=8, validation_tokens=8192)
+_CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=2, validate_every=20, validation_tokens=8192)
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def _compare_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str, ba
         baseline=plan.methods[0],
         store=store,
         out=folder / "runs",
+        checkpoint_every=20,
     )
 
 
@@ -164,7 +165,7 @@ def _as_yaml(config: CompareConfig) -> str:
     content = config.model_dump(mode="json", exclude_defaults=True)
     content["train"] = {key: value for key, value in content["train"].items() if value != _DEFAULTS[key]}
     content["methods"] = [method.name for method in config.methods]
-    head = "# The demo's comparison. More seeds: cuvee compare THIS_FILE 'seeds=[0, 1, 2, 3, 4]' --resume\n"
+    head = "# The demo's comparison. More seeds: cuvee compare THIS_FILE 'seeds=[0, 1, 2, 3, 4]'\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
