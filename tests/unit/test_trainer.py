@@ -214,6 +214,18 @@ def test_a_gradient_that_is_not_finite_is_refused(make: Make) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
 
 
+def test_running_out_of_memory_names_what_to_lower(make: Make) -> None:
+    trainer = make()
+    trainer.start(())
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
+
+    trainer.model.get_input_embeddings().register_forward_hook(no_memory)
+    with pytest.raises(TrainingError, match=r"step 0: tried to allocate 8 GiB\. Lower micro_batch_size"):
+        trainer.advance(UNIFORM)
+
+
 def test_training_leaves_the_callers_random_numbers_alone(make: Make) -> None:
     trainer = make({**SMALL, "attention_dropout": 0.2})
     trainer.start(())
@@ -241,6 +253,9 @@ def test_a_checkpoint_of_something_else_is_refused(make: Make) -> None:
     with pytest.raises(CheckpointError, match=r"another model: .* has shape"):
         make("llama-0.1m").restore(state, ())
     make(device="auto", compile=False).restore(state, ())
+    state["update"]["weights"]["model.norm.weight"][3] = np.nan
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not finite"):
+        make().restore(state, ())
 
 
 def test_domains_that_come_and_are_renamed_mid_run_are_measured_and_restored(
@@ -281,9 +296,24 @@ def test_settings_that_cannot_work_are_named(make: Make) -> None:
         make({**SMALL, "max_position_embeddings": 48}, sequence_length=64)
     with pytest.raises(ConfigError, match="clip is -1"):
         make(clip=-1.0)
+    trainer = make()
+    with pytest.raises(ConfigError, match="batch_size is 5, the stream's 6"):
+        LMTrainer(trainer.model, trainer.stream, trainer.corpus, dataclasses.replace(SETTINGS, batch_size=5))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
             make(device="cuda")
+
+
+def test_a_corpus_without_a_tokenizer_can_be_trained_on(make: Make, corpus: Corpus, tmp_path: Path) -> None:
+    bare = Corpus.open(corpus.folder)
+    unknown = bare.manifest.tokenizer.model_copy(update={"sha256": None})
+    bare.manifest = bare.manifest.model_copy(update={"tokenizer": unknown})
+    trainer = make()
+    trainer = LMTrainer(trainer.model, trainer.stream, bare, SETTINGS)
+    trainer.start(())
+    trainer.advance(UNIFORM)
+    trainer.export(str(tmp_path / "model"))
+    assert not (tmp_path / "model" / "tokenizer.json").exists()
 
 
 def test_the_trained_model_is_an_ordinary_hugging_face_folder(make: Make, corpus: Corpus, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
-from cuvee.core.files import write_folder
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
@@ -29,8 +29,10 @@ from cuvee.data.stream import MixtureStream
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.loss import LossByDomain
 from cuvee.training.distributed import Ranks
+from cuvee.training.export import export_model
 from cuvee.training.loss import NextTokenLoss
-from cuvee.training.model import no_progress_bars, size_of
+from cuvee.training.model import size_of
+from cuvee.training.placement import compute_type_for, device_for, is_compiled
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.update import Update
 from cuvee.training.validation import Validation, next_token_counts
@@ -62,18 +64,23 @@ class LMTrainer:
     ) -> None:
         self.settings = settings
         self.ranks = ranks or Ranks()
-        self.device = _device(settings)
+        self.device = device_for(settings)
         self.model = model.to(self.device).train()
         self.stream = stream
         self.corpus = corpus
         self.corpora = {each.fingerprint: each for each in (corpus, *others)}
+        for name in ("batch_size", "sequence_length"):
+            if getattr(stream, name) != getattr(settings, name):
+                raise ConfigError(
+                    f"the settings' {name} is {getattr(settings, name)}, the stream's {getattr(stream, name)}: make them equal"
+                )
         longest = getattr(model.config, "max_position_embeddings", None) or settings.sequence_length
         if settings.sequence_length > longest:
             raise ConfigError(
                 f"sequence_length {settings.sequence_length} is more than the model's {longest} positions"
             )
-        compiled = self.device.type == "cuda" if settings.compile == "auto" else settings.compile
-        self.loss = NextTokenLoss(model, compute=_compute_type(settings, self.device), compiled=compiled)
+        compute, compiled = compute_type_for(settings, self.device), is_compiled(settings, self.device)
+        self.loss = NextTokenLoss(model, compute=compute, compiled=compiled)
         self.update = Update(model, settings)
         self.validation = Validation(settings.validation_tokens, settings.sequence_length)
         self.size = size_of(model, settings.sequence_length)
@@ -107,7 +114,12 @@ class LMTrainer:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # so that reseeding below is nobody else's business
             for _ in range(steps):
-                self._train_step(domains)
+                try:
+                    self._train_step(domains)
+                except torch.OutOfMemoryError as error:
+                    raise TrainingError(
+                        f"step {self.step}: {error} Lower micro_batch_size or sequence_length"
+                    ) from error
         self._intervals += 1
         every = self.settings.validate_every
         return self._signals(domains, validate=self.done or (every > 0 and self._intervals % every == 0), began=began)
@@ -142,10 +154,8 @@ class LMTrainer:
 
     def _micro_batches(self, batch: Batch, counted_BL: np.ndarray[Any, Any], denominator: float) -> list[MicroBatch]:
         rows = self.settings.micro_batch_size or max(len(counted_BL), 1)
-        tokens, counted = (
-            torch.from_numpy(batch.tokens_BL).to(self.device),
-            torch.from_numpy(counted_BL).to(self.device),
-        )
+        tokens = torch.from_numpy(batch.tokens_BL).to(self.device)
+        counted = torch.from_numpy(counted_BL).to(self.device)
         domain = torch.from_numpy(batch.domain_B).to(self.device)[:, None].expand(tokens.shape)
         parts = (slice(start, start + rows) for start in range(0, len(counted_BL), rows))
         return [MicroBatch(tokens[part], domain[part], counted[part], denominator) for part in parts]
@@ -175,7 +185,7 @@ class LMTrainer:
             device=self.device,
             rank=self.ranks.rank,
             world_size=self.ranks.size,
-            tokenizer=self.corpus.tokenizer(),
+            tokenizer=self._tokenizer(),
             interval_tokens=s.interval * s.batch_size * s.sequence_length,
         )
         self._meters = {"loss": LossByDomain().attach(context)}
@@ -271,33 +281,13 @@ class LMTrainer:
         for name, meter in self._meters.items():
             meter.load_state_dict(state["meters"].get(name, {}))
 
-    def export(self, folder: Path) -> None:
-        """Writes the model and its tokenizer as an ordinary Hugging Face folder, whole or not at all."""
-        tokenizer = self.corpus.tokenizer()
-        end_of_text = tokenizer.id_to_token(self.corpus.end_of_text)
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text, bos_token=end_of_text)
+    def export(self, folder: Path | str) -> None:
+        """Writes the model and its tokenizer, if the corpus has one, as an ordinary Hugging Face folder."""
+        export_model(self.model, self._tokenizer(), self.corpus.end_of_text, Path(folder))
 
-        def fill(temporary: Path) -> None:
-            with no_progress_bars():
-                self.model.save_pretrained(temporary)
-            fast.save_pretrained(temporary)
-
-        write_folder(folder, fill)
-
-
-def _device(settings: TrainerSettings) -> torch.device:
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise ConfigError("device is cuda but torch sees no GPU here: use device auto or cpu")
-    if settings.device == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _compute_type(settings: TrainerSettings, device: torch.device) -> torch.dtype:
-    if settings.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    def _tokenizer(self) -> Tokenizer | None:
+        """None for a corpus of shards that came without one."""
+        return None if self.corpus.manifest.tokenizer.sha256 is None else self.corpus.tokenizer()
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

@@ -83,7 +83,7 @@ class Update:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `CheckpointError` if the state is of a model with other weights."""
+        """Raises `CheckpointError` if the state is of a model with other weights, or of one that has diverged."""
         saved = {name: array.shape for name, array in state["weights"].items()}
         own = {name: tuple(weight.shape) for name, weight in self.weights.items()}
         if saved != own:
@@ -91,6 +91,9 @@ class Update:
             raise CheckpointError(
                 f"the checkpoint is of another model: {name} has shape {saved.get(name)} there and {own.get(name)} here"
             )
+        for name, array in state["weights"].items():
+            if not np.isfinite(array).all():
+                raise CheckpointError(f"{name} is not finite in the checkpoint: go back to an earlier one")
         for name, weight in self.weights.items():
             weight.copy_(torch.from_numpy(state["weights"][name]))
             if state["steps"]:
