@@ -1,0 +1,7 @@
+"""The conformance suite on `MixtureStream` itself."""
+
+from cuvee.testing.stream import StreamSuite
+
+
+class TestMixtureStream(StreamSuite):
+    pass
