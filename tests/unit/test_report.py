@@ -146,6 +146,12 @@ def test_unequal_budgets_are_pointed_out(tmp_path: Path) -> None:
     assert "did not train on equally many tokens" in page
 
 
+def test_settings_that_differ_are_pointed_out(tmp_path: Path) -> None:
+    runs = [example_run("natural", config={"train": {"steps": 9}}), example_run("odm", config={"train": {"steps": 8}})]
+    assert "differ in more than method and seed (train)" in write_report(runs, tmp_path / "a.html").read_text()
+    assert "differ in more than" not in write_report(compared(2), tmp_path / "b.html").read_text()
+
+
 def test_what_a_report_refuses() -> None:
     with pytest.raises(ConfigError, match="at least one run"):
         summarise([])

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import yaml
 
 from cuvee.core.files import write_atomic
@@ -48,12 +51,12 @@ _MODEL: dict[str, Any] = {
 
 
 _BASE = TrainerSettings(
-    steps=1000,
+    steps=800,
     batch_size=16,
     sequence_length=128,
     learning_rate=5e-3,
     interval=50,
-    validate_every=6,
+    validate_every=4,
     validation_tokens=4096,
 )
 _CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=2, validate_every=20, validation_tokens=8192)
@@ -102,7 +105,8 @@ def demo(folder: Path, view: DemoView, plan: DemoPlan | None = None, workers: in
     corpus = _corpus(folder, plan, workers, view)
     view.stage(3, STAGES[2])
     store = str(folder / "runs.db")
-    base = train(_base_config(folder, plan, corpus, store), resume=True, observer=view)
+    with _one_thread():
+        base = train(_base_config(folder, plan, corpus, store), resume=True, observer=view)
     view.stage(4, STAGES[3])
     config = _compare_config(folder, plan, corpus, store, base)
     write_atomic(folder / "compare.yaml", _as_yaml(config))
@@ -143,6 +147,17 @@ def _base_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str) -> Tr
         store=store,
         out=folder / "runs",
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads gain little on a model this small, and lose a great deal on a machine that has other things to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str, base: Run) -> CompareConfig:

@@ -30,6 +30,8 @@ from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, tr
 from cuvee.report.summary import Summary, summarise
 from cuvee.report.words import amount, headline, number
 
+_MAY_DIFFER = {"name", "method", "policy", "seed"}
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -77,6 +79,7 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
     page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
     mixtures, curves, by_domain = _mixtures(summary), _curves(summary), _by_domain(summary)
     trade = _trade(summary)
+    now = datetime.datetime.now(datetime.UTC)
     panels = [*([trade] if trade else []), *mixtures, *curves, *by_domain]
     figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
     domains = summary.runs[0].run.trajectory.domains
@@ -86,7 +89,7 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
         summary=summary,
         title=title,
         version=__version__,
-        written=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        written=f"{now.day} {now:%B %Y, %H:%M} UTC",
         facts=_facts(summary) | dict(facts),
         headline=headline(summary),
         warnings=_warnings(summary),
@@ -159,6 +162,10 @@ def _warnings(summary: Summary) -> list[str]:
         found.append(
             f"{len(open_runs)} of {len(summary.runs)} runs did not finish and count in no comparison. {states}."
         )
+    if differing := _differing(summary):
+        found.append(
+            f"The runs differ in more than method and seed ({', '.join(differing)}): not only mixtures are compared."
+        )
     if summary.unmeasured:
         found.append(f"Without validation loss, and so in no mean: {', '.join(summary.unmeasured)}.")
     budgets = {int(view.tokens_T1[-1]) for view in summary.runs if view.finished}
@@ -168,6 +175,13 @@ def _warnings(summary: Summary) -> list[str]:
             "unequal budgets are not comparable."
         )
     return found
+
+
+def _differing(summary: Summary) -> list[str]:
+    """Keys of the configurations that a fair comparison holds equal, and that are not."""
+    configs = [view.run.config for view in summary.runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in _MAY_DIFFER)
+    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
 
 
 def _configs(summary: Summary) -> list[dict[str, str]]:
