@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import encoding, reading, survey
+from cuvee.data import build as module
+from cuvee.data import survey
 from cuvee.data.build import BuildSettings, build
 from cuvee.data.corpus import Corpus
 from cuvee.data.pool import TokenPool
@@ -97,19 +97,6 @@ def test_train_and_valid_are_kept_and_a_domain_may_have_no_valid(tmp_path: Path)
     assert not corpus.has("junk", "valid")
 
 
-def test_the_same_bytes_with_any_number_of_workers(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "BLOCK_ROWS", 7)
-    one = build([sources], tmp_path / "one", SMALL, workers=1)
-    two = build([sources], tmp_path / "two", SMALL, workers=2)
-    assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert one.fingerprint == two.fingerprint
-    monkeypatch.setattr(encoding, "STEP_BLOCKS", 1)
-    build([sources], tmp_path / "three", SMALL, workers=1)
-    assert content(tmp_path / "one") == content(tmp_path / "three")
-
-
 def test_a_built_corpus_is_opened_and_another_refused(sources: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     first = build([sources], tmp_path / "corpus", SMALL, workers=1)
@@ -190,21 +177,6 @@ def test_a_column_of_a_thousand_names_is_no_domain_column(tmp_path: Path, monkey
         build([path], tmp_path / "corpus", BuildSettings(domain_column="id"), workers=1)
 
 
-def test_hugging_face_data_sets(tmp_path: Path) -> None:
-    law = Dataset.from_dict({"body": texts("law"), "n": list(range(40))})
-    mail = Dataset.from_dict({"body": texts("mail")})
-    settings = BuildSettings(vocab_size=300, text_column="body", targets=("law",), valid_share=0)
-    corpus = build({"mail": mail, "law": law}, tmp_path / "corpus", settings, workers=1)
-    assert corpus.names == ("law", "mail")
-    assert documents(corpus, corpus.pool("law")) == texts("law")
-    assert corpus.domains[0].is_target
-    assert build({"mail": mail, "law": law}, tmp_path / "corpus", settings, workers=1).fingerprint == corpus.fingerprint
-    with pytest.raises(CorpusError, match="dataset:law has no column 'text'; it has body, n"):
-        build({"law": law}, tmp_path / "other", SMALL, workers=1)
-    with pytest.raises(CorpusError, match="give a map-style"):
-        build({"law": law.to_iterable_dataset()}, tmp_path / "other", SMALL, workers=1)
-
-
 def test_a_tokenizer_may_be_given(sources: Path, tmp_path: Path) -> None:
     given = tmp_path / "given.json"
     given.write_text(train_tokenizer(texts("wine", 300), 280))
@@ -228,6 +200,19 @@ def test_a_large_vocabulary_has_wide_tokens(sources: Path, tmp_path: Path) -> No
     assert corpus.vocab_size == 70_001
     assert corpus.pool("law").tokens.dtype == np.int32
     assert len(documents(corpus, corpus.pool("law"))) == corpus.manifest.domains[1].train.documents
+
+
+def test_very_many_files_are_summed_up_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("law", "mail"):
+        for i in range(8):
+            put(tmp_path / "text" / name / f"{i}.jsonl", [f"{name} {i} in a few words"])
+    settings = BuildSettings(vocab_size=300, valid_share=0)
+    full = build([tmp_path / "text"], tmp_path / "full", settings, workers=1).manifest.sources
+    assert [source.label for source in full][:2] == ["text/law/0.jsonl", "text/law/1.jsonl"]
+    monkeypatch.setattr(module, "_MOST_ENTRIES", 10)
+    short = build([tmp_path / "text"], tmp_path / "short", settings, workers=1).manifest.sources
+    assert [source.label for source in short] == ["all/law, 8 files", "all/mail, 8 files"]
+    assert sum(source.size for source in short) == sum(source.size for source in full)
 
 
 def test_two_domains_of_one_name_are_one(sources: Path, tmp_path: Path) -> None:

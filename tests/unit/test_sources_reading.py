@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import pytest
 from cuvee.core.errors import CorpusError
 from cuvee.data import reading
 from cuvee.data.documents import Document, Rules, read_documents
-from cuvee.data.reading import Bad, read_blocks
 from cuvee.data.raw import find_sources
+from cuvee.data.reading import Bad, read_blocks
 
 RULES = Rules("text", None, 0.0)
 
@@ -81,22 +80,6 @@ def test_a_bad_row_has_a_reason_and_leaves_its_neighbours(tmp_path: Path, line: 
     assert read(path) == [(1, "before"), (2, f"bad: {reason}"), (3, "after")]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
-def test_a_line_of_100_mb_is_one_bad_row_and_never_held_whole(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    with gzip.open(path, "wb", 1) if suffix.endswith("gz") else open(path, "wb") as file:
-        file.write(b'{"text": "before"}\n{"text": "')
-        for _ in range(100):
-            file.write(b"x" * (1 << 20))
-        file.write(b'"}\n{"text": "after"}\n')
-    tracemalloc.start()
-    rows = read(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert rows == [(1, "before"), (2, "bad: longer than 16 MiB"), (3, "after")]
-    assert peak < 64 << 20
-
-
 def test_a_text_file_is_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(write(tmp_path / "a.txt", b"\xef\xbb\xbfone\ntwo\n")) == [(1, "one\ntwo\n")]
     assert read(write(tmp_path / "b.txt.gz", gzip.compress(b"one"))) == [(1, "one")]
@@ -104,19 +87,6 @@ def test_a_text_file_is_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read(write(tmp_path / "d.txt", b"")) == [(1, "bad: empty text")]
     monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1 << 20)
     assert read(write(tmp_path / "e.txt", b"x" * ((1 << 20) + 1))) == [(1, "bad: longer than 1 MiB")]
-
-
-def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_SWELL_FREE", 1 << 20)
-    monkeypatch.setattr(reading, "MAX_SWELL", 20)
-    flat = gzip.compress(b"\0" * (40 << 20))
-    lines = gzip.compress(b'{"text": "x"}\n' * (1 << 18))
-    for content in (flat, lines):
-        with pytest.raises(CorpusError, match="looks like a decompression bomb"):
-            read(write(tmp_path / "a.jsonl.gz", content))
-    bomb = pa.Codec("zstd").compress(b"\0" * (40 << 20), asbytes=True)
-    with pytest.raises(CorpusError, match="looks like a decompression bomb"):
-        read(write(tmp_path / "a.jsonl.zst", bomb))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -158,6 +128,16 @@ def test_parquet(tmp_path: Path) -> None:
         read(path, Rules("body", None, 0.0))
     with pytest.raises(CorpusError, match="choose with --domain-column"):
         read(path, Rules("text", "topic", 0.0))
+
+
+def test_parquet_text_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    broken = pa.StringArray.from_buffers(
+        2, pa.py_buffer(b"\x00\0\0\0\x02\0\0\0\x04\0\0\0"), pa.py_buffer(b"\xff\xffok")
+    )
+    pq.write_table(pa.table({"text": broken, "topic": broken}), path)
+    assert read(path) == [(1, "bad: not UTF-8"), (2, "ok")]
+    assert [line for line, text in read(path, Rules("text", "topic", 0.0)) if text.startswith("bad: the domain")] == [1]
 
 
 def test_a_repeated_huge_value_in_parquet_is_not_multiplied(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ from cuvee.data.workplace import is_built, workplace
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done."""
 
+_MOST_ENTRIES = 1_000
 _BUILD_VERSION = 1  # part of what a corpus is built from: raise it when the same text would give other bytes
 
 
@@ -103,7 +104,7 @@ def build(
     settings = settings or BuildSettings()
     folder = Path(folder)
     report = progress or (lambda stage, share: None)
-    workers = workers if workers is not None else len(os.sched_getaffinity(0))
+    workers = workers if workers is not None else _cores()
     if workers < 1:
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
     found, table = find_sources(sources)
@@ -124,12 +125,12 @@ def build(
                         dtype=token_dtype(vocabulary.size).name,
                         tokenizer=building.keep_tokenizer(vocabulary),
                         domains=_domains(survey, roles, building.finish_shards(written, vocabulary)),
-                        sources=tuple(entries),
+                        sources=_summary(found, entries),
                         bad_rows=len(survey.bad_rows),
                         built_from=built_from,
                     ),
                 )
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)
         except OSError as error:
             raise CorpusError(
                 f"cannot build {folder}: {error.strerror or error}; mend that and run the same again to continue"
@@ -237,6 +238,27 @@ def _identify(sources: Sequence[Source], report: Progress) -> list[SourceEntry]:
             raise CorpusError(f"{source.place} cannot be read: {error.strerror}") from error
     report("hashing the sources", 1.0)
     return entries
+
+
+def _summary(sources: Sequence[Source], entries: Sequence[SourceEntry]) -> tuple[SourceEntry, ...]:
+    """The entries, or where they are too many to be read at each opening, one for each domain and split."""
+    if len(entries) <= _MOST_ENTRIES:
+        return tuple(entries)
+    groups: dict[str, list[SourceEntry]] = {}
+    for source, entry in zip(sources, entries, strict=True):
+        groups.setdefault(f"{source.split or 'all'}/{source.domain}", []).append(entry)
+    return tuple(
+        SourceEntry(
+            label=f"{key}, {len(group)} files",
+            size=sum(entry.size for entry in group),
+            digest=digest([entry.digest for entry in group]),
+        )
+        for key, group in groups.items()
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _built_from(

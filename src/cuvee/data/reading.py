@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from cuvee.core.errors import CorpusError
@@ -173,14 +174,26 @@ def _parquet_rows(source: Source, text_column: str, domain_column: str | None) -
         ) as file:
             total, done = file.metadata.num_rows, 0
             for batch in file.iter_batches(batch_size=512, columns=columns, use_threads=False):
-                texts = batch.column(text_column)
-                labels = batch.column(domain_column) if domain_column else None
-                for i in range(batch.num_rows):
+                labels = _values(batch.column(domain_column)) if domain_column else repeat(None, batch.num_rows)
+                for text, label in zip(_values(batch.column(text_column)), labels, strict=True):
                     done += 1
-                    label = labels[i].as_py() if labels is not None else None
-                    yield _fields(texts[i].as_py(), label), source.size * done // total
+                    yield _fields(text, label), source.size * done // total
     except (OSError, MemoryError, pyarrow.ArrowException) as error:
         raise CorpusError(f"{source.path} cannot be read as Parquet: {error}; restore it or leave it out") from error
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """The values of an Arrow array; text as bytes, since Arrow does not promise that it is UTF-8."""
+    import pyarrow
+
+    values, indices = column, range(len(column))
+    if pyarrow.types.is_dictionary(column.type):
+        values, indices = column.dictionary, column.indices.to_pylist()
+    if pyarrow.types.is_string(values.type):
+        values = values.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(values.type):
+        values = values.cast(pyarrow.large_binary())
+    return (None if i is None else values[i].as_py() for i in indices)
 
 
 def _data_set_rows(source: Source, text_column: str, domain_column: str | None) -> Iterator[tuple[Row, int]]:
@@ -196,7 +209,7 @@ def _data_set_rows(source: Source, text_column: str, domain_column: str | None) 
 def _fields(text: Any, domain: Any) -> Row:
     if isinstance(text, (str, bytes)) and len(text) > MAX_ROW_BYTES:
         return Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
-    return Fields(text, domain)
+    return Fields(text, domain.decode(errors="replace") if isinstance(domain, bytes) else domain)
 
 
 def _check_columns(source: Source, names: list[str], text_column: str, domain_column: str | None) -> list[str]:
