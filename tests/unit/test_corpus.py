@@ -243,8 +243,12 @@ def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
         Corpus.from_shards([place, shards(tmp_path / "b", "mail", dtype="<u2")], tmp_path / "corpus", **known)
     with pytest.raises(CorpusError, match="no training shard of mail"):
         Corpus.from_shards([shards(tmp_path / "c", "train/law", "valid/mail")], tmp_path / "corpus", **known)
-    with pytest.raises(CorpusError, match=r"no \.bin/\.idx pairs"):
-        Corpus.from_shards([tmp_path], tmp_path / "corpus", **known)
+    with pytest.raises(CorpusError, match="no shards given"):
+        Corpus.from_shards([], tmp_path / "corpus", **known)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "mail.jsonl").write_text("{}")
+    with pytest.raises(CorpusError, match=r"text holds no \.bin/\.idx pairs: shards and text do not go into one"):
+        Corpus.from_shards([place, tmp_path / "text"], tmp_path / "corpus", **known)
     wide = shards(tmp_path / "d", "law", end=5)
     np.array([1, 2, 5, 9, 5, 4, 5, 5, 5], dtype="<i4").tofile(wide / "law.bin")
     with pytest.raises(ShardError, match="token 3 is 9, outside the vocabulary of 6"):

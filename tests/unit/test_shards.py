@@ -133,17 +133,17 @@ def test_a_bin_of_another_size_or_none_is_named(tmp_path: Path) -> None:
         with pytest.raises(ShardError, match=f"law.bin has {len(content)} bytes, expected 16"):
             open_shard(prefix, "law")
     bin_path(prefix).unlink()
-    with pytest.raises(ShardError, match="law.bin is missing"):
+    with pytest.raises(ShardError, match=r"law\.bin is missing"):
         open_shard(prefix, "law")
     bin_path(prefix).mkdir()
-    with pytest.raises(ShardError, match="law.bin is missing"):
+    with pytest.raises(ShardError, match=r"law\.bin is missing"):
         open_shard(prefix, "law")
 
 
 def test_a_missing_index_and_an_empty_shard_are_named(tmp_path: Path) -> None:
     prefix = write(tmp_path / "law")
     idx_path(prefix).unlink()
-    with pytest.raises(ShardError, match="law.idx cannot be read: No such file"):
+    with pytest.raises(ShardError, match=r"law\.idx cannot be read: No such file"):
         open_shard(prefix, "law")
     with pytest.raises(ShardError, match="holds no tokens"):
         open_shard(write(tmp_path / "none", lengths=np.array([], dtype=np.int32)), "none")

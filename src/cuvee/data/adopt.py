@@ -82,6 +82,9 @@ def adopt(
     """
     folder = Path(folder)
     shards = find_shards(places)
+    for place in places:
+        if not find_shards([place]):
+            raise CorpusError(f"{place} holds no .bin/.idx pairs: shards and text do not go into one corpus")
     _check_keys(shards)
     text = read_tokenizer(tokenizer) if tokenizer else None
     vocabulary = _vocabulary(text, str(tokenizer), vocab_size, end_of_text)
@@ -122,7 +125,7 @@ def adopt(
 def _check_keys(shards: Sequence[_Found]) -> None:
     keys = [(shard.name, shard.split) for shard in shards]
     if not keys:
-        raise CorpusError("no .bin/.idx pairs given: name such files, or a folder of them")
+        raise CorpusError("no shards given: name .bin/.idx files, or a folder of them")
     if twice := sorted({name for name, split in keys if keys.count((name, split)) > 1}):
         raise CorpusError(
             f"more than one shard of {', '.join(twice)}: rename some, so that each is a domain of its own"
