@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from transformers.utils import logging
 from cuvee.core.errors import ConfigError
 
 
+def _small_init(hidden: int) -> float:
+    """√(2 / (5·hidden)) (Nguyen & Salazar, arXiv 1910.05895), as Pythia has it: near the customary 0.02 for a width of 1,024, and
+    five times that for one of 32, which learns markedly faster for it."""
+    return math.sqrt(2 / (5 * hidden))
+
+
 def _llama(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> dict[str, Any]:
     return {
         "model_type": "llama",
@@ -27,6 +34,7 @@ def _llama(hidden: int, layers: int, heads: int, intermediate: int, *, tied: boo
         "num_attention_heads": heads,
         "intermediate_size": intermediate,
         "tie_word_embeddings": tied,
+        "initializer_range": _small_init(hidden),
     }
 
 
@@ -41,6 +49,7 @@ def _pythia(hidden: int, layers: int, heads: int, *, tied: bool = False) -> dict
         "rotary_pct": 0.25,
         "use_parallel_residual": True,
         "tie_word_embeddings": tied,
+        "initializer_range": _small_init(hidden),
     }
 
 
