@@ -82,9 +82,10 @@ class Segment:
         return fixed_TK + self.source.counts(offset, steps) if self.source else fixed_TK
 
     def credit_at(self, step: int) -> IntArray:
+        """Asked minus realised before a later step than `start`, in units of 2^-58 rows; none is kept for random counts."""
+        if not isinstance(self.source, Quota):
+            return np.zeros_like(self.fixed_K)
         offset = step - self.start
-        if not isinstance(self.source, Quota) or offset == 0:
-            return self.source.credit_K if isinstance(self.source, Quota) else np.zeros_like(self.fixed_K)
         return self.source.credit_at(offset, self.source.counts(offset, 1)[0])
 
 
@@ -298,8 +299,9 @@ class Schedule:
         )
 
     def _anchor(self) -> None:
-        """Makes the present step the origin from which counts are computed."""
-        if self._segment is not None:
+        """Makes the present step the origin from which counts are computed. Looking, at a step, changes nothing: what a segment
+        that never gave a row did to the credit is forgotten with it."""
+        if self._segment is not None and self.position > self._start:
             self._drawn_K, self._credit_K = self.drawn_K(), self._segment.credit_at(self.position)
         self._start = self.position
 
