@@ -17,8 +17,10 @@ its own; `memory_ratio` is of the whole process, `memory_ratio_tensors` without 
 On a GPU: the peak of allocated memory.
 
 Separate backward passes. For each domain in the batch, a forward pass of its own rows and the gradient of its mean loss with
-respect to the measured layers only, which is the cheapest way without the probe; compared in processor time on a CPU. Errors: largest |Ĝ_ij − G_ij| / (‖g_i‖‖g_j‖),
-`max_rel_error` in exact mode, `max_rel_error_default` as the default memory limit has it (sketched where K is large).
+respect to the measured layers only, which is the cheapest way without the probe; on a CPU compared in processor time.
+
+Errors. Largest |Ĝ_ij − G_ij| / (‖g_i‖‖g_j‖): `max_rel_error` in exact mode, `max_rel_error_default` as the default memory limit
+has it (sketched where K is large).
 
 The last line is one JSON object; its first figures are the worst over K of the largest preset.
 """
