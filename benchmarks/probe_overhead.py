@@ -1,6 +1,6 @@
 """What the probes cost a training step: time, memory, and against separate backward passes for each domain.
 
-    python benchmarks/probe_overhead.py [--presets llama-1m llama-5m] [--domains 22 52] [--seconds 200] [--profile]
+    python benchmarks/probe_overhead.py [--presets llama-1m llama-5m] [--domains 22 52] [--seconds 300] [--profile]
 
 A case is a model and a number of domains K, with 16 rows × 256 tokens a step in `LMTrainer`'s own loss and AdamW, on one CPU
 thread (on a GPU: bf16, and 50m and 410m). Token ids are drawn from one Zipf law a domain; what they are does not matter here.
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", help="smallest first")
     parser.add_argument("--domains", nargs="+", type=int, default=[22, 52])
     parser.add_argument(
-        "--seconds", type=float, default=360, help="for timing, over all cases; other work takes about 2 minutes"
+        "--seconds", type=float, default=300, help="for timing, over all cases; other work takes about 3 minutes"
     )
     parser.add_argument(
         "--profile", action="store_true", help="print where the largest preset's steps spend their time"
