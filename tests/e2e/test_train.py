@@ -117,6 +117,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: 
     for number, arguments in ((3, []), (18, ["--resume"])):  # before the first checkpoint, and between later ones
         process = start(place, *arguments)
         wait_for_interval(place, number)
+        with pytest.raises(ConfigError, match="wait for that process, or stop it"):
+            here(place)
         process.send_signal(signal.SIGKILL)
         finish(process)
     with pytest.raises(ConfigError, match=r"was interrupted at \d+% of its budget.* --resume"):

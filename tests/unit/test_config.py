@@ -130,7 +130,7 @@ def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
 
 
 def test_yaml_reads_numbers_as_everybody_writes_them() -> None:
-    assert parse_yaml("[1e-3, 1.5e3, -2E+2, 2_000, 1e6, 0.5, e3, 1e]", "") == [
+    assert parse_yaml("[1e-3, 1.5e3, -2E+2, 2_000, 1e6, 0.5, e3, 1e, 1e5a]", "") == [
         0.001,
         1500.0,
         -200.0,
@@ -139,6 +139,7 @@ def test_yaml_reads_numbers_as_everybody_writes_them() -> None:
         0.5,
         "e3",
         "1e",
+        "1e5a",
     ]
 
 

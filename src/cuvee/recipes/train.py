@@ -11,7 +11,7 @@ from cuvee.data.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.rows import RunSummary
 from cuvee.fleet.store import Store
-from cuvee.fleet.worker_name import worker_name
+from cuvee.fleet.worker_name import is_dead, worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
 from cuvee.recipes.build import build_policy, build_trainer, record_of
@@ -56,13 +56,17 @@ def train(
 
 
 def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
-    """Raises `ConfigError` if the run has begun, is not finished, and nobody said that it shall go on."""
-    if known is not None and known.status != "done" and known.intervals and not resume:
-        why = f" ({known.reason})" if known.reason else ""
-        raise ConfigError(
-            f"run {known.id} was interrupted at {known.progress:.0%} of its budget{why}: continue it with --resume, "
-            "or start another one by giving it another name, as in name=second-try"
-        )
+    """Raises `ConfigError` if the run has begun, is not finished, and nobody said that it shall go on, or somebody is at it."""
+    if known is None or known.status == "done" or not known.intervals or resume:
+        return
+    where = f"at {known.progress:.0%} of its budget"
+    if known.status == "running" and not is_dead(known.worker or ""):
+        raise ConfigError(f"run {known.id} is {where} and {known.worker} has it: wait for that process, or stop it")
+    why = f" ({known.reason})" if known.reason else ""
+    raise ConfigError(
+        f"run {known.id} was interrupted {where}{why}: continue it with --resume, or start another one by giving it "
+        "another name, as in name=second-try"
+    )
 
 
 def _train(
