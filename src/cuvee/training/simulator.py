@@ -30,6 +30,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
 
 _LAYERS = 4
+_FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Simulator:
         self._effective_K = self.laws.step(self._effective_K, torch.from_numpy(weights_K.copy()))
         tokens_K = np.rint(weights_K * self.laws.interval).astype(np.int64)
         self.step += self.steps_per_interval
-        self.cost = self.cost + Cost(tokens=int(tokens_K.sum()))
+        self.cost = self.cost + self._price(int(tokens_K.sum()))
         return self._signals(tokens_K)
 
     def _attach(self, probes: Sequence[Probe]) -> None:
@@ -210,6 +211,10 @@ class Simulator:
             probes={name: measured[name] for name in ("valid_loss", *self._probes) if name in measured},
         )
 
+    @staticmethod
+    def _price(tokens: int) -> Cost:
+        return Cost(tokens=tokens, flops=_FLOPS_PER_TOKEN * tokens)
+
     def valued_loss(self) -> float:
         """The truth that the optima are about, without noise."""
         return float(self.laws.loss(self._effective_K) @ self.laws.value_K)
@@ -229,5 +234,5 @@ class Simulator:
             raise CheckpointError(f"the state has {len(effective_K)} domains, this simulator {self.laws.domains}")
         self._attach(probes)
         self._effective_K = torch.from_numpy(effective_K)
-        self.step, self.cost = int(state["step"]), Cost(tokens=int(state["tokens"]))
+        self.step, self.cost = int(state["step"]), self._price(int(state["tokens"]))
         self._rng.bit_generator.state = state["rng"]

@@ -1,0 +1,65 @@
+"""DDPG on the simplex: exploration, and the direction in which each network is stepped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cuvee.agents.base import Observation
+from cuvee.agents.ddpg import DDPG, DDPGSettings
+from cuvee.agents.learning import RewardScale
+from cuvee.agents.networks import Architecture, Shape
+from cuvee.testing.agent import AgentSuite
+
+STATE = Observation(np.zeros((4, 3), np.float32), np.zeros(2, np.float32))
+
+
+def agent_with(**settings: object) -> DDPG:
+    return DDPG(Shape(4, 3, 2), DDPGSettings(architecture=Architecture(hidden=8), **settings))  # type: ignore[arg-type]
+
+
+def acts(agent: DDPG, count: int) -> np.ndarray:
+    return np.stack([agent.act(STATE, explore=True) for _ in range(count)])
+
+
+def test_noise_on_weights_is_additive_and_on_logits_relative() -> None:
+    on_weights = acts(agent_with(noise=0.02, noise_on="weights"), 400)
+    assert on_weights.std(0).mean() == pytest.approx(0.02 * np.sqrt(3 / 4), rel=0.1)
+    logs = np.log(acts(agent_with(noise=0.3, noise_on="logits"), 400))
+    assert (logs - logs.mean(1, keepdims=True)).std(0).mean() == pytest.approx(0.3 * np.sqrt(3 / 4), rel=0.1)
+
+
+def test_no_noise_is_no_exploration() -> None:
+    agent = agent_with(noise=0.0)
+    assert (agent.act(STATE, explore=True) == agent.act(STATE)).all()
+
+
+def test_noise_with_a_memory_wanders_at_the_same_deviation() -> None:
+    logs = np.log(acts(agent_with(noise=0.3, noise_memory=0.9), 3000))
+    free = (logs - logs.mean(1, keepdims=True))[:, 0]
+    assert free.std() == pytest.approx(0.3 * np.sqrt(3 / 4), rel=0.2)
+    assert np.corrcoef(free[:-1], free[1:])[0, 1] == pytest.approx(0.9, abs=0.05)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector: bool) -> None:
+    settings = DDPGSettings(warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16))
+    agent, suite, rng = DDPG(Shape(4, 3, 2, vector), settings), AgentSuite(), np.random.default_rng(0)
+    suite.vector = vector
+    for _ in range(32):
+        agent.observe(suite.transition(rng))
+    batch = agent.buffer.take(np.arange(32))
+    scale = RewardScale()
+    actor_before = {name: value.clone() for name, value in agent.actor.net.state_dict().items()}
+    first = agent.critic_loss(batch, scale)
+    for _ in range(20):
+        agent.critic.step("critic", agent.critic_loss(batch, scale))
+    assert agent.critic_loss(batch, scale) < first
+    assert all(torch.equal(value, actor_before[name]) for name, value in agent.actor.net.state_dict().items())
+    critic_before = {name: value.clone() for name, value in agent.critic.net.state_dict().items()}
+    promise = agent.actor_loss(batch)
+    for _ in range(20):
+        agent.actor.step("actor", agent.actor_loss(batch))
+    assert agent.actor_loss(batch) < promise
+    assert all(torch.equal(value, critic_before[name]) for name, value in agent.critic.net.state_dict().items())

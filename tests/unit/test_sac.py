@@ -1,0 +1,59 @@
+"""SAC on the simplex: the entropy it aims at, the policy it reads from its network, and its temperature."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cuvee.agents.networks import Architecture, Shape
+from cuvee.agents.sac import SAC, SACSettings, lesser, simplex_policy, target_entropy
+from cuvee.agents.simplex import Dirichlet, LogisticNormal
+from cuvee.testing.agent import AgentSuite
+
+SMALL = SACSettings(warmup=16, batch_size=16, architecture=Architecture(hidden=8))
+
+
+@pytest.mark.parametrize("K", [2, 5, 52])
+def test_target_entropy_is_that_of_a_policy_with_the_asked_spread(K: int) -> None:
+    policy = LogisticNormal(torch.randn(K), torch.full((K,), 0.3))
+    assert float(policy.log_ratio_entropy()) == pytest.approx(target_entropy(K, 0.3), abs=1e-3)
+
+
+@pytest.mark.parametrize("K", [5, 52])
+def test_a_new_policy_varies_each_weight_by_the_asked_spread(K: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("logistic-normal", "dirichlet"):
+        policy = simplex_policy(torch.zeros(K, 2), SACSettings(policy=kind, spread=0.2))  # type: ignore[arg-type]
+        log_w = policy.sample(generator, (4000,)).log_weights
+        centred = log_w - log_w.mean(-1, keepdim=True)
+        assert float(centred.std(0).mean()) == pytest.approx(0.2 * math.sqrt(1 - 1 / K), rel=0.1)
+
+
+def test_the_policy_is_of_the_asked_kind() -> None:
+    out = torch.zeros(4, 2)
+    assert isinstance(simplex_policy(out, SACSettings()), LogisticNormal)
+    assert isinstance(simplex_policy(out, SACSettings(policy="dirichlet")), Dirichlet)
+
+
+def test_the_lesser_twin_speaks_for_each_mixture() -> None:
+    class Two:
+        def values(self, _encoded: object, _action: object) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [4.0]])
+
+    value, worth = lesser(Two(), None, torch.full((2, 3), 1 / 3))
+    assert worth.tolist() == [1.0, 4.0]
+    assert value[:, 0].tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.6])
+def test_the_temperature_rises_when_entropy_is_short_and_falls_when_there_is_too_much(spread: float) -> None:
+    agent, rng = SAC(Shape(4, 3, 2), SMALL), np.random.default_rng(0)
+    for _ in range(16):
+        agent.observe(AgentSuite().transition(rng))
+    agent.target_entropy = target_entropy(4, spread)  # the policy starts at a spread of 0.3
+    before = agent.temperature.net.log.item()
+    agent.update()
+    assert (agent.temperature.net.log.item() > before) == (spread > 0.3)
