@@ -201,6 +201,7 @@ def test_a_policy_file_steers_another_run(place: Path, unbroken: Run) -> None:
     del config["method"]
     (place / "mine.yaml").write_text(yaml.safe_dump(config))
     run = here(place, f"policy={unbroken.policy}", "train.steps=4")
+    assert run.config["policy"] == unbroken.id, "it is called by the run that it came from"
     assert "method" not in run.config
     learned = load_policy(Path(unbroken.policy or "")).mixture(run.trajectory)
     assert run.trajectory.mixtures[0].total_variation(learned) < 0.05, "it begins with what it had learned"
@@ -213,6 +214,7 @@ def test_what_went_wrong_is_said_in_one_line(place: Path) -> None:
     for override, said in (
         ("corpus=nowhere", "there is no corpus folder nowhere"),
         ("model=lama-1m", "no model 'lama-1m'; did you mean 'llama-1m'?"),
+        ("policy=nowhere", "both method (odm) and policy (nowhere) are given"),
         ("guard.floor=0.6", "the floors of 3 domains sum to 1.8"),
     ):
         with pytest.raises(CuveeError, match=re.escape(said)):

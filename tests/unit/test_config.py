@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.policies.guard import Limits
 from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, load, parse
 from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
@@ -127,6 +127,20 @@ def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
     }
     assert len(different | {same}) == 6
     assert len(run_id(name="n" * 64)) <= 64
+
+
+def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: Path) -> None:
+    def steered_by(folder: Path, content: str) -> TrainConfig:
+        folder.mkdir(parents=True)
+        (folder / "hashes.json").write_text(content)
+        return parse(TrainConfig, {"corpus": "c", "policy": str(folder)}, "mine.yaml")
+
+    first = steered_by(tmp_path / "a" / "learned" / "policy", "one")
+    assert first.label == "learned"
+    assert steered_by(tmp_path / "b" / "learned", "one").run_id("f") == first.run_id("f")
+    assert steered_by(tmp_path / "c" / "learned", "two").run_id("f") != first.run_id("f")
+    with pytest.raises(PolicyError, match="holds no policy"):
+        parse(TrainConfig, {"corpus": "c", "policy": str(tmp_path)}, "mine.yaml").run_id("f")
 
 
 def test_yaml_reads_numbers_as_everybody_writes_them() -> None:

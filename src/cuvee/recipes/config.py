@@ -16,7 +16,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from cuvee.core.errors import ConfigError, CuveeError
+from cuvee.core.errors import ConfigError, CuveeError, PolicyError
+from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method
 from cuvee.methods import METHODS
@@ -123,14 +124,24 @@ class TrainConfig(RunConfig):
 
     @property
     def label(self) -> str:
-        """What steers, in a word."""
-        return self.method.label if self.policy is None else re.sub(r"[^A-Za-z0-9._-]", "-", self.policy.name)[:64]
+        """What steers, in a word: the method's label, or what the policy's folder, or the one around it, is called."""
+        if self.policy is None:
+            return self.method.label
+        folder = self.policy.absolute()
+        return _as_name(folder.parent.name if folder.name == "policy" else folder.name)
 
     def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
-        """Everything that decides what the run computes, and nothing that does not; plain JSON."""
-        steers = "policy" if self.policy is not None else "method"
-        own = self.model_dump(mode="json", include={steers, "seed"})
-        return {**self.setting(corpus_fingerprint), **own}
+        """Everything that decides what the run computes, and nothing that does not; plain JSON.
+
+        Raises `PolicyError` if the policy that is to steer is not there.
+        """
+        own = {**self.setting(corpus_fingerprint), "seed": self.seed}
+        if self.policy is None:
+            return {**own, "method": self.method.model_dump(mode="json")}
+        hashes = self.policy / "hashes.json"
+        if not hashes.is_file():
+            raise PolicyError(f"{self.policy} holds no policy: give the `policy` folder of a run or a search")
+        return {**own, "policy": self.label, "policy_sha256": sha256_of(hashes)}
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
@@ -172,6 +183,10 @@ class CompareConfig(RunConfig):
         return [TrainConfig(**common, method=method, seed=seed) for seed in self.seeds for method in self.methods]
 
 
+def _as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:64] or "unnamed"
+
+
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -184,7 +199,7 @@ def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Any
     content = read_yaml(path)
     override(content, overrides)
     if "name" not in content:
-        content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64] or "run"
+        content["name"] = _as_name(path.stem)
     return parse(kind, content, str(path))
 
 
