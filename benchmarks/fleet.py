@@ -1,12 +1,13 @@
 """How fast a fleet of tiny proxies gets through its runs on this machine, and what everything but training costs.
 
-    python benchmarks/fleet.py --corpus DIR [--runs 16] [--steps 100] [--model llama-0.1m] [--workers 2]
+    python benchmarks/fleet.py --corpus DIR [--runs 8] [--steps 300] [--model llama-0.1m] [--workers 2]
 
 `--corpus` is what `cuvee corpus build` wrote. Rates are taken from the start of the first run to the end of the last, by the
 store's clock, so that the start of the processes (`startup_s`, once a fleet) is not in them. The sequential loop is what one
 writes without a fleet: one process, one proxy after the other, torch's own number of threads, nothing stored.
 `overhead_share` is all the time of the runs that the trainer did not spend training and measuring: building the model, rows,
-heartbeats, checkpoints. The last line is one JSON object.
+heartbeats, checkpoints. Proxies are not vectorised; `vectorised_ceiling` is what that could gain at most here, on one thread.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+import torch
 
+from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Cost
+from cuvee.data.corpus import Corpus
+from cuvee.data.stream import MixtureStream
 from cuvee.fleet import schema
 from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.store import Store
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.postgres import find_binaries, postgres_server
 from cuvee.testing.store import example_interval
+from cuvee.training.model import build_model
+from cuvee.training.settings import TrainerSettings
+from cuvee.training.trainer import LMTrainer
 
 
-def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
-    from cuvee.core.mixture import Mixture
-    from cuvee.data.corpus import Corpus
-    from cuvee.data.stream import MixtureStream
-    from cuvee.training.model import build_model
-    from cuvee.training.settings import TrainerSettings
-    from cuvee.training.trainer import LMTrainer
-
+def make_trainer(proxy: Mapping[str, Any], seed: int) -> LMTrainer:
     corpus, settings = Corpus.open(proxy["corpus"]), TrainerSettings(**proxy["train"], seed=seed)
     stream = MixtureStream(
         corpus,
@@ -53,9 +54,6 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
 
 
 def policies(corpus: str, count: int) -> list[Fixed]:
-    from cuvee.core.mixture import Mixture
-    from cuvee.data.corpus import Corpus
-
     names, generator = Corpus.open(corpus).names, np.random.default_rng(0)
     return [Fixed(Mixture.normalise(names, generator.dirichlet(np.ones(len(names))))) for _ in range(count)]
 
@@ -98,11 +96,35 @@ def rows_per_second(url: str, rows: int = 300) -> float:
         return rows / (time.perf_counter() - began)
 
 
+def vectorised_ceiling(proxy: Mapping[str, Any], together: int = 8) -> float:
+    """The most that training several proxies as one batched program could gain on one thread: how much sooner this many batches
+    are through one model in one step than in as many steps. Stacked parameters do the same arithmetic on the same number of
+    rows, and what they can save, the calls, is saved here too."""
+    torch.set_num_threads(1)
+    seconds = []
+    for batches in (1, together):
+        train = proxy["train"] | {
+            "batch_size": batches * proxy["train"]["batch_size"],
+            "validate_every": 0,
+            "steps": 10**6,
+        }
+        trainer = make_trainer(proxy | {"train": train}, 0)
+        mixture = Mixture.uniform([domain.name for domain in trainer.start(()).domains])
+        trainer.advance(mixture)
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            trainer.advance(mixture)
+            times.append(time.process_time() - began)
+        seconds.append(min(times))
+    return together * seconds[0] / seconds[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True)
-    parser.add_argument("--runs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -118,6 +140,7 @@ def main() -> None:
         many = fleet(proxy, options.runs, options.workers, Path(name))
         one = fleet(proxy, options.runs, 1, Path(name))
         alone = sequential(proxy, options.runs)
+        ceiling = vectorised_ceiling(proxy)
         sqlite = rows_per_second(f"{name}/rows.sqlite")
     postgres = None
     if find_binaries():
@@ -130,6 +153,7 @@ def main() -> None:
                 "vs_sequential_loop": round(alone / many["seconds"], 3),
                 f"scaling_{options.workers}_workers": round(one["seconds"] / many["seconds"], 3),
                 "vectorised_gain": None,
+                "vectorised_ceiling": round(ceiling, 2),
                 "store_rows_per_s_sqlite": round(sqlite),
                 "store_rows_per_s_postgres": postgres and round(postgres),
                 "overhead_share": round(one["overhead"], 4),

@@ -42,7 +42,7 @@ def example_interval(number: int, seed: int = 0) -> tuple[Mixture | None, Signal
         "valid_loss": Measured(random.random(K), random.random(K) < 0.5),
     }
     loss = Measured(np.array([1 / 3, -0.0, 5e-324, 1.7976931348623157e308])[:K], np.arange(K) != 1)
-    signals = Signals(domains, 10 * number, number / 100, random.integers(0, 2**40, K), loss, probes)
+    signals = Signals(domains, 10 * number, min(1.0, number / 100), random.integers(0, 2**40, K), loss, probes)
     return (Mixture.normalise(names, random.random(K)) if number else None), signals
 
 
