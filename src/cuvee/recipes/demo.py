@@ -51,7 +51,7 @@ _MODEL: dict[str, Any] = {
 
 
 _BASE = TrainerSettings(
-    steps=800,
+    steps=700,
     batch_size=16,
     sequence_length=128,
     learning_rate=5e-3,
@@ -59,7 +59,7 @@ _BASE = TrainerSettings(
     validate_every=4,
     validation_tokens=4096,
 )
-_CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=2, validate_every=20, validation_tokens=8192)
+_CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=2, validate_every=20)
 
 
 @dataclass(frozen=True)
