@@ -1,0 +1,212 @@
+"""Do the agents learn? Regret on a mixing bandit whose best mixture is known, and on the scaling-law simulator.
+
+    python benchmarks/agents.py                       10 seeds, about 15 minutes on one core
+    python benchmarks/agents.py --processes 2         the same figures, sooner
+    python benchmarks/agents.py --seeds 2 --tasks bandit-ddpg-5
+
+*Bandit.* Domain i pays 1 − α_i/α*_i, less the more it is used, so the mixture pays Σ α_i (1 − α_i/α*_i) = −χ²(α, α*), best
+at α*. An agent sees that number (or, with a vector critic, the K payments) with noise, of deviation 0.1 of what uniform
+loses. Figure: what its mixture loses, without noise and exploration, as a share of what uniform loses.
+
+*Simulator.* Runs of 25 intervals over domains that are forgotten at different rates (`ScalingLaws.draw`), ended by the
+token budget. The reward comes at the end: how much lower the valued validation loss is than a uniform run's. Figure: the
+share of the best schedule's gain over uniform; the best schedule and the best constant mixture are found by climbing
+through the simulator.
+
+The last line printed is one JSON object: per task the mean over seeds with a 95 % bootstrap interval, and every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuvee.agents.base import Observation, Transition
+from cuvee.agents.ddpg import DDPG, DDPGSettings
+from cuvee.agents.networks import Architecture, Shape
+from cuvee.agents.sac import SAC, SACSettings
+from cuvee.core.mixture import Mixture
+from cuvee.training.simulator import ScalingLaws, Simulator
+
+BANDIT_STEPS = 5_000
+EPISODES = 400
+NOISE = 0.1
+FEATURES = 4
+
+
+class Bandit:
+    def __init__(self, domains: int, seed: int, vector: bool) -> None:
+        self.rng = np.random.default_rng([seed, domains])
+        self.best_K = 0.8 * self.rng.dirichlet(np.ones(domains)) + 0.2 / domains
+        self.uniform = self.regret(np.full(domains, 1 / domains))
+        self.vector = vector
+        features_KF = self.rng.normal(size=(domains, FEATURES)).astype(np.float32)
+        self.observation = Observation(features_KF, np.zeros(1, np.float32))
+
+    def regret(self, action_K: np.ndarray) -> float:
+        return float((action_K * action_K / self.best_K).sum() - 1)
+
+    def pull(self, action_K: np.ndarray) -> Any:
+        noise = NOISE * self.uniform
+        if self.vector:  # independent entries, as noisy in their sum under uniform as the scalar is
+            return 1 - action_K / self.best_K + noise * np.sqrt(len(action_K)) * self.rng.normal(size=len(action_K))
+        return -self.regret(action_K) + noise * self.rng.normal()
+
+
+def bandit(kind: str, domains: int, seed: int) -> dict[str, float]:
+    vector = kind == "ddpg-vector"
+    shape = Shape(domains, FEATURES, 1, vector)
+    agent: Any
+    if kind == "sac":
+        agent = SAC(shape, SACSettings(spread=0.5), seed)
+    elif vector:
+        agent = DDPG(shape, DDPGSettings(architecture=Architecture("transformer", hidden=32, layers=1)), seed)
+    else:
+        agent = DDPG(shape, seed=seed)
+    task, before = Bandit(domains, seed, vector), agent.actor.state_dict()["net"]
+    for _ in range(BANDIT_STEPS):
+        action_K = agent.act(task.observation, explore=True)
+        reward = task.pull(action_K)
+        agent.observe(Transition(task.observation, action_K, reward, task.observation))
+        agent.update()
+    return {"regret": task.regret(agent.act(task.observation)) / task.uniform, **movement(agent, before)}
+
+
+def movement(agent: Any, before: Any) -> dict[str, float]:
+    """How far the actor has moved, and how far one more update's targets are from moving by τ alone."""
+    after = agent.actor.state_dict()["net"]
+    moved = np.sqrt(sum(float(np.square(after[name] - before[name]).sum()) for name in before))
+    slow = agent.critic.state_dict()["target"]
+    agent.update()
+    state = agent.critic.state_dict()
+    error = max(
+        float(np.abs(state["target"][name] - old - agent.settings.tau * (state["net"][name] - old)).max())
+        for name, old in slow.items()
+    )
+    return {"actor_moved": moved, "target_error": error}
+
+
+class Course:
+    """Episodes on one set of laws: what the agent sees of a run, and what it is paid at the end."""
+
+    def __init__(self, domains: int, seed: int) -> None:
+        self.laws = ScalingLaws.draw(domains, seed)
+        self.shape = Shape(domains, 3, 2)
+        self.reference_TK = np.stack(self.play(lambda _: np.full(domains, 1 / domains), 77)[1])
+
+    def play(self, choose: Callable[[int], np.ndarray], seed: int) -> tuple[Simulator, list[np.ndarray]]:
+        simulator = Simulator(self.laws, seed)
+        signals = simulator.start(())
+        losses = [signals.probes["valid_loss"].values]
+        while not simulator.done:
+            signals = simulator.advance(Mixture.normalise(signals.names, choose(len(losses) - 1)))
+            losses.append(signals.probes["valid_loss"].values)
+        return simulator, losses
+
+    def observe(self, t: int, action_K: np.ndarray, loss_K: np.ndarray, before_K: np.ndarray) -> Observation:
+        """Losses and their last changes relative to the uniform run's at the same time, the last mixture, and the time."""
+        reference = self.reference_TK
+        change_K = loss_K - before_K - (reference[t] - reference[max(t - 1, 0)])
+        features = [np.log1p(len(action_K) * action_K) - np.log(2), 10 * (loss_K - reference[t]), 30 * change_K]
+        progress = t / self.laws.intervals
+        clock = np.array([2 * progress - 1, 4 * max(0.0, progress - 0.75)], np.float32)
+        return Observation(np.stack(features, -1).astype(np.float32), clock)
+
+    def episode(self, agent: Any, seed: int, learn: bool) -> float:
+        """One run under `agent`; returns the true valued loss at its end."""
+        simulator = Simulator(self.laws, seed)
+        signals = simulator.start(())
+        loss_K = signals.probes["valid_loss"].values
+        action_K = np.full(len(loss_K), 1 / len(loss_K))
+        observation = self.observe(0, action_K, loss_K, loss_K)
+        for t in range(1, self.laws.intervals + 1):
+            action_K = agent.act(observation, explore=learn)
+            before_K, signals = loss_K, simulator.advance(Mixture.normalise(signals.names, action_K))
+            loss_K = signals.probes["valid_loss"].values
+            following = self.observe(t, action_K, loss_K, before_K)
+            if learn:
+                gain = float((self.reference_TK[-1] - loss_K) @ self.laws.value_K.numpy())
+                reward = gain if simulator.done else 0.0
+                agent.observe(Transition(observation, action_K, reward, following, terminated=simulator.done))
+                agent.update()
+            observation = following
+        return simulator.valued_loss()
+
+
+def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
+    course = Course(domains, seed)
+    agent: Any
+    common: dict[str, Any] = {"discount": 1.0, "tau": 0.02, "actor_rate": 3e-4, "batch_size": 64}
+    if kind == "sac":
+        agent = SAC(course.shape, SACSettings(**common, spread=0.5), seed)
+    else:
+        agent = DDPG(course.shape, DDPGSettings(**common), seed)
+    before = agent.actor.state_dict()["net"]
+    for episode in range(EPISODES):
+        course.episode(agent, 1000 * seed + episode, learn=True)
+    laws = course.laws
+    even = torch.full((laws.intervals, domains), 1 / domains, dtype=torch.float64)
+    uniform = float(laws.objective(even))
+    room = uniform - float(laws.objective(laws.best_schedule()))
+    static = uniform - float(laws.objective(laws.best_static().expand(laws.intervals, -1)))
+    ends = [course.episode(agent, 10**6 + run, learn=False) for run in range(3)]
+    share = (uniform - float(np.mean(ends))) / room
+    return {"share": share, "static_share": static / room, **movement(agent, before)}
+
+
+TASKS: dict[str, tuple[Callable[[str, int, int], dict[str, float]], str, int]] = {
+    **{f"bandit-ddpg-{domains}": (bandit, "ddpg", domains) for domains in (5, 22, 52)},
+    "bandit-ddpg-vector-52": (bandit, "ddpg-vector", 52),
+    "bandit-sac-22": (bandit, "sac", 22),
+    "simulator-sac-5": (simulator, "sac", 5),
+}
+
+
+def attempt(task: str, seed: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    measure, kind, domains = TASKS[task]
+    result = {**measure(kind, domains, seed), "seconds": time.perf_counter() - started}
+    print(f"{task} seed {seed}: " + " ".join(f"{name}={value:.4g}" for name, value in result.items()), flush=True)
+    return result
+
+
+def summary(results: list[dict[str, float]]) -> dict[str, Any]:
+    figure = "regret" if "regret" in results[0] else "share"
+    values = np.array([result[figure] for result in results])
+    means = np.random.default_rng(0).choice(values, size=(10_000, len(values))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    told: dict[str, Any] = {figure: float(values.mean()), "ci95": [low, high], "seeds": values.round(5).tolist()}
+    if figure == "share":
+        told["static_share"] = float(np.mean([result["static_share"] for result in results]))
+    told["actor_moved_least"] = min(result["actor_moved"] for result in results)
+    told["target_error_most"] = max(result["target_error"] for result in results)
+    told["seconds"] = float(np.mean([result["seconds"] for result in results]))
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    work = [(task, seed) for task in arguments.tasks for seed in range(arguments.seeds)]
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        results = list(pool.map(attempt, *zip(*work, strict=True)))
+    by_task = {
+        task: summary([result for (name, _), result in zip(work, results, strict=True) if name == task])
+        for task in arguments.tasks
+    }
+    print(json.dumps(by_task))
+
+
+if __name__ == "__main__":
+    main()
