@@ -41,7 +41,11 @@ runs = sa.Table(
     sa.Column("reason", sa.Text, doc="why it failed, or why its last attempt did"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column(
-        "created", sa.Double, nullable=False, doc="seconds since 1970 by the database's clock, as all times here"
+        "created",
+        sa.Double,
+        nullable=False,
+        index=True,
+        doc="seconds since 1970 by the database's clock, as all times here",
     ),
     sa.Column("updated", sa.Double, nullable=False),
     sa.Column(

@@ -27,6 +27,7 @@ from cuvee.fleet.store import Store
 from cuvee.fleet.task import MakeTrainer, build_task
 from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
+from cuvee.policies.files import save_policy
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def _attempt(store: Store, claim: Claim, orders: Orders, line: Connection) -> bo
     try:
         with journal.attempt(trainer):
             run(trainer, policy, journal)
-            journal.finish(trainer)
+            learned = folder / "policy" if folder else None
+            if learned:
+                save_policy(learned, policy, {"run": run_id, "seed": claim.run.seed})
+            journal.finish(trainer, policy=str(learned) if learned else None)
     except (ClaimLost, Drained):
         return True
     except Exception as error:

@@ -120,6 +120,10 @@ class StoreSuite:
         assert store.trajectory(claim.run.id) == expected(3)
         assert store.trajectory(claim.run.id, last=1) == expected(2)
 
+    def test_runs_are_listed_in_the_order_of_planning(self, store: Store) -> None:
+        ids = [store.create("a", seed, {}) for seed in range(40)]
+        assert [run.id for run in store.runs()] == ids
+
     def test_claims_go_out_in_order_and_once(self, store: Store) -> None:
         ids = [store.create("a", seed, {}, group="g") for seed in range(3)]
         store.create("b", 0, {"other": 1}, group="h")

@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String(16), nullable=False, index=True),
         sa.Column("reason", sa.Text),
         sa.Column("max_attempts", sa.Integer, nullable=False),
-        sa.Column("created", sa.Double, nullable=False),
+        sa.Column("created", sa.Double, nullable=False, index=True),
         sa.Column("updated", sa.Double, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("lease_expires", sa.Double),
