@@ -38,6 +38,7 @@ from cuvee.fleet.worker_name import is_dead, worker_name
 __all__ = ["Store", "run_key", "worker_name"]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TICK = 1e-4  # seconds between two runs planned one after the other
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without terminal escapes
 
 
@@ -107,7 +108,8 @@ class Store:
         fingerprint = fingerprint_of(config, seed)
 
         def work(connection: sa.Connection) -> str:
-            now = self._database.now(connection)
+            last = connection.execute(sa.select(sa.func.max(runs.c.created))).scalar_one() or 0.0
+            now = max(self._database.now(connection), last + _TICK)  # SQLite's clock counts whole milliseconds
             row = {
                 "id": run_id,
                 "name": name,
