@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -124,6 +125,28 @@ def test_a_run_that_fails_does_not_stop_the_others(place: Path) -> None:
         compare(config)
     with Store.open(place / "runs.db") as store:
         assert ["is not finite" in str(run.reason) for run in store.runs()] == [True, True]
+
+
+class Kills(Unobserved):
+    """Kills the process of the first run that gets anywhere."""
+
+    killed = ""
+
+    def interval(self, progress: Progress) -> None:
+        if not self.killed:
+            self.killed = progress.run_id
+            (child,) = [child for child in multiprocessing.active_children() if child.name == progress.run_id]
+            child.kill()
+
+
+def test_a_process_that_dies_takes_no_other_with_it(place: Path) -> None:
+    kills = Kills()
+    config = configured(place, "seeds=[3]", "methods=[natural, odm]", "train.steps=40")
+    with pytest.raises(TrainingError, match=r"died with exit code -9.*continue with --resume"):
+        compare(config, workers=2, observer=kills)
+    with Store.open(place / "runs.db") as store:
+        assert {run.id == kills.killed: run.status for run in store.runs()}[False] == "done"
+    assert len(compare(config, resume=True)) == 2
 
 
 def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_trained(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,8 @@ from cuvee.recipes.stopping import Stop, Stopped, StopRequest, ToldToStop
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
 from cuvee.recipes.watch import Observer, Progress, Unobserved
+
+_LOOK_EVERY = 0.2  # seconds between two looks at the processes
 
 
 def compare(
@@ -80,7 +83,6 @@ class _Crew:
         self._context, self._events, self._told = context, context.Queue(), context.Event()
         self._running: dict[str, BaseProcess] = {}
         self._failures: list[CuveeError] = []
-        self._ended: set[str] = set()
 
     def work(self, workers: int) -> list[CuveeError]:
         total = len(self._waiting)
@@ -89,12 +91,13 @@ class _Crew:
                 while self._waiting and len(self._running) < workers and self._stop.signal is None:
                     run_id = next(iter(self._waiting))
                     self._begin(run_id, self._waiting.pop(run_id))
-                self._listen(0.2)
+                self._listen(_LOOK_EVERY)
                 self._bury()
                 if self._stop.signal is not None:
                     self._told.set()
         finally:
-            self._told.set()  # whatever happened here, nobody works on unheard
+            for process in self._running.values():  # there are some only if something went wrong here: end them at once
+                process.terminate()
         if self._stop.signal is not None:
             done = total - len(self._waiting)
             raise Stopped(f"stopped with {done} of {total} runs begun, all that they did is saved", self._stop.signal)
@@ -107,26 +110,27 @@ class _Crew:
         self._running[run_id] = process
 
     def _listen(self, seconds: float) -> None:
+        """Passes on what comes in `seconds`, and no longer, however much the processes have to say."""
+        until = time.monotonic() + seconds
         with suppress(queue.Empty):
-            while True:
-                what, details = self._events.get(timeout=seconds)
+            while (left := until - time.monotonic()) > 0:
+                what, details = self._events.get(timeout=left)
                 if what == "failed":
                     self._failures.append(details[0])
-                elif what == "ended":
-                    self._ended.add(details[0])
                 else:
                     getattr(self._observer, what)(*details)
 
     def _bury(self) -> None:
         for run_id, process in list(self._running.items()):
-            if process.is_alive():
+            if process.exitcode is None:
                 continue
-            self._listen(0.2)  # its last words
             del self._running[run_id]
-            if run_id not in self._ended:
-                self._failures.append(
-                    TrainingError(f"the process of run {run_id} died with exit code {process.exitcode}: see its output")
-                )
+            if process.exitcode:
+                died = f"the process of run {run_id} died with exit code {process.exitcode}"
+                self._observer.end(run_id, "died")
+                self._failures.append(TrainingError(f"{died}: its output may say why; continue with --resume"))
+        if not self._running:
+            self._listen(_LOOK_EVERY)  # last words
 
 
 class _Relay:
@@ -156,4 +160,3 @@ def _work(run_id: str, config: TrainConfig, resume: bool, group: str, events: An
         events.put(("failed", (error,)))
     except Stopped as stopped:
         events.put(("end", (run_id, str(stopped))))
-    events.put(("ended", (run_id,)))
