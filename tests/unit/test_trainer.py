@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,28 @@ def test_gradient_alignment_comes_out_of_the_same_step(make: Make, micro_batch_s
     expected_KK = torch.stack(gradients) @ torch.stack(gradients).T
     signals = trainer.advance(UNIFORM)
     np.testing.assert_allclose(signals.probes["alignment"].values, expected_KK, rtol=1e-4, atol=1e-9)
+
+
+def test_a_compiled_model_trains_and_measures_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for any compiler, without the minutes that generating code takes."""
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)  # to be as it was after this test
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    measured = []
+    for compiled in (False, True):
+        trainer = make(compile=compiled)
+        signals = [trainer.start([GradientAlignment(), GradientNorm()])]
+        while not trainer.done:
+            signals.append(trainer.advance(UNIFORM))
+        measured.append(signals)
+    torch.compiler.reset()
+    for plain, compiled in zip(*measured, strict=True):
+        np.testing.assert_allclose(plain.loss.values, compiled.loss.values, rtol=1e-5)
+        assert set(plain.probes) == set(compiled.probes)
+        for name in plain.probes:
+            np.testing.assert_allclose(
+                plain.probes[name].values, compiled.probes[name].values, rtol=1e-4, atol=1e-7, err_msg=name
+            )
 
 
 def test_the_loss_falls_and_the_last_interval_is_shorter(make: Make) -> None:

@@ -32,6 +32,9 @@ class NextTokenLoss:
         self.head = model.get_output_embeddings()
         self.blockwise = _has_plain_head(model)
         run: Any = model.base_model if self.blockwise else model
+        if compiled:
+            # Else code compiled for one layer serves another of its kind that a probe has hooked, and the hook never fires.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.run = torch.compile(run) if compiled else run
 
     def __call__(self, tokens_BL: Tensor, counted_BL: Tensor, denominator: float) -> tuple[Tensor, Tensor]:
