@@ -8,7 +8,7 @@
 at α*. An agent sees that number (or, with a vector critic, the K payments) with noise, of deviation 0.1 of what uniform
 loses. Figure: what its mixture loses, without noise and exploration, as a share of what uniform loses.
 
-*Simulator.* Runs of 25 intervals over domains that are forgotten at different rates (`ScalingLaws.draw`), ended by the
+*Simulator.* 500 runs of 10 intervals over domains that are forgotten at different rates (`ScalingLaws.draw`), ended by the
 token budget. The reward comes at the end: how much lower the valued validation loss is than a uniform run's. Figure: the
 share of the best schedule's gain over uniform; the best schedule and the best constant mixture are found by climbing
 through the simulator.
@@ -23,6 +23,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ from cuvee.core.mixture import Mixture
 from cuvee.training.simulator import ScalingLaws, Simulator
 
 BANDIT_STEPS = 5_000
-EPISODES = 400
+EPISODES = 500
+INTERVALS = 10
 NOISE = 0.1
 FEATURES = 4
 
@@ -97,8 +99,8 @@ class Course:
     """Episodes on one set of laws: what the agent sees of a run, and what it is paid at the end."""
 
     def __init__(self, domains: int, seed: int) -> None:
-        self.laws = ScalingLaws.draw(domains, seed)
-        self.shape = Shape(domains, 3, 2)
+        self.laws = ScalingLaws.draw(domains, seed, intervals=INTERVALS)
+        self.shape = Shape(domains, 2, 2)
         self.reference_TK = np.stack(self.play(lambda _: np.full(domains, 1 / domains), 77)[1])
 
     def play(self, choose: Callable[[int], np.ndarray], seed: int) -> tuple[Simulator, list[np.ndarray]]:
@@ -110,27 +112,26 @@ class Course:
             losses.append(signals.probes["valid_loss"].values)
         return simulator, losses
 
-    def observe(self, t: int, action_K: np.ndarray, loss_K: np.ndarray, before_K: np.ndarray) -> Observation:
-        """Losses and their last changes relative to the uniform run's at the same time, the last mixture, and the time."""
+    def observe(self, t: int, loss_K: np.ndarray, before_K: np.ndarray) -> Observation:
+        """Losses and their last changes relative to the uniform run's at the same time, clipped to ±3, and the time."""
         reference = self.reference_TK
         change_K = loss_K - before_K - (reference[t] - reference[max(t - 1, 0)])
-        features = [np.log1p(len(action_K) * action_K) - np.log(2), 10 * (loss_K - reference[t]), 30 * change_K]
+        features_KF = np.clip(np.stack([4 * (loss_K - reference[t]), 10 * change_K], -1), -3, 3)
         progress = t / self.laws.intervals
-        clock = np.array([2 * progress - 1, 4 * max(0.0, progress - 0.75)], np.float32)
-        return Observation(np.stack(features, -1).astype(np.float32), clock)
+        clock_G = np.array([2 * progress - 1, 4 * max(0.0, progress - 0.75)], np.float32)
+        return Observation(features_KF.astype(np.float32), clock_G)
 
     def episode(self, agent: Any, seed: int, learn: bool) -> float:
         """One run under `agent`; returns the true valued loss at its end."""
         simulator = Simulator(self.laws, seed)
         signals = simulator.start(())
         loss_K = signals.probes["valid_loss"].values
-        action_K = np.full(len(loss_K), 1 / len(loss_K))
-        observation = self.observe(0, action_K, loss_K, loss_K)
+        observation = self.observe(0, loss_K, loss_K)
         for t in range(1, self.laws.intervals + 1):
             action_K = agent.act(observation, explore=learn)
             before_K, signals = loss_K, simulator.advance(Mixture.normalise(signals.names, action_K))
             loss_K = signals.probes["valid_loss"].values
-            following = self.observe(t, action_K, loss_K, before_K)
+            following = self.observe(t, loss_K, before_K)
             if learn:
                 gain = float((self.reference_TK[-1] - loss_K) @ self.laws.value_K.numpy())
                 reward = gain if simulator.done else 0.0
@@ -140,14 +141,10 @@ class Course:
         return simulator.valued_loss()
 
 
-def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
+def simulator(domains: int, seed: int) -> dict[str, float]:
     course = Course(domains, seed)
-    agent: Any
-    common: dict[str, Any] = {"discount": 1.0, "tau": 0.02, "actor_rate": 3e-4, "batch_size": 64}
-    if kind == "sac":
-        agent = SAC(course.shape, SACSettings(**common, spread=0.5), seed)
-    else:
-        agent = DDPG(course.shape, DDPGSettings(**common), seed)
+    settings = SACSettings(discount=1.0, tau=0.02, actor_rate=3e-4, batch_size=64, spread=0.5)
+    agent = SAC(course.shape, settings, seed)
     before = agent.actor.state_dict()["net"]
     for episode in range(EPISODES):
         course.episode(agent, 1000 * seed + episode, learn=True)
@@ -161,19 +158,18 @@ def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
     return {"share": share, "static_share": static / room, **movement(agent, before)}
 
 
-TASKS: dict[str, tuple[Callable[[str, int, int], dict[str, float]], str, int]] = {
-    **{f"bandit-ddpg-{domains}": (bandit, "ddpg", domains) for domains in (5, 22, 52)},
-    "bandit-ddpg-vector-52": (bandit, "ddpg-vector", 52),
-    "bandit-sac-22": (bandit, "sac", 22),
-    "simulator-sac-5": (simulator, "sac", 5),
+TASKS: dict[str, Callable[[int], dict[str, float]]] = {
+    **{f"bandit-ddpg-{domains}": partial(bandit, "ddpg", domains) for domains in (5, 22, 52)},
+    "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52),
+    "bandit-sac-22": partial(bandit, "sac", 22),
+    "simulator-sac-5": partial(simulator, 5),
 }
 
 
 def attempt(task: str, seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
     started = time.perf_counter()
-    measure, kind, domains = TASKS[task]
-    result = {**measure(kind, domains, seed), "seconds": time.perf_counter() - started}
+    result = {**TASKS[task](seed), "seconds": time.perf_counter() - started}
     print(f"{task} seed {seed}: " + " ".join(f"{name}={value:.4g}" for name, value in result.items()), flush=True)
     return result
 

@@ -36,7 +36,7 @@ def test_no_noise_is_no_exploration() -> None:
 
 
 def test_noise_with_a_memory_wanders_at_the_same_deviation() -> None:
-    logs = np.log(acts(agent_with(noise=0.3, noise_memory=0.9), 3000))
+    logs = np.log(acts(agent_with(noise=0.3, noise_memory=0.9), 1500))
     free = (logs - logs.mean(1, keepdims=True))[:, 0]
     assert free.std() == pytest.approx(0.3 * np.sqrt(3 / 4), rel=0.2)
     assert np.corrcoef(free[:-1], free[1:])[0, 1] == pytest.approx(0.9, abs=0.05)
