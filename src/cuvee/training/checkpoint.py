@@ -45,9 +45,10 @@ class Checkpoints:
         `CheckpointError` if the disk refuses; what could be loaded before still can.
         """
         try:
-            if not self.folder.is_dir():
-                self.folder.mkdir(parents=True)
-                fsync_dir(self.folder.parent)
+            new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in new:
+                fsync_dir(path.parent)
             self._clear_leftovers()
             path = self._free_name(step)
             save_state(path, state)
