@@ -36,7 +36,7 @@ class ACODM:
     reward: Literal["alignment", "random"] = "alignment"
     warm_up: int = 20
     smoothing: float = 0.9
-    stride: int = 4
+    stride: int = 5
     values: Mapping[str, float] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0

@@ -25,7 +25,7 @@ class DoGE:
     mode: Literal["online", "proxy"] = "online"
     mu: float = 10.0
     floor: float = 0.01
-    stride: int = 4
+    stride: int = 5
     values: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class ExponentiatedAlignment:
     """Starts uniform. `mu` > 0: the larger, the slower. `values` as in `AlignmentReward`."""
 
     def __init__(
-        self, mu: float = 10.0, floor: float = 0.01, values: Mapping[str, float] | None = None, stride: int = 4
+        self, mu: float = 10.0, floor: float = 0.01, values: Mapping[str, float] | None = None, stride: int = 5
     ) -> None:
         if not mu > 0:
             raise PolicyError(f"mu is {mu}: it must be above 0")

@@ -74,7 +74,7 @@ class AlignmentReward:
         smoothing: float = 0.9,
         values: Mapping[str, float] | None = None,
         least_weight: float = 0.1,
-        stride: int = 4,
+        stride: int = 5,
     ) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")

@@ -1,0 +1,77 @@
+"""`cuvee search`: a proxy learns a policy in a worker, and the policy steers another, larger run on other domains' names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cuvee.core.errors import ConfigError
+from cuvee.fleet.rows import Tally
+from cuvee.policies.files import load_policy
+from cuvee.recipes.config import TrainConfig, load, parse
+from cuvee.recipes.search import SearchConfig, make_trainer, plan, search
+from cuvee.recipes.train import train
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stdlib_corpus(tmp_path_factory.mktemp("text")).folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, corpus: Path) -> Path:
+    document = {
+        "corpus": str(corpus),
+        "model": "llama-0.1m",
+        "method": {"name": "ac_odm", "mode": "proxy", "warm_up": 3, "agent": SMALL},
+        "train": {
+            "steps": 12,
+            "batch_size": 4,
+            "sequence_length": 64,
+            "interval": 2,
+            "device": "cpu",
+            "validate_every": 0,
+        },
+        "store": str(tmp_path / "runs.db"),
+        "out": str(tmp_path / "runs"),
+    }
+    (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path / "proxy.yaml"
+
+
+def test_a_policy_learned_on_a_proxy_steers_a_larger_model_with_no_reward_measured(
+    config: Path, tmp_path: Path
+) -> None:
+    wanted = load(SearchConfig, config)
+    assert (plan(wanted).runs, plan(wanted).total.tokens) == (1, 12 * 4 * 64)
+    seen: list[Tally] = []
+    folder = search(wanted, on_change=seen.append)
+    assert seen[-1].done == 1
+    assert [probe.name for probe in load_policy(folder).probes] == ["weight_norms"]
+    assert plan(wanted).runs == 0, "what is done is not asked for again"
+    assert search(wanted) == folder
+
+    document = {name: value for name, value in yaml.safe_load(config.read_text()).items() if name != "method"}
+    document |= {"model": "pythia-0.1m", "policy": str(folder), "train": {**document["train"], "steps": 6}}
+    run = train(parse(TrainConfig, document, "the target"))
+    assert len(run.trajectory) == 3
+    assert "alignment" not in run.trajectory.last.probes
+
+
+def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -> None:
+    wanted = load(SearchConfig, config, ["method=uniform"])
+    assert plan(wanted).runs == 0
+    assert search(wanted).is_dir()
+
+
+def test_a_worker_refuses_a_corpus_that_changed(config: Path) -> None:
+    wanted = load(SearchConfig, config)
+    with pytest.raises(ConfigError, match="search again"):
+        make_trainer({**wanted.proxy("0" * 64)}, 0)
