@@ -12,6 +12,7 @@ import pytest
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.policies.guard import Limits
 from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, load, parse
+from cuvee.recipes.search import SearchConfig
 from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
 from cuvee.training.settings import TrainerSettings
 
@@ -214,8 +215,9 @@ def test_the_documentation_names_every_key_and_no_other() -> None:
     sections = (ROOT / "docs" / "configuration.md").read_text().split("\n## ")
     documented = {text.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)`", text, re.MULTILINE) for text in sections}
     common = list(RunConfig.model_fields)
-    assert sorted(documented["Both commands"]) == sorted(common)
+    assert sorted(documented["Every command"]) == sorted(common)
     assert documented["cuvee train"] == [name for name in TrainConfig.model_fields if name not in common]
     assert documented["cuvee compare"] == [name for name in CompareConfig.model_fields if name not in common]
+    assert documented["cuvee search"] == [name for name in SearchConfig.model_fields if name not in common]
     assert documented["train"] == [field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"]
     assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]
