@@ -126,14 +126,11 @@ class Store:
             raise StoreError(f"run {run_id} exists with another configuration or seed: give this one an id of its own")
         return run_id
 
-    def reopen(self, run_id: str) -> None:
-        """Lets a failed run be tried again, as often as at first; any other run stays as it is."""
-        tried = (
-            sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD).scalar_subquery()
-        )
-        more = sa.case((runs.c.max_attempts > tried, runs.c.max_attempts), else_=runs.c.max_attempts + tried)
+    def reopen(self, run_id: str, attempts_more: int = 3) -> None:
+        """Lets a failed run be tried so many times more; any other run stays as it is."""
+        bad = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD)
         change = sa.update(runs).where(runs.c.id == run_id, runs.c.status == "failed")
-        change = change.values(status="waiting", max_attempts=more)
+        change = change.values(status="waiting", max_attempts=bad.scalar_subquery() + attempts_more)
         self._database.write(lambda connection: connection.execute(change))
 
     def add(self, name: str, run: Run, *, group: str | None = None, metrics: Sequence[Metrics] = ()) -> str:

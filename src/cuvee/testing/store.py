@@ -204,6 +204,19 @@ class StoreSuite:
         again.finish(Cost(1))
         assert store.summary(run_id).status == "done"
 
+    def test_a_failed_run_is_tried_again_when_it_is_reopened(self, store: Store) -> None:
+        run_id = store.create("a", 0, {}, max_attempts=2)
+        for round_ in (1, 2, 3):
+            for attempt in (1, 2):
+                claim = store.claim("worker")
+                assert claim is not None
+                assert claim.fail("x") == ("waiting" if attempt == 1 else "failed")
+            assert store.claim("worker") is None
+            assert store.summary(run_id).attempts == 2 * round_
+            store.reopen(run_id, attempts_more=2)
+            store.reopen(run_id, attempts_more=9)  # it is open already
+            assert store.summary(run_id).status == "waiting"
+
     def test_giving_a_run_back_does_not_count_against_it(self, store: Store) -> None:
         run_id = store.create("a", 0, {}, max_attempts=1)
         for _ in range(3):
