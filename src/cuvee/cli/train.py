@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,8 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False, q
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
     if first:
-        typer.echo(f"see it with `cuvee runs show {run.id}` or `cuvee report {run.id}`")
+        at = f" --store {shlex.quote(wanted.store)}" if wanted.store and "://" not in wanted.store else ""  # no secrets
+        typer.echo(f"see it with `cuvee runs show {run.id}{at}` or `cuvee report {run.id}{at}`")
 
 
 def compare(
