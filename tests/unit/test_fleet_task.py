@@ -11,9 +11,11 @@ from cuvee.core.protocols import State
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.task import _pack, _unpack, build_task, task_of
 from cuvee.loop import run
+from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard
+from cuvee.testing.policy import ScriptedTrainer, some_domains
 from cuvee.testing.toy import ToyTrainer, make_toy
 
 SHARES = {"web": 0.1, "code": 0.2, "maths": 0.7}
@@ -27,6 +29,18 @@ def test_a_policy_comes_back_with_what_it_has_learned() -> None:
     assert again.state_dict() == policy.state_dict()
     assert again.mixture(so_far) == policy.mixture(so_far)
     assert run(trainer, again) == run(ToyTrainer(5, seed=3), policy)
+
+
+def test_an_agent_comes_back_to_the_bit_and_goes_on_alike() -> None:
+    network = {"hidden": 8, "layers": 1, "heads": 2}
+    settings = {"architecture": network, "warmup": 2, "batch_size": 4, "capacity": 50}
+    policy = AgentPolicy("ddpg", "alignment", warm_up=3, agent_settings=settings)
+    domains = some_domains(3)
+    so_far = run(ScriptedTrainer(domains, 8), policy)
+    task = json.loads(json.dumps(task_of({}, policy)))
+    _, again = build_task(task, 0, make_toy)
+    assert _pack(again.state_dict()) == _pack(policy.state_dict())
+    assert again.mixture(so_far) == policy.mixture(so_far)
 
 
 def test_the_order_of_domains_survives() -> None:
