@@ -45,7 +45,7 @@ class Planner:
 
     def domains(self, keys: Sequence[str], size_K: IntArray) -> None:
         """Sets the domains: their permutation keys and how many windows each has."""
-        radix_K2 = np.array([sides(int(size)) for size in size_K], dtype=np.uint64)
+        radix_K2 = np.array([sides(int(size)) for size in size_K], dtype=np.uint32)
         self._size_K, self._a_K, self._b_K = size_K, radix_K2[:, 0].copy(), radix_K2[:, 1].copy()
         self._key_K = np.array([stable_key("domain", self._seed, key) for key in keys], dtype=np.uint64)
 

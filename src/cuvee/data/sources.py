@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, CorpusError, FingerprintMismatch
+from cuvee.data.permutation import MOST_THINGS
 from cuvee.data.pool import TokenPool
 from cuvee.data.schedule import UNLIMITED
 from cuvee.data.windows import Windows
@@ -52,6 +53,10 @@ class Source:
         if domain is None:
             raise CorpusError(f"no domain {name!r} in the corpus: it has {', '.join(d.name for d in corpus.domains)}")
         windows = Windows(corpus.pool(name, split), length)
+        if len(windows) > MOST_THINGS:
+            raise CorpusError(
+                f"{name} has {len(windows)} windows of {length} tokens, more than 2^32: use longer sequences"
+            )
         return cls(domain, corpus.fingerprint, name, windows, None if cap == float("inf") else cap)
 
     @property

@@ -29,7 +29,7 @@ from cuvee.data.sources import Pools, Source, Split
 from cuvee.data.windows import Reader, document_ordinals
 
 _FORMAT = 1
-_PLAN_ROWS = 16384
+_PLAN_ROWS = 32768
 _BLOCK_BYTES = 1 << 24
 
 

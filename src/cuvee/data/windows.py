@@ -41,7 +41,12 @@ class Windows:
 
 
 class Reader:
-    """Gathers windows of many pools into rows, at the cost of one gather from one array."""
+    """Gathers windows of many pools into rows, where it can by one gather whatever the number of pools.
+
+    Pools are files mapped at page boundaries, so that the whole address space between the lowest and the highest can be taken
+    for one array whose rows are windows, or at least, if their distances are no multiples of a window, one whose rows begin at
+    every token. Only addresses of whole windows are ever read from it, and each pool is kept alive by `windows`.
+    """
 
     def __init__(self, windows: Sequence[Windows], length: int) -> None:
         self.windows = windows
@@ -49,31 +54,22 @@ class Reader:
         self.dtype = np.result_type(*(w.tokens.dtype for w in windows)) if windows else np.dtype(np.uint16)
         self._whole_K = np.array([w.whole for w in windows], dtype=np.int64)
         self._tails = any(w.tail.size for w in windows)
-        self._flat, self._offset_K = self._one_array()
+        self._step, self._first_K, self._one = self._as_one_array()
 
     @property
     def by_row(self) -> bool:
         """True if rows are best read one batch at a time; else a block of several batches, sorted by domain, is cheaper."""
-        return self._flat is not None
+        return self._one is not None
 
     def read(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
         """(N, L) tokens in the pools' own type. Without `by_row` the rows must be sorted by domain."""
-        if self._flat is not None:
-            start_N = self._offset_K.take(domain_N) + window_N * self.length
-            short = self.short(domain_N, window_N)
-            start_N[short] = self._safe
-            rows_NL: TokenArray = self._flat[start_N]
+        short = self.short(domain_N, window_N)
+        if self._one is None:
+            rows_NL = self._by_domain(domain_N, window_N)
         else:
-            rows_NL = np.empty((len(domain_N), self.length), dtype=self.dtype)
-            number_K = np.bincount(domain_N, minlength=len(self.windows))
-            end_K = np.cumsum(number_K)
-            for domain in np.flatnonzero(number_K * (self._whole_K > 0)).tolist():
-                source, rows = self.windows[domain], slice(end_K[domain] - number_K[domain], end_K[domain])
-                if source.tokens.dtype == self.dtype:
-                    np.take(source.whole_WL, window_N[rows], axis=0, out=rows_NL[rows], mode="clip")
-                else:
-                    rows_NL[rows] = source.whole_WL[np.minimum(window_N[rows], source.whole - 1)]
-            short = self.short(domain_N, window_N)
+            row_N = self._first_K.take(domain_N) + window_N * self._step
+            row_N[short] = self._safe
+            rows_NL = self._one.take(row_N, axis=0, mode="clip") if self._step == 1 else self._one[row_N]
         for row in short:
             rows_NL[row] = self.windows[domain_N[row]].padded_tail()
         return rows_NL
@@ -84,26 +80,37 @@ class Reader:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(window_N == self._whole_K.take(domain_N))
 
-    def _one_array(self) -> tuple[TokenArray | None, IntArray]:
-        """Long windows: all pools as one overlapping-window view over the address space, with each pool's place in it.
+    def _by_domain(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
+        rows_NL = np.empty((len(domain_N), self.length), dtype=self.dtype)
+        number_K = np.bincount(domain_N, minlength=len(self.windows))
+        end_K = np.cumsum(number_K)
+        for domain in np.flatnonzero(number_K * (self._whole_K > 0)).tolist():
+            source, rows = self.windows[domain], slice(end_K[domain] - number_K[domain], end_K[domain])
+            rows_NL[rows] = source.whole_WL.take(window_N[rows], axis=0, mode="clip")
+        return rows_NL
 
-        Only addresses inside the pools are ever read: `read` forms no others, and each pool is kept alive by `windows`.
-        It spares one call for each domain in a batch, so that cost does not grow with the number of domains.
-        """
+    def _as_one_array(self) -> tuple[int, IntArray, TokenArray | None]:
+        """Rows from one window to the next, the first row of each pool, and the array; none if neither view is possible and
+        worth it."""
+        first_K = np.zeros(len(self.windows), dtype=np.int64)
         full = [k for k, w in enumerate(self.windows) if w.whole]
-        itemsize = self.dtype.itemsize
-        addresses = [int(w.tokens.__array_interface__["data"][0]) for w in self.windows]
-        alike = all(w.tokens.dtype == self.dtype and w.tokens.flags.c_contiguous for w in self.windows)
-        lowest = min((addresses[k] for k in full), default=0)
-        aligned = all((addresses[k] - lowest) % itemsize == 0 for k in full)
-        offset_K = np.zeros(len(self.windows), dtype=np.int64)
-        if self.length * itemsize < _LONG_BYTES or not (full and alike and aligned):
-            return None, offset_K
-        offset_K[full] = [(addresses[k] - lowest) // itemsize for k in full]
-        self._safe = int(offset_K[full[0]])
-        base = self.windows[min(full, key=lambda k: addresses[k])].tokens
-        rows = max(int(offset_K[k]) + self.windows[k].whole * self.length for k in full) - self.length + 1
-        return as_strided(base, shape=(rows, self.length), strides=(itemsize, itemsize), writeable=False), offset_K
+        if not full or any(w.tokens.dtype != self.dtype or not w.tokens.flags.c_contiguous for w in self.windows):
+            return 0, first_K, None
+        address_K = np.array([int(w.tokens.__array_interface__["data"][0]) for w in self.windows], dtype=np.int64)
+        lowest = min(full, key=lambda k: int(address_K[k]))
+        apart_K = address_K - address_K[lowest]
+        token, window = self.dtype.itemsize, self.length * self.dtype.itemsize
+        if not (apart_K[full] % window).any():
+            step, stride = 1, window
+        elif not (apart_K[full] % token).any() and window >= _LONG_BYTES:
+            step, stride = self.length, token
+        else:
+            return 0, first_K, None
+        first_K[full] = apart_K[full] // stride
+        self._safe = int(first_K[lowest])
+        rows = int((first_K + (self._whole_K - 1) * step)[full].max()) + 1
+        view = as_strided(self.windows[lowest].tokens, (rows, self.length), (stride, token), writeable=False)
+        return step, first_K, view
 
 
 def document_ordinals(windows: Sequence[Windows], domain_B: IntArray, window_B: IntArray, length: int) -> IntArray:
