@@ -62,7 +62,7 @@ class Bandit:
         return -self.regret(action_K) + noise * self.rng.normal()
 
 
-def bandit(kind: str, domains: int, seed: int) -> dict[str, float]:
+def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
     vector = kind == "ddpg-vector"
     shape = Shape(domains, FEATURES, 1, vector)
     agent: Any
@@ -73,7 +73,7 @@ def bandit(kind: str, domains: int, seed: int) -> dict[str, float]:
     else:
         agent = DDPG(shape, seed=seed)
     task, before = Bandit(domains, seed, vector), agent.actor.state_dict()["net"]
-    for _ in range(BANDIT_STEPS):
+    for _ in range(steps):
         action_K = agent.act(task.observation, explore=True)
         reward = task.pull(action_K)
         agent.observe(Transition(task.observation, action_K, reward, task.observation))
@@ -159,9 +159,9 @@ def simulator(domains: int, seed: int) -> dict[str, float]:
 
 
 TASKS: dict[str, Callable[[int], dict[str, float]]] = {
-    **{f"bandit-ddpg-{domains}": partial(bandit, "ddpg", domains) for domains in (5, 22, 52)},
-    "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52),
-    "bandit-sac-22": partial(bandit, "sac", 22),
+    **{f"bandit-ddpg-{domains}": partial(bandit, "ddpg", domains, BANDIT_STEPS) for domains in (5, 22, 52)},
+    "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, 2_000),
+    "bandit-sac-22": partial(bandit, "sac", 22, BANDIT_STEPS),
     "simulator-sac-5": partial(simulator, 5),
 }
 

@@ -18,9 +18,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
+from cuvee.agents.actor_critic import bounded
 from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.learning import RewardScale, worth
-from cuvee.agents.networks import Architecture, Shape, bounded
+from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch
 from cuvee.agents.sac import SAC, SACSettings
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuvee.agents.actor_critic import build_actor, build_critic
 from cuvee.agents.learning import seeded
-from cuvee.agents.networks import Architecture, Shape, build_actor, build_critic
+from cuvee.agents.networks import Architecture, Shape
 
 ARCHITECTURE = Architecture("transformer", hidden=16, layers=2, heads=2)
 SHAPE = Shape(5, 3, 2)

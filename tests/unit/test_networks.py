@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cuvee.agents.actor_critic import Twin, action_channels, bounded, build_actor, build_critic
 from cuvee.agents.learning import seeded
-from cuvee.agents.networks import Architecture, Shape, Twin, action_channels, bounded, build_actor, build_critic
+from cuvee.agents.networks import Architecture, Shape
 from cuvee.core.errors import PolicyError
 
 ARCHITECTURES = [Architecture("mlp", hidden=8), Architecture("transformer", hidden=8, layers=1, heads=2)]

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuvee.agents.actor_critic import bounded, build_actor, build_critic
 from cuvee.agents.base import Observation
 from cuvee.agents.learning import Learner, RewardScale, as_weights, seeded, td_target, tensors, worth
-from cuvee.agents.networks import Architecture, Shape, bounded, build_actor, build_critic
+from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import project

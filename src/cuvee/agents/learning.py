@@ -75,6 +75,8 @@ class Learner:
         if self.target:
             load_module(self.target, state["target"])
         groups = self.optimizer.state_dict()["param_groups"]
+        if not all(np.isfinite(value).all() for entry in state["adam"].values() for value in entry.values()):
+            raise PolicyError("the saved Adam moments are not finite: use an earlier checkpoint")
         moments = {int(i): {k: _tensor(v) for k, v in entry.items()} for i, entry in state["adam"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cuvee.agents.actor_critic import Twin, bounded, build_actor
 from cuvee.agents.base import Observation
 from cuvee.agents.learning import Learner, RewardScale, as_weights, seeded, td_target, tensors, worth
-from cuvee.agents.networks import Architecture, Shape, Twin, bounded, build_actor
+from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import Dirichlet, Draw, LogisticNormal, SimplexPolicy

@@ -1,0 +1,144 @@
+"""Actors and critics over domains.
+
+An actor maps an observation to P numbers a domain (a logit, and for stochastic policies a log spread). A critic first
+encodes the observation, which is dear, and then values any number of mixtures against it, which is cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cuvee.agents.networks import Architecture, DomainTransformer, Shape, mlp, near_zero
+from cuvee.core.errors import PolicyError
+
+_ACTION_CHANNELS = 2
+
+
+class Critic(Protocol):
+    """Values (…, R) of mixtures in a state, R = K for a vector critic and 1 for a scalar one."""
+
+    def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        """What `value` needs to know of the state, (B, …)."""
+        ...
+
+    def value(self, encoded: Tensor, action_BK: Tensor) -> Tensor:
+        """`action_BK` is (*draws, B, K), any number of mixtures for each encoded state; returns (*draws, B, R)."""
+        ...
+
+
+def action_channels(action_BK: Tensor) -> Tensor:
+    """(…, K) → (…, K, 2): the weight relative to uniform, plainly and as ln(1 + Kα), of order 1 at any K."""
+    relative = action_BK * action_BK.shape[-1]
+    return torch.stack([relative - 1, relative.log1p() - math.log(2)], -1)
+
+
+def bounded(x: Tensor, limit: float = 8.0) -> Tensor:
+    """limit·tanh(x / limit): logits that a wrong critic cannot drive away; e^8 leaves 0.03 % for each of the others."""
+    return limit * torch.tanh(x / limit)
+
+
+class _MLPActor(nn.Module):
+    def __init__(self, shape: Shape, architecture: Architecture, outputs: int) -> None:
+        super().__init__()
+        self.outputs, self.domains = outputs, shape.domains
+        self.body = mlp(shape.domains * shape.features + shape.globals, shape.domains * outputs, architecture)
+
+    def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        if domains_BKF.shape[-2] != self.domains:
+            raise PolicyError(
+                f"this policy's MLP was built for {self.domains} domains, got {domains_BKF.shape[-2]}: "
+                "use the transformer, which takes any number"
+            )
+        flat = torch.cat([domains_BKF.flatten(-2), globals_BG], -1)
+        out: Tensor = self.body(flat).unflatten(-1, (self.domains, self.outputs))
+        return out
+
+
+class _MLPCritic(nn.Module):
+    def __init__(self, shape: Shape, architecture: Architecture) -> None:
+        super().__init__()
+        inputs = shape.domains * (shape.features + _ACTION_CHANNELS) + shape.globals
+        self.body = mlp(inputs, shape.domains if shape.vector else 1, architecture)
+
+    def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        return torch.cat([domains_BKF.flatten(-2), globals_BG], -1)
+
+    def value(self, encoded: Tensor, action_BK: Tensor) -> Tensor:
+        state = encoded.expand(*action_BK.shape[:-1], -1)
+        out: Tensor = self.body(torch.cat([state, action_channels(action_BK).flatten(-2)], -1))
+        return out
+
+
+class _TransformerActor(nn.Module):
+    def __init__(self, shape: Shape, architecture: Architecture, outputs: int) -> None:
+        super().__init__()
+        self.body = DomainTransformer(shape.features, shape.globals, architecture)
+        self.head = nn.Sequential(nn.LayerNorm(architecture.hidden), near_zero(nn.Linear(architecture.hidden, outputs)))
+
+    def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(domains_BKF, globals_BG))
+        return out
+
+
+class _TransformerCritic(nn.Module):
+    """Encodes the state by attention; values a mixture by a network on each domain's token and weight and their average.
+
+    The scalar value is the mean over domains, so it does not grow with K.
+    """
+
+    def __init__(self, shape: Shape, architecture: Architecture) -> None:
+        super().__init__()
+        width = architecture.hidden
+        self.vector = shape.vector
+        self.body = DomainTransformer(shape.features, shape.globals, architecture)
+        self.norm = nn.LayerNorm(width)
+        self.with_action = nn.Linear(width + _ACTION_CHANNELS, width)
+        self.with_others = nn.Linear(3 * width, width)
+        self.head = near_zero(nn.Linear(width, 1))
+
+    def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.body(domains_BKF, globals_BG))
+        return tokens
+
+    def value(self, encoded: Tensor, action_BK: Tensor) -> Tensor:
+        tokens = encoded.expand(*action_BK.shape, -1)
+        own = nn.functional.gelu(self.with_action(torch.cat([tokens, action_channels(action_BK)], -1)))
+        mean = own.mean(-2, keepdim=True).expand_as(own)
+        mixed = (own * action_BK[..., None]).sum(-2, keepdim=True).expand_as(own)
+        value_BK: Tensor = self.head(nn.functional.gelu(self.with_others(torch.cat([own, mean, mixed], -1))))[..., 0]
+        return value_BK if self.vector else value_BK.mean(-1, keepdim=True)
+
+
+def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Module:
+    """observation → (…, K, outputs)."""
+    kind = _MLPActor if architecture.kind == "mlp" else _TransformerActor
+    return kind(shape, architecture, outputs)
+
+
+def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
+    """A module that implements `Critic`."""
+    return _MLPCritic(shape, architecture) if architecture.kind == "mlp" else _TransformerCritic(shape, architecture)
+
+
+class Twin(nn.Module):
+    """Two critics that differ in their first weights, for the lesser of two opinions."""
+
+    def __init__(self, shape: Shape, architecture: Architecture) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(build_critic(shape, architecture) for _ in range(2))
+
+    @property
+    def _both(self) -> Iterable[Any]:
+        return self.critics
+
+    def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> tuple[Tensor, ...]:
+        return tuple(critic.encode(domains_BKF, globals_BG) for critic in self._both)
+
+    def values(self, encoded: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, ...]:
+        """Each critic's values (*draws, B, R)."""
+        return tuple(critic.value(part, action_BK) for critic, part in zip(self._both, encoded, strict=True))
