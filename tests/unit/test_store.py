@@ -74,6 +74,21 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path / "text")
 
 
+def test_a_place_where_no_file_can_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be made"):
+        Store.open(tmp_path / "file" / "folder" / "store.sqlite")
+    with pytest.raises(StoreError, match="refused"):
+        Store.open("/proc/store.sqlite")
+
+
+def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StoreError, match="psycopg"):
+        Store.open("postgresql://localhost/x")
+
+
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     import sqlite3
 

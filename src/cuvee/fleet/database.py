@@ -7,6 +7,7 @@ outcome is unknown (the link broke after COMMIT was sent), so it must find what 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import random
 import re
@@ -66,7 +67,7 @@ class Database:
                     connection.execution_options(cuvee_write=write)
                     with connection.begin():
                         return work(connection)
-            except (SQLAlchemyError, sqlite3.Error) as error:
+            except (SQLAlchemyError, sqlite3.Error, OSError) as error:
                 if not _is_transient(error) or time.monotonic() > deadline:
                     raise StoreError(self._explain(error)) from None  # the chain could show a URL
             time.sleep(pause * random.uniform(0.5, 1.5))
@@ -98,7 +99,10 @@ class Database:
 
 def _sqlite_engine(address: Address) -> sa.Engine:
     assert address.url.database is not None
-    Path(address.url.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(address.url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder of the store {address.shown} cannot be made: {error.strerror}") from error
     engine = sa.create_engine(
         address.url,
         connect_args={"isolation_level": None, "timeout": _BUSY_MS / 1000},  # we say BEGIN ourselves
@@ -123,6 +127,8 @@ def _sqlite_engine(address: Address) -> sa.Engine:
 
 
 def _postgresql_engine(address: Address) -> sa.Engine:
+    if importlib.util.find_spec("psycopg") is None:
+        raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
     patience_ms = 30_000  # a link that swallows packets is given up after this long
     defaults = {"connect_timeout": 10, "tcp_user_timeout": patience_ms, "application_name": "cuvee"}
     return sa.create_engine(
