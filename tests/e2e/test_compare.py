@@ -72,7 +72,10 @@ def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(compa
     assert all(losses(run)[0] == starts[run.seed] for run in runs)
     assert starts[3] != starts[4]
     for run in runs:
-        assert all(signals.tokens_K.sum() == 2 * 8 * 64 for signals in run.trajectory.signals[1:])
+        drawn = [int(signals.tokens_K.sum()) for signals in run.trajectory.signals[1:]]
+        assert all(0.9 * 2 * 8 * 64 < tokens <= 2 * 8 * 64 for tokens in drawn), (
+            "the last window of an epoch may be short"
+        )
     by_label = {run.config["method"]["label"]: run for run in runs if run.seed == 3}
     assert [list(m.weights_K) for m in by_label["mail-only"].trajectory.mixtures] == [[0.0, 1.0, 0.0]] * 10
 

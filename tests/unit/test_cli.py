@@ -65,9 +65,7 @@ def flags() -> Iterator[str]:
             for name in sorted(inner):
                 yield from walk(inner[name], f"{path} {name}")
             return
-        words = [
-            str(parameter.name).upper() for parameter in command.params if parameter.param_type_name == "argument"
-        ]
+        words = [str(parameter.name).upper() for parameter in command.params if parameter.param_type_name == "argument"]
         options = [
             "/".join([*parameter.opts, *parameter.secondary_opts])
             for parameter in command.params
