@@ -36,12 +36,20 @@ def place(tmp_path: Path, corpus: Path) -> Path:
 
 
 def prepared(place: Path, corpus: Path) -> Path:
-    train = {"steps": 20, "batch_size": 8, "sequence_length": 64, "learning_rate": 3e-3, "interval": 2, "device": "cpu"}
+    train = {
+        "steps": 20,
+        "batch_size": 8,
+        "sequence_length": 64,
+        "learning_rate": 3e-3,
+        "interval": 2,
+        "validate_every": 1,
+        "device": "cpu",
+    }
     config = {
         "corpus": str(corpus),
         "methods": ["natural", {"name": "given", "label": "mail-only", "weights": {"mail": 1}}, "odm"],
         "seeds": [3, 4],
-        "train": {**train, "validation_tokens": 512},
+        "train": {**train, "validate_every": 1, "validation_tokens": 512},
         "store": str(place / "runs.db"),
         "out": str(place / "runs"),
     }

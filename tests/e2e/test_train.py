@@ -47,7 +47,7 @@ def prepared(place: Path, corpus: Path) -> Path:
         "corpus": str(corpus),
         "method": "odm",
         "guard": {"floor": 0.05, "max_change": 0.1},
-        "train": {**settings, "validation_tokens": 512, "device": "cpu"},
+        "train": {**settings, "validate_every": 1, "validation_tokens": 512, "device": "cpu"},
         "checkpoint_every": 7,
         "store": str(place / "runs.db"),
         "out": str(place / "runs"),

@@ -40,7 +40,14 @@ SMALL = {
     "intermediate_size": 32,
 }
 SETTINGS = TrainerSettings(
-    steps=7, batch_size=6, sequence_length=32, interval=3, learning_rate=3e-3, validation_tokens=256, device="cpu"
+    steps=7,
+    batch_size=6,
+    sequence_length=32,
+    interval=3,
+    learning_rate=3e-3,
+    validate_every=1,
+    validation_tokens=256,
+    device="cpu",
 )
 
 

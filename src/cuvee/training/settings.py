@@ -46,9 +46,9 @@ class TrainerSettings:
     """torch.compile. auto: on GPUs."""
     interval: int = 10
     """Optimizer steps under one mixture."""
-    validate_every: int = 1
+    validate_every: int = 5
     """Intervals between validations; 0 validates at the start and at the end only."""
-    validation_tokens: int = 16_384
+    validation_tokens: int = 4_096
     """The most tokens of each domain's `valid` split that a validation reads."""
     seed: int = 0
     """Of what is random inside a step (dropout)."""

@@ -187,6 +187,7 @@ class LMTrainer:
             world_size=self.ranks.size,
             tokenizer=self._tokenizer(),
             interval_tokens=s.interval * s.batch_size * s.sequence_length,
+            compute=self.loss.compute,
         )
         self._meters = {"loss": LossByDomain().attach(context)}
         for probe in probes:
