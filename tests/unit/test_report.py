@@ -176,6 +176,20 @@ def test_method_labels(config: dict[str, object], label: str) -> None:
     assert method_label(config) == label
 
 
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("llama-1m", "llama-1m"),
+        ("/home/me/runs/base-s0-12345678/model", "continued from base-s0-12345678"),
+        ("weights/pythia", "continued from pythia"),
+        ({"model_type": "llama", "hidden_size": 64}, "model_type llama, hidden_size 64"),
+    ],
+)
+def test_models_are_named_without_their_place(model: object, shown: str, tmp_path: Path) -> None:
+    page = write_report([example_run("natural", config={"model": model})], tmp_path / "r.html").read_text()
+    assert f"<dt>Model</dt><dd>{shown}</dd>" in page
+
+
 def test_numbers_as_text() -> None:
     assert (number(-1.0), signed(0.5), signed(-0.5, 1), number(None)) == ("−1.000", "+0.500", "−0.5", "–")
     assert (amount(999), amount(1_234_567), amount(4.5e15)) == ("999", "1.23 M", "4.5 P")

@@ -51,15 +51,15 @@ _MODEL: dict[str, Any] = {
 
 
 _BASE = TrainerSettings(
-    steps=700,
-    batch_size=16,
+    steps=1400,
+    batch_size=8,
     sequence_length=128,
     learning_rate=5e-3,
-    interval=50,
+    interval=100,
     validate_every=4,
     validation_tokens=4096,
 )
-_CONTINUED = replace(_BASE, steps=200, learning_rate=2e-3, interval=2, validate_every=20)
+_CONTINUED = replace(_BASE, steps=400, learning_rate=2e-3, interval=2, validate_every=40)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _compare_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str, ba
         baseline=plan.methods[0],
         store=store,
         out=folder / "runs",
-        checkpoint_every=20,
+        checkpoint_every=40,
     )
 
 
