@@ -26,11 +26,16 @@ class TestSQLite(StoreSuite):
         return str(tmp_path / "new" / "store.sqlite")
 
     def test_the_file_is_durable_and_consistent(self, store: Store) -> None:
-        pragma = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "integrity_check": "ok"}
+        wanted = {
+            "PRAGMA journal_mode": "wal",
+            "PRAGMA synchronous": 2,
+            "PRAGMA foreign_keys": 1,
+            "PRAGMA integrity_check": "ok",
+        }
         found = store._database.read(
-            lambda connection: {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragma}
+            lambda connection: {query: connection.exec_driver_sql(query).scalar_one() for query in wanted}
         )
-        assert found == pragma
+        assert found == wanted
 
 
 def test_a_path_and_a_url_name_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
