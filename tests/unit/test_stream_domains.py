@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuvee.core.errors import ConfigError, CorpusError, CorpusExhausted, FingerprintMismatch, MixtureError
+from cuvee.core.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    CorpusExhausted,
+    FingerprintMismatch,
+    MixtureError,
+)
 from cuvee.core.mixture import Mixture
 from cuvee.data.batch import Batch
 from cuvee.data.memory import MemoryCorpus
@@ -179,3 +186,29 @@ def test_the_end_of_all_caps_is_an_error_that_says_what_is_left() -> None:
         next(source)
     source.set_mixture(EVEN)
     assert [source.rows_drawn()["code"] for _ in draw(source, 3)][-1] >= 18
+
+
+def test_a_domain_is_known_by_where_it_is_from_and_not_by_its_name() -> None:
+    coming = stream()
+    batches = draw(coming, 4)
+    coming.rename_domain("code", "programs")
+    with pytest.raises(MixtureError, match="in the stream already, as 'programs'"):
+        coming.add_domain("code", FIRST)
+    coming.retire_domain("programs")
+    coming.add_domain("code", FIRST)
+    coming.set_mixture(EVEN)
+    assert sorted(places(batches + draw(coming, 4), "code")) == sorted(places(draw(stream(), 8), "code"))
+
+
+def test_a_damaged_state_is_refused() -> None:
+    state = stream().state_dict()
+    for key in ("schedule", "domains", "retired"):
+        with pytest.raises(CheckpointError, match="damaged"):
+            stream().load_state_dict({**state, key: [{}] if key != "schedule" else {}})
+    for field, value in {"credit": [1, 2], "drawn": ["many", 0], "current": None}.items():
+        with pytest.raises(CheckpointError, match="damaged"):
+            stream().load_state_dict({**state, "schedule": {**state["schedule"], field: value}})
+    with pytest.raises(CheckpointError, match="format 0"):
+        stream().load_state_dict({**state, "format": 0})
+    with pytest.raises(CheckpointError, match=r"epoch_caps.*'web': 2\.0"):
+        stream(epoch_caps={"web": 2.0}).load_state_dict(state)

@@ -241,7 +241,7 @@ class Schedule:
                 credit[new] = credit.pop(old)
         self.names, self._segment = mixture.names, None
         self._drawn_K = np.array([drawn[name] for name in self.names], dtype=np.int64)
-        self.cap_K = np.array([caps[name] for name in self.names], dtype=np.int64)
+        self.cap_K = np.maximum(np.array([caps[name] for name in self.names], dtype=np.int64), self._drawn_K)
         kept_K = np.array([credit.get(name, 0) for name in self.names], dtype=np.int64)
         self._credit_K = spread(kept_K, -int(kept_K.sum()), integer_shares(mixture.weights_K))
         update = self.update(mixture, kind=kind)
@@ -270,6 +270,7 @@ class Schedule:
         self._start = state["since"]
         self._drawn_K = np.array(state["drawn"], dtype=np.int64)
         self._credit_K = np.array(state["credit"], dtype=np.int64)
+        self.cap_K = np.maximum(self.cap_K, self._drawn_K)  # one that came back may have given more than its new cap
         if int(self._credit_K.sum()) != 0:
             raise CheckpointError("the stream state is damaged: its credits do not sum to zero")
         self.position = self._start

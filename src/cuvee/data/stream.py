@@ -63,10 +63,12 @@ class MixtureStream(Iterator[Batch]):
         self.stride = 1
         """Steps between those that this copy is going to draw: the number of a loader's workers. It prepares no others."""
         names = check_names([domain.name for domain in corpus.domains])
-        caps = dict(epoch_caps or {})
-        if unknown := [name for name in caps if name not in names]:
+        self.epoch_caps = {name: float(cap) for name, cap in (epoch_caps or {}).items()}
+        if unknown := [name for name in self.epoch_caps if name not in names]:
             raise ConfigError(f"epoch cap for unknown domain {', '.join(unknown)}: the corpus has {', '.join(names)}")
-        self._sources = {name: Source.open(corpus, name, split, sequence_length, caps.get(name)) for name in names}
+        self._sources = {
+            name: Source.open(corpus, name, split, sequence_length, self.epoch_caps.get(name)) for name in names
+        }
         self._retired: dict[str, tuple[Source, int]] = {}
         self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
         self._all_counted_BL = np.ones((batch_size // world_size, sequence_length), dtype=np.bool_)
@@ -166,15 +168,16 @@ class MixtureStream(Iterator[Batch]):
     def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> Update:
         """Adds domain `name` of `corpus` from the next step on, with weight 0 until a mixture gives it some.
 
-        A domain that was retired under this name and comes back from the same corpus goes on where it stopped.
+        A domain that was in the stream before, whatever it was called when it was retired, goes on where it stopped.
         """
         if name in self._sources:
             raise MixtureError(f"the stream already has a domain {name!r}: retire or rename it first")
         self._schedule.require_nothing_pending()
-        source, drawn = Source.open(corpus, name, self.split, self.sequence_length, epoch_cap), 0
-        if name in self._retired and self._retired[name][0].fingerprint == source.fingerprint:
-            drawn = self._retired.pop(name)[1]
+        source = Source.open(corpus, name, self.split, self.sequence_length, epoch_cap)
+        if present := [other for other, known in self._sources.items() if known.key == source.key]:
+            raise MixtureError(f"domain {name!r} of that corpus is in the stream already, as {present[0]!r}")
         self._corpora[corpus.fingerprint] = corpus
+        _, drawn = self._retired.pop(source.key, (source, 0))
         return self._reshape(
             {**self._sources, name: source},
             {**self.rows_drawn(), name: drawn},
@@ -190,7 +193,7 @@ class MixtureStream(Iterator[Batch]):
         del shares[name]
         if not any(shares.values()):
             raise MixtureError(f"{name} holds all the weight: set a mixture of the other domains before retiring it")
-        self._retired[name] = (source, drawn[name])
+        self._retired[source.key] = (source, drawn[name])
         rest = {other: self._sources[other] for other in shares}
         return self._reshape(rest, drawn, Mixture.normalise(tuple(rest), list(shares.values())), f"retire {name}")
 
@@ -222,35 +225,34 @@ class MixtureStream(Iterator[Batch]):
         """Goes to where `state` was saved, at whatever world size. `corpora` holds those that domains were added from.
 
         Raises `FingerprintMismatch` if a corpus is not the one it was saved on, `CheckpointError` if the stream was made with
-        another seed, batch size, sequence length, split, sampling or epoch cap.
+        another seed, batch size, sequence length, split, sampling or epoch caps.
         """
         if state.get("format") != _FORMAT:
             raise CheckpointError(
                 f"stream state has format {state.get('format')!r}; this version of cuvee reads format {_FORMAT}"
             )
-        if state["fingerprint"] != self.corpus.fingerprint:
+        if state.get("fingerprint") != self.corpus.fingerprint:
             raise FingerprintMismatch(
-                f"the state was saved on corpus {state['fingerprint']}, but this stream reads {self.corpus.fingerprint}: "
+                f"the state was saved on corpus {state.get('fingerprint')}, but this stream reads {self.corpus.fingerprint}: "
                 "open the corpus that the run began with"
             )
         for name in _FIXED:
-            if state[name] != getattr(self, name):
+            if state.get(name) != getattr(self, name):
                 raise CheckpointError(
-                    f"the state was saved with {name} {state[name]!r}, but this stream has {getattr(self, name)!r}: "
-                    f"make the stream with {name}={state[name]!r}"
+                    f"the state was saved with {name} {state.get(name)!r}, but this stream has {getattr(self, name)!r}: "
+                    f"make the stream with {name}={state.get(name)!r}"
                 )
         self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
-        sources = {row["name"]: self._from_json(row) for row in state["domains"]}
-        retired = {row["name"]: (self._from_json(row), int(row["drawn"])) for row in state["retired"]}
-        for name in set(sources) & set(self._sources):
-            if sources[name].cap != self._sources[name].cap:
-                raise CheckpointError(
-                    f"the state was saved with epoch cap {sources[name].cap} for {name}, "
-                    f"but this stream has {self._sources[name].cap}"
-                )
-        self._sources, self._retired = sources, retired
-        self._schedule = Schedule(tuple(sources), self._caps_K(), self.batch_size, self.seed, self.sampling)
-        self._schedule.load_state_dict(state["schedule"])
+        try:
+            sources = {row["name"]: self._from_json(row) for row in state["domains"]}
+            rows = [(self._from_json(row), int(row["drawn"])) for row in state["retired"]]
+            retired = {source.key: (source, drawn) for source, drawn in rows}
+            caps_K = np.array([source.rows for source in sources.values()], dtype=np.int64)
+            schedule = Schedule(tuple(sources), caps_K, self.batch_size, self.seed, self.sampling)
+            schedule.load_state_dict(state["schedule"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"the stream state is damaged ({error!r}): use an earlier checkpoint") from error
+        self._sources, self._retired, self._schedule = sources, retired, schedule
         self._reset()
 
     # Inside
@@ -329,7 +331,7 @@ class MixtureStream(Iterator[Batch]):
         return counted_BL
 
 
-_FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling")
+_FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling", "epoch_caps")
 
 
 def _check_sizes(batch_size: int, sequence_length: int, rank: int, world_size: int) -> None:
