@@ -76,10 +76,9 @@ def resume(samples: int, stops: int) -> dict[str, Any]:
     )
     rng = np.random.default_rng(SEED)
     special = special_stops(scenario, steps)
-    chosen = {0, 1, *rng.choice(special, min(len(special), stops // 2), replace=False).tolist()}
-    others = rng.permutation(steps - 1)
-    chosen |= set(others[: stops - len(chosen & set(others.tolist()))].tolist())
-    same = measure_resume(scenario, sorted(chosen)[:stops], steps)
+    chosen = [0, 1, *rng.choice(special, min(len(special), stops // 2), replace=False).tolist()]
+    chosen = list(dict.fromkeys([*chosen, *rng.permutation(steps - 1).tolist()]))[:stops]
+    same = measure_resume(scenario, sorted(chosen), steps)
     return {"stops_identical": str(same), "first_difference": same.first_difference, "special_steps": len(special)}
 
 

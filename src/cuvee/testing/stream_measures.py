@@ -307,12 +307,15 @@ def measure_edges(cases: int, seed: int, factory: Factory = MixtureStream) -> di
     Counts cases, refusals, draws, and what must not be: other errors, and draws under weights that are no mixture.
     """
     rng = np.random.default_rng(seed)
+    corpora: dict[tuple[int, int], MemoryCorpus] = {}
     figures = {"cases": cases, "refused": 0, "drawn": 0, "unnamed_errors": 0, "silent_acceptances": 0}
     for _ in range(cases):
         domains = int(rng.choice([1, 2, 3, 8, 40, 1000], p=[0.2, 0.2, 0.2, 0.2, 0.19, 0.01]))
-        corpus = make_corpus(
-            {f"d{k}": int(rng.choice([0, 1, 15, 16, 17, 400], p=[0.05, *[0.19] * 5])) for k in range(domains)}
-        )
+        variant = domains, int(rng.integers(8))
+        if variant not in corpora:
+            sizes = rng.choice([0, 1, 15, 16, 17, 400], domains, p=[0.05, *[0.19] * 5])
+            corpora[variant] = make_corpus({f"d{k}": int(size) for k, size in enumerate(sizes)})
+        corpus = corpora[variant]
         weights_K = _odd_weights(rng, domains)
         total = float(weights_K.sum())
         legal = bool(np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(total - 1) <= 1e-9)
