@@ -255,12 +255,14 @@ def test_search_asks_until_the_method_has_enough() -> None:
 
 
 def test_importing_cuvee_loads_nothing_heavy() -> None:
-    check = "import cuvee, sys; print([m for m in ('torch', 'numpy', 'transformers', 'pyarrow', 'sqlalchemy') if m in sys.modules])"
+    heavy = ("torch", "numpy", "transformers", "pyarrow", "sqlalchemy")
+    check = f"import cuvee, sys; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
 def test_the_core_needs_numpy_only() -> None:
-    check = "import cuvee.loop, cuvee.core.state, sys; print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])"
+    heavy = ("torch", "transformers", "pydantic")
+    check = f"import cuvee.loop, cuvee.core.state, sys; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
