@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,7 +37,7 @@ class ReplaySettings:
     architecture: Architecture = field(default_factory=Architecture)
 
 
-class ReplayAgent:
+class ReplayAgent(ABC):
     """Base of the agents that learn from remembered transitions. A subclass fills `learners` and implements the rest."""
 
     settings: ReplaySettings
@@ -47,12 +48,12 @@ class ReplayAgent:
         self.buffer = ReplayBuffer(settings.capacity, seed)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def act(self, observation: Observation, explore: bool = False) -> FloatArray:
-        raise NotImplementedError
+    @abstractmethod
+    def act(self, observation: Observation, explore: bool = False) -> FloatArray: ...
 
+    @abstractmethod
     def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
         """One step of every network on `batch`."""
-        raise NotImplementedError
 
     def observe(self, transition: Transition) -> str | None:
         """Remembers a transition, or returns why not. Raises `PolicyError` if its shapes are not those of this agent."""

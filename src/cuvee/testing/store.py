@@ -61,7 +61,7 @@ def expected(count: int, seed: int = 0) -> Trajectory:
 class StoreSuite:
     @pytest.fixture
     def store_url(self) -> Any:
-        raise NotImplementedError("a store's tests give the URL of an empty database")
+        raise AssertionError("a store's tests give the URL of an empty database")
 
     @pytest.fixture
     def store(self, store_url: str) -> Iterator[Store]:
