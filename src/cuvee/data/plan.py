@@ -16,12 +16,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The rows of one rank for S steps, `stride` apart, sorted by domain, and `row_SB`, which of them stands in each lane."""
+    """The rows of one rank for S steps, `stride` apart: in the order of its lanes, and (N = S B) sorted by domain, where
+    `row_SB` says which of the sorted ones stands in each lane."""
 
     first: int
     stride: int
+    domain_SB: IntArray
+    epoch_SB: IntArray
+    window_SB: IntArray
     domain_N: IntArray
-    epoch_N: IntArray
     window_N: IntArray
     row_SB: IntArray
 
@@ -29,9 +32,8 @@ class Plan:
         ahead = step - self.first
         return 0 <= ahead < len(self.row_SB) * self.stride and ahead % self.stride == 0
 
-    def rows(self, step: int) -> IntArray:
-        row_B: IntArray = self.row_SB[(step - self.first) // self.stride]
-        return row_B
+    def index(self, step: int) -> int:
+        return (step - self.first) // self.stride
 
 
 class Planner:
@@ -63,7 +65,8 @@ class Planner:
             domain_N, draw_N = domain_N[mine_N], draw_N[mine_N]
             row_SB = (np.cumsum(mine_N) - 1).take(row_SB)
         epoch_N, window_N = self._places(domain_N, draw_N, counts_TK[0])
-        return Plan(first, stride, domain_N, epoch_N, window_N, row_SB)
+        lanes = (domain_N.take(row_SB), epoch_N.take(row_SB), window_N.take(row_SB))
+        return Plan(first, stride, *lanes, domain_N, window_N, row_SB)
 
     def _dealt(self, first: int, counts_TK: IntArray, base_K: IntArray) -> IntArray:
         """(S, B/W) the row, in the block sorted by domain, of each of this rank's lanes."""

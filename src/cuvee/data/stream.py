@@ -138,7 +138,7 @@ class MixtureStream(Iterator[Batch]):
             self._draw()
         assert self._plan is not None
         step = self.position
-        batch = self._gather(step, self._plan, self._plan.rows(step))
+        batch = self._gather(step, self._plan, self._plan.index(step))
         self._schedule.advance(1)
         return batch
 
@@ -290,6 +290,7 @@ class MixtureStream(Iterator[Batch]):
 
     def _trim(self) -> None:
         self._plan: Plan | None = None
+        self._block: npt.NDArray[Any] | None = None
         self._ahead = 1
 
     def _draw(self) -> None:
@@ -299,13 +300,25 @@ class MixtureStream(Iterator[Batch]):
             rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
         steps = max(1, min(self._ahead, rows // self.batch_size))
         self._ahead = 2 * steps
-        self._plan = self._planner.plan(self.position, self._schedule.ahead(steps * self.stride), self.stride)
-        self._block = None if self._reader.by_row else self._reader.read(self._plan.domain_N, self._plan.window_N)
+        plan = self._plan = self._planner.plan(self.position, self._schedule.ahead(steps * self.stride), self.stride)
+        self._short_SB = self._reader.short(plan.domain_SB, plan.window_SB)
+        self._padded_S: npt.NDArray[np.bool_] = np.any(self._short_SB, axis=1)
+        if self._reader.by_row:
+            self._place_SB = self._reader.rows(plan.domain_SB, plan.window_SB)
+        else:
+            self._place_SB = plan.row_SB
+            self._block = self._reader.read_sorted(plan.domain_N, plan.window_N)
 
-    def _gather(self, step: int, plan: Plan, row_B: npt.NDArray[np.int64]) -> Batch:
-        domain_B, window_B = plan.domain_N.take(row_B), plan.window_N.take(row_B)
+    def _gather(self, step: int, plan: Plan, index: int) -> Batch:
+        domain_B, window_B, place_B = plan.domain_SB[index], plan.window_SB[index], self._place_SB[index]
         block = self._block
-        rows_BL = self._reader.read(domain_B, window_B) if block is None else block.take(row_B, axis=0, mode="clip")
+        rows_BL = self._reader.read_rows(place_B) if block is None else block.take(place_B, axis=0, mode="clip")
+        counted_BL = self._all_counted_BL
+        if self._padded_S[index]:
+            counted_BL = counted_BL.copy()
+            for row in np.flatnonzero(self._short_SB[index]).tolist():
+                rows_BL[row] = self._reader.tail(domain_B[row])
+                counted_BL[row, len(self._reader.windows[domain_B[row]].tail) :] = False
         update = self._schedule.current
         assert update is not None
         return Batch(
@@ -313,22 +326,13 @@ class MixtureStream(Iterator[Batch]):
             names=self.names,
             tokens_BL=rows_BL.astype(np.int64),
             domain_B=domain_B,
-            counted_BL=self._counted(domain_B, window_B),
-            origin=Origin(plan.epoch_N.take(row_B), window_B),
+            counted_BL=counted_BL,
+            origin=Origin(plan.epoch_SB[index], window_B),
             version=update.version,
             mixture_digest=update.mixture_digest,
             log_digest=update.log_digest,
             documents=partial(document_ordinals, self._reader.windows, domain_B, window_B, self.sequence_length),
         )
-
-    def _counted(self, domain_B: npt.NDArray[np.int64], window_B: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        short = self._reader.short(domain_B, window_B)
-        if not short.size:
-            return self._all_counted_BL
-        counted_BL = self._all_counted_BL.copy()
-        for row in short:
-            counted_BL[row, len(self._reader.windows[domain_B[row]].tail) :] = False
-        return counted_BL
 
 
 _FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling", "epoch_caps")

@@ -58,29 +58,35 @@ class Reader:
 
     @property
     def by_row(self) -> bool:
-        """True if rows are best read one batch at a time; else a block of several batches, sorted by domain, is cheaper."""
+        """True if rows can be read in any order at one price; else they are cheaper sorted by domain, many at a time."""
         return self._one is not None
 
-    def read(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
-        """(N, L) tokens in the pools' own type. Without `by_row` the rows must be sorted by domain."""
-        short = self.short(domain_N, window_N)
-        if self._one is None:
-            rows_NL = self._by_domain(domain_N, window_N)
-        else:
-            row_N = self._first_K.take(domain_N) + window_N * self._step
-            row_N[short] = self._safe
-            rows_NL = self._one.take(row_N, axis=0, mode="clip") if self._step == 1 else self._one[row_N]
-        for row in short:
-            rows_NL[row] = self.windows[domain_N[row]].padded_tail()
-        return rows_NL
+    def rows(self, domain: IntArray, window: IntArray) -> IntArray:
+        """Where the windows are in the one array, of any shape; some whole window's place for those that hold padding."""
+        assert self._one is not None
+        row = self._first_K.take(domain) + window * self._step
+        if self._tails:
+            row[self.short(domain, window)] = self._safe
+        return row
 
-    def short(self, domain_N: IntArray, window_N: IntArray) -> IntArray:
+    def read_rows(self, row_N: IntArray) -> TokenArray:
+        """(N, L) tokens at `rows`, in the pools' own type; those of windows with padding are yet to be filled in."""
+        assert self._one is not None
+        return self._one.take(row_N, axis=0, mode="clip") if self._step == 1 else self._one[row_N]
+
+    def short(self, domain: IntArray, window: IntArray) -> npt.NDArray[np.bool_]:
         """Which rows hold padding."""
         if not self._tails:
-            return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(window_N == self._whole_K.take(domain_N))
+            return np.zeros(domain.shape, dtype=np.bool_)
+        mask: npt.NDArray[np.bool_] = window == self._whole_K.take(domain)
+        return mask
 
-    def _by_domain(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
+    def tail(self, domain: int) -> TokenArray:
+        """(L,) the window of a domain that holds padding."""
+        return self.windows[domain].padded_tail()
+
+    def read_sorted(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
+        """The same of rows sorted by domain, without the one array."""
         rows_NL = np.empty((len(domain_N), self.length), dtype=self.dtype)
         number_K = np.bincount(domain_N, minlength=len(self.windows))
         end_K = np.cumsum(number_K)
