@@ -308,7 +308,7 @@ def test_domains_that_come_and_are_renamed_mid_run_are_measured_and_restored(
     assert so_far.last.tokens_K[2] == 0
     assert not so_far.last.loss.present[2]
     trainer.stream.rename_domain("network", "web")
-    trainer.stream.add_domain("network", other)
+    trainer.stream.add_domain("network", corpus)
     mixture = Mixture.uniform(("algorithms", "mail", "web"))
     so_far = so_far.append(mixture, trainer.advance(mixture))
     assert so_far.names == ("algorithms", "mail", "web", "network")
