@@ -51,7 +51,10 @@ def compare(
             if workers == 1:
                 failures = _one_by_one(list(configs.values()), resume, group, observer, stop)
             else:
-                failures = _Crew(configs, resume, group, observer, stop).work(workers)
+                left = {i: one for i, one in configs.items() if i not in known or known[i].status != "done"}
+                for run_id in (i for i in configs if i not in left):
+                    train(configs[run_id], observer=observer)  # only says so: not worth a process
+                failures = _Crew(left, resume, group, observer, stop).work(workers)
         if failures:
             raise failures[0]
         return [store.load(run_id) for run_id in configs]
