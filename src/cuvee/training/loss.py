@@ -42,20 +42,26 @@ class NextTokenLoss:
 
         `counted_BL` marks the positions whose next-token loss counts; it is False at the end of each row.
         """
-        targets_BL = tokens_BL.roll(-1, dims=1)
         device = tokens_BL.device.type
         with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
             output = self.run(input_ids=tokens_BL, use_cache=False)
         if not self.blockwise:
+            targets_BL = tokens_BL.roll(-1, dims=1)
             loss_BL = functional.cross_entropy(output.logits.float().mT, targets_BL, reduction="none")
             loss_BL = loss_BL.masked_fill(~counted_BL, 0.0)
             return loss_BL.sum() / denominator, loss_BL.detach()
-        hidden_NH = output.last_hidden_state.flatten(0, 1)
+        return self.of_hidden(output.last_hidden_state.flatten(0, 1), tokens_BL, counted_BL, denominator)
+
+    def of_hidden(
+        self, hidden_NH: Tensor, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same from the model's last hidden states at these tokens; for a model that takes the blockwise way."""
+        assert self.blockwise
         apply: Any = _BlockwiseLoss.apply  # torch leaves it untyped
         total, loss_N = apply(
             hidden_NH,
             self.head.weight,
-            targets_BL.flatten(),
+            tokens_BL.roll(-1, dims=1).flatten(),
             counted_BL.flatten() / denominator,
             self.compute,
             torch.is_grad_enabled(),

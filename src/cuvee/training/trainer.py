@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from cuvee.training.placement import compute_type_for, device_for, is_compiled
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.update import Update
 from cuvee.training.validation import Validation, next_token_counts
+
+Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""A training step's forward pass, as `NextTokenLoss` makes it; `cuvee.training.together` puts another in its place."""
 
 # Settings that say where a run computes, not what.
 _FREE_TO_CHANGE = {"device", "compile"}
@@ -81,6 +84,7 @@ class LMTrainer:
             )
         compute, compiled = compute_type_for(settings, self.device), is_compiled(settings, self.device)
         self.loss = NextTokenLoss(model, compute=compute, compiled=compiled)
+        self.forward: Forward = self.loss
         self.update = Update(model, settings)
         self.validation = Validation(settings.validation_tokens, settings.sequence_length)
         self.size = size_of(model, settings.sequence_length)
@@ -139,7 +143,7 @@ class LMTrainer:
         for micro in self._micro_batches(batch, counted_BL, denominator):
             for meter in self._meters.values():
                 meter.before_forward(micro)
-            loss, loss_BL = self.loss(micro.tokens_BL, micro.counted_BL, denominator)
+            loss, loss_BL = self.forward(micro.tokens_BL, micro.counted_BL, denominator)
             for meter in self._meters.values():
                 meter.after_forward(micro, loss_BL)
             loss.backward()  # type: ignore[no-untyped-call]
