@@ -1,20 +1,20 @@
-"""A worker: a process that takes one run after the other from the store, trains it, and tells its driver how it goes.
+"""A worker: a process that takes one run after the other from the store and trains it, until asked to leave or all are done.
 
-Driver and worker share one pipe. Whatever comes from the driver, the pipe's end included, means: end the interval under way,
-save, give the run back, and leave. A worker whose driver was killed therefore stops by itself.
+Whoever started it may ask it to end the interval under way, save, give the run back, and leave: a process of this host through
+a pipe (whose end, if the driver was killed, says the same), a process of a cluster by a signal.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from cuvee.core.protocols import Metrics, Trainer
 from cuvee.core.trajectory import Trajectory
@@ -28,6 +28,9 @@ from cuvee.fleet.task import MakeTrainer, build_task
 from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
+
+Asked = Callable[[float], bool]
+"""Waits so many seconds, or less if it is asked to leave; whether it is."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,57 @@ class Orders:
 
 
 class Drained(BaseException):
-    """The driver asked for the end, and the run under way is saved."""
+    """The worker was asked to leave, and the run under way is saved."""
 
 
 def work(orders: Orders, line: Connection) -> None:
-    """The process's main function. Ends after a failed attempt, which may have left memory or a device in a bad state."""
+    """The main function of a process of this host. Whatever comes through `line`, its end included, asks it to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver decides what it means
+    _work(orders, line.poll)
+
+
+def work_until_signalled(orders: Orders) -> None:
+    """The main function of a process of a cluster, which SIGINT, SIGTERM and SIGUSR2 ask to leave: these are what schedulers
+    send to a job that is cancelled, runs out of time, or loses its node."""
+    _work(orders, _Signalled())
+
+
+class _Signalled:
+    def __init__(self) -> None:
+        self._signalled = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def __call__(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not self._signalled and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return self._signalled
+
+
+def _work(orders: Orders, asked: Asked) -> None:
+    """Ends after a failed attempt too, which may have left memory or a device in a bad state."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(orders.threads)
     name = worker_name()
     with Store(Database(orders.address)) as store:
-        _tell(line, "ready", worker=name)
-        while not line.poll(0):
+        while not asked(0.0):
             claim = store.claim(name, orders.lease_seconds, orders.group)
-            if claim is None:
-                line.poll(orders.idle_seconds)  # until there is work again: another worker's run may come back
-            elif not _attempt(store, claim, orders, line):
+            if claim is not None:
+                if not _attempt(store, claim, orders, asked):
+                    return
+            elif store.tally(orders.group).open:
+                asked(orders.idle_seconds)  # another worker's run may come back
+            else:
                 return
 
 
-def _attempt(store: Store, claim: Claim, orders: Orders, line: Connection) -> bool:
+def _attempt(store: Store, claim: Claim, orders: Orders, asked: Asked) -> bool:
     """Whether the process is fit for another run."""
     run_id = claim.run.id
-    _tell(line, "claimed", run=run_id, attempt=claim.attempt)
     try:
         with claim.kept_alive():
             trainer, policy = build_task(claim.run.config, claim.run.seed, orders.make_trainer)
@@ -76,14 +107,12 @@ def _attempt(store: Store, claim: Claim, orders: Orders, line: Connection) -> bo
     except Exception as error:
         with suppress(ClaimLost):
             claim.fail(f"{type(error).__name__}: {error}")
-        _tell(line, "failed", run=run_id, reason=f"{type(error).__name__}: {error}")
         return False
     folder = orders.checkpoints / run_id if orders.checkpoints else None
     checkpoints = AttemptCheckpoints(folder, claim.attempt) if folder else None
 
     def watch(so_far: Trajectory, trainer: Trainer, metrics: Metrics) -> None:
-        _tell(line, "interval", run=run_id, progress=so_far.last.progress, tokens=int(so_far.last.tokens_K.sum()))
-        if line.poll(0) and not trainer.done:
+        if asked(0.0) and not trainer.done:
             journal.save(len(so_far), trainer, policy)
             raise Drained
 
@@ -97,13 +126,6 @@ def _attempt(store: Store, claim: Claim, orders: Orders, line: Connection) -> bo
             journal.finish(trainer, policy=str(learned) if learned else None)
     except (ClaimLost, Drained):
         return True
-    except Exception as error:
-        _tell(line, "failed", run=run_id, reason=f"{type(error).__name__}: {error}")
+    except Exception:  # why is in the store: the journal has ended the attempt with it
         return False
-    _tell(line, "done", run=run_id)
     return True
-
-
-def _tell(line: Connection, what: str, **facts: Any) -> None:
-    with suppress(OSError):  # the driver is gone, which the next poll shows
-        line.send_bytes(json.dumps({"what": what, "pid": os.getpid(), **facts}).encode())

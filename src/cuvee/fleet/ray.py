@@ -1,0 +1,128 @@
+"""`RayFleet`: the same workers as tasks of a Ray cluster that is there already.
+
+    fleet = RayFleet(store, make_trainer, proxy, group="regmix", workers=64, gpus=0.25)
+    policy = search(method, corpus, fleet)
+
+A worker is one Ray task, which takes run after run from the store. If its node is lost, so is its lease: another worker goes on
+with the run, and the driver asks Ray for a new one. Cancelling a task is a SIGINT in it, which asks the worker to leave.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Unpack
+
+from cuvee.core.errors import ConfigError, StoreError
+from cuvee.fleet.engine import FleetOptions, StoreFleet, Worker
+from cuvee.fleet.store import Store
+from cuvee.fleet.task import MakeTrainer
+from cuvee.fleet.worker import work_until_signalled
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+_KNOCK_SECONDS = 10.0
+
+
+class RayFleet(StoreFleet):
+    """`address` is the cluster's (`host:port`; "auto" is $RAY_ADDRESS or the one that this host is part of); each worker asks it
+    for `threads` CPUs and `gpus` GPUs, of which a share is enough for tiny proxies. For the rest see `StoreFleet`.
+
+    Needs `pip install 'cuvee[ray]'`, here and on every node, and a corpus and a checkpoint folder at the same path everywhere.
+    Raises `ConfigError` if there is no cluster, and `StoreError` if it has several hosts and the store is a SQLite file.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        make_trainer: MakeTrainer,
+        proxy: Mapping[str, Any],
+        *,
+        address: str = "auto",
+        gpus: float = 0.0,
+        **options: Unpack[FleetOptions],
+    ) -> None:
+        super().__init__(store, make_trainer, proxy, **options)
+        self._orders = dataclasses.replace(self._orders, idle_seconds=2.0)
+        self._address, self._gpus = address, gpus
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("the engine ray needs Ray: pip install 'cuvee[ray]'") from None
+        ours = not ray.is_initialized()
+        if ours:
+            try:
+                _knock(self._address)
+                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"there is no Ray cluster at {self._address!r} ({error}): start one with `ray start --head`, or give "
+                    "the address of one as ray.address"
+                ) from error
+        try:
+            yield
+        finally:
+            if ours:
+                ray.shutdown()
+
+    def _start(self, slot: int) -> Worker:
+        import ray
+
+        hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        if self._store.address.is_sqlite and hosts != {ray.util.get_node_ip_address()}:
+            raise StoreError(
+                f"the Ray cluster has the hosts {', '.join(sorted(hosts))}, and {self._store.address.shown} can be written "
+                "from one only: use a PostgreSQL store (--store postgresql://… or @FILE)"
+            )
+        task = ray.remote(max_calls=1)(work_until_signalled)  # a process of its own, as other engines have it
+        resources = {"num_cpus": self._orders.threads, "num_gpus": self._gpus, "name": f"cuvee {self._group}"}
+        return _Task(task.options(**resources, max_retries=0).remote(self._orders))
+
+    def _listen(self, workers: Sequence[Worker], seconds: float) -> None:
+        import ray
+
+        ray.wait([worker.task for worker in workers if isinstance(worker, _Task)], timeout=seconds)
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nobody answers, which Ray itself finds out after minutes only."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+class _Task:
+    def __init__(self, task: ObjectRef[None]) -> None:
+        self.task = task
+
+    def alive(self) -> bool:
+        import ray
+
+        return not ray.wait([self.task], timeout=0)[0]
+
+    def trouble(self) -> str | None:
+        import ray
+
+        try:
+            ray.get(self.task)
+        except ray.exceptions.TaskCancelledError:
+            return None
+        except Exception as error:  # Ray raises what the task raised, in a class that is also of its own
+            return str(error)
+        return None
+
+    def leave(self) -> None:
+        import ray
+
+        ray.cancel(self.task)
+
+    def close(self) -> None:
+        import ray
+
+        ray.cancel(self.task, force=True)
