@@ -76,10 +76,9 @@ class _Linear(_Leaf):
     def forward(self, x: Tensor) -> Tensor:
         x_NRH = x.reshape(len(self.members), -1, x.shape[-1])
         weight = self.stacked("weight").mT
-        if self._of[0].bias is None:
-            y = torch.bmm(x_NRH, weight)
-        else:
-            y = torch.baddbmm(self.stacked("bias")[:, None], x_NRH, weight)
+        y = torch.bmm(x_NRH, weight)
+        if self._of[0].bias is not None:
+            y = y + self.stacked("bias")[:, None]
         return y.view(*x.shape[:-1], -1)
 
 
