@@ -18,6 +18,7 @@ from cuvee.fleet.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
+from cuvee.training import together
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.trainer import LMTrainer
@@ -61,6 +62,41 @@ def test_killed_proxies_end_with_the_numbers_of_unbroken_ones(tmp_path: Path) ->
         assert store.summary(ids[0]).attempts >= 2
     for policy, one in zip([Exp3(), policies[1]], found, strict=True):
         assert one.trajectory == run(make_trainer(proxy, 0), policy)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("gain", [2.0, 0.5])
+def test_proxies_of_one_process_end_with_the_same_numbers(tmp_path: Path, gain: float) -> None:
+    """Together, and killed on the way; or one after the other, because the trial found that to be faster."""
+    proxy = {"corpus": str(stdlib_corpus(tmp_path).folder), "train": TRAIN, "gain": gain}
+    weights = [(0.25, 0.25, 0.5), (0.5, 0.25, 0.25)]
+    policies = [Exp3(), *(Fixed(Mixture.of(dict(zip(NAMES, each, strict=True)))) for each in weights)]
+    with Store.open(tmp_path / "store.sqlite") as store:
+        fleet = LocalFleet(
+            store,
+            make_trainer_as_if,
+            proxy,
+            group="g",
+            checkpoints=tmp_path / "checkpoints",
+            every=2,
+            lease_seconds=2.0,
+            together=3,
+        )
+        ids = [fleet.plan(policy) for policy in policies]
+        killer = threading.Thread(target=kill_at, args=(store, ids[2], (3,) if gain > 1.0 else ()))
+        killer.start()
+        found = fleet.run(policies)
+        killer.join()
+        tally = store.tally("g")
+    assert (tally.done, tally.lost_attempts) == (3, 3 if gain > 1.0 else 0)
+    for policy, one in zip([Exp3(), *policies[1:]], found, strict=True):
+        assert one.trajectory == run(make_trainer(proxy, 0), policy)
+
+
+def make_trainer_as_if(proxy: Mapping[str, Any], seed: int) -> LMTrainer:
+    """In a worker, where the trial is to find this gain."""
+    together._timed_trial = lambda trainers: together.Comparison(proxy["gain"], same_bits=True)
+    return make_trainer(proxy, seed)
 
 
 def kill_at(store: Store, run_id: str, intervals: tuple[int, ...]) -> None:

@@ -69,6 +69,7 @@ class FleetOptions(TypedDict, total=False):
     max_attempts: int
     lease_seconds: float
     threads: int
+    together: int
     on_change: OnChange | None
 
 
@@ -84,7 +85,8 @@ class StoreFleet(ABC):
 
     `make_trainer(proxy, seed)` builds a fresh trainer in a worker's process and must be importable there. Each worker computes
     with `threads` threads (two tiny proxies side by side are much faster than one on two threads). Checkpoints, if a folder is
-    given, every `every` intervals. `on_change` is called with a `Tally` about once a second.
+    given, every `every` intervals. A worker trains up to `together` runs as one program where a trial shows that to be faster and
+    the numbers to stay the same (see `cuvee.training.together`). `on_change` is called with a `Tally` about once a second.
     """
 
     def __init__(
@@ -101,13 +103,18 @@ class StoreFleet(ABC):
         max_attempts: int = 3,
         lease_seconds: float = 60.0,
         threads: int = 1,
+        together: int = 1,
         on_change: OnChange | None = None,
     ) -> None:
         if workers < 1:
             raise TrainingError(f"workers is {workers}: at least 1 is needed")
+        if together < 1:
+            raise TrainingError(f"together is {together}: at least 1 run is trained at a time")
         self._store, self._proxy, self._group, self._seed = store, dict(proxy), group, seed
         self._count, self._max_attempts, self._on_change = workers, max_attempts, on_change
-        self._orders = Orders(store.address, group, make_trainer, checkpoints, every, lease_seconds, threads)
+        self._orders = Orders(
+            store.address, group, make_trainer, checkpoints, every, lease_seconds, threads, together, workers
+        )
         self._posts: list[_Post] = []
         self._interrupts = self._fruitless = 0
 

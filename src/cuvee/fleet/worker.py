@@ -6,17 +6,20 @@ a pipe (whose end, if the driver was killed, says the same), a process of a clus
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from cuvee.core.protocols import Metrics, Trainer
+from cuvee.core.protocols import Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.address import Address
 from cuvee.fleet.attempts import AttemptCheckpoints
@@ -44,6 +47,10 @@ class Orders:
     every: int
     lease_seconds: float
     threads: int
+    together: int = 1
+    """The most runs that it may train as one program, if a trial shows that to be faster."""
+    workers: int = 1
+    """How many its driver has."""
     idle_seconds: float = 0.5
 
 
@@ -83,12 +90,17 @@ def _work(orders: Orders, asked: Asked) -> None:
     """Ends after a failed attempt too, which may have left memory or a device in a bad state."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(orders.threads)
-    name = worker_name()
+    name, most = worker_name(), orders.together
     with Store(Database(orders.address)) as store:
         while not asked(0.0):
-            claim = store.claim(name, orders.lease_seconds, orders.group)
-            if claim is not None:
-                if not _attempt(store, claim, orders, asked):
+            claims = _claims(store, name, orders, most)
+            if len(claims) > 1:
+                fit, shared = _attempt_together(store, claims, orders, asked)
+                most = most if shared else 1
+                if not fit:
+                    return
+            elif claims:
+                if not _attempt(store, claims[0], orders, asked):
                     return
             elif store.tally(orders.group).open:
                 asked(orders.idle_seconds)  # another worker's run may come back
@@ -96,18 +108,75 @@ def _work(orders: Orders, asked: Asked) -> None:
                 return
 
 
+def _claims(store: Store, name: str, orders: Orders, most: int) -> list[Claim]:
+    """Up to `most` runs, but no more than leaves as many to each other worker. A run that was tried before is taken alone: it may
+    be what ended a process, and with it all runs that were trained there."""
+    share = min(most, math.ceil(store.tally(orders.group).waiting / orders.workers)) if most > 1 else 1
+    claims: list[Claim] = []
+    while claim := store.claim(name, orders.lease_seconds, orders.group):
+        if claims and claim.attempt > 1:
+            claim.release()
+            break
+        claims.append(claim)
+        if claim.attempt > 1 or len(claims) >= share:
+            break
+    return claims
+
+
 def _attempt(store: Store, claim: Claim, orders: Orders, asked: Asked) -> bool:
     """Whether the process is fit for another run."""
-    run_id = claim.run.id
     try:
         with claim.kept_alive():
-            trainer, policy = build_task(claim.run.config, claim.run.seed, orders.make_trainer)
+            trainer, policy = _build(claim, orders)
     except ClaimLost:
         return True
+    except Exception:
+        return False
+    return _train(store, claim, trainer, policy, orders, asked)
+
+
+def _attempt_together(store: Store, claims: Sequence[Claim], orders: Orders, asked: Asked) -> tuple[bool, bool]:
+    """Whether the process is fit for other runs, and whether these were trained together; if not, all but one are given back."""
+    from cuvee.training.together import together
+
+    built: list[tuple[Claim, Trainer, Policy]] = []
+    with ExitStack() as leases:
+        for claim in claims:
+            leases.enter_context(claim.kept_alive())
+        for claim in claims:
+            with suppress(Exception):  # why is in the store
+                built.append((claim, *_build(claim, orders)))
+        group = together([trainer for _, trainer, _ in built])
+        if group is None:
+            for claim, *_ in built[1:]:
+                with suppress(ClaimLost):
+                    claim.release()
+            fits = [_train(store, *each, orders, asked) for each in built[:1]]
+        else:
+            with ThreadPoolExecutor(len(built)) as pool:
+                places = (group.place(trainer) for _, trainer, _ in built)
+                fits = list(pool.map(lambda place, each: _placed(place, store, *each, orders, asked), places, built))
+    return all(fits) and len(built) == len(claims), group is not None
+
+
+def _placed(place: AbstractContextManager[None], *run: Any) -> bool:
+    with place:
+        return _train(*run)
+
+
+def _build(claim: Claim, orders: Orders) -> tuple[Trainer, Policy]:
+    """If it fails, so has the attempt."""
+    try:
+        return build_task(claim.run.config, claim.run.seed, orders.make_trainer)
     except Exception as error:
         with suppress(ClaimLost):
             claim.fail(f"{type(error).__name__}: {error}")
-        return False
+        raise
+
+
+def _train(store: Store, claim: Claim, trainer: Trainer, policy: Policy, orders: Orders, asked: Asked) -> bool:
+    """Whether the process is fit for another run."""
+    run_id = claim.run.id
     folder = orders.checkpoints / run_id if orders.checkpoints else None
     checkpoints = AttemptCheckpoints(folder, claim.attempt) if folder else None
 

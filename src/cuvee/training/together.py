@@ -49,6 +49,8 @@ class _Pass:
     denominator: float
     result: tuple[Tensor, Tensor] | None = None
     error: Exception | None = field(default=None, repr=False)
+    seconds: float = 0.0
+    """Its share of the computation."""
 
 
 def together(trainers: Sequence[Trainer]) -> Together | None:
@@ -101,17 +103,24 @@ class Together:
         self._changed = threading.Condition()
         self._there = set(range(len(trainers)))
         self._waiting: dict[int, _Pass] = {}
+        self._others = [0.0] * len(trainers)  # seconds that a trainer spent on others, or waiting for them
         for number, trainer in enumerate(trainers):
             trainer.forward = partial(self._forward, number)
+            trainer.clock = partial(self._clock, number)
 
     @contextmanager
-    def place(self, trainer: LMTrainer) -> Iterator[None]:
+    def place(self, trainer: Trainer) -> Iterator[None]:
         """Around the whole run of one trainer, in its thread; the others wait for it in every pass until the block ends."""
+        number = next(number for number, own in enumerate(self._trainers) if own is trainer)
         with self._changed:
             try:
                 yield
             finally:
-                self._leave(self._trainers.index(trainer))
+                self._leave(number)
+
+    def _clock(self, number: int) -> float:
+        """Stands still while the time is others', so that the costs of all add up to the time that passes."""
+        return time.perf_counter() - self._others[number]
 
     def _leave(self, number: int) -> None:
         self._there.discard(number)
@@ -123,6 +132,7 @@ class Together:
         if _is_hooked(self._trainers[number].model):  # a probe listens at this model's own modules
             self._leave(number)
             return self._trainers[number].loss(tokens_BL, counted_BL, denominator)
+        began = time.perf_counter()
         mine = _Pass(tokens_BL, counted_BL, denominator)
         self._waiting[number] = mine
         while mine.result is None and mine.error is None:
@@ -131,6 +141,7 @@ class Together:
                 self._changed.notify_all()
             else:
                 self._changed.wait()
+        self._others[number] += time.perf_counter() - began - mine.seconds
         if mine.error is not None:
             raise mine.error
         assert mine.result is not None
@@ -141,6 +152,7 @@ class Together:
         members = sorted(self._waiting)
         passes = [self._waiting.pop(member) for member in members]
         trainers = [self._trainers[member] for member in members]
+        began = time.perf_counter()
         try:
             results = _stacked(self._model, members, trainers, passes) if len(members) > 1 else _apart(trainers, passes)
         except Exception as error:  # each of them raises it, in its own thread
@@ -148,7 +160,7 @@ class Together:
                 each.error = error
             return
         for each, result in zip(passes, results, strict=True):
-            each.result = result
+            each.result, each.seconds = result, (time.perf_counter() - began) / len(passes)
 
 
 def _stacked(

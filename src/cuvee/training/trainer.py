@@ -85,6 +85,7 @@ class LMTrainer:
         compute, compiled = compute_type_for(settings, self.device), is_compiled(settings, self.device)
         self.loss = NextTokenLoss(model, compute=compute, compiled=compiled)
         self.forward: Forward = self.loss
+        self.clock = time.perf_counter
         self.update = Update(model, settings)
         self.validation = Validation(settings.validation_tokens, settings.sequence_length)
         self.size = size_of(model, settings.sequence_length)
@@ -99,7 +100,7 @@ class LMTrainer:
 
     def start(self, probes: Sequence[Probe]) -> Signals:
         """Attaches the probes and measures before the first step."""
-        began = time.perf_counter()
+        began = self.clock()
         self._attach(probes)
         domains = self.stream.domains
         self._begin_interval(domains)
@@ -110,7 +111,7 @@ class LMTrainer:
         are touched, or if ranks disagree or go missing."""
         assert self._meters, "call start or restore before advance"
         assert not self.done, "the budget is used up"
-        began = time.perf_counter()
+        began = self.clock()
         self.stream.set_mixture(mixture)
         domains = self.stream.domains
         self._begin_interval(domains)
@@ -233,7 +234,7 @@ class LMTrainer:
         if validate:
             probes["valid_loss"] = Measured.mean(*sums["valid_loss"].view(2, -1).cpu().numpy())
         tokens_K = sums["tokens"].cpu().numpy().astype(np.int64)
-        tokens, seconds = int(tokens_K.sum()), time.perf_counter() - began
+        tokens, seconds = int(tokens_K.sum()), self.clock() - began
         self.cost += Cost(tokens, tokens * self.size.flops_per_token, seconds)
         progress = self.step / self.settings.total_steps
         return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
