@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cuvee.cli import main
 from cuvee.core.errors import ConfigError
-from cuvee.fleet.rows import Tally
 from cuvee.policies.files import load_policy
 from cuvee.recipes.config import TrainConfig, load, parse
+from cuvee.recipes.fleet_watch import FleetStatus
 from cuvee.recipes.search import SearchConfig, make_trainer, plan, search
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
@@ -51,9 +53,9 @@ def test_a_policy_learned_on_a_proxy_steers_a_larger_model_with_no_reward_measur
 ) -> None:
     wanted = load(SearchConfig, config)
     assert (plan(wanted).runs, plan(wanted).total.tokens) == (1, 12 * 4 * 64)
-    seen: list[Tally] = []
+    seen: list[FleetStatus] = []
     folder = search(wanted, on_change=seen.append)
-    assert seen[-1].done == 1
+    assert seen[-1].tally.done == 1
     assert [probe.name for probe in load_policy(folder).probes] == ["weight_norms"]
     assert plan(wanted).runs == 0, "what is done is not asked for again"
     assert search(wanted) == folder
@@ -75,3 +77,26 @@ def test_a_worker_refuses_a_corpus_that_changed(config: Path) -> None:
     wanted = load(SearchConfig, config)
     with pytest.raises(ConfigError, match="search again"):
         make_trainer({**wanted.proxy("0" * 64)}, 0)
+
+
+def test_the_command_says_what_it_would_cost_and_what_failed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cuvee(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    assert cuvee("--dry-run", "--workers", "2") == 0
+    said = capsys.readouterr().out
+    assert "ac_odm asks for 1 proxy runs next (0 are done): 3,072 tokens" in said
+    assert "steps on this machine, without validation" in said
+    assert not (tmp_path / "runs").exists()
+    assert cuvee("train.learning_rate=1e30", "max_attempts=2", "--store", str(tmp_path / "other.db")) == 1
+    said = capsys.readouterr().err
+    assert "0 done, 0 running, 0 waiting, 1 failed, 1 retried" in said
+    assert any(
+        line.startswith("failed: ") and "after 2 attempts: TrainingError: " in line for line in said.splitlines()
+    )
+    assert said.splitlines()[-1].startswith("error: 1 of 1 runs of proxy-ac_odm failed after 2 attempts each")

@@ -47,6 +47,26 @@ def list_runs(
 
 
 @app.command()
+def watch(store: StoreOption = None, group: GroupOption = None) -> None:
+    """Shows how runs get on, whoever works on them, until none is open or Ctrl-C."""
+    import time
+    from contextlib import suppress
+
+    from cuvee.cli.console import console
+    from cuvee.cli.fleet import FleetView
+    from cuvee.recipes.fleet_watch import FleetWatch
+    from cuvee.recipes.stores import open_store
+
+    with open_store(store, must_exist=True) as opened, FleetView(console()) as view, suppress(KeyboardInterrupt):
+        watched = FleetWatch(opened, group)
+        while True:
+            view.show(status := watched.look())
+            if not status.tally.open:
+                return
+            time.sleep(1.0)
+
+
+@app.command()
 def show(
     run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
     store: StoreOption = None,

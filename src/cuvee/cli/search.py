@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
-    from cuvee.fleet.rows import Tally
+    from cuvee.recipes.search import Plan
 
 
 def search(
     config: Config,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, one thread each.")] = 2,
+    engine: Annotated[
+        Literal["local", "ray", "slurm"] | None,
+        typer.Option("--engine", help="Where workers live, in place of the file's `engine`."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Runs the proxies that a method asks for, none twice, and writes the policy that it commits to."""
+    from cuvee.cli.console import console
+    from cuvee.cli.fleet import FleetView
     from cuvee.recipes import search as recipe
     from cuvee.recipes.config import load
 
     wanted = load(recipe.SearchConfig, config, overrides or ())
+    given = {"engine": engine, "store": store}
+    wanted = wanted.model_copy(update={name: value for name, value in given.items() if value is not None})
     if dry_run:
-        plan = recipe.plan(wanted)
-        typer.echo(
-            f"{wanted.method.label} asks for {plan.runs} proxy runs next ({plan.logged} are done): "
-            f"{plan.total.tokens:,} tokens, {plan.total.flops:.3g} FLOPs; "
-            f"each {plan.each.tokens:,} tokens, {plan.each.flops:.3g} FLOPs"
-        )
+        typer.echo(_said(recipe.plan(wanted), wanted.method.label, workers))
         return
-    folder = recipe.search(wanted, workers=workers, on_change=None if quiet else _say)
+    try:
+        with FleetView(console(stderr=True)) as view:
+            folder = recipe.search(wanted, workers=workers, on_change=None if quiet else view.show)
+    except KeyboardInterrupt as stopped:
+        typer.secho(str(stopped) or "stopped", fg=typer.colors.YELLOW, err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`")
 
 
-def _say(tally: Tally) -> None:
-    typer.echo(
-        f"{tally.done} done, {tally.running} running, {tally.waiting} waiting, {tally.failed} failed "
-        f"({tally.lost_attempts} attempts lost), {tally.cost.tokens:,} tokens"
+def _said(plan: Plan, method: str, workers: int) -> str:
+    from cuvee.cli.live import time_of
+
+    asked = (
+        f"{method} asks for {plan.runs} proxy runs next ({plan.logged} are done): "
+        f"{plan.total.tokens:,} tokens, {plan.total.flops:.3g} FLOPs; "
+        f"each {plan.each.tokens:,} tokens, {plan.each.flops:.3g} FLOPs"
+    )
+    if not plan.runs:
+        return asked
+    return (
+        f"{asked}\nabout {time_of(plan.seconds(workers))} with {workers} workers; "
+        f"each {time_of(plan.each.seconds)}, judging by {plan.judged_by}"
     )

@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from cuvee.core.domain import natural_shares
 from cuvee.core.errors import ConfigError
+from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
-from cuvee.core.trajectory import Cost
+from cuvee.core.trajectory import Cost, Run
 from cuvee.data.corpus import Corpus
+from cuvee.fleet.engine import FleetOptions, OnChange, StoreFleet
 from cuvee.fleet.local import LocalFleet
-from cuvee.fleet.rows import Tally
+from cuvee.fleet.ray import RayFleet
+from cuvee.fleet.slurm import SlurmFleet
+from cuvee.fleet.store import Store
 from cuvee.loop import search as search_loop
 from cuvee.policies.files import save_policy
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse
+from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model, size_of
+
+_TIMED_SECONDS = 2.0  # an estimate is worth so much training, or two intervals if these take longer
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+Partition = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
+
+
+class LocalOptions(BaseModel):
+    """Processes of this host."""
+
+    model_config = _STRICT
+    devices: tuple[str, ...] = ()
+    """CUDA devices, one a worker in turn; two workers may share one."""
+
+
+class RayOptions(BaseModel):
+    """Tasks of a Ray cluster that is there already."""
+
+    model_config = _STRICT
+    address: Annotated[str, Field(min_length=1)] = "auto"
+    """`HOST:PORT`, or auto: $RAY_ADDRESS, else the cluster that this host is part of."""
+    gpus: float = Field(default=0.0, ge=0.0)
+    """Of each proxy; a share lets several proxies use one."""
+
+
+class SlurmOptions(BaseModel):
+    """Jobs of a Slurm cluster."""
+
+    model_config = _STRICT
+    partition: Partition | None = None
+    minutes: int = Field(default=240, ge=1)
+    """The longest that a job may take; it saves before that, and another one goes on."""
+    gpus: int = Field(default=0, ge=0)
+    memory_gb: int | None = Field(default=None, ge=1)
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: processes of this host instead of jobs, to try things out."""
 
 
 class SearchConfig(RunConfig):
@@ -31,6 +74,15 @@ class SearchConfig(RunConfig):
     seed: Seed = 0
     max_attempts: int = Field(default=3, ge=1)
     """How often a proxy run is tried before it is given up."""
+    together: int = Field(default=1, ge=1)
+    """The most proxies that a worker trains as one program, if a trial shows that to be faster with the same numbers."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Where workers live. Each engine has a section of its own."""
+    threads: int = Field(default=1, ge=1)
+    """CPUs of each proxy."""
+    local: LocalOptions = LocalOptions()
+    ray: RayOptions = RayOptions()
+    slurm: SlurmOptions = SlurmOptions()
 
     def proxy(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What a worker needs to build a proxy's trainer, as plain JSON; the fingerprint makes another corpus another run."""
@@ -50,10 +102,16 @@ class Plan:
     runs: int
     logged: int
     each: Cost
+    """Its seconds are an estimate, from what `judged_by` says."""
+    judged_by: str = ""
 
     @property
     def total(self) -> Cost:
-        return Cost(self.runs * self.each.tokens, self.runs * self.each.flops)
+        return Cost(self.runs * self.each.tokens, self.runs * self.each.flops, self.runs * self.each.seconds)
+
+    def seconds(self, workers: int) -> float:
+        """Until all are done with so many workers of the same speed."""
+        return math.ceil(self.runs / workers) * self.each.seconds
 
 
 def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
@@ -70,25 +128,57 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
 
 
 def plan(config: SearchConfig) -> Plan:
-    """Trains nothing."""
+    """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
     corpus = Corpus.open(config.corpus)
     size = size_of(build_model(config.model, corpus, seed=config.seed), config.train.sequence_length)
     tokens = config.train.total_steps * config.train.batch_size * config.train.sequence_length
     with open_store(config.store) as store:
         logged = _fleet(config, store, corpus).load()
-        proposed = config.method.build(config.seed).propose(corpus, logged)
-    return Plan(len(proposed), len(logged), Cost(tokens, tokens * size.flops_per_token))
+    proposed = config.method.build(config.seed).propose(corpus, logged)
+    seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
+    return Plan(len(proposed), len(logged), Cost(tokens, tokens * size.flops_per_token, seconds), judged_by)
 
 
-def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Tally], None] | None = None) -> Path:
+def _judge(
+    config: SearchConfig, corpus: Corpus, proposed: Sequence[Policy], logged: Sequence[Run]
+) -> tuple[float, str]:
+    """Seconds of one proxy run, and what tells so."""
+    if logged:
+        return sum(run.cost.seconds for run in logged) / len(logged), f"the {len(logged)} that are done"
+    import torch
+
+    threads, before = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(config.threads)
+    try:
+        trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
+        mixture = Mixture.of(natural_shares(corpus.domains))
+        trainer.start(proposed[0].probes)
+        before, step, intervals = time.perf_counter(), 0, 0
+        while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
+            trainer.advance(mixture)
+            intervals += 1
+            if intervals == 1 and not trainer.done:  # the first one is slower: memory is asked for, kernels are chosen
+                before, step = time.perf_counter(), trainer.step
+    finally:
+        torch.set_num_threads(threads)
+    each = (time.perf_counter() - before) / (trainer.step - step)
+    return each * config.train.total_steps, f"{trainer.step - step} steps on this machine, without validation"
+
+
+def _without_validation(proxy: Mapping[str, Any]) -> dict[str, Any]:
+    return {**proxy, "train": {**proxy["train"], "validate_every": 0, "validation_tokens": 0}}
+
+
+def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[FleetStatus], None] | None = None) -> Path:
     """Runs the proxies that are missing, and writes the policy for the target. Returns its folder.
 
-    Running it again goes on where it stopped; several drivers may share one store.
+    Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
     """
     corpus = Corpus.open(config.corpus)
     method = config.method.build(config.seed)
     with open_store(config.store) as store:
-        fleet = _fleet(config, store, corpus, workers, on_change)
+        watch = FleetWatch(store, config.group)
+        fleet = _fleet(config, store, corpus, workers, on_change and (lambda tally: on_change(watch.look(tally))))
         policy: Policy = search_loop(method, corpus, fleet)
         cost = sum((run.cost for run in fleet.load()), Cost())
     folder = config.out / config.name / "policy"
@@ -106,21 +196,27 @@ def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Tally
 
 
 def _fleet(
-    config: SearchConfig,
-    store: Any,
-    corpus: Corpus,
-    workers: int = 1,
-    on_change: Callable[[Tally], None] | None = None,
-) -> LocalFleet:
-    return LocalFleet(
-        store,
-        make_trainer,
-        config.proxy(corpus.fingerprint),
-        group=config.group,
-        seed=config.seed,
-        workers=workers,
-        checkpoints=config.out / config.name / "proxies",
-        every=config.checkpoint_every,
-        max_attempts=config.max_attempts,
-        on_change=on_change,
-    )
+    config: SearchConfig, store: Store, corpus: Corpus, workers: int = 1, on_change: OnChange | None = None
+) -> StoreFleet:
+    folder = (config.out / config.name).absolute()  # workers elsewhere have another working directory
+    proxy = config.proxy(corpus.fingerprint)
+    options: FleetOptions = {
+        "group": config.group,
+        "seed": config.seed,
+        "workers": workers,
+        "checkpoints": folder / "proxies",
+        "every": config.checkpoint_every,
+        "max_attempts": config.max_attempts,
+        "together": config.together,
+        "threads": config.threads,
+        "on_change": on_change,
+    }
+    match config.engine:
+        case "ray":
+            return RayFleet(store, make_trainer, proxy, **config.ray.model_dump(), **options)
+        case "slurm":
+            return SlurmFleet(
+                store, make_trainer, proxy, folder=folder / "jobs", **config.slurm.model_dump(), **options
+            )
+        case _:
+            return LocalFleet(store, make_trainer, proxy, **config.local.model_dump(), **options)

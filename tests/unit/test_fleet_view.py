@@ -1,0 +1,114 @@
+"""What is shown of a fleet: speed and time left as measured, a row for each run under way, and why runs failed."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cuvee.cli import app
+from cuvee.cli.fleet import FleetView
+from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.fleet.claim import Claim
+from cuvee.fleet.journal import RunJournal
+from cuvee.fleet.store import Store
+from cuvee.loop import run
+from cuvee.policies.exp3 import Exp3
+from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
+from cuvee.testing.toy import ToyTrainer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Of the group g, one run is done, one failed, one under way and one waits; another group is empty-handed."""
+    with Store.open(tmp_path / "store.sqlite") as store:
+        for seed in range(4):
+            store.create("g/odm", seed, {}, group="g", max_attempts=1)
+        done, failed, running = (store.claim(f"host{i}/1/2{i}/3", group="g") for i in range(3))
+        assert failed
+        train(store, done)
+        failed.fail("MemoryError: [red]planted[/red]", Cost(500))
+        train(store, running, 4)
+        yield store
+
+
+class Enough(Exception):
+    pass
+
+
+def train(store: Store, claim: Claim | None, intervals: int = 8) -> None:
+    """So many intervals of 8."""
+    assert claim
+
+    def look(so_far: Trajectory, *_: object) -> None:
+        if len(so_far) == intervals < 8:
+            raise Enough
+
+    journal, trainer = RunJournal(store, claim, on_record=look), ToyTrainer(8)
+    with suppress(Enough):
+        run(trainer, Exp3(), journal)
+        journal.finish(trainer)
+
+
+def statuses(store: Store) -> tuple[FleetStatus, FleetStatus]:
+    """Now, and ten seconds later, when one more run is done."""
+    clock = iter([100.0, 110.0])
+    watch = FleetWatch(store, "g", clock=lambda: next(clock))
+    first = watch.look()
+    train(store, store.claim("host4/1/24/3", group="g"))
+    return first, watch.look()
+
+
+def test_speed_and_time_left_are_those_of_the_whole_group(store: Store) -> None:
+    first, second = statuses(store)
+    assert (first.tally.waiting, first.tally.running, first.tally.done, first.tally.failed) == (1, 1, 1, 1)
+    assert (first.tokens_per_second, first.seconds_left, first.retried) == (None, None, 0)
+    assert [run.worker for run in first.running] == ["host2/1/22/3"]
+    assert [run.reason for run in first.failed] == ["MemoryError: [red]planted[/red]"]
+    assert second.tokens_per_second == 800
+    assert second.seconds_left == pytest.approx(5)
+
+
+def test_a_terminal_shows_every_run_under_way(store: Store) -> None:
+    out = io.StringIO()
+    with FleetView(Console(file=out, width=160, force_terminal=True)) as view:
+        view.show(statuses(store)[1])
+        drawn = "".join(segment.text for segment in Console(width=160).render(view.picture()))
+    rows = [line.split() for line in drawn.splitlines()]
+    assert rows[1] == ["0", "1", "2", "1", "0", "800", "0:05", "20,500", "1.20e+05", "0:00"]
+    assert rows[-1][1:5] == ["50%", "4", "1", "4,000"]
+    assert rows[-1][-2:] == ["host2", "22"]
+    assert "(g/odm) after 1 attempts: MemoryError: [red]planted[/red]" in out.getvalue()
+
+
+def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:
+    out = io.StringIO()
+    first, second = statuses(store)
+    with FleetView(Console(file=out, width=240)) as view:
+        for status in (first, first, first, second, second):
+            view.show(status)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("1 done, 1 running, 1 waiting, 1 failed, 0 retried; ? tokens/s, ? left; 12,500 tokens")
+    assert lines[1].startswith("2 done, 1 running, 0 waiting, 1 failed, 0 retried; 800 tokens/s, 0:05 left")
+    assert lines[3].startswith("failed: ")
+
+
+def test_watch_ends_when_nothing_is_open(store: Store, tmp_path: Path) -> None:
+    asked = ["runs", "watch", "--store", str(tmp_path / "store.sqlite"), "--group"]
+    shown = CliRunner().invoke(app, [*asked, "nothing there"], catch_exceptions=False)
+    assert shown.stdout.startswith("0 done, 0 running, 0 waiting, 0 failed")
+    store.create("h/odm", 9, {}, group="h")
+    ending = threading.Timer(0.5, lambda: train(store, store.claim("host4/1/24/3", group="h")))
+    ending.start()
+    shown = CliRunner().invoke(app, [*asked, "h"], catch_exceptions=False)
+    ending.join()
+    first, *_, last = shown.stdout.splitlines()
+    assert first.startswith("0 done, 0 running, 1 waiting")
+    assert last.startswith("1 done, 0 running, 0 waiting, 0 failed, 0 retried; 8,000 tokens")
