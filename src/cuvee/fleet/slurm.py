@@ -105,6 +105,8 @@ class _Job:
         return not self._job.done(force_check=ask)
 
     def trouble(self) -> str | None:
+        if not self._job.paths.result_pickle.exists():  # submitit would wait for it
+            return f"job {self._job.job_id} ended without a result; its output is in {self._job.paths.stderr}"
         error = self._job.exception()
         return str(error) if error else None
 
