@@ -6,7 +6,8 @@
 store's clock, so that the start of the processes (`startup_s`, once a fleet) is not in them. The sequential loop is what one
 writes without a fleet: one process, one proxy after the other, torch's own number of threads, nothing stored.
 `overhead_share` is all the time of the runs that the trainer did not spend training and measuring: building the model, rows,
-heartbeats, checkpoints. Proxies are not vectorised; `vectorised_ceiling` is what that could gain at most here, on one thread.
+heartbeats, checkpoints. Proxies train one by one; `vectorised_gain` is what eight as one program would gain on one thread, and
+`vectorised_ceiling` the most that they could (`benchmarks/vectorised.py` has more sizes, and what stops it).
 The last line is one JSON object.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-import torch
+from vectorised import measure
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Cost
@@ -96,30 +97,6 @@ def rows_per_second(url: str, rows: int = 300) -> float:
         return rows / (time.perf_counter() - began)
 
 
-def vectorised_ceiling(proxy: Mapping[str, Any], together: int = 8) -> float:
-    """The most that training several proxies as one batched program could gain on one thread: how much sooner this many batches
-    are through one model in one step than in as many steps. Stacked parameters do the same arithmetic on the same number of
-    rows, and what they can save, the calls, is saved here too."""
-    torch.set_num_threads(1)
-    seconds = []
-    for batches in (1, together):
-        train = proxy["train"] | {
-            "batch_size": batches * proxy["train"]["batch_size"],
-            "validate_every": 0,
-            "steps": 10**6,
-        }
-        trainer = make_trainer(proxy | {"train": train}, 0)
-        mixture = Mixture.uniform([domain.name for domain in trainer.start(()).domains])
-        trainer.advance(mixture)
-        times = []
-        for _ in range(5):
-            began = time.process_time()
-            trainer.advance(mixture)
-            times.append(time.process_time() - began)
-        seconds.append(min(times))
-    return together * seconds[0] / seconds[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True)
@@ -128,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    train = {
+    train: dict[str, int] = {
         "steps": options.steps,
         "batch_size": 16,
         "sequence_length": 128,
@@ -140,7 +117,9 @@ def main() -> None:
         many = fleet(proxy, options.runs, options.workers, Path(name))
         one = fleet(proxy, options.runs, 1, Path(name))
         alone = sequential(proxy, options.runs)
-        ceiling = vectorised_ceiling(proxy)
+        vectorised = measure(
+            Corpus.open(options.corpus), options.model, train["batch_size"], train["sequence_length"], 8
+        )
         sqlite = rows_per_second(f"{name}/rows.sqlite")
     postgres = None
     if find_binaries():
@@ -152,8 +131,8 @@ def main() -> None:
                 "proxies_per_core_hour": round(3600 * options.runs / many["seconds"] / options.workers, 1),
                 "vs_sequential_loop": round(alone / many["seconds"], 3),
                 f"scaling_{options.workers}_workers": round(one["seconds"] / many["seconds"], 3),
-                "vectorised_gain": None,
-                "vectorised_ceiling": round(ceiling, 2),
+                "vectorised_gain": vectorised["gain"],
+                "vectorised_ceiling": vectorised["bound"],
                 "store_rows_per_s_sqlite": round(sqlite),
                 "store_rows_per_s_postgres": postgres and round(postgres),
                 "overhead_share": round(one["overhead"], 4),
