@@ -1,0 +1,82 @@
+"""Loss by domain and alignment of a model whose weights are sharded over two ranks (FSDP): what one rank measures alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from alignment_reference import domains, error, mixed_rows, model_of, rows_of_one_domain, train_step
+from cuvee.core.signals import Measured
+from cuvee.probes.alignment import GradientAlignment
+from cuvee.probes.base import Context, Meter, MicroBatch
+from cuvee.probes.loss import LossByDomain
+
+pytestmark = pytest.mark.training
+RANKS = 2
+KINDS = ("llama", "gpt_neox")
+
+
+class Both(Meter):
+    """Drives the two meters as a trainer drives all of its own."""
+
+    def __init__(self, context: Context) -> None:
+        self.meters = [LossByDomain().attach(context), GradientAlignment(stride=1).attach(context)]
+        for moment in ("begin_interval", "begin_step", "before_forward", "after_forward", "before_update"):
+            setattr(self, moment, lambda *facts, moment=moment: [getattr(m, moment)(*facts) for m in self.meters])
+
+    def measure(self) -> dict[str, Measured]:
+        found: dict[str, Measured] = {}
+        for meter in self.meters:
+            sums = meter.sums()
+            if distributed.is_initialized():
+                distributed.all_reduce(sums)
+            found.update(meter.read(sums))
+        return found
+
+
+def share(batch: MicroBatch, rank: int) -> MicroBatch:
+    """Rank's rows. FSDP takes the mean of the gradients, hence the denominator."""
+    rows = slice(rank, None, RANKS)
+    parts = {name: getattr(batch, name)[rows] for name in ("tokens_BL", "domain_BL", "counted_BL")}
+    return replace(batch, **parts, denominator=batch.denominator / RANKS)
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for kind in KINDS:
+        model = model_of(kind)
+        both = Both(Context(model, torch.device("cpu"), rank=rank, world_size=RANKS))
+        both.begin_interval(domains())
+        for layer in next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList)):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        train_step(model, [share(rows_of_one_domain(0), rank), share(mixed_rows(1), rank)], both)
+        for name, measured in both.measure().items():
+            np.save(Path(folder) / f"{kind}-{name}-{rank}.npy", measured.values)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
+    for kind in KINDS:
+        model = model_of(kind)
+        alone = Both(Context(model, torch.device("cpu")))
+        alone.begin_interval(domains())
+        train_step(model, [rows_of_one_domain(0), mixed_rows(1)], alone)
+        expected = alone.measure()
+        for rank in range(RANKS):
+            loss_K = np.load(tmp_path / f"{kind}-loss-{rank}.npy")
+            assert loss_K == pytest.approx(expected["loss"].values, rel=1e-5)
+            assert error(expected["alignment"], np.load(tmp_path / f"{kind}-alignment-{rank}.npy")) < 1e-5
