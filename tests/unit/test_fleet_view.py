@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cuvee.cli import app
 from cuvee.cli.fleet import FleetView
-from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.fleet.claim import Claim
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store import Store
@@ -57,10 +57,13 @@ def train(store: Store, claim: Claim | None, intervals: int = 8) -> None:
 
 
 def statuses(store: Store) -> tuple[FleetStatus, FleetStatus]:
-    """Now, and ten seconds later, when one more run is done."""
-    clock = iter([100.0, 110.0])
+    """At the beginning, and ten seconds after the first sign of life, when one more run is done."""
+    clock = iter([10.0, 90.0, 100.0, 110.0])
     watch = FleetWatch(store, "g", clock=lambda: next(clock))
     first = watch.look()
+    assert watch.look().tokens_per_second is None
+    store.add("imported", Run("r", 0, {}, run(ToyTrainer(4), Exp3()), Cost(4000)), group="g")
+    assert watch.look().tokens_per_second is None
     train(store, store.claim("host4/1/24/3", group="g"))
     return first, watch.look()
 
@@ -81,7 +84,7 @@ def test_a_terminal_shows_every_run_under_way(store: Store) -> None:
         view.show(statuses(store)[1])
         drawn = "".join(segment.text for segment in Console(width=160).render(view.picture()))
     rows = [line.split() for line in drawn.splitlines()]
-    assert rows[1] == ["0", "1", "2", "1", "0", "800", "0:05", "20,500", "1.20e+05", "0:00"]
+    assert rows[1] == ["0", "1", "3", "1", "0", "800", "0:05", "24,500", "1.20e+05", "0:00"]
     assert rows[-1][1:5] == ["50%", "4", "1", "4,000"]
     assert rows[-1][-2:] == ["host2", "22"]
     assert "(g/odm) after 1 attempts: MemoryError: [red]planted[/red]" in out.getvalue()
@@ -96,7 +99,7 @@ def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:
     lines = out.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("1 done, 1 running, 1 waiting, 1 failed, 0 retried; ? tokens/s, ? left; 12,500 tokens")
-    assert lines[1].startswith("2 done, 1 running, 0 waiting, 1 failed, 0 retried; 800 tokens/s, 0:05 left")
+    assert lines[1].startswith("3 done, 1 running, 0 waiting, 1 failed, 0 retried; 800 tokens/s, 0:05 left")
     assert lines[3].startswith("failed: ")
 
 

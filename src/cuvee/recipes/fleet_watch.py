@@ -36,6 +36,7 @@ class FleetWatch:
     def __init__(self, store: Store, group: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._group, self._clock = store, group, clock
         self._seen: deque[tuple[float, int, float]] = deque()  # when; tokens and shares of runs done by then
+        self._moves = False
 
     def look(self, tally: Tally | None = None) -> FleetStatus:
         """`tally` saves counting again."""
@@ -43,6 +44,11 @@ class FleetWatch:
         running = self._store.runs(self._group, "running") if tally.running else []
         failed = self._store.runs(self._group, "failed") if tally.failed else []
         now = self._clock()
+        if (
+            self._seen and not self._moves
+        ):  # time counts from the first thing that was done: before, workers were starting
+            self._moves = tally.cost.tokens > self._seen[0][1]
+            self._seen.clear()
         self._seen.append((now, tally.cost.tokens, tally.progress))
         while self._seen[0][0] < now - _WINDOW:
             self._seen.popleft()
