@@ -83,10 +83,10 @@ def best_of(rounds: int, *ways: Callable[[], None]) -> list[float]:
 
 def shares(trainer: LMTrainer) -> dict[str, float]:
     """Of the time of one trainer alone, by class of operation; a profiler makes each operation dearer, small ones most."""
-    began = time.process_time()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        began = time.perf_counter()
         advance(trainer)
-        seconds = time.process_time() - began
+        seconds = time.perf_counter() - began
     times: defaultdict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         name = event.key.removeprefix("aten::")
@@ -97,7 +97,7 @@ def shares(trainer: LMTrainer) -> dict[str, float]:
     return {kind: round(spent / total, 3) for kind, spent in sorted(times.items(), key=lambda item: -item[1])}
 
 
-def measure(corpus: Corpus, model: str, batch: int, length: int, members: int, rounds: int = 5) -> dict[str, Any]:
+def measure(corpus: Corpus, model: str, batch: int, length: int, members: int, rounds: int = 3) -> dict[str, Any]:
     """`gain`, `bound`, `trial` and `same_bits` of one shape."""
     torch.set_num_threads(1)
     trainers = [trainer_of(corpus, model, batch, length, seed) for seed in range(members)]
