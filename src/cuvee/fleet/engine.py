@@ -122,9 +122,10 @@ class StoreFleet(ABC):
     def _start(self, slot: int) -> Worker:
         """A new worker; `slot` counts from 0 and is taken by no other."""
 
-    def _listen(self, workers: Sequence[Worker], seconds: float) -> None:
-        """Returns after so many seconds, or sooner if a worker ended and the engine can tell at no cost."""
+    def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
+        """Waits so many seconds; or less, and True, if a worker ended and the engine can tell at no cost."""
         time.sleep(seconds)
+        return False
 
     def _connected(self) -> AbstractContextManager[object]:
         """Around the time in which there are workers."""
@@ -170,7 +171,7 @@ class StoreFleet(ABC):
                     while len(self._posts) < min(self._count, tally.open):
                         slot = min(set(range(self._count)) - {post.slot for post in self._posts})
                         self._posts.append(_Post(self._start(slot), slot, tally.attempts))
-                    self._listen([post.worker for post in self._posts], _LOOK_EVERY)
+                    self._wait()
                     tally = self._look()
                 self._drain()
             finally:
@@ -186,6 +187,12 @@ class StoreFleet(ABC):
         if self._on_change:
             self._on_change(tally)
         return tally
+
+    def _wait(self) -> None:
+        """Until the next look into the store: sooner if a worker ended, and at once after an interrupt."""
+        until, workers = time.monotonic() + _LOOK_EVERY, [post.worker for post in self._posts]
+        while time.monotonic() < until and not self._interrupts and not self._pause(workers, 0.05):
+            pass
 
     def _bury(self, tally: Tally) -> None:
         """Forgets the workers that ended. Raises `TrainingError` if they keep breaking before they take a run."""

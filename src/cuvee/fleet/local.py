@@ -53,8 +53,8 @@ class LocalFleet(StoreFleet):
         theirs.close()  # so that the pipe ends with the worker
         return _Process(process, ours)
 
-    def _listen(self, workers: Sequence[Worker], seconds: float) -> None:
-        wait([worker.process.sentinel for worker in workers if isinstance(worker, _Process)], timeout=seconds)
+    def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
+        return bool(wait([worker.process.sentinel for worker in workers if isinstance(worker, _Process)], seconds))
 
 
 class _Process:

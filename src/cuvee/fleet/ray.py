@@ -84,10 +84,10 @@ class RayFleet(StoreFleet):
         resources = {"num_cpus": self._orders.threads, "num_gpus": self._gpus, "name": f"cuvee {self._group}"}
         return _Task(task.options(**resources, max_retries=0).remote(self._orders))
 
-    def _listen(self, workers: Sequence[Worker], seconds: float) -> None:
+    def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
         import ray
 
-        ray.wait([worker.task for worker in workers if isinstance(worker, _Task)], timeout=seconds)
+        return bool(ray.wait([worker.task for worker in workers if isinstance(worker, _Task)], timeout=seconds)[0])
 
 
 def _knock(address: str) -> None:
