@@ -10,6 +10,7 @@ fails or ends leaves, and the others go on without it.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,10 @@ from cuvee.core.protocols import Trainer
 from cuvee.training.stacked import StackedModel
 from cuvee.training.trainer import LMTrainer
 
-WORTH = 1.15
+WORTH = 1.2
 """The least gain of the passes for which it is done: less is left of it in a whole step, part of which each does for itself."""
 
-_ROUNDS = 3
+_TRIAL_SECONDS = 0.5
 
 _compared: dict[tuple[object, ...], Comparison] = {}
 
@@ -57,7 +58,7 @@ def together(trainers: Sequence[Trainer]) -> Together | None:
     """The trainers put together, or None if they are better left alone: if they cannot share one program, if a timed trial does
     not show a gain of `WORTH`, or if it shows other bits, since a run must repeat itself whoever it is trained with.
 
-    The trial takes a second or less and changes nothing; its result is kept for other trainers of the same shape.
+    The trial takes about a second and changes nothing; its result is kept for other trainers of the same shape.
     """
     if not can_share(trainers):
         return None
@@ -200,7 +201,10 @@ def _timed_trial(trainers: Sequence[LMTrainer]) -> Comparison:
     model, members = StackedModel([trainer.model.base_model for trainer in trainers]), range(len(trainers))
     best = [float("inf"), float("inf")]
     found: list[list[Tensor]] = [[], []]
-    for turn in range(2 * (1 + _ROUNDS)):  # the first of each pays for allocations, and is never the best
+    until = time.perf_counter() + _TRIAL_SECONDS
+    for turn in itertools.count():
+        if turn >= 6 and turn % 2 == 0 and time.perf_counter() > until:
+            break
         for trainer in trainers:
             trainer.update.begin()
         _wait_for(device)
