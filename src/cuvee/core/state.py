@@ -4,7 +4,7 @@
     folder/state.json          the same tree with {"$array": path} in place of the arrays
     folder/hashes.json         sha256 of every other file in the folder
 
-Nothing here, or anywhere in cuvee, reads a pickle.
+No state, policy or checkpoint is ever read from a pickle.
 """
 
 from __future__ import annotations
