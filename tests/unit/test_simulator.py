@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.loop import run
@@ -113,8 +114,8 @@ def test_it_runs_in_the_loop() -> None:
 
 def test_mistakes_are_named() -> None:
     simulator = Simulator(LAWS, seed=0)
-    with pytest.raises(ConfigError, match="cannot measure evaluation"):
-        simulator.start((Named("evaluation"),))
+    with pytest.raises(ConfigError, match="cannot measure domain_runs"):
+        simulator.start((Named("domain_runs"),))
     first = simulator.start(())
     while not simulator.done:
         simulator.advance(Mixture.uniform(first.names))
@@ -132,3 +133,19 @@ def test_mistakes_are_named() -> None:
     for change in changes:
         with pytest.raises(ConfigError):
             dataclasses.replace(LAWS, **change)
+
+
+def test_questions_are_answered_as_well_as_source_and_target_domains_are_known() -> None:
+    domains = tuple(Domain(name, 1000, role="target" if name == "d" else "source") for name in "abcd")
+    simulator = Simulator(LAWS, seed=0, noise=0.0, domains=domains)
+    found = simulator.start((Named("evaluation"),)).probes
+    valid_K = found["valid_loss"].values
+    assert found["evaluation"].values == pytest.approx([-valid_K[:3].mean(), -valid_K[3]])
+    without_target = Simulator(LAWS, seed=0).start((Named("evaluation"),)).probes["evaluation"]
+    assert without_target.present.tolist() == [True, False]
+
+
+def test_a_pretrained_model_starts_where_training_it_ends() -> None:
+    weights_K = torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64)
+    path = torch.stack([weights_K] * 3)
+    assert LAWS.pretrained(weights_K, 3).losses(path[:0])[0].tolist() == pytest.approx(LAWS.losses(path)[-1].tolist())

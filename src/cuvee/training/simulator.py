@@ -8,14 +8,15 @@ so the best schedule beats the best constant mixture; with f = 0 it cannot. `Sca
 `best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
 
 A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
-s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports.
+s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports. The probe "evaluation" reports how
+source and target domains do on average, as log-probabilities: questions about general matters and about the target.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,13 @@ class ScalingLaws:
             value_K=torch.from_numpy(rng.dirichlet(np.ones(domains))),
             intervals=intervals,
         )
+
+    def pretrained(self, weights_K: Tensor, intervals: int) -> ScalingLaws:
+        """The same laws for a run that starts from a model which was trained for so many intervals under `weights_K`."""
+        effective_K = self.start_K
+        for _ in range(intervals):
+            effective_K = self.step(effective_K, weights_K)
+        return replace(self, start_K=effective_K)
 
     def step(self, effective_K: Tensor, weights_K: Tensor) -> Tensor:
         """Effective tokens (…, K) after one interval under `weights_K` (…, K)."""
@@ -181,7 +189,7 @@ class Simulator:
 
     def _attach(self, probes: Sequence[Probe]) -> None:
         self._probes = tuple(probe.name for probe in probes)
-        known = ("alignment", "weight_norms", "valid_loss", "loss")
+        known = ("alignment", "weight_norms", "evaluation", "valid_loss", "loss")
         unknown = [name for name in self._probes if name not in known]
         if unknown:
             raise ConfigError(f"the simulator cannot measure {', '.join(unknown)}: it knows {', '.join(known)}")
@@ -197,7 +205,10 @@ class Simulator:
         valid_K = true_K + 0.1 * self.noise * self._rng.normal(size=K)
         done = self.step / (laws.intervals * self.steps_per_interval)
         norms = np.arange(1, _LAYERS + 1) * (10 + np.log1p(done * 10)) + 0.01 * self._rng.normal(size=_LAYERS)
+        target_K = np.array([domain.is_target for domain in self.domains])
+        of_field_FK = np.stack([~target_K, target_K])
         measured = {
+            "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
             "alignment": Measured.all(gram_KK + (gram_noise_KK + gram_noise_KK.T) / 2),
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),
