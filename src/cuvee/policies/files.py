@@ -17,9 +17,11 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard
+from cuvee.policies.schedule import Scheduled
 
 KINDS: dict[str, type[Any]] = {
     "fixed": Fixed,
+    "schedule": Scheduled,
     "exp3": Exp3,
     "exponentiated_alignment": ExponentiatedAlignment,
     "agent": AgentPolicy,

@@ -1,0 +1,59 @@
+"""`Scheduled`: a mixture that moves with progress along given points: a curriculum, or the annealing phase of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.trajectory import Trajectory
+
+
+class Scheduled:
+    """`points` are (progress from 0 to 1, shares by name), in order; between two the mixture is linear, outside constant.
+
+    Shares need not sum to 1, and a domain that a point does not name has none there. Two points at one progress make a jump,
+    of which the later one holds from that progress on.
+    """
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(self, points: Sequence[tuple[float, Mapping[str, float]]]) -> None:
+        if not points:
+            raise PolicyError("a schedule has no points: give [progress, {domain: share, …}] at least once")
+        moments = [float(progress) for progress, _ in points]
+        if moments != sorted(moments) or moments[0] < 0 or moments[-1] > 1:
+            raise PolicyError(f"the points of a schedule are at {moments}: they must rise within 0 and 1")
+        self._moments = np.array(moments)
+        self._mixtures = [Mixture.normalise(list(shares), list(shares.values())) for _, shares in points]
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """Raises `MixtureError` if a domain of the schedule is not in the run."""
+        progress = so_far.last.progress
+        after = int(np.searchsorted(self._moments, progress, side="right"))
+        before, after = max(after - 1, 0), min(after, len(self._moments) - 1)
+        first, second = (self._mixtures[i].to(so_far.names) for i in (before, after))
+        width = float(self._moments[after] - self._moments[before])
+        share = float(np.clip((progress - self._moments[before]) / width, 0.0, 1.0)) if width > 0 else 0.0
+        return Mixture.normalise(so_far.names, (1.0 - share) * first.weights_K + share * second.weights_K)
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "points": [
+                [float(moment), mixture.as_dict()]
+                for moment, mixture in zip(self._moments, self._mixtures, strict=True)
+            ]
+        }
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
