@@ -144,6 +144,34 @@ def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: 
         parse(TrainConfig, {"corpus": "c", "policy": str(tmp_path)}, "mine.yaml").run_id("f")
 
 
+def test_the_run_id_follows_what_is_in_a_base_model_and_not_where_it_lies(tmp_path: Path) -> None:
+    def continued_from(folder: Path, weights: str) -> TrainConfig:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text(weights)
+        return parse(TrainConfig, {"corpus": "c", "model": str(folder)}, "mine.yaml")
+
+    first = continued_from(tmp_path / "a" / "base" / "model", "one")
+    assert first.identity("f")["model"] == "base"
+    assert continued_from(tmp_path / "b" / "base", "one").run_id("f") == first.run_id("f")
+    assert continued_from(tmp_path / "c" / "base", "two").run_id("f") != first.run_id("f")
+    before = first.run_id("f")
+    (tmp_path / "a" / "base" / "model" / "model.safetensors").write_text("three")
+    assert first.run_id("f") != before, "trained again in the same place"
+
+
+def test_a_proxy_is_bound_to_the_content_of_its_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    search = parse(SearchConfig, {"corpus": "c", "model": "base", "method": "natural"}, "mine.yaml")
+    first = search.proxy("f")
+    assert first["model"] == str(tmp_path / "base"), "a worker elsewhere has another working directory"
+    (tmp_path / "base" / "model.safetensors").write_text("other weights")
+    assert search.proxy("f")["model_sha256"] != first["model_sha256"]
+    assert "model_sha256" not in parse(SearchConfig, {"corpus": "c", "method": "natural"}, "").proxy("f")
+
+
 def test_yaml_reads_numbers_as_everybody_writes_them() -> None:
     assert parse_yaml("[1e-3, 1.5e3, -2E+2, 2_000, 1e6, 0.5, e3, 1e, 1e5a]", "") == [
         0.001,

@@ -177,16 +177,15 @@ def test_method_labels(config: dict[str, object], label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "shown"),
+    ("config", "shown"),
     [
-        ("llama-1m", "llama-1m"),
-        ("/home/me/runs/base-s0-12345678/model", "continued from base-s0-12345678"),
-        ("weights/pythia", "continued from pythia"),
-        ({"model_type": "llama", "hidden_size": 64}, "model_type llama, hidden_size 64"),
+        ({"model": "llama-1m"}, "llama-1m"),
+        ({"model": "base-s0-12345678", "model_sha256": "0" * 64}, "continued from base-s0-12345678"),
+        ({"model": {"model_type": "llama", "hidden_size": 64}}, "model_type llama, hidden_size 64"),
     ],
 )
-def test_models_are_named_without_their_place(model: object, shown: str, tmp_path: Path) -> None:
-    page = write_report([example_run("natural", config={"model": model})], tmp_path / "r.html").read_text()
+def test_models_are_named(config: dict[str, object], shown: str, tmp_path: Path) -> None:
+    page = write_report([example_run("natural", config=config)], tmp_path / "r.html").read_text()
     assert f"<dt>Model</dt><dd>{shown}</dd>" in page
 
 

@@ -7,6 +7,7 @@ option is declared once. Every complaint names the key, the value and the remedy
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -98,7 +99,24 @@ class RunConfig(BaseModel):
     def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What runs that may be compared have in common, as plain JSON: it decides what they compute."""
         same = self.model_dump(mode="json", include={"model", "guard", "train"}, exclude=_WHERE_NOT_WHAT)
-        return {"corpus": corpus_fingerprint, **same}
+        return {"corpus": corpus_fingerprint, **same, **self._base()}
+
+    def _base(self) -> dict[str, str]:
+        """If the model is a folder to continue from, what it is called and what is in it: its place decides nothing."""
+        folder = self.base_folder
+        if folder is None:
+            return {}
+        called = folder.parent.name if folder.name == "model" else folder.name
+        return {"model": _as_name(called), "model_sha256": sha256_of_model(folder)}
+
+    @property
+    def base_folder(self) -> Path | None:
+        """The Hugging Face folder that training continues from, if it does."""
+        if not isinstance(self.model, str) or not Path(self.model).is_dir():
+            return None
+        from cuvee.training.model import PRESETS  # which loads torch, and a folder is rare
+
+        return None if self.model in PRESETS else Path(self.model).absolute()
 
     @field_validator("train", mode="before")
     @classmethod
@@ -181,6 +199,23 @@ class CompareConfig(RunConfig):
         """One configuration for each method and seed, seed by seed, so that early results are already paired."""
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
         return [TrainConfig(**common, method=method, seed=seed) for seed in self.seeds for method in self.methods]
+
+
+def sha256_of_model(folder: Path) -> str:
+    """Over configuration and weights of a Hugging Face folder."""
+    found = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    return hashlib.sha256("".join(map(_file_digest, found)).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    about = path.stat()
+    return f"{path.name} {_sha256_of(path, about.st_size, about.st_mtime_ns)}\n"
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """Weights are large and a run's identity is asked for often; `size` and `changed` tell a file that was replaced."""
+    return sha256_of(path)
 
 
 def _as_name(text: str) -> str:

@@ -25,7 +25,7 @@ from cuvee.fleet.store import Store
 from cuvee.loop import search as search_loop
 from cuvee.policies.files import save_policy
 from cuvee.recipes.build import build_trainer
-from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse
+from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model
 from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
@@ -85,9 +85,12 @@ class SearchConfig(RunConfig):
     slurm: SlurmOptions = SlurmOptions()
 
     def proxy(self, corpus_fingerprint: str) -> dict[str, Any]:
-        """What a worker needs to build a proxy's trainer, as plain JSON; the fingerprint makes another corpus another run."""
+        """What a worker needs to build a proxy's trainer, as plain JSON. Fingerprints make another corpus, or another base model
+        in the same place, another run."""
         same = self.model_dump(mode="json", include={"model", "train"})
         same["train"].pop("seed", None)
+        if folder := self.base_folder:
+            same |= {"model": str(folder), "model_sha256": sha256_of_model(folder)}
         return {**same, "corpus": str(self.corpus.absolute()), "fingerprint": corpus_fingerprint}
 
     @property
@@ -115,16 +118,21 @@ class Plan:
 
 
 def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
-    """A proxy's trainer, built in a worker. Raises `ConfigError` if the corpus is not the one that the run was planned for."""
-    content = {key: value for key, value in proxy.items() if key != "fingerprint"}
+    """A proxy's trainer, built in a worker. Raises `ConfigError` if corpus or base model are not those of the plan."""
+    content = {key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")}
     config = parse(TrainConfig, {**content, "seed": seed}, "the task")
     corpus = Corpus.open(config.corpus)
-    if corpus.fingerprint != proxy["fingerprint"]:
-        raise ConfigError(
-            f"{config.corpus} has fingerprint {corpus.fingerprint}, the run was planned for {proxy['fingerprint']}: "
-            "search again, or bring the old corpus back"
-        )
+    _check(config.corpus, corpus.fingerprint, proxy["fingerprint"])
+    if "model_sha256" in proxy:
+        _check(Path(proxy["model"]), sha256_of_model(Path(proxy["model"])), proxy["model_sha256"])
     return build_trainer(config, corpus, Ranks())
+
+
+def _check(place: Path, found: str, planned: str) -> None:
+    if found != planned:
+        raise ConfigError(
+            f"{place} has fingerprint {found}, the run was planned for {planned}: search again, or bring the old one back"
+        )
 
 
 def plan(config: SearchConfig) -> Plan:

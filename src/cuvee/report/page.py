@@ -146,20 +146,17 @@ def _facts(summary: Summary) -> dict[str, str]:
         "Tokens a run": amount(summary.longest),
     }
     if model := config.get("model"):
-        facts["Model"] = _model_name(model)
+        facts["Model"] = f"continued from {model}" if "model_sha256" in config else _model_name(model)
     if corpus := config.get("corpus"):
         facts["Corpus"] = f"fingerprint {str(corpus)[:12]}"
     return facts
 
 
 def _model_name(model: Any) -> str:
-    """A preset as it is called; a folder by its own name, or by its run's; fields one by one."""
+    """A preset as it is called; fields one by one."""
     if isinstance(model, Mapping):
         return ", ".join(f"{key} {value}" for key, value in model.items())
-    place = Path(str(model))
-    if len(place.parts) == 1:
-        return str(model)
-    return f"continued from {place.parent.name if place.name == 'model' else place.name}"
+    return str(model)
 
 
 def _warnings(summary: Summary) -> list[str]:
