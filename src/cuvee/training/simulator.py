@@ -146,7 +146,7 @@ class Simulator:
 
     `noise` is the standard deviation, in nats, of a training loss measured on an even share of the tokens; a smaller share
     is noisier by the root. "valid_loss", measured on the same tokens each time, carries a tenth of it. In "alignment" it is
-    the deviation of a cosine, in "evaluation" a tenth of it, again.
+    the deviation of a cosine.
     """
 
     laws: ScalingLaws
@@ -213,8 +213,6 @@ class Simulator:
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),
         }
-        if "evaluation" in self._probes:
-            measured["evaluation"] = self._evaluation(true_K)
         return Signals(
             domains=self.domains,
             step=self.step,
@@ -223,14 +221,6 @@ class Simulator:
             loss=Measured(np.where(tokens_K > 0, train_K, 0.0), tokens_K > 0),
             probes={name: measured[name] for name in ("valid_loss", *self._probes) if name in measured},
         )
-
-    def _evaluation(self, true_K: FloatArray) -> Measured:
-        """(2,) source and target; absent where no domain has the role."""
-        value_K, noise_F = self.laws.value_K.numpy(), 0.1 * self.noise * self._rng.normal(size=2)
-        target_K = np.array([domain.is_target for domain in self.domains])
-        value_FK = np.stack([value_K * ~target_K, value_K * target_K])
-        means = Measured.mean(-value_FK @ true_K, value_FK.sum(axis=1))
-        return Measured(means.values + noise_F, means.present)
 
     @staticmethod
     def _price(tokens: int) -> Cost:
