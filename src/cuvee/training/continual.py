@@ -5,7 +5,7 @@ begin with few. What counts is the feedback of Data Mixing Agent (arXiv 2507.156
 
     e = ½ (S_0 − S_T) / S_0 + ½ (H_0 − H_T) / H_0,      S, H: mean loss over the source and over the target domains
 
-`ScalingLaws.value_K` holds the weights of that sum, so `best_static` and `best_schedule` maximise e, and e is `gain`.
+`ScalingLaws.value_K` holds the weights of that sum, so `best_static` and `best_schedule` maximise e.
 """
 
 from __future__ import annotations
@@ -20,45 +20,41 @@ from cuvee.core.domain import Domain
 from cuvee.training.simulator import ScalingLaws
 
 _BUDGET, _KNOWN, _BEGUN = 2e7, 4e7, 2e5  # effective tokens of a run; of the source field and the target field before it
-_NEAR = 3.0  # how fast transfer falls with distance on the sphere
+_NEARNESS = 3.0  # how fast transfer falls with distance on the sphere
 
 
 def continual(sources: int, targets: int, seed: int, intervals: int = 20) -> tuple[ScalingLaws, tuple[Domain, ...]]:
-    """Laws and domains, source domains first. Transfer, sizes, exponents and forgetting are drawn from `seed`."""
+    """Laws and domains, source domains first. Sizes, laws, transfer and forgetting are drawn from `seed`."""
     K, rng = sources + targets, np.random.default_rng([seed, sources, targets])
+    is_target_K = np.arange(K) >= sources
     points_KD = rng.normal(size=(K, 5))
     points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
-    transfer_KK = np.exp(_NEAR * (points_KD @ points_KD.T - 1))
+    transfer_KK = np.exp(_NEARNESS * (points_KD @ points_KD.T - 1))
     np.fill_diagonal(transfer_KK, 1.0)
-    is_target_K = np.arange(K) >= sources
     share_K = np.concatenate([rng.dirichlet(np.full(n, 2.0)) for n in (sources, targets)])
-    start_K = np.where(is_target_K, _BEGUN, _KNOWN) * share_K + 1e4
-    floor_K, scale_K = rng.uniform(1.0, 2.0, K), rng.uniform(1.0, 2.5, K)
     laws = ScalingLaws(
-        floor_K=torch.from_numpy(floor_K),
-        scale_K=torch.from_numpy(scale_K),
-        exponent_K=torch.from_numpy(rng.uniform(0.2, 0.5, K)),
+        floor_K=torch.from_numpy(rng.uniform(1.0, 2.0, K)),
+        scale_K=torch.from_numpy(np.exp(rng.uniform(np.log(0.2), np.log(4.0), K))),
+        exponent_K=torch.from_numpy(rng.uniform(0.15, 0.6, K)),
         transfer_KK=torch.from_numpy(transfer_KK),
         forgetting_K=torch.from_numpy(1 - (1 - rng.uniform(0.1, 0.95, K)) ** (1 / intervals)),
-        start_K=torch.from_numpy(start_K),
-        value_K=torch.from_numpy(rng.dirichlet(np.ones(K))),
+        start_K=torch.from_numpy(np.where(is_target_K, _BEGUN, _KNOWN) * share_K + 1e4),
+        value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
         interval=_BUDGET / intervals,  # so that a run is one budget, however often it is re-weighted
     )
-    worth_K, target_K = laws.value_K * laws.loss(laws.start_K), torch.from_numpy(is_target_K)
-    total_K = torch.where(target_K, worth_K[target_K].sum(), worth_K[~target_K].sum())
-    laws = replace(laws, value_K=0.5 * laws.value_K / total_K)
-    tokens_K = np.rint(share_K * np.where(is_target_K, 2e7, 1e8)).astype(int)
+    loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)
+    value_K = 0.5 / torch.where(target_K, loss_K[target_K].sum(), loss_K[~target_K].sum())
+    tokens_K = np.rint(share_K * np.where(is_target_K, 2e7, 1e8)).astype(int).tolist()
+    roles = ["target" if target else "source" for target in is_target_K]
     domains = tuple(
-        Domain(
-            f"{'target' if is_target_K[k] else 'source'}{k}", int(tokens_K[k]), "target" if is_target_K[k] else "source"
-        )
-        for k in range(K)
+        Domain(f"{role}{k}", tokens, "target" if role == "target" else "source")
+        for k, (role, tokens) in enumerate(zip(roles, tokens_K, strict=True))
     )
-    return laws, domains
+    return replace(laws, value_K=value_K), domains
 
 
-def gain(laws: ScalingLaws, weights_TK: Tensor) -> float:
+def feedback_gain(laws: ScalingLaws, weights_TK: Tensor) -> float:
     """e at the end of a path of mixtures (T, K), without noise."""
     losses_TK = laws.losses(weights_TK)
     return float((losses_TK[0] - losses_TK[-1]) @ laws.value_K)
