@@ -1,0 +1,52 @@
+"""`RandomWalk`: a random walk on the simplex, the baseline that says what any movement at all is worth.
+
+    α_0 = natural shares        ln α_{t+1} = ln α_t + σ z_t + const,   z_t ~ N(0, 1) by domain
+
+A step multiplies each share by a log-normal factor, so small domains and large ones move alike and every mixture can be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.domain import natural_shares
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.trajectory import Trajectory
+
+_LEAST = 1e-3  # of a uniform share: what a domain without any walks on from
+
+
+class RandomWalk:
+    """`step` is σ. The mixture is a function of settings and history alone."""
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(self, seed: int = 0, step: float = 0.2) -> None:
+        if not step > 0:
+            raise PolicyError(f"step is {step}: it must be above 0")
+        self._seed, self._step = seed, step
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        K, last = len(so_far.names), so_far.last_mixture
+        shares = last.as_dict() if last is not None else natural_shares(so_far.domains)
+        log_K = np.log(np.maximum([shares.get(name, 0.0) for name in so_far.names], _LEAST / K))
+        if last is not None:
+            log_K += self._step * np.random.default_rng([self._seed, len(so_far)]).normal(size=K)
+        return Mixture.normalise(so_far.names, np.exp(log_K - log_K.max()))
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self._seed, "step": self._step}
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
