@@ -8,6 +8,7 @@ from cuvee.methods.ac_odm import ACODM
 from cuvee.methods.doge import DoGE
 from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
+from cuvee.methods.random_walk import RandomWalk
 from cuvee.methods.schedule import Schedule
 from cuvee.methods.static import Given, Natural, TargetOnly, Temperature, Uniform
 
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Any]] = {
     "target_only": TargetOnly,
     "given": Given,
     "schedule": Schedule,
+    "random_walk": RandomWalk,
     "odm": ODM,
     "doge": DoGE,
     "ac_odm": ACODM,

@@ -17,11 +17,15 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard
+from cuvee.policies.random_walk import RandomWalk
 from cuvee.policies.schedule import Scheduled
+from cuvee.policies.scoring_sampler import ScoringSampler
 
 KINDS: dict[str, type[Any]] = {
     "fixed": Fixed,
     "schedule": Scheduled,
+    "random_walk": RandomWalk,
+    "scoring_sampler": ScoringSampler,
     "exp3": Exp3,
     "exponentiated_alignment": ExponentiatedAlignment,
     "agent": AgentPolicy,
