@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from cuvee.agents.replay import Batch, ReplayBuffer
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import State
+from cuvee.core.state import digest as digest
 
 T = TypeVar("T")
 
@@ -103,24 +103,6 @@ def load_module(module: nn.Module, state: State) -> None:
 
 def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array))
-
-
-def digest(state: State) -> str:
-    """sha256 over everything in `state`, to the bit: equal digests mean agents that will behave alike."""
-    sha = hashlib.sha256()
-
-    def feed(node: Any) -> None:
-        if isinstance(node, Mapping):
-            for key in sorted(node):
-                sha.update(key.encode() + b"\0")
-                feed(node[key])
-        elif isinstance(node, np.ndarray):
-            sha.update(f"{node.dtype}{node.shape}".encode() + np.ascontiguousarray(node).tobytes())
-        else:
-            sha.update(repr(node).encode() + b"\0")
-
-    feed(state)
-    return sha.hexdigest()
 
 
 def tensors(observation: Observation) -> tuple[Tensor, Tensor]:

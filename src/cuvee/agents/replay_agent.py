@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from cuvee.agents.base import Observation, Transition, check_shape, fault_in
-from cuvee.agents.learning import Learner, RewardScale, digest
+from cuvee.agents.learning import Learner, RewardScale
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch, ReplayBuffer
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Metrics, State
+from cuvee.core.state import digest
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from cuvee.agents.base import Observation, Transition
-from cuvee.agents.learning import digest
 from cuvee.core.errors import PolicyError
-from cuvee.core.state import load_state, save_state
+from cuvee.core.state import digest, load_state, save_state
 
 POISON = (float("nan"), float("inf"), -float("inf"), 1e30)
 
