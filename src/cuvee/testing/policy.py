@@ -18,7 +18,7 @@ from cuvee.core.trajectory import Trajectory
 
 class ScriptedTrainer:
     """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; the first is absent from
-    every third interval. Alignment and weight norms are answered, by formula too. Deterministic."""
+    every third interval. Alignment, weight norms and evaluation are answered, by formula too. Deterministic."""
 
     def __init__(self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000) -> None:
         self.domains, self.intervals, self.tokens = domains, intervals, tokens
@@ -47,7 +47,10 @@ class ScriptedTrainer:
         rates_K = 0.2 + 0.1 * np.arange(len(self.domains))
         loss_K = 2.0 + 4.0 * (1.0 + self._seen_K / self.tokens) ** -rates_K
         gradients_KM = np.cos(np.outer(1.0 + np.arange(len(self.domains)), 1.0 + np.arange(6)) + 0.1 * self.t)
+        target_K = np.array([domain.is_target for domain in self.domains])
+        field_FK = np.stack([~target_K, target_K])
         probes = {
+            "evaluation": Measured.mean(field_FK @ -loss_K, field_FK.sum(axis=1)),
             "alignment": Measured(gradients_KM @ gradients_KM.T, np.outer(present_K, present_K)),
             "weight_norms": Measured.all([10.0 + 0.1 * self.t, 20.0 - 0.05 * self.t]),
         }
