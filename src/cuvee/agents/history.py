@@ -184,13 +184,14 @@ class _Block(nn.Module):
 class HistoryActor(nn.Module):
     """Every moment → the mixture to play next, as logits relative to uniform.
 
-        x = ref + g (last − ref) + δ,    logits = 8 tanh(x / 8),    g in (0, 1)
+        logits = ref + g (last − ref) + 4 tanh(δ / 4),    g in (0, 1)
 
     ref and last are ln(Kα) of a reference mixture and of the mixture in force; the encoder gives half of each, within ±3, as
-    features 0 and 1. The network says how far each domain lets go of the mixture in force (g) and where it leans (δ). Both
-    start near zero, so that an untrained actor goes half of the way, on the logarithmic scale, from whatever is in force
+    features 0 and 1. The network says how much of the mixture in force each domain keeps (g), and where it leans (δ). Both
+    heads start near zero, so that an untrained actor goes half of the way, on the logarithmic scale, from whatever is in force
     to the reference, at any K, and a domain with no weight rises. A residual on the mixture in force alone would add up its
     errors and starve for good what has once been starved; one on the reference alone would have to learn every smooth path anew.
+    The bounds, ±10 in all, are on what a wrong critic can drive away, and leave the reference as it is.
     """
 
     def __init__(self, features: int, globals_: int, architecture: HistoryArchitecture, spread: float = 0.3) -> None:
@@ -201,7 +202,7 @@ class HistoryActor(nn.Module):
         self.head = near_zero(nn.Linear(architecture.hidden, 3))
 
     def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor, present_BTK: Tensor | None = None) -> Tensor:
-        """Logits (B, T, K) within ±8; −∞ for domains that are absent."""
+        """Logits (B, T, K) within ±10; −∞ for domains that are absent."""
         out = self.head(self.norm(self.net(domains_BTKF, globals_BTG, present_BTK)))
         logits_BTK = _blended(domains_BTKF, out)
         return logits_BTK if present_BTK is None else logits_BTK.masked_fill(~present_BTK, -math.inf)
@@ -221,7 +222,7 @@ class HistoryActor(nn.Module):
 
 def _blended(domains: Tensor, out: Tensor) -> Tensor:
     reference, last = 2 * domains[..., 0], 2 * domains[..., 1]
-    return bounded(reference + out[..., 0].sigmoid() * (last - reference) + out[..., 1])
+    return reference + out[..., 0].sigmoid() * (last - reference) + bounded(out[..., 1], 4.0)
 
 
 class HistoryCritic(nn.Module):

@@ -1,0 +1,218 @@
+"""The Data Mixing Agent's policy: conformance, one file for any run, memory that is rebuilt, and what it does without support."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cuvee.agents.history import HistoryActor
+from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Trajectory
+from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.history_encoder import reference_mixture
+from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
+
+TINY = {"hidden": 8, "layers": 1, "heads": 2, "action": 4}
+
+
+def lively(policy: HistoryPolicy) -> HistoryPolicy:
+    """The heads of an untrained actor hardly say anything: make them speak."""
+    with torch.no_grad():
+        policy.actor.head.weight.mul_(50.0)
+        for head in policy.critic.heads:
+            for parameter in head.parameters():
+                parameter.mul_(50.0)
+    return policy
+
+
+def steered(policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None) -> Trajectory:
+    so_far = so_far or Trajectory.start(trainer.start(policy.probes))
+    while not trainer.done:
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        policy.learn(so_far)
+    return so_far
+
+
+class TestHistoryPolicy(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return lively(HistoryPolicy(TINY, seed=1))
+
+
+class TestWithFloorAndTemperature(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return lively(HistoryPolicy(TINY, temperature=0.5, floor=0.1))
+
+
+class TestOnItsFallback(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return HistoryPolicy(TINY, support={"supported": False}, fallback={"source": 0.7, "target": 0.3})
+
+
+@pytest.mark.parametrize("K", [2, 12, 52, 104])
+def test_an_untrained_policy_moves_from_the_source_to_the_reference(K: int) -> None:
+    domains = some_domains(K)
+    paths = steered(HistoryPolicy(), ScriptedTrainer(domains, intervals=10)).weights_TK()
+    target = np.array([domain.is_target for domain in domains])
+    assert np.all(np.diff(paths[:4, target].sum(1)) > 0), "a domain without weight rises"
+    assert 0.5 * np.abs(paths[-1] - reference_mixture(domains)).sum() < 0.05
+
+
+def test_one_file_serves_any_domains_and_decides_as_before(tmp_path: Path) -> None:
+    policy = lively(HistoryPolicy("full"))
+    save_policy(tmp_path / "p", policy)
+    assert sum(file.stat().st_size for file in (tmp_path / "p").iterdir()) < 10e6
+    loaded = load_policy(tmp_path / "p")
+    assert isinstance(loaded, HistoryPolicy)
+    assert json.loads(json.dumps(loaded.settings())) == policy.settings()
+    for K in (2, 12):
+        domains = tuple(Domain(f"n{k}", 10 ** (k % 5 + 2), "target" if k % 2 else "source") for k in range(K))
+        trainers = (ScriptedTrainer(domains, 3) for _ in range(2))
+        first, second = (steered(each, trainer) for each, trainer in zip((policy, loaded), trainers, strict=True))
+        assert first == second
+
+
+def test_memory_follows_whatever_run_it_is_asked_about() -> None:
+    """Two runs in turn, moments skipped, a history branched off, one read back from disk: always what a new policy says."""
+    used = lively(HistoryPolicy(TINY))
+    runs = [steered(lively(HistoryPolicy(TINY)), ScriptedTrainer(some_domains(K), 9)) for K in (3, 5)]
+
+    def prefix(run: Trajectory, length: int) -> Trajectory:
+        return Trajectory(run.signals[: length + 1], run.mixtures[:length])
+
+    uniform = Mixture.uniform(runs[0].names)
+    branch = Trajectory(runs[0].signals[:6], [*runs[0].mixtures[:2], uniform, *runs[0].mixtures[3:5]])
+    asked = [prefix(runs[0], 2), prefix(runs[0], 3), prefix(runs[1], 3), prefix(runs[0], 4), prefix(runs[0], 8), branch]
+    asked += [prefix(runs[1], 0), Trajectory.from_json(runs[1].to_json()), runs[1], prefix(runs[1], 4)]
+    for so_far in asked:
+        fresh = lively(HistoryPolicy(TINY))
+        assert used.mixture(so_far) == fresh.mixture(so_far)
+        assert used.learn(so_far) == fresh.learn(so_far)
+
+
+def test_only_what_is_new_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, original = 0, HistoryActor.step
+
+    def counted(self: HistoryActor, *inputs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return original(self, *inputs)
+
+    monkeypatch.setattr(HistoryActor, "step", counted)
+    steered(HistoryPolicy(TINY), ScriptedTrainer(some_domains(), 12))
+    assert steps == 12
+
+
+def test_domains_may_come_and_go() -> None:
+    policy, few, many = lively(HistoryPolicy(TINY)), some_domains(4), some_domains(6)
+    so_far = steered(policy, ScriptedTrainer(few, 5))
+    trainer = ScriptedTrainer(many, 5)
+    wider = Signals(many, 6, 0.5, np.zeros(6, dtype=np.int64), Measured.absent(6))
+    so_far = so_far.append(policy.mixture(so_far), wider)
+    so_far = steered(policy, trainer, so_far)
+    assert so_far.last_mixture is not None
+    assert so_far.last_mixture.names == tuple(domain.name for domain in many)
+    assert policy.mixture(so_far) == lively(HistoryPolicy(TINY)).mixture(so_far), "resumed after the change"
+
+
+def test_roles_are_needed() -> None:
+    sources = tuple(Domain(f"d{k}", 100) for k in range(3))
+    with pytest.raises(PolicyError, match=r"none is a target domain.*--target NAME"):
+        HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer(sources).start(())))
+    with pytest.raises(PolicyError, match="none is a source domain"):
+        HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer((Domain("a", 5, "target"),)).start(())))
+
+
+def test_it_says_what_it_thinks() -> None:
+    policy, domains = lively(HistoryPolicy(TINY, seed=3)), some_domains(5)
+    trainer = ScriptedTrainer(domains)
+    so_far = Trajectory.start(trainer.start(()))
+    mixture = policy.mixture(so_far)
+    said: Any = policy.learn(so_far.append(mixture, trainer.advance(mixture)))
+    assert said["acts"] == "history"
+    assert said["entropy"] == pytest.approx(mixture.entropy())
+    assert said["target_share"] == pytest.approx(mixture["d4"])
+    assert set(said["q"]) == {"own", "last", "natural", "uniform"}
+    assert len({round(value, 7) for value in said["q"].values()}) == 4, "the critic tells them apart"
+
+
+@pytest.mark.parametrize(
+    ("fallback", "expected"),
+    [
+        (None, [1 / 12, 2 / 12, 3 / 12, 1 / 2]),
+        ({"source": 0.9, "target": 0.1}, [0.15, 0.30, 0.45, 0.10]),
+        ({"d0": 0.5, "d3": 0.5, "elsewhere": 0.0}, [0.5, 0.0, 0.0, 0.5]),
+    ],
+)
+def test_without_support_it_plays_the_fallback_and_says_so(
+    fallback: dict[str, float] | None, expected: Sequence[float]
+) -> None:
+    policy = HistoryPolicy(TINY, support={"supported": False, "lower": -0.02}, fallback=fallback)
+    trainer = ScriptedTrainer(some_domains(4))
+    so_far = Trajectory.start(trainer.start(()))
+    mixture = policy.mixture(so_far)
+    assert mixture.weights_K == pytest.approx(expected)
+    said: Any = policy.learn(so_far.append(mixture, trainer.advance(mixture)))
+    assert (said["acts"], said["supported"]) == ("fallback", False)
+    assert {"own", "fallback"} <= set(said["q"]), "what it would have done is still told"
+
+
+def test_a_fallback_of_other_domains_is_refused() -> None:
+    policy = HistoryPolicy(TINY, support={"supported": False}, fallback={"web": 1.0})
+    with pytest.raises(PolicyError, match=r"web.*d0, d1"):
+        policy.mixture(Trajectory.start(ScriptedTrainer(some_domains(2)).start(())))
+
+
+def test_questions_belong_to_the_run() -> None:
+    policy = lively(HistoryPolicy(TINY))
+    assert policy.probes == ()
+    asking = policy.evaluating({"target": ["t.jsonl"], "general": ["g.jsonl"]}, share=0.1)
+    (probe,) = asking.probes
+    assert probe.fields == ("general", "target")  # type: ignore[attr-defined]
+    so_far = Trajectory.start(ScriptedTrainer(some_domains()).start(()))
+    assert asking.mixture(so_far) == policy.mixture(so_far), "the same actor"
+
+
+def test_feedback_is_heeded_where_there_is_some() -> None:
+    policy, domains = lively(HistoryPolicy(TINY)), some_domains()
+
+    def after(evaluation: list[float]) -> Mixture:
+        so_far = Trajectory.start(ScriptedTrainer(domains).start(()))
+        first, then = (
+            Signals(domains, 10 * t, 0.1 * t, np.full(4, 9 * t), Measured.absent(4), {"evaluation": Measured.all(e)})
+            for t, e in enumerate([[-2.0, -3.0], evaluation])
+        )
+        return policy.mixture(Trajectory([first, then], [policy.mixture(so_far)]))
+
+    assert after([-2.2, -2.5]) != after([-1.9, -2.0])
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(PolicyError, match="huge"):
+        HistoryPolicy("huge")
+    with pytest.raises(PolicyError, match="depth"):
+        HistoryPolicy({"depth": 2})
+    with pytest.raises(PolicyError, match="heads 3"):
+        HistoryPolicy({"heads": 3})
+    with pytest.raises(PolicyError, match="general, code"):
+        HistoryPolicy(evaluation={"general": ["a"], "code": ["b"]})
+    with pytest.raises(PolicyError, match="temperature 0"):
+        HistoryPolicy(temperature=0.0)
+
+
+def test_a_natural_share_of_nothing_is_no_fault() -> None:
+    domains = (Domain("a", 10**9), Domain("b", 0), Domain("c", 7, "target"))
+    assert natural_shares(domains)["b"] == 0
+    mixture = HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer(domains).start(())))
+    assert np.isfinite(mixture.weights_K).all()
