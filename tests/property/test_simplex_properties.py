@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from cuvee.core.errors import MixtureError
 from cuvee.core.mixture import Mixture
-from cuvee.policies.guard import project_to_box
+from cuvee.policies.limits import project_to_box
 
 SIZES = st.integers(1, 1000)
 POSITIVE = SIZES.flatmap(lambda K: arrays(np.float64, K, elements=st.floats(0, 1e300)))

@@ -1,59 +1,55 @@
 """`Guard`: wraps every policy that steers a real run. What it lets through is a mixture within stated limits, always.
 
-A proposal is projected onto floor ≤ α ≤ ceiling (the nearest such mixture), then moved towards the last executed mixture until
-the change is within `max_change`. A proposal that cannot be made (a non-finite weight, a policy that raises) is refused and the
-last good mixture stays; before there is one, the fallback acts. Each decision is one audit record, logged with the interval.
+A proposal is projected onto floor ≤ α ≤ ceiling, with ceilings lowered to keep within epoch caps (`policies.epochs`), then
+moved towards the last executed mixture until the change is within `max_change`. A proposal that cannot be made is refused and
+the last mixture stays. Nothing unbelievable is learned from (`policies.gate`), and learning that raises leaves the policy as it
+was. When an alarm sounds (`policies.alarms`), and in shadow mode, a static mixture steers, and the policy goes on deciding and
+learning from what was executed. Each decision is one audit record, logged with the interval.
+
+In the first interval a `PolicyError` or `ConfigError` of the policy is a mistake in how the run was set up, and ends it. Later
+nothing that a policy does can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuvee.core.domain import natural_shares
-from cuvee.core.errors import CuveeError, PolicyError
+from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
+from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
+from cuvee.policies.alarms import Alarms, Moment
+from cuvee.policies.epochs import Ledger, capped_ceilings
+from cuvee.policies.gate import View
+from cuvee.policies.limits import Limits, nearest_within, within_reach
 
-Bound = float | Mapping[str, float]
+__all__ = ["Guard", "Limits"]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """`floor` and `ceiling` are one share for all domains or a share by name (unnamed: 0 and 1); `max_change` is the largest
-    total variation between two decisions, 1 for no limit."""
+class Bounds(NamedTuple):
+    """(K,) each: the floors and ceilings that were asked for, and those that hold now, since an epoch cap wins over both."""
 
-    floor: Bound = 0.0
-    ceiling: Bound = 1.0
-    max_change: float = 1.0
-
-    def bounds(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """(K,) floors and (K,) ceilings. Raises `PolicyError` if no mixture satisfies them."""
-        floor_K, ceiling_K = _by_name("floor", self.floor, names, 0.0), _by_name("ceiling", self.ceiling, names, 1.0)
-        if (floor_K > ceiling_K).any():
-            bad = int(np.flatnonzero(floor_K > ceiling_K)[0])
-            raise PolicyError(f"the floor of {names[bad]} ({floor_K[bad]:g}) is above its ceiling ({ceiling_K[bad]:g})")
-        if floor_K.sum() > 1.0 + 1e-9:
-            raise PolicyError(f"the floors of {len(names)} domains sum to {floor_K.sum():g}: lower them to 1 or less")
-        if ceiling_K.sum() < 1.0 - 1e-9:
-            raise PolicyError(
-                f"the ceilings of {len(names)} domains sum to {ceiling_K.sum():g}: raise them to 1 or more"
-            )
-        if not 0.0 < self.max_change <= 1.0:
-            raise PolicyError(f"max_change is {self.max_change}: it must be above 0 and at most 1")
-        return floor_K, ceiling_K
+    asked_floor_K: FloatArray
+    asked_ceiling_K: FloatArray
+    floor_K: FloatArray
+    ceiling_K: FloatArray
 
 
 class Guard:
-    """Executes `policy` within `limits`. `fallback` acts until there is a first good mixture (default: natural shares)."""
+    """Executes `policy` within `limits`."""
 
-    def __init__(self, policy: Policy, limits: Limits | None = None, fallback: Mixture | None = None) -> None:
-        self._policy, self._limits, self._fallback = policy, limits or Limits(), fallback
+    def __init__(self, policy: Policy, limits: Limits | None = None) -> None:
+        self._policy, self._limits = policy, limits or Limits()
+        self._alarms = Alarms(self._limits.alarms)
+        self._view, self._ledger = View(), Ledger()
+        self._fallback: dict[str, Any] | None = None
+        self._refused = {"proposals": 0, "lessons": 0}
         self._decision: dict[str, Any] = {}
+        self._proposed: Mixture | None = None
 
     @property
     def probes(self) -> Sequence[Probe]:
@@ -63,73 +59,146 @@ class Guard:
     def policy(self) -> Policy:
         return self._policy
 
+    # Deciding
+
     def mixture(self, so_far: Trajectory) -> Mixture:
-        floor_K, ceiling_K = self._limits.bounds(so_far.names)
-        last = so_far.last_mixture
-        last = last.to(so_far.names) if last is not None else None
-        proposed, refusal = self._ask(so_far)
-        wanted = proposed or last or self._fallback_for(so_far)
-        executed = self._limit_change(_within(wanted, floor_K, ceiling_K), last)
+        """Changes no state, so it may be asked twice. Raises `PolicyError` for limits that no mixture satisfies and
+        `CorpusExhausted` when the epoch caps leave nothing to read."""
+        bounds = self._bounds(so_far)
+        last, static = so_far.last_mixture, self._limits.static(so_far.domains)
+        view, _ = self._view.of(so_far)
+        proposed, refusal = self._ask(view)
+        wanted = proposed or last or static
+        executed, acted = self._apply(wanted, last, bounds)
+        verdict = "refused" if refusal else "accepted" if executed == proposed else "limited"
+        reason, would = refusal, {}
+        if self._fallback or self._limits.shadow:
+            would = {"would": {"verdict": verdict, "limits": acted, "executed": executed.as_dict()}}
+            executed, acted = self._apply(static, last, bounds)
+            verdict = "shadow" if self._limits.shadow else "fallback"
+        if self._fallback:
+            reason = "; ".join(filter(None, [self._fallback["reason"], refusal]))
+        self._proposed = proposed
         self._decision = {
             "step": so_far.last.step,
+            "progress": so_far.last.progress,
+            "loss": dict(zip(view.names, view.last.loss.to_json(), strict=True)),
+            "tokens": dict(zip(so_far.names, so_far.last.tokens_K.tolist(), strict=True)),
+            **self._explained(view),
             "proposed": proposed.as_dict() if proposed else None,
-            "verdict": "refused" if refusal else "accepted" if executed == proposed else "limited",
-            "reason": refusal,
+            "executed": executed.as_dict(),
+            "verdict": verdict,
+            "limits": acted,
+            "reason": reason,
             "change": executed.total_variation(last) if last else None,
+            **would,
         }
         return executed
 
-    def _ask(self, so_far: Trajectory) -> tuple[Mixture | None, str | None]:
+    def _bounds(self, so_far: Trajectory) -> Bounds:
+        floor_K, ceiling_K = self._limits.bounds(so_far.names)
+        epochs_K = self._limits.epochs_K(so_far.names)
+        lowered_K = capped_ceilings(epochs_K, so_far, self._ledger.outlook(so_far), ceiling_K)
+        return Bounds(floor_K, ceiling_K, np.minimum(floor_K, lowered_K), lowered_K)
+
+    def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None]:
         try:
-            return self._policy.mixture(so_far).to(so_far.names), None
-        except (CuveeError, FloatingPointError) as error:
+            proposed = self._policy.mixture(view)
+            if not isinstance(proposed, Mixture):
+                return None, f"the policy returned a {type(proposed).__name__} and no mixture"
+            return proposed.to(view.names), None
+        except Exception as error:
+            if len(view) == 0 and isinstance(error, (PolicyError, ConfigError)):
+                raise
             return None, f"{type(error).__name__}: {error}"
 
-    def _fallback_for(self, so_far: Trajectory) -> Mixture:
-        return (self._fallback or Mixture.of(natural_shares(so_far.domains))).to(so_far.names)
+    def _apply(self, wanted: Mixture, last: Mixture | None, bounds: Bounds) -> tuple[Mixture, list[str]]:
+        """What is executed of `wanted`, and which limits made it so."""
+        within = nearest_within(wanted, bounds.floor_K, bounds.ceiling_K)
+        held = nearest_within(last, bounds.floor_K, bounds.ceiling_K) if last else None
+        executed = within_reach(within, last, held, self._limits.max_change)
+        weights_K = wanted.weights_K
+        lowered_K = (bounds.ceiling_K < bounds.asked_ceiling_K) & (bounds.ceiling_K < weights_K)
+        acted = {
+            "floor": bool((weights_K < bounds.floor_K).any()),
+            "ceiling": bool((weights_K > bounds.asked_ceiling_K).any()),
+            "epochs": bool(lowered_K.any() or (bounds.floor_K < bounds.asked_floor_K).any()),
+            "max_change": executed != within,
+        }
+        return executed, [name for name, did in acted.items() if did]
 
-    def _limit_change(self, wanted: Mixture, last: Mixture | None) -> Mixture:
-        """Both ends lie within the bounds, which are convex, so any point between them does too."""
-        change = wanted.total_variation(last) if last else 0.0
-        if last is None or change <= self._limits.max_change:
-            return wanted
-        share = self._limits.max_change / change
-        return Mixture.normalise(wanted.names, last.weights_K + share * (wanted.weights_K - last.weights_K))
+    def _explained(self, view: Trajectory) -> dict[str, Any]:
+        """What the policy says of the state in which it decides, if it offers `explain(so_far)`."""
+        explain = getattr(self._policy, "explain", None)
+        if explain is None:
+            return {}
+        try:
+            return {"explained": explain(view)}
+        except Exception as error:
+            return {"explained": f"{type(error).__name__}: {error}"}
+
+    # Learning
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        return {**self._policy.learn(so_far), "guard": self._decision}
+        assert self._decision, "learn follows mixture"
+        view, fault = self._view.of(so_far)
+        before = self._policy.state_dict()
+        state = digest(before)
+        metrics, refusal = self._teach(view, fault, before, state)
+        moment = Moment(view.last, self._proposed, metrics, refusal, learns=bool(before))
+        sounding = self._alarms.update(moment)
+        self._refused["proposals"] += self._proposed is None
+        self._refused["lessons"] += refusal is not None
+        self._change_over(len(so_far), sounding)
+        record = {
+            **self._decision,
+            "state": state,
+            "lesson": refusal or "learned",
+            "reward": metrics.get("reward"),
+            "terms": metrics.get("terms"),
+            "alarms": sounding,
+            "refused": dict(self._refused),
+        }
+        return {**metrics, "guard": record}
+
+    def _teach(self, view: Trajectory, fault: str | None, before: State, state: str) -> tuple[Metrics, str | None]:
+        """The policy's metrics, or none and why it did not learn; then it is as it was `before`, to the bit."""
+        if self._proposed is None:
+            return {}, "it made no proposal to learn from"
+        if fault:
+            return {}, fault
+        try:
+            return dict(self._policy.learn(view)), None
+        except Exception as error:
+            if len(view) == 1 and isinstance(error, (PolicyError, ConfigError)):
+                raise
+            self._policy.load_state_dict(before)
+            if digest(self._policy.state_dict()) != state:
+                raise PolicyError(
+                    f"{type(self._policy).__name__} failed to learn ({type(error).__name__}: {error}) and could not be put back: "
+                    "its state_dict must hold copies of everything, and load_state_dict restore it"
+                ) from error
+            return {}, f"{type(error).__name__}: {error}"
+
+    def _change_over(self, done: int, sounding: dict[str, str]) -> None:
+        """`done` intervals are over: whether the static mixture steers the next one."""
+        if self._fallback is None:
+            if sounding:
+                reason = "; ".join(f"{name}: {why}" for name, why in sounding.items())
+                self._fallback = {"since": done, "alarms": list(sounding), "reason": reason}
+        elif self._limits.cooldown is not None and done - self._fallback["since"] >= self._limits.cooldown:
+            self._fallback = None
+            self._alarms.calm()
+
+    # State
 
     def state_dict(self) -> State:
-        return {"policy": self._policy.state_dict()}
+        own = {"alarms": self._alarms.state_dict(), "fallback": self._fallback, "refused": dict(self._refused)}
+        return {"policy": self._policy.state_dict(), "guard": own}
 
     def load_state_dict(self, state: State) -> None:
         self._policy.load_state_dict(state["policy"])
-
-
-def _within(mixture: Mixture, floor_K: FloatArray, ceiling_K: FloatArray) -> Mixture:
-    """The nearest mixture within the bounds; `mixture` itself, bit for bit, if it is there already."""
-    if ((floor_K <= mixture.weights_K) & (mixture.weights_K <= ceiling_K)).all():
-        return mixture
-    return Mixture.normalise(mixture.names, project_to_box(mixture.weights_K, floor_K, ceiling_K))
-
-
-def project_to_box(weights_K: FloatArray, floor_K: FloatArray, ceiling_K: FloatArray) -> FloatArray:
-    """The point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`: clip(weights − λ) for the one λ that sums to 1."""
-    low, high = float((weights_K - ceiling_K).min()), float((weights_K - floor_K).max())
-    for _ in range(100):  # the sum falls as λ rises; a hundred halvings exhaust a float
-        middle = 0.5 * (low + high)
-        if np.clip(weights_K - middle, floor_K, ceiling_K).sum() > 1.0:
-            low = middle
-        else:
-            high = middle
-    return np.clip(weights_K - high, floor_K, ceiling_K)
-
-
-def _by_name(what: str, bound: Bound, names: Sequence[str], default: float) -> FloatArray:
-    by_name = bound if isinstance(bound, Mapping) else dict.fromkeys(names, bound)
-    for name, value in by_name.items():
-        if name not in names:
-            raise PolicyError(f"{what} names the domain {name!r}, which the run does not have: {', '.join(names)}")
-        if not 0.0 <= value <= 1.0:
-            raise PolicyError(f"the {what} of {name} is {value}: it must lie between 0 and 1")
-    return np.array([by_name.get(name, default) for name in names], dtype=np.float64)
+        own = state["guard"]
+        self._alarms.load_state_dict(own["alarms"])
+        self._fallback, self._refused = own["fallback"], dict(own["refused"])
+        self._decision, self._proposed = {}, None
