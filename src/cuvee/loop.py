@@ -1,13 +1,13 @@
-"""The whole system in two functions. A target and a proxy run through the same code.
+"""The whole system in a page. A target and a proxy run through the same code.
 
 `run` asks a policy for a mixture, trains one interval under it, and lets the policy learn from what was measured.
-`search` lets a method ask for proxy runs until it knows enough to commit to a policy for the target.
+`search` lets a method ask for proxy runs until it knows enough to commit to a policy for the target; `explore` is its first half.
 """
 
 from __future__ import annotations
 
 from cuvee.core.protocols import Domains, Fleet, Journal, Method, Policy, Trainer
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Run, Trajectory
 
 
 def run(trainer: Trainer, policy: Policy, journal: Journal | None = None) -> Trajectory:
@@ -26,7 +26,12 @@ def run(trainer: Trainer, policy: Policy, journal: Journal | None = None) -> Tra
 
 def search(method: Method, corpus: Domains, fleet: Fleet) -> Policy:
     """Runs the proxies that `method` asks for, none twice, and returns its policy for the target."""
+    return method.commit(corpus, explore(method, corpus, fleet))
+
+
+def explore(method: Method, corpus: Domains, fleet: Fleet) -> list[Run]:
+    """Runs the proxies that `method` asks for, none twice, and returns all there are."""
     logged = fleet.load()
     while policies := method.propose(corpus, logged):
         logged += fleet.run(policies)
-    return method.commit(corpus, logged)
+    return logged

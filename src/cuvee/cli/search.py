@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,6 +25,9 @@ def search(
         str | None, typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")] = False,
+    runs_only: Annotated[
+        bool, typer.Option("--runs-only", help="Run the proxies and learn nothing from them yet.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Runs the proxies that a method asks for, none twice, and writes the policy that it commits to."""
@@ -40,11 +44,22 @@ def search(
         return
     try:
         with FleetView(console(stderr=True)) as view:
-            folder = recipe.search(wanted, workers=workers, on_change=None if quiet else view.show)
+            on_change = None if quiet else view.show
+            if runs_only:
+                said = _done(len(recipe.run_proxies(wanted, workers=workers, on_change=on_change)), config)
+            else:
+                folder = recipe.search(wanted, workers=workers, on_change=on_change)
+                said = f"policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
     except KeyboardInterrupt as stopped:
         typer.secho(str(stopped) or "stopped", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`")
+    typer.echo(said)
+
+
+def _done(runs: int, config: Path) -> str:
+    if not runs:
+        return "the method asks for no proxy runs"
+    return f"{runs} runs are done; `cuvee learn {config} -o policy/` learns from them"
 
 
 def _said(plan: Plan, method: str, workers: int) -> str:

@@ -132,8 +132,10 @@ class StoreFleet(ABC):
         return nullcontext()
 
     def load(self) -> list[Run]:
-        """The finished runs of the group."""
-        return [self._store.load(summary.id) for summary in self._store.runs(self._group, "done")]
+        """The finished runs of the group that were planned for this seed and proxy configuration, and for no other."""
+        done = self._store.runs(self._group, "done")
+        same = [run for run in done if run.seed == self._seed and run.config.get("proxy") == self._proxy]
+        return [self._store.load(run.id) for run in same]
 
     def run(self, policies: Sequence[Policy]) -> list[Run]:
         """One finished run for each policy, in this order; a policy that has its run already is not run again.

@@ -22,7 +22,7 @@ from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store import Store
-from cuvee.loop import search as search_loop
+from cuvee.loop import explore
 from cuvee.policies.files import save_policy
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model
@@ -140,11 +140,17 @@ def plan(config: SearchConfig) -> Plan:
     corpus = Corpus.open(config.corpus)
     size = size_of(build_model(config.model, corpus, seed=config.seed), config.train.sequence_length)
     tokens = config.train.total_steps * config.train.batch_size * config.train.sequence_length
-    with open_store(config.store) as store:
-        logged = _fleet(config, store, corpus).load()
+    logged = logged_runs(config)
     proposed = config.method.build(config.seed).propose(corpus, logged)
     seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
     return Plan(len(proposed), len(logged), Cost(tokens, tokens * size.flops_per_token, seconds), judged_by)
+
+
+def logged_runs(config: SearchConfig) -> list[Run]:
+    """The proxy runs of this search that are done."""
+    corpus = Corpus.open(config.corpus)
+    with open_store(config.store) as store:
+        return _fleet(config, store, corpus).load()
 
 
 def _judge(
@@ -183,12 +189,9 @@ def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Fleet
     Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
     """
     corpus = Corpus.open(config.corpus)
-    method = config.method.build(config.seed)
-    with open_store(config.store) as store:
-        watch = FleetWatch(store, config.group)
-        fleet = _fleet(config, store, corpus, workers, on_change and (lambda tally: on_change(watch.look(tally))))
-        policy: Policy = search_loop(method, corpus, fleet)
-        cost = sum((run.cost for run in fleet.load()), Cost())
+    logged = run_proxies(config, workers=workers, on_change=on_change)
+    policy = config.method.build(config.seed).commit(corpus, logged)
+    cost = sum((run.cost for run in logged), Cost())
     folder = config.out / config.name / "policy"
     save_policy(
         folder,
@@ -201,6 +204,17 @@ def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Fleet
         },
     )
     return folder
+
+
+def run_proxies(
+    config: SearchConfig, *, workers: int = 1, on_change: Callable[[FleetStatus], None] | None = None
+) -> list[Run]:
+    """The first half of `search`: runs the proxies that are missing and returns all there are."""
+    corpus = Corpus.open(config.corpus)
+    with open_store(config.store) as store:
+        watch = FleetWatch(store, config.group)
+        fleet = _fleet(config, store, corpus, workers, on_change and (lambda tally: on_change(watch.look(tally))))
+        return explore(config.method.build(config.seed), corpus, fleet)
 
 
 def _fleet(

@@ -1,0 +1,92 @@
+"""Data Mixing Agent: offline reinforcement learning for continual pre-training (arXiv 2507.15640, ACL 2026).
+
+    state    ρ_0, mixtures α_0 … α_{t−1}, feedback e_0 … e_t, progress           (`policies.history_encoder`)
+    action   the mixture α_t
+    reward   r_t = e_{t+1} − e_t,  e_t = λ (g_t − g_0)/|g_0| + (1 − λ) (h_t − h_0)/|h_0|          (`policies.feedback`)
+    data     trajectories of the inductive scoring sampler, one a proxy run        (`policies.scoring_sampler`)
+    agent    cloning of the best trajectories, then CQL on the simplex             (`policies.history_learning`)
+
+Propose: a scoring sampler for each of `proxies` runs, those that are not done yet, all at once. All start from one base model
+(set `model` to its folder) with one data order and differ in the sampler's `number` alone. Commit: the policy learned from them.
+
+No public code exists. Deviations from the paper, with reasons where they are made: the sampler's heuristics and the way feedback
+is standardised are ours, since the paper gives neither; the agent is a Transformer over domain tokens that fits any number of
+domains, where the published one is tied to 52 inputs; conservative Q-learning draws its actions from the simplex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import ConfigError
+from cuvee.core.protocols import Domains, Policy
+from cuvee.core.trajectory import Run
+from cuvee.policies.feedback import FIELDS, Feedback
+from cuvee.policies.scoring_sampler import ScoringSampler
+
+
+@dataclass(frozen=True)
+class DataMixingAgent:
+    """`evaluation` names JSONL question files of the fields "general" and "target", `share` what asking them may cost of an
+    interval, `weight` is λ. `start` is ρ_0 by name (default: the source field's empirical distribution), `candidates` the
+    sampler's. `agent` overrides `LearnSettings`."""
+
+    evaluation: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    proxies: int = 64
+    share: float = 0.02
+    weight: float = 0.5
+    start: Mapping[str, float] | None = None
+    candidates: int = 64
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if set(self.evaluation) != set(FIELDS):
+            named = ", ".join(self.evaluation) or "nothing"
+            raise ConfigError(
+                f"evaluation names {named}: give question files as {{general: [FILE, …], target: [FILE, …]}}"
+            )
+        if self.proxies < 1:
+            raise ConfigError(f"proxies is {self.proxies}: at least 1 run is needed to learn from")
+        self.sampler(0)  # refuses bad settings now and not when a run starts
+
+    def sampler(self, number: int) -> ScoringSampler:
+        """What steers proxy `number`."""
+        return ScoringSampler(
+            self.seed,
+            number,
+            evaluation=self._files(),
+            share=self.share,
+            weight=self.weight,
+            start=self.start,
+            candidates=self.candidates,
+        )
+
+    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
+        """The samplers whose runs are missing. Where runs do not say what steered them, the first ones count as done.
+
+        Raises `ConfigError` for a corpus without source or target domains.
+        """
+        roles = {domain.role for domain in corpus.domains}
+        if roles != {"source", "target"}:
+            raise ConfigError("the agent balances a source and a target field: build the corpus with --target NAME")
+        samplers = [self.sampler(number) for number in range(self.proxies)]
+        steered = [run.config.get("policy") for run in logged]
+        if not any(isinstance(policy, Mapping) for policy in steered):
+            return samplers[len(logged) :]
+        done = [policy.get("settings") for policy in steered if isinstance(policy, Mapping)]
+        return [sampler for sampler in samplers if sampler.settings() not in done]
+
+    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """Raises `PolicyError` if there is nothing to learn from."""
+        from cuvee.policies.history_learning import LearnSettings, learn_policy
+
+        learned = learn_policy(logged, Feedback(self.weight), LearnSettings(**self.agent), self.seed)
+        return learned.evaluating(self._files(), self.share)
+
+    def _files(self) -> dict[str, list[str]]:
+        """By their full paths: a worker elsewhere has another working directory."""
+        return {name: [str(Path(file).absolute()) for file in self.evaluation[name]] for name in FIELDS}
