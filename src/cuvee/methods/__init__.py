@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cuvee.methods.ac_odm import ACODM
+from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.methods.doge import DoGE
 from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
@@ -24,5 +25,6 @@ METHODS: dict[str, type[Any]] = {
     "doge": DoGE,
     "ac_odm": ACODM,
     "hds": HDS,
+    "data_mixing_agent": DataMixingAgent,
 }
 """Name in a configuration → class; the class is a dataclass whose fields are the method's options."""
