@@ -17,9 +17,12 @@ from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store import Store
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, load
+from cuvee.recipes.config import CompareConfig, PolicyChoice, TrainConfig, load
+from cuvee.recipes.reporting import tables
 from cuvee.recipes.stopping import Stopped
+from cuvee.recipes.train import train
 from cuvee.recipes.watch import Progress, Unobserved
+from cuvee.report.words import amount
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
@@ -165,3 +168,31 @@ def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_tra
         compare(configured(place, "methods=[natural, target_only]"))
     with Store.open(place / "runs.db") as store:
         assert store.runs() == []
+
+
+@pytest.mark.parametrize("method", ["{name: ac_odm, mode: proxy}", "{name: doge, mode: proxy, label: mine}"])
+def test_a_method_that_needs_proxies_is_sent_to_search_before_anything_is_created(place: Path, method: str) -> None:
+    remedy = r"learns from proxy runs, 1 to begin with: run `cuvee search` .* policy=runs/search/policy"
+    with pytest.raises(ConfigError, match=remedy):
+        compare(configured(place, f"methods=[natural, {method}]"))
+    document = {
+        k: v for k, v in yaml.safe_load((place / "mine.yaml").read_text()).items() if k not in ("methods", "seeds")
+    }
+    (place / "one.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match=remedy):
+        train(load(TrainConfig, place / "one.yaml", [f"method={method}"]))
+    assert sorted(path.name for path in place.iterdir()) == ["mine.yaml", "one.yaml"]
+
+
+def test_a_saved_policy_is_compared_and_its_cost_with_it(place: Path, compared: tuple[Path, list[Run]]) -> None:
+    learned = next(run for run in compared[1] if run.config["method"]["label"] == "odm")
+    chosen = f"methods=[natural, {{policy: {learned.policy}, label: from-before}}]"
+    natural, steered = compare(configured(place, chosen, "seeds=[4]", "train.steps=4"))
+    assert (steered.config["policy"], "proxies" in natural.config) == ("from-before", False)
+    spent = steered.config["proxies"]
+    assert (spent["tokens"], spent["flops"]) == (learned.cost.tokens, learned.cost.flops)
+    (final, _) = (table for _, table in tables([natural, steered]))
+    assert [row.cells[-3].note for row in final.rows] == ["", f"{amount(learned.cost.tokens)} proxies"]
+    after = PolicyChoice(policy=Path(steered.policy or "")).proxies
+    assert after is not None
+    assert after.tokens == learned.cost.tokens + steered.cost.tokens, "what is learned later has cost both"

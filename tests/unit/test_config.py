@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.trajectory import Cost
+from cuvee.policies.files import save_policy
+from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Limits
-from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, load, parse
+from cuvee.recipes.config import CompareConfig, PolicyChoice, RunConfig, TrainConfig, load, parse
 from cuvee.recipes.search import SearchConfig
 from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
 from cuvee.training.settings import TrainerSettings
@@ -65,6 +69,7 @@ def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
         ({"name": "a b"}, "name is 'a b': it must be 1 to 64 letters"),
         ({"corpus": None}, "corpus is None: it must be a path"),
         ({"method": "odm", "policy": "policy"}, "both method (odm) and policy (policy) are given; keep one"),
+        ({"policy": 7}, "policy is 7: it must be a policy's folder"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_named(content: dict[str, Any], said: str) -> None:
@@ -82,6 +87,12 @@ def test_what_is_wrong_with_a_run_is_named(content: dict[str, Any], said: str) -
         ({"methods": ["odm"], "baseline": "natural"}, "baseline is 'natural', which is not compared"),
         ({"methods": ["odm"], "seeds": [1, 1]}, "seeds are [1, 1]: each may be given once"),
         ({"methods": ["odm"], "seed": 1}, "unknown key 'seed'; did you mean 'seeds'?"),
+        ({"methods": [7]}, "methods.0 is 7: it must be the name of a method or a section with `name: …`"),
+        ({"methods": [{"smoothing": 1}]}, "methods.0.name is missing"),
+        ({"methods": ["odm", {"policy": 7}]}, "methods.1.policy is 7: it must be a path"),
+        ({"methods": [{"policy": "p", "lable": "x"}]}, "unknown key 'lable' in methods.0; did you mean 'label'?"),
+        ({"methods": [{"policy": "p", "name": "odm"}]}, "both a method (odm) and a policy (p) are given; keep one"),
+        ({"methods": ["odm", {"policy": "odm/policy"}]}, "two methods are called 'odm'; tell them apart"),
     ],
 )
 def test_what_is_wrong_with_a_comparison_is_named(content: dict[str, Any], said: str) -> None:
@@ -170,6 +181,32 @@ def test_a_proxy_is_bound_to_the_content_of_its_base_model(tmp_path: Path, monke
     (tmp_path / "base" / "model.safetensors").write_text("other weights")
     assert search.proxy("f")["model_sha256"] != first["model_sha256"]
     assert "model_sha256" not in parse(SearchConfig, {"corpus": "c", "method": "natural"}, "").proxy("f")
+
+
+def saved(folder: Path, provenance: dict[str, Any]) -> Path:
+    save_policy(folder, Fixed(Mixture.uniform(["a", "b"])), provenance)
+    return folder
+
+
+def test_a_saved_policy_is_compared_like_a_method(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "search" / "policy", {"proxies": {"tokens": 5, "flops": 1e9, "seconds": 2.5}})
+    chosen = {"policy": str(folder), "label": "learned"}
+    content = {"corpus": "c", "name": "mine", "methods": ["odm", chosen], "seeds": [3, 4], "baseline": "odm"}
+    runs = parse(CompareConfig, content, "").runs()
+    assert [run.label for run in runs] == ["odm", "learned"] * 2
+    assert [run.policy and run.policy.proxies for run in runs[:2]] == [None, Cost(5, 1e9, 2.5)]
+    alone = parse(TrainConfig, {"corpus": "c", "name": "mine", "seed": 4, "policy": chosen}, "")
+    assert alone.run_id("f") == runs[3].run_id("f") != runs[1].run_id("f")
+    assert parse(TrainConfig, {"corpus": "c", "policy": str(folder)}, "").label == "search"
+
+
+def test_what_a_policy_cost_is_read_from_its_file_if_that_says_it(tmp_path: Path) -> None:
+    def proxies(**provenance: Any) -> Cost | None:
+        return PolicyChoice(policy=saved(tmp_path / "policy", provenance)).proxies
+
+    assert proxies() is None
+    with pytest.raises(PolicyError, match="says of its cost"):
+        proxies(proxies={"tokens": 3})
 
 
 def test_yaml_reads_numbers_as_everybody_writes_them() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,48 @@ def test_tokens_to_the_baselines_end() -> None:
     share = re.fullmatch(r"(\d+)% of its tokens", table.rows[1].cells[-1].text)
     assert share
     assert int(share[1]) < 100
+
+
+def steered(run: Run, label: str, **config: Any) -> Run:
+    """The same run under a saved policy."""
+    bare = {key: value for key, value in run.config.items() if key != "method"}
+    return replace(run, id=f"{run.id}-{label}", config={**bare, "policy": label, "policy_sha256": "a", **config})
+
+
+def test_proxies_count_in_the_cost_and_pay_from_some_size_on() -> None:
+    base = [example_run("natural", seed) for seed in range(2)]
+    proxies = Cost(1_000_000, 4.0 * base[0].cost.flops, 60.0)
+    learned = [steered(shifted(run, -0.5), "learned", proxies=asdict(proxies)) for run in base]
+    stranger = [steered(run, "stranger") for run in base]
+    worse = [steered(shifted(run, 0.5), "worse", proxies=asdict(proxies)) for run in base]
+    summary = summarise([*base, *learned, *stranger, *worse])
+    final, table = final_table(summary), paired_table(summary)
+    rows = {row.head: dict(zip(final.columns, row.cells, strict=True)) for row in final.rows}
+    mean = sum(run.cost.flops for run in base) / 2
+    assert rows["learned"]["FLOPs"].text == amount(mean + proxies.flops)
+    assert rows["learned"]["Tokens"].note == "1 M proxies"
+    assert rows["natural"]["FLOPs"].text == amount(mean)
+    assert {cell.note for cell in list(rows["natural"].values())[-3:]} == {""}
+    assert rows["stranger"]["Tokens"].note == "its policy’s unknown"
+    assert table is not None
+    assert table.columns[-1] == "Proxies pay from"
+    ends = {row.head: row.cells[-1] for row in table.rows}
+    needed = int(re.findall(r"\d+", table.rows[0].cells[-2].text)[0]) / 100
+    factor = float(ends["learned"].note.split()[0])
+    assert factor == pytest.approx(proxies.flops / mean / (1 - needed), rel=0.02)
+    assert ends["learned"].text.endswith("FLOPs")
+    assert (ends["worse"].text, ends["stranger"].text) == ("never", "–")
+
+
+def test_without_proxies_nothing_is_said_of_them() -> None:
+    table = paired_table(summarise(compared(2)))
+    assert table is not None
+    assert "Proxies pay from" not in table.columns
+
+
+def test_policies_of_other_content_are_no_other_settings(tmp_path: Path) -> None:
+    one, other = (steered(example_run("natural"), label, proxies=asdict(Cost(1))) for label in ("one", "other"))
+    assert "differ in more than" not in write_report([one, other], tmp_path / "r.html").read_text()
 
 
 def test_one_seed_makes_no_claim() -> None:

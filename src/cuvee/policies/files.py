@@ -17,6 +17,7 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard
+from cuvee.policies.history_policy import HistoryPolicy
 from cuvee.policies.random_walk import RandomWalk
 from cuvee.policies.schedule import Scheduled
 from cuvee.policies.scoring_sampler import ScoringSampler
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Any]] = {
     "exp3": Exp3,
     "exponentiated_alignment": ExponentiatedAlignment,
     "agent": AgentPolicy,
+    "history": HistoryPolicy,
 }
 """Every policy that can be saved. Each has `settings()`, which its constructor takes back."""
 
@@ -50,12 +52,22 @@ def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None
 
 def load_policy(path: Path) -> Policy:
     """Raises `PolicyError` or `CheckpointError` if `path` holds no complete, unaltered policy of a known kind."""
-    if not (path / "policy.json").is_file():
-        raise PolicyError(f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote")
-    document = load_state(path, stem="policy")
+    document = _read(path)
     kind = document.get("kind")
     if kind not in KINDS:
         raise PolicyError(f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}")
     policy: Policy = KINDS[kind](**document["settings"])
     policy.load_state_dict(document["state"])
     return policy
+
+
+def read_provenance(path: Path) -> Mapping[str, Any]:
+    """What `save_policy` was told of how the policy came to be. Raises as `load_policy` does."""
+    provenance: Mapping[str, Any] = _read(path).get("provenance") or {}
+    return provenance
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not (path / "policy.json").is_file():
+        raise PolicyError(f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote")
+    return load_state(path, stem="policy")

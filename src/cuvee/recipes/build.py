@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from cuvee.core.domain import natural_shares
-from cuvee.core.errors import CorpusError
+from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.data.corpus import Corpus
 from cuvee.data.stream import MixtureStream
-from cuvee.policies.files import load_policy
 from cuvee.policies.guard import Guard
 from cuvee.recipes.config import TrainConfig
 from cuvee.training.distributed import Ranks
@@ -21,21 +20,32 @@ from cuvee.training.trainer import LMTrainer
 
 
 def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What the store keeps as a run's configuration: all that decides what it computes, and what turns its losses into bits."""
+    """What the store keeps as a run's configuration: all that decides what it computes, what its policy has cost before it, and
+    what turns its losses into bits."""
     widths: dict[str, float] = {}
     for name in corpus.names:
         with suppress(CorpusError):  # not known of shards that came without a tokenizer or without a `valid` split
             widths[name] = corpus.bytes_per_token(name, "valid")
-    return {"name": config.name, **config.identity(corpus.fingerprint), "bytes_per_token": widths}
+    proxies = config.policy.proxies if config.policy else None
+    spent = {"proxies": asdict(proxies)} if proxies else {}
+    return {"name": config.name, **config.identity(corpus.fingerprint), **spent, "bytes_per_token": widths}
 
 
 def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
-    """What steers, within the limits of the guard. Raises `PolicyError` if no mixture over the corpus satisfies them."""
+    """What steers, within the limits of the guard. Raises `PolicyError` if no mixture over the corpus satisfies them, and
+    `ConfigError` for a method that has to learn from proxies first."""
     config.guard.bounds(corpus.names)
-    steers: Policy = (
-        load_policy(config.policy) if config.policy else config.method.build(config.seed).commit(corpus, ())
-    )
-    return Guard(steers, config.guard)
+    return Guard(config.policy.load() if config.policy else _commit(config, corpus), config.guard)
+
+
+def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
+    method = config.method.build(config.seed)
+    if wanted := len(method.propose(corpus, ())):
+        raise ConfigError(
+            f"{config.method.label} learns from proxy runs, {wanted} to begin with: run `cuvee search` with this method, then "
+            "give the folder that it writes, as in policy=runs/search/policy, in place of the method"
+        )
+    return method.commit(corpus, ())
 
 
 def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> LMTrainer:

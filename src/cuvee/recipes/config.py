@@ -15,13 +15,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from cuvee.core.errors import ConfigError, CuveeError, PolicyError
 from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.core.protocols import Method
+from cuvee.core.protocols import Method, Policy
+from cuvee.core.trajectory import Cost
 from cuvee.methods import METHODS
+from cuvee.policies.files import load_policy, read_provenance
 from cuvee.policies.guard import Limits
 from cuvee.recipes.explain import explain, nearest
 from cuvee.recipes.yaml_file import override, read_yaml
@@ -78,6 +90,60 @@ class MethodChoice(BaseModel):
         return method
 
 
+class PolicyChoice(BaseModel):
+    """`{policy: runs/search/policy, label: ac_odm_proxy}`, or the folder alone: a saved policy, that steers instead of a method.
+
+    `label` defaults to what the folder, or the one around a folder called `policy`, is called.
+    """
+
+    model_config = _STRICT
+    policy: Path
+    label: Name = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        value = {"policy": value} if isinstance(value, (str, Path)) else value
+        if not isinstance(value, dict) or not isinstance(value.get("policy"), (str, Path)):
+            return value
+        if "name" in value:
+            raise ConfigError(f"both a method ({value['name']}) and a policy ({value['policy']}) are given; keep one")
+        folder = Path(value["policy"]).absolute()
+        return {"label": _as_name(folder.parent.name if folder.name == "policy" else folder.name), **value}
+
+    def load(self) -> Policy:
+        return load_policy(self.policy)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is in the folder. Raises `PolicyError` if no policy is there."""
+        hashes = self.policy / "hashes.json"
+        if not hashes.is_file():
+            raise PolicyError(f"{self.policy} holds no policy: give the `policy` folder of a run or a search")
+        return sha256_of(hashes)
+
+    @property
+    def proxies(self) -> Cost | None:
+        """What the runs have cost that it was learned from; None if its file does not say."""
+        proxies = read_provenance(self.policy).get("proxies")
+        try:
+            return None if proxies is None else Cost(*(proxies[name] for name in ("tokens", "flops", "seconds")))
+        except (KeyError, TypeError) as error:
+            raise PolicyError(f"{self.policy} says of its cost {proxies!r}, which is none: save it again") from error
+
+
+def _kind_of(choice: Any) -> str:
+    """The words are none that a choice may have as a key, so that `explain` takes them for what they are."""
+    saved = isinstance(choice, PolicyChoice) or (isinstance(choice, dict) and "policy" in choice)
+    return "a policy" if saved else "a method"
+
+
+Choice = Annotated[
+    Annotated[MethodChoice, Tag("a method")] | Annotated[PolicyChoice, Tag("a policy")], Discriminator(_kind_of)
+]
+"""What a comparison compares: `odm`, `{name: odm, …}` or `{policy: FOLDER}`."""
+
+
 class RunConfig(BaseModel):
     """What training and comparing have in common. Paths are relative to the working directory."""
 
@@ -130,23 +196,22 @@ class TrainConfig(RunConfig):
     """One run: one method, one seed."""
 
     method: MethodChoice = MethodChoice(name="natural")
-    policy: Path | None = None
+    policy: PolicyChoice | None = None
     """A policy folder that steers instead of a method."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
         if self.policy is not None and "method" in self.model_fields_set:
-            raise ConfigError(f"both method ({self.method.label}) and policy ({self.policy}) are given; keep one")
+            raise ConfigError(
+                f"both method ({self.method.label}) and policy ({self.policy.policy}) are given; keep one"
+            )
         return self
 
     @property
     def label(self) -> str:
-        """What steers, in a word: the method's label, or what the policy's folder, or the one around it, is called."""
-        if self.policy is None:
-            return self.method.label
-        folder = self.policy.absolute()
-        return _as_name(folder.parent.name if folder.name == "policy" else folder.name)
+        """What steers, in a word."""
+        return (self.policy or self.method).label
 
     def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
         """Everything that decides what the run computes, and nothing that does not; plain JSON.
@@ -156,10 +221,7 @@ class TrainConfig(RunConfig):
         own = {**self.setting(corpus_fingerprint), "seed": self.seed}
         if self.policy is None:
             return {**own, "method": self.method.model_dump(mode="json")}
-        hashes = self.policy / "hashes.json"
-        if not hashes.is_file():
-            raise PolicyError(f"{self.policy} holds no policy: give the `policy` folder of a run or a search")
-        return {**own, "policy": self.label, "policy_sha256": sha256_of(hashes)}
+        return {**own, "policy": self.policy.label, "policy_sha256": self.policy.sha256}
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
@@ -169,7 +231,8 @@ class TrainConfig(RunConfig):
 class CompareConfig(RunConfig):
     """Methods × seeds. For one seed all methods share model weights, the order of each domain's data, and evaluation."""
 
-    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
+    methods: Annotated[tuple[Choice, ...], Field(min_length=1)]
+    """Saved policies may stand among them."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     baseline: str = ""
     """The label of the method that the others are measured against; the first one if not given."""
@@ -198,7 +261,10 @@ class CompareConfig(RunConfig):
     def runs(self) -> list[TrainConfig]:
         """One configuration for each method and seed, seed by seed, so that early results are already paired."""
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
-        return [TrainConfig(**common, method=method, seed=seed) for seed in self.seeds for method in self.methods]
+        choices: list[dict[str, Any]] = [
+            {"policy" if isinstance(choice, PolicyChoice) else "method": choice} for choice in self.methods
+        ]
+        return [TrainConfig(**common, **choice, seed=seed) for seed in self.seeds for choice in choices]
 
 
 def sha256_of_model(folder: Path) -> str:

@@ -179,7 +179,7 @@ def _as_yaml(config: CompareConfig) -> str:
     """A file that `cuvee compare` takes as it is, and that is pleasant to change."""
     content = config.model_dump(mode="json", exclude_defaults=True)
     content["train"] = {key: value for key, value in content["train"].items() if value != _DEFAULTS[key]}
-    content["methods"] = [method.name for method in config.methods]
+    content["methods"] = [method.label for method in config.methods]
     head = "# The demo's comparison. More seeds: cuvee compare THIS_FILE 'seeds=[0, 1, 2, 3, 4]'\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 

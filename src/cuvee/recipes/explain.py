@@ -18,6 +18,7 @@ _PLAIN = (  # what pydantic says, and what somebody who writes YAML would
     (r"^Input should be ", "it must be "),
     (r"a valid tuple|a valid list", "a list"),
     (r"a valid dictionary or instance of MethodChoice", "the name of a method or a section with `name: …`"),
+    (r"a valid dictionary or instance of PolicyChoice", "a policy's folder"),
     (r"a valid dictionary|a dictionary or an instance of \w+", "a section of `key: value` lines"),
     (r"a valid string", "text"),
     (r"^Input is not a valid path.*", "it must be a path"),
@@ -31,7 +32,10 @@ def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
     """One clause for each wrong key of `content`, which was to become a `kind`: a pydantic model or a dataclass."""
     unknown: list[str] = []
     wrong: dict[str, list[str]] = {}
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and any(_below(problem["loc"], other["loc"]) for other in problems):
+            continue  # there would be enough if those were right
         keys, section = _locate(problem["loc"], kind, content, problem["type"])
         if problem["type"] in _UNKNOWN:
             where = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
@@ -42,6 +46,10 @@ def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
             what = f"{'.'.join(keys) or 'the configuration'} is {problem['input']!r}"
             wrong.setdefault(what, []).append(_plain(problem["msg"]))
     return "; ".join([*unknown, *(f"{what}: {' or '.join(why)}" if why else what for what, why in wrong.items())])
+
+
+def _below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place
 
 
 def _plain(message: str) -> str:
@@ -90,7 +98,7 @@ def _sections(kind: type[Any] | None) -> dict[str, type[Any] | None]:
 
 
 def _section(annotation: Any) -> type[Any] | None:
-    for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and (issubclass(candidate, BaseModel) or dataclasses.is_dataclass(candidate)):
-            return candidate
-    return None
+    """The first model or dataclass within."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _section(part))), None)

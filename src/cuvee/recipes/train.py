@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from cuvee.core.errors import ConfigError
-from cuvee.core.trajectory import Run
+from cuvee.core.trajectory import Cost, Run
 from cuvee.data.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.rows import RunSummary
@@ -14,6 +15,7 @@ from cuvee.fleet.store import Store
 from cuvee.fleet.worker_name import is_dead, worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
+from cuvee.policies.guard import Guard
 from cuvee.recipes.build import build_policy, build_trainer, record_of
 from cuvee.recipes.config import TrainConfig
 from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
@@ -40,6 +42,7 @@ def train(
     """
     observer = observer or Unobserved()
     corpus = Corpus.open(config.corpus)
+    guarded = build_policy(config, corpus)  # so that what cannot steer is found out before anything is created
     run_id = config.run_id(corpus.fingerprint)
     with open_store(config.store) as store:
         known = next((found for found in store.runs() if found.id == run_id), None)
@@ -50,7 +53,8 @@ def train(
         ranks = Ranks.connect()
         try:
             with StopRequest() if stop is None else nullcontext(stop) as asked:
-                return _train(config, corpus, store, ranks, observer if ranks.rank == 0 else Unobserved(), asked, group)
+                seen = observer if ranks.rank == 0 else Unobserved()
+                return _train(config, corpus, guarded, store, ranks, seen, asked, group)
         finally:
             ranks.close()
 
@@ -72,6 +76,7 @@ def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
 def _train(
     config: TrainConfig,
     corpus: Corpus,
+    guarded: Guard,
     store: Store,
     ranks: Ranks,
     observer: Observer,
@@ -80,7 +85,6 @@ def _train(
 ) -> Run:
     run_id, record = config.run_id(corpus.fingerprint), record_of(config, corpus)
     folder = (config.out / run_id).absolute()
-    guarded = build_policy(config, corpus)
     trainer, policy = build_trainer(config, corpus, ranks), Leader(guarded, ranks)
     checkpoints = Checkpoints(folder / "checkpoints")
 
@@ -95,7 +99,10 @@ def _train(
     with journal.attempt(trainer):
         run(trainer, policy, watched(journal))
         trainer.export(folder / "model")
-        save_policy(folder / "policy", guarded, {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed})
+        provenance = {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed}
+        before = config.policy.proxies if config.policy else Cost()
+        spent = {} if before is None else {"proxies": asdict(before + trainer.cost)}
+        save_policy(folder / "policy", guarded, {**provenance, **spent})
         journal.finish(trainer, policy=str(folder / "policy"), model=str(folder / "model"))
     finished = store.load(run_id)
     observer.end(run_id, f"is finished: {finished.cost.tokens:,} tokens, model in {_short(folder / 'model')}")

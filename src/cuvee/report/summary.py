@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import FloatArray
-from cuvee.core.trajectory import Run
+from cuvee.core.trajectory import Cost, Run
 from cuvee.evaluation.statistics import bits_per_byte
 
 VALID_LOSS = "valid_loss"
@@ -98,6 +98,14 @@ class RunView:
         return [score(self.domains, loss_K, self.bytes_per_token) for loss_K in self.loss_PK]
 
     @property
+    def proxies(self) -> Cost | None:
+        """What the runs cost that this one's policy was learned from. None if it was steered by a file that does not say."""
+        spent = self.run.config.get("proxies")
+        if isinstance(spent, Mapping):
+            return Cost(int(spent["tokens"]), float(spent["flops"]), float(spent["seconds"]))
+        return None if self.run.config.get("policy") else Cost()
+
+    @property
     def final(self) -> Scores | None:
         """At the last validation, which for a run that is not finished lies before the end."""
         return self.scores_P[-1] if self.scores_P else None
@@ -129,10 +137,27 @@ class MethodView:
         found = {view.run.seed: value(view.final) for view in self.finished if view.final}
         return {seed: number for seed, number in found.items() if number is not None}
 
+    @property
+    def cost(self) -> Cost:
+        """Of one run, on average, without proxies."""
+        return _mean_cost([view.run.cost for view in self.scored or self.runs])
+
+    @property
+    def proxies(self) -> Cost | None:
+        """What had to be spent before a run, on average; None if some policy's file does not say."""
+        spent = [view.proxies for view in self.scored or self.runs]
+        known = [cost for cost in spent if cost is not None]
+        return _mean_cost(known) if len(known) == len(spent) else None
+
     def mean(self, value: Callable[[Scores], float | None]) -> float | None:
         numbers = [value(view.final) for view in self.scored if view.final]
         known = [number for number in numbers if number is not None]
         return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    total, count = sum(costs, Cost()), len(costs)
+    return Cost(round(total.tokens / count), total.flops / count, total.seconds / count)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cuvee.core.trajectory import Run
+from cuvee.core.trajectory import Cost
 from cuvee.evaluation.statistics import paired_difference, steps_to_reach
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
 from cuvee.report.words import ABSENT, amount, duration, interval, number, signed
@@ -52,7 +52,7 @@ def measures(summary: Summary) -> list[tuple[str, Value]]:
 
 
 def final_table(summary: Summary) -> Table:
-    """One row a method: losses at the last validation, averaged over seeds, and what a run cost."""
+    """One row a method: losses at the last validation, averaged over seeds, and what a run cost, its proxies included."""
     bits = all(scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P)
     losses = measures(summary)
     numeric: list[tuple[str, Value, int]] = [(name, value, 3) for name, value in losses]
@@ -78,9 +78,11 @@ def final_table(summary: Summary) -> Table:
 
 
 def paired_table(summary: Summary) -> Table | None:
-    """Each method minus the baseline over the seeds that both finished; None if there are none."""
+    """Each method minus the baseline over the seeds that both finished, and if there were proxies the size of run from which they
+    pay; None if there are no such seeds."""
     baseline, others = summary.methods[0], summary.methods[1:]
     losses = measures(summary)
+    costly = any(method.proxies != Cost() for method in others)
     rows = []
     for index, method in enumerate(others, start=1):
         cells, pairs = [], 0
@@ -92,11 +94,14 @@ def paired_table(summary: Summary) -> Table | None:
             cells.append(
                 Cell(text, interval(difference) or ("one seed: no interval" if pairs == 1 else ""), shade=shade)
             )
-        cells.append(Cell(_tokens_needed(method, baseline)))
+        shares = _shares(method, baseline)
+        cells.append(Cell(_tokens_needed(shares)))
+        cells += [_break_even(method, baseline, shares)] if costly else []
         if pairs:
             count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
             rows.append(Row(method.label, count, tuple(cells), index))
     columns = (*(f"Δ {name.lower()}" for name, _ in losses), "Tokens to the baseline’s end")
+    columns += ("Proxies pay from",) if costly else ()
     return Table(columns, tuple(rows)) if rows else None
 
 
@@ -153,17 +158,22 @@ def _run_count(method: MethodView) -> str:
 
 
 def _cost_cells(method: MethodView) -> list[Cell]:
-    """Mean cost of a run."""
-    runs: list[Run] = [view.run for view in (method.scored or method.runs)]
-    tokens, flops, seconds = (
-        sum(values) / len(runs)
-        for values in zip(*((run.cost.tokens, run.cost.flops, run.cost.seconds) for run in runs), strict=True)
-    )
-    return [Cell(amount(tokens)), Cell(amount(flops)), Cell(duration(seconds))]
+    """Mean cost of a run and of what had to be spent before it: all proxies, for each seed."""
+    proxies = method.proxies
+    total = method.cost + (proxies or Cost())
+    texts = amount(total.tokens), amount(total.flops), duration(total.seconds)
+    notes = ("", "", "")
+    if proxies is None:
+        notes = ("its policy’s unknown", "", "")
+    elif proxies != Cost():
+        shares = amount(proxies.tokens), amount(proxies.flops), duration(proxies.seconds)
+        notes = (f"{shares[0]} proxies", f"{shares[1]} proxies", f"{shares[2]} proxies")
+    return [Cell(text, note) for text, note in zip(texts, notes, strict=True)]
 
 
-def _tokens_needed(method: MethodView, baseline: MethodView) -> str:
-    """Share of the baseline's tokens after which the method's loss is down to where the baseline's ended, over shared seeds."""
+def _shares(method: MethodView, baseline: MethodView) -> list[float | None]:
+    """Share of the baseline's tokens after which the method's loss is down to where the baseline's ended, by shared seed; None
+    where it never is."""
     theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
     shares: list[float | None] = []
     for view in method.finished:
@@ -171,10 +181,36 @@ def _tokens_needed(method: MethodView, baseline: MethodView) -> str:
             losses = [scores.headline for scores in view.scores_P]
             reached = steps_to_reach(view.tokens_P, losses, other.final.headline)
             shares.append(None if reached is None else reached / max(int(other.tokens_P[-1]), 1))
+    return shares
+
+
+def _tokens_needed(shares: Sequence[float | None]) -> str:
     got_there = [share for share in shares if share is not None]
     if len(got_there) < len(shares):
         return f"reached by {len(got_there)} of {len(shares)}" if got_there else "never reached"
     return f"{sum(got_there) / len(got_there):.0%} of its tokens" if got_there else ABSENT
+
+
+def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float | None]) -> Cell:
+    """FLOPs of the baseline's run from which on the proxies are worth their cost.
+
+    A method that is down to the baseline's loss after the share s of its tokens, at r times its FLOPs a token, saves 1 − s·r of
+    that run; proxies of P FLOPs are paid for by a run of P / (1 − s·r), if the share stays what it is.
+    """
+    proxies = method.proxies
+    if proxies is None:
+        return Cell(ABSENT, "cost of its policy unknown")
+    if not proxies.flops:
+        return Cell(ABSENT, "no proxies")
+    own, other = method.cost, baseline.cost
+    reached = [share for share in shares if share is not None]
+    if not reached or len(reached) < len(shares) or not (own.tokens and other.flops):
+        return Cell("never", "the baseline’s end is not reached")
+    saved = 1.0 - sum(reached) / len(reached) * (own.flops / own.tokens) / (other.flops / other.tokens)
+    if saved <= 0:
+        return Cell("never", "no FLOPs are saved")
+    enough = proxies.flops / saved
+    return Cell(f"{amount(enough)} FLOPs", f"{enough / other.flops:.3g} × this run")
 
 
 def _share(method: MethodView, name: str) -> float:
