@@ -153,12 +153,11 @@ class _Block(nn.Module):
 
     def forward(self, x_BTKH: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         B, T, K, H = x_BTKH.shape
-        x = self._over_domains(x_BTKH.reshape(B * T, K, H), mask).view(B, T, K, H)
-        qkv = self.qkv_time(self.norm_time(x)).view(B, T, K, 3, self.heads, -1)
-        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).reshape(3, B * K, self.heads, T, -1)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        x = x + self.out_time(attended.view(B, K, self.heads, T, -1).permute(0, 3, 1, 2, 4).reshape(B, T, K, H))
-        return self._feed(x)
+        x = self._over_domains(x_BTKH.reshape(B * T, K, H), mask)
+        x = x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)  # once here and once back costs least
+        qkv = self.qkv_time(self.norm_time(x))
+        x = self._feed(x + self.out_time(self._attended(qkv, bias)))
+        return x.view(B, K, T, H).transpose(1, 2)
 
     def step(self, x_KH: Tensor, buffer: Tensor, seen: slice, bias: Tensor) -> Tensor:
         """Writes this moment's keys and values to the last place of `seen` in `buffer`."""
@@ -170,11 +169,15 @@ class _Block(nn.Module):
         return self._feed(x + self.out_time(attended.flatten(1)))
 
     def _over_domains(self, x_NKH: Tensor, mask: Tensor | None) -> Tensor:
-        qkv = self.qkv_domains(self.norm_domains(x_NKH)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        result: Tensor = x_NKH + self.out_domains(attended)
+        qkv = self.qkv_domains(self.norm_domains(x_NKH))
+        result: Tensor = x_NKH + self.out_domains(self._attended(qkv, mask))
         return result
+
+    def _attended(self, qkv_NLD: Tensor, mask: Tensor | None) -> Tensor:
+        """N sequences of length L, each attending to itself where `mask`, boolean or added to the scores, lets it."""
+        parts = qkv_NLD.view(*qkv_NLD.shape[:2], 3, self.heads, -1).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
     def _feed(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.forward_out(gelu(self.forward_in(self.norm_forward(x))))
