@@ -143,9 +143,3 @@ def test_questions_are_answered_as_well_as_source_and_target_domains_are_known()
     assert found["evaluation"].values == pytest.approx([-valid_K[:3].mean(), -valid_K[3]])
     without_target = Simulator(LAWS, seed=0).start((Named("evaluation"),)).probes["evaluation"]
     assert without_target.present.tolist() == [True, False]
-
-
-def test_a_pretrained_model_starts_where_training_it_ends() -> None:
-    weights_K = torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64)
-    path = torch.stack([weights_K] * 3)
-    assert LAWS.pretrained(weights_K, 3).losses(path[:0])[0].tolist() == pytest.approx(LAWS.losses(path)[-1].tolist())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,13 +86,6 @@ class ScalingLaws:
             value_K=torch.from_numpy(rng.dirichlet(np.ones(domains))),
             intervals=intervals,
         )
-
-    def pretrained(self, weights_K: Tensor, intervals: int) -> ScalingLaws:
-        """The same laws for a run that starts from a model which was trained for so many intervals under `weights_K`."""
-        effective_K = self.start_K
-        for _ in range(intervals):
-            effective_K = self.step(effective_K, weights_K)
-        return replace(self, start_K=effective_K)
 
     def step(self, effective_K: Tensor, weights_K: Tensor) -> Tensor:
         """Effective tokens (…, K) after one interval under `weights_K` (…, K)."""

@@ -1,0 +1,78 @@
+"""The first half of Data Mixing Agent on real text: a base model of the source field, and proxies that start from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.fleet.store import Store
+from cuvee.policies.feedback import Feedback
+from cuvee.recipes.config import TrainConfig, parse
+from cuvee.recipes.search import SearchConfig, logged_runs, plan, run_proxies
+from cuvee.recipes.train import train
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+TRAIN = {"steps": 6, "batch_size": 4, "sequence_length": 64, "interval": 2, "device": "cpu", "validation_tokens": 512}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus whose target is `network`, questions about it and about the rest, and a model that was trained on the rest."""
+    folder = tmp_path_factory.mktemp("dma")
+    stdlib_corpus(folder, targets=("network",))
+    for field, source in (("general", "mail"), ("target", "network")):
+        texts = [json.loads(row)["text"] for row in (folder / "sources" / f"{source}.jsonl").read_text().splitlines()]
+        rows = [{"prompt": text[:100], "answer": text[100:160]} for text in texts if len(text) > 160]
+        (folder / f"{field}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    weights = {"algorithms": 1.0, "mail": 1.0}
+    base = {"method": {"name": "given", "weights": weights}, "name": "base", "model": "llama-0.1m", "train": TRAIN}
+    train(parse(TrainConfig, {**common(folder), **base}, "base"))
+    return folder
+
+
+def common(folder: Path) -> dict[str, Any]:
+    return {"corpus": str(folder / "corpus"), "out": str(folder / "runs"), "store": str(folder / "runs.db")}
+
+
+def search_of(folder: Path, **changed: Any) -> SearchConfig:
+    (model,) = (folder / "runs").glob("base-*/model")
+    questions = {field: [str(folder / f"{field}.jsonl")] for field in ("general", "target")}
+    method = {"name": "data_mixing_agent", "evaluation": questions, "proxies": 3, "share": 0.2, **changed}
+    content = {"model": str(model), "method": method, "train": TRAIN, "name": "dma"}
+    return parse(SearchConfig, {**common(folder), **content}, "dma.yaml")
+
+
+def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(place: Path) -> None:
+    wanted = search_of(place)
+    planned = plan(wanted)
+    assert (planned.runs, planned.logged, planned.each.tokens) == (3, 0, 6 * 4 * 64)
+    runs = run_proxies(wanted, workers=1)
+    assert len({run.id for run in runs}) == 3
+    first = runs[0].trajectory.signals[0]
+    assert set(first.probes) >= {"evaluation", "valid_loss"}
+    assert first.probes["evaluation"].present.all()
+    assert all(run.trajectory.signals[0] == first for run in runs), "one base model, one order of the data"
+    with Store.open(place / "runs.db") as store:
+        (base,) = (store.load(run.id) for run in store.runs() if run.id.startswith("base-"))
+    assert first.probes["valid_loss"].values == pytest.approx(
+        base.trajectory.last.probes["valid_loss"].values, rel=1e-5
+    )
+    found = np.array([Feedback()(run.trajectory).values for run in runs])
+    assert (found[:, 0] == 0).all()
+    assert len(set(found[:, -1])) == 3
+    assert all(Feedback()(run.trajectory).present.all() for run in runs)
+
+    assert plan(wanted).runs == 0
+    assert [run.id for run in run_proxies(wanted)] == [run.id for run in runs]
+    more = search_of(place, proxies=4)
+    assert plan(more).runs == 1
+    assert len(run_proxies(more)) == len(logged_runs(more)) == 4
+    longer = more.model_copy(update={"train": dataclasses.replace(more.train, steps=8)})
+    assert (plan(longer).runs, plan(longer).logged) == (4, 0), "another budget, other proxies"
