@@ -143,8 +143,9 @@ def test_it_says_what_it_thinks() -> None:
     assert said["acts"] == "history"
     assert said["entropy"] == pytest.approx(mixture.entropy())
     assert said["target_share"] == pytest.approx(mixture["d4"])
-    assert set(said["q"]) == {"own", "last", "natural", "uniform"}
-    assert len({round(value, 7) for value in said["q"].values()}) == 4, "the critic tells them apart"
+    assert set(said["agent"]) == {"own_value", "last_value", "natural_value", "uniform_value"}
+    assert len({round(value, 7) for value in said["agent"].values()}) == 4, "the critic tells them apart"
+    assert policy.explain(so_far)["target_share"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_without_support_it_plays_the_fallback_and_says_so(
     assert mixture.weights_K == pytest.approx(expected)
     said: Any = policy.learn(so_far.append(mixture, trainer.advance(mixture)))
     assert (said["acts"], said["supported"]) == ("fallback", False)
-    assert {"own", "fallback"} <= set(said["q"]), "what it would have done is still told"
+    assert {"own_value", "fallback_value"} <= set(said["agent"]), "what it would have done is still told"
 
 
 def test_a_fallback_of_other_domains_is_refused() -> None:

@@ -107,8 +107,9 @@ class HistoryPolicy:
         return Mixture.normalise(so_far.names, self._decision["fallback"])
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        """Learns nothing. Says who acted, and of the last decision the entropy, the share of target domains and "q": what the
-        critic (the lesser twin) expects of the actor's own mixture and of others in its place."""
+        """Learns nothing. Says who acted, and of the last decision the entropy, the share of target domains and what the critic
+        (the lesser twin) expects of the actor's own mixture and of others in its place, in its own units: "own_value" and so
+        on under "agent", where the guard looks for values that diverge."""
         if not self._decision:
             return {}
         own_K = self._decision["own"]
@@ -122,8 +123,12 @@ class HistoryPolicy:
             "supported": self.supported,
             "entropy": Mixture.normalise([domain.name for domain in self._reading.domains], own_K).entropy(),
             "target_share": float(own_K[target_K].sum()),
-            "q": dict(zip(self._decision, q_N.tolist(), strict=True)),
+            "agent": {f"{name}_value": value for name, value in zip(self._decision, q_N.tolist(), strict=True)},
         }
+
+    def explain(self, so_far: Trajectory) -> dict[str, float]:
+        """What the actor was told of the run when it last decided."""
+        return self._reading.told()
 
     def _fallback(self, domains: tuple[Domain, ...]) -> FloatArray:
         given, names = self._settings["fallback"], [domain.name for domain in domains]
@@ -170,6 +175,7 @@ class _Reading:
         self._critic_memory: Memory | None = None
         self._unvalued: list[Observation] = []
         self._logits_K = self._tokens_KH = torch.empty(0)
+        self._globals_G: Sequence[float] = ()
 
     def follow(self, so_far: Trajectory, actor: HistoryActor) -> torch.Tensor:
         """The actor's logits (K,) at the newest moment of `so_far`, of which only what is new is read."""
@@ -196,6 +202,11 @@ class _Reading:
         self.domains = so_far.domains
         self._logits_K, self._actor_memory = actor.step(self._actor_memory, *tensors(observation))
         self._unvalued.append(observation)
+        self._globals_G = observation.globals_G.tolist()
+
+    def told(self) -> dict[str, float]:
+        """Features of the run at the newest moment read; {} if none is."""
+        return dict(zip(HISTORY_GLOBALS, self._globals_G, strict=False))
 
     def tokens(self, critic: HistoryCritic) -> torch.Tensor:
         """What the critic (K, H) knows of the newest moment read."""
