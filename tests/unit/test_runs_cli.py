@@ -13,10 +13,12 @@ from typer.testing import CliRunner, Result
 
 from cuvee.cli import app
 from cuvee.core.errors import CuveeError
+from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store import Store
 from cuvee.loop import run
+from cuvee.policies.alarms import AlarmSettings
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard import Guard, Limits
@@ -106,15 +108,73 @@ def test_export_needs_a_format(place: Path, tmp_path: Path) -> None:
 
 
 def test_audit_tells_what_the_guard_did(place: Path) -> None:
-    lines = cuvee(place, "runs", "audit", "mine-f", "--format", "json").stdout.splitlines()
-    decisions = [json.loads(line) for line in lines]
-    assert len(decisions) == 8
-    assert all(min(decision["executed"].values()) >= 0.3 - 1e-9 for decision in decisions)
-    limited = [decision for decision in decisions if decision["guard"]["verdict"] == "limited"]
-    assert len(limited) == 8
-    assert all(decision["guard"]["proposed"] != decision["executed"] for decision in limited)
-    table = cuvee(place, "runs", "audit", "mine-f", "--refused").stdout.splitlines()
-    assert len(table) == 1 + len(limited)
+    lines = cuvee(place, "runs", "audit", "mine-f", "--json").stdout.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 8
+    assert all(min(record["executed"].values()) >= 0.3 - 1e-9 for record in records)
+    assert [record["verdict"] for record in records] == ["limited"] * 8
+    assert all(record["proposed"] != record["executed"] for record in records)
+    assert records[-1]["executed"] == trajectory(place, "mine-floored-s1").mixtures[-1].as_dict()
+    shown = cuvee(place, "runs", "audit", "mine-f").stdout.splitlines()
+    assert shown[0].split() == ["step", "verdict", "change", "reward", "proposed", "executed", "why"]
+    assert [line.split()[:2] for line in shown[1:9]] == [[str(t), "limited"] for t in range(8)]
+    assert shown[9:] == [
+        "",
+        "8 decisions: 8 limited",
+        "limits that acted: floor 8",
+        "largest change: 0.0000 at step 1",
+        "alarms: none",
+    ]
+
+
+def test_audit_filters_and_says_so_if_there_is_nothing(place: Path) -> None:
+    assert cuvee(place, "runs", "audit", "mine-f", "--only", "refused", "--json").stdout == ""
+    assert len(cuvee(place, "runs", "audit", "mine-odm", "--only", "accepted", "--json").stdout.splitlines()) == 8
+    shown = cuvee(place, "runs", "audit", "mine-f", "--only", "alarm").stdout
+    assert "8 decisions: 8 limited" in shown
+    assert "planned holds no decision of a guard" in cuvee(place, "runs", "audit", "planned").stdout
+
+
+def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
+    """Refusals with brackets in their reasons, alarms, fallback and shadow, as rows and in the summary."""
+
+    class Drifts:
+        probes = ()
+
+        def mixture(self, so_far: Trajectory) -> Mixture:
+            if len(so_far) == 1:
+                raise ValueError("no [web] in [bold]sight")
+            return Mixture.normalise(so_far.names, [1000, 1, 1])
+
+        def learn(self, so_far: Trajectory) -> dict[str, object]:
+            if len(so_far) == 3:
+                raise ValueError("no lesson")
+            return {"reward": {"web": 1.0}} if len(so_far) == 4 else {"reward": 0.25}
+
+        def state_dict(self) -> dict[str, object]:
+            return {"learns": True}
+
+        def load_state_dict(self, state: object) -> None: ...
+
+    with Store.open(tmp_path / "s.db") as store:
+        for name, shadow in (("acts", False), ("shadows", True)):
+            run_id = store.create(name, 0, {"method": {"name": name}}, run_id=name)
+            trainer, journal = ToyTrainer(intervals=8), RunJournal(store, store.claim_run(run_id, "worker"))
+            run(trainer, Guard(Drifts(), Limits(alarms=AlarmSettings(patience=3), shadow=shadow)), journal)
+            journal.finish(trainer)
+    shown = cuvee(tmp_path / "s.db", "runs", "audit", "acts").stdout
+    assert "ValueError: no [web] in [bold]sight" in shown
+    assert "not learned from: ValueError: no lesson" in shown
+    assert "8 decisions: 4 accepted, 1 refused, 3 fallback" in shown
+    assert "lessons refused: 2" in shown
+    assert "alarm collapse: first at step 4, 4 in all: web gets 0.9980 of the tokens; 3 decisions in a row" in shown
+    assert sum("after collapse" in line for line in shown.splitlines()) == 3
+    refused = cuvee(tmp_path / "s.db", "runs", "audit", "acts", "--only", "refused", "--json").stdout.splitlines()
+    assert [json.loads(line)["step"] for line in refused] == [1, 2]
+    shadow = cuvee(tmp_path / "s.db", "runs", "audit", "shadows").stdout
+    assert "8 decisions: 8 shadow" in shadow
+    assert "else accepted" in shadow
+    assert "else refused" in shadow
 
 
 def test_the_report_of_a_group(place: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cuvee.cli.audit import Only, heaviest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,7 +100,7 @@ def show(
             _number(training_loss(signals)),
             _number(valid_loss(signals)),
             _number(mixture.total_variation(before) if mixture and before and mixture.names == before.names else None),
-            _heaviest(mixture.as_dict()) if mixture else "",
+            heaviest(mixture.as_dict(), _SHOWN_DOMAINS) if mixture else "",
         )
     _print(table)
 
@@ -124,48 +126,41 @@ def export_runs(
 def audit(
     run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
     store: StoreOption = None,
-    output: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="A table, or a line of JSON each.")
-    ] = "table",
-    refused: Annotated[
-        bool, typer.Option("--refused", help="Only what the guard did not let through as it was.")
-    ] = False,
+    only: Annotated[
+        Only | None,
+        typer.Option("--only", help="Decisions with this verdict; alarm: those after which one sounded."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The records as they are, a line of JSON each.")] = False,
 ) -> None:
     """Each decision of a run: what the policy proposed, what the guard made of it, and why."""
     import json
 
+    from cuvee.cli.audit import is_meant, summary, table
     from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
-        summary = find_runs(opened, [run])[0]
-        trajectory, metrics = opened.trajectory(summary.id), opened.metrics(summary.id)
-    table = _table("step", "verdict", "change", "proposed", "executed", "reason")
-    for mixture, figures in zip(trajectory.mixtures, metrics, strict=True):
-        decision: dict[str, Any] = figures.get("guard", {})
-        if refused and decision.get("verdict") == "accepted":
-            continue
-        if output == "json":
-            typer.echo(json.dumps({**figures, "executed": mixture.as_dict()}))
-            continue
-        table.add_row(
-            str(decision.get("step", "")),
-            str(decision.get("verdict", "")),
-            _number(decision.get("change")),
-            _heaviest(decision.get("proposed") or {}),
-            _heaviest(mixture.as_dict()),
-            decision.get("reason") or "",
+        found = find_runs(opened, [run])[0]
+        metrics = opened.metrics(found.id)
+    logged = [(dict(figures["guard"]), figures) for figures in metrics if figures.get("guard")]
+    meant = [(record, figures) for record, figures in logged if is_meant(record, only)]
+    if as_json:
+        for record, figures in meant:
+            rest = {name: figure for name, figure in figures.items() if name != "guard"}
+            typer.echo(json.dumps({**record, "metrics": rest}))
+        return
+    if not logged:
+        typer.echo(
+            f"{found.id} holds no decision of a guard: it has not begun, or it is a proxy, which runs without one"
         )
-    if output == "table":
-        _print(table)
+        return
+    _print(table([record for record, _ in meant]))
+    typer.echo()
+    for line in summary([record for record, _ in logged]):
+        typer.echo(line)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _heaviest(weights: dict[str, float]) -> str:
-    ranked = sorted(weights.items(), key=lambda item: -item[1])
-    return " ".join(f"{name} {weight:.3f}" for name, weight in ranked[:_SHOWN_DOMAINS])
 
 
 def _table(*columns: str) -> Table:

@@ -30,7 +30,7 @@ class AlarmSettings:
 
     patience: int = 5
     """Decisions in a row."""
-    collapse: float | None = 0.98
+    collapse: float | None = 0.99
     """Share of one domain in what a policy that learns proposes."""
     starved: float | None = 0.01
     """Share of the target domains together in what it proposes, relative to their natural share."""

@@ -1,8 +1,8 @@
 """Epoch caps as ceilings: how large a share of the next interval each domain may have and still keep within its cap.
 
 A domain may be read `epochs` times, C_k = epochs_k · tokens_k, of which L_k = C_k − (tokens drawn) are left. Where an interval
-reads N tokens, its share is at most L_k / N, and 0 once nothing is left. The stream counts in rows, so as much is kept back as
-an interval has yet strayed from its mixture; then the stream does not meet a cap of its own.
+reads N tokens, its share is at most L_k / N, and 0 once nothing is left. The stream counts in rows, so a little is
+kept back, by what intervals were seen to read beside their mixtures; then the stream does not meet a cap of its own.
 
 Reading early what is scarce is the policy's business, unless ceilings on the other domains would leave no mixture at the end:
 of R tokens to come they take at most Σ c_k R. Before it comes to that, scarce domains are spread evenly, at most L_k / R each.
@@ -22,7 +22,7 @@ from cuvee.core.trajectory import Trajectory
 _ROUNDING = (
     0.01  # of what was drawn: where caps and budget are equal, so much may lie beyond the caps rather than end the run
 )
-_MOST_STRAY = 0.05  # a share of an interval
+_LARGEST_MARGIN = 0.05  # a share of an interval
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Outlook:
     drawn_K: FloatArray
     interval: float | None
     to_come: float | None
-    stray: float
-    """The most tokens of a domain that an interval read beside its mixture."""
+    margin: float
+    """Tokens of each domain to keep back: twice the most that an interval read beside its mixture, since errors of two add up."""
 
 
 class Ledger:
@@ -60,7 +60,7 @@ class Ledger:
             drawn_K=np.array([self._drawn.get(name, 0) for name in so_far.names], dtype=np.float64),
             interval=interval,
             to_come=drawn * (1.0 - progress) / progress if interval and progress > 0 else None,
-            stray=min(self._stray, _MOST_STRAY * self._interval),
+            margin=min(2.0 * self._stray, _LARGEST_MARGIN * self._interval),
         )
 
     def _add(self, signals: Signals, weights_K: FloatArray | None) -> None:
@@ -87,7 +87,7 @@ def capped_ceilings(epochs_K: FloatArray, so_far: Trajectory, outlook: Outlook, 
     if len(so_far) == 1:
         _refuse_what_cannot_end(so_far, left_K, ceiling_K, to_come, outlook)
     interval = max(min(outlook.interval, to_come), 1.0)
-    kept_K = np.where(np.isinf(left_K), left_K, np.maximum(left_K - outlook.stray, 0.0))
+    kept_K = np.where(np.isinf(left_K), left_K, np.maximum(left_K - outlook.margin, 0.0))
     for spare_K in (kept_K, left_K):
         lowered_K = _ceilings(spare_K, ceiling_K, interval, to_come)
         if lowered_K.sum() >= 1.0 - 1e-9:

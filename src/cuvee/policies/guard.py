@@ -71,13 +71,11 @@ class Guard:
         wanted = proposed or last or static
         executed, acted = self._apply(wanted, last, bounds)
         verdict = "refused" if refusal else "accepted" if executed == proposed else "limited"
-        reason, would = refusal, {}
+        own: dict[str, Any] | None = None
         if self._fallback or self._limits.shadow:
-            would = {"would": {"verdict": verdict, "limits": acted, "executed": executed.as_dict()}}
+            own = {"verdict": verdict, "limits": acted, "executed": executed.as_dict()}
             executed, acted = self._apply(static, last, bounds)
             verdict = "shadow" if self._limits.shadow else "fallback"
-        if self._fallback:
-            reason = "; ".join(filter(None, [self._fallback["reason"], refusal]))
         self._proposed = proposed
         self._decision = {
             "step": so_far.last.step,
@@ -89,9 +87,10 @@ class Guard:
             "executed": executed.as_dict(),
             "verdict": verdict,
             "limits": acted,
-            "reason": reason,
+            "reason": refusal,
+            "fallback": self._fallback,
             "change": executed.total_variation(last) if last else None,
-            **would,
+            "own": own,
         }
         return executed
 
@@ -185,8 +184,8 @@ class Guard:
         if self._fallback is None:
             if sounding:
                 reason = "; ".join(f"{name}: {why}" for name, why in sounding.items())
-                self._fallback = {"since": done, "alarms": list(sounding), "reason": reason}
-        elif self._limits.cooldown is not None and done - self._fallback["since"] >= self._limits.cooldown:
+                self._fallback = {"after": done, "alarms": list(sounding), "reason": reason}
+        elif self._limits.cooldown is not None and done - self._fallback["after"] >= self._limits.cooldown:
             self._fallback = None
             self._alarms.calm()
 

@@ -1,0 +1,330 @@
+"""What the guard promises beyond its limits: the gate, refused lessons, alarms and fallback, shadow mode, audit records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.state import digest
+from cuvee.core.trajectory import Trajectory
+from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.policies.alarms import AlarmSettings
+from cuvee.policies.exp3 import Exp3
+from cuvee.policies.fixed import Fixed
+from cuvee.policies.gate import clean
+from cuvee.policies.guard import Guard, Limits
+from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
+from cuvee.training.simulator import ScalingLaws, Simulator
+
+SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4, "capacity": 50}
+
+
+class Scripted:
+    """Proposes `weights(t)`, and counts its lessons; `lesson(t)` may raise."""
+
+    probes = ()
+
+    def __init__(self, weights: Callable[[int], Any], lesson: Callable[[int], Any] = lambda t: {}) -> None:
+        self.weights, self.lesson, self.lessons = weights, lesson, 0
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        return Mixture(so_far.names, np.array(self.weights(len(so_far))))
+
+    def learn(self, so_far: Trajectory) -> dict[str, Any]:
+        self.lessons += 1
+        return self.lesson(len(so_far)) or {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lessons": self.lessons}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.lessons = state["lessons"]
+
+
+def leaning(t: int) -> list[float]:
+    """Collapses onto the second domain from the fourth decision on."""
+    return [0.5, 0.5] if t < 3 else [0.005, 0.995]
+
+
+def play(guard: Guard, trainer: Any, so_far: Trajectory | None = None) -> tuple[Trajectory, list[dict[str, Any]]]:
+    so_far = so_far or Trajectory.start(trainer.start(guard.probes))
+    records = []
+    while not trainer.done:
+        mixture = guard.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        records.append(dict(guard.learn(so_far)["guard"]))
+    return so_far, records
+
+
+class Spoiled(ScriptedTrainer):
+    """Signals are altered by `spoil(t, signals)`."""
+
+    def __init__(
+        self, domains: tuple[Domain, ...], spoil: Callable[[int, Signals], Signals], intervals: int = 8
+    ) -> None:
+        super().__init__(domains, intervals)
+        self.spoil = spoil
+
+    def _signals(self, drawn_K: Any) -> Signals:
+        return self.spoil(self.t, super()._signals(drawn_K))
+
+
+def spoiled(signals: Signals, **changes: Any) -> Signals:
+    fields = {name: getattr(signals, name) for name in ("domains", "step", "progress", "tokens_K", "loss", "probes")}
+    return Signals(**{**fields, **changes})
+
+
+# The gate
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": Measured.all([1e30, 2.0])}, "loss holds 1e+30"),
+        ({"loss": Measured.all([2.0, -1e5])}, "loss holds -100000"),
+        ({"probes": {"alignment": Measured.all(np.full((2, 2), 1e30))}}, "alignment holds 1e+30"),
+        ({"probes": {"alignment": Measured.all(np.ones((3, 3)))}}, "alignment has shape (3, 3), 2 domains need (2, 2)"),
+        ({"probes": {"valid_loss": Measured.all([1.0])}}, "valid_loss has shape (1,), 2 domains need (2,)"),
+        ({"probes": {"weight_norms": Measured.all([1.0, -1e20])}}, "weight_norms holds -1e+20"),
+        ({"tokens_K": np.array([1, 2**62])}, "tokens in one interval"),
+        ({"step": 2}, "time does not run backwards"),
+        ({"progress": 0.0}, "time does not run backwards"),
+    ],
+)
+def test_what_is_not_believable_is_absent_and_named(changes: dict[str, Any], said: str) -> None:
+    domains = some_domains(2)
+    before = Signals(domains, 3, 0.3, np.array([5, 5]), Measured.all([2.0, 2.0]))
+    good = Signals(domains, 4, 0.4, np.array([5, 5]), Measured.all([2.0, 2.0]))
+    assert clean(good, before) == (good, None)
+    cleaned, fault = clean(spoiled(good, **changes), before)
+    assert said in str(fault)
+    for measured in (cleaned.loss, *cleaned.probes.values()):
+        assert np.abs(measured.values).max(initial=0.0) <= 1e12
+    assert cleaned.tokens_K.max() <= 10**15
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Exp3,
+        lambda: AgentPolicy("ddpg", "alignment", warm_up=2, agent_settings=SMALL),
+        lambda: AgentPolicy("ddpg", "alignment", vector=True, warm_up=2, agent_settings=SMALL),
+        lambda: AgentPolicy("sac", "alignment", warm_up=2, agent_settings=SMALL),
+    ],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": Measured.all([1e30, 1.0, 1.0])},
+        {"probes": {"alignment": Measured.all(np.full((3, 3), 1e30))}},
+        {"probes": {"alignment": Measured.all(np.ones((2, 2)))}},
+    ],
+)
+def test_no_state_changes_on_what_is_not_believable(make: Callable[[], Policy], changes: dict[str, Any]) -> None:
+    domains, guard = some_domains(3), Guard(make())
+    trainer = Spoiled(domains, lambda t, signals: spoiled(signals, **changes) if t == 5 else signals)
+    so_far = Trajectory.start(trainer.start(guard.probes))
+    records = []
+    while not trainer.done:
+        mixture = guard.mixture(so_far)
+        before = digest(guard.policy.state_dict())
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        records.append(guard.learn(so_far)["guard"])
+        changed = digest(guard.policy.state_dict()) != before
+        assert changed == (trainer.t != 5)
+    assert [record["lesson"] != "learned" for record in records] == [t == 4 for t in range(8)]
+    assert records[-1]["refused"] == {"proposals": 0, "lessons": 1}
+
+
+# Lessons that fail
+
+
+class Forgetful(AgentPolicy):
+    """Learns, and then raises, after every second interval."""
+
+    def learn(self, so_far: Trajectory) -> Any:
+        metrics = super().learn(so_far)
+        if len(so_far) % 2:
+            raise RuntimeError("planted")
+        return metrics
+
+
+def test_a_lesson_that_raises_leaves_the_policy_as_it_was() -> None:
+    domains = some_domains(3)
+    guard = Guard(Forgetful("sac", "alignment", warm_up=2, agent_settings=SMALL))
+    trainer = ScriptedTrainer(domains)
+    so_far = Trajectory.start(trainer.start(guard.probes))
+    while not trainer.done:
+        mixture = guard.mixture(so_far)
+        before = digest(guard.policy.state_dict())
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        record = guard.learn(so_far)["guard"]
+        assert record["state"] == before
+        failed = bool(trainer.t % 2)
+        assert (digest(guard.policy.state_dict()) == before) == failed
+        assert record["lesson"] == ("RuntimeError: planted" if failed else "learned")
+
+
+def test_a_policy_that_cannot_be_put_back_is_named() -> None:
+    def breaks(t: int) -> None:
+        raise ValueError("planted")
+
+    class Leaky(Scripted):
+        def load_state_dict(self, state: Any) -> None: ...
+
+    with pytest.raises(PolicyError, match=r"Leaky failed to learn.*could not be put back"):
+        play(Guard(Leaky(lambda t: [0.5, 0.5], breaks)), ScriptedTrainer(some_domains(2)))
+
+
+@pytest.mark.parametrize("place", ["weights", "lesson"])
+def test_a_mistake_in_the_set_up_ends_the_run_at_once_and_later_faults_do_not(place: str) -> None:
+    def wrong_at(moment: int) -> Callable[[int], Any]:
+        def wrong(t: int) -> Any:
+            if t == moment:
+                raise PolicyError("no quality score 'mtld'")
+            return [0.5, 0.5] if place == "weights" else {}
+
+        return wrong
+
+    rest = {} if place == "weights" else {"weights": lambda t: [0.5, 0.5]}
+    first = 0 if place == "weights" else 1
+    with pytest.raises(PolicyError, match="mtld"):
+        play(Guard(Scripted(**{place: wrong_at(first)}, **rest)), ScriptedTrainer(some_domains(2)))
+    _, records = play(Guard(Scripted(**{place: wrong_at(first + 1)}, **rest)), ScriptedTrainer(some_domains(2)))
+    assert len(records) == 12
+    assert "mtld" in records[1]["reason" if place == "weights" else "lesson"]
+
+
+# Alarms and fallback
+
+
+def test_an_alarm_hands_over_to_the_static_mixture_for_the_rest_of_the_run() -> None:
+    limits = Limits(alarms=AlarmSettings(patience=2), fallback={"d0": 3, "d1": 1})
+    so_far, records = play(Guard(Scripted(leaning), limits), ScriptedTrainer(some_domains(2), 9))
+    assert [record["verdict"] for record in records] == ["accepted"] * 5 + ["fallback"] * 4
+    assert records[4]["alarms"] == {"collapse": "d1 gets 0.9950 of the tokens; 2 decisions in a row"}
+    assert records[5]["fallback"]["reason"].startswith("collapse: d1 gets 0.9950")
+    assert records[5]["own"]["executed"]["d1"] == 0.995
+    assert [mixture["d0"] for mixture in so_far.mixtures[5:]] == [0.75] * 4
+    assert all(record["lesson"] == "learned" for record in records), "it goes on learning from what is executed"
+
+
+def test_after_the_cooldown_the_policy_is_tried_again() -> None:
+    limits = Limits(alarms=AlarmSettings(patience=2), cooldown=3)
+    steady = Scripted(lambda t: [0.005, 0.995] if 3 <= t < 6 else [0.5, 0.5])
+    _, records = play(Guard(steady, limits), ScriptedTrainer(some_domains(2), 14))
+    assert [record["verdict"] for record in records] == ["accepted"] * 5 + ["fallback"] * 3 + ["accepted"] * 6
+    _, records = play(Guard(Scripted(leaning), limits), ScriptedTrainer(some_domains(2), 13))
+    assert [record["verdict"][0] for record in records] == list("aaaaafffaafff")
+
+
+def test_a_run_that_diverges_falls_back_to_natural_shares() -> None:
+    def explode(t: int, signals: Signals) -> Signals:
+        return spoiled(signals, loss=Measured.all([9.0, 9.0])) if t > 5 else signals
+
+    so_far, records = play(Guard(Scripted(lambda t: [0.9, 0.1])), Spoiled(some_domains(2), explode, 20))
+    assert records[-1]["verdict"] == "fallback"
+    assert list(records[-1]["alarms"]) == ["run_divergence"]
+    assert so_far.mixtures[-1].weights_K == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_static_mixture_never_falls_back() -> None:
+    _, records = play(Guard(Fixed({"d0": 1.0, "d1": 0.0})), ScriptedTrainer(some_domains(2), 30))
+    assert {record["verdict"] for record in records} == {"accepted"}
+
+
+class TestGuardWithAlarms(PolicySuite):
+    """Falls back, tries again and falls back again while the suite stops and resumes it at every interval."""
+
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        K = len(domains)
+
+        def weights(t: int) -> list[float]:
+            return [1 / K] * K if t < 3 else [0.995, *[0.005 / (K - 1)] * (K - 1)]
+
+        limits = Limits(alarms=AlarmSettings(patience=2), cooldown=2, max_change=0.3, epochs={"d1": 1.0})
+        return Guard(Scripted(weights), limits)
+
+
+# Shadow mode
+
+
+def simulator(seed: int) -> Simulator:
+    return Simulator(ScalingLaws.draw(4, seed, intervals=12), seed=seed)
+
+
+@pytest.mark.parametrize("limits", [{}, {"fallback": {"domain0": 1, "domain2": 2, "domain3": 1}, "ceiling": 0.4}])
+def test_a_shadow_run_trains_as_a_static_run_does_bit_by_bit(limits: dict[str, Any]) -> None:
+    policy = AgentPolicy("sac", "alignment", warm_up=3, agent_settings=SMALL)
+    shadow_trainer, static_trainer = simulator(3), simulator(3)
+    shadow, records = play(Guard(policy, Limits(**limits, shadow=True)), shadow_trainer)
+    mixture = Limits(**limits).static(shadow_trainer.domains)
+    static, _ = play(Guard(Fixed(mixture), Limits(**limits)), static_trainer)
+    assert shadow.mixtures == static.mixtures
+    assert digest(shadow_trainer.state_dict()) == digest(static_trainer.state_dict())
+    for with_policy, without in zip(shadow.signals, static.signals, strict=True):
+        assert (with_policy.loss, with_policy.probes["valid_loss"]) == (without.loss, without.probes["valid_loss"])
+    assert {record["verdict"] for record in records} == {"shadow"}
+    assert {record["own"]["verdict"] for record in records} <= {"accepted", "limited"}
+    assert any(record["proposed"] != record["executed"] for record in records)
+    assert all(record["lesson"] == "learned" for record in records)
+
+
+# Records
+
+
+def test_a_record_says_what_was_known_proposed_done_and_learned() -> None:
+    class Explains(AgentPolicy):
+        def explain(self, so_far: Trajectory) -> dict[str, int]:
+            return {"intervals": len(so_far)}
+
+    guard = Guard(Explains("ddpg", "alignment", warm_up=2, agent_settings=SMALL), Limits(ceiling=0.3))
+    so_far, records = play(guard, ScriptedTrainer(some_domains(4)))
+    for t, record in enumerate(records):
+        signals, mixture = so_far.signals[t], so_far.mixtures[t]
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+        assert (record["step"], record["progress"]) == (signals.step, signals.progress)
+        assert list(record["loss"].values()) == signals.loss.to_json()
+        assert list(record["tokens"].values()) == signals.tokens_K.tolist()
+        assert record["executed"] == mixture.as_dict()
+        assert record["explained"] == {"intervals": t}
+        assert record["terms"] == {"alignment": record["reward"]}
+        assert len(record["state"]) == 64
+        assert record["verdict"] == ("accepted" if record["proposed"] == record["executed"] else "limited")
+        assert record["limits"] == ([] if record["verdict"] == "accepted" else ["ceiling"])
+    assert len({record["state"] for record in records}) == len(records)
+
+
+def test_limits_that_acted_are_named() -> None:
+    paths = {
+        "floor": (Limits(floor=0.1), [0.0, 1.0]),
+        "ceiling": (Limits(ceiling=0.7), [0.1, 0.9]),
+        "max_change": (Limits(max_change=0.05), [0.1, 0.9]),
+        "epochs": (Limits(epochs={"d0": 1.0}), [0.9, 0.1]),
+    }
+    for named, (limits, later) in paths.items():
+        policy = Scripted(lambda t, later=later: [0.5, 0.5] if t == 0 else later)
+        _, records = play(Guard(policy, limits), ScriptedTrainer(some_domains(2), 3))
+        assert records[1]["limits"] == [named]
+
+
+def test_other_limits_that_cannot_be_meant_are_named() -> None:
+    start = Trajectory.start(ScriptedTrainer(some_domains(4)).start(()))
+    for limits, named in [
+        (Limits(epochs=0.0), "epochs of d0 is 0"),
+        (Limits(epochs=float("nan")), "epochs of d0 is nan"),
+        (Limits(epochs={"latin": 2}), "epochs names the domain 'latin'"),
+        (Limits(fallback={"latin": 2}), "fallback names the domain 'latin'"),
+        (Limits(cooldown=0), "cooldown is 0"),
+    ]:
+        with pytest.raises(PolicyError, match=named):
+            Guard(Exp3(), limits).mixture(start)
