@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -43,6 +43,7 @@ def moments(most: int = 12) -> Any:
     return st.integers(1, most)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), moments(), st.integers(1, 20))
 def test_permuting_domains_permutes_the_answers(seed: int, T: int, K: int) -> None:
     domains, globals_, actions = grid(seed, 2, T, K)
@@ -57,6 +58,7 @@ def test_permuting_domains_permutes_the_answers(seed: int, T: int, K: int) -> No
         torch.testing.assert_close(theirs, mine, **CLOSE)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 6), st.data())
 def test_the_future_changes_nothing(seed: int, T: int, K: int, data: st.DataObject) -> None:
     now = data.draw(st.integers(1, T - 1))
@@ -68,6 +70,7 @@ def test_the_future_changes_nothing(seed: int, T: int, K: int, data: st.DataObje
     assert not torch.equal(ACTOR(domains, globals_)[:, now:], ACTOR(other, other_globals)[:, now:])
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), moments(), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
 def test_padding_changes_nothing(seed: int, T: int, K: int, more: int, later: int) -> None:
     """Domains that are absent, and moments after the end."""
@@ -86,6 +89,7 @@ def test_padding_changes_nothing(seed: int, T: int, K: int, more: int, later: in
 
 
 @pytest.mark.parametrize("actor", [ACTOR, NARROW_ACTOR])
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 6))
 def test_one_moment_at_a_time_is_the_same(actor: Any, seed: int, T: int, K: int) -> None:
     domains, globals_, _ = grid(seed, 1, T, K)
@@ -97,6 +101,7 @@ def test_one_moment_at_a_time_is_the_same(actor: Any, seed: int, T: int, K: int)
     torch.testing.assert_close(torch.stack(steps), actor(domains, globals_)[0], atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60))
 def test_logits_are_bounded_whatever_the_network_says(seed: int, K: int) -> None:
     wild = seeded(seed, lambda: HistoryActor(F, G, NARROW)).requires_grad_(False)

@@ -47,12 +47,7 @@ def steered(policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None 
 
 class TestHistoryPolicy(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return lively(HistoryPolicy(TINY, seed=1))
-
-
-class TestWithFloorAndTemperature(PolicySuite):
-    def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return lively(HistoryPolicy(TINY, temperature=0.5, floor=0.1))
+        return lively(HistoryPolicy(TINY, temperature=0.5, floor=0.1, seed=1))
 
 
 class TestOnItsFallback(PolicySuite):
