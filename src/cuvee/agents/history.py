@@ -41,7 +41,7 @@ class HistoryArchitecture:
     heads: int = 2
     expansion: int = 2
     action: int = 16
-    window: int = 512
+    window: int = 256
 
     def __post_init__(self) -> None:
         numbers = (self.hidden, self.layers, self.heads, self.expansion, self.action, self.window)
@@ -62,7 +62,7 @@ class Memory:
     """Keys and values of the moments seen, for each block. `HistoryNet.step` writes to it in place: use only the newest.
 
     Each buffer is (2, K, heads, capacity, D) and holds moments up to `end`. A full one is doubled while moments still fall into
-    the window, and else emptied of those that do not, so a step costs O(window) at most and seldom copies.
+    the window, and else emptied of those that do not, so that it is never much larger than the window and seldom copied.
     """
 
     def __init__(self, architecture: HistoryArchitecture, domains: int, like: Tensor) -> None:
@@ -79,13 +79,14 @@ class Memory:
         if self.end < self.buffers[0].shape[-2]:
             return
         kept = [buffer[..., self.start : self.end, :] for buffer in self.buffers]
-        spare = max(self.end, 1) if self.start == 0 else self._window
+        spare = self.end if self.start == 0 else math.ceil(self._window / 4)
         self.end -= self.start
         self.buffers = [pad(part, (0, 0, 0, spare)) for part in kept]
 
 
 class HistoryNet(nn.Module):
-    """The grid Transformer. `present_BTK` marks domains that exist; what does not, changes nothing for those that do."""
+    """The grid Transformer. `present_BTK` tells domains from padding: what is absent, which is absent at every moment or from some
+    moment to the end, changes nothing for those that are present."""
 
     slopes: Tensor
 
