@@ -85,8 +85,8 @@ class Memory:
 
 
 class HistoryNet(nn.Module):
-    """The grid Transformer. `present_BTK` tells domains from padding: what is absent, which is absent at every moment or from some
-    moment to the end, changes nothing for those that are present."""
+    """The grid Transformer. `present_BTK` tells domains from padding: what is absent, at every moment or from some moment to
+    the end, changes nothing for what is present."""
 
     slopes: Tensor
 
