@@ -19,6 +19,10 @@ def test_the_empirical_distribution_of_a_field() -> None:
     assert heuristics.role_shares(domains[:2], "target").tolist() == [0.0, 0.0]
 
 
+def test_a_field_is_tilted_within_itself() -> None:
+    assert heuristics.tilted(SOURCE_SHARES, np.array([1.0, 3.0, 100.0])) == pytest.approx([0.5, 0.5, 0.0])
+
+
 def test_smoothness_is_minus_the_share_that_changes_hands() -> None:
     last = np.array([0.5, 0.5, 0.0])
     candidates = np.array([[0.5, 0.5, 0.0], [0.4, 0.4, 0.2], [0.0, 0.0, 1.0]])

@@ -46,7 +46,7 @@ class Single(ScoringSampler):
     def __init__(self, criterion: str, number: int = 0) -> None:
         super().__init__(0, number)
         weights = tuple(float(name == criterion) for name in CRITERIA)
-        self._character = dataclasses.replace(self.character, weights=weights, temperature=1e-6, end=0.8, bend=1.0)
+        self._character = Character(weights, temperature=1e-6, end=0.8, bend=1.0, taste=0.0)
 
 
 def paths(count: int, intervals: int = 20, **options: Any) -> FloatArray:
@@ -138,6 +138,16 @@ def test_trajectories_differ_and_numbers_and_seeds_do_not_collide() -> None:
     characters = [Character.draw(np.random.default_rng(n)) for n in range(300)]
     assert {CRITERIA[int(np.argmax(character.weights))] for character in characters} == set(CRITERIA)
     assert min(c.end for c in characters) < 0.15 < 0.9 < max(c.end for c in characters)
+
+
+def test_a_trajectory_prefers_the_same_domains_all_along() -> None:
+    domains = (*(Domain(f"s{k}", 100) for k in range(8)), Domain("maths", 100, "target"))
+    means = []
+    for number in range(40):
+        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[:, :-1]
+        means.append((weights_TK / weights_TK.sum(axis=1, keepdims=True)).mean(axis=0))
+    distances = [0.5 * np.abs(one - other).sum() for one in means for other in means if one is not other]
+    assert np.mean(distances) > 0.2, "means over whole runs differ, and not the steps alone"
 
 
 def test_a_collection_covers_paths_from_little_target_to_much() -> None:

@@ -34,6 +34,12 @@ def role_shares(domains: tuple[Domain, ...], role: Role) -> FloatArray:
     return np.asarray(tokens_K / max(tokens_K.sum(), 1.0))
 
 
+def tilted(shares_K: FloatArray, factors_K: FloatArray) -> FloatArray:
+    """The distribution in proportion to `shares_K` times `factors_K`, which are positive."""
+    products_K = shares_K * factors_K
+    return np.asarray(products_K / products_K.sum())
+
+
 def smoothness(candidates_MK: FloatArray, last_K: FloatArray) -> FloatArray:
     """Minus the share of the batch that would change hands: −1 to 0."""
     return np.asarray(-0.5 * np.abs(candidates_MK - last_K).sum(axis=1))

@@ -4,8 +4,10 @@ At each step, candidates are drawn from a blend of proposals and scored by a wei
 `cuvee.policies.heuristics`), and the next mixture is drawn from softmax(score / τ). The weights, τ, and where the target share is
 to end and how it gets there are drawn once a trajectory, so a collection of them holds good and bad paths.
 
-Each heuristic is standardised over the candidates of the step before it is weighted. Then a weight means the same at 2 domains
-as at 104, and whatever the units; the source says nothing of this.
+Ours, where the source says nothing. Each heuristic is standardised over the candidates of the step before it is weighted, so
+that a weight means the same at 2 domains as at 104, whatever the units. And each trajectory has its own reading of what the two
+fields are made of: their empirical distributions times log-normal factors, drawn once. Without these all domains of a field come
+to the same share in the mean over a run, whatever happens from step to step, and nobody can learn which of them matter.
 """
 
 from __future__ import annotations
@@ -28,17 +30,20 @@ CRITERIA = ("smoothness", "target progress", "source coverage", "balance", "feed
 _TEMPERATURES = (0.1, 2.0)
 _ENDS = (0.05, 1.0)
 _BENDS = (0.3, 3.0)
+_TASTES = (0.0, 1.5)
 
 
 @dataclass(frozen=True)
 class Character:
     """What one trajectory is like: `weights` of `CRITERIA`, which sum to 1; `temperature` is τ; the target share is to rise to
-    `end`, early if `bend` is below 1 and late above."""
+    `end`, early if `bend` is below 1 and late above; `taste` is the deviation of the logarithms of the factors by which it
+    prefers domains to others of their field."""
 
     weights: tuple[float, ...]
     temperature: float
     end: float
     bend: float
+    taste: float
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Character:
@@ -46,7 +51,13 @@ class Character:
             return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
         weights = rng.dirichlet(np.ones(len(CRITERIA)))
-        return cls(tuple(weights.tolist()), log_uniform(*_TEMPERATURES), rng.uniform(*_ENDS), log_uniform(*_BENDS))
+        return cls(
+            weights=tuple(weights.tolist()),
+            temperature=log_uniform(*_TEMPERATURES),
+            end=rng.uniform(*_ENDS),
+            bend=log_uniform(*_BENDS),
+            taste=rng.uniform(*_TASTES),
+        )
 
 
 class ScoringSampler:
@@ -94,13 +105,15 @@ class ScoringSampler:
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Raises `PolicyError` if there are no source or no target domains to move between."""
-        source_K, target_K = (heuristics.role_shares(so_far.domains, role) for role in ("source", "target"))
-        if not (source_K.any() and target_K.any()):
+        fields = [heuristics.role_shares(so_far.domains, role) for role in ("source", "target")]
+        if not all(field_K.any() for field_K in fields):
             raise PolicyError(
                 "the scoring sampler moves between source and target domains, and there must be some of each: "
                 "build the corpus with --target NAME"
             )
-        start_K = self._start(so_far.names, source_K)
+        start_K = self._start(so_far.names, fields[0])
+        factors_K = self._factors(len(so_far.names))
+        source_K, target_K = (heuristics.tilted(field_K, factors_K) for field_K in fields)
         last_K, before_K = (_past(so_far, steps, start_K) for steps in (1, 2))
         rng = self._generator(1 + len(so_far))
         each = self._settings["candidates"] // len(heuristics.PROPOSALS)
@@ -152,9 +165,13 @@ class ScoringSampler:
         then, today = self._feedback.at(first, before), self._feedback.at(first, now)
         return 0.0 if then is None or today is None else today - then
 
-    def _generator(self, moment: int) -> np.random.Generator:
+    def _factors(self, K: int) -> FloatArray:
+        """(K,) how much more of a domain there is to be than of another of its field."""
+        return np.asarray(np.exp(self._character.taste * self._generator(0, K).normal(size=K)))
+
+    def _generator(self, *moment: int) -> np.random.Generator:
         """Random numbers of one step, so that a run that goes on draws what it would have drawn."""
-        return np.random.default_rng([self._settings["seed"], self._settings["number"], moment])
+        return np.random.default_rng([self._settings["seed"], self._settings["number"], *moment])
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)

@@ -6,11 +6,12 @@ A panel carries no title of its own: the page writes titles as text, where they 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
+from cuvee.core.domain import Domain
 from cuvee.core.mixture import FloatArray
 from cuvee.report.colours import DASHES, FAINT, GRID, INK, MARKERS, PAPER, domain_colours, method_colour
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
@@ -27,12 +28,23 @@ def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
     domains = method.runs[0].run.trajectory.domains
     ordered = sorted(domains, key=lambda domain: domain.is_target)
     tokens_T1, weights_TK = _mean_mixture(method, [domain.name for domain in ordered])
-    colours, many = domain_colours(domains), len(domains) > _MANY
     figure = go.Figure()
+    add_stack(figure, tokens_T1, weights_TK, ordered, "%{y:.1%} at %{x:.3s} tokens")
+    style(figure, "share of the batch", height=360 if len(domains) > _MANY else 260)
+    figure.update_xaxes(range=[0, summary.longest])
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", showgrid=False)
+    return figure
+
+
+def add_stack(
+    figure: go.Figure, x_T1: FloatArray, weights_TK: FloatArray, ordered: Sequence[Domain], hover: str, **place: int
+) -> None:
+    """A path of mixtures (T, K) over `x_T1`, the edges of its intervals, as a stacked area in the order of `ordered`."""
+    colours, many = domain_colours(ordered), len(ordered) > _MANY
     for k, domain in enumerate(ordered):
         first_target = domain.is_target and (k == 0 or not ordered[k - 1].is_target)
         figure.add_scatter(
-            x=tokens_T1,
+            x=x_T1,
             y=np.append(weights_TK[:, k], weights_TK[-1:, k]),  # the last mixture was in force up to the end
             name=plain(domain.name),
             meta=domain.name,
@@ -49,18 +61,15 @@ def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
             }
             if domain.is_target
             else None,
-            hovertemplate="%{y:.1%} at %{x:.3s} tokens",
+            hovertemplate=hover,
             showlegend=False,
+            **place,
         )
         if first_target and k:
             below_T = weights_TK[:, :k].sum(axis=1)
             edge = {"shape": "hv", "width": 2, "color": INK}
             y = np.append(below_T, below_T[-1:])
-            figure.add_scatter(x=tokens_T1, y=y, mode="lines", line=edge, hoverinfo="skip", showlegend=False)
-    _style(figure, "share of the batch", height=360 if many else 260)
-    figure.update_xaxes(range=[0, summary.longest])
-    figure.update_yaxes(range=[0, 1], tickformat=".0%", showgrid=False)
-    return figure
+            figure.add_scatter(x=x_T1, y=y, mode="lines", line=edge, hoverinfo="skip", showlegend=False, **place)
 
 
 def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Figure:
@@ -103,7 +112,7 @@ def trade_figure(summary: Summary) -> go.Figure:
                 hovertemplate="source %{x:.4f}, target %{y:.4f}",
                 showlegend=False,
             )
-    _style(figure, "target mean, nats per token", height=360)
+    style(figure, "target mean, nats per token", height=360)
     figure.update_xaxes(title_text="source mean, nats per token", tickformat=None, rangemode="normal")
     return figure
 
@@ -136,7 +145,7 @@ def _lines(summary: Summary, at: Callable[[RunView], FloatArray], height: int, t
                 hovertemplate="%{y:.4f}",
                 showlegend=False,
             )
-    _style(figure, title, height)
+    style(figure, title, height)
     figure.update_xaxes(range=[0, summary.longest * 1.01])
     if not title:
         figure.update_xaxes(title_text=None, nticks=4, tickangle=0)
@@ -144,7 +153,8 @@ def _lines(summary: Summary, at: Callable[[RunView], FloatArray], height: int, t
     return figure
 
 
-def _style(figure: go.Figure, y_title: str, height: int) -> None:
+def style(figure: go.Figure, y_title: str, height: int) -> None:
+    """What all panels look like; their x axis counts tokens."""
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "color": FAINT, "title_standoff": 8}
     figure.update_layout(
         template="none",
