@@ -10,6 +10,7 @@ from cuvee.methods.doge import DoGE
 from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
 from cuvee.methods.random_walk import RandomWalk
+from cuvee.methods.regmix import RegMix
 from cuvee.methods.schedule import Schedule
 from cuvee.methods.static import Given, Natural, TargetOnly, Temperature, Uniform
 
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Any]] = {
     "given": Given,
     "schedule": Schedule,
     "random_walk": RandomWalk,
+    "regmix": RegMix,
     "odm": ODM,
     "doge": DoGE,
     "ac_odm": ACODM,

@@ -13,8 +13,10 @@ from cuvee.core.trajectory import Trajectory
 class Fixed:
     probes: Sequence[Probe] = ()
 
-    def __init__(self, weights: Mixture | Mapping[str, float]) -> None:
+    def __init__(self, weights: Mixture | Mapping[str, float], evidence: Mapping[str, Any] | None = None) -> None:
         self._mixture = weights if isinstance(weights, Mixture) else Mixture.of(weights)
+        self.evidence = dict(evidence or {})
+        """What the method that chose these weights has to say for them: plain JSON that travels with the policy file."""
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """The mixture over the run's domains. Raises `MixtureError` if one of its own domains is not among them."""
@@ -24,7 +26,7 @@ class Fixed:
         return {}
 
     def settings(self) -> dict[str, Any]:
-        return {"weights": self._mixture.as_dict()}
+        return {"weights": self._mixture.as_dict(), **({"evidence": self.evidence} if self.evidence else {})}
 
     def state_dict(self) -> State:
         return {}
