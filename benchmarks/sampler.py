@@ -66,9 +66,7 @@ def best_constant(laws: ScalingLaws, domains: tuple[Domain, ...]) -> dict[str, f
 
 
 def figures(made: Sequence[Trajectory], laws: ScalingLaws) -> dict[str, Any]:
-    said = {
-        name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(coverage(made)).items()
-    }
+    found = coverage(made)
     ends = [100 * feedback_gain(laws, torch.from_numpy(trajectory.weights_TK())) for trajectory in made]
     return {
         **{name: round(value, 4) for name, value in asdict(found).items() if isinstance(value, float)},
