@@ -63,7 +63,9 @@ def target_entropy(domains: int, spread: float) -> float:
     return free * (math.log(spread) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(domains)
 
 
-class _Temperature(nn.Module):
+class Temperature(nn.Module):
+    """λ, by its logarithm."""
+
     def __init__(self, start: float) -> None:
         super().__init__()
         self.log = nn.Parameter(torch.tensor(math.log(start)))
@@ -80,7 +82,7 @@ class SAC(ReplayAgent):
         actor, critic = seeded(seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture)))
         self.actor = self.learners["actor"] = Learner(actor, s.actor_rate)
         self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
-        self.temperature = self.learners["temperature"] = Learner(_Temperature(s.temperature), s.temperature_rate)
+        self.temperature = self.learners["temperature"] = Learner(Temperature(s.temperature), s.temperature_rate)
         self.target_entropy = target_entropy(shape.domains, s.spread)
 
     def policy(self, *observation: Tensor) -> SimplexPolicy:
