@@ -42,12 +42,12 @@ class AlarmSettings:
     """The same of any one domain."""
 
     def __post_init__(self) -> None:
+        if self.patience is None or self.patience < 1:
+            raise ConfigError(f"alarms.patience is {self.patience}: it must be 1 or more decisions")
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"alarms.{field.name} is {value}: it must be above 0; null turns an alarm off")
-        if self.patience is None:
-            raise ConfigError("alarms.patience is null: give a number of decisions, 1 or more")
+                raise ConfigError(f"alarms.{field.name} is {value}: it must be above 0; null turns this alarm off")
 
 
 @dataclass(frozen=True)
