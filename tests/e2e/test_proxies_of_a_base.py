@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from cuvee.cli import main
 from cuvee.fleet.store import Store
 from cuvee.policies.feedback import Feedback
 from cuvee.recipes.config import TrainConfig, parse
@@ -41,15 +44,20 @@ def common(folder: Path) -> dict[str, Any]:
     return {"corpus": str(folder / "corpus"), "out": str(folder / "runs"), "store": str(folder / "runs.db")}
 
 
-def search_of(folder: Path, **changed: Any) -> SearchConfig:
+def content_of(folder: Path, **changed: Any) -> dict[str, Any]:
     (model,) = (folder / "runs").glob("base-*/model")
     questions = {field: [str(folder / f"{field}.jsonl")] for field in ("general", "target")}
     method = {"name": "data_mixing_agent", "evaluation": questions, "proxies": 3, "share": 0.2, **changed}
-    content = {"model": str(model), "method": method, "train": TRAIN, "name": "dma"}
-    return parse(SearchConfig, {**common(folder), **content}, "dma.yaml")
+    return {**common(folder), "model": str(model), "method": method, "train": TRAIN, "name": "dma"}
 
 
-def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(place: Path) -> None:
+def search_of(folder: Path, **changed: Any) -> SearchConfig:
+    return parse(SearchConfig, content_of(folder, **changed), "dma.yaml")
+
+
+def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted = search_of(place)
     planned = plan(wanted)
     assert (planned.runs, planned.logged, planned.each.tokens) == (3, 0, 6 * 4 * 64)
@@ -71,8 +79,15 @@ def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(pl
 
     assert plan(wanted).runs == 0
     assert [run.id for run in run_proxies(wanted)] == [run.id for run in runs]
-    more = search_of(place, proxies=4)
+    more, file = search_of(place, proxies=4), place / "dma.yaml"
     assert plan(more).runs == 1
-    assert len(run_proxies(more)) == len(logged_runs(more)) == 4
+    file.write_text(yaml.safe_dump(content_of(place, proxies=4)))
+    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(file), "--runs-only", "--quiet"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"4 runs are done; `cuvee learn {file} -o policy/` learns from them\n"
+    assert not (place / "runs" / "dma" / "policy").exists()
+    assert len(logged_runs(more)) == 4
     longer = more.model_copy(update={"train": dataclasses.replace(more.train, steps=8)})
     assert (plan(longer).runs, plan(longer).logged) == (4, 0), "another budget, other proxies"

@@ -44,6 +44,7 @@ def trajectories_figure(collections: Mapping[str, Sequence[Trajectory]], stacks:
             add_stack(figure, _edges(trajectory), weights_TK, ordered, "%{y:.1%} at %{x:.0%}", row=row, col=column)
     style(figure, "", height=60 + 240 * len(collections))
     figure.update_layout(margin_t=40, width=300 * columns)
+    figure.update_annotations(font_size=12)
     figure.update_xaxes(tickformat=".0%", title_text=None, range=[0, 1])
     figure.update_xaxes(title_text="progress", row=len(collections))
     figure.update_yaxes(tickformat=".0%", range=[0, 1])
@@ -54,7 +55,8 @@ def write_trajectories(path: Path | str, collections: Mapping[str, Sequence[Traj
     """The figure as a page that needs nothing else."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, trajectories_figure(collections, stacks).to_html(include_plotlyjs=True, full_html=True))
+    figure = trajectories_figure(collections, stacks)
+    write_atomic(target, figure.to_html(config={"displayModeBar": False}, include_plotlyjs=True))
     return target
 
 
