@@ -1,4 +1,4 @@
-"""`cuvee corpus`: builds, shows and verifies corpora."""
+"""`cuvee corpus`: labels text, and builds, shows and verifies corpora."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cuvee.cli import label
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from rich.table import Table
 
     from cuvee.data.corpus import Corpus
 
-app = typer.Typer(no_args_is_help=True, help="Build, show and verify corpora.")
+app = typer.Typer(no_args_is_help=True, help="Label text, and build, show and verify corpora.")
+app.command("label")(label.label)
 
 
 @app.command()
@@ -47,7 +49,7 @@ def build(
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Make a corpus of text, or finish one whose building was interrupted."""
-    from cuvee.cli.console import console
+    from cuvee.cli.console import Stages, console, progress_bar
     from cuvee.data.adopt import adopt, find_shards
     from cuvee.data.build import BuildSettings
     from cuvee.data.build import build as build_corpus
@@ -72,10 +74,10 @@ def build(
             valid_share=valid_share,
             max_bad_rows=max_bad_rows,
         )
-        bar = _bar(disable=not progress)
+        bar = progress_bar(disable=not progress)
         try:
             with bar:
-                corpus = build_corpus(sources, folder, settings, workers=workers, progress=_Stages(bar))
+                corpus = build_corpus(sources, folder, settings, workers=workers, progress=Stages(bar))
         except KeyboardInterrupt:
             console(stderr=True).print("Interrupted. The same command continues where this one stopped.")
             raise typer.Exit(130) from None
@@ -101,43 +103,14 @@ def verify(
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Read every file of a corpus and check it against the hashes in its manifest."""
-    from cuvee.cli.console import console
+    from cuvee.cli.console import Stages, console, progress_bar
     from cuvee.data.corpus import Corpus
 
     corpus = Corpus.open(folder)
-    with _bar(disable=not progress) as bar:
-        stages = _Stages(bar)
+    with progress_bar(disable=not progress) as bar:
+        stages = Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
     console().print(f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})", markup=False)
-
-
-class _Stages:
-    """Shows each stage of the work as a bar of its own."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, int] = {}
-
-    def __call__(self, stage: str, share: float) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=1.0)
-        self._bar.update(self._tasks[stage], completed=share)  # type: ignore[arg-type]
-
-
-def _bar(*, disable: bool) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from cuvee.cli.console import console
-
-    columns = ("{task.description}", BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn(columns[0]), *columns[1:], console=console(stderr=True), disable=disable)
 
 
 def _table(corpus: Corpus) -> Table:

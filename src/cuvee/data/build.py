@@ -104,13 +104,13 @@ def build(
     settings = settings or BuildSettings()
     folder = Path(folder)
     report = progress or (lambda stage, share: None)
-    workers = workers if workers is not None else _cores()
+    workers = workers if workers is not None else cores()
     if workers < 1:
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
     found, table = find_sources(sources)
     if settings.domain_column is None:
         choose_roles(sorted({source.domain for source in found}), table, settings.targets)  # an early refusal
-    entries = _identify(found, report)
+    entries = identify(found, report)
     built_from = _built_from(found, entries, settings, table)
     if not is_built(folder, built_from):
         try:
@@ -228,7 +228,8 @@ class _Building:
         return TokenizerEntry(sha256=sha256_of(kept), vocab_size=vocabulary.size, end_of_text=vocabulary.end_of_text)
 
 
-def _identify(sources: Sequence[Source], report: Progress) -> list[SourceEntry]:
+def identify(sources: Sequence[Source], report: Progress) -> list[SourceEntry]:
+    """What each source holds, by its digest. Raises `CorpusError` for one that cannot be read."""
     entries = []
     for i, source in enumerate(sources):
         report("hashing the sources", i / len(sources))
@@ -257,7 +258,8 @@ def _summary(sources: Sequence[Source], entries: Sequence[SourceEntry]) -> tuple
     )
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

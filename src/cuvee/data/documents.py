@@ -46,13 +46,13 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
         return fields
     domain = block.domain if rules.domain_column is None else fields.domain
     if not isinstance(domain, str) or not NAME_PATTERN.fullmatch(domain):
-        return Bad(f"the domain is {_shown(domain)}: use 1 to 64 letters, digits, dots, underscores or hyphens")
+        return Bad(f"the domain is {shown(domain)}: use 1 to 64 letters, digits, dots, underscores or hyphens")
     text = fields.text
     try:
         if isinstance(text, bytes):
             text = text.decode()
         if not isinstance(text, str):
-            return Bad(f"{rules.text_column!r} is {_shown(text)}, not text")
+            return Bad(f"{rules.text_column!r} is {shown(text)}, not text")
         content = text.encode()
     except UnicodeDecodeError:
         return Bad("not UTF-8")
@@ -81,13 +81,13 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
     except ValueError:
         return Bad("not JSON")
     if not isinstance(row, dict):
-        return Bad(f"not an object but {_shown(row)}")
+        return Bad(f"not an object but {shown(row)}")
     if rules.text_column not in row:
         return Bad(f"no key {rules.text_column!r}")
     return Fields(row[rules.text_column], row.get(rules.domain_column) if rules.domain_column else None)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message: short, and harmless on a terminal."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)[:60]

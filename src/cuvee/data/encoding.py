@@ -161,7 +161,7 @@ def _step(
         shard.tokens += len(tokens)
         shard.text_bytes += sum(part.text_bytes for part in parts)
     with ThreadPoolExecutor(SYNC_THREADS) as threads:
-        list(threads.map(_append, *zip(*appended, strict=True)) if appended else ())
+        list(threads.map(append, *zip(*appended, strict=True)) if appended else ())
     for split in ("train", "valid"):
         fsync_dir(folder / split)
         fsync_dir(lengths_path(work, f"{split}/x").parent)
@@ -170,13 +170,14 @@ def _step(
     write_atomic(work / "progress.json", json.dumps(asdict(state)))
 
 
-def _append(path: Path, offset: int, data: npt.NDArray[Any]) -> None:
+def append(path: Path, offset: int, data: npt.NDArray[Any] | bytes) -> None:
+    """Writes `data` durably at `offset`, where whatever an interrupted step has left is cut off."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         size = os.fstat(file.fileno()).st_size
         if size < offset:
             raise damaged(path)
         file.truncate(offset)
         file.seek(offset)
-        file.write(data.tobytes())
+        file.write(data if isinstance(data, bytes) else data.tobytes())
         file.flush()
         os.fsync(file.fileno())

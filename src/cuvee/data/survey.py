@@ -135,8 +135,8 @@ def take_survey(
         validated |= count.validated
         bad_rows += count.bad_rows
         if len(bad_rows) > max_bad_rows:
-            _write_quarantine(quarantine, bad_rows)
-            raise _too_many(bad_rows, max_bad_rows, quarantine)
+            write_quarantine(quarantine, bad_rows)
+            raise too_many(bad_rows, max_bad_rows, quarantine)
         if len(trained | validated) > MAX_DOMAINS:
             raise CorpusError(
                 f"more than {MAX_DOMAINS} domains: is {rules.domain_column!r} the column that names the domain?"
@@ -144,7 +144,7 @@ def take_survey(
         for candidate in count.candidates:
             sample.add(*candidate)
         progress(count.share)
-    _write_quarantine(quarantine, bad_rows)
+    write_quarantine(quarantine, bad_rows)
     names = sorted(trained)
     _check_names(sources, rules, names, validated)
     scores = {name: domain_mtld(sample.texts(name)) for name in names}
@@ -165,7 +165,8 @@ def _count_block(block: Block, rules: Rules, limits: Mapping[str, int]) -> _Bloc
     return count
 
 
-def _too_many(bad_rows: Sequence[BadRow], limit: int, quarantine: Path) -> CorpusError:
+def too_many(bad_rows: Sequence[BadRow], limit: int, quarantine: Path) -> CorpusError:
+    """For more bad rows than the `limit` that was set; they are in the file `quarantine`."""
     first = bad_rows[0]
     return CorpusError(
         f"more than {limit} bad rows, the first of them {first.file} line {first.line}: {first.reason}. "
@@ -183,7 +184,8 @@ def _check_names(sources: Sequence[Source], rules: Rules, names: Sequence[str], 
         raise CorpusError("the sources hold no document at all")
 
 
-def _write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
+def write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
+    """Writes `bad_rows` to `path`, a line of JSON each; without any, no such file is left."""
     if bad_rows:
         write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in bad_rows))
     else:

@@ -1,0 +1,107 @@
+"""Labelling that is killed anywhere and run again ends in the same bytes as one that never was, and shows nothing half done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labelled_text import content_of, write_text
+
+# Dies before the n-th durable or visible call for every n, each time in a new folder, then lives on to the end.
+_EACH_ONCE = """
+import hashlib, os, shutil, signal, sys
+from pathlib import Path
+from cuvee.data import label_ways, label_writing, reading
+from cuvee.data.labels import LabelSettings, label
+from cuvee.data.topics import ByTopics
+
+reading.BLOCK_ROWS = 20
+label_ways.ByRandom.step_blocks = 3
+ways = {"random": lambda: label_ways.ByRandom(3, 0), "cluster": lambda: ByTopics(4, 0, documents=120)}
+source, folder, kind, stride, fault = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5]
+calls, die_before = 0, 0
+
+def dying(function):
+    def call(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+
+for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir"):
+    setattr(os, name, dying(getattr(os, name)))
+
+if fault == "append":  # as if what an interrupted step left were kept
+    def append(path, offset, data):
+        with open(path, "ab") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+    label_writing.append = append
+
+def dies(call):
+    global calls, die_before
+    child = os.fork()
+    if child == 0:
+        calls, die_before = 0, call
+        label([source], folder, ways[kind](), LabelSettings(by_role=True), workers=1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    return status != 0
+
+ends = {}
+kills = 0
+call = 1
+while dies(call):
+    kills, call = kills + 1, call + stride
+    assert not folder.exists() or (folder / "labels.json").exists(), "half a folder"
+    assert not dies(0)
+    files = sorted(path for path in folder.parent.rglob("*") if path.is_file())
+    sha = hashlib.sha256()
+    for path in files:
+        sha.update(str(path.relative_to(folder.parent)).encode() + path.read_bytes())
+    ends[sha.hexdigest()] = call
+    shutil.rmtree(folder)
+print(kills, len(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "raw", most=60)
+
+
+def kill(text: Path, folder: Path, way: str, stride: int, fault: str = "none") -> tuple[int, int]:
+    folder.parent.mkdir()
+    command = [sys.executable, "-c", _EACH_ONCE, text, folder, way, str(stride), fault]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    kills, ends = map(int, done.stdout.split())
+    return kills, ends
+
+
+@pytest.mark.parametrize(("way", "stride", "least"), [("random", 1, 60), ("cluster", 12, 6)])
+def test_killed_before_each_durable_call(way: str, stride: int, least: int, text: Path, tmp_path: Path) -> None:
+    kills, ends = kill(text, tmp_path / "killed" / "out", way, stride)
+    assert kills >= least
+    assert ends == 1
+    whole = content_of(tmp_path / "killed" / "out")
+    assert "labels.json" in whole
+    code = "import sys; from cuvee.cli import main; sys.exit(main())"
+    options = ["--by", way, "--topics", "3" if way == "random" else "4", "--roles", "--no-progress"]
+    more = ["--sample", "120"] if way == "cluster" else []
+    command = [sys.executable, "-c", code, "corpus", "label", text, "-o", tmp_path / "whole", *options, *more]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    if way == "cluster":  # by other blocks and steps: the same documents in the same places
+        assert set(content_of(tmp_path / "whole")) == set(whole)
+    assert content_of(tmp_path / "whole")["labels.json"] == whole["labels.json"]
+
+
+def test_a_planted_fault_is_caught(text: Path, tmp_path: Path) -> None:
+    _, ends = kill(text, tmp_path / "killed" / "out", "random", 5, fault="append")
+    assert ends > 1
