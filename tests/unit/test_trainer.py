@@ -21,6 +21,7 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus import Corpus
 from cuvee.data.stream import MixtureStream
 from cuvee.probes.alignment import GradientAlignment
+from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.probes.norms import GradientNorm, WeightNorms
 from cuvee.testing.trainer import TrainerSuite, assert_same_state
 from cuvee.training.model import build_model
@@ -213,6 +214,23 @@ def test_validation_happens_at_both_ends_and_when_it_is_due(make: Make, every: i
     while not trainer.done:
         signals.append(trainer.advance(UNIFORM))
     assert {s.step for s in signals if "valid_loss" in s.probes} == expected
+    assert trainer.settings.validations == len(expected)
+
+
+def test_cost_counts_validation_and_what_probes_compute(make: Make, tmp_path: Path) -> None:
+    """A forward pass is a third of training; alignment is one product a measured position and inner products an interval."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"prompt": "def f(x):", "answer": " return x"}')
+    trainer = make(validate_every=2)
+    signals = [trainer.start([GradientAlignment(stride=2), EvaluationSet({"code": [questions]})])]
+    while not trainer.done:
+        signals.append(trainer.advance(UNIFORM))
+    validated = 3 * len(NAMES) * 256  # at the start, after two intervals of three, at the end
+    asked = sum(float(s.probes["evaluation_tokens"].values) for s in signals)
+    passes = trainer.cost.tokens + (validated + asked) / 3
+    layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
+    products = 2 * layer * 6 * 32 * (2 + 2 + 1) + 2 * layer * len(NAMES) ** 2 * len(signals)
+    assert trainer.cost.flops == pytest.approx(passes * trainer.size.flops_per_token + products, rel=1e-12)
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_weights_are_touched(make: Make) -> None:

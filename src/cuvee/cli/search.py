@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def search(
     config: Config,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, one thread each.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each.")] = 2,
     engine: Annotated[
         Literal["local", "ray", "slurm"] | None,
         typer.Option("--engine", help="Where workers live, in place of the file's `engine`."),

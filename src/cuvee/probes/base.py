@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from cuvee.core.domain import Domain
 from cuvee.core.signals import Measured
 
+FORWARD_SHARE = 1 / 3
+"""Of the operations of training on a token, those of the forward pass alone; the backward pass has twice as many."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -43,6 +46,8 @@ class Context:
     """What the trainer's forward passes are computed in: if not float32, under autocast."""
     interval_tokens: int | None = None
     """Training tokens of one interval over all ranks, against which probes that cost time of their own keep a budget."""
+    flops_per_token: float = 0.0
+    """Floating-point operations of training on one token, forward and backward; 0 if the trainer does not count."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ class Meter:
     def sums(self) -> Tensor:
         """This rank's sums and counts of the interval: one flat float64 vector, of the same length on every rank."""
         return torch.zeros(0, dtype=torch.float64)
+
+    def flops(self) -> float:
+        """Floating-point operations that measuring took on this rank in the interval, beyond those of training; asked after
+        `sums`. What is done once for each weight and step, and not for each token, is not worth counting."""
+        return 0.0
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         """The measurements of the interval, by signal name, from the sums over all ranks."""

@@ -22,11 +22,10 @@ from torch import Tensor
 
 from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.core.signals import Measured
-from cuvee.probes.base import Context, Meter
+from cuvee.probes.base import FORWARD_SHARE, Context, Meter
 from cuvee.probes.questions import Question, read_questions
 
 NAME = "evaluation"
-_FORWARD_SHARE = 1 / 3
 _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 2**26
 _CHUNK = 64
@@ -107,6 +106,7 @@ class EvaluationMeter(Meter):
         self._limit = min(probe.max_tokens, limit or probe.max_tokens)
         self.questions = [question for number in range(len(probe.files)) for question in self._pick(number)]
         self._batches = self._bucketed()
+        self._read = 0
 
     @torch.no_grad()
     def sums(self) -> Tensor:
@@ -114,7 +114,7 @@ class EvaluationMeter(Meter):
         model, ranks = self._context.model, self._context.world_size
         device = self._context.device
         sums_F4 = torch.zeros(len(self._probe.files), 4, dtype=torch.float64, device=device)
-        read = 0
+        self._read = 0
         was_training = model.training
         model.eval()
         try:
@@ -125,10 +125,13 @@ class EvaluationMeter(Meter):
                 scores_F4 = self._score(batch)
                 if mine < len(self._batches):
                     sums_F4 += scores_F4
-                    read += sum(question.tokens for question in batch)
+                    self._read += sum(question.tokens for question in batch)
         finally:
             model.train(was_training)
-        return torch.cat([sums_F4.reshape(-1), sums_F4.new_tensor([read])])
+        return torch.cat([sums_F4.reshape(-1), sums_F4.new_tensor([self._read])])
+
+    def flops(self) -> float:
+        return self._read * FORWARD_SHARE * self._context.flops_per_token
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         values_F4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
@@ -148,7 +151,7 @@ class EvaluationMeter(Meter):
             question for path in paths for question in read_questions(Path(path), probe.prompt_key, probe.answer_key)
         ]
         found.sort(key=lambda question: question.rank)
-        budget = None if interval is None else probe.share * interval / _FORWARD_SHARE / len(probe.files)
+        budget = None if interval is None else probe.share * interval / FORWARD_SHARE / len(probe.files)
         picked = spent = 0
         for start in range(0, len(found), _CHUNK):
             for encoded in self._encode(number, found[start : start + _CHUNK]):

@@ -11,8 +11,6 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus import Corpus
@@ -31,7 +29,7 @@ def compare(
 ) -> list[Run]:
     """Trains what `config` says and returns its runs, seed by seed. A run that is finished is not repeated.
 
-    With `workers` above 1, so many runs go on at a time, each in a process of one thread. A run that fails in training does
+    With `workers` above 1, so many runs go on at a time, each in a process of its own. A run that fails in training does
     not stop the others; the first such error is raised when all have ended. SIGINT and SIGTERM end every run with a
     checkpoint and raise `Stopped`.
     """
@@ -155,11 +153,10 @@ class _Relay:
 def _work(run_id: str, config: TrainConfig, resume: bool, group: str, events: Any, told: Any) -> None:
     """What a process of the crew does. Ctrl-C reaches it too, but it waits to be told by the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     stop: Stop = ToldToStop(told)
     try:
         train(config, resume=resume, observer=_Relay(events), group=group, stop=stop)
     except CuveeError as error:
         events.put(("failed", (error,)))
     except Stopped as stopped:
-        events.put(("end", (run_id, str(stopped))))
+        events.put(("end", (run_id, str(stopped).removeprefix(f"{run_id} "))))

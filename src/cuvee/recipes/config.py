@@ -161,6 +161,8 @@ class RunConfig(BaseModel):
     """Where each run keeps its folder of checkpoints, model and policy."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Intervals between checkpoints."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of each run."""
 
     def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What runs that may be compared have in common, as plain JSON: it decides what they compute."""

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import yaml
 
 from cuvee.core.files import write_atomic
@@ -105,8 +102,7 @@ def demo(folder: Path, view: DemoView, plan: DemoPlan | None = None, workers: in
     corpus = _corpus(folder, plan, workers, view)
     view.stage(3, STAGES[2])
     store = str(folder / "runs.db")
-    with _one_thread():
-        base = train(_base_config(folder, plan, corpus, store), resume=True, observer=view)
+    base = train(_base_config(folder, plan, corpus, store), resume=True, observer=view)
     view.stage(4, STAGES[3])
     config = _compare_config(folder, plan, corpus, store, base)
     write_atomic(folder / "compare.yaml", _as_yaml(config))
@@ -147,17 +143,6 @@ def _base_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str) -> Tr
         store=store,
         out=folder / "runs",
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads gain little on a model this small, and lose a great deal on a machine that has other things to do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _compare_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str, base: Run) -> CompareConfig:

@@ -24,12 +24,15 @@ from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store import Store
 from cuvee.loop import explore
 from cuvee.policies.files import save_policy
+from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model
 from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model, size_of
+from cuvee.training.placement import computing_threads
+from cuvee.training.validation import Validation
 
 _TIMED_SECONDS = 2.0  # an estimate is worth so much training, or two intervals if these take longer
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -78,8 +81,6 @@ class SearchConfig(RunConfig):
     """The most proxies that a worker trains as one program, if a trial shows that to be faster with the same numbers."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Where workers live. Each engine has a section of its own."""
-    threads: int = Field(default=1, ge=1)
-    """CPUs of each proxy."""
     local: LocalOptions = LocalOptions()
     ray: RayOptions = RayOptions()
     slurm: SlurmOptions = SlurmOptions()
@@ -105,7 +106,8 @@ class Plan:
     runs: int
     logged: int
     each: Cost
-    """Its seconds are an estimate, from what `judged_by` says."""
+    """Its FLOPs are of training and validation; what a policy has measured comes on top. Its seconds are an estimate, from what
+    `judged_by` says."""
     judged_by: str = ""
 
     @property
@@ -137,13 +139,16 @@ def _check(place: Path, found: str, planned: str) -> None:
 
 def plan(config: SearchConfig) -> Plan:
     """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
-    corpus = Corpus.open(config.corpus)
-    size = size_of(build_model(config.model, corpus, seed=config.seed), config.train.sequence_length)
-    tokens = config.train.total_steps * config.train.batch_size * config.train.sequence_length
+    corpus, settings = Corpus.open(config.corpus), config.train
+    size = size_of(build_model(config.model, corpus, seed=config.seed), settings.sequence_length)
+    tokens = settings.total_steps * settings.batch_size * settings.sequence_length
+    pools = [corpus.pool(name, "valid") if corpus.has(name, "valid") else None for name in corpus.names]
+    validated = settings.validations * Validation(settings.validation_tokens, settings.sequence_length).tokens(pools)
+    flops = (tokens + validated * FORWARD_SHARE) * size.flops_per_token
     logged = logged_runs(config)
     proposed = config.method.build(config.seed).propose(corpus, logged)
     seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
-    return Plan(len(proposed), len(logged), Cost(tokens, tokens * size.flops_per_token, seconds), judged_by)
+    return Plan(len(proposed), len(logged), Cost(tokens, flops, seconds), judged_by)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
@@ -159,11 +164,7 @@ def _judge(
     """Seconds of one proxy run, and what tells so."""
     if logged:
         return sum(run.cost.seconds for run in logged) / len(logged), f"the {len(logged)} that are done"
-    import torch
-
-    threads, before = torch.get_num_threads(), time.perf_counter()
-    torch.set_num_threads(config.threads)
-    try:
+    with computing_threads(config.threads):
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
         mixture = Mixture.of(natural_shares(corpus.domains))
         trainer.start(proposed[0].probes)
@@ -173,8 +174,6 @@ def _judge(
             intervals += 1
             if intervals == 1 and not trainer.done:  # the first one is slower: memory is asked for, kernels are chosen
                 before, step = time.perf_counter(), trainer.step
-    finally:
-        torch.set_num_threads(threads)
     each = (time.perf_counter() - before) / (trainer.step - step)
     return each * config.train.total_steps, f"{trainer.step - step} steps on this machine, without validation"
 

@@ -24,6 +24,7 @@ from cuvee.recipes.stores import open_store
 from cuvee.recipes.watch import Observer, Unobserved
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Leader, Ranks
+from cuvee.training.placement import computing_threads
 
 
 def train(
@@ -52,7 +53,7 @@ def train(
         refuse_interrupted(known, resume)
         ranks = Ranks.connect()
         try:
-            with StopRequest() if stop is None else nullcontext(stop) as asked:
+            with computing_threads(config.threads), StopRequest() if stop is None else nullcontext(stop) as asked:
                 seen = observer if ranks.rank == 0 else Unobserved()
                 return _train(config, corpus, guarded, store, ranks, seen, asked, group)
         finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from cuvee.core.errors import ConfigError
@@ -16,6 +19,17 @@ def device_for(settings: TrainerSettings) -> torch.device:
     if settings.device == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def computing_threads(count: int) -> Iterator[None]:
+    """Within, this process computes with so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compute_type_for(settings: TrainerSettings, device: torch.device) -> torch.dtype:

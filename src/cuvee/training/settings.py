@@ -72,6 +72,12 @@ class TrainerSettings:
             return self.steps
         return math.ceil(self.tokens / (self.batch_size * self.sequence_length))
 
+    @property
+    def validations(self) -> int:
+        """How often the whole run validates: at the start, every `validate_every` intervals, and at the end."""
+        intervals, every = math.ceil(self.total_steps / self.interval), self.validate_every
+        return 1 + (math.ceil(intervals / every) if every else 1)
+
     def learning_rate_at(self, step: int) -> float:
         """The rate of optimizer step `step` (0-based)."""
         return learning_rate(

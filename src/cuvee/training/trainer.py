@@ -26,7 +26,7 @@ from cuvee.data.batch import Batch
 from cuvee.data.corpus import Corpus
 from cuvee.data.pool import TokenPool
 from cuvee.data.stream import MixtureStream
-from cuvee.probes.base import Context, Meter, MicroBatch
+from cuvee.probes.base import FORWARD_SHARE, Context, Meter, MicroBatch
 from cuvee.probes.loss import LossByDomain
 from cuvee.training.distributed import Ranks
 from cuvee.training.export import export_model
@@ -52,7 +52,8 @@ class LMTrainer:
     there are.
 
     `Signals.loss` is the training loss by domain, `Signals.probes["valid_loss"]` (K,) the validation loss, both in nats per
-    token; probes that the policy asks for add theirs. `others` are the corpora, beside the first, from which domains were or
+    token; probes that the policy asks for add theirs. `cost` counts training tokens, the FLOPs of training, validation
+    and probes, and the seconds of all three. `others` are the corpora, beside the first, from which domains were or
     will be added to the stream while it runs.
     """
 
@@ -193,6 +194,7 @@ class LMTrainer:
             tokenizer=self._tokenizer(),
             interval_tokens=s.interval * s.batch_size * s.sequence_length,
             compute=self.loss.compute,
+            flops_per_token=self.size.flops_per_token,
         )
         self._meters = {"loss": LossByDomain().attach(context)}
         for probe in probes:
@@ -223,8 +225,10 @@ class LMTrainer:
         """Adds up over ranks, in one collective, what every meter and the validation summed, and reads it."""
         parts = {name: meter.sums() for name, meter in self._meters.items()}
         parts["tokens"] = torch.from_numpy(self._tokens_K).double()
+        parts["flops"] = torch.tensor([sum(meter.flops() for meter in self._meters.values())], dtype=torch.float64)
+        validated = 0
         if validate:
-            parts["valid_loss"] = self._validate(domains)
+            parts["valid_loss"], validated = self._validate(domains)
         flat = torch.cat([part.to(self.device, torch.float64) for part in parts.values()])
         self.ranks.sum(flat, f"the sum of measurements after step {self.step}")
         sums = dict(zip(parts, torch.split(flat, [len(part) for part in parts.values()]), strict=True))
@@ -235,19 +239,20 @@ class LMTrainer:
             probes["valid_loss"] = Measured.mean(*sums["valid_loss"].view(2, -1).cpu().numpy())
         tokens_K = sums["tokens"].cpu().numpy().astype(np.int64)
         tokens, seconds = int(tokens_K.sum()), self.clock() - began
-        self.cost += Cost(tokens, tokens * self.size.flops_per_token, seconds)
+        passes = (tokens + validated * FORWARD_SHARE) * self.size.flops_per_token
+        self.cost += Cost(tokens, passes + float(sums["flops"]), seconds)
         progress = self.step / self.settings.total_steps
         return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
 
-    def _validate(self, domains: tuple[Domain, ...]) -> Tensor:
-        pools = self._valid_pools()
+    def _validate(self, domains: tuple[Domain, ...]) -> tuple[Tensor, int]:
+        """This rank's sums, and how many tokens all ranks read for them."""
+        by_name = self._valid_pools()
+        pools = [by_name[domain.name] for domain in domains]
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
-        sums = self.validation.sums(
-            self.loss, [pools[domain.name] for domain in domains], self.device, rows, self.ranks.rank, self.ranks.size
-        )
+        sums = self.validation.sums(self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size)
         self.model.train()
-        return sums
+        return sums, self.validation.tokens(pools)
 
     def _valid_pools(self) -> dict[str, TokenPool | None]:
         """By the name that a domain has now, which need not be what its corpus calls it."""

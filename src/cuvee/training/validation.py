@@ -24,6 +24,10 @@ class Validation:
         self.most = max(tokens // sequence_length, 1) if tokens else 0
         self._windows: dict[TokenPool, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
 
+    def tokens(self, pools: Sequence[TokenPool | None]) -> int:
+        """How many go through the model, on all ranks together."""
+        return sum(len(tokens_BL) for _, tokens_BL, _ in self._parts(pools)) * self.length
+
     @torch.no_grad()
     def sums(
         self,
@@ -46,9 +50,7 @@ class Validation:
     def _batches(
         self, pools: Sequence[TokenPool | None], rows: int, rank: int, ranks: int
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
-        parts = [
-            (k, *self._of(pool)) for k, pool in enumerate(pools) if pool is not None and len(pool) >= 2 and self.most
-        ]
+        parts = self._parts(pools)
         if not parts:
             return
         domain_B = np.concatenate([np.full(len(tokens_BL), k, dtype=np.int64) for k, tokens_BL, _ in parts])
@@ -58,6 +60,13 @@ class Validation:
         for start in range(0, len(mine), rows):
             chosen = mine[start : start + rows]
             yield tokens_BL[chosen], counted_BL[chosen], domain_B[chosen]
+
+    def _parts(
+        self, pools: Sequence[TokenPool | None]
+    ) -> list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+        return [
+            (k, *self._of(pool)) for k, pool in enumerate(pools) if pool is not None and len(pool) >= 2 and self.most
+        ]
 
     def _of(self, pool: TokenPool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         if pool not in self._windows:
