@@ -271,11 +271,6 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         read_yaml(binary)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("train.yaml", TrainConfig), ("compare.yaml", CompareConfig)])
-def test_the_examples_are_right(name: str, kind: type[RunConfig]) -> None:
-    assert load(kind, ROOT / "examples" / name).corpus
-
-
 def test_the_documentation_names_every_key_and_no_other() -> None:
     sections = (ROOT / "docs" / "configuration.md").read_text().split("\n## ")
     documented = {text.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)`", text, re.MULTILINE) for text in sections}
