@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,19 @@ def test_roles_are_needed() -> None:
         HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer((Domain("a", 5, "target"),)).start(())))
 
 
+def test_a_moment_that_cannot_be_read_leaves_nothing_behind() -> None:
+    """Feedback of three fields is refused; without it, the same policy goes on as if it had never been asked."""
+    policy, domains = lively(HistoryPolicy(TINY)), some_domains(3)
+    signals = ScriptedTrainer(domains).start(())
+    so_far = Trajectory.start(signals)
+    mixture = policy.mixture(so_far)
+    odd = replace(signals, step=1, probes={"evaluation": Measured.all([-1.0, -2.0, -3.0])})
+    with pytest.raises(PolicyError, match="two fields"):
+        policy.mixture(Trajectory([signals, odd], [mixture]))
+    longer = Trajectory([signals, replace(odd, probes={})], [mixture])
+    assert policy.mixture(longer) == lively(HistoryPolicy(TINY)).mixture(longer)
+
+
 def test_it_says_what_it_thinks() -> None:
     policy, domains = lively(HistoryPolicy(TINY, seed=3)), some_domains(5)
     trainer = ScriptedTrainer(domains)
@@ -205,6 +219,8 @@ def test_bad_settings_are_named() -> None:
         HistoryPolicy(evaluation={"general": ["a"], "code": ["b"]})
     with pytest.raises(PolicyError, match="temperature 0"):
         HistoryPolicy(temperature=0.0)
+    with pytest.raises(PolicyError, match="lower but not"):
+        HistoryPolicy(support={"lower": -0.1})
 
 
 def test_a_natural_share_of_nothing_is_no_fault() -> None:

@@ -66,6 +66,8 @@ class HistoryPolicy:
             raise PolicyError(f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}")
         if temperature <= 0 or not 0 <= floor < 1:
             raise PolicyError(f"temperature {temperature} must be above 0, and floor {floor} from 0 to below 1")
+        if support is not None and "supported" not in support:
+            raise PolicyError(f"support says {', '.join(support)} but not whether the policy is 'supported'")
         self._settings: dict[str, Any] = {
             "architecture": asdict(shape),
             "evaluation": evaluation and {name: [str(file) for file in evaluation[name]] for name in FIELDS},
@@ -189,7 +191,7 @@ class _Reading:
         try:
             for moment in unread:
                 self._read(moment, actor)
-        except PolicyError:
+        except Exception:  # whatever it was, half of a history is none
             self._begin()
             raise
         self._signals, self._mixtures = signals, mixtures
@@ -225,7 +227,7 @@ def _rivals(so_far: Trajectory) -> dict[str, FloatArray]:
     """(K,) mixtures by name that a critic is asked about beside the policy's own."""
     K, last = len(so_far.names), so_far.last_mixture
     return {
-        "last": role_shares(so_far.domains, "source") if last is None else last.weights_K,
+        "last": role_shares(so_far.domains, "source") if last is None else last.to(so_far.names).weights_K,
         "natural": np.array(list(natural_shares(so_far.domains).values())),
         "uniform": np.full(K, 1 / K),
     }
