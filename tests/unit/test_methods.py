@@ -12,7 +12,7 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.trajectory import Run
 from cuvee.loop import run
 from cuvee.methods import METHODS
-from cuvee.methods.static import Given, TargetOnly, Temperature
+from cuvee.methods.static import Given, SourceOnly, TargetOnly, Temperature
 from cuvee.policies.files import save_policy
 from cuvee.testing.policy import ScriptedTrainer
 
@@ -32,6 +32,7 @@ SPACE = Space((Domain("web", 900), Domain("code", 100), Domain("math", 1000, rol
         ("uniform", {}, [1 / 3] * 3),
         ("temperature", {"tau": 1.0}, [0.45, 0.05, 0.5]),
         ("temperature", {"tau": 1e9}, [1 / 3] * 3),
+        ("source_only", {}, [0.9, 0.1, 0.0]),
         ("target_only", {}, [0.0, 0.0, 1.0]),
         ("given", {"weights": {"code": 3, "math": 1}}, [0.0, 0.75, 0.25]),
         ("odm", {}, [1 / 3] * 3),
@@ -52,6 +53,8 @@ def test_temperature_flattens() -> None:
 def test_methods_refuse_what_they_cannot_do() -> None:
     with pytest.raises(ConfigError, match="--target"):
         TargetOnly().commit(Space((Domain("web", 1),)), ())
+    with pytest.raises(ConfigError, match="source domain"):
+        SourceOnly().commit(Space((Domain("maths", 1, role="target"),)), ())
     with pytest.raises(ConfigError, match="latin"):
         Given({"latin": 1.0}).commit(SPACE, ())
     with pytest.raises(ConfigError, match="tau"):

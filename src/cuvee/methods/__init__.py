@@ -12,12 +12,13 @@ from cuvee.methods.odm import ODM
 from cuvee.methods.random_walk import RandomWalk
 from cuvee.methods.regmix import RegMix
 from cuvee.methods.schedule import Schedule
-from cuvee.methods.static import Given, Natural, TargetOnly, Temperature, Uniform
+from cuvee.methods.static import Given, Natural, SourceOnly, TargetOnly, Temperature, Uniform
 
 METHODS: dict[str, type[Any]] = {
     "natural": Natural,
     "uniform": Uniform,
     "temperature": Temperature,
+    "source_only": SourceOnly,
     "target_only": TargetOnly,
     "given": Given,
     "schedule": Schedule,

@@ -3,6 +3,7 @@
 natural       α_i = n_i / Σn                      reads every token equally often
 uniform       α_i = 1/K
 temperature   α_i ∝ (n_i / Σn)^(1/τ)              τ = 1 is natural, τ → ∞ uniform (Devlin et al. 2019; Xue et al. 2021)
+source_only   natural over the source domains     what the base model of continual pre-training was trained on
 target_only   natural over the target domains     naive continual pre-training
 given         what the user says
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, Role, natural_shares
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
@@ -64,15 +65,28 @@ class Temperature(Static):
 
 
 @dataclass(frozen=True)
+class SourceOnly(Static):
+    """The source domains by their share of the source's tokens; nothing of the target."""
+
+    def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
+        if all(domain.is_target for domain in domains):
+            raise ConfigError("source_only needs a source domain: not all domains can be named with --target")
+        return _field(domains, "source")
+
+
+@dataclass(frozen=True)
 class TargetOnly(Static):
     """The target domains by their share of the target's tokens; nothing of the source."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
         if not any(domain.is_target for domain in domains):
             raise ConfigError("target_only needs a target domain: build the corpus with --target NAME")
-        return Mixture.normalise(
-            [domain.name for domain in domains], [domain.tokens if domain.is_target else 0 for domain in domains]
-        )
+        return _field(domains, "target")
+
+
+def _field(domains: tuple[Domain, ...], role: Role) -> Mixture:
+    names = [domain.name for domain in domains]
+    return Mixture.normalise(names, [domain.tokens if domain.role == role else 0 for domain in domains])
 
 
 @dataclass(frozen=True)
