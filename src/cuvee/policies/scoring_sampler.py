@@ -27,9 +27,10 @@ from cuvee.policies.feedback import FIELDS, Feedback
 from cuvee.probes.evaluation_set import EvaluationSet
 
 CRITERIA = ("smoothness", "target progress", "source coverage", "balance", "feedback direction")
+_EMPHASIS = (1.0, 2.0, 1.0, 1.0, 1.0)  # the target share is what matters most, so it is to be covered best
 _TEMPERATURES = (0.1, 2.0)
 _ENDS = (0.05, 1.0)
-_BENDS = (0.3, 3.0)
+_BENDS = (0.05, 3.0)
 _TASTES = (0.0, 1.5)
 
 
@@ -50,7 +51,7 @@ class Character:
         def log_uniform(low: float, high: float) -> float:
             return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-        weights = rng.dirichlet(np.ones(len(CRITERIA)))
+        weights = rng.dirichlet(_EMPHASIS)
         return cls(
             weights=tuple(weights.tolist()),
             temperature=log_uniform(*_TEMPERATURES),
