@@ -204,6 +204,13 @@ def test_a_mistake_in_the_set_up_ends_the_run_at_once_and_later_faults_do_not(pl
     assert "mtld" in records[1]["reason" if place == "weights" else "lesson"]
 
 
+def test_a_policy_does_not_learn_from_what_it_did_not_propose() -> None:
+    guard = Guard(Scripted(lambda t: [np.nan, 1.0] if t == 3 else [0.5, 0.5]))
+    _, records = play(guard, ScriptedTrainer(some_domains(2), 6))
+    assert [record["lesson"] == "learned" for record in records] == [True] * 3 + [False] + [True] * 2
+    assert guard.state_dict()["policy"] == {"lessons": 5}
+
+
 # Alarms and fallback
 
 

@@ -36,9 +36,9 @@ class AlarmSettings:
     """Share of the target domains together in what it proposes, relative to their natural share."""
     value: float | None = 1e4
     """Size of an agent's values, or root of its critic's loss, in units of its reward's deviation."""
-    rise: float | None = 1.0
+    rise: float | None = 1.5
     """Training loss above its best, in nats: the mean over the tokens of an interval, each against the best of its domain."""
-    domain_rise: float | None = 3.0
+    domain_rise: float | None = 4.0
     """The same of any one domain."""
 
     def __post_init__(self) -> None:
