@@ -84,10 +84,7 @@ def publish(folder: Path, backbone: PretrainedConfig, seed: int = 0) -> Publishe
     with torch.no_grad():
         features = published.model(input_ids=torch.randint(4, len(VOCABULARY), (64, 24))).last_hidden_state
         published.fc.bias.sub_(published.fc(features)[:, 0, :].mean(0))
-    folder.mkdir(parents=True)
-    save_file(
-        {name: weights.contiguous() for name, weights in published.state_dict().items()}, folder / "model.safetensors"
-    )
+    published.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(json.loads(backbone.to_json_string(use_diff=False)) | config))
     tokenizer = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
@@ -124,7 +121,7 @@ def items(texts: list[str]) -> list[Item]:
 @pytest.mark.parametrize("backbone", [DEBERTA, BERT], ids=["deberta", "bert"])
 def test_it_answers_what_the_published_model_answers(backbone: PretrainedConfig, tmp_path: Path) -> None:
     published = publish(tmp_path / "m", backbone)
-    texts = sections("mail")[:70]  # more than two batches, of all lengths
+    texts = sections("mail")[:40]  # more than a batch, of all lengths
     asked = ByClassifier(find_model(str(tmp_path / "m"))).labeller(tmp_path)(items(texts))
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
     tokenizer.enable_truncation(64)
@@ -145,8 +142,8 @@ def test_text_beyond_the_context_is_not_looked_at(original: Path, tmp_path: Path
 
 
 def test_labels_of_a_corpus_resume_and_repeat(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = write_text(tmp_path / "raw")
-    monkeypatch.setattr(reading, "BLOCK_ROWS", 60)
+    text = write_text(tmp_path / "raw", most=90)
+    monkeypatch.setattr(reading, "BLOCK_ROWS", 20)
     way = ByClassifier(find_model(str(original)))
     found = label([text], tmp_path / "whole", way, LabelSettings(by_role=True))
     topics = {row.name.split(".")[0] for row in found.labels}
@@ -159,7 +156,7 @@ def test_labels_of_a_corpus_resume_and_repeat(original: Path, tmp_path: Path, mo
     def fails(self: DomainClassifier, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         nonlocal asked
         asked += len(ids)
-        if asked > 500:
+        if asked > 150:
             raise KeyboardInterrupt
         return forward(self, ids, mask)
 
@@ -169,7 +166,7 @@ def test_labels_of_a_corpus_resume_and_repeat(original: Path, tmp_path: Path, mo
     asked = -(10**9)
     label([text], tmp_path / "out", way, LabelSettings(by_role=True))
     documents = sum(1 for _ in read_text(tmp_path / "out"))
-    assert 0 < asked + 10**9 < documents - 200, "what was labelled before is not classified again"
+    assert 0 < asked + 10**9 < documents - 70, "what was labelled before is not classified again"
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
@@ -247,7 +244,7 @@ def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
         ({"hidden_size": None}, "the backbone 'somebody/backbone' is none of microsoft/deberta-v3-base"),
         ({"hidden_size": "large"}, "cannot be loaded as a domain classifier"),
         ({"fc_dropout": 7}, "cannot be loaded as a domain classifier"),
-        ({"model_type": "no-such"}, "cannot be loaded as a domain classifier"),
+        ({"model_type": "maskformer"}, "the backbone 'somebody/backbone' is none of"),
         ({"num_hidden_layers": 3}, "lacks the weights model.encoder.layer.2"),
         ({"vocab_size": 5}, "of shape"),
     ],

@@ -33,6 +33,7 @@ HEAVY = ("torch", "transformers", "pyarrow", "sqlalchemy", "plotly", "numpy", "y
         ["compare", "-h"],
         ["runs", "--help"],
         ["corpus", "build", "--help"],
+        ["corpus", "label", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:

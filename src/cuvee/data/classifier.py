@@ -11,6 +11,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +51,9 @@ _BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "microsoft/mdeberta-v3-base": {**_DEBERTA_V3, "vocab_size": 251_000},
 }
 """Shapes of backbones whose weights come with the classifier, so that nothing else has to be fetched."""
+
+_KINDS = ("bert", "deberta", "deberta-v2", "electra")
+"""What a config.json may ask for: encoders of text that fetch nothing by themselves."""
 
 _NO_SHAPE = {"base_model", "fc_dropout", "id2label", "label2id", "architectures", "attn_implementation", "dtype"}
 _NO_SHAPE |= {"quantization_config", "torch_dtype", "transformers_version"}
@@ -113,6 +117,7 @@ class ByClassifier(Way):
         return label
 
 
+@lru_cache(maxsize=1)
 def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Any, list[str]]:
     """The classifier on the CPU, its tokenizer and its labels by index.
 
@@ -150,10 +155,10 @@ def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Any, list[str
 def backbone_config(config: Mapping[str, Any]) -> PretrainedConfig:
     """The shape of the backbone: that of a known `base_model`, else what config.json itself says."""
     shape = _BACKBONES.get(config["base_model"], config)
-    if "hidden_size" not in shape or "model_type" not in shape:
+    if "hidden_size" not in shape or shape.get("model_type") not in _KINDS:
         raise CorpusError(
             f"the backbone {config['base_model']!r} is none of {', '.join(_BACKBONES)}: copy what its config.json says into "
-            "the classifier's config.json"
+            f"the classifier's config.json (model_type may be {', '.join(_KINDS)})"
         )
     sizes = {key: value for key, value in shape.items() if key not in _NO_SHAPE and not key.startswith("_")}
     return AutoConfig.for_model(**sizes)

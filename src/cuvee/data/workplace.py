@@ -38,8 +38,8 @@ def workplace(folder: Path, built_from: str) -> Iterator[Path]:
             _clear(folder, work)
         if unfinished != built_from:
             write_atomic(stamp, built_from)
-        for leftover in folder.rglob(".*.tmp"):  # of a write that was killed
-            leftover.unlink()
+        for leftover in list(folder.rglob(".*.tmp")):  # of a write that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield work
 
 
