@@ -105,6 +105,16 @@ def test_the_order_and_the_names_of_domains_say_nothing(trajectory: Trajectory, 
     np.testing.assert_allclose(theirs.globals_G, mine.globals_G, atol=1e-6)
 
 
+def test_feedback_against_a_base_score_of_almost_nothing_is_absent() -> None:
+    domains, mixture = (Domain("a", 5), Domain("b", 5, "target")), Mixture.uniform(["a", "b"])
+    signals = [
+        Signals(domains, t, 0.0, np.zeros(2, dtype=np.int64), Measured.absent(2), {"evaluation": Measured.all(scores)})
+        for t, scores in enumerate([[-1e-300, -1.0], [-1e300, -1.0]])
+    ]
+    first, second = observed(Trajectory(signals, [mixture]))
+    assert [column(moment, "feedback_known") for moment in (first, second)] == [1.0, 0.0]
+
+
 def column(observation: Observation, name: str) -> Any:
     if name in HISTORY_FEATURES:
         return observation.domains_KF[..., HISTORY_FEATURES.index(name)]

@@ -93,7 +93,8 @@ class HistoryEncoder:
         in_force = so_far.last_mixture
         weights_K = source_K if in_force is None else in_force.to(now.names).weights_K
         first = self._first or now
-        said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # against a base score of almost nothing, absent
+            said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
         self._first, self.moments = first, self.moments + 1
         for name, tokens in zip(now.names, now.tokens_K.tolist(), strict=True):
             self._drawn[name] = self._drawn.get(name, 0.0) + tokens
@@ -186,5 +187,4 @@ def _log(relative_K: FloatArray) -> FloatArray:
 
 
 def _finite(value: float | None) -> float | None:
-    """Feedback against a base score of almost nothing may overflow: as good as absent."""
     return value if value is not None and np.isfinite(value) else None
