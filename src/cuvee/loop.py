@@ -30,8 +30,14 @@ def search(method: Method, corpus: Domains, fleet: Fleet) -> Policy:
 
 
 def explore(method: Method, corpus: Domains, fleet: Fleet) -> list[Run]:
-    """Runs the proxies that `method` asks for, none twice, and returns all there are."""
+    """Runs the proxies that `method` asks for, none twice, and returns all there are.
+
+    A fleet may give up on some of them; when nothing but those is left to run, the method has to do with the others.
+    """
     logged = fleet.load()
     while policies := method.propose(corpus, logged):
-        logged += fleet.run(policies)
+        finished = fleet.run(policies)
+        if not finished:
+            break
+        logged += finished
     return logged

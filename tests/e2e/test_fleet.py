@@ -18,7 +18,7 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.local import FleetError, LocalFleet
 from cuvee.fleet.rows import Tally
 from cuvee.fleet.store import Store
-from cuvee.loop import run
+from cuvee.loop import explore, run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.toy import make_nothing, make_toy
@@ -74,6 +74,29 @@ def test_one_run_that_goes_wrong_touches_no_other(store: Store) -> None:
     with pytest.raises(FleetError):  # again: nothing is repeated, and it still is an error
         fleet.run(policies(8))
     assert store.tally(GROUP).attempts == 6 + 2 * 2
+
+
+def test_some_runs_may_come_to_nothing_and_the_method_does_with_the_others(store: Store) -> None:
+    class Wanting:
+        """Asks for eight, and then for those of the first seven that are missing."""
+
+        def propose(self, corpus: Any, logged: Any) -> list[Fixed | Exp3]:
+            there = {run.trajectory.mixtures[0] for run in logged}
+            return (
+                [policy for policy in policies(8)[:7] if policy.mixture(logged[0].trajectory) not in there]
+                if logged
+                else policies(8)
+            )
+
+    proxy = {"intervals": 4, "faults": {"nan": 5 / 16}}
+    fleet = LocalFleet(store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, most_failed=0.125)
+    logged = explore(Wanting(), None, fleet)
+    assert [run.trajectory for run in logged] == [t for t in expected(8, proxy) if t.mixtures[0]["web"] != 5 / 16]
+    assert (
+        fleet.spent().tokens
+        == sum(run.cost.tokens for run in store.runs(GROUP))
+        > sum(run.cost.tokens for run in logged)
+    )
 
 
 def test_workers_that_cannot_start_are_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

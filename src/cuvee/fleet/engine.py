@@ -22,8 +22,8 @@ from typing import Any, Protocol, Required, TypedDict
 
 from cuvee.core.errors import TrainingError
 from cuvee.core.protocols import Policy
-from cuvee.core.trajectory import Run
-from cuvee.fleet.rows import Tally
+from cuvee.core.trajectory import Cost, Run
+from cuvee.fleet.rows import RunSummary, Tally
 from cuvee.fleet.store import Store
 from cuvee.fleet.task import MakeTrainer, task_of
 from cuvee.fleet.worker import Orders
@@ -35,7 +35,7 @@ _FRUITLESS = 3  # so many workers in a row that break before they take a run are
 
 
 class FleetError(TrainingError):
-    """Some runs failed at every attempt. All others are done and in the store."""
+    """More runs than are put up with failed at every attempt. All others are done and in the store."""
 
 
 class Worker(Protocol):
@@ -67,6 +67,7 @@ class FleetOptions(TypedDict, total=False):
     checkpoints: Path | None
     every: int
     max_attempts: int
+    most_failed: float
     lease_seconds: float
     threads: int
     together: int
@@ -85,8 +86,9 @@ class StoreFleet(ABC):
 
     `make_trainer(proxy, seed)` builds a fresh trainer in a worker's process and must be importable there. Each worker computes
     with `threads` threads (two tiny proxies side by side are much faster than one on two threads). Checkpoints, if a folder is
-    given, every `every` intervals. A worker trains up to `together` runs as one program where a trial shows that to be faster and
-    the numbers to stay the same (see `cuvee.training.together`). `on_change` is called with a `Tally` about once a second.
+    given, every `every` intervals. A share `most_failed` of the runs may come to nothing. A worker trains up to `together` runs
+    as one program where a trial shows that to be faster and the numbers to stay the same (see `cuvee.training.together`).
+    `on_change` is called with a `Tally` about once a second.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class StoreFleet(ABC):
         checkpoints: Path | None = None,
         every: int = 10,
         max_attempts: int = 3,
+        most_failed: float = 0.0,
         lease_seconds: float = 60.0,
         threads: int = 1,
         together: int = 1,
@@ -112,6 +115,7 @@ class StoreFleet(ABC):
             raise TrainingError(f"together is {together}: at least 1 run is trained at a time")
         self._store, self._proxy, self._group, self._seed = store, dict(proxy), group, seed
         self._count, self._max_attempts, self._on_change = workers, max_attempts, on_change
+        self._most_failed = most_failed
         self._orders = Orders(
             store.address, group, make_trainer, checkpoints, every, lease_seconds, threads, together, workers
         )
@@ -133,26 +137,34 @@ class StoreFleet(ABC):
 
     def load(self) -> list[Run]:
         """The finished runs of the group that were planned for this seed and proxy configuration, and for no other."""
-        done = self._store.runs(self._group, "done")
-        same = [run for run in done if run.seed == self._seed and run.config.get("proxy") == self._proxy]
-        return [self._store.load(run.id) for run in same]
+        return [self._store.load(run.id) for run in self._planned() if run.status == "done"]
+
+    def spent(self) -> Cost:
+        """On all that was planned for this seed and proxy configuration, runs that came to nothing included."""
+        return sum((run.cost for run in self._planned()), Cost())
+
+    def _planned(self) -> list[RunSummary]:
+        runs = self._store.runs(self._group)
+        return [run for run in runs if run.seed == self._seed and run.config.get("proxy") == self._proxy]
 
     def run(self, policies: Sequence[Policy]) -> list[Run]:
-        """One finished run for each policy, in this order; a policy that has its run already is not run again.
+        """The finished run of each policy, in this order; a policy that has its run already is not run again.
 
-        Raises `FleetError` when all the others are done, if a run failed at each of its attempts. Ctrl-C lets the
-        intervals under way end, saves them and raises `KeyboardInterrupt`; a second one stops at once.
+        A run that failed at each of its attempts is left out. Raises `FleetError` when all the others are done, if those are more
+        than `most_failed` of what was planned. Ctrl-C lets the intervals under way end, saves them and raises
+        `KeyboardInterrupt`; a second one stops at once.
         """
         ids = [self.plan(policy) for policy in policies]
         self.work_off()
         failed = [run for run in self._store.runs(self._group, "failed") if run.id in ids]
-        if failed:
+        if len(failed) > self._most_failed * len(self._planned()):
             reasons = "; ".join(f"{run.id} ({run.reason})" for run in failed[:3])
             raise FleetError(
                 f"{len(failed)} of {len(ids)} runs of {self._group} failed after {self._max_attempts} attempts each: {reasons}. "
                 "The others are done. Mend the cause, reopen these runs, and run the same again"
             )
-        return [self._store.load(run_id) for run_id in ids]
+        lost = {run.id for run in failed}
+        return [self._store.load(run_id) for run_id in ids if run_id not in lost]
 
     def plan(self, policy: Policy) -> str:
         """Puts the policy's run into the store, if it is not there, and returns its id."""

@@ -115,6 +115,7 @@ class RegMix:
             "rank_correlations": {fitted.name: fitted.ranks.value for fitted in fits},
             "predicted": _predicted(best, chosen_K, table),
             "left_out": table.left_out,
+            "missing": len(self.propose(corpus, logged)),
         }
         return Fixed(Mixture.normalise([domain.name for domain in corpus.domains], chosen_K), evidence)
 

@@ -77,6 +77,8 @@ class SearchConfig(RunConfig):
     seed: Seed = 0
     max_attempts: int = Field(default=3, ge=1)
     """How often a proxy run is tried before it is given up."""
+    most_failed: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the proxies that may be given up; the method learns from the others."""
     together: int = Field(default=1, ge=1)
     """The most proxies that a worker trains as one program, if a trial shows that to be faster with the same numbers."""
     engine: Literal["local", "ray", "slurm"] = "local"
@@ -190,7 +192,8 @@ def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Fleet
     corpus = Corpus.open(config.corpus)
     logged = run_proxies(config, workers=workers, on_change=on_change)
     policy = config.method.build(config.seed).commit(corpus, logged)
-    cost = sum((run.cost for run in logged), Cost())
+    with open_store(config.store) as store:
+        cost = _fleet(config, store, corpus).spent()
     folder = config.out / config.name / "policy"
     save_policy(
         folder,
@@ -228,6 +231,7 @@ def _fleet(
         "checkpoints": folder / "proxies",
         "every": config.checkpoint_every,
         "max_attempts": config.max_attempts,
+        "most_failed": config.most_failed,
         "together": config.together,
         "threads": config.threads,
         "on_change": on_change,
