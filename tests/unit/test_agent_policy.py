@@ -70,7 +70,7 @@ def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(agent: 
     assert records[0]["agent"] == {}
     assert records[-1]["agent"]
     assert set(records[-1]["terms"]) == (
-        {"alignment"} if reward == "alignment" else {"alignment", "quality", "stability"}
+        {"alignment"} if reward == "alignment" else {"influence", "quality", "stability"}
     )
 
 

@@ -1,12 +1,13 @@
 """DDPG on the simplex (Lillicrap et al. 2016, arXiv:1509.02971; for data mixing AC-ODM, arXiv:2505.23878).
 
     critic   minimise  (Q(s, α) − [r + γ Q'(s′, μ'(s′))])²                       Q a number, or one a domain
-    actor    maximise  Q(s, μ(s)), for a vector critic Σ_i μ_i Q_i(s, μ(s));     μ = softmax of bounded logits
+    actor    maximise  Q(s, μ(s)), for a vector critic Σ_i μ_i Q_i(s, μ(s)), less c/(1−γ) KL(μ ‖ uniform)
+             μ = softmax of bounded logits
     targets  θ' ← θ' + τ (θ − θ')
 
 Differences from AC-ODM's release: the actor is stepped by its own optimizer (there it never is), and rewards are scaled
 where they are read instead of where they are stored. `PAPER` keeps the published numbers; with the defaults the agent
-learns in 5,000 steps, which it cannot with those (docs/agents.md).
+learns in 5,000 steps, which it cannot with those (docs/agents.md). `caution` c is ours, and 0 unless given.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class DDPG(ReplayAgent):
         critic = self.critic.net
         encoded = critic.encode(batch.domains_BKF, batch.globals_BG).detach()
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
-        return -worth(critic.value(encoded, action_BK), action_BK).mean()
+        worth_B = worth(critic.value(encoded, action_BK), action_BK)
+        return (self.cost_of_distance(action_BK) - worth_B).mean()
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "noise": self._noise_K.numpy().copy()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cuvee.agents.base import Observation, Transition, check_shape, fault_in
 from cuvee.agents.learning import Learner, RewardScale
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.agents.simplex import log_weights
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Metrics, State
@@ -23,7 +26,9 @@ class ReplaySettings:
     """Nothing is learned before `warmup` transitions are held; then `updates` batches at each call of `update`.
 
     `tau` is the share by which a target network moves at each batch. `scale_rewards` shows the critic rewards of mean 0
-    and deviation 1 (`RewardScale`); the buffer keeps them raw either way.
+    and deviation 1 (`RewardScale`); the buffer keeps them raw either way. `caution` is what a nat of KL divergence from
+    uniform must be worth, in rewards an interval as the critic sees them: where rewards hardly depend on the mixture, the best
+    one is a corner, and without caution the actor goes there as fast as its rate allows.
     """
 
     discount: float = 0.95
@@ -35,6 +40,7 @@ class ReplaySettings:
     warmup: int = 100
     updates: int = 1
     scale_rewards: bool = True
+    caution: float = 0.0
     architecture: Architecture = field(default_factory=Architecture)
 
 
@@ -79,6 +85,14 @@ class ReplayAgent(ABC):
         ]
         means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
+
+    def cost_of_distance(self, action_BK: Tensor) -> Tensor:
+        """(…,) what the actor pays for going away from uniform; `caution` / (1 − γ) a nat, since that is the scale of values."""
+        s = self.settings
+        if not s.caution:
+            return action_BK.new_zeros(action_BK.shape[:-1])
+        from_uniform_B = (action_BK * log_weights(action_BK)).sum(-1) + math.log(action_BK.shape[-1])
+        return s.caution / max(1.0 - s.discount, 1e-2) * from_uniform_B
 
     def state_dict(self) -> State:
         return {

@@ -2,7 +2,8 @@
 
     state    samples drawn, losses and their changes by domain, weight norms and their changes, progress   (`policies.encoders`)
     action   the mixture
-    reward   r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i, or Σ_i α_i W̃_i with a scalar critic                       (`policies.rewards`)
+    reward   the gain r_i of each domain, or Σ_i α_i r_i with a scalar critic; `reward: alignment` for the paper's
+             r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i                                                             (`policies.rewards`)
     agent    DDPG after a warm-up in which ODM acts                                                         (`agents.ddpg`)
 
 `online` (the paper's non-proxy mode) proposes nothing and learns on the target run itself. `proxy` proposes one run on the proxy
@@ -25,18 +26,31 @@ from cuvee.core.trajectory import Run
 from cuvee.methods.learned import commit_learned
 from cuvee.policies.agent_policy import AgentPolicy
 
+AGENT: Mapping[str, Any] = {
+    "updates": 4,
+    "tau": 0.02,
+    "warmup": 4,
+    "batch_size": 32,
+    "actor_rate": 2e-3,
+    "critic_rate": 2e-3,
+    "noise": 0.3,
+    "caution": 0.2,
+    "architecture": {"hidden": 32},
+}
+"""For the few hundred decisions of one run. The paper's settings (`agents.ddpg.PAPER`) need tens of thousands."""
+
 
 @dataclass(frozen=True)
 class ACODM:
-    """`values` is v by name, 1 where not given: which domains count. `agent` overrides `DDPGSettings`. `reward: random` is the
-    ablation in which the reward is noise."""
+    """`values` is v by name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of
+    DDPG. `reward: alignment` is the paper's, `random` the ablation in which the reward is noise."""
 
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
-    reward: Literal["alignment", "random"] = "alignment"
-    warm_up: int = 20
+    reward: Literal["gain", "alignment", "random"] = "gain"
+    warm_up: int = 4
     smoothing: float = 0.9
-    stride: int = 5
+    stride: int = 1
     values: Mapping[str, float] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -54,7 +68,7 @@ class ACODM:
             vector=self.critic == "vector",
             warm_up=self.warm_up,
             seed=self.seed,
-            agent_settings=self.agent,
+            agent_settings={**AGENT, **self.agent},
             reward_settings={"smoothing": self.smoothing, "stride": self.stride, "values": dict(self.values)},
         )
 

@@ -1,13 +1,16 @@
 """HDS, Holistic Data Scheduler: SAC with a reward of three parts (arXiv 2606.24133, KDD 2026).
 
-    reward = w_a Σ_i α_i W̃_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)
+    reward = w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)          r_i as in AC-ODM
 
 influence between domains (as in AC-ODM), quality of the data (lexical diversity unless another score is named), counting more
 as training goes on (t′ is progress), and calm of the weight norms. Each term is logged on its own.
 
 The released code cannot be constructed: wrong arguments, a missing `sample`, a softmax on the critic's output. What is here was
-built from the paper. Deviations: the quality of a domain is its score over the largest, so within 0 and 1 whatever the score;
-the policy is a logistic-normal on the simplex; more where they are made: `policies.rewards`, `policies.encoders`, `agents.sac`.
+built from the paper. Deviations: the influence is the gain, 1 on average over the domains that count; the quality of a domain is
+its score over the largest, so within 0 and 1 whatever the score, and 0 for a domain that does not count; so the weights are
+(1, 0.1, 0.1) and not (1, 10, 10), with which the mixture goes to the most diverse domain and nothing else matters; the critic
+values each domain, since one number an interval teaches nothing in one run; the policy is a logistic-normal on the simplex;
+more where they are made: `policies.rewards`, `policies.encoders`, `agents.sac`.
 """
 
 from __future__ import annotations
@@ -22,36 +25,52 @@ from cuvee.core.trajectory import Run
 from cuvee.methods.learned import commit_learned
 from cuvee.policies.agent_policy import AgentPolicy
 
+AGENT: Mapping[str, Any] = {
+    "updates": 4,
+    "tau": 0.02,
+    "warmup": 4,
+    "batch_size": 32,
+    "actor_rate": 2e-3,
+    "critic_rate": 2e-3,
+    "spread": 0.2,
+    "caution": 0.2,
+    "architecture": {"hidden": 32},
+}
+"""For the few hundred decisions of one run. The paper's settings (`agents.sac.PAPER`) need tens of thousands."""
+
 
 @dataclass(frozen=True)
 class HDS:
-    """`weights` are (w_a, w_q, w_s). `quality` names a score of the corpus's domains, or gives one by name. `agent` overrides
-    `SACSettings`."""
+    """`weights` are (w_a, w_q, w_s). `quality` names a score of the corpus's domains, or gives one by name. `values` is v by
+    name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of SAC."""
 
     mode: Literal["online", "proxy"] = "online"
-    weights: tuple[float, float, float] = (1.0, 10.0, 10.0)
+    critic: Literal["vector", "scalar"] = "vector"
+    weights: tuple[float, float, float] = (1.0, 0.1, 0.1)
     quality: str | Mapping[str, float] = "mtld"
-    warm_up: int = 20
+    warm_up: int = 4
     smoothing: float = 0.9
-    stride: int = 5
+    stride: int = 1
     values: Mapping[str, float] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("online", "proxy"):
-            raise ConfigError(f"mode is {self.mode!r}: use online or proxy")
+        for option, allowed in (("mode", ("online", "proxy")), ("critic", ("vector", "scalar"))):
+            if getattr(self, option) not in allowed:
+                raise ConfigError(f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}")
         if len(self.weights) != 3:
-            raise ConfigError(f"weights are {self.weights}: give three, for alignment, quality and stability")
+            raise ConfigError(f"weights are {self.weights}: give three, for influence, quality and stability")
         self.policy()  # refuses bad settings now and not when the run starts
 
     def policy(self) -> AgentPolicy:
         return AgentPolicy(
             "sac",
             "holistic",
+            vector=self.critic == "vector",
             warm_up=self.warm_up,
             seed=self.seed,
-            agent_settings=self.agent,
+            agent_settings={**AGENT, **self.agent},
             reward_settings={
                 "weights": list(self.weights),
                 "quality": self.quality,

@@ -22,11 +22,23 @@ from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.exp3 import Exp3
-from cuvee.policies.rewards import AlignmentReward, HolisticReward, RandomReward, RewardFunction
+from cuvee.policies.rewards import (
+    AlignmentReward,
+    GainReward,
+    HolisticReward,
+    RandomReward,
+    RewardFunction,
+    values_of,
+)
 from cuvee.probes.norms import WeightNorms
 
 AGENTS: dict[str, tuple[type[Any], type[Any]]] = {"ddpg": (DDPG, DDPGSettings), "sac": (SAC, SACSettings)}
-REWARDS: dict[str, type[Any]] = {"alignment": AlignmentReward, "holistic": HolisticReward, "random": RandomReward}
+REWARDS: dict[str, type[Any]] = {
+    "gain": GainReward,
+    "alignment": AlignmentReward,
+    "holistic": HolisticReward,
+    "random": RandomReward,
+}
 
 
 class AgentPolicy:
@@ -82,9 +94,12 @@ class AgentPolicy:
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Asked twice at the same moment, it answers the same, though exploring draws random numbers."""
         if self._decided is None or self._decided[0] is not so_far.last:
-            observation = observe(so_far)
+            observation = self._observe(so_far)
             self._decided = so_far.last, observation, self._decide(so_far, observation)
         return self._decided[2]
+
+    def _observe(self, so_far: Trajectory) -> Observation:
+        return observe(so_far, values_of(so_far, self._settings["reward_settings"].get("values")))
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warm_up"]:
@@ -110,7 +125,7 @@ class AgentPolicy:
             observation=decided[1],
             action_K=executed.weights_K,
             reward=reward.vector_K if self._settings["vector"] else reward.scalar,
-            next_observation=observe(so_far),
+            next_observation=self._observe(so_far),
             truncated=so_far.last.progress >= 1.0,
         )
         if decided[1].domains_KF.shape == transition.next_observation.domains_KF.shape:

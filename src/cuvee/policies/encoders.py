@@ -3,8 +3,8 @@
 The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples drawn, losses, loss changes, weight norms, their
 changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains
 of the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight
-norms, of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares
-and the target flag are added. A function of the trajectory alone, so there is no state to save.
+norms, of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares,
+the target flag and the domain's value are added. A function of the trajectory alone, so there is no state to save.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ DOMAIN_FEATURES = (
     "epochs",  # log(1 + tokens drawn / tokens available)
     "natural",  # log natural share, standardised
     "target",  # 1 for a domain that is to be learned
+    "valued",  # its value over the largest value: 0 for a domain whose loss does not count
 )
 GLOBAL_FEATURES = (
     "progress",
@@ -38,8 +39,8 @@ GLOBAL_FEATURES = (
 _CLIP = 3.0
 
 
-def observe(so_far: Trajectory) -> Observation:
-    """(K, 8) features by domain and (5,) of the run, each within ±3, as float32."""
+def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
+    """(K, 9) features by domain and (5,) of the run, each within ±3, as float32. `values_K` says how much each domain counts."""
     now, before = so_far.last, so_far.signals[-2] if len(so_far) else None
     K = len(so_far.names)
     available_K = np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
@@ -58,6 +59,7 @@ def observe(so_far: Trajectory) -> Observation:
             np.log1p(drawn_K / np.maximum(available_K, 1.0)),
             _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
             np.array([float(domain.is_target) for domain in so_far.domains]),
+            values_K / max(float(values_K.max()), 1e-12),
         ],
         axis=1,
     )

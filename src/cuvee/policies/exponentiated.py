@@ -17,7 +17,7 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.rewards import AlignmentReward, valued_alignment
+from cuvee.policies.rewards import AlignmentReward, valued_alignment, values_of
 
 
 class ExponentiatedAlignment:
@@ -33,6 +33,7 @@ class ExponentiatedAlignment:
         self._settings = {"mu": mu, "floor": floor, "values": dict(values or {}), "stride": stride}
         self._mu, self._floor = mu, floor
         self._reward = AlignmentReward(values=values, stride=stride)
+        self._values = dict(values or {})
         self._weights: dict[str, float] = {}
 
     @property
@@ -50,7 +51,7 @@ class ExponentiatedAlignment:
         assert executed is not None, "learn is called after an interval"
         if gram is None or not gram.present.any():
             return {"alignment": None}
-        alignment = valued_alignment(gram, self._reward.values_for(so_far.names))
+        alignment = valued_alignment(gram, values_of(so_far, self._values))
         raised_K = np.log(np.maximum(self.mixture(so_far).weights_K, 1e-300)) + alignment.values / self._mu
         weights_K = np.exp(raised_K - raised_K.max())
         self._weights = dict(zip(so_far.names, (weights_K / weights_K.sum()).tolist(), strict=True))

@@ -4,12 +4,14 @@
     W̃_i = W_i / (‖g_i‖ ‖Σ_{j≠i} v_j g_j‖)               the same as a cosine, within ±1
     r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i                    smoothed and importance-corrected: the vector reward
     Σ_i α_i W̃_i                                         the scalar reward of AC-ODM
+    U_i = Σ_j v_j ⟨∇ℓ_i, ∇ℓ_j⟩,  r_i = Ū_i / mean_v Ū                      the gain, j = i included: ours
     w_a Σ_i α_i W̃_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)      the scalar reward of HDS (arXiv 2606.24133 §3)
 
 Deviations. The papers use W_i itself, whose size falls by orders of magnitude while the gradients shrink, so that a critic chases
-its scale; the cosine keeps it. The values v are all one in the papers, and then junk is rewarded for aligning with junk: here the
-user can say which domains count. α_i is taken as at least `least_weight`/K in the correction, or one rarely drawn domain would
-drown the others. No reward is z-scored over domains: the mean of such a vector is zero whatever the agent does.
+its scale; the cosine keeps it. The values v are all one in the papers, and then junk is rewarded for aligning with junk: here
+they are one for the domains that are validated and zero for others, unless the user says which domains count. α_i is taken as at
+least `least_weight`/K in the correction, or one rarely drawn domain would drown the others. No reward is z-scored over domains:
+the mean of such a vector is zero whatever the agent does.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.probes.alignment import GradientAlignment
+from cuvee.probes.alignment import UNBIASED, GradientAlignment
 from cuvee.probes.norms import WeightNorms
+
+_LARGEST_GAIN = 3.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,70 @@ def valued_alignment(gram: Measured, values_K: FloatArray) -> Measured:
     return Measured(np.clip(cosine_K, -1.0, 1.0), measured_K)
 
 
+def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArray:
+    """v (K,): as `given` by name, 1 where it says nothing; without it 1 for domains with a validation loss and 0 for others, or 1
+    for all if none has one. Raises `PolicyError` if a value names a domain that the run does not have."""
+    names = so_far.names
+    if given:
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise PolicyError(f"values name {', '.join(unknown)}, but the run has {', '.join(names)}")
+        values_K = np.array([given.get(name, 1.0) for name in names], dtype=np.float64)
+        if not values_K.any():
+            raise PolicyError("all values are 0: at least one domain must count")
+        return values_K
+    first = so_far.signals[0]
+    validated = first.probes.get("valid_loss")
+    if validated is None or not validated.present.any():
+        return np.ones(len(names))
+    known = dict(zip(first.names, validated.present.tolist(), strict=True))
+    return np.array([float(known.get(name, True)) for name in names])  # a domain that joined later counts
+
+
+class GainReward:
+    """How much a step on each domain lowers the valued loss, in units of what a step on the valued domains does on average.
+
+    Differs from `AlignmentReward` in three things (docs/methods/ac_odm.md tells what they are worth). A domain's help for itself
+    counts: an isolated domain helps nobody else and has the most to learn. The inner products are unbiased
+    (`GradientAlignment(halves=True)`): the cosine of noisy gradients tells how long a domain's rows are. And numerator and
+    denominator are smoothed apart, by `smoothing`, and then divided, so that 1 is the average and 0 is what junk gets.
+    """
+
+    def __init__(self, smoothing: float = 0.9, values: Mapping[str, float] | None = None, stride: int = 1) -> None:
+        if not 0.0 <= smoothing < 1.0:
+            raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
+        self._smoothing, self._values = smoothing, dict(values or {})
+        self._smoothed: dict[str, float] = {}
+        self.probes: Sequence[Probe] = (GradientAlignment(stride=stride, halves=True),)
+
+    def __call__(self, so_far: Trajectory) -> Reward | None:
+        gram, mixture = so_far.last.probes.get(UNBIASED), so_far.last_mixture
+        assert mixture is not None, "a reward is for an interval that is over"
+        if gram is None or not gram.present.any():
+            return None
+        values_K, present_K = values_of(so_far, self._values), gram.present.diagonal()
+        gain_K = np.where(gram.present, gram.values, 0.0) @ values_K
+        for name, gain, present in zip(so_far.names, gain_K.tolist(), present_K.tolist(), strict=True):
+            if present:
+                self._smoothed[name] = self._smoothing * self._smoothed.get(name, gain) + (1 - self._smoothing) * gain
+        smoothed_K = np.array([self._smoothed.get(name, 0.0) for name in so_far.names])
+        known_K = values_K * np.array([name in self._smoothed for name in so_far.names])
+        average = float(known_K @ smoothed_K) / max(float(known_K.sum()), 1e-12)
+        if average <= 0.0:  # nothing but noise yet
+            return None
+        gain_K = np.clip(smoothed_K / average, -_LARGEST_GAIN, _LARGEST_GAIN)
+        scalar = float(mixture.weights_K @ gain_K)
+        return Reward(gain_K, scalar, {"gain": scalar})
+
+    def state_dict(self) -> State:
+        return {"smoothed": dict(self._smoothed)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._smoothed = dict(state["smoothed"])
+
+
 class AlignmentReward:
-    """AC-ODM's. `smoothing` is ξ; `values` is v by name, 1 where not given."""
+    """AC-ODM's. `smoothing` is ξ; `values` as in `values_of`."""
 
     def __init__(
         self,
@@ -87,17 +153,10 @@ class AlignmentReward:
         assert mixture is not None, "a reward is for an interval that is over"
         if gram is None or not gram.present.any():
             return None
-        alignment = valued_alignment(gram, self.values_for(so_far.names))
+        alignment = valued_alignment(gram, values_of(so_far, self._values))
         smoothed_K = self._smooth(so_far.names, alignment, mixture)
         scalar = float(mixture.weights_K @ alignment.values)
         return Reward(smoothed_K, scalar, {"alignment": scalar})
-
-    def values_for(self, names: Sequence[str]) -> FloatArray:
-        """v (K,). Raises `PolicyError` if a value names a domain that the run does not have."""
-        unknown = sorted(set(self._values) - set(names))
-        if unknown:
-            raise PolicyError(f"values name {', '.join(unknown)}, but the run has {', '.join(names)}")
-        return np.array([self._values.get(name, 1.0) for name in names], dtype=np.float64)
 
     def _smooth(self, names: Sequence[str], alignment: Measured, mixture: Mixture) -> FloatArray:
         weights_K = np.maximum(mixture.weights_K, self._least_weight / len(names))
@@ -122,30 +181,34 @@ class HolisticReward:
         weights: tuple[float, float, float] = (1.0, 10.0, 10.0),
         quality: str | Mapping[str, float] = "mtld",
         largest_calm: float = 5.0,
-        **alignment: Any,
+        smoothing: float = 0.9,
+        values: Mapping[str, float] | None = None,
+        stride: int = 1,
     ) -> None:
         self._weights, self._quality, self._largest_calm = weights, quality, largest_calm
-        self._alignment = AlignmentReward(**alignment)
-        self.probes: Sequence[Probe] = (*self._alignment.probes, WeightNorms())
+        self._values = dict(values or {})
+        self._gain = GainReward(smoothing, values, stride)
+        self.probes: Sequence[Probe] = (*self._gain.probes, WeightNorms())
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        aligned, mixture = self._alignment(so_far), so_far.last_mixture
+        gain, mixture = self._gain(so_far), so_far.last_mixture
         assert mixture is not None, "a reward is for an interval that is over"
-        if aligned is None:
+        if gain is None:
             return None
-        for_alignment, for_quality, for_calm = self._weights
+        for_influence, for_quality, for_calm = self._weights
         quality_K = so_far.last.progress * self._quality_K(so_far)
         calm = self._calm(so_far.last, so_far.signals[-2])
         terms = {
-            "alignment": for_alignment * aligned.scalar,
+            "influence": for_influence * gain.scalar,
             "quality": for_quality * float(mixture.weights_K @ quality_K),
             "stability": for_calm * calm,
         }
-        vector_K = for_alignment * aligned.vector_K + for_quality * quality_K + for_calm * calm
+        vector_K = for_influence * gain.vector_K + for_quality * quality_K + for_calm * calm
         return Reward(vector_K, sum(terms.values()), terms)
 
     def _quality_K(self, so_far: Trajectory) -> FloatArray:
-        """Each domain's score over the largest, within 0 and 1, so that another scale of quality needs no other weight."""
+        """Each domain's score over the largest, within 0 and 1, so that another scale of quality needs no other weight, times
+        its value: nothing is as diverse as random tokens, and nobody wants more of those."""
         scores: Mapping[str, float]
         if isinstance(self._quality, str):
             scores = {d.name: d.scores[self._quality] for d in so_far.domains if self._quality in d.scores}
@@ -156,7 +219,7 @@ class HolisticReward:
             raise PolicyError(
                 f"no quality score {self._quality!r} for {', '.join(missing)}: name a score that all domains have"
             )
-        quality_K = np.array([scores[name] for name in so_far.names], dtype=np.float64)
+        quality_K = np.array([scores[name] for name in so_far.names]) * values_of(so_far, self._values)
         return quality_K / max(float(quality_K.max()), 1e-12)
 
     def _calm(self, now: Signals, before: Signals) -> float:
@@ -168,19 +231,18 @@ class HolisticReward:
         return min(1.0 / moved, self._largest_calm) if moved > 0 else self._largest_calm
 
     def state_dict(self) -> State:
-        return self._alignment.state_dict()
+        return self._gain.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        self._alignment.load_state_dict(state)
+        self._gain.load_state_dict(state)
 
 
 class RandomReward:
-    """The ablation: the alignment is measured, so that the cost is the same, and then noise of the same range is returned."""
+    """The ablation: the gain is measured, so that the cost is the same, and then noise of the same range is returned."""
 
-    def __init__(self, seed: int = 0, **alignment: Any) -> None:
-        self._alignment = AlignmentReward(**alignment)
+    def __init__(self, seed: int = 0, **gain: Any) -> None:
         self._seed = seed
-        self.probes: Sequence[Probe] = self._alignment.probes
+        self.probes: Sequence[Probe] = GainReward(**gain).probes
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
         noise_K = np.random.default_rng([self._seed, len(so_far)]).uniform(-1.0, 1.0, len(so_far.names))

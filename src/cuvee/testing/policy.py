@@ -49,9 +49,11 @@ class ScriptedTrainer:
         gradients_KM = np.cos(np.outer(1.0 + np.arange(len(self.domains)), 1.0 + np.arange(6)) + 0.1 * self.t)
         target_K = np.array([domain.is_target for domain in self.domains])
         field_FK = np.stack([~target_K, target_K])
+        positive_KM = 1.0 + gradients_KM
         probes = {
             "evaluation": Measured.mean(field_FK @ -loss_K, field_FK.sum(axis=1)),
             "alignment": Measured(gradients_KM @ gradients_KM.T, np.outer(present_K, present_K)),
+            "alignment_unbiased": Measured(positive_KM @ positive_KM.T, np.outer(present_K, present_K)),
             "weight_norms": Measured.all([10.0 + 0.1 * self.t, 20.0 - 0.05 * self.t]),
         }
         measured = Measured(loss_K, present_K)

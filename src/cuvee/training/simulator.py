@@ -182,8 +182,10 @@ class Simulator:
 
     def _attach(self, probes: Sequence[Probe]) -> None:
         self._probes = tuple(probe.name for probe in probes)
+        if any(getattr(probe, "halves", False) for probe in probes):
+            self._probes = (*self._probes, "alignment_unbiased")
         known = ("alignment", "weight_norms", "evaluation", "valid_loss", "loss")
-        unknown = [name for name in self._probes if name not in known]
+        unknown = [probe.name for probe in probes if probe.name not in known]
         if unknown:
             raise ConfigError(f"the simulator cannot measure {', '.join(unknown)}: it knows {', '.join(known)}")
 
@@ -200,9 +202,11 @@ class Simulator:
         norms = np.arange(1, _LAYERS + 1) * (10 + np.log1p(done * 10)) + 0.01 * self._rng.normal(size=_LAYERS)
         target_K = np.array([domain.is_target for domain in self.domains])
         of_field_FK = np.stack([~target_K, target_K])
+        noisy_KK = gram_KK + (gram_noise_KK + gram_noise_KK.T) / 2
         measured = {
             "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
-            "alignment": Measured.all(gram_KK + (gram_noise_KK + gram_noise_KK.T) / 2),
+            "alignment": Measured.all(noisy_KK),
+            "alignment_unbiased": Measured.all(noisy_KK),  # the simulator's noise has no bias to begin with
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),
         }
