@@ -18,12 +18,14 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.label_ways import Item, Labeller, Way, domain_name
-from cuvee.data.model_folder import WEIGHTS, ModelFolder
+from cuvee.data.model_folder import TOKENIZER, WEIGHTS, ModelFolder
 
 MAX_TOKENS = 512
 """What is looked at of a document: the context of the model."""
@@ -95,17 +97,21 @@ class ByClassifier(Way):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         classifier.to(device)
         longest = min(MAX_TOKENS, classifier.model.config.max_position_embeddings)
+        tokenizer.enable_truncation(longest)
+        tokenizer.no_padding()
 
         def label(items: Sequence[Item]) -> list[str]:
             texts = [item.document.text[: _CHARS_A_TOKEN * longest] for item in items]
-            ids = tokenizer(texts, truncation=True, max_length=longest, return_token_type_ids=False)["input_ids"]
+            ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
             by_length = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
             best = [0] * len(ids)
             for start in range(0, len(ids), _BATCH):
                 chosen = by_length[start : start + _BATCH]
-                batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(device)
+                rows = [torch.tensor(ids[i], device=device) for i in chosen]
+                ids_BL = pad_sequence(rows, batch_first=True)
+                mask_BL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
                 with torch.inference_mode():
-                    probabilities_BK = classifier(batch["input_ids"], batch["attention_mask"])
+                    probabilities_BK = classifier(ids_BL, mask_BL)
                 if not torch.isfinite(probabilities_BK).all():
                     raise CorpusError(
                         f"{self.model.spec} gives probabilities that are not finite: its weights are damaged"
@@ -118,7 +124,7 @@ class ByClassifier(Way):
 
 
 @lru_cache(maxsize=1)
-def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Any, list[str]]:
+def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Tokenizer, list[str]]:
     """The classifier on the CPU, its tokenizer and its labels by index.
 
     Raises `CorpusError` if weights and model differ in any name or shape, above all in the head's.
@@ -142,13 +148,12 @@ def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Any, list[str
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints
             classifier = DomainClassifier.from_pretrained(str(model.path), local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(model.path), trust_remote_code=False, local_files_only=True)
+        tokenizer = Tokenizer.from_file(str(model.path / TOKENIZER))
     except Exception as error:
         raise CorpusError(f"{model.spec} cannot be loaded as a domain classifier: {error}") from error
-    if len(tokenizer) > classifier.model.config.vocab_size:
-        raise CorpusError(
-            f"{model.spec} has a tokenizer of {len(tokenizer)} tokens and embeddings for {classifier.model.config.vocab_size}"
-        )
+    tokens, rows = max(tokenizer.get_vocab().values()) + 1, classifier.model.config.vocab_size
+    if tokens > rows:
+        raise CorpusError(f"{model.spec} has a tokenizer of {tokens} tokens and embeddings for {rows}")
     return classifier.eval(), tokenizer, labels
 
 

@@ -14,14 +14,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
 
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spm.model",
-    "vocab.txt",
-)
+TOKENIZER = "tokenizer.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -30,7 +23,7 @@ _CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`path` holds config.json, model.safetensors and a tokenizer; `digest` is a sha256 over them; `spec` was asked for."""
+    """`path` holds config.json, model.safetensors and tokenizer.json; `digest` is a sha256 over them; `spec` was asked for."""
 
     spec: str
     path: Path
@@ -51,7 +44,7 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
     `others` are files it may have besides the usual ones. Raises `CorpusError` for a name without a full commit hash, for
     weights that are no safetensors, and for a model that asks to run code of its own.
     """
-    files = ("config.json", WEIGHTS, *TOKENIZER_FILES, *others)
+    files = ("config.json", WEIGHTS, TOKENIZER, *others)
     path = Path(spec)
     if not path.is_dir():
         name, _, commit = spec.partition("@")

@@ -149,6 +149,8 @@ def fit_words(texts: Sequence[str]) -> tuple[Words, Any]:
 
 _EMBEDDER = "sentence-transformers:"
 _EMBEDDER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
