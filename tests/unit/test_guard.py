@@ -145,6 +145,28 @@ def test_no_state_changes_on_what_is_not_believable(make: Callable[[], Policy], 
     assert records[-1]["refused"] == {"proposals": 0, "lessons": 1}
 
 
+def test_what_was_refused_once_stays_absent_from_what_a_policy_sees() -> None:
+    seen: list[Trajectory] = []
+
+    class Watches(Scripted):
+        def mixture(self, so_far: Trajectory) -> Mixture:
+            seen.append(so_far)
+            return super().mixture(so_far)
+
+        def learn(self, so_far: Trajectory) -> dict[str, Any]:
+            seen.append(so_far)
+            return super().learn(so_far)
+
+    def spoil(t: int, signals: Signals) -> Signals:
+        return spoiled(signals, loss=Measured.all([2.0, 1e30])) if t == 3 else signals
+
+    so_far, _ = play(Guard(Watches(lambda t: [0.5, 0.5])), Spoiled(some_domains(2), spoil))
+    assert so_far.signals[3].loss.values[1] == 1e30, "the trajectory keeps what was measured"
+    assert all(signals.loss.values.max() < 10 for each in seen for signals in each.signals)
+    assert [signals.step for signals in seen[-1].signals] == list(range(9))
+    assert seen[-1].mixtures == so_far.mixtures
+
+
 # Lessons that fail
 
 

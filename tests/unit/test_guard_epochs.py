@@ -15,6 +15,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.schedule import UNLIMITED, Schedule
 from cuvee.policies.guard import Guard, Limits
+from cuvee.policies.limits import nearest_within, within_reach
 
 LENGTH = 32
 ROWS = 16
@@ -24,7 +25,13 @@ class StreamTrainer:
     """Counts rows as the real stream does, with the same caps, and trains nothing."""
 
     def __init__(
-        self, windows: list[int], caps: list[float], intervals: int, steps: int = 10, sampling: Any = "quota"
+        self,
+        windows: list[int],
+        caps: list[float],
+        intervals: int,
+        steps: int = 10,
+        sampling: Any = "quota",
+        budget: int = 0,
     ) -> None:
         self.domains = tuple(Domain(f"d{k}", count * LENGTH) for k, count in enumerate(windows))
         self.cap_K = np.array(
@@ -33,6 +40,7 @@ class StreamTrainer:
         names = tuple(domain.name for domain in self.domains)
         self.schedule = Schedule(names, self.cap_K.copy(), ROWS, 0, sampling)
         self.intervals, self.steps, self.t = intervals, steps, 0
+        self.budget = budget or intervals * steps
         self.met_its_cap = 0
 
     @property
@@ -45,7 +53,7 @@ class StreamTrainer:
     def advance(self, mixture: Mixture) -> Signals:
         self.schedule.update(mixture)
         before_K = self.schedule.drawn_K().copy()
-        for _ in range(self.steps):
+        for _ in range(min(self.steps, self.budget - self.schedule.position)):
             self.met_its_cap += self.schedule.executed != mixture
             self.schedule.ahead(1)
             self.schedule.advance(1)
@@ -54,9 +62,9 @@ class StreamTrainer:
         return self._signals((self.schedule.drawn_K() - before_K) * LENGTH)
 
     def _signals(self, tokens_K: np.ndarray) -> Signals:
-        progress = self.t / self.intervals
+        progress = self.schedule.position / self.budget
         loss = Measured(np.full(len(self.domains), 3.0), tokens_K > 0)
-        return Signals(self.domains, self.t * self.steps, progress, tokens_K, loss)
+        return Signals(self.domains, self.schedule.position, progress, tokens_K, loss)
 
 
 class Says:
@@ -119,8 +127,10 @@ def test_what_is_scarce_is_read_nearly_to_its_cap_and_then_gets_nothing() -> Non
     assert records[20]["limits"] == ["epochs"]
 
 
-def test_one_pass_over_everything_is_possible_when_budget_and_caps_are_equal() -> None:
-    trainer = StreamTrainer([1600, 800, 800], [1.0] * 3, 20)
+@pytest.mark.parametrize("intervals", [20, 29])
+def test_one_pass_over_everything_is_possible_when_budget_and_caps_are_equal(intervals: int) -> None:
+    """Of the 29 intervals the last is shorter than the others."""
+    trainer = StreamTrainer([1600, 800, 800], [1.0] * 3, intervals, steps=-(-200 // intervals), budget=200)
     so_far, _ = play(Says(wander(1, 3)), Limits(epochs=1.0), trainer)
     assert drawn(so_far).sum() == 3200
     assert trainer.met_its_cap <= 20, "the last interval of a domain may end inside a batch"
@@ -172,3 +182,21 @@ def test_the_change_limit_gives_way_to_a_cap_by_no_more_than_it_must() -> None:
     changes = [b.total_variation(a) for a, b in zip(so_far.mixtures, so_far.mixtures[1:], strict=False)]
     assert sum(change > 0.01 + 1e-9 for change in changes) <= 2
     assert drawn(so_far)[1] <= 400
+
+
+def test_a_way_that_a_cap_shortens_is_no_longer_in_all_than_it_may_be() -> None:
+    names = ("a", "b", "c")
+    last, wanted = Mixture(names, np.array([0.5, 0.3, 0.2])), Mixture(names, np.array([0.0, 0.0, 1.0]))
+    held = nearest_within(last, np.zeros(3), np.array([0.4, 1.0, 1.0]))
+    assert held.total_variation(last) == pytest.approx(0.1)
+    moved = within_reach(wanted, last, held, 0.2)
+    assert 0.1 < moved.total_variation(last) <= 0.2 + 1e-12
+    assert within_reach(wanted, last, held, 0.05) == held
+
+
+def test_a_floor_that_a_cap_has_lowered_limits_nothing() -> None:
+    trainer = StreamTrainer([4000, 160], [np.inf, 1.0], 12)
+    policy = Says(lambda t: [0.5, 0.5] if t < 5 else [1.0, 0.0])
+    so_far, records = play(policy, Limits(epochs={"d1": 1}, floor=0.1), trainer)
+    assert so_far.mixtures[-1]["d1"] == 0.0
+    assert (records[-1]["verdict"], records[-1]["limits"]) == ("accepted", [])

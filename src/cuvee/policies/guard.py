@@ -116,6 +116,8 @@ class Guard:
         within = nearest_within(wanted, bounds.floor_K, bounds.ceiling_K)
         held = nearest_within(last, bounds.floor_K, bounds.ceiling_K) if last else None
         executed = within_reach(within, last, held, self._limits.max_change)
+        if executed == wanted:
+            return executed, []
         weights_K = wanted.weights_K
         lowered_K = (bounds.ceiling_K < bounds.asked_ceiling_K) & (bounds.ceiling_K < weights_K)
         acted = {
