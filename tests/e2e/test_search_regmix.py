@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cuvee.cli import main
 from cuvee.core.state import load_state
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store import Store
@@ -102,6 +103,17 @@ def test_the_policy_rests_on_all_of_them_and_says_how_well_it_knows(config: Path
     assert (weights_K * 100_000 <= 4.001 * tokens_K).all()
     losses = [r.trajectory.last.probes["valid_loss"].values.mean() for r in (run, *logged)]
     assert losses[0] <= sorted(losses[1:])[2], "among the best three of the proxies, on a run of the same length"
+
+
+def test_the_command_says_what_the_policy_rests_on(
+    config: Path, logged: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--quiet"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().out
+    assert said.startswith("gaussian_process ranks proxies that it has not seen with Spearman 0.")
+    assert f"{PROXIES} runs fitted, 0 left out, 0 missing\npolicy: " in said
 
 
 def test_more_proxies_keep_those_that_are_there(config: Path, logged: list[Run]) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def search(
     config: Config,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each.")] = 2,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each.")
+    ] = 2,
     engine: Annotated[
         Literal["local", "ray", "slurm"] | None,
         typer.Option("--engine", help="Where workers live, in place of the file's `engine`."),
@@ -49,11 +51,21 @@ def search(
                 said = _done(len(recipe.run_proxies(wanted, workers=workers, on_change=on_change)), config)
             else:
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
-                said = f"policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
+                said = (
+                    f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
+                )
     except KeyboardInterrupt as stopped:
         typer.secho(str(stopped) or "stopped", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(130) from None
     typer.echo(said)
+
+
+def _evidence(policy: Path) -> str:
+    """What the policy rests on, as a line, if it says."""
+    from cuvee.policies.files import load_policy
+
+    summary = getattr(load_policy(policy), "evidence", {}).get("summary")
+    return f"{summary}\n" if summary else ""
 
 
 def _done(runs: int, config: Path) -> str:

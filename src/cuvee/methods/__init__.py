@@ -7,6 +7,7 @@ from typing import Any
 from cuvee.methods.ac_odm import ACODM
 from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.methods.doge import DoGE
+from cuvee.methods.doremi import DoReMi
 from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
 from cuvee.methods.random_walk import RandomWalk
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Any]] = {
     "regmix": RegMix,
     "odm": ODM,
     "doge": DoGE,
+    "doremi": DoReMi,
     "ac_odm": ACODM,
     "hds": HDS,
     "data_mixing_agent": DataMixingAgent,

@@ -108,14 +108,18 @@ class RegMix:
         candidates_MK = capped(candidates_MK, ceilings_K, _shares(corpus.domains))
         predicted_M = best.losses(candidates_MK) @ table.values_D
         chosen_K = candidates_MK[np.argpartition(predicted_M, _KEPT)[:_KEPT]].mean(axis=0)
+        missing = len(self.propose(corpus, logged))
         evidence = {
             "method": "regmix",
+            "summary": f"{best.name} ranks proxies that it has not seen with Spearman {best.ranks.value:.3f} "
+            f"({best.ranks.low:.3f} to {best.ranks.high:.3f}); {best.ranks.runs} runs fitted, {len(table.left_out)} left out, "
+            f"{missing} missing",
             "fit": best.name,
             "rank_correlation": asdict(best.ranks),
             "rank_correlations": {fitted.name: fitted.ranks.value for fitted in fits},
             "predicted": _predicted(best, chosen_K, table),
             "left_out": table.left_out,
-            "missing": len(self.propose(corpus, logged)),
+            "missing": missing,
         }
         return Fixed(Mixture.normalise([domain.name for domain in corpus.domains], chosen_K), evidence)
 

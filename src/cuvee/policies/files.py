@@ -16,6 +16,7 @@ from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
+from cuvee.policies.group_dro import GroupDRO
 from cuvee.policies.guard import Guard
 from cuvee.policies.history_policy import HistoryPolicy
 from cuvee.policies.random_walk import RandomWalk
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Any]] = {
     "scoring_sampler": ScoringSampler,
     "exp3": Exp3,
     "exponentiated_alignment": ExponentiatedAlignment,
+    "group_dro": GroupDRO,
     "agent": AgentPolicy,
     "history": HistoryPolicy,
 }

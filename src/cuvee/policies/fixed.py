@@ -16,7 +16,7 @@ class Fixed:
     def __init__(self, weights: Mixture | Mapping[str, float], evidence: Mapping[str, Any] | None = None) -> None:
         self._mixture = weights if isinstance(weights, Mixture) else Mixture.of(weights)
         self.evidence = dict(evidence or {})
-        """What the method that chose these weights has to say for them: plain JSON that travels with the policy file."""
+        """What the method that chose these weights says for them, `summary` in a line: plain JSON, travels with the policy."""
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """The mixture over the run's domains. Raises `MixtureError` if one of its own domains is not among them."""

@@ -1,0 +1,61 @@
+"""`GroupDRO`: exponentiated weights on excess loss over a reference (DoReMi, Xie et al. 2023, arXiv 2305.10429, algorithm 1).
+
+    α_i ← α_i exp(η max(ℓ_i − ℓ_ref,i, 0)), divided by the sum            α ← (1 − c) α + c/K
+
+Deviations: the paper weighs a uniform batch's losses by α and cuts the excess at 0 token by token, after every step; here α is
+the mixture that is drawn, the excess is that of a domain's mean loss, and the update is after every interval. The reference's
+loss is one number a domain, its mean over validation text, where the paper's reference model reads each training batch too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.trajectory import Trajectory
+
+
+class GroupDRO:
+    """Starts uniform. `reference` holds ℓ_ref by name in nats per token; `rate` is η > 0, `smoothing` is c, in [0, 1)."""
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(self, reference: Mapping[str, float], rate: float = 1.0, smoothing: float = 1e-3) -> None:
+        if not rate > 0:
+            raise PolicyError(f"rate is {rate}: it must be above 0")
+        if not 0.0 <= smoothing < 1.0:
+            raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
+        self._reference, self._rate, self._smoothing = dict(reference), rate, smoothing
+        self._weights: dict[str, float] = {}
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """A domain that joins later starts at uniform."""
+        uniform = 1.0 / len(so_far.names)
+        return Mixture.normalise(so_far.names, [self._weights.get(name, uniform) for name in so_far.names])
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        """A domain that was not drawn, or that the reference has no loss of, has no excess."""
+        loss, names = so_far.last.loss, so_far.names
+        known_K = np.array([name in self._reference for name in names]) & loss.present
+        reference_K = np.array([self._reference.get(name, 0.0) for name in names])
+        excess_K = np.where(known_K, np.maximum(loss.values - reference_K, 0.0), 0.0)
+        with np.errstate(divide="ignore"):  # without smoothing a weight may come to 0, and stays there
+            logs_K = np.log(self.mixture(so_far).weights_K) + self._rate * excess_K
+        raised_K = np.exp(logs_K - logs_K.max())
+        smoothed_K = (1.0 - self._smoothing) * raised_K / raised_K.sum() + self._smoothing / len(names)
+        self._weights = dict(zip(names, smoothed_K.tolist(), strict=True))
+        return {"excess": dict(zip(names, excess_K.tolist(), strict=True))}
+
+    def settings(self) -> dict[str, Any]:
+        return {"reference": self._reference, "rate": self._rate, "smoothing": self._smoothing}
+
+    def state_dict(self) -> State:
+        return {"weights": dict(self._weights)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._weights = dict(state["weights"])
