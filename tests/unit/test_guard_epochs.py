@@ -105,6 +105,14 @@ def wander(seed: int, K: int) -> Callable[[int], Any]:
 
 
 @pytest.mark.parametrize("seed", range(6))
+def test_the_guard_alone_keeps_a_stream_without_caps_within_them(seed: int) -> None:
+    windows, caps = [4000, 60, 200, 15, 700], [np.inf, 2.0, 1.0, 4.0, 0.5]
+    trainer = StreamTrainer(windows, [np.inf] * 5, 60)
+    so_far, _ = play(Says(wander(seed, 5)), Limits(epochs={f"d{k}": cap for k, cap in enumerate(caps) if k}), trainer)
+    assert (drawn(so_far) <= np.multiply(windows, caps)).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("sampling", ["quota", "multinomial"])
 def test_no_cap_is_passed_and_the_stream_never_meets_its_own(seed: int, sampling: str) -> None:
     windows, caps = [4000, 60, 200, 15, 700], [np.inf, 2.0, 1.0, 4.0, 0.5]
