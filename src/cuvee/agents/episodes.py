@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cuvee.agents.base import fault_of
-from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray
 
 _SIMPLEX_TOLERANCE = 1e-4
@@ -109,7 +108,9 @@ class ReturnScale(NamedTuple):
         """(T,) r̃. `longest` is the number of intervals of a whole budget; see `_progress`."""
         grid = np.linspace(0, 1, _BINS + 1)
         phi_T = np.interp(_progress(episode, {episode.domains: longest}), grid, self.potential[episode.domains])
-        after_T = np.append(phi_T[1:], 0.0)  # zero after the end, whichever end it is: the critic's own value goes on from 0
+        after_T = np.append(
+            phi_T[1:], 0.0
+        )  # zero after the end, whichever end it is: the critic's own value goes on from 0
         shaped_T: FloatArray = (episode.rewards_T + discount * after_T - phi_T) / self.scale
         return shaped_T
 
@@ -168,9 +169,7 @@ class EpisodeSet:
         return EpisodeBatch(*(part[chosen] for part in group))
 
 
-def _stacked(
-    members: Sequence[Episode], shaped: Sequence[FloatArray], longest: int, budget_ends: bool
-) -> EpisodeBatch:
+def _stacked(members: Sequence[Episode], shaped: Sequence[FloatArray], longest: int, budget_ends: bool) -> EpisodeBatch:
     def padded(arrays: Sequence[npt.NDArray[Any]], length: int) -> Tensor:
         out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), np.float32)
         for row, array in zip(out, arrays, strict=True):

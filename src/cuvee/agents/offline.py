@@ -8,7 +8,8 @@ trajectories (`agents.history`) and every moment of every episode of a batch is 
              y_t = r̃_t + γ [(1 − λ) min_j Q'_j(s_{t+1}, α′) + λ y_{t+1}],   α′ ~ π(s_{t+1})
     actor    −E_π min_j Q_j(s_t, α) / ς + κ (H̄ − H(π)) + χ KL(α_data ‖ π) over the same top quantile
 
-CQL as in `agents.cql` (Kumar et al. 2020, arXiv:2006.04779), ρ its even blend of the flat Dirichlet, π(s_t) and π(s_{t+1}). Deviations:
+CQL is that of `agents.cql` (Kumar et al. 2020, arXiv:2006.04779), ρ its even blend of the flat Dirichlet, π(s_t) and
+π(s_{t+1}). Deviations:
 
 - y is a λ-return without correction for α_{t+1}, … being the data's (Peng's Q(λ); Kozuno et al. 2021, arXiv:2103.00107):
   the feedback of one interval is mostly noise, that of a whole run is not. λ = 0 is `agents.cql`.
@@ -16,7 +17,8 @@ CQL as in `agents.cql` (Kumar et al. 2020, arXiv:2006.04779), ρ its even blend 
   the model at the end; `budget_ends=False` with γ < 1 bootstraps through it, as METHODS has it.
 - ς is how much Q differs between proposals in one state, so that χ and κ mean the same at any length of run.
 - π's entropy in the Aitchison measure is exact; its bonus is left out of y, where at its target it is worth nothing on average.
-- the conservative term is taken over `states` moments drawn from the batch.
+- the conservative term is taken over `states` moments drawn from the batch, and of Q / ς, weighing ω ς²: an ω in units of returns
+  would push by many times what a mixture can change, since one interval decides about little of a run.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ _LEAST_SPREAD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
 @dataclass(frozen=True)
 class OfflineSettings:
     """`trace` λ, `conservatism` ω, `cloning` χ, `temperature` κ at the start. `batch` counts episodes, `draws` mixtures from each
-    of the three proposals, `states` the moments a batch at which they are drawn. `spread`: how far π is to vary each weight."""
+    of the three proposals, `states` the moments a batch at which they are drawn. `spread`: how far π is to vary each weight.
+    `settle`: so many updates are of the critics alone; an actor that follows untrained critics loses what it was cloned from."""
 
     architecture: HistoryArchitecture = PRESETS["small"]
     discount: float = 1.0
@@ -62,8 +65,9 @@ class OfflineSettings:
     temperature: float = 0.01
     temperature_rate: float = 3e-4
     tau: float = 0.01
-    actor_rate: float = 3e-4
-    critic_rate: float = 1e-3
+    actor_rate: float = 1e-3
+    critic_rate: float = 2e-3
+    settle: int = 200
 
     def __post_init__(self) -> None:
         for name in ("discount", "trace", "quantile", "tau"):
@@ -79,6 +83,7 @@ class OfflineSettings:
 class OfflineLearner:
     """Holds the networks and the data. Deterministic; `state_dict` resumes at any update to the bit, given the same episodes.
 
+    `imagined` episodes, of a model of the runs, are learned from but not imitated.
     Raises `PolicyError` naming the episode (by `names`, else by its number) that holds what nobody can learn from.
     """
 
@@ -88,6 +93,7 @@ class OfflineLearner:
         settings: OfflineSettings | None = None,
         seed: int = 0,
         names: Sequence[str] | None = None,
+        imagined: Sequence[Episode] = (),
     ) -> None:
         if not episodes:
             raise PolicyError("there is no episode to learn from")
@@ -96,9 +102,10 @@ class OfflineLearner:
         for number, episode in enumerate(episodes):
             if fault := episode_fault(episode, features, globals_):
                 raise PolicyError(f"{names[number] if names else f'episode {number}'} cannot be learned from: {fault}")
-        self.scale = ReturnScale.of(episodes, s.discount)
-        self.data = EpisodeSet(episodes, self.scale, s.discount, s.budget_ends)
-        self.data.imitate(top_quantile(episodes, s.quantile), episodes)
+        everything = [*episodes, *imagined]
+        self.scale = ReturnScale.of(everything, s.discount)
+        self.data = EpisodeSet(everything, self.scale, s.discount, s.budget_ends)
+        self.data.imitate([*top_quantile(episodes, s.quantile), *[False] * len(imagined)], everything)
         actor, critic = seeded(
             seed,
             lambda: (
@@ -112,6 +119,7 @@ class OfflineLearner:
         self.learners = {"actor": self.actor, "critic": self.critic, "temperature": self.temperature}
         self.generator = torch.Generator().manual_seed(seed)
         self._rng = np.random.default_rng(seed)
+        self.updates = 0
 
     def clone(self) -> dict[str, float]:
         """One step of behaviour cloning on a batch of the best episodes."""
@@ -132,8 +140,12 @@ class OfflineLearner:
         metrics = self.temperature.step("temperature", -self.temperature.net.log * lack)
         critic_loss, report = self.critic_loss(batch, policy)
         metrics |= self.critic.step("critic", critic_loss) | report
-        metrics |= self.actor.step("actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_spread"]))
+        if self.updates >= self.settings.settle:
+            metrics |= self.actor.step(
+                "actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_spread"])
+            )
         self.critic.track()
+        self.updates += 1
         return metrics | {"temperature": strength}
 
     def critic_loss(self, batch: EpisodeBatch, policy: LogisticNormal) -> tuple[Tensor, dict[str, float]]:
@@ -165,7 +177,9 @@ class OfflineLearner:
         if len(index) > self.settings.states:
             index = index[torch.randperm(len(index), generator=self.generator)[: self.settings.states]]
         tokens_NKH, action_NK = tokens.flatten(0, 1)[index], batch.action_BTK.flatten(0, 1)[index]
-        proposed = torch.stack(self.critic.net.values(tokens_NKH, self._proposals(policy, index, action_NK)))  # (2, M, N)
+        proposed = torch.stack(
+            self.critic.net.values(tokens_NKH, self._proposals(policy, index, action_NK))
+        )  # (2, M, N)
         data = torch.stack(self.critic.net.values(tokens_NKH, action_NK))
         unit = unit or max(float(proposed.detach().std(1).mean()), _LEAST_SPREAD)
         gap = torch.stack([log_mean_exp(scores) for scores in proposed / unit]) - data / unit
@@ -213,6 +227,7 @@ class OfflineLearner:
             "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
             "generator": self.generator.get_state().numpy().copy(),
             "rng": self._rng.bit_generator.state,
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -220,6 +235,7 @@ class OfflineLearner:
             learner.load_state_dict(state["learners"][name])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._rng.bit_generator.state = state["rng"]
+        self.updates = int(state["updates"])
 
     def digest(self) -> str:
         """sha256 over networks, targets, moments and generators."""
@@ -249,7 +265,9 @@ def lambda_returns(batch: EpisodeBatch, value_BT: Tensor, discount: float, trace
     """y (B, T); `value_BT` is the value at the moment after each."""
     following = torch.zeros_like(value_BT[:, 0])
     out = torch.empty_like(value_BT)
-    blend_BT = trace * nn.functional.pad(batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1))  # the last has no return after it
+    blend_BT = trace * nn.functional.pad(
+        batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1)
+    )  # the last has no return after it
     for t in reversed(range(value_BT.shape[1])):
         after_B = (1 - blend_BT[:, t]) * value_BT[:, t] + blend_BT[:, t] * following
         following = out[:, t] = batch.reward_BT[:, t] + discount * batch.goes_on_BT[:, t] * after_B

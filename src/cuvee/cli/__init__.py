@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cuvee import __version__
-from cuvee.cli import corpus, demo, report, runs, search, train
+from cuvee.cli import corpus, demo, learn, report, runs, search, train
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.stopping import Stopped
 
@@ -27,6 +27,7 @@ app.add_typer(corpus.app, name="corpus")
 app.command("train")(train.train)
 app.command("compare")(train.compare)
 app.command("search")(search.search)
+app.command("learn")(learn.learn)
 app.add_typer(runs.app, name="runs")
 app.command("report")(report.report)
 app.command("demo")(demo.demo)

@@ -4,7 +4,7 @@
     action   the mixture α_t
     reward   r_t = e_{t+1} − e_t,  e_t = λ (g_t − g_0)/|g_0| + (1 − λ) (h_t − h_0)/|h_0|          (`policies.feedback`)
     data     trajectories of the inductive scoring sampler, one a proxy run        (`policies.scoring_sampler`)
-    agent    cloning of the best trajectories, then CQL on the simplex             (`policies.history_learning`)
+    agent    cloning of the best trajectories, then CQL on the simplex             (`methods.history_learning`)
 
 Propose: a scoring sampler for each of `proxies` runs, those that are not done yet, all at once. All start from one base model
 (set `model` to its folder) with one data order and differ in the sampler's `number` alone. Commit: the policy learned from them.
@@ -58,7 +58,7 @@ class DataMixingAgent:
         return ScoringSampler(
             self.seed,
             number,
-            evaluation=self._files(),
+            evaluation=self.files(),
             share=self.share,
             weight=self.weight,
             start=self.start,
@@ -82,11 +82,11 @@ class DataMixingAgent:
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Raises `PolicyError` if there is nothing to learn from."""
-        from cuvee.policies.history_learning import LearnSettings, learn_policy
+        from cuvee.methods.history_learning import LearnSettings, learn_policy
 
-        learned = learn_policy(logged, Feedback(self.weight), LearnSettings(**self.agent), self.seed)
-        return learned.evaluating(self._files(), self.share)
+        learned = learn_policy(logged, Feedback(self.weight), LearnSettings.of(self.agent), self.seed)
+        return learned.evaluating(self.files(), self.share)
 
-    def _files(self) -> dict[str, list[str]]:
+    def files(self) -> dict[str, list[str]]:
         """By their full paths: a worker elsewhere has another working directory."""
         return {name: [str(Path(file).absolute()) for file in self.evaluation[name]] for name in FIELDS}

@@ -108,25 +108,25 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
             "Source": [domain for domain in domains if not domain.is_target],
         },
         configs=_configs(summary),
-        style=Markup(_style((assets / "page.css").read_text())),
-        script_hashes=Markup(" ".join(_script_hash(script) for script in (plotly_js, page_js))),
-        figures_json=Markup(_script_json({"figures": figures, "dark": DARK})),
+        style=Markup(page_style((assets / "page.css").read_text())),
+        script_hashes=Markup(" ".join(script_hash(script) for script in (plotly_js, page_js))),
+        figures_json=Markup(script_json({"figures": figures, "dark": DARK})),
         plotly_js=Markup(plotly_js),
         page_js=Markup(page_js),
     )
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that no browser can mistake for markup."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _script_hash(script: str) -> str:
+def script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _style(css: str) -> str:
+def page_style(css: str) -> str:
     light = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS))
     dark = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS))
     keys = f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}"

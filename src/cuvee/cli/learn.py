@@ -1,0 +1,62 @@
+"""`cuvee learn`: from the runs of a search to a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cuvee.cli.train import Config, Overrides, Quiet
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from cuvee.methods.history_learning import LearnProgress
+
+
+def learn(
+    config: Config,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The policy's folder. Default: NAME/policy in `out`.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learns a policy from the proxy runs that `cuvee search` did with the same file, and judges it by runs held out."""
+    from rich.progress import Progress
+
+    from cuvee.cli.console import console
+    from cuvee.recipes.config import load
+    from cuvee.recipes.learn import learn_from_search
+    from cuvee.recipes.search import SearchConfig
+
+    wanted = load(SearchConfig, config, overrides or ())
+    if store is not None:
+        wanted = wanted.model_copy(update={"store": store})
+    try:
+        with Progress(console=console(stderr=True), disable=quiet, transient=True) as progress:
+            done = learn_from_search(wanted, output, _Shown(progress).show)
+    except KeyboardInterrupt:
+        typer.secho("stopped; the same command goes on", fg=typer.colors.YELLOW, err=True)
+        raise typer.Exit(130) from None
+    for sentence in done.verdict:
+        typer.echo(sentence)
+    typer.echo(f"diagnostics: {done.page}")
+    typer.echo(f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`")
+
+
+class _Shown:
+    """A bar for cloning and one for Q-learning, with the newest judgement beside it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("reading runs", total=None)
+
+    def show(self, now: LearnProgress) -> None:
+        gains = [f"{one['gain']:+.4f} [{one['gain_low']:+.4f}, {one['gain_high']:+.4f}]" for one in now.judged.values()]
+        judged = f"; judged gain {'; '.join(gains)}" if gains else ""
+        self._progress.update(self._task, description=f"{now.stage}{judged}", total=now.total, completed=now.done)

@@ -1,0 +1,139 @@
+"""What the diagnostics page shows of a learned policy: its path, its critic's opinions, its heuristics, how it was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuvee.agents.learning import tensors
+from cuvee.agents.simplex import sample_flat
+from cuvee.core.domain import natural_shares
+from cuvee.core.mixture import FloatArray
+from cuvee.core.trajectory import Run, Trajectory
+from cuvee.evaluation.off_policy import Judgement
+from cuvee.methods.history_learning import Learned
+from cuvee.policies import heuristics
+from cuvee.policies.feedback import Feedback
+from cuvee.policies.history_encoder import encode_trajectory
+from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.scoring_sampler import CRITERIA
+from cuvee.report.learning import Judged, SpaceView
+
+_DRAWS = 256
+_SCORED = 64
+
+
+def diagnose(learned: Learned, runs: Sequence[Run], feedback: Feedback, quantile: float) -> list[SpaceView]:
+    """One view for each domain space that was judged."""
+    return [
+        _view(name, judgement, learned, [run.trajectory for run in runs], feedback, quantile)
+        for name, judgement in learned.judgements.items()
+    ]
+
+
+def _view(
+    name: str,
+    judgement: Judgement,
+    learned: Learned,
+    logged: Sequence[Trajectory],
+    feedback: Feedback,
+    quantile: float,
+) -> SpaceView:
+    path = judgement.path
+    walks = [walk for walk in logged if walk.names == path.names and len(walk) == len(path)]
+    returns_N = np.array([feedback(walk).values[-1] for walk in walks])
+    best_N = returns_N >= np.quantile(returns_N, 1 - quantile)
+    target_K = np.array([domain.is_target for domain in path.domains])
+    values, spread_T, doubt_T = _opinions(learned.policy, path, feedback)
+    return SpaceView(
+        name=name,
+        domains=path.domains,
+        path_TK=path.weights_TK(),
+        walks_NT=np.stack([walk.weights_TK()[:, target_K].sum(axis=1) for walk in walks]),
+        best_N=best_N.astype(np.float64),
+        values=values,
+        spread_T=spread_T,
+        doubt_T=doubt_T,
+        trace=[
+            Judged(int(one["update"]), *(float(one["judged"][name][key]) for key in ("gain", "gain_low", "gain_high")))
+            for one in learned.trace
+        ],
+        heuristics=_scores(path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback),
+        verdict=verdict(judgement, int(learned.provenance["support"]["update"])),
+    )
+
+
+def verdict(judgement: Judgement, update: int) -> list[str]:
+    """What off-policy evaluation says, in sentences."""
+    gain, over, error = judgement.gain, judgement.over_static, judgement.error
+    said = [
+        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) earns {gain.mean:+.4f} more "
+        f"feedback than the logged walks did on average, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}; and "
+        f"{over.mean:+.4f} more than the best static mixture, {over.low:+.4f} to {over.high:+.4f}.",
+        f"The fit that judges is off by {error:.4f} on runs it has not seen. {judgement.outside:.0%} of the decisions lie further "
+        f"from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
+    ]
+    if not judgement.supported:
+        said.append("The data do not support this policy: a run that it steers gets the best static mixture instead.")
+    return said
+
+
+def _opinions(
+    policy: HistoryPolicy, path: Trajectory, feedback: Feedback
+) -> tuple[Mapping[str, FloatArray], FloatArray, FloatArray]:
+    """Values (T,) of some mixtures by the lesser twin, the deviation of Q over flat draws, and that of the twins' difference."""
+    T, K = len(path), len(path.names)
+    own_TK = path.weights_TK()
+    last_TK = np.concatenate([heuristics.role_shares(path.domains, "source")[None], own_TK[:-1]])
+    natural_K = np.array(list(natural_shares(path.domains).values()))
+    asked: dict[str, Any] = {
+        "own": own_TK,
+        "the last mixture": last_TK,
+        "natural": np.broadcast_to(natural_K, (T, K)),
+        "uniform": np.full((T, K), 1 / K),
+    }
+    flat = sample_flat((_DRAWS, T, K), torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        domains, globals_ = tensors(encode_trajectory(path, feedback))
+        tokens_TKH = policy.critic.encode(domains[None], globals_[None])[0, :-1]
+        named = torch.minimum(
+            *policy.critic.values(tokens_TKH, torch.from_numpy(np.stack(list(asked.values()))).float())
+        )
+        first, second = policy.critic.values(tokens_TKH, flat)
+    values = dict(zip(asked, named.double().numpy(), strict=True))
+    spread_T, doubt_T = ((first + second) / 2).std(0), ((first - second) / 2).std(0)
+    return values, spread_T.double().numpy(), doubt_T.double().numpy()
+
+
+def _scores(
+    path: Trajectory, best: Sequence[Trajectory], walks: Sequence[Trajectory], feedback: Feedback
+) -> dict[str, tuple[float, float, float]]:
+    columns = [_mean_scores(group[:_SCORED], feedback) for group in ([path], best, walks)]
+    return {name: (columns[0][i], columns[1][i], columns[2][i]) for i, name in enumerate(CRITERIA)}
+
+
+def _mean_scores(walks: Sequence[Trajectory], feedback: Feedback) -> list[float]:
+    """Mean over all decisions of each of `CRITERIA`; target progress is against a share that rises evenly to one half."""
+    found = []
+    for walk in walks:
+        source_K = heuristics.role_shares(walk.domains, "source")
+        target_K = np.array([domain.is_target for domain in walk.domains])
+        weights_TK, e_T1 = walk.weights_TK(), feedback(walk).values
+        before = np.concatenate([source_K[None], source_K[None], weights_TK])
+        for t, weights_K in enumerate(weights_TK):
+            one, last_K = weights_K[None], before[t + 1]
+            wanted = heuristics.rising_share(0.0, 0.5, 1.0, walk.signals[t].progress)
+            change = float(e_T1[t] - e_T1[t - 1]) if t else 0.0
+            found.append(
+                [
+                    heuristics.smoothness(one, last_K)[0],
+                    heuristics.target_progress(one, target_K, wanted)[0],
+                    heuristics.source_coverage(one, source_K)[0],
+                    heuristics.balance(one)[0],
+                    heuristics.feedback_direction(one, last_K, before[t], change)[0],
+                ]
+            )
+    return [float(score) for score in np.mean(found, axis=0)]

@@ -1,0 +1,274 @@
+"""The diagnostics of a learned policy: one page that says what it does, how it was judged, and what is wrong with it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from cuvee import __version__
+from cuvee.core.domain import Domain
+from cuvee.core.files import write_atomic
+from cuvee.core.mixture import FloatArray
+from cuvee.report.colours import DARK, DASHES, FAINT, INK, domain_colours, method_colour
+from cuvee.report.figures import add_stack, plain, style
+from cuvee.report.page import Panel, page_style, script_hash, script_json
+
+_WALKS = 120
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One point of the trace: after so many updates, the gain over the data's behaviour with its interval."""
+
+    update: int
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SpaceView:
+    """One domain space. `path_TK` is what the policy plays in a run fitted to the held-out runs; `walks_NT` the logged target
+    shares and `best_N` which of those runs were imitated. `values` (T,) are what the critic expects of some mixtures, `spread_T`
+    how far it tells mixtures apart and `doubt_T` how far the twins disagree about that, all in deviations of returns.
+    `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
+
+    name: str
+    domains: tuple[Domain, ...]
+    path_TK: FloatArray
+    walks_NT: FloatArray
+    best_N: FloatArray
+    values: Mapping[str, FloatArray]
+    spread_T: FloatArray
+    doubt_T: FloatArray
+    trace: Sequence[Judged]
+    heuristics: Mapping[str, tuple[float, float, float]]
+    verdict: Sequence[str]
+
+    @property
+    def target_T(self) -> FloatArray:
+        return np.asarray(self.path_TK[:, [domain.is_target for domain in self.domains]].sum(axis=1))
+
+
+def alarms(view: SpaceView) -> list[str]:
+    """What a person should look into: flat Q, collapse to a domain, a policy that is constant."""
+    found = []
+    spread, doubt = float(view.spread_T.mean()), float(view.doubt_T.mean())
+    if spread <= doubt:
+        found.append(
+            f"Flat Q: values of different mixtures differ by {spread:.3g}, the twin critics disagree about those differences by "
+            f"{doubt:.3g}. What was learned beyond cloning is noise; more runs or less noisy feedback would help."
+        )
+    largest_T = view.path_TK.max(axis=1)
+    if (largest_T > 0.9).mean() >= 0.5:
+        name = view.domains[int(np.bincount(view.path_TK.argmax(axis=1)).argmax())].name
+        found.append(f"Collapse: {name} has over 90 % of the batch in {(largest_T > 0.9).mean():.0%} of the decisions.")
+    moved = 0.5 * np.abs(np.diff(view.path_TK, axis=0)).sum(axis=1)
+    if len(moved) and moved[len(moved) // 4 :].max(initial=0.0) < 0.005:
+        found.append("Constant: after its first quarter the policy holds one mixture; a static one would do as well.")
+    return found
+
+
+def write_diagnostics(
+    views: Sequence[SpaceView], path: Path | str, title: str, facts: Mapping[str, str] | None = None
+) -> Path:
+    """Writes the page about a policy that was learned in one or more domain spaces, and returns its path."""
+    assets = files("cuvee.report") / "assets"
+    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
+    sections = [(view, alarms(view), _panels(view, number)) for number, view in enumerate(views)]
+    panels = [panel for *_, own in sections for panel in own.values()]
+    now = datetime.datetime.now(datetime.UTC)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.from_string((assets / "learning.html").read_text()).render(
+        title=title,
+        version=__version__,
+        written=f"{now.day} {now:%B %Y, %H:%M} UTC",
+        facts=facts or {},
+        sections=sections,
+        legend=legend_of,
+        style=Markup(page_style((assets / "page.css").read_text())),
+        script_hashes=Markup(" ".join(script_hash(script) for script in (plotly_js, page_js))),
+        figures_json=Markup(
+            script_json({"figures": {panel.id: json.loads(panel.figure.to_json()) for panel in panels}, "dark": DARK})
+        ),
+        plotly_js=Markup(plotly_js),
+        page_js=Markup(page_js),
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, page)
+    return target
+
+
+def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
+    start, end = view.target_T[0], view.target_T[-1]
+    found = {
+        "target": Panel(
+            f"target-{number}",
+            "Target share over time",
+            f"Target share of the policy over a run, from {start:.0%} to {end:.0%}, against the logged walks",
+            _target_figure(view),
+        ),
+        "domains": Panel(
+            f"domains-{number}", "By domain", "Share of the batch by domain over a run", _domain_figure(view)
+        ),
+        "values": Panel(
+            f"values-{number}",
+            "What the critic expects",
+            "Expected return of the policy’s own mixture and of others in its place, over a run",
+            _value_figure(view),
+        ),
+        "spread": Panel(
+            f"spread-{number}",
+            "How far it tells mixtures apart",
+            f"Deviation of Q over mixtures, {view.spread_T.mean():.3g} on average, and disagreement of the twin critics, "
+            f"{view.doubt_T.mean():.3g}",
+            _lines(view, {"between mixtures": view.spread_T, "between the twins": view.doubt_T}, "deviation of Q"),
+        ),
+        "heuristics": Panel(
+            f"heuristics-{number}",
+            "Heuristics",
+            "Mean score by heuristic of the policy, the best walks and all walks; the table has the figures",
+            _heuristic_figure(view),
+        ),
+    }
+    if view.trace:
+        words = "Judged gain over behaviour by updates: " + ", ".join(
+            f"{one.update}: {one.gain:.4f}" for one in view.trace
+        )
+        found["trace"] = Panel(f"trace-{number}", "Judged gain over the data’s behaviour", words, _trace_figure(view))
+    return found
+
+
+def _progress(view: SpaceView) -> FloatArray:
+    return np.asarray(np.arange(len(view.path_TK)) / len(view.path_TK))
+
+
+def _target_figure(view: SpaceView) -> go.Figure:
+    figure, progress_T = go.Figure(), _progress(view)
+    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # the imitated ones last, on top
+    for n in order:
+        best = bool(view.best_N[n])
+        figure.add_scatter(
+            x=progress_T,
+            y=view.walks_NT[n],
+            mode="lines",
+            line={"color": method_colour(1) if best else FAINT, "width": 1.1 if best else 0.6, "shape": "hv"},
+            opacity=0.55 if best else 0.3,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.add_scatter(
+        x=progress_T,
+        y=view.target_T,
+        mode="lines",
+        line={"color": method_colour(2), "width": 3.5, "shape": "hv"},
+        hovertemplate="%{y:.1%} at %{x:.0%}",
+        name="policy",
+        showlegend=False,
+    )
+    style(figure, "target share of the batch", height=300)
+    _over_progress(figure)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    return figure
+
+
+def _domain_figure(view: SpaceView) -> go.Figure:
+    figure = go.Figure()
+    order = sorted(range(len(view.domains)), key=lambda k: view.domains[k].is_target)
+    edges = np.arange(len(view.path_TK) + 1) / len(view.path_TK)
+    add_stack(figure, edges, view.path_TK[:, order], [view.domains[k] for k in order], "%{y:.1%} at %{x:.0%}")
+    style(figure, "share of the batch", height=300)
+    _over_progress(figure)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", showgrid=False)
+    return figure
+
+
+def _value_figure(view: SpaceView) -> go.Figure:
+    own = view.values["own"]
+    others = {name: values - own for name, values in view.values.items() if name != "own"}
+    figure = _lines(view, others, "Q − Q of the policy’s own")
+    figure.add_hline(y=0, line={"color": INK, "width": 1})
+    return figure
+
+
+def _lines(view: SpaceView, curves: Mapping[str, FloatArray], title: str) -> go.Figure:
+    figure = go.Figure()
+    for index, (name, values_T) in enumerate(curves.items()):
+        figure.add_scatter(
+            x=_progress(view),
+            y=values_T,
+            mode="lines",
+            name=plain(name),
+            line={"color": method_colour(index + 1), "dash": DASHES[(index + 1) % len(DASHES)], "width": 2},
+            hovertemplate="%{y:.4f}",
+        )
+    style(figure, title, height=300)
+    _over_progress(figure)
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin_t=34)
+    return figure
+
+
+def _trace_figure(view: SpaceView) -> go.Figure:
+    figure, updates = go.Figure(), [one.update for one in view.trace]
+    figure.add_scatter(
+        x=updates,
+        y=[one.gain for one in view.trace],
+        mode="lines+markers",
+        line={"color": method_colour(2), "width": 2},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [one.high - one.gain for one in view.trace],
+            "arrayminus": [one.gain - one.low for one in view.trace],
+            "color": FAINT,
+            "thickness": 1.2,
+        },
+        hovertemplate="%{y:.4f} after %{x} updates",
+        showlegend=False,
+    )
+    figure.add_hline(y=0, line={"color": INK, "width": 1})
+    style(figure, "gain in feedback", height=300)
+    figure.update_xaxes(title_text="updates", tickformat=None)
+    return figure
+
+
+def _heuristic_figure(view: SpaceView) -> go.Figure:
+    """Scores relative to all walks, as fractions of the size of theirs, so that one axis serves all."""
+    figure, names = go.Figure(), list(view.heuristics)
+    for index, (label, place) in enumerate((("policy", 0), ("best walks", 1))):
+        scores = [view.heuristics[name][place] - view.heuristics[name][2] for name in names]
+        sizes = [max(abs(view.heuristics[name][2]), 1e-9) for name in names]
+        figure.add_bar(
+            y=names,
+            x=[score / size for score, size in zip(scores, sizes, strict=True)],
+            orientation="h",
+            name=label,
+            marker_color=method_colour(2 - index),
+            hovertemplate="%{x:.0%}",
+        )
+    style(figure, "", height=300)
+    figure.update_xaxes(title_text="score relative to all walks", tickformat=".0%")
+    figure.update_layout(
+        margin_l=130, margin_t=34, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, bargap=0.3
+    )
+    return figure
+
+
+def _over_progress(figure: go.Figure) -> None:
+    figure.update_xaxes(title_text="share of the budget", tickformat=".0%", range=[0, 1])
+
+
+def legend_of(view: SpaceView) -> dict[str, str]:
+    """Colours by domain name."""
+    return domain_colours(view.domains)
