@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from cuvee.core.trajectory import Run
 from cuvee.fleet.task import task_of
 from cuvee.loop import explore, run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
+from cuvee.methods.history_learning import LearnSettings
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.scoring_sampler import ScoringSampler
 from cuvee.testing.policy import ScriptedTrainer
@@ -93,16 +92,15 @@ def test_it_learns_from_all_runs_and_the_policy_asks_its_questions(monkeypatch: 
 
     seen: list[Any] = []
 
-    def learn_policy(runs: Sequence[Run], feedback: Feedback, settings: Any, seed: int) -> Learned:
-        seen.extend((len(runs), feedback, settings.__dict__, seed))
+    def learn_policy(runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int) -> Learned:
+        seen.extend((len(runs), feedback, settings.updates, seed))
         return Learned()
 
-    stub = SimpleNamespace(LearnSettings=SimpleNamespace, learn_policy=learn_policy)
-    monkeypatch.setitem(sys.modules, "cuvee.policies.history_learning", stub)
-    fleet, method = Proxies(), DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"steps": 9}, seed=4)
+    monkeypatch.setattr("cuvee.methods.history_learning.learn_policy", learn_policy)
+    fleet, method = Proxies(), DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"updates": 9}, seed=4)
     committed: object = method.commit(SPACE, explore(method, SPACE, fleet))
     assert committed == ("policy", {"general": ["facts.jsonl"], "target": ["maths.jsonl"]}, 0.02)
-    assert seen == [3, Feedback(0.2), {"steps": 9}, 4]
+    assert seen == [3, Feedback(0.2), 9, 4]
 
 
 @pytest.mark.parametrize(
