@@ -14,6 +14,7 @@ from labelled_text import read_text, write_text
 _EACH_ONCE = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
+import sklearn.cluster, sklearn.decomposition, sklearn.feature_extraction.text, sklearn.metrics.cluster  # once for all lives
 from cuvee.data import label_ways, label_writing, reading
 from cuvee.data.labels import LabelSettings, label
 from cuvee.data.topics import ByTopics
