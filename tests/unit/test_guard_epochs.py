@@ -151,6 +151,9 @@ def test_the_first_interval_keeps_within_caps_too() -> None:
     so_far, records = play(Says(lambda t: [0.1, 0.9]), Limits(epochs={"d1": 1}), trainer)
     assert drawn(so_far)[1] <= 15
     assert records[0]["limits"] == ["epochs"]
+    told = Guard(Says(lambda t: [0.93, 0.07]), Limits(epochs={"d1": 1}), first_interval=160 * LENGTH)
+    start = Trajectory.start(StreamTrainer([4000, 15], [np.inf, 1.0], 5).start(()))
+    assert told.mixture(start)["d1"] == pytest.approx(0.07), "14 rows are not too many for who knows"
 
 
 def test_ceilings_do_not_leave_a_run_without_a_way_to_its_end() -> None:

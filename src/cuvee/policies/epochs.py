@@ -27,7 +27,7 @@ _LARGEST_MARGIN = 0.05  # a share of an interval
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run has read, and what is to come. `to_come` R is in tokens, None before the first interval, as is `interval` N."""
+    """What a run has read, and what is to come. `interval` N and `to_come` R are tokens, None while nobody knows them."""
 
     drawn_K: FloatArray
     interval: float | None
@@ -37,9 +37,13 @@ class Outlook:
 
 
 class Ledger:
-    """Adds up what a trajectory has drawn while it grows, O(K) an interval; given another one, it starts anew."""
+    """Adds up what a trajectory has drawn while it grows, O(K) an interval; given another one, it starts anew.
 
-    def __init__(self) -> None:
+    `first_interval` is how many tokens that will read, if it is known.
+    """
+
+    def __init__(self, first_interval: int | None = None) -> None:
+        self._first_interval = first_interval
         self._forget()
 
     def _forget(self) -> None:
@@ -55,11 +59,11 @@ class Ledger:
         for t in range(self._counted, len(signals)):
             self._add(signals[t], mixtures[t - 1].weights_K if t else None)
         drawn, progress = sum(self._drawn.values()), so_far.last.progress
-        interval = float(self._interval) or None
+        interval = float(self._interval or self._first_interval or 0) or None
         return Outlook(
             drawn_K=np.array([self._drawn.get(name, 0) for name in so_far.names], dtype=np.float64),
             interval=interval,
-            to_come=drawn * (1.0 - progress) / progress if interval and progress > 0 else None,
+            to_come=drawn * (1.0 - progress) / progress if drawn and progress > 0 else None,
             margin=min(2.0 * self._stray, _LARGEST_MARGIN * self._interval),
         )
 

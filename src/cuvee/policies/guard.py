@@ -40,12 +40,12 @@ class Bounds(NamedTuple):
 
 
 class Guard:
-    """Executes `policy` within `limits`."""
+    """Executes `policy` within `limits`. `first_interval` is how many tokens that will read, if known: see `policies.epochs`."""
 
-    def __init__(self, policy: Policy, limits: Limits | None = None) -> None:
+    def __init__(self, policy: Policy, limits: Limits | None = None, first_interval: int | None = None) -> None:
         self._policy, self._limits = policy, limits or Limits()
         self._alarms = Alarms(self._limits.alarms)
-        self._view, self._ledger = View(), Ledger()
+        self._view, self._ledger = View(), Ledger(first_interval)
         self._fallback: dict[str, Any] | None = None
         self._refused = {"proposals": 0, "lessons": 0}
         self._decision: dict[str, Any] = {}

@@ -35,7 +35,9 @@ def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
     """What steers, within the limits of the guard. Raises `PolicyError` if no mixture over the corpus satisfies them, and
     `ConfigError` for a method that has to learn from proxies first."""
     config.guard.bounds(corpus.names)
-    return Guard(config.policy.load() if config.policy else _commit(config, corpus), config.guard)
+    train = config.train
+    interval = train.interval * train.batch_size * train.sequence_length
+    return Guard(config.policy.load() if config.policy else _commit(config, corpus), config.guard, interval)
 
 
 def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
