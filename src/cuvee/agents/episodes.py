@@ -39,7 +39,9 @@ class Episode(NamedTuple):
         """The undiscounted return."""
         return float(np.sum(self.rewards_T, dtype=np.float64))
 
-    def __len__(self) -> int:
+    @property
+    def intervals(self) -> int:
+        """T."""
         return len(self.rewards_T)
 
 
@@ -118,14 +120,14 @@ class ReturnScale(NamedTuple):
 def _longest(episodes: Sequence[Episode]) -> dict[int, int]:
     lengths: dict[int, int] = {}
     for episode in episodes:
-        lengths[episode.domains] = max(lengths.get(episode.domains, 1), len(episode))
+        lengths[episode.domains] = max(lengths.get(episode.domains, 1), episode.intervals)
     return lengths
 
 
 def _progress(episode: Episode, longest: dict[int, int]) -> FloatArray:
     """(T,) the share of the budget used before each interval; of a run that broke off, as if it had been a longest one."""
-    whole = longest[episode.domains] if episode.terminated else len(episode)
-    return np.arange(len(episode)) / max(whole, 1)
+    whole = longest[episode.domains] if episode.terminated else episode.intervals
+    return np.arange(episode.intervals) / max(whole, 1)
 
 
 def _returns(rewards_T: npt.NDArray[Any], discount: float) -> FloatArray:
@@ -176,7 +178,7 @@ def _stacked(members: Sequence[Episode], shaped: Sequence[FloatArray], longest: 
             row[: len(array)] = array
         return torch.from_numpy(out)
 
-    goes_on = [np.ones(len(episode)) for episode in members]
+    goes_on = [np.ones(episode.intervals) for episode in members]
     for row, episode in zip(goes_on, members, strict=True):
         row[-1] = 0.0 if budget_ends or episode.terminated else 1.0
     return EpisodeBatch(
@@ -185,6 +187,6 @@ def _stacked(members: Sequence[Episode], shaped: Sequence[FloatArray], longest: 
         action_BTK=padded([episode.actions_TK for episode in members], longest),
         reward_BT=padded(shaped, longest),
         goes_on_BT=padded(goes_on, longest),
-        valid_BT=padded([np.ones(len(episode)) for episode in members], longest) > 0,
+        valid_BT=padded([np.ones(episode.intervals) for episode in members], longest) > 0,
         best_B=torch.ones(len(members)),
     )
