@@ -138,7 +138,9 @@ def test_cloning_is_a_divergence_from_the_best_episodes_alone() -> None:
 
 
 def test_the_best_are_those_of_highest_return_among_runs_with_as_many_domains() -> None:
-    data = [one._replace(rewards_T=np.full(4, gain, np.float32)) for one, gain in zip(episodes(5), range(5), strict=True)]
+    data = [
+        one._replace(rewards_T=np.full(4, gain, np.float32)) for one, gain in zip(episodes(5), range(5), strict=True)
+    ]
     data += [one._replace(rewards_T=np.full(4, -9, np.float32)) for one in episodes(1, K=4)]
     data[4] = data[4]._replace(terminated=True)
     assert top_quantile(data, 0.4) == [False, False, True, True, False, True]
@@ -178,7 +180,10 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
     cql.critic.net, agent.critic.net = LinearTwins(False), LinearTwins(True)
     agent.critic.target = LinearTwins(True)
     with torch.no_grad():
-        here, there = cql.policy(flat.domains_BKF, flat.globals_BG), cql.policy(flat.next_domains_BKF, flat.next_globals_BG)
+        here, there = (
+            cql.policy(flat.domains_BKF, flat.globals_BG),
+            cql.policy(flat.next_domains_BKF, flat.next_globals_BG),
+        )
     assert isinstance(here, LogisticNormal)
     policy = LogisticNormal(*(torch.stack(pair, 1) for pair in zip(here, there, strict=True)))
     tokens = batch.domains_BTKF[:, :-1]
@@ -198,7 +203,9 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
     cql.generator.manual_seed(7)
     agent.generator.manual_seed(7)
     climbed = cql.actor_loss(flat, here.sample(cql.generator), 0.0)
-    assert agent.actor_loss(batch, policy, torch.zeros(B, 1), 0.0, 1.0).item() == pytest.approx(climbed.item(), abs=1e-5)
+    assert agent.actor_loss(batch, policy, torch.zeros(B, 1), 0.0, 1.0).item() == pytest.approx(
+        climbed.item(), abs=1e-5
+    )
     assert cloning_loss(LogisticNormal(*(part[:, :-1] for part in policy)), batch).item() == pytest.approx(
         cql.cloning_loss(flat).item(), abs=1e-5
     )
@@ -308,7 +315,9 @@ def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
     data = []
     for one in episodes(64, T=4, seed=3):
         action = rng.dirichlet(np.full(3, 2.0), size=4).astype(np.float32)
-        flat = one._replace(domains_TKF=np.tile(np.eye(3, F, dtype=np.float32), (5, 1, 1)), globals_TG=np.zeros((5, G), np.float32))
+        flat = one._replace(
+            domains_TKF=np.tile(np.eye(3, F, dtype=np.float32), (5, 1, 1)), globals_TG=np.zeros((5, G), np.float32)
+        )
         data.append(flat._replace(actions_TK=action, rewards_T=(-np.square(action - best).sum(-1)).astype(np.float32)))
     settings = OfflineSettings(architecture=TINY, batch=16, settle=100, actor_rate=5e-3, critic_rate=1e-2, cloning=0.0)
     agent = OfflineLearner(data, settings, seed=0)

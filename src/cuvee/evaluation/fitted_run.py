@@ -27,6 +27,7 @@ _DECAYS = (1.0, 0.9, 0.7)  # over a twentieth of the budget
 _EPSILON = 0.02
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
+_FIELDS = 2  # of feedback, which come first
 
 
 def path_features(weights_TK: FloatArray) -> FloatArray:
@@ -66,7 +67,7 @@ class Regression:
         self._gram_NFF = np.einsum("ntf,ntg->nfg", x_NTF, x_NTF, optimize=True)
         self._cross_NFY = np.einsum("ntf,nty->nfy", x_NTF, y_NTY, optimize=True)
         self.runs = len(runs)
-        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1])
+        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :_FIELDS])
         self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
 
     def at_end(self, weights_TK: FloatArray, solution_FY: FloatArray | None = None) -> FloatArray:
@@ -93,13 +94,16 @@ class Regression:
         return other
 
     def _choose(self, last_NF: FloatArray, wanted_NY: FloatArray) -> float:
-        """The ridge that predicts the ends of runs left out best."""
+        """The ridge that best predicts feedback at the end of runs left out."""
         fold_N = np.arange(self.runs) % min(_FOLDS, self.runs)
         spread_Y = np.maximum(wanted_NY.std(axis=0), 1e-12)
         errors = []
         for ridge in _RIDGES:
             missed = [
-                (wanted_NY[fold_N == fold] - last_NF[fold_N == fold] @ self._solve((fold_N != fold) * 1.0, ridge))
+                (
+                    wanted_NY[fold_N == fold]
+                    - last_NF[fold_N == fold] @ self._solve((fold_N != fold) * 1.0, ridge)[:, :_FIELDS]
+                )
                 / spread_Y
                 for fold in np.unique(fold_N)
             ]

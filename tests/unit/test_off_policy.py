@@ -1,0 +1,160 @@
+"""Judging a policy from logged runs: the fitted run, intervals, support."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.trajectory import Trajectory
+from cuvee.evaluation.fitted_run import FittedRun, Regression, as_logged, path_features
+from cuvee.evaluation.off_policy import Judge, static_candidates
+from cuvee.loop import run
+from cuvee.policies.fixed import Fixed
+from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.training.continual import continual, feedback_gain
+from cuvee.training.simulator import Simulator
+
+LAWS, DOMAINS = continual(3, 2, seed=0, intervals=8)
+NAMES = [domain.name for domain in DOMAINS]
+UNIFORM = np.full(5, 0.2)
+
+
+class Named:
+    name = "evaluation"
+
+
+class Path:
+    """Plays a path (T, K)."""
+
+    def __init__(self, weights_TK: FloatArray) -> None:
+        self.weights_TK = weights_TK
+        self.probes = (Named(),)
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        return Mixture.normalise(so_far.names, self.weights_TK[len(so_far)])
+
+    def learn(self, so_far: Trajectory) -> dict[str, Any]:
+        return {}
+
+    state_dict = load_state_dict = None  # type: ignore[assignment]
+
+
+def walk(number: int) -> Trajectory:
+    sampler = ScoringSampler(0, number)
+    sampler.probes = (Named(),)
+    return run(Simulator(LAWS, seed=number, domains=DOMAINS), sampler)
+
+
+@pytest.fixture(scope="module")
+def walks() -> list[Trajectory]:
+    return [walk(number) for number in range(48)]
+
+
+@pytest.fixture(scope="module")
+def judge(walks: list[Trajectory]) -> Judge:
+    returns = [gain_of(one) for one in walks[16:]]
+    return Judge(walks[:16], walks[16:], static_candidates(walks[16:], returns, 0.2))
+
+
+def gain_of(trajectory: Trajectory) -> float:
+    return feedback_gain(LAWS, torch.from_numpy(trajectory.weights_TK()))
+
+
+def test_what_a_domain_has_had_adds_up_and_fades() -> None:
+    features = path_features(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert features[:, :2].tolist() == [[0, 0], [0.5, 0], [0.5, 0.5]]  # nothing fades at decay 1
+    faded = features[:, 4:6]
+    assert faded[1].tolist() == [0.5, 0]
+    assert faded[2].tolist() == pytest.approx([0.5 * 0.9**10, 0.5])  # a decay counts a twentieth of the budget
+    assert features[:, -2].tolist() == [0, 0.5, 1]
+
+
+def test_the_regression_predicts_runs_that_it_has_not_seen(walks: list[Trajectory]) -> None:
+    fitted = Regression([as_logged(one) for one in walks[16:]])
+    asked = [as_logged(one) for one in walks[:16]]
+    truth = np.array([one.measured_TY[-1] - one.measured_TY[0] for one in asked])
+    found = np.array([fitted.at_end(one.weights_TK) for one in asked])
+    assert found.shape == (16, 2 + 5)
+    explained = 1 - (found - truth).var(axis=0) / truth.var(axis=0)
+    assert (explained[:2] > 0.8).all(), explained  # losses are those of few tokens, and noisy
+
+
+def test_runs_that_measured_exactly_what_the_features_say_are_fitted_exactly() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(path_features(UNIFORM[None]).shape[1], 2))
+    paths = rng.dirichlet(np.ones(5), size=(60, 4))
+    runs = [type(as_logged(walk(0)))(path, path_features(path) @ truth) for path in paths]
+    fitted = Regression(runs[:50])
+    for one in runs[50:]:
+        expected = one.measured_TY[-1] - one.measured_TY[0]
+        assert fitted.at_end(one.weights_TK) == pytest.approx(expected, abs=0.25 * np.abs(truth).max())
+
+
+def test_a_fitted_run_is_a_trainer_in_the_circumstances_of_its_example(walks: list[Trajectory]) -> None:
+    fitted = Regression([as_logged(one) for one in walks])
+    path = run(FittedRun(fitted, walks[0]), Fixed(Mixture.normalise(NAMES, [1, 1, 0, 1, 1])))
+    assert len(path) == len(walks[0])
+    assert path.domains == walks[0].domains
+    assert [signals.step for signals in path.signals] == [signals.step for signals in walks[0].signals]
+    assert path.last.progress == 1.0
+    assert path.last.loss.present.tolist() == [True, True, False, True, True]
+    last = fitted.start_Y + fitted.at_end(path.weights_TK())
+    assert path.last.probes["evaluation"].values == pytest.approx(last[:2])
+
+
+def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judge, walks: list[Trajectory]) -> None:
+    best = walks[16 + int(np.argmax([gain_of(one) for one in walks[16:]]))].weights_TK()
+    worst = walks[16 + int(np.argmin([gain_of(one) for one in walks[16:]]))].weights_TK()
+    good, bad, even = (judge(Path(path)) for path in (best, worst, np.tile(UNIFORM, (8, 1))))
+    assert good.gain.mean > even.gain.mean > bad.gain.mean
+    behaviour = np.mean([gain_of(one) for one in walks])
+    for judged, path in ((good, best), (bad, worst)):
+        truth = feedback_gain(LAWS, torch.from_numpy(path)) - behaviour
+        assert judged.gain.low is not None
+        assert judged.gain.high is not None
+        assert judged.gain.low < truth < judged.gain.high
+    assert not bad.supported
+    assert bad.gain.high is not None
+    assert bad.gain.mean < 0
+
+
+def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:
+    alone = np.zeros((8, 5))
+    alone[:, 1] = 1.0
+    judged = judge(Path(alone))
+    assert judged.outside > 0.25
+    assert not judged.within_reach
+    assert not judged.supported
+    assert judge(Path(np.tile(UNIFORM, (8, 1)))).outside < 0.25
+
+
+def test_judging_is_deterministic_and_says_so_in_plain_json(judge: Judge) -> None:
+    import json
+
+    path = Path(np.tile(UNIFORM, (8, 1)))
+    first, second = judge(path).figures(), judge(path).figures()
+    assert first == second
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    assert first["gain_low"] <= first["gain"] <= first["gain_high"]
+    assert first["runs"] == 16
+
+
+def test_the_static_mixture_is_one_of_those_that_might_be_best(walks: list[Trajectory]) -> None:
+    returns = [gain_of(one) for one in walks[:10]]
+    found = static_candidates(walks[:10], returns, 0.2)
+    assert len(found) == 2 + 2
+    best = int(np.argmax(returns))
+    assert found[f"mean of run {best}"] == pytest.approx(walks[best].weights_TK().mean(axis=0))
+    assert found["uniform"] == pytest.approx(UNIFORM)
+
+
+def test_losses_that_were_absent_are_taken_as_last_known(walks: list[Trajectory]) -> None:
+    measured_TY = as_logged(walks[0]).measured_TY
+    assert np.isfinite(measured_TY).all()
+    first = walks[0].signals[0].loss
+    assert not first.present.any()
+    assert measured_TY[0, 2:] == pytest.approx(measured_TY[1, 2:])
