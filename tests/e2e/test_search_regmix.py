@@ -36,7 +36,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = {
         "corpus": str(stdlib_corpus(folder / "text").folder),
         "model": "llama-0.1m",
-        "method": {"name": "regmix", "proxies": PROXIES, "fit": "gaussian_process", "tokens": 100_000},
+        "method": {
+            "name": "regmix",
+            "proxies": PROXIES,
+            "fit": "gaussian_process",
+            "objective": {"algorithms": 1.0},
+            "tokens": 200_000,
+        },
         "train": {
             "steps": STEPS,
             "batch_size": 4,
@@ -94,15 +100,16 @@ def test_the_policy_rests_on_all_of_them_and_says_how_well_it_knows(config: Path
     assert policy.evidence["rank_correlation"]["low"] > 0
     assert policy.evidence["left_out"] == {}
     provenance = load_state(folder, stem="policy")["provenance"]
-    assert provenance["proxies"]["tokens"] == sum(run.cost.tokens for run in logged) == PROXIES * STEPS * 4 * 64
+    assert provenance["proxies"]["tokens"] == sum(run.cost.tokens for run in logged), "work that was lost included"
+    assert provenance["proxies"]["tokens"] >= PROXIES * STEPS * 4 * 64
 
     document = {name: value for name, value in yaml.safe_load(config.read_text()).items() if name != "method"}
     run = train(parse(TrainConfig, {**document, "policy": str(folder), "name": "target"}, "the target"))
     weights_K = run.trajectory.mixtures[0].weights_K
     tokens_K = np.array([domain.tokens for domain in run.trajectory.domains])
-    assert (weights_K * 100_000 <= 4.001 * tokens_K).all()
-    losses = [r.trajectory.last.probes["valid_loss"].values.mean() for r in (run, *logged)]
-    assert losses[0] <= sorted(losses[1:])[2], "among the best three of the proxies, on a run of the same length"
+    assert (weights_K * 200_000 <= 4.001 * tokens_K).all()
+    losses = [one.trajectory.last.probes["valid_loss"].values[0] for one in (run, *logged)]
+    assert losses[0] <= sorted(losses[1:])[3], "among the best of the proxies, on a run of the same length"
 
 
 def test_the_command_says_what_the_policy_rests_on(

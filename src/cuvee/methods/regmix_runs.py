@@ -52,7 +52,10 @@ class Table:
         values = _values(domains, runs, objective)
         names = [domain.name for domain in domains]
         left_out = {run.id: why for run in runs if (why := _unusable(run, names, values))}
-        kept = sorted((run for run in runs if run.id not in left_out), key=lambda run: run.id)
+        kept = [run for run in runs if run.id not in left_out]
+        kept.sort(
+            key=lambda run: run.trajectory.mixtures[0].to(names).weights_K.tolist()
+        )  # by content, not as they ended
         if len(kept) < FEWEST_RUNS:
             reasons = "; ".join(f"{run} {why}" for run, why in list(left_out.items())[:3])
             raise PolicyError(
