@@ -2,7 +2,7 @@
 
 lightgbm           boosted trees as published (Liu et al. 2024, arXiv 2407.01492, and its notebook): up to 1,000 trees at a
                    rate of 0.01, L2, stopped when three more do not help
-log_linear         L = c + exp(k + Σ_j t_j α_j), the data mixing law (Ye et al. 2024, arXiv 2403.16952, eq. 6); shares sum
+log_linear         L = c + exp(k + Σ_j t_j α_j), the data mixing law (Ye et al. 2024, arXiv 2403.16952); shares sum
                    to 1, so k is a part of t
 gaussian_process   `methods.gaussian_process`
 
