@@ -1,0 +1,191 @@
+"""From logged runs to a policy: what is held out, what is kept, resuming, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.agents.learning import digest
+from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.signals import Measured
+from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.loop import run
+from cuvee.methods import history_learning
+from cuvee.methods.data_mixing_agent import DataMixingAgent
+from cuvee.methods.history_learning import LearnProgress, LearnSettings, imagine, learn, learn_policy
+from cuvee.policies.feedback import Feedback
+from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.training.continual import continual
+from cuvee.training.simulator import Simulator
+
+TINY: dict[str, Any] = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 1, "action": 4},
+    "clones": 2,
+    "updates": 4,
+    "judge_every": 2,
+    "batch": 4,
+    "draws": 2,
+    "settle": 1,
+}
+
+
+class Named:
+    name = "evaluation"
+
+
+def runs_of(count: int, sources: int = 2, targets: int = 1, seed: int = 0) -> list[Run]:
+    laws, domains = continual(sources, targets, seed, intervals=5)
+    found = []
+    for number in range(count):
+        sampler = ScoringSampler(seed, number)
+        sampler.probes = (Named(),)
+        trajectory = run(Simulator(laws, seed=number, domains=domains), sampler)
+        found.append(Run(f"run-{sources}-{number}", number, {"corpus": "c0ffee"}, trajectory, Cost(100, 1.0, 2.0)))
+    return found
+
+
+RUNS = runs_of(12)
+
+
+def settings(**changes: Any) -> LearnSettings:
+    return LearnSettings.of({**TINY, **changes})
+
+
+def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    seen: list[LearnProgress] = []
+    learned = learn(RUNS, Feedback(), settings(), seed=3, observer=seen.append)
+    assert [one["update"] for one in learned.trace] == [0, 2, 4]
+    assert [one.done for one in seen] == list(range(1, 7))
+    assert [one.stage for one in seen] == ["cloning"] * 2 + ["learning"] * 4
+    assert len(learned.held_out) == 3
+    assert learned.provenance["proxies"] == {"tokens": 1200, "flops": 12.0, "seconds": 24.0}
+    assert learned.provenance["corpora"] == ["c0ffee"]
+    assert set(learned.provenance["held_out"]) < set(learned.provenance["runs"])
+    support = learned.policy.settings()["support"]
+    assert support["supported"] == next(iter(learned.judgements.values())).supported
+    assert set(learned.policy.settings()["fallback"]) == set(RUNS[0].trajectory.names)
+    save_policy(tmp_path / "policy", learned.policy, learned.provenance)
+    again = load_policy(tmp_path / "policy")
+    assert digest(again.state_dict()) == digest(learned.policy.state_dict())
+
+
+def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter([(0.1, True), (0.5, False), (0.2, True)])
+
+    class Said:
+        def __init__(self, low: float, near: bool) -> None:
+            self.low, self.near = low, near
+            self.supported, self.path, self.static_K = True, RUNS[0].trajectory, np.full(3, 1 / 3)
+
+        def figures(self) -> dict[str, Any]:
+            return {"gain_low": self.low, "within_reach": self.near}
+
+    class Judge:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def __call__(self, _policy: Any) -> Said:
+            return Said(*next(verdicts, (0.2, True)))
+
+    monkeypatch.setattr(history_learning, "Judge", Judge)
+    learned = learn(RUNS, Feedback(), settings(), seed=3)
+    assert learned.provenance["support"]["update"] == 4
+
+
+def test_cloning_alone_is_no_updates() -> None:
+    learned = learn(RUNS, Feedback(), settings(updates=0), seed=0)
+    assert [one["update"] for one in learned.trace] == [0]
+
+
+def test_without_held_out_runs_nobody_judges() -> None:
+    learned = learn(RUNS, Feedback(), settings(held_out=0.0), seed=0)
+    assert learned.judgements == {}
+    assert learned.policy.supported
+    assert learned.provenance["support"]["update"] == 4
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 6])
+def test_interrupted_learning_goes_on_to_the_same_bits(after: int, tmp_path: Path) -> None:
+    def interrupt(now: LearnProgress) -> None:
+        if now.done == after:
+            raise Stop
+
+    whole = learn(RUNS, Feedback(), settings(), seed=1)
+    with pytest.raises(Stop):
+        learn(RUNS, Feedback(), settings(), seed=1, folder=tmp_path, observer=interrupt)
+    resumed = learn(RUNS, Feedback(), settings(), seed=1, folder=tmp_path)
+    assert digest(resumed.policy.state_dict()) == digest(whole.policy.state_dict())
+    assert [one["worst"] for one in resumed.trace] == [one["worst"] for one in whole.trace]
+
+
+def test_a_folder_of_other_runs_or_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    learn(RUNS, Feedback(), settings(updates=0), seed=0, folder=tmp_path)
+    with pytest.raises(PolicyError, match="other runs or with other settings"):
+        learn(RUNS[:-1], Feedback(), settings(updates=0), seed=0, folder=tmp_path)
+
+
+def test_several_domain_spaces_are_judged_one_by_one() -> None:
+    mixed = [*RUNS, *runs_of(10, sources=3, targets=2, seed=4)]
+    learned = learn(mixed, Feedback(), settings(), seed=0)
+    assert len(learned.judgements) == 2
+    assert set(learned.policy.settings()["fallback"]) == {"source", "target"}
+    trajectory = Trajectory.start(mixed[-1].trajectory.signals[0])
+    assert learned.policy.mixture(trajectory).weights_K.shape == (5,)
+
+
+def test_too_few_runs_are_refused_and_bad_ones_named() -> None:
+    with pytest.raises(PolicyError, match="7 of 7 runs .* at least 8"):
+        learn_policy(RUNS[:7], Feedback(), settings())
+    blind = [replace(one, trajectory=_without_feedback(one.trajectory)) for one in RUNS]
+    with pytest.raises(PolicyError, match="0 of 12 runs"):
+        learn_policy(blind, Feedback(), settings())
+
+
+def _without_feedback(trajectory: Trajectory) -> Trajectory:
+    last = replace(trajectory.last, probes={**trajectory.last.probes, "evaluation": Measured.absent(2)})
+    return Trajectory([*trajectory.signals[:-1], last], trajectory.mixtures)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"conservatisme": 1}, "no option conservatisme"),
+        ({"architecture": "huge"}, "'huge': use small or full"),
+        ({"held_out": 1.0}, "held_out is 1.0"),
+        ({"judge_every": 0}, "judge_every"),
+    ],
+)
+def test_mistaken_settings_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LearnSettings.of(options)
+
+
+def test_imagined_walks_are_whole_runs_of_the_same_domains() -> None:
+    walks = imagine(RUNS, 6, 0.5, seed=0)
+    assert len(walks) == 6
+    assert {walk.names for walk in walks} == {RUNS[0].trajectory.names}
+    assert {len(walk) for walk in walks} == {5}
+    assert len({walk.weights_TK().tobytes() for walk in walks}) == 6
+    assert Feedback()(walks[0]).present.all()
+    learned = learn(RUNS, Feedback(), settings(imagined=4), seed=0)
+    assert len(learned.trace) == 3
+
+
+def test_the_method_commits_to_what_was_learned() -> None:
+    method = DataMixingAgent(evaluation={"general": ["g.jsonl"], "target": ["t.jsonl"]}, agent=TINY)
+
+    class Corpus:
+        domains = RUNS[0].trajectory.domains
+
+    policy = method.commit(Corpus(), RUNS)
+    assert [probe.name for probe in policy.probes] == ["evaluation"]
+    assert policy.mixture(Trajectory.start(RUNS[0].trajectory.signals[0])).weights_K.sum() == pytest.approx(1)
