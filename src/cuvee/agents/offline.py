@@ -57,8 +57,8 @@ class OfflineSettings:
     trace: float = 0.9
     batch: int = 16
     quantile: float = 0.2
-    conservatism: float = 0.1
-    cloning: float = 0.1
+    conservatism: float = 0.01
+    cloning: float = 0.2
     draws: int = 4
     states: int = 512
     spread: float = 0.3

@@ -3,8 +3,8 @@
 The policy is rolled out in a run fitted to the held-out runs (`fitted_run`), and the path that it takes is valued. Two things
 make that value uncertain, and the interval holds both: which runs happened to be logged (runs are drawn anew with
 replacement and the fit is repeated), and how far off a fit is on a path that it has not seen (the errors it makes on the runs
-that the policy was learned from). Values are returns, feedback at the end less that at the start. Behaviour is the mean return of the
-held-out runs, and two values are compared on the same draws.
+that the policy was learned from). Values are returns, feedback at the end less that at the start. Behaviour is the mean return
+of the held-out runs, and two values are compared on the same draws.
 
 METHODS asks for fitted Q evaluation. Linear fitted Q, in closed form, was tried first: at 16 to 64 runs its interval is two to
 twenty times as wide (docs/methods/data_mixing_agent.md), since Q has to find out what the fitted run is told: that tokens add up.

@@ -1,8 +1,8 @@
 """From logged runs to a policy: cloning, conservative Q-learning, and when to stop (Data Mixing Agent, arXiv 2507.15640 §3).
 
 A share of the runs is held out. Every `judge_every` updates the actor is judged by them (`evaluation.off_policy`), first of all
-as cloning left it. Of those within reach of the data, the actor whose gain over their behaviour has the highest lower bound is kept.
-So a learner that goes astray costs time and not quality, and "SFT only" is `updates=0`.
+as cloning left it. Of those within reach of the data, the actor whose gain over their behaviour has the highest lower bound is
+kept. So a learner that goes astray costs time and not quality, and "SFT only" is `updates=0`.
 
 Runs may be of several domain spaces. Each space is judged by itself, and the worst verdict counts.
 """
@@ -40,8 +40,8 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
-    """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each space's
-    runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged ones, see
+    """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
+    space's runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged ones, see
     `imagine`. `architecture` is a preset's name or its fields."""
 
     clones: int = 300

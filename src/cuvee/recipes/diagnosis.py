@@ -14,6 +14,7 @@ from cuvee.core.domain import natural_shares
 from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.off_policy import Judgement
+from cuvee.evaluation.statistics import Estimate
 from cuvee.methods.history_learning import Learned
 from cuvee.policies import heuristics
 from cuvee.policies.feedback import Feedback
@@ -70,15 +71,19 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
     """What off-policy evaluation says, in sentences."""
     gain, over, error = judgement.gain, judgement.over_static, judgement.error
     said = [
-        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) earns {gain.mean:+.4f} more "
-        f"feedback than the logged walks did on average, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}; and "
-        f"{over.mean:+.4f} more than the best static mixture, {over.low:+.4f} to {over.high:+.4f}.",
-        f"The fit that judges is off by {error:.4f} on runs it has not seen. {judgement.outside:.0%} of the decisions lie further "
-        f"from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
+        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} the logged "
+        f"walks’ average in feedback, and {_apart(over)} the best static mixture.",
+        f"The fit that judges is off by {error:.4f} on runs it has not seen. {judgement.outside:.0%} of the decisions lie "
+        f"further from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
     ]
     if not judgement.supported:
         said.append("The data do not support this policy: a run that it steers gets the best static mixture instead.")
     return said
+
+
+def _apart(estimate: Estimate) -> str:
+    side = "above" if estimate.mean >= 0 else "below"
+    return f"{abs(estimate.mean):.4f} (95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}) {side}"
 
 
 def _opinions(

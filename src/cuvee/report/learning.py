@@ -24,6 +24,7 @@ from cuvee.report.figures import add_stack, plain, style
 from cuvee.report.page import Panel, page_style, script_hash, script_json
 
 _WALKS = 120
+_FLAT = 0.003  # deviations of a return that one interval must decide about at least, or nothing was learned of it
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def alarms(view: SpaceView) -> list[str]:
     """What a person should look into: flat Q, collapse to a domain, a policy that is constant."""
     found = []
     spread, doubt = float(view.spread_T.mean()), float(view.doubt_T.mean())
-    if spread <= doubt:
+    if spread <= max(doubt, _FLAT):
         found.append(
-            f"Flat Q: values of different mixtures differ by {spread:.3g}, the twin critics disagree about those differences by "
-            f"{doubt:.3g}. What was learned beyond cloning is noise; more runs or less noisy feedback would help."
+            f"Flat Q: values of different mixtures differ by {spread:.2g} deviations of a return, the twin critics disagree about "
+            f"those differences by {doubt:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
         )
     largest_T = view.path_TK.max(axis=1)
     if (largest_T > 0.9).mean() >= 0.5:
@@ -215,6 +216,7 @@ def _lines(view: SpaceView, curves: Mapping[str, FloatArray], title: str) -> go.
         )
     style(figure, title, height=300)
     _over_progress(figure)
+    figure.update_yaxes(tickformat=".3~g")
     figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin_t=34)
     return figure
 
