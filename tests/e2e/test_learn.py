@@ -1,0 +1,103 @@
+"""`cuvee search --runs-only` → `cuvee learn` → `cuvee train`: real proxies, a policy with its page, a run that it steers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cuvee.cli import main
+from cuvee.core.errors import ConfigError, StoreError
+from cuvee.policies.files import load_policy, read_provenance
+from cuvee.recipes.config import TrainConfig, load, parse
+from cuvee.recipes.learn import learn_from_search
+from cuvee.recipes.search import SearchConfig
+from cuvee.recipes.train import train
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+AGENT = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 1, "action": 4},
+    "clones": 2,
+    "updates": 2,
+    "judge_every": 1,
+    "settle": 0,
+    "batch": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dma")
+    corpus = stdlib_corpus(folder / "text", targets=("network",)).folder
+    for name in ("general", "target"):
+        rows = ({"prompt": f"{name} {i} is", "answer": f" {name} {i * i}"} for i in range(8))
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    document = {
+        "name": "dma",
+        "corpus": str(corpus),
+        "model": "llama-0.1m",
+        "method": {
+            "name": "data_mixing_agent",
+            "proxies": 10,
+            "share": 0.5,
+            "evaluation": {name: [str(folder / f"{name}.jsonl")] for name in ("general", "target")},
+            "agent": AGENT,
+        },
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "sequence_length": 64,
+            "interval": 2,
+            "device": "cpu",
+            "validate_every": 0,
+        },
+        "store": str(folder / "runs.db"),
+        "out": str(folder / "runs"),
+    }
+    (folder / "dma.yaml").write_text(yaml.safe_dump(document))
+    return folder / "dma.yaml"
+
+
+def test_from_nothing_to_a_steered_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = load(SearchConfig, config)
+    with pytest.raises(StoreError, match="run the proxies first"):
+        learn_from_search(wanted)
+    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--runs-only", "-q", "-w", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    folder = tmp_path / "policy"
+    monkeypatch.setattr(sys, "argv", ["cuvee", "learn", str(config), "method.agent.updates=1", "-o", str(folder), "-q"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert f"policy: {folder}" in said
+    assert "held-out runs" in said
+    page = (folder / "diagnostics.html").read_text()
+    assert "3 domains, 3 intervals" in page
+    assert "Target share over time" in page
+    provenance = read_provenance(folder)
+    assert len(provenance["runs"]) == 10
+    assert provenance["proxies"]["tokens"] == 10 * 6 * 4 * 64
+    assert provenance["learning"]["settings"]["updates"] == 1
+    policy = load_policy(folder)
+    assert [probe.name for probe in policy.probes] == ["evaluation"]
+    content = yaml.safe_load(config.read_text())
+    del content["method"]
+    steered = train(parse(TrainConfig, {**content, "name": "target", "policy": str(folder)}, "target"))
+    assert len(steered.trajectory) == 3
+
+
+def test_methods_that_learn_otherwise_are_named(config: Path) -> None:
+    content = yaml.safe_load(config.read_text())
+    other = parse(SearchConfig, {**content, "method": "doge"}, "other")
+    with pytest.raises(ConfigError, match="doge does not learn from logged runs"):
+        learn_from_search(other)
