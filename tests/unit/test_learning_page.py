@@ -1,0 +1,63 @@
+"""The diagnostics of a learned policy: alarms, words that stand for pictures, and nothing that a browser would fetch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.core.domain import Domain
+from cuvee.report.learning import Judged, SpaceView, alarms, write_diagnostics
+
+T, DOMAINS = 8, (Domain("web", 900), Domain("books", 100), Domain("maths", 50, "target"))
+RISING = np.stack([np.linspace(0.7, 0.3, T), np.full(T, 0.2), np.linspace(0.1, 0.5, T)], axis=1)
+
+
+def view(**changes: Any) -> SpaceView:
+    plain = SpaceView(
+        name="3 domains, 8 intervals",
+        domains=DOMAINS,
+        path_TK=RISING,
+        walks_NT=np.random.default_rng(0).uniform(size=(5, T)),
+        best_N=np.array([1.0, 0, 0, 0, 0]),
+        values={"own": np.zeros(T), "uniform": np.full(T, -0.1)},
+        spread_T=np.full(T, 0.1),
+        doubt_T=np.full(T, 0.02),
+        trace=[Judged(0, 0.01, -0.01, 0.03), Judged(100, 0.02, 0.01, 0.03)],
+        heuristics={"smoothness": (-0.1, -0.2, -0.3), "balance": (1.0, 0.9, 0.0)},
+        verdict=["The policy is <b>good</b>."],
+    )
+    return replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"doubt_T": np.full(T, 0.2)}, "Flat Q: .* disagree about those differences by 0.2"),
+        ({"spread_T": np.full(T, 1e-5), "doubt_T": np.zeros(T)}, "Flat Q"),
+        ({"path_TK": np.tile([0.02, 0.03, 0.95], (T, 1)) + 0.0 * RISING}, "Collapse: maths has over 90 %"),
+        ({"path_TK": np.tile([0.2, 0.3, 0.5], (T, 1))}, "Constant: .* a static one would do"),
+    ],
+)
+def test_what_is_wrong_is_said(changes: dict[str, Any], said: str) -> None:
+    assert any(re.search(said, alarm) for alarm in alarms(view(**changes)))
+
+
+def test_a_healthy_policy_raises_no_alarm() -> None:
+    assert alarms(view()) == []
+
+
+def test_the_page_holds_everything_and_escapes_what_it_was_told(tmp_path: Path) -> None:
+    odd = view(name="a<script>", trace=[])
+    page = write_diagnostics([view(), odd], tmp_path / "deep" / "page.html", "dma", {"Runs": "64"}).read_text()
+    assert page.count('class="plot"') == 6 + 5
+    assert "a&lt;script&gt;" in page
+    assert "&lt;b&gt;good" in page
+    assert "a<script>" not in page
+    assert "default-src 'none'" in page
+    assert not re.search(r'(src|href)="https?:', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+    assert "Target share of the policy over a run, from 10% to 50%" in page
