@@ -11,6 +11,7 @@ import yaml
 
 from cuvee.cli import main
 from cuvee.core.errors import ConfigError, StoreError
+from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance
 from cuvee.recipes.config import TrainConfig, load, parse
 from cuvee.recipes.learn import learn_from_search
@@ -89,11 +90,14 @@ def test_from_nothing_to_a_steered_run(
     assert provenance["proxies"]["tokens"] == 10 * 6 * 4 * 64
     assert provenance["learning"]["settings"]["updates"] == 1
     policy = load_policy(folder)
-    assert [probe.name for probe in policy.probes] == ["evaluation"]
+    assert not policy.probes, "questions belong to a run"
     content = yaml.safe_load(config.read_text())
-    del content["method"]
-    steered = train(parse(TrainConfig, {**content, "name": "target", "policy": str(folder)}, "target"))
-    assert len(steered.trajectory) == 3
+    questions = content.pop("method")["evaluation"]
+    target = {**content, "name": "target", "policy": str(folder)}
+    without = train(parse(TrainConfig, target, "target"))
+    told = train(parse(TrainConfig, {**target, "evaluation": {**questions, "share": 0.2}}, "target"))
+    assert [len(run.trajectory) for run in (without, told)] == [3, 3]
+    assert [Feedback()(run.trajectory).present.any() for run in (without, told)] == [False, True]
 
 
 def test_methods_that_learn_otherwise_are_named(config: Path) -> None:

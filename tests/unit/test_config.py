@@ -279,5 +279,6 @@ def test_the_documentation_names_every_key_and_no_other() -> None:
     assert documented["cuvee train"] == [name for name in TrainConfig.model_fields if name not in common]
     assert documented["cuvee compare"] == [name for name in CompareConfig.model_fields if name not in common]
     assert documented["cuvee search"] == [name for name in SearchConfig.model_fields if name not in common]
+    assert documented["evaluation"] == ["general", "share"], "general and target share a row"
     assert documented["train"] == [field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"]
     assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]

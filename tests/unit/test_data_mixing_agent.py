@@ -85,22 +85,14 @@ def test_workers_elsewhere_find_the_questions(tmp_path: Path, monkeypatch: pytes
     assert (settings["number"], settings["share"], settings["weight"]) == (3, 0.1, 0.7)
 
 
-def test_it_learns_from_all_runs_and_the_policy_asks_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Learned:
-        def evaluating(self, evaluation: dict[str, list[str]], share: float) -> tuple[Any, ...]:
-            return "policy", {name: [Path(file).name for file in files] for name, files in evaluation.items()}, share
-
-    seen: list[Any] = []
-
-    def learn_policy(runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int) -> Learned:
-        seen.extend((len(runs), feedback, settings.updates, seed))
-        return Learned()
+def test_it_learns_from_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn_policy(runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int) -> tuple[Any, ...]:
+        return len(runs), feedback, settings.updates, seed
 
     monkeypatch.setattr("cuvee.methods.history_learning.learn_policy", learn_policy)
     fleet, method = Proxies(), DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"updates": 9}, seed=4)
     committed: object = method.commit(SPACE, explore(method, SPACE, fleet))
-    assert committed == ("policy", {"general": ["facts.jsonl"], "target": ["maths.jsonl"]}, 0.02)
-    assert seen == [3, Feedback(0.2), 9, 4]
+    assert committed == (3, Feedback(0.2), 9, 4)
 
 
 @pytest.mark.parametrize(

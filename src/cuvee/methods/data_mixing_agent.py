@@ -81,11 +81,13 @@ class DataMixingAgent:
         return [sampler for sampler in samplers if sampler.settings() not in done]
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Raises `PolicyError` if there is nothing to learn from."""
+        """Steers without feedback until a run gives it questions (`HistoryPolicy.evaluating`).
+
+        Raises `PolicyError` if there is nothing to learn from.
+        """
         from cuvee.methods.history_learning import LearnSettings, learn_policy
 
-        learned = learn_policy(logged, Feedback(self.weight), LearnSettings.of(self.agent), self.seed)
-        return learned.evaluating(self.files(), self.share)
+        return learn_policy(logged, Feedback(self.weight), LearnSettings.of(self.agent), self.seed)
 
     def files(self) -> dict[str, list[str]]:
         """By their full paths: a worker elsewhere has another working directory."""

@@ -55,12 +55,21 @@ def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None
 def load_policy(path: Path) -> Policy:
     """Raises `PolicyError` or `CheckpointError` if `path` holds no complete, unaltered policy of a known kind."""
     document = _read(path)
+    policy: Policy = _kind(path, document)(**document["settings"])
+    policy.load_state_dict(document["state"])
+    return policy
+
+
+def kind_of_policy(path: Path) -> type[Any]:
+    """The class of the policy in `path`. Raises as `load_policy` does."""
+    return _kind(path, _read(path))
+
+
+def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
     kind = document.get("kind")
     if kind not in KINDS:
         raise PolicyError(f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}")
-    policy: Policy = KINDS[kind](**document["settings"])
-    policy.load_state_dict(document["state"])
-    return policy
+    return KINDS[kind]
 
 
 def read_provenance(path: Path) -> Mapping[str, Any]:

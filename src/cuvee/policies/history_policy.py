@@ -96,6 +96,11 @@ class HistoryPolicy:
         copy.load_state_dict(self.state_dict())
         return copy
 
+    @staticmethod
+    def check(domains: tuple[Domain, ...]) -> None:
+        """Raises `PolicyError` if there are no source or no target domains, which it divides a run between."""
+        reference_mixture(domains)
+
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Raises `PolicyError` if there are no source or no target domains."""
         with torch.inference_mode():

@@ -14,6 +14,7 @@ from cuvee.data.corpus import Corpus
 from cuvee.data.stream import MixtureStream
 from cuvee.policies.guard import Guard
 from cuvee.recipes.config import TrainConfig
+from cuvee.recipes.questions import ReadsFeedback
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model
 from cuvee.training.trainer import LMTrainer
@@ -32,12 +33,28 @@ def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
 
 
 def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
-    """What steers, within the limits of the guard. Raises `PolicyError` if no mixture over the corpus satisfies them, and
-    `ConfigError` for a method that has to learn from proxies first."""
+    """What steers, within the limits of the guard.
+
+    Raises `PolicyError` if no mixture over the corpus satisfies them or a saved policy is not for such a corpus, and
+    `ConfigError` for a method that has to learn from proxies first.
+    """
     config.guard.bounds(corpus.names)
     train = config.train
     interval = train.interval * train.batch_size * train.sequence_length
-    return Guard(config.policy.load() if config.policy else _commit(config, corpus), config.guard, interval)
+    return Guard(_saved(config, corpus) or _commit(config, corpus), config.guard, interval)
+
+
+def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
+    """The saved policy that is to steer, if one is, with the run's questions in place of those that it was saved with."""
+    if config.policy is None:
+        return None
+    policy, asked = config.policy.load(), config.evaluation
+    if isinstance(policy, ReadsFeedback):
+        policy.check(corpus.domains)
+        return policy.evaluating(asked.files, asked.share) if asked else policy.evaluating(None)
+    if asked:
+        raise ConfigError(f"evaluation is given, and the policy {config.policy.label} reads no feedback: leave it out")
+    return policy
 
 
 def _commit(config: TrainConfig, corpus: Corpus) -> Policy:

@@ -33,9 +33,10 @@ from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
 from cuvee.core.trajectory import Cost
 from cuvee.methods import METHODS
-from cuvee.policies.files import load_policy, read_provenance
+from cuvee.policies.files import kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard import Limits
 from cuvee.recipes.explain import explain, nearest
+from cuvee.recipes.questions import Evaluation
 from cuvee.recipes.yaml_file import override, read_yaml
 from cuvee.training.settings import TrainerSettings
 
@@ -113,6 +114,11 @@ class PolicyChoice(BaseModel):
 
     def load(self) -> Policy:
         return load_policy(self.policy)
+
+    @property
+    def reads_feedback(self) -> bool:
+        """Whether it can be told of questions. Raises `PolicyError` if no policy is there."""
+        return hasattr(kind_of_policy(self.policy), "evaluating")
 
     @property
     def sha256(self) -> str:
@@ -200,10 +206,16 @@ class TrainConfig(RunConfig):
     method: MethodChoice = MethodChoice(name="natural")
     policy: PolicyChoice | None = None
     """A policy folder that steers instead of a method."""
+    evaluation: Evaluation | None = None
+    """Questions for a policy that reads feedback; without them it steers without."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
+        if self.policy is None and self.evaluation is not None:
+            raise ConfigError(
+                f"evaluation is given, and {self.method.label} does not ask for it: it is for a saved policy (policy: FOLDER)"
+            )
         if self.policy is not None and "method" in self.model_fields_set:
             raise ConfigError(
                 f"both method ({self.method.label}) and policy ({self.policy.policy}) are given; keep one"
@@ -223,7 +235,8 @@ class TrainConfig(RunConfig):
         own = {**self.setting(corpus_fingerprint), "seed": self.seed}
         if self.policy is None:
             return {**own, "method": self.method.model_dump(mode="json")}
-        return {**own, "policy": self.policy.label, "policy_sha256": self.policy.sha256}
+        asked = {} if self.evaluation is None else {"evaluation": self.evaluation.identity()}
+        return {**own, "policy": self.policy.label, "policy_sha256": self.policy.sha256, **asked}
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
@@ -235,6 +248,8 @@ class CompareConfig(RunConfig):
 
     methods: Annotated[tuple[Choice, ...], Field(min_length=1)]
     """Saved policies may stand among them."""
+    evaluation: Evaluation | None = None
+    """Questions for those of them that read feedback."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     baseline: str = ""
     """The label of the method that the others are measured against; the first one if not given."""
@@ -263,10 +278,18 @@ class CompareConfig(RunConfig):
     def runs(self) -> list[TrainConfig]:
         """One configuration for each method and seed, seed by seed, so that early results are already paired."""
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
-        choices: list[dict[str, Any]] = [
-            {"policy" if isinstance(choice, PolicyChoice) else "method": choice} for choice in self.methods
-        ]
+        choices = [self._steering(choice) for choice in self.methods]
+        if self.evaluation is not None and not any("evaluation" in choice for choice in choices):
+            raise ConfigError(
+                f"evaluation is given, and none of {', '.join(choice.label for choice in self.methods)} reads feedback"
+            )
         return [TrainConfig(**common, **choice, seed=seed) for seed in self.seeds for choice in choices]
+
+    def _steering(self, choice: MethodChoice | PolicyChoice) -> dict[str, Any]:
+        if isinstance(choice, MethodChoice):
+            return {"method": choice}
+        asked = self.evaluation is not None and choice.reads_feedback
+        return {"policy": choice, **({"evaluation": self.evaluation} if asked else {})}
 
 
 def sha256_of_model(folder: Path) -> str:

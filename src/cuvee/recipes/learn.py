@@ -50,8 +50,7 @@ def learn_from_search(
         learned = learn(runs, Feedback(method.weight), settings, config.seed, working, observer)
         views = diagnose(learned, runs, Feedback(method.weight), settings.quantile)
     provenance = {"method": config.method.model_dump(mode="json"), "corpus": corpus.fingerprint, "seed": config.seed}
-    policy = learned.policy.evaluating(method.files(), method.share)
-    save_policy(folder, policy, {**provenance, **learned.provenance})
+    save_policy(folder, learned.policy, {**provenance, **learned.provenance})
     facts = {
         "Runs": f"{len(runs)}, {len(learned.held_out)} of them held out",
         "Proxy tokens": f"{learned.provenance['proxies']['tokens']:,}",
