@@ -6,7 +6,8 @@
     python benchmarks/learn.py --full-size --whole    the same without extrapolating
 
 Tasks are DOMAINSxINTERVALS (`cuvee.training.continual`): `--runs` walks of the scoring sampler are logged, a policy is learned
-from them as `cuvee learn` does, and it then steers a run with another seed. Figures are the true feedback at the end, without noise:
+from them as `cuvee learn` does, and it then steers a run with another seed. Figures are the true feedback at the
+end, without noise:
 
     behaviour      mean of the logged walks               top_quantile   mean of their best fifth: what is imitated
     sft            the policy as cloning left it          learned        the policy that is kept
@@ -114,12 +115,17 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
         for name, (step, planned) in parts.items():
             step()
             slice_ = planned if whole else 3
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             for _ in range(slice_):
                 step()
             timed[name] = (time.perf_counter() - started) / slice_
-        minutes = (timed["clone"] * settings.clones + timed["update"] * settings.updates) / 60
-        found[preset] = {"parameters": parameters, "extrapolated": not whole, "minutes": minutes, **timed}
+            timed[f"{name}_processor"] = (time.process_time() - used) / slice_
+        minutes, busy = (
+            (timed[f"clone{kind}"] * settings.clones + timed[f"update{kind}"] * settings.updates) / 60
+            for kind in ("", "_processor")
+        )
+        found[preset] = {"parameters": parameters, "extrapolated": not whole, "minutes": minutes} | timed
+        found[preset]["processor_minutes"] = busy
         print(preset, found[preset], flush=True)
     return found
 

@@ -143,7 +143,7 @@ def test_several_domain_spaces_are_judged_one_by_one() -> None:
 
 
 def test_too_few_runs_are_refused_and_bad_ones_named() -> None:
-    with pytest.raises(PolicyError, match="7 of 7 runs .* at least 8"):
+    with pytest.raises(PolicyError, match=r"7 of 7 runs .* at least 8"):
         learn_policy(RUNS[:7], Feedback(), settings())
     blind = [replace(one, trajectory=_without_feedback(one.trajectory)) for one in RUNS]
     with pytest.raises(PolicyError, match="0 of 12 runs"):

@@ -74,9 +74,12 @@ class Judgement:
 
 
 class Judge:
-    """Judges policies by `held_out` runs; `learned_from` say how good the fit is, what is within reach, and which of the mixtures
-    `statics` is the best one to hold from start to end. All runs have the same domains and equally many intervals; at least two
-    of each are needed. `weight` is λ of the feedback."""
+    """Judges policies by `held_out` runs.
+
+    `learned_from` say how good the fit is, what is within reach, and which of the mixtures `statics` within it is the best one to
+    hold from start to end. All runs have the same domains and equally many intervals; at least two of each are needed. `weight`
+    is λ of the feedback.
+    """
 
     def __init__(
         self,
@@ -101,18 +104,18 @@ class Judge:
         self._missed_R = rng.choice(missed_N, size=_RESAMPLES)
         returns_N = np.array([self._return(run) for run in self._runs])
         self._behaviour_R = np.append(returns_N.mean(), self._counts_RN @ returns_N / n)
+        self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
         chooser = Regression(seen)
-        best = max(statics, key=lambda name: self._earned(self._held(statics[name]), chooser))
+        near = [name for name in statics if self._outside(self._held(statics[name])) <= _MOST_OUTSIDE] or list(statics)
+        best = max(near, key=lambda name: self._earned(self._held(statics[name]), chooser))
         self.static_name, self.static_K = best, np.asarray(statics[best])
         self._static_R = self._values(self._held(self.static_K))
-        self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
 
     def __call__(self, policy: Policy) -> Judgement:
         path = run(FittedRun(self._regression, self._example), policy)
         weights_TK, n = path.weights_TK(), len(self._runs)
         value_R = self._values(weights_TK)
         nothing_R = np.zeros_like(value_R)
-        far_T = np.array([_nearest(self._seen_NTK, t, weights_TK[t]).min() for t in range(len(weights_TK))])
         return Judgement(
             value=_compared(value_R, nothing_R, n),
             behaviour=_compared(self._behaviour_R, nothing_R, n),
@@ -120,11 +123,15 @@ class Judge:
             static=_compared(self._static_R, nothing_R, n),
             over_static=_compared(value_R, self._static_R, n),
             static_K=self.static_K,
-            outside=float((far_T > self._reach).mean()),
+            outside=self._outside(weights_TK),
             reach=self._reach,
             error=self.error,
             path=path,
         )
+
+    def _outside(self, weights_TK: FloatArray) -> float:
+        far_T = np.array([_nearest(self._seen_NTK, t, weights_K).min() for t, weights_K in enumerate(weights_TK)])
+        return float((far_T > self._reach).mean())
 
     def _held(self, mixture_K: FloatArray) -> FloatArray:
         return np.broadcast_to(mixture_K, self._seen_NTK.shape[1:])

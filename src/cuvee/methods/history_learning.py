@@ -41,8 +41,8 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
     """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
-    space's runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged ones, see
-    `imagine`. `architecture` is a preset's name or its fields."""
+    space's runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged
+    ones, see `imagine`. `architecture` is a preset's name or its fields."""
 
     clones: int = 300
     updates: int = 1000

@@ -67,8 +67,8 @@ def alarms(view: SpaceView) -> list[str]:
     spread, doubt = float(view.spread_T.mean()), float(view.doubt_T.mean())
     if spread <= max(doubt, _FLAT):
         found.append(
-            f"Flat Q: values of different mixtures differ by {spread:.2g} deviations of a return, the twin critics disagree about "
-            f"those differences by {doubt:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
+            f"Flat Q: values of different mixtures differ by {spread:.2g} deviations of a return, the twin critics disagree "
+            f"about those differences by {doubt:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
         )
     largest_T = view.path_TK.max(axis=1)
     if (largest_T > 0.9).mean() >= 0.5:
