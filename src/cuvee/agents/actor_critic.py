@@ -59,6 +59,18 @@ class _MLPActor(nn.Module):
         return out
 
 
+class _Referred(nn.Module):
+    """An actor whose logits, its first outputs, are relative to a feature of the domains."""
+
+    def __init__(self, actor: nn.Module, feature: int) -> None:
+        super().__init__()
+        self.actor, self.feature = actor, feature
+
+    def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
+        out: Tensor = self.actor(domains_BKF, globals_BG)
+        return torch.cat([out[..., :1] + domains_BKF[..., self.feature, None], out[..., 1:]], -1)
+
+
 class _MLPCritic(nn.Module):
     def __init__(self, shape: Shape, architecture: Architecture) -> None:
         super().__init__()
@@ -117,7 +129,8 @@ class _TransformerCritic(nn.Module):
 def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Module:
     """observation → (…, K, outputs)."""
     kind = _MLPActor if architecture.kind == "mlp" else _TransformerActor
-    return kind(shape, architecture, outputs)
+    actor = kind(shape, architecture, outputs)
+    return actor if shape.reference is None else _Referred(actor, shape.reference)
 
 
 def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:

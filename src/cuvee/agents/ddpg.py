@@ -1,7 +1,7 @@
 """DDPG on the simplex (Lillicrap et al. 2016, arXiv:1509.02971; for data mixing AC-ODM, arXiv:2505.23878).
 
     critic   minimise  (Q(s, α) − [r + γ Q'(s′, μ'(s′))])²                       Q a number, or one a domain
-    actor    maximise  Q(s, μ(s)), for a vector critic Σ_i μ_i Q_i(s, μ(s)), less c/(1−γ) KL(μ ‖ uniform)
+    actor    maximise  Q(s, μ(s)), for a vector critic Σ_i μ_i Q_i(s, μ(s)), less c/(1−γ) KL(μ ‖ reference)
              μ = softmax of bounded logits
     targets  θ' ← θ' + τ (θ − θ')
 
@@ -116,7 +116,7 @@ class DDPG(ReplayAgent):
         encoded = critic.encode(batch.domains_BKF, batch.globals_BG).detach()
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
         worth_B = worth(critic.value(encoded, action_BK), action_BK)
-        return (self.cost_of_distance(action_BK) - worth_B).mean()
+        return (self.cost_of_distance(action_BK, batch.domains_BKF) - worth_B).mean()
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "noise": self._noise_K.numpy().copy()}

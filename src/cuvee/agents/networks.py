@@ -35,13 +35,16 @@ class Architecture:
 class Shape:
     """K domains with F features each and G numbers for the run; `vector` says that rewards, and values, are one a domain.
 
-    A transformer uses `domains` for nothing but the buffer it learns from: it acts at any K.
+    `reference` is the feature, if there is one, that holds the logits of the mixture that an untrained actor plays, and from
+    which its caution counts; without one that is uniform. A transformer uses `domains` for nothing but the buffer it learns
+    from: it acts at any K.
     """
 
     domains: int
     features: int
     globals: int
     vector: bool = False
+    reference: int | None = None
 
 
 def mlp(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -27,8 +26,8 @@ class ReplaySettings:
 
     `tau` is the share by which a target network moves at each batch. `scale_rewards` shows the critic rewards of mean 0
     and deviation 1 (`RewardScale`); the buffer keeps them raw either way. `caution` is what a nat of KL divergence from
-    uniform must be worth, in rewards an interval as the critic sees them: where rewards hardly depend on the mixture, the best
-    one is a corner, and without caution the actor goes there as fast as its rate allows.
+    the reference (`Shape`; else uniform) must be worth, in rewards an interval as the critic sees them: where rewards hardly
+    depend on the mixture, the best one is a corner, and without caution the actor goes there as fast as its rate allows.
     """
 
     discount: float = 0.95
@@ -86,13 +85,15 @@ class ReplayAgent(ABC):
         means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
 
-    def cost_of_distance(self, action_BK: Tensor) -> Tensor:
-        """(…,) what the actor pays for going away from uniform; `caution` / (1 − γ) a nat, since that is the scale of values."""
+    def cost_of_distance(self, action_BK: Tensor, domains_BKF: Tensor) -> Tensor:
+        """(…,) what the actor pays for leaving the reference: `caution` / (1 − γ) a nat, since that is the scale of values."""
         s = self.settings
         if not s.caution:
             return action_BK.new_zeros(action_BK.shape[:-1])
-        from_uniform_B = (action_BK * log_weights(action_BK)).sum(-1) + math.log(action_BK.shape[-1])
-        return s.caution / max(1.0 - s.discount, 1e-2) * from_uniform_B
+        feature = self.shape.reference
+        reference_BK = torch.zeros_like(action_BK) if feature is None else domains_BKF[..., feature]
+        divergence_B = (action_BK * (log_weights(action_BK) - reference_BK.log_softmax(-1))).sum(-1)
+        return s.caution / max(1.0 - s.discount, 1e-2) * divergence_B
 
     def state_dict(self) -> State:
         return {

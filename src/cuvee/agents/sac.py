@@ -1,7 +1,7 @@
 """SAC on the simplex (Haarnoja et al. 2018, arXiv:1812.05905; for data mixing HDS, arXiv:2606.24133).
 
     critics  minimise  Σ_j ½ (Q_j(s, α) − [r + γ (min_j Q'_j(s′, α′) − λ (ln π(α′|s′) + H))])²,      α′ ~ π(s′)
-    actor    minimise  E_π [λ ln π(α|s) − min_j Q_j(s, α) + c/(1−γ) KL(α ‖ uniform)]        c is ours, and 0 unless given
+    actor    minimise  E_π [λ ln π(α|s) − min_j Q_j(s, α) + c/(1−γ) KL(α ‖ reference)]        c is ours, and 0 unless given
     λ        minimise  −ln λ · E_π [ln π(α|s) + H]
 
 π is logistic-normal or Dirichlet, and its density is taken with respect to the Aitchison measure Π dα/α. With the usual
@@ -122,7 +122,9 @@ class SAC(ReplayAgent):
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
         _, worth_B = lesser(self.critic.net, encoded, draw.weights)
-        return (strength * draw.log_ratio_prob + self.cost_of_distance(draw.weights) - worth_B).mean()
+        return (
+            strength * draw.log_ratio_prob + self.cost_of_distance(draw.weights, batch.domains_BKF) - worth_B
+        ).mean()
 
 
 def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:

@@ -26,12 +26,12 @@ from cuvee.methods.learned import commit_learned
 from cuvee.policies.agent_policy import AgentPolicy
 
 AGENT: Mapping[str, Any] = {
-    "updates": 4,
+    "updates": 6,
     "tau": 0.02,
     "warmup": 4,
     "batch_size": 32,
-    "actor_rate": 2e-3,
-    "critic_rate": 2e-3,
+    "actor_rate": 1e-3,
+    "critic_rate": 1e-3,
     "spread": 0.2,
     "caution": 0.2,
     "architecture": {"hidden": 32},

@@ -1,8 +1,9 @@
 """`AgentPolicy`: agent × encoder × reward. What AC-ODM and HDS steer with, learning on the run or frozen.
 
-While it learns: a warm-up in which ODM acts and fills the buffer; then the agent acts, exploring, and is updated after every
-interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and norms. The Transformer architecture acts at
-any number of domains; one that learns on other domains than it was saved with keeps its networks and starts a new buffer.
+While it learns: a warm-up in which ODM acts, less where a domain counts less, and fills the buffer; then the agent acts, exploring,
+and is updated after every interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and norms. The
+Transformer architecture acts at any number of domains; one that learns on other domains than it was saved with keeps its
+networks and starts a new buffer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from cuvee.agents.base import Agent, Observation, Transition
 from cuvee.agents.ddpg import DDPG, DDPGSettings
@@ -103,7 +106,8 @@ class AgentPolicy:
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warm_up"]:
-            return self._warm_up.mixture(so_far)
+            start_K = np.exp(observation.domains_KF[:, DOMAIN_FEATURES.index("value")].astype(np.float64))
+            return Mixture.normalise(so_far.names, self._warm_up.mixture(so_far).weights_K * start_K)
         agent = self._agent_for(len(so_far.names))
         return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
 
@@ -149,7 +153,13 @@ class AgentPolicy:
         settings["architecture"] = _construct(
             Architecture, {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
         )
-        shape = Shape(K, len(DOMAIN_FEATURES), len(GLOBAL_FEATURES), vector=self._settings["vector"])
+        shape = Shape(
+            K,
+            len(DOMAIN_FEATURES),
+            len(GLOBAL_FEATURES),
+            vector=self._settings["vector"],
+            reference=DOMAIN_FEATURES.index("value"),
+        )
         return make(shape, _construct(settings_type, settings), seed=self._settings["seed"])
 
     def settings(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ DOMAIN_FEATURES = (
     "epochs",  # log(1 + tokens drawn / tokens available)
     "natural",  # log natural share, standardised
     "target",  # 1 for a domain that is to be learned
-    "valued",  # its value over the largest value: 0 for a domain whose loss does not count
+    "value",  # log of its value over the largest, at least ln 0.1: what a domain whose loss does not count has
 )
 GLOBAL_FEATURES = (
     "progress",
@@ -37,6 +37,7 @@ GLOBAL_FEATURES = (
     "norm_spread",  # standard deviation over layers of the same
 )
 _CLIP = 3.0
+_LEAST_VALUE = 0.1
 
 
 def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
@@ -59,7 +60,7 @@ def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
             np.log1p(drawn_K / np.maximum(available_K, 1.0)),
             _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
             np.array([float(domain.is_target) for domain in so_far.domains]),
-            values_K / max(float(values_K.max()), 1e-12),
+            log_value(values_K),
         ],
         axis=1,
     )
@@ -69,6 +70,12 @@ def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
     )
     clipped = (np.clip(features, -_CLIP, _CLIP).astype(np.float32) for features in (domains_KF, globals_G))
     return Observation(*clipped)
+
+
+def log_value(values_K: FloatArray) -> FloatArray:
+    """ln v (K,), 0 for the largest: the logits of the mixture from which agents start and warm up. A domain that does not count
+    gets a tenth of what the others get, enough to find out whether it helps them."""
+    return np.log(np.maximum(values_K / max(float(values_K.max()), 1e-12), _LEAST_VALUE))
 
 
 def _drawn(so_far: Trajectory) -> FloatArray:
