@@ -1,9 +1,9 @@
 """`AgentPolicy`: agent × encoder × reward. What AC-ODM and HDS steer with, learning on the run or frozen.
 
-While it learns: a warm-up in which ODM acts, less where a domain counts less, and fills the buffer; then the agent acts, exploring,
-and is updated after every interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and norms. The
-Transformer architecture acts at any number of domains; one that learns on other domains than it was saved with keeps its
-networks and starts a new buffer.
+While it learns: a warm-up in which ODM acts, less where a domain counts less, and fills the buffer; then the agent acts,
+exploring, and is updated after every interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and
+norms. The Transformer architecture acts at any number of domains; one that learns on other domains than it was saved with
+keeps its networks and starts a new buffer.
 """
 
 from __future__ import annotations
