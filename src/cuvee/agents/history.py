@@ -16,6 +16,7 @@ not published. Ours is the preset `full`; `small` is for CPUs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,10 @@ class Memory:
         self.buffers = [pad(part, (0, 0, 0, spare)) for part in kept]
 
 
+Past = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values (B·K, heads, t, D) of the moments before, for each block, that gradients may flow through."""
+
+
 class HistoryNet(nn.Module):
     """The grid Transformer. `present_BTK` tells domains from padding: what is absent, at every moment or from some moment to
     the end, changes nothing for what is present."""
@@ -127,6 +132,22 @@ class HistoryNet(nn.Module):
         memory.end += 1
         return x, memory
 
+    def unroll(self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor) -> tuple[Tensor, Past]:
+        """`step` for a batch of runs, differentiable: tokens (B, K, H) of the moment after `past`, and what is then past.
+
+        For learning where what is done at one moment decides what is seen at the next. Spans `window` moments at most.
+        """
+        x = self._embedded(domains_BKF, globals_BG)
+        seen = 1 if past is None else past[0][0].shape[-2] + 1
+        assert seen <= self.architecture.window, "unrolling keeps all that is past"
+        bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[None, :, None].to(x.dtype)
+        now: list[tuple[Tensor, Tensor]] = []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x, kept = block.unroll(x, past[number] if past else None, bias)
+            now.append(kept)
+        return x, now
+
     def _embedded(self, domains: Tensor, globals_: Tensor) -> Tensor:
         embedded: Tensor = self.embed(domains) + self.embed_globals(globals_)[..., None, :]
         return embedded
@@ -168,6 +189,16 @@ class _Block(nn.Module):
         keys, values = buffer[..., seen, :]
         attended = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=bias)
         return self._feed(x + self.out_time(attended.flatten(1)))
+
+    def unroll(
+        self, x_BKH: Tensor, past: tuple[Tensor, Tensor] | None, bias: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x = self._over_domains(x_BKH, None)
+        B, K, H = x.shape
+        q, k, v = self.qkv_time(self.norm_time(x)).view(B * K, 3, self.heads, -1, 1).transpose(-1, -2).unbind(1)
+        keys, values = (k, v) if past is None else (torch.cat([past[0], k], -2), torch.cat([past[1], v], -2))
+        attended = scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        return self._feed(x + self.out_time(attended.reshape(B, K, H))), (keys, values)
 
     def _over_domains(self, x_NKH: Tensor, mask: Tensor | None) -> Tensor:
         qkv = self.qkv_domains(self.norm_domains(x_NKH))
@@ -222,6 +253,11 @@ class HistoryActor(nn.Module):
         """Logits (K,) of the moment after those in `memory`, and the memory that holds it too."""
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return _blended(domains_KF, self.head(self.norm(tokens_KH))), memory
+
+    def unroll(self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor) -> tuple[Tensor, Past]:
+        """Logits (B, K) of the moment after `past`, and what is then past; see `HistoryNet.unroll`."""
+        tokens_BKH, past = self.net.unroll(past, domains_BKF, globals_BG)
+        return _blended(domains_BKF, self.head(self.norm(tokens_BKH))), past
 
 
 def _blended(domains: Tensor, out: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ begin with few. What counts is the feedback of Data Mixing Agent (arXiv 2507.156
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,17 +19,47 @@ from torch import Tensor
 from cuvee.core.domain import Domain
 from cuvee.training.simulator import ScalingLaws
 
-_BUDGET, _KNOWN, _BEGUN = 2e7, 4e7, 2e5  # effective tokens of a run; of the source field and the target field before it
-_NEARNESS = 3.0  # how fast transfer falls with distance on the sphere
+
+@dataclass(frozen=True)
+class Nature:
+    """What all domains of a world have in common."""
+
+    budget: float = 2e7
+    """Tokens of a run."""
+    known: float = 4e7
+    """Effective tokens of the source field before the run."""
+    begun: float = 2e5
+    """And of the target field."""
+    nearness: float = 3.0
+    """How fast transfer falls with distance on the sphere."""
+    forgetting: tuple[float, float] = (0.1, 0.95)
+    """Between which shares of what is known of a domain are forgotten over a run that never reads it."""
+
+    @classmethod
+    def draw(cls, seed: int) -> Nature:
+        """Budgets over a factor of forty, source fields that are forgotten hardly or almost wholly, target fields that are new
+        or half known, and transfer from almost everywhere to almost nowhere."""
+        rng = np.random.default_rng([seed, 77])
+        least = float(rng.uniform(0.0, 0.5))
+        return cls(
+            budget=2e7 * float(np.exp(rng.uniform(np.log(0.1), np.log(4)))),
+            known=4e7 * float(np.exp(rng.uniform(np.log(0.25), np.log(4)))),
+            begun=2e5 * float(np.exp(rng.uniform(np.log(0.3), np.log(30)))),
+            nearness=float(rng.uniform(1.5, 8.0)),
+            forgetting=(least, least + float(rng.uniform(0.1, 0.48))),
+        )
 
 
-def continual(sources: int, targets: int, seed: int, intervals: int = 20) -> tuple[ScalingLaws, tuple[Domain, ...]]:
+def continual(
+    sources: int, targets: int, seed: int, intervals: int = 20, nature: Nature | None = None
+) -> tuple[ScalingLaws, tuple[Domain, ...]]:
     """Laws and domains, source domains first. Sizes, laws, transfer and forgetting are drawn from `seed`."""
+    nature = nature or Nature()
     K, rng = sources + targets, np.random.default_rng([seed, sources, targets])
     is_target_K = np.arange(K) >= sources
     points_KD = rng.normal(size=(K, 5))
     points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
-    transfer_KK = np.exp(_NEARNESS * (points_KD @ points_KD.T - 1))
+    transfer_KK = np.exp(nature.nearness * (points_KD @ points_KD.T - 1))
     np.fill_diagonal(transfer_KK, 1.0)
     share_K = np.concatenate([rng.dirichlet(np.full(n, 2.0)) for n in (sources, targets)])
     laws = ScalingLaws(
@@ -37,11 +67,11 @@ def continual(sources: int, targets: int, seed: int, intervals: int = 20) -> tup
         scale_K=torch.from_numpy(np.exp(rng.uniform(np.log(0.2), np.log(4.0), K))),
         exponent_K=torch.from_numpy(rng.uniform(0.15, 0.6, K)),
         transfer_KK=torch.from_numpy(transfer_KK),
-        forgetting_K=torch.from_numpy(1 - (1 - rng.uniform(0.1, 0.95, K)) ** (1 / intervals)),
-        start_K=torch.from_numpy(np.where(is_target_K, _BEGUN, _KNOWN) * share_K + 1e4),
+        forgetting_K=torch.from_numpy(1 - (1 - rng.uniform(*nature.forgetting, K)) ** (1 / intervals)),
+        start_K=torch.from_numpy(np.where(is_target_K, nature.begun, nature.known) * share_K + 1e4),
         value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
-        interval=_BUDGET / intervals,  # so that a run is one budget, however often it is re-weighted
+        interval=nature.budget / intervals,  # so that a run is one budget, however often it is re-weighted
     )
     loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)
     value_K = 0.5 / torch.where(target_K, loss_K[target_K].sum(), loss_K[~target_K].sum())

@@ -1,0 +1,93 @@
+"""Learning through simulated worlds: what is unrolled is what a policy sees and does in a run, and gradients go through it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cuvee.agents.history import HistoryActor, HistoryArchitecture
+from cuvee.agents.learning import seeded
+from cuvee.loop import run
+from cuvee.methods.universal import (
+    Senses,
+    UniversalSettings,
+    Worlds,
+    constant_gain,
+    draw_worlds,
+    learn_universal,
+    rollout,
+)
+from cuvee.policies.feedback import Feedback
+from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.training.continual import Nature, continual, feedback_gain
+from cuvee.training.simulator import Simulator
+
+TINY = UniversalSettings(updates=3, valuations=2, moments=60, sources=4, targets=2, shortest=3, longest=6)
+
+
+class Asked:
+    name = "evaluation"
+
+
+def wild(seed: int) -> HistoryPolicy:
+    """An actor that does something else at each moment: its output layer is far from zero."""
+    policy = HistoryPolicy(seed=seed)
+    with torch.no_grad():
+        policy.actor.head.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(seed))
+    return policy
+
+
+def test_unrolled_moment_by_moment_the_network_says_what_it_says_at_once() -> None:
+    actor = seeded(1, lambda: HistoryActor(9, 10, HistoryArchitecture(hidden=16, layers=2, heads=2)))
+    domains, globals_, past, said = torch.randn(3, 7, 5, 9), torch.randn(3, 7, 10), None, []
+    for t in range(7):
+        logits, past = actor.unroll(past, domains[:, t], globals_[:, t])
+        said.append(logits)
+    assert torch.allclose(torch.stack(said, 1), actor(domains, globals_), atol=1e-5)
+
+
+@pytest.mark.parametrize(("sources", "targets", "told"), [(1, 1, True), (4, 2, True), (9, 3, False)])
+def test_a_rollout_is_the_run_that_the_policy_would_steer(sources: int, targets: int, told: bool) -> None:
+    seed, intervals = 5, 9
+    laws, domains = continual(sources, targets, seed, intervals, Nature.draw(seed))
+    policy, senses = wild(3), Senses.perfect(1)
+    senses.told_B1.fill_(float(told))
+    with torch.no_grad():
+        played = rollout(policy, Worlds([(laws, domains)]), senses, torch.Generator())
+    policy.probes = (Asked(),) if told else ()
+    steered = run(Simulator(laws, seed=0, noise=0.0, domains=domains), policy)
+    weights_TK = torch.from_numpy(steered.weights_TK())
+    assert torch.allclose(played.weights_BTK[0].double(), weights_TK, atol=1e-4)
+    assert float(played.feedback_BT[0, -1]) == pytest.approx(feedback_gain(laws, weights_TK), abs=1e-4)
+    if told:
+        assert played.feedback_BT[0].tolist() == pytest.approx(Feedback()(steered).values.tolist(), abs=1e-4)
+
+
+def test_worlds_differ_in_kind_and_the_gain_of_a_constant_mixture_is_right() -> None:
+    kinds = [Nature.draw(seed) for seed in range(20)]
+    assert len(set(kinds)) == 20
+    assert all(0 <= kind.forgetting[0] < kind.forgetting[1] < 1 for kind in kinds)
+    worlds = [continual(3, 2, seed, 8, kind) for seed, kind in enumerate(kinds)]
+    together = Worlds(worlds)
+    gain_B = constant_gain(together, together.reference_BK)
+    for (laws, _), reference_K, gain in zip(worlds, together.reference_BK.double(), gain_B.tolist(), strict=True):
+        assert gain == pytest.approx(feedback_gain(laws, reference_K.expand(8, -1)), abs=1e-4)
+
+
+@pytest.mark.training
+def test_learning_is_repeatable_and_ends_above_the_reference_mixture() -> None:
+    first, second = (learn_universal(TINY, seed=4).state_dict() for _ in range(2))
+    assert all((first[net][name] == second[net][name]).all() for net in first for name in first[net])
+    said: list[float] = []
+    settings = UniversalSettings(updates=60, valuations=0, moments=600, sources=6, targets=3, shortest=8, longest=12)
+    learn_universal(settings, 0, lambda _, figures: said.append(figures["above_reference"]))
+    assert sum(said[-20:]) > sum(said[:20])
+
+
+def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:
+    for seed in range(10):
+        worlds = draw_worlds(UniversalSettings(), np.random.default_rng(seed))
+        assert 4 <= len(worlds.start_BK) <= 32
+        assert 8 <= worlds.intervals <= 80
+        assert worlds.target_BK.sum(-1).min() >= 1
