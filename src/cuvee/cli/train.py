@@ -42,7 +42,9 @@ def compare(
     config: Config,
     overrides: Overrides = None,
     resume: Resume = False,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Runs at a time, `threads` CPU threads each.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Runs at a time, `threads` CPU threads each.")
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The report to write. Default: NAME.html in `out`.")
     ] = None,
