@@ -1,0 +1,490 @@
+"""The Data Mixing Agent on real text: does what it has learned from small runs beat the mixtures that anybody would try?
+
+    python benchmarks/agent.py --corpus DIR --questions FILE…              about 40 minutes on one core
+    python benchmarks/agent.py --corpus DIR --questions FILE… --full       more proxies and seeds, longer runs, larger models
+    python benchmarks/agent.py … --proxies 8 --seeds 1 --tokens 40000      to see it work
+
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with the roles of domains (or --target NAME).
+Question files are JSONL (docs/probes.md). Which field one is about is guessed from its name; general=FILE, target=FILE or
+NAME=FILE says it.
+
+A base model is trained on the source field, every fourth source domain kept away. From it start, under one data order,
+the proxies of the agent and those of RegMix, half as long as a target run. A target run has data orders of its own; for one
+seed all methods share it. Everything that decides about mixtures sees one half of the questions and of the validation
+documents, the results are of the other half, as nats a token: a side (source, target) is the mean of its texts, by domain, and
+its questions, by file; the average is that of both sides. Fewer is better.
+
+    base            the base model                   share-0.3      a static target share, each field by its tokens
+    target_only     naive                            regmix         fitted to as many static proxies
+    natural         by tokens                        sft            the agent as cloning left it
+    uniform         each domain alike                agent          what `cuvee learn` writes, played as it is
+    random_walk     on the simplex                   actor          the agent where it says itself that it has no support
+
+`avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest mean over seeds, picked with
+hindsight. `source_retained` is 1 less the relative rise of the source side against the base, `target_gain` the relative
+drop of the target side. `source_tokens_saved` is the share of that baseline's source tokens that the agent did without.
+Transfers, without learning again, against the best static share: `source`, the source domains kept away (and a base model of
+them); `model`, a GPT-NeoX base; `space`, the same text as two domains; `field`, another target. `rank_correlation`: Spearman's ρ
+over static mixtures between proxies' feedback and target runs' results. `room`: from the best static mixture to the best of all.
+All training tokens are in `cost`; probes come on top. The last line printed is one JSON object; stop and start it again at will.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from agent_parts import Field, Material, Verdict, judge
+
+from cuvee.core.domain import natural_shares
+from cuvee.core.errors import PolicyError
+from cuvee.core.trajectory import Run
+from cuvee.evaluation.ranks import rank_correlation
+from cuvee.evaluation.statistics import bootstrap_mean
+from cuvee.methods.history_learning import LearnSettings, learn
+from cuvee.policies.feedback import Feedback
+from cuvee.policies.files import load_policy, read_provenance, save_policy
+from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.recipes.compare import compare
+from cuvee.recipes.config import CompareConfig, TrainConfig, parse
+from cuvee.recipes.learn import learn_from_search
+from cuvee.recipes.search import SearchConfig, logged_runs, run_proxies, search
+from cuvee.recipes.train import train
+
+BATCH, LENGTH, INTERVALS = 32, 128, 40
+SHARES = (0.1, 0.3, 0.5, 0.7)
+FIRST_SEED = 100  # proxies have data order 0, target runs have others
+
+
+class Bench:
+    """Trains and judges, each thing once whatever happens."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.out = options, options.out
+        self.unsaid: dict[str, str] = {}
+        self.spent: dict[str, int] = {}
+        self.models: dict[tuple[str, str, int], Path] = {}
+
+    def base(self, field: Field, model: str) -> Path:
+        """A model of the source field alone."""
+        config = self._config(field, model, self.options.base_tokens, "base", rate=1e-2)
+        run = train(parse(TrainConfig, {**config, "method": "source_only"}, "the benchmark"), resume=True)
+        self.spent[f"base {field.name} {model}"] = run.cost.tokens
+        return Path(config["out"]) / run.id / "model"
+
+    def _config(
+        self, field: Field, model: Path | str, tokens: int, name: str, rate: float | None = None
+    ) -> dict[str, Any]:
+        return {
+            "corpus": str(field.folder),
+            "model": str(model),
+            "store": str(self.out / "runs.db"),
+            "out": str(self.out / "runs"),
+            "name": name,
+            "checkpoint_every": 20,
+            "train": {
+                "tokens": tokens,
+                "batch_size": BATCH,
+                "sequence_length": LENGTH,
+                "learning_rate": rate or self.options.rate,
+                "interval": max(1, tokens // (BATCH * LENGTH) // INTERVALS),
+                "validate_every": 0,
+                "validation_tokens": 4096 if name == "regmix" else 1024,
+            },
+        }
+
+    def searching(self, field: Field, base: Path, method: Mapping[str, Any], name: str) -> SearchConfig:
+        config = self._config(field, base, self.options.tokens // 2, name)
+        return parse(SearchConfig, {**config, "method": dict(method)}, "the benchmark")
+
+    def compared(
+        self, field: Field, base: Path, entries: Sequence[Any], seeds: int, tokens: int | None = None, name: str = ""
+    ) -> dict[str, dict[int, Run]]:
+        """Runs by label and seed; their models are remembered for `judged`."""
+        config = self._config(field, base, tokens or self.options.tokens, name or f"on-{field.name}")
+        config |= {"methods": list(entries), "seeds": [FIRST_SEED + seed for seed in range(seeds)]}
+        runs: dict[str, dict[int, Run]] = {}
+        for run in compare(parse(CompareConfig, config, "the benchmark"), resume=True):
+            runs.setdefault(label_of(run), {})[run.seed] = run
+            self.models[run.id, field.name, run.seed] = Path(config["out"]) / run.id / "model"
+        part = f"{config['name']}, {Path(base).parent.name}"
+        self.spent[part] = sum(run.cost.tokens for by_seed in runs.values() for run in by_seed.values())
+        return runs
+
+    def judged(self, field: Field, runs: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[int, Verdict]]:
+        return {
+            label: {seed: self._judge(field, run.id, field.judged) for seed, run in by_seed.items()}
+            for label, by_seed in runs.items()
+        }
+
+    def _judge(self, field: Field, run_id: str, files: Mapping[str, Sequence[str]], cache: str = "judged") -> Verdict:
+        model = self.out / "runs" / run_id / "model"
+        return judge(model, field.corpus, files, self.out / cache / f"{run_id}-{field.name}.json")
+
+    def judge_base(self, field: Field, base: Path) -> Verdict:
+        return self._judge(field, base.parent.name, field.judged)
+
+
+def label_of(run: Run) -> str:
+    method = run.config.get("method")
+    return str(method["label"] if method else run.config["policy"])
+
+
+# ------------------------------------------------------------------------------------------------------------- the agent
+
+
+def agent_method(bench: Bench, field: Field) -> dict[str, Any]:
+    return {
+        "name": "data_mixing_agent",
+        "evaluation": field.feedback,
+        "share": bench.options.share,
+        "proxies": bench.options.proxies,
+        "agent": json.loads(bench.options.agent),
+    }
+
+
+def learned_policies(bench: Bench, field: Field, base: Path) -> tuple[dict[str, Path], float]:
+    """Folders of "agent" and "sft", and of "actor" where the agent would play its fallback; seconds of learning."""
+    config = bench.searching(field, base, agent_method(bench, field), "dma")
+    runs = run_proxies(config)
+    bench.spent["proxies of the agent"] = sum(run.cost.tokens for run in runs)
+    folders = {name: bench.out / "policies" / name for name in ("agent", "sft")}
+    if not (folders["agent"] / "diagnostics.html").exists():
+        result = learn_from_search(config, folders["agent"], observer=None)
+        print("learned:", *result.verdict, sep="\n  ", flush=True)
+    if not folders["sft"].exists():
+        method: Any = config.method.build(config.seed)
+        settings = LearnSettings.of({**method.agent, "updates": 0})
+        cloned = learn(logged_runs(config), Feedback(method.weight), settings, config.seed).policy
+        save_policy(folders["sft"], acting(cloned))
+    agent: Any = load_policy(folders["agent"])
+    if not agent.supported:
+        folders["actor"] = bench.out / "policies" / "actor"
+        if not folders["actor"].exists():
+            save_policy(folders["actor"], acting(agent))
+    return folders, float(read_provenance(folders["agent"])["learning"]["seconds"])
+
+
+def acting(policy: HistoryPolicy) -> HistoryPolicy:
+    """The network itself, whatever off-policy evaluation said of it."""
+    bare = HistoryPolicy(**{**policy.settings(), "support": None})
+    bare.load_state_dict(policy.state_dict())
+    return bare
+
+
+def carried(
+    bench: Bench, policies: Mapping[str, Path], learned_on: Field, to: Field, share: float
+) -> list[dict[str, str]]:
+    """Entries of a comparison on `to`: the same policies asked that field's questions. A fallback by name becomes one by role."""
+    entries = []
+    for label, folder in policies.items():
+        policy: Any = load_policy(folder)
+        settings, fallback = policy.settings(), policy.settings()["fallback"]
+        if fallback and to.name != learned_on.name:
+            share_of_target = fallback.get("target", fallback.get(learned_on.target, 0.0))
+            settings["fallback"] = {"source": 1 - share_of_target, "target": share_of_target}
+        copy = HistoryPolicy(**{**settings, "evaluation": to.feedback, "share": share})
+        copy.load_state_dict(policy.state_dict())
+        place = bench.out / "policies" / f"{label}-on-{to.name}"
+        if not place.exists():
+            save_policy(place, copy, read_provenance(folder))
+        entries.append({"policy": str(place), "label": label})
+    return entries
+
+
+# ------------------------------------------------------------------------------------------------------------- baselines
+
+
+def target_share(field: Field, share: float) -> dict[str, Any]:
+    """A static mixture: each field by its tokens."""
+    shares = natural_shares(field.corpus.domains)
+    is_target = {domain.name: domain.is_target for domain in field.corpus.domains}
+    natural = sum(value for name, value in shares.items() if is_target[name])
+    weights = {
+        name: value * (share / natural if is_target[name] else (1 - share) / (1 - natural))
+        for name, value in shares.items()
+    }
+    return {"name": "given", "weights": weights, "label": f"share-{share:g}"}
+
+
+def sweep(field: Field) -> list[dict[str, Any]]:
+    return [target_share(field, share) for share in SHARES]
+
+
+def static_entries(field: Field) -> list[Any]:
+    return ["target_only", "natural", "uniform", *sweep(field)]
+
+
+def regmix(bench: Bench, field: Field, base: Path) -> list[dict[str, str]]:
+    """An entry of a comparison, or none and the reason in `unsaid`."""
+    method = {
+        "name": "regmix",
+        "proxies": bench.options.regmix_proxies,
+        "fit": "gaussian_process",
+        "objective": "source_target",
+        "tokens": bench.options.tokens,
+    }
+    config = bench.searching(field, base, method, "regmix")
+    bench.spent["proxies of RegMix"] = sum(run.cost.tokens for run in run_proxies(config))
+    try:
+        return [{"policy": str(search(config)), "label": "regmix"}]
+    except PolicyError as error:
+        bench.unsaid["regmix"] = str(error)
+        return []
+
+
+# --------------------------------------------------------------------------------------------------------------- figures
+
+
+def averages(verdicts: Mapping[str, Mapping[int, Verdict]]) -> dict[str, dict[int, float]]:
+    return {label: {seed: one.average for seed, one in by_seed.items()} for label, by_seed in verdicts.items()}
+
+
+def mean_of(by_seed: Mapping[int, float]) -> float:
+    return float(np.mean(list(by_seed.values())))
+
+
+def best_of(average: Mapping[str, Mapping[int, float]], labels: Sequence[str]) -> str:
+    return min(labels, key=lambda label: mean_of(average[label]))
+
+
+OURS = ("agent", "actor", "sft")
+
+
+class Figures:
+    """Estimates over seeds, with their intervals apart."""
+
+    def __init__(self) -> None:
+        self.ci95: dict[str, Any] = {}
+
+    def __call__(self, name: str, values: Sequence[float]) -> float:
+        estimate = bootstrap_mean(values)
+        low, high = estimate.low, estimate.high
+        self.ci95[name] = None if low is None or high is None else [round(low, 5), round(high, 5)]
+        return round(estimate.mean, 5)
+
+    def gains(self, name: str, average: Mapping[str, Mapping[int, float]], ours: str, theirs: str) -> float:
+        """Relative drop of the average, seed by seed."""
+        seeds = sorted(set(average[ours]) & set(average[theirs]))
+        return self(name, [1 - average[ours][seed] / average[theirs][seed] for seed in seeds])
+
+
+def main_figures(
+    bench: Bench, field: Field, base: Path, runs: Mapping[str, Mapping[int, Run]], figures: Figures
+) -> dict[str, Any]:
+    verdicts, of_base = bench.judged(field, runs), bench.judge_base(field, base)
+    average = averages(verdicts)
+    baselines = [label for label in average if label not in OURS]
+    static = [label for label in baselines if label != "random_walk"]
+    best, best_static, best_of_all = best_of(average, baselines), best_of(average, static), best_of(average, [*average])
+    agent, theirs = verdicts["agent"], runs[best]
+    saved = [
+        1 - source_tokens(run) / read for seed, run in runs["agent"].items() if (read := source_tokens(theirs[seed]))
+    ]
+    if not saved:
+        bench.unsaid["source_tokens_saved"] = f"{best} reads no source text"
+    return {
+        "avg_gain_vs_best_baseline": figures.gains("avg_gain_vs_best_baseline", average, "agent", best),
+        "best_baseline": best,
+        "gain_by_method": {label: figures.gains(f"gain.{label}", average, label, best) for label in average},
+        "source_retained": figures("source_retained", [2 - one.source / of_base.source for one in agent.values()]),
+        "target_gain": figures("target_gain", [1 - one.target / of_base.target for one in agent.values()]),
+        "source_tokens_saved": figures("source_tokens_saved", saved) if saved else None,
+        "accuracy": accuracy_above_chance(verdicts, ["agent", best]),
+        "room": {
+            "from": best_static,
+            "to": best_of_all,
+            "gain": figures.gains("room", average, best_of_all, best_static),
+        },
+        "nats": {
+            "base": [round(of_base.source, 4), round(of_base.target, 4)],
+            **{label: sides_of(by_seed) for label, by_seed in verdicts.items()},
+        },
+        "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()},
+    }
+
+
+def sides_of(by_seed: Mapping[int, Verdict]) -> list[float]:
+    """Mean nats a token of source and target."""
+    return [round(float(np.mean([getattr(one, side) for one in by_seed.values()])), 4) for side in ("source", "target")]
+
+
+def path_of(by_seed: Mapping[int, Run]) -> list[float]:
+    """Target share in the first, middle and last tenth of the run, mean over seeds."""
+    shares_NT = np.stack([target_weights(run) for run in by_seed.values()])
+    tenth = max(1, shares_NT.shape[1] // 10)
+    middle = shares_NT.shape[1] // 2
+    parts = (shares_NT[:, :tenth], shares_NT[:, middle : middle + tenth], shares_NT[:, -tenth:])
+    return [round(float(part.mean()), 3) for part in parts]
+
+
+def target_weights(run: Run) -> np.ndarray:
+    is_target = [domain.is_target for domain in run.trajectory.domains]
+    return np.asarray(run.trajectory.weights_TK()[:, is_target].sum(axis=1))
+
+
+def source_tokens(run: Run) -> float:
+    drawn = [signals.tokens_K for signals in run.trajectory.signals[1:]]
+    is_source = [not domain.is_target for domain in run.trajectory.domains]
+    return float(np.sum(drawn, axis=0)[is_source].sum())
+
+
+def accuracy_above_chance(
+    verdicts: Mapping[str, Mapping[int, Verdict]], labels: Sequence[str]
+) -> dict[str, Any] | None:
+    """By question file where each of `labels` is above chance."""
+    said: dict[str, Any] = {}
+    for name in next(iter(verdicts[labels[0]].values())).accuracy:
+        means = {label: np.mean([one.accuracy[name] for one in verdicts[label].values()], axis=0) for label in labels}
+        if all(right > least for right, least in means.values()):
+            said[name] = {label: round(float(right), 4) for label, (right, _) in means.items()}
+    return said or None
+
+
+def transfer(
+    bench: Bench, name: str, field: Field, base: Path, policies: Mapping[str, Path], learned_on: Field, figures: Figures
+) -> dict[str, Any]:
+    """Figures of one transfer: the agent against the best static share."""
+    played = {label: folder for label, folder in policies.items() if label != "sft"}
+    ours = carried(bench, played, learned_on, field, bench.options.share / 2)
+    runs = bench.compared(field, base, [*sweep(field), *ours], bench.options.transfer_seeds, name=f"to-{name}")
+    average = averages(bench.judged(field, runs))
+    best = best_of(average, [label for label in average if label not in OURS])
+    of = {label: figures.gains(f"transfer.{name}.{label}", average, label, best) for label in played}
+    said = {"gain": of, "best_baseline": best, "nats": {label: round(mean_of(a), 4) for label, a in average.items()}}
+    return {**said, "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()}}
+
+
+def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Static mixtures at the proxies' size, by the feedback half, against what the target runs came to."""
+    short = bench.options.tokens // 2
+    runs = bench.compared(field, base, static_entries(field), 1, tokens=short, name="proxy-static")
+    files = {f"{'source' if name == 'general' else 'target'}/text/all": paths for name, paths in field.feedback.items()}
+    found = {
+        label: bench._judge(field, run.id, files, "feedback").average
+        for label, by_seed in runs.items()
+        for run in by_seed.values()
+    }
+    labels = sorted(set(found) & set(average))
+    estimate = rank_correlation([found[label] for label in labels], [mean_of(average[label]) for label in labels])
+    return {
+        "tokens": short,
+        "mixtures": estimate.runs,
+        "value": round(estimate.value, 4),
+        "interval": [round(estimate.low, 4), round(estimate.high, 4)],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------------ main
+
+
+def run_all(bench: Bench, material: Material) -> dict[str, Any]:
+    options, figures, started = bench.options, Figures(), time.perf_counter()
+
+    def log(what: str) -> None:
+        print(f"{time.perf_counter() - started:7.0f} s  {what}", flush=True)
+
+    field = material.field("main", material.sources, material.target)
+    log(f"main: {len(field.sources)} source domains and {field.target}")
+    base = bench.base(field, options.model)
+    log("base model")
+    policies, seconds = learned_policies(bench, field, base)
+    log("agent")
+    entries = [*static_entries(field), "random_walk", *regmix(bench, field, base)]
+    log("RegMix")
+    entries += carried(bench, policies, field, field, options.share / 2)
+    log(json.dumps(main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures)))
+    details = transfers(bench, material, field, base, policies, figures, log)
+    runs = bench.compared(field, base, entries, options.seeds)
+    said = main_figures(bench, field, base, runs, figures)
+    log(json.dumps(said))
+    average = averages(bench.judged(field, runs))
+    proxy = ranks(bench, field, base, average)
+    log("rank correlation")
+    gains = {name: None if one is None else one["gain"]["agent"] for name, one in details.items()}
+    return {
+        **said,
+        "transfer": gains,
+        "rank_correlation": {"proxies": proxy},
+        "agent_seconds": round(seconds, 1),
+        "cost": {"tokens": sum(bench.spent.values()), **bench.spent},
+        "transfer_details": details,
+        "ci95": figures.ci95,
+        "unsaid": bench.unsaid,
+    }
+
+
+def transfers(
+    bench: Bench,
+    material: Material,
+    field: Field,
+    base: Path,
+    policies: Mapping[str, Path],
+    figures: Figures,
+    log: Any,
+) -> dict[str, Any]:
+    options = bench.options
+    found: dict[str, Any] = dict.fromkeys(("source", "model", "space", "field"))
+
+    def one(name: str, to: Field, start: Path) -> None:
+        found[name] = transfer(bench, name, to, start, policies, field, figures)
+        log(f"transfer {name}: {json.dumps(found[name])}")
+
+    if material.unseen:
+        unseen = material.field("unseen", material.unseen, material.target)
+        one("source", unseen, bench.base(unseen, options.model))
+    else:
+        bench.unsaid["transfer.source"] = "too few source domains to keep some away"
+    one("model", field, bench.base(field, options.other_model))
+    one("space", material.field("space", material.sources, material.target, by_role=True), base)
+    if material.other_target:
+        one("field", material.field("other", material.sources, material.other_target), base)
+    else:
+        bench.unsaid["transfer.field"] = "the corpus has one target domain"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--questions", nargs="+", action="extend", required=True, metavar="[ABOUT=]FILE")
+    parser.add_argument("--target", help="the target domain; by default the first one of table.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/agent"))
+    parser.add_argument("--proxies", type=int)
+    parser.add_argument("--regmix-proxies", type=int)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--transfer-seeds", type=int)
+    parser.add_argument(
+        "--tokens", type=int, help="of a target run; a proxy has half of them, a base model three times as many"
+    )
+    parser.add_argument("--share", type=float, default=0.3, help="of a proxy's cost that feedback may have")
+    parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after the base model")
+    parser.add_argument("--kept-away", type=float, default=0.25, help="share of source domains for the transfer")
+    parser.add_argument("--model", default="llama-0.1m")
+    parser.add_argument("--other-model", default="pythia-0.1m")
+    parser.add_argument("--agent", default="{}", metavar="JSON", help="settings of learning")
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    sizes = {
+        "proxies": (28, 128),
+        "regmix_proxies": (20, 128),
+        "seeds": (2, 5),
+        "transfer_seeds": (1, 3),
+        "tokens": (983_040, 3_276_800),
+    }
+    for name, (quick, full) in sizes.items():
+        setattr(options, name, getattr(options, name) or (full if options.full else quick))
+    options.base_tokens = 3 * options.tokens
+    bench = Bench(options)
+    material = Material(options.corpus, options.out, options.questions, options.target, options.kept_away)
+    print(f"questions: {material.asked}", flush=True)
+    print(json.dumps(run_all(bench, material)))
+
+
+if __name__ == "__main__":
+    main()
