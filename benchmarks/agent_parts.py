@@ -157,8 +157,9 @@ class Material:
                 text = json.loads(line)["text"]
                 documents[_half(text)].append(text)
         for half, texts in documents.items():
-            rows = sorted((_digest(piece["answer"]), piece) for text in texts for piece in _pieces(text))
-            _write_rows(self.out / "questions" / half / f"text-{name}.jsonl", [row for _, row in rows[:TEXTS]])
+            pieces = {_digest(piece["answer"]): piece for text in texts for piece in _pieces(text)}
+            picked = [pieces[digest] for digest in sorted(pieces)[:TEXTS]]
+            _write_rows(self.out / "questions" / half / f"text-{name}.jsonl", picked)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(kept.with_suffix(".part"), "wt", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in documents["feedback"])
