@@ -462,6 +462,9 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, help="of a target run; a proxy has half of them, a base model three times as many"
     )
+    parser.add_argument(
+        "--every", type=int, help="how manieth training document is kept: short runs read little of them"
+    )
     parser.add_argument("--share", type=float, default=0.3, help="of a proxy's cost that feedback may have")
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after the base model")
     parser.add_argument("--kept-away", type=float, default=0.25, help="share of source domains for the transfer")
@@ -476,12 +479,15 @@ def main() -> None:
         "seeds": (2, 5),
         "transfer_seeds": (1, 3),
         "tokens": (983_040, 3_276_800),
+        "every": (4, 1),
     }
     for name, (quick, full) in sizes.items():
         setattr(options, name, getattr(options, name) or (full if options.full else quick))
     options.base_tokens = 3 * options.tokens
     bench = Bench(options)
-    material = Material(options.corpus, options.out, options.questions, options.target, options.kept_away)
+    material = Material(
+        options.corpus, options.out, options.questions, options.target, options.kept_away, options.every
+    )
     print(f"questions: {material.asked}", flush=True)
     print(json.dumps(run_all(bench, material)))
 

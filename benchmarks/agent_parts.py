@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ class Field:
 class Material:
     """Everything below `out` that is made of the raw folder and the question files; what is there is not made again."""
 
-    def __init__(self, raw: Path, out: Path, questions: Sequence[str], target: str | None, kept_away: float) -> None:
-        self.raw, self.out = raw, out
+    def __init__(
+        self, raw: Path, out: Path, questions: Sequence[str], target: str | None, kept_away: float, every: int = 1
+    ) -> None:
+        self.raw, self.out, self.every = raw, out, every
         names = sorted(path.name.removesuffix(".jsonl.gz") for path in (raw / "train").glob("*.jsonl.gz"))
         table = json.loads((raw / "table.json").read_text()) if (raw / "table.json").exists() else []
         targets = [str(row["domain"]) for row in table if row.get("role") == "target" and row["domain"] in names]
@@ -134,17 +137,31 @@ class Material:
         return folder / "tokenizer.json"
 
     def _raw_variant(self, name: str, sources: Sequence[str], target: str) -> Path:
-        """The documents of some domains; those for validation are of the feedback half."""
+        """Every `self.every`th training document of some domains; what is validated is of the feedback half."""
         folder = self.out / "raw" / name
         if folder.exists():
             return folder
         half_done = folder.with_name(f"{name}.part")
         shutil.rmtree(half_done, ignore_errors=True)
         for domain in (*sources, target):
-            for split, place in (("train", self.raw / "train"), ("valid", self.out / "raw" / "feedback")):
+            for split, place in (("train", self._thinned()), ("valid", self.out / "raw" / "feedback")):
                 (half_done / split).mkdir(parents=True, exist_ok=True)
                 shutil.copy(place / f"{domain}.jsonl.gz", half_done / split)
         half_done.rename(folder)
+        return folder
+
+    def _thinned(self) -> Path:
+        if self.every == 1:
+            return self.raw / "train"
+        folder = self.out / "raw" / f"every-{self.every}"
+        if not folder.exists():
+            half_done = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(half_done, ignore_errors=True)
+            half_done.mkdir(parents=True)
+            for path in sorted((self.raw / "train").glob("*.jsonl.gz")):
+                with gzip.open(path, "rb") as lines, gzip.open(half_done / path.name, "wb", compresslevel=1) as file:
+                    file.writelines(islice(lines, 0, None, self.every))
+            half_done.rename(folder)
         return folder
 
     def _halve_documents(self, name: str) -> None:
