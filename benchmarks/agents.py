@@ -141,10 +141,14 @@ class Course:
         return simulator.valued_loss()
 
 
-def simulator(domains: int, seed: int) -> dict[str, float]:
+def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
     course = Course(domains, seed)
-    settings = SACSettings(discount=1.0, tau=0.02, actor_rate=3e-4, batch_size=64, spread=0.5)
-    agent = SAC(course.shape, settings, seed)
+    common: dict[str, Any] = {"discount": 1.0, "tau": 0.02, "actor_rate": 3e-4, "batch_size": 64}
+    agent: Any
+    if kind == "sac":
+        agent = SAC(course.shape, SACSettings(**common, spread=0.5), seed)
+    else:
+        agent = DDPG(course.shape, DDPGSettings(**common, twin=True), seed)
     before = agent.actor.state_dict()["net"]
     for episode in range(EPISODES):
         course.episode(agent, 1000 * seed + episode, learn=True)
@@ -162,7 +166,8 @@ TASKS: dict[str, Callable[[int], dict[str, float]]] = {
     **{f"bandit-ddpg-{domains}": partial(bandit, "ddpg", domains, BANDIT_STEPS) for domains in (5, 22, 52)},
     "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, 2_000),
     "bandit-sac-22": partial(bandit, "sac", 22, BANDIT_STEPS),
-    "simulator-sac-5": partial(simulator, 5),
+    "simulator-sac-5": partial(simulator, "sac", 5),
+    "simulator-ddpg-5": partial(simulator, "ddpg", 5),
 }
 
 

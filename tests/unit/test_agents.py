@@ -37,6 +37,13 @@ class TestDDPGOnWeights(AgentSuite):
         return DDPG(Shape(4, 3, 2, vector=True), DDPGSettings(**settings), seed=1)
 
 
+class TestDDPGTwin(AgentSuite):
+    vector = True
+
+    def make(self) -> DDPG:
+        return DDPG(Shape(4, 3, 2, vector=True, reference=1), DDPGSettings(**SMALL, twin=True, caution=0.2), seed=1)
+
+
 class TestSAC(AgentSuite):
     def make(self) -> SAC:
         return SAC(Shape(4, 3, 2), SACSettings(**SMALL, updates=2), seed=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from cuvee.agents.base import Observation
+from cuvee.agents.base import Observation, Transition
 from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.learning import RewardScale
 from cuvee.agents.networks import Architecture, Shape
@@ -43,8 +45,9 @@ def test_noise_with_a_memory_wanders_at_the_same_deviation() -> None:
 
 
 @pytest.mark.parametrize("vector", [False, True])
-def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector: bool) -> None:
-    settings = DDPGSettings(warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16))
+@pytest.mark.parametrize("options", [{}, {"twin": True}, {"caution": 0.2}])
+def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector: bool, options: Any) -> None:
+    settings = DDPGSettings(warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16), **options)
     agent, suite, rng = DDPG(Shape(4, 3, 2, vector), settings), AgentSuite(), np.random.default_rng(0)
     suite.vector = vector
     for _ in range(32):
@@ -63,3 +66,22 @@ def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector
         agent.actor.step("actor", agent.actor_loss(batch))
     assert agent.actor_loss(batch) < promise
     assert all(torch.equal(value, critic_before[name]) for name, value in agent.critic.net.state_dict().items())
+
+
+def test_caution_draws_the_actor_to_its_reference() -> None:
+    """With rewards that do not depend on the mixture, all that moves the actor is what distance costs."""
+    shape = Shape(4, 3, 2, reference=1)
+    settings = DDPGSettings(warmup=1, actor_rate=1e-2, caution=1.0, architecture=Architecture(hidden=16))
+    agent, rng = DDPG(shape, settings), np.random.default_rng(0)
+    reference_K = np.array([0.0, -2.0, 0.0, 1.0], np.float32)
+    expected_K = np.exp(reference_K) / np.exp(reference_K).sum()
+    domains_KF = rng.normal(size=(4, 3)).astype(np.float32)
+    domains_KF[:, 1] = reference_K
+    seen = Observation(domains_KF, np.zeros(2, np.float32))
+    with torch.no_grad():
+        agent.actor.net.actor.body[-1].bias.copy_(torch.tensor([2.0, 0.0, -2.0, 0.0]))  # somewhere else
+    assert np.abs(agent.act(seen) - expected_K).sum() > 0.5
+    for _ in range(300):
+        agent.observe(Transition(seen, rng.dirichlet(np.ones(4)), 1.0, seen))
+        agent.update()
+    assert np.abs(agent.act(seen) - expected_K).sum() < 0.05

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cuvee.agents.learning import least
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.sac import SAC, SACSettings, lesser, simplex_policy, target_entropy
+from cuvee.agents.sac import SAC, SACSettings, simplex_policy, target_entropy
 from cuvee.agents.simplex import Dirichlet, LogisticNormal
 from cuvee.testing.agent import AgentSuite
 
@@ -39,11 +40,8 @@ def test_the_policy_is_of_the_asked_kind() -> None:
 
 
 def test_the_lesser_twin_speaks_for_each_mixture() -> None:
-    class Two:
-        def values(self, _encoded: object, _action: object) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [4.0]])
-
-    value, worth = lesser(Two(), None, torch.full((2, 3), 1 / 3))
+    values = torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [4.0]])
+    value, worth = least(values, torch.full((2, 3), 1 / 3))
     assert worth.tolist() == [1.0, 4.0]
     assert value[:, 0].tolist() == [1.0, 4.0]
 

@@ -5,6 +5,9 @@
              μ = softmax of bounded logits
     targets  θ' ← θ' + τ (θ − θ')
 
+With `twin`, there are two critics and the one that thinks less of a mixture is believed, in targets and by the actor (TD3,
+Fujimoto et al. 2018, arXiv:1802.09477): a single one is optimistic somewhere, and over many bootstraps the actor finds it.
+
 Differences from AC-ODM's release: the actor is stepped by its own optimizer (there it never is), and rewards are scaled
 where they are read instead of where they are stored. `PAPER` keeps the published numbers; with the defaults the agent
 learns in 5,000 steps, which it cannot with those (docs/agents.md). `caution` c is ours, and 0 unless given.
@@ -13,15 +16,15 @@ learns in 5,000 steps, which it cannot with those (docs/agents.md). `caution` c 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cuvee.agents.actor_critic import bounded, build_actor, build_critic
+from cuvee.agents.actor_critic import Twin, bounded, build_actor, build_critic
 from cuvee.agents.base import Observation
-from cuvee.agents.learning import Learner, RewardScale, as_weights, seeded, td_target, tensors, worth
+from cuvee.agents.learning import Learner, RewardScale, as_weights, least, seeded, td_target, tensors
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
@@ -41,6 +44,7 @@ class DDPGSettings(ReplaySettings):
     noise: float = 0.5
     noise_memory: float = 0.0
     noise_on: Literal["logits", "weights"] = "logits"
+    twin: bool = False
 
 
 PAPER = DDPGSettings(
@@ -67,7 +71,11 @@ class DDPG(ReplayAgent):
         self.settings = s = settings or DDPGSettings()
         super().__init__(shape, s, seed)
         actor, critic = seeded(
-            seed, lambda: (build_actor(shape, s.architecture, 1), build_critic(shape, s.architecture))
+            seed,
+            lambda: (
+                build_actor(shape, s.architecture, 1),
+                (Twin if s.twin else build_critic)(shape, s.architecture),
+            ),
         )
         self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, s.tau)
         self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
@@ -104,19 +112,27 @@ class DDPG(ReplayAgent):
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             next_action_BK = bounded(self.actor.slow(*following))[..., 0].softmax(-1)
             slow = self.critic.slow
-            next_value_BR = slow.value(slow.encode(*following), next_action_BK)
+            next_value_BR, _ = least(self._values(slow, slow.encode(*following), next_action_BK), next_action_BK)
             target_BR = td_target(batch, next_value_BR, self.settings.discount, rewards)
         critic = self.critic.net
-        value_BR = critic.value(critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
-        return torch.nn.functional.mse_loss(value_BR, target_BR)
+        values = self._values(critic, critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
+        return sum((torch.nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
 
     def actor_loss(self, batch: Batch) -> Tensor:
-        """Minus what the critic thinks of the actor's mixtures."""
+        """Minus what the critics think of the actor's mixtures."""
         critic = self.critic.net
-        encoded = critic.encode(batch.domains_BKF, batch.globals_BG).detach()
+        with torch.no_grad():
+            encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
-        worth_B = worth(critic.value(encoded, action_BK), action_BK)
+        _, worth_B = least(self._values(critic, encoded, action_BK), action_BK)
         return (self.cost_of_distance(action_BK, batch.domains_BKF) - worth_B).mean()
+
+    def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:
+        """What each critic says, (…, R)."""
+        values: tuple[Tensor, ...] = (
+            critic.values(encoded, action_BK) if self.settings.twin else (critic.value(encoded, action_BK),)
+        )
+        return values
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "noise": self._noise_K.numpy().copy()}

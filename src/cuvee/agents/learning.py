@@ -142,6 +142,16 @@ def td_target(batch: Batch, next_value_BR: Tensor, discount: float, rewards: Rew
     return reward_BR + discount * (1 - batch.terminated_B[:, None]) * next_value_BR
 
 
+def least(values: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (…, R) and worth (…,) by whichever critic thinks least of each mixture."""
+    value_BR, worth_B = values[0], worth(values[0], action_BK)
+    for other_BR in values[1:]:
+        other_B = worth(other_BR, action_BK)
+        value_BR = torch.where((worth_B <= other_B)[..., None], value_BR, other_BR)
+        worth_B = torch.minimum(worth_B, other_B)
+    return value_BR, worth_B
+
+
 def worth(value_BR: Tensor, action_BK: Tensor) -> Tensor:
     """What a mixture is worth (…,): a scalar value as it is, a vector one as Σ α_i Q_i."""
     return value_BR[..., 0] if value_BR.shape[-1] == 1 else (action_BK * value_BR).sum(-1)

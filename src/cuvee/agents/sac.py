@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cuvee.agents.actor_critic import Twin, bounded, build_actor
 from cuvee.agents.base import Observation
-from cuvee.agents.learning import Learner, RewardScale, as_weights, seeded, td_target, tensors, worth
+from cuvee.agents.learning import Learner, RewardScale, as_weights, least, seeded, td_target, tensors
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import Batch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
@@ -110,7 +110,9 @@ class SAC(ReplayAgent):
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             draw = self.policy(*following).sample(self.generator)
-            lesser_BR, _ = lesser(self.critic.slow, self.critic.slow.encode(*following), draw.weights)
+            lesser_BR, _ = least(
+                self.critic.slow.values(self.critic.slow.encode(*following), draw.weights), draw.weights
+            )
             bonus_B1 = -strength * (draw.log_ratio_prob + self.target_entropy)[:, None]
             target_BR = td_target(batch, lesser_BR + bonus_B1, self.settings.discount, rewards)
         critic = self.critic.net
@@ -121,7 +123,7 @@ class SAC(ReplayAgent):
         """What entropy costs less what the more cautious critic thinks of the drawn mixtures."""
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
-        _, worth_B = lesser(self.critic.net, encoded, draw.weights)
+        _, worth_B = least(self.critic.net.values(encoded, draw.weights), draw.weights)
         return (
             strength * draw.log_ratio_prob + self.cost_of_distance(draw.weights, batch.domains_BKF) - worth_B
         ).mean()
@@ -139,12 +141,3 @@ def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
         return LogisticNormal(logits_BK, spread_B1.expand_as(logits_BK))
     # ln of a gamma variate with concentration c has a variance of about 1/c: the same spread, for a weight of 1/K.
     return Dirichlet(logits_BK.shape[-1] * spread_B1.pow(-2) * logits_BK.softmax(-1) + 1e-3)
-
-
-def lesser(critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (…, R) and worth (…,) by whichever twin thinks less of each mixture."""
-    first, second = critic.values(encoded, action_BK)
-    worth_first, worth_second = worth(first, action_BK), worth(second, action_BK)
-    return torch.where((worth_first <= worth_second)[..., None], first, second), torch.minimum(
-        worth_first, worth_second
-    )
