@@ -77,14 +77,14 @@ class DDPG(ReplayAgent):
                 (Twin if s.twin else build_critic)(shape, s.architecture),
             ),
         )
-        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, s.tau)
+        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, s.tau, s.average)
         self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
         self._noise_K = torch.zeros(0)
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
         inputs = tensors(observation)
         with torch.no_grad():
-            logits_K = bounded(self.actor.net(*inputs))[..., 0]
+            logits_K = bounded((self.actor.net if explore else self.actor.steady)(*inputs))[..., 0]
         if not explore:
             return as_weights(logits_K.softmax(-1))
         noise_K = self.settings.noise * self._wander(len(logits_K))

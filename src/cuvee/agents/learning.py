@@ -28,12 +28,14 @@ def seeded(seed: int, build: Callable[[], T]) -> T:
 
 
 class Learner:
-    """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step."""
+    """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step; likewise a running
+    mean of its weights if `average` > 0 (Polyak and Juditsky 1992)."""
 
-    def __init__(self, net: nn.Module, learning_rate: float, tau: float = 0.0) -> None:
+    def __init__(self, net: nn.Module, learning_rate: float, tau: float = 0.0, average: float = 0.0) -> None:
         self.net: Any = net
-        self.tau = tau
+        self.tau, self.average = tau, average
         self.target = copy.deepcopy(net).requires_grad_(False) if tau else None
+        self.mean = copy.deepcopy(net).requires_grad_(False) if average else None
         self.optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate, fused=True)
 
     def step(self, name: str, loss: Tensor) -> dict[str, float]:
@@ -55,16 +57,24 @@ class Learner:
         assert self.target is not None, "this learner was built without a target network"
         return self.target
 
+    @property
+    def steady(self) -> Any:
+        """The running mean, or the network itself where none is kept: what to act with when nothing is learned any more."""
+        return self.mean if self.mean is not None else self.net
+
     @torch.no_grad()
     def track(self) -> None:
-        """target ← target + τ (net − target)."""
-        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), self.tau)
+        """target ← target + τ (net − target), and the mean likewise."""
+        for follower, share in ((self.target, self.tau), (self.mean, self.average)):
+            if follower is not None:
+                torch._foreach_lerp_(list(follower.parameters()), list(self.net.parameters()), share)
 
     def state_dict(self) -> State:
         moments = self.optimizer.state_dict()["state"]
         return {
             "net": module_state(self.net),
             "target": module_state(self.target) if self.target else {},
+            "mean": module_state(self.mean) if self.mean else {},
             "adam": {
                 str(i): {name: value.numpy().copy() for name, value in moments[i].items()} for i in sorted(moments)
             },
@@ -74,6 +84,8 @@ class Learner:
         load_module(self.net, state["net"])
         if self.target:
             load_module(self.target, state["target"])
+        if self.mean:
+            load_module(self.mean, state["mean"])
         groups = self.optimizer.state_dict()["param_groups"]
         if not all(np.isfinite(value).all() for entry in state["adam"].values() for value in entry.values()):
             raise PolicyError("the saved Adam moments are not finite: use an earlier checkpoint")

@@ -28,6 +28,8 @@ class ReplaySettings:
     and deviation 1 (`RewardScale`); the buffer keeps them raw either way. `caution` is what a nat of KL divergence from
     the reference (`Shape`; else uniform) must be worth, in rewards an interval as the critic sees them: where rewards hardly
     depend on the mixture, the best one is a corner, and without caution the actor goes there as fast as its rate allows.
+    `average` is the share by which a running mean of the actor moves at each batch, which acts when there is no exploring (0: the
+    actor itself does): the last of many actors is one that some noise has moved, and a frozen policy keeps it for good.
     """
 
     discount: float = 0.95
@@ -40,6 +42,7 @@ class ReplaySettings:
     updates: int = 1
     scale_rewards: bool = True
     caution: float = 0.0
+    average: float = 0.0
     architecture: Architecture = field(default_factory=Architecture)
 
 

@@ -80,7 +80,7 @@ class SAC(ReplayAgent):
         self.settings = s = settings or SACSettings()
         super().__init__(shape, s, seed)
         actor, critic = seeded(seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture)))
-        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate)
+        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, average=s.average)
         self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
         self.temperature = self.learners["temperature"] = Learner(Temperature(s.temperature), s.temperature_rate)
         self.target_entropy = target_entropy(shape.domains, s.spread)
@@ -92,8 +92,9 @@ class SAC(ReplayAgent):
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
         inputs = tensors(observation)
         with torch.no_grad():
-            policy = self.policy(*inputs)
-            return as_weights(policy.sample(self.generator).weights if explore else policy.centre)
+            if explore:
+                return as_weights(self.policy(*inputs).sample(self.generator).weights)
+            return as_weights(simplex_policy(self.actor.steady(*inputs), self.settings).centre)
 
     def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
         draw = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator)
@@ -103,6 +104,7 @@ class SAC(ReplayAgent):
         metrics |= self.critic.step("critic", self.critic_loss(batch, rewards, strength))
         metrics |= self.actor.step("actor", self.actor_loss(batch, draw, strength))
         self.critic.track()
+        self.actor.track()
         return metrics | {"temperature": strength, "entropy": self.target_entropy - float(excess)}
 
     def critic_loss(self, batch: Batch, rewards: RewardScale, strength: float) -> Tensor:

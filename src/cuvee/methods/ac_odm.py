@@ -35,6 +35,7 @@ AGENT: Mapping[str, Any] = {
     "critic_rate": 2e-3,
     "noise": 0.3,
     "caution": 0.2,
+    "average": 0.005,
     "architecture": {"hidden": 32},
 }
 """For the few hundred decisions of one run. The paper's settings (`agents.ddpg.PAPER`) need tens of thousands."""

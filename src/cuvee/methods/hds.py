@@ -34,6 +34,7 @@ AGENT: Mapping[str, Any] = {
     "critic_rate": 1e-3,
     "spread": 0.2,
     "caution": 0.2,
+    "average": 0.005,
     "architecture": {"hidden": 32},
 }
 """For the few hundred decisions of one run. The paper's settings (`agents.sac.PAPER`) need tens of thousands."""
