@@ -19,6 +19,8 @@ its questions, by file; the average is that of both sides. Fewer is better.
     natural         by tokens                        sft            the agent as cloning left it
     uniform         each domain alike                agent          what `cuvee learn` writes, played as it is
     random_walk     on the simplex                   actor          the agent where it says itself that it has no support
+    ramp-0.8-0.2    a falling target share: shows    learned        what --policy names
+    ramp-0.2-0.8    room, is no baseline
 
 `avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest mean over seeds, picked with
 hindsight. `source_retained` is 1 less the relative rise of the source side against the base, `target_gain` the relative
@@ -58,6 +60,7 @@ from cuvee.recipes.train import train
 
 BATCH, LENGTH, INTERVALS = 32, 128, 40
 SHARES = (0.1, 0.3, 0.5, 0.7)
+TRANSFERS = ("field", "space", "source", "model")
 FIRST_SEED = 100  # proxies have data order 0, target runs have others
 
 
@@ -162,6 +165,8 @@ def learned_policies(bench: Bench, field: Field, base: Path) -> tuple[dict[str, 
         settings = LearnSettings.of({**method.agent, "updates": 0})
         cloned = learn(logged_runs(config), Feedback(method.weight), settings, config.seed).policy
         save_policy(folders["sft"], acting(cloned))
+    if bench.options.policy:
+        folders["learned"] = bench.options.policy
     agent: Any = load_policy(folders["agent"])
     if not agent.supported:
         folders["actor"] = bench.out / "policies" / "actor"
@@ -190,9 +195,8 @@ def carried(
             settings["fallback"] = {"source": 1 - share_of_target, "target": share_of_target}
         copy = HistoryPolicy(**{**settings, "evaluation": to.feedback, "share": share})
         copy.load_state_dict(policy.state_dict())
-        place = bench.out / "policies" / f"{label}-on-{to.name}"
-        if not place.exists():
-            save_policy(place, copy, read_provenance(folder))
+        place = bench.out / "policies" / f"{label}-on-{to.name}-{share:g}"
+        save_policy(place, copy, read_provenance(folder))
         entries.append({"policy": str(place), "label": label})
     return entries
 
@@ -212,12 +216,22 @@ def target_share(field: Field, share: float) -> dict[str, Any]:
     return {"name": "given", "weights": weights, "label": f"share-{share:g}"}
 
 
-def sweep(field: Field) -> list[dict[str, Any]]:
-    return [target_share(field, share) for share in SHARES]
+def sweep(field: Field, shares: Sequence[float] = SHARES) -> list[dict[str, Any]]:
+    return [target_share(field, share) for share in shares]
 
 
 def static_entries(field: Field) -> list[Any]:
     return ["target_only", "natural", "uniform", *sweep(field)]
+
+
+def ramps(field: Field) -> list[dict[str, Any]]:
+    """Schedules by hand, to see what moving is worth: the target share falls or rises from start to end."""
+    ends = {share: target_share(field, share)["weights"] for share in (0.2, 0.8)}
+    pairs = ((0.8, 0.2), (0.2, 0.8))
+    return [
+        {"name": "schedule", "points": [[0.0, ends[start]], [1.0, ends[end]]], "label": f"ramp-{start:g}-{end:g}"}
+        for start, end in pairs
+    ]
 
 
 def regmix(bench: Bench, field: Field, base: Path) -> list[dict[str, str]]:
@@ -253,7 +267,7 @@ def best_of(average: Mapping[str, Mapping[int, float]], labels: Sequence[str]) -
     return min(labels, key=lambda label: mean_of(average[label]))
 
 
-OURS = ("agent", "actor", "sft")
+NO_BASELINES = ("agent", "actor", "sft", "learned", "ramp-0.8-0.2", "ramp-0.2-0.8")
 
 
 class Figures:
@@ -279,7 +293,7 @@ def main_figures(
 ) -> dict[str, Any]:
     verdicts, of_base = bench.judged(field, runs), bench.judge_base(field, base)
     average = averages(verdicts)
-    baselines = [label for label in average if label not in OURS]
+    baselines = [label for label in average if label not in NO_BASELINES]
     static = [label for label in baselines if label != "random_walk"]
     best, best_static, best_of_all = best_of(average, baselines), best_of(average, static), best_of(average, [*average])
     agent, theirs = verdicts["agent"], runs[best]
@@ -346,20 +360,6 @@ def accuracy_above_chance(
     return said or None
 
 
-def transfer(
-    bench: Bench, name: str, field: Field, base: Path, policies: Mapping[str, Path], learned_on: Field, figures: Figures
-) -> dict[str, Any]:
-    """Figures of one transfer: the agent against the best static share."""
-    played = {label: folder for label, folder in policies.items() if label != "sft"}
-    ours = carried(bench, played, learned_on, field, bench.options.share / 2)
-    runs = bench.compared(field, base, [*sweep(field), *ours], bench.options.transfer_seeds, name=f"to-{name}")
-    average = averages(bench.judged(field, runs))
-    best = best_of(average, [label for label in average if label not in OURS])
-    of = {label: figures.gains(f"transfer.{name}.{label}", average, label, best) for label in played}
-    said = {"gain": of, "best_baseline": best, "nats": {label: round(mean_of(a), 4) for label, a in average.items()}}
-    return {**said, "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()}}
-
-
 def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     """Static mixtures at the proxies' size, by the feedback half, against what the target runs came to."""
     short = bench.options.tokens // 2
@@ -383,70 +383,91 @@ def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[
 # ------------------------------------------------------------------------------------------------------------------ main
 
 
-def run_all(bench: Bench, material: Material) -> dict[str, Any]:
+def run_all(bench: Bench, material: Material) -> None:
+    """Prints what is known so far after each part, with null for what is not."""
     options, figures, started = bench.options, Figures(), time.perf_counter()
+    result: dict[str, Any] = {"transfer": dict.fromkeys(TRANSFERS), "rank_correlation": {}}
 
     def log(what: str) -> None:
         print(f"{time.perf_counter() - started:7.0f} s  {what}", flush=True)
 
+    def say(parts: Mapping[str, Any]) -> None:
+        result.update(parts)
+        spent = {"tokens": sum(bench.spent.values()), **bench.spent}
+        print(json.dumps({**result, "cost": spent, "ci95": figures.ci95, "unsaid": bench.unsaid}), flush=True)
+
     field = material.field("main", material.sources, material.target)
     log(f"main: {len(field.sources)} source domains and {field.target}")
     base = bench.base(field, options.model)
-    log("base model")
+    entries = [*static_entries(field), "random_walk", *ramps(field), *regmix(bench, field, base)]
+    log("base model and RegMix")
+    without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
+    log(f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}")
     policies, seconds = learned_policies(bench, field, base)
-    log("agent")
-    entries = [*static_entries(field), "random_walk", *regmix(bench, field, base)]
-    log("RegMix")
     entries += carried(bench, policies, field, field, options.share / 2)
-    log(json.dumps(main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures)))
-    details = transfers(bench, material, field, base, policies, figures, log)
-    runs = bench.compared(field, base, entries, options.seeds)
-    said = main_figures(bench, field, base, runs, figures)
-    log(json.dumps(said))
-    average = averages(bench.judged(field, runs))
-    proxy = ranks(bench, field, base, average)
-    log("rank correlation")
+    log("agent")
+    say(
+        {**main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures), "agent_seconds": seconds}
+    )
+    details: dict[str, Any] = {}
+    for name in TRANSFERS:
+        details[name] = transfer(bench, material, name, field, base, policies, figures)
+        log(f"transfer {name}: {json.dumps(details[name])}")
     gains = {name: None if one is None else one["gain"]["agent"] for name, one in details.items()}
-    return {
-        **said,
-        "transfer": gains,
-        "rank_correlation": {"proxies": proxy},
-        "agent_seconds": round(seconds, 1),
-        "cost": {"tokens": sum(bench.spent.values()), **bench.spent},
-        "transfer_details": details,
-        "ci95": figures.ci95,
-        "unsaid": bench.unsaid,
-    }
+    say({"transfer": gains, "transfer_details": details})
+    if options.seeds > 1:
+        runs = bench.compared(field, base, entries, options.seeds)
+        say(main_figures(bench, field, base, runs, figures))
+    average = averages(bench.judged(field, bench.compared(field, base, entries, options.seeds)))
+    say({"rank_correlation": {"proxies": ranks(bench, field, base, average)}})
 
 
-def transfers(
+def transfer_to(bench: Bench, material: Material, name: str, field: Field, base: Path) -> tuple[Field, Path] | str:
+    """What is trained on and from which model, or why that cannot be."""
+    match name:
+        case "field":
+            if not material.other_target:
+                return "the corpus has one target domain"
+            return material.field("other", material.sources, material.other_target), base
+        case "space":
+            return material.field("space", material.sources, material.target, by_role=True), base
+        case "source":
+            if not material.unseen:
+                return "too few source domains to keep some away"
+            unseen = material.field("unseen", material.unseen, material.target)
+            return unseen, bench.base(unseen, bench.options.model)
+        case _:
+            return field, bench.base(field, bench.options.other_model)
+
+
+def transfer(
     bench: Bench,
     material: Material,
-    field: Field,
+    name: str,
+    learned_on: Field,
     base: Path,
     policies: Mapping[str, Path],
     figures: Figures,
-    log: Any,
-) -> dict[str, Any]:
-    options = bench.options
-    found: dict[str, Any] = dict.fromkeys(("source", "model", "space", "field"))
-
-    def one(name: str, to: Field, start: Path) -> None:
-        found[name] = transfer(bench, name, to, start, policies, field, figures)
-        log(f"transfer {name}: {json.dumps(found[name])}")
-
-    if material.unseen:
-        unseen = material.field("unseen", material.unseen, material.target)
-        one("source", unseen, bench.base(unseen, options.model))
-    else:
-        bench.unsaid["transfer.source"] = "too few source domains to keep some away"
-    one("model", field, bench.base(field, options.other_model))
-    one("space", material.field("space", material.sources, material.target, by_role=True), base)
-    if material.other_target:
-        one("field", material.field("other", material.sources, material.other_target), base)
-    else:
-        bench.unsaid["transfer.field"] = "the corpus has one target domain"
-    return found
+) -> dict[str, Any] | None:
+    """Figures of one transfer: the agent against the best static share."""
+    options, found = bench.options, transfer_to(bench, material, name, learned_on, base)
+    if isinstance(found, str):
+        bench.unsaid[f"transfer.{name}"] = found
+        return None
+    field, start = found
+    played = {label: folder for label, folder in policies.items() if label != "sft"}
+    share = options.share * options.tokens / 2 / options.transfer_tokens  # equally many questions
+    ours = carried(bench, played, learned_on, field, share)
+    entries, seeds = [*sweep(field, SHARES[1:]), *ours], options.transfer_seeds
+    runs = bench.compared(field, start, entries, seeds, options.transfer_tokens, name=f"to-{name}")
+    average = averages(bench.judged(field, runs))
+    best = best_of(average, [label for label in average if label not in NO_BASELINES])
+    return {
+        "gain": {label: figures.gains(f"transfer.{name}.{label}", average, label, best) for label in played},
+        "best_baseline": best,
+        "nats": {label: round(mean_of(one), 4) for label, one in average.items()},
+        "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()},
+    }
 
 
 def main() -> None:
@@ -464,6 +485,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--every", type=int, help="how manieth training document is kept: short runs read little of them"
+    )
+    parser.add_argument(
+        "--policy", type=Path, help='a learned policy from elsewhere, judged beside the others as "learned"'
     )
     parser.add_argument("--share", type=float, default=0.3, help="of a proxy's cost that feedback may have")
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after the base model")
@@ -483,13 +507,14 @@ def main() -> None:
     }
     for name, (quick, full) in sizes.items():
         setattr(options, name, getattr(options, name) or (full if options.full else quick))
+    options.transfer_tokens = options.tokens if options.full else options.tokens // 2
     options.base_tokens = 3 * options.tokens
     bench = Bench(options)
     material = Material(
         options.corpus, options.out, options.questions, options.target, options.kept_away, options.every
     )
     print(f"questions: {material.asked}", flush=True)
-    print(json.dumps(run_all(bench, material)))
+    run_all(bench, material)
 
 
 if __name__ == "__main__":
