@@ -1,6 +1,6 @@
 """Trains the universal policy through simulated worlds, and judges it in worlds that it has never seen.
 
-    python benchmarks/universal.py --train --out src/cuvee/policies/universal     makes the one that ships, five minutes of one core
+    python benchmarks/universal.py --train --out src/cuvee/policies/universal     makes the one that ships, in minutes
     python benchmarks/universal.py                                                judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
 

@@ -1,7 +1,8 @@
-"""The demo, small: from this environment's text to the report, stopped half-way and run again."""
+"""The demo, small: from this environment's text to the report, stopped in every stage and run again."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -12,39 +13,73 @@ import pytest
 from typer.testing import CliRunner
 
 from cuvee.cli import app
+from cuvee.data.build import BuildSettings, build
+from cuvee.data.corpus import Corpus
+from cuvee.methods.history_learning import LearnProgress
+from cuvee.policies.feedback import Feedback
 from cuvee.recipes import demo as recipe
 from cuvee.recipes import environment_text
 from cuvee.recipes.config import CompareConfig, load
-from cuvee.recipes.demo import Demo, DemoPlan, DemoView, demo
-from cuvee.recipes.environment_text import Gathered, text_domains
+from cuvee.recipes.demo import Demo, DemoView, demo
+from cuvee.recipes.demo_plan import DemoPlan, Stage
+from cuvee.recipes.demo_questions import write_questions
+from cuvee.recipes.environment_text import Gathered, gather, text_domains
+from cuvee.recipes.fleet_watch import FleetStatus
+from cuvee.recipes.search import SearchConfig, logged_runs
 from cuvee.recipes.stopping import Stopped
 from cuvee.recipes.watch import Progress
 from cuvee.training.settings import TrainerSettings
+from cuvee.training.validation import Validation
 
 pytestmark = pytest.mark.training
 
 SETTINGS = TrainerSettings(
     steps=4, batch_size=4, sequence_length=32, interval=1, validate_every=2, validation_tokens=256
 )
-PLAN = DemoPlan(vocab_size=300, base=SETTINGS, continued=SETTINGS, methods=("natural", "target_only"), seeds=(0, 1))
+PLAN = DemoPlan(
+    vocab_size=300,
+    base=SETTINGS,
+    proxy=replace(SETTINGS, validate_every=0, validation_tokens=0),
+    proxies=8,
+    agent={"clones": 2, "updates": 2, "judge_every": 2},
+    continued=SETTINGS,
+    methods=("natural", "target_only"),
+    seeds=(0, 1),
+)
 
 
 class Witness:
-    """Counts what happened, and sends Ctrl-C after so many intervals."""
+    """Counts what happened, and sends Ctrl-C after so many intervals, proxies or steps of learning."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, proxies: int | None = None, steps: int | None = None) -> None:
         self.stages: list[int] = []
+        self.verdicts: list[str] = []
+        self.most_proxies, self.most_steps, self.steps = proxies, steps, 0
         self.domains: list[str] = []
         self.intervals: Counter[str] = Counter()
         self.stop_after = stop_after
 
-    def stage(self, number: int, title: str) -> None:
+    def stage(self, number: int, stage: Stage) -> None:
+        assert stage.why
         self.stages.append(number)
 
     def gathered(self, gathered: Gathered) -> None:
         self.domains.append(gathered.name)
 
     def building(self, stage: str, share: float) -> None: ...
+
+    def proxies(self, status: FleetStatus) -> None:
+        if self.most_proxies and status.tally.done >= self.most_proxies:
+            self.most_proxies = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def learning(self, progress: LearnProgress) -> None:
+        self.steps += 1
+        if self.steps == self.most_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def learned(self, verdict: str) -> None:
+        self.verdicts.append(verdict)
 
     def begin(self, run_id: str, note: str) -> None: ...
 
@@ -64,31 +99,65 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    in_base, in_comparison, rest, again = Witness(2), Witness(5), Witness(), Witness()
+    in_base, in_proxies, in_learning = Witness(2), Witness(proxies=1), Witness(steps=3)
+    in_comparison, rest, again = Witness(5), Witness(), Witness()
     with pytest.raises(Stopped, match="stopped after step 2"):
         demo(folder, in_base, PLAN, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        demo(folder, in_proxies, PLAN, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        demo(folder, in_learning, PLAN, workers=1)
     with pytest.raises(Stopped):
         demo(folder, in_comparison, PLAN, workers=1)
     made = demo(folder, rest, PLAN, workers=1)
+    witnesses = (in_base, in_proxies, in_learning, in_comparison, rest)
     assert len(in_base.domains) >= 8
-    assert not in_comparison.domains + rest.domains, "text is gathered once"
-    assert in_base.stages == [1, 2, 3]
-    assert rest.stages == [1, 2, 3, 4, 5]
-    done = in_base.intervals + in_comparison.intervals + rest.intervals
+    assert not any(witness.domains for witness in witnesses[1:]), "text is gathered once"
+    assert [witness.stages[-1] for witness in witnesses] == [3, 4, 5, 6, 7]
+    assert rest.stages == [1, 2, 3, 4, 5, 6, 7]
+    done = sum((witness.intervals for witness in witnesses), Counter[str]())
     assert set(done.values()) == {4}, "no interval is trained twice, none is left out"
-    assert len(made.runs) == 4
+    assert in_comparison.verdicts == rest.verdicts, "the agent is learned once"
+    assert not rest.steps
+    assert "runs held out" in rest.verdicts[0]
+    assert len(made.runs) == 8
     assert {run.trajectory.last.progress for run in made.runs} == {1.0}
     starts = {run.trajectory.signals[0].probes["valid_loss"].values.tobytes() for run in made.runs}
     assert len(starts) == 1, "all continue the same base"
     targets = {domain.name for domain in made.runs[0].trajectory.domains if domain.is_target}
     assert targets == {"mathematics", "graph-theory"}
+    asked = {run.id for run in made.runs if Feedback()(run.trajectory).present.all()}
+    assert {run_id.split("-")[1] for run_id in asked} == {"agent", "universal"}, "those who read feedback have it"
     page = made.report.read_text()
+    assert rest.verdicts[0] in page.replace("&#43;", "+")
+    assert "Target share over time" in made.diagnostics.read_text()
     assert page.count("Continued pre-training on mathematics") >= 2
 
     assert demo(folder, again, PLAN, workers=1).runs == made.runs
     assert not again.intervals, "nothing is left to train"
     config = load(CompareConfig, made.config)
-    assert [run.seed for run in config.runs()] == [0, 0, 1, 1], "the comparison is a file for cuvee compare"
+    assert [run.seed for run in config.runs()] == [0] * 4 + [1] * 4, "the comparison is a file for cuvee compare"
+    fingerprint = Corpus.open(made.corpus).fingerprint
+    assert [run.run_id(fingerprint) for run in config.runs()] == [run.id for run in made.runs]
+    assert len(logged_runs(load(SearchConfig, made.search))) == 8, "and the proxies' one is for cuvee search"
+
+
+def test_what_is_asked_is_never_what_judges(tmp_path: Path) -> None:
+    gather(tmp_path / "text")
+    corpus = build([tmp_path / "text"], tmp_path / "corpus", BuildSettings(targets=("mathematics",), vocab_size=300))
+    validation = Validation(256, 32)
+    files = write_questions(corpus, tmp_path / "questions", validation)
+    assert len(files["general"]) >= 7
+    assert len(files["target"]) == 1
+    decode = corpus.tokenizer().decode
+    for path in map(Path, (*files["general"], *files["target"])):
+        tokens = corpus.pool(path.stem, "valid").tokens
+        read = validation.windows(len(tokens))
+        judged = [decode(tokens[i * 32 : (i + 1) * 32].tolist()) for i in read]
+        asked = [row["prompt"] + row["answer"] for row in map(json.loads, path.read_text().splitlines())]
+        assert asked
+        assert len(read) == 8
+        assert not set(asked) & set(judged)
 
 
 def test_the_command_prints_what_was_kept_and_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +168,10 @@ def test_the_command_prints_what_was_kept_and_learned(tmp_path: Path, monkeypatc
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--no-open"])
     assert result.exit_code == 0, result.output
     assert "mathematics" in result.stderr
-    assert "5/5 Write the report" in result.stderr
+    assert "7/7 Write the report: what was learned of the target" in result.stderr
+    assert result.stderr.count("took 0:") == 7
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
-    assert {"base", "natural", "target_only"} <= set(rows)
+    assert {"base", "natural", "target_only", "agent", "universal"} <= set(rows)
     assert rows["source"] == ["source", "kept", "target", "learned", "average", "vs", "natural,", "95%", "interval"]
     source, change = float(rows["natural"][1]), float(rows["natural"][2].replace("−", "-"))
     assert source == pytest.approx(float(rows["base"][1]) + change, abs=0.0011)

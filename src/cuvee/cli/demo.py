@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
+    from cuvee.cli.fleet import FleetView
+    from cuvee.cli.learn import Shown
+    from cuvee.methods.history_learning import LearnProgress
     from cuvee.recipes.demo import Demo
+    from cuvee.recipes.demo_plan import Stage
     from cuvee.recipes.environment_text import Gathered
+    from cuvee.recipes.fleet_watch import FleetStatus
     from cuvee.recipes.watch import Observer, Progress
     from cuvee.report.summary import MethodView
 
-_TEXT, _CORPUS, _BASE, _COMPARE = 1, 2, 3, 4
+_CORPUS, _BASE, _PROXIES, _AGENT, _TARGETS, _STAGES = 2, 3, 4, 5, 6, 7
 
 
 def demo(
@@ -29,9 +35,10 @@ def demo(
     ),
     show: Annotated[bool, typer.Option("--open/--no-open", help="Show the report in the browser.")] = True,
 ) -> None:
-    """Continues a small model on mathematics under four mixtures, from this environment's own text, and shows the report.
+    """Data Mixing Agent from beginning to end, on this environment's own text: a base model, proxies, an agent that learns from
+    them, and runs on mathematics that it steers, beside others. Shows the report.
 
-    Takes less than five minutes on two cores and downloads nothing. Interrupted, it continues when it is run again.
+    Takes less than eight minutes on two cores and downloads nothing. Interrupted, it continues when it is run again.
     """
     from cuvee.cli.console import console
     from cuvee.recipes.stopping import Stopped
@@ -53,28 +60,49 @@ def demo(
 
 
 class _View(AbstractContextManager["_View"]):
-    """Names the stages; shows text as lines, the corpus as a bar, and training as `cuvee train` does."""
+    """Names the stages, what they are for and how long they took; shows text as lines, the corpus as a bar, and proxies, learning
+    and training as the commands for them do."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._shown = console, ExitStack()
+        self._began: float | None = None
         self._bar: Bar | None = None
+        self._fleet: FleetView | None = None
+        self._agent: Shown | None = None
         self._training: Observer | None = None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._shown.close()
+        if error[0] is None:
+            self._took()
 
-    def stage(self, number: int, title: str) -> None:
+    def stage(self, number: int, stage: Stage) -> None:
+        from cuvee.cli.fleet import FleetView
+        from cuvee.cli.learn import Shown
         from cuvee.cli.live import view
 
         self._shown.close()
-        self._console.print(f"[bold]{number}/5 {title}[/bold]", highlight=False)
-        if number == _CORPUS:
+        self._took()
+        self._console.print(f"[bold]{number}/{_STAGES} {stage.title}[/bold]: {stage.why}", highlight=False)
+        self._began = time.monotonic()
+        if number in (_CORPUS, _AGENT):
             self._bar = self._shown.enter_context(_bar(self._console))
-            self._bar.add_task("")
-        elif number in (_BASE, _COMPARE):
+            if number == _CORPUS:
+                self._bar.add_task("")
+            else:
+                self._agent = Shown(self._bar)
+        elif number == _PROXIES:
+            self._fleet = self._shown.enter_context(FleetView(self._console))
+        elif number in (_BASE, _TARGETS):
             training = view()
             self._shown.enter_context(training)
             self._training = training
+
+    def _took(self) -> None:
+        from cuvee.cli.live import time_of
+
+        if self._began is not None:
+            self._console.print(f"    took {time_of(time.monotonic() - self._began)}", highlight=False, style="dim")
 
     def gathered(self, gathered: Gathered) -> None:
         size = f"{gathered.documents:>6,} documents {gathered.size / 1e6:>5.1f} MB"
@@ -84,6 +112,17 @@ class _View(AbstractContextManager["_View"]):
     def building(self, stage: str, share: float) -> None:
         assert self._bar, "the corpus is built in its own stage"
         self._bar.update(self._bar.task_ids[0], description=stage, completed=share)
+
+    def proxies(self, status: FleetStatus) -> None:
+        assert self._fleet, "proxies run in their own stage"
+        self._fleet.show(status)
+
+    def learning(self, progress: LearnProgress) -> None:
+        assert self._agent, "the agent learns in its own stage"
+        self._agent.show(progress)
+
+    def learned(self, verdict: str) -> None:
+        self._console.print(f"    {verdict}", markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, run_id: str, note: str) -> None:
         assert self._training, "models are trained in stages of their own"
@@ -155,13 +194,17 @@ def _print_next(console: Console, made: Demo) -> None:
         here = Path.cwd()
         return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
-    steered = next((run for run in made.runs if "odm" in run.id), made.runs[-1])
+    steered = next(run for run in made.runs if "-agent-" in run.id)
     console.print(f"\nReport: {made.report.as_uri()}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"What the agent has learned: {made.diagnostics.as_uri()}", markup=False, highlight=False, soft_wrap=True
+    )
     console.print("\nTo go on:", highlight=False)
     for command in (
         f"cuvee corpus show {short(made.corpus)}",
         f"cuvee runs list --store {short(made.store)}",
         f"cuvee runs show {steered.id} --store {short(made.store)}",
+        f"cuvee search {short(made.search)} method.proxies=64 --dry-run",
         f"cuvee compare {short(made.config)} 'seeds=[0, 1, 2, 3, 4]'",
     ):
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ def learn(
         wanted = wanted.model_copy(update={"store": store})
     try:
         with Progress(console=console(stderr=True), disable=quiet, transient=True) as progress:
-            done = learn_from_search(wanted, output, _Shown(progress).show)
+            done = learn_from_search(wanted, output, Shown(progress).show)
     except KeyboardInterrupt:
         typer.secho("stopped; the same command goes on", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(130) from None
@@ -49,7 +49,7 @@ def learn(
     typer.echo(f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`")
 
 
-class _Shown:
+class Shown:
     """A bar for cloning and one for Q-learning, with the newest judgement beside it."""
 
     def __init__(self, progress: Progress) -> None:

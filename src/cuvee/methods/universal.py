@@ -37,13 +37,15 @@ _LAWS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "sta
 @dataclass(frozen=True)
 class UniversalSettings:
     """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
-    (log-uniform); a batch is about `moments` domain-moments. `updates` of the actor, then `valuations` of the critics."""
+    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. `updates` of
+    the actor, then `valuations` of the critics."""
 
-    updates: int = 1200
-    valuations: int = 200
+    updates: int = 1000
+    valuations: int = 150
     moments: int = 6000
     sources: int = 48
     targets: int = 12
+    pairs: float = 0.15
     shortest: int = 8
     longest: int = 80
     rate: float = 2e-3
@@ -55,6 +57,7 @@ class Worlds:
     def __init__(self, worlds: Sequence[World]) -> None:
         laws = [one for one, _ in worlds]
         self.intervals = laws[0].intervals
+        self.pace_TB1 = [_column([one.pace_T[t] if one.pace_T else 1.0 for one in laws]) for t in range(self.intervals)]
         self.law = {name: torch.stack([getattr(one, name) for one in laws]).float() for name in _LAWS}
         self.unit_B1, self.interval_B1 = (
             _column([getattr(one, name) for one in laws]) for name in ("unit", "interval")
@@ -69,9 +72,10 @@ class Worlds:
     def loss(self, effective_BK: Tensor) -> Tensor:
         return self.law["floor_K"] + self.law["scale_K"] * (effective_BK / self.unit_B1).pow(-self.law["exponent_K"])
 
-    def step(self, effective_BK: Tensor, weights_BK: Tensor) -> Tensor:
-        taught_BK = torch.einsum("bij,bj->bi", self.law["transfer_KK"], weights_BK * self.interval_B1)
-        return (1 - self.law["forgetting_K"]) * effective_BK + taught_BK
+    def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
+        pace_B1 = self.pace_TB1[number]
+        taught_BK = torch.einsum("bij,bj->bi", self.law["transfer_KK"], weights_BK * pace_B1 * self.interval_B1)
+        return (1 - self.law["forgetting_K"]).pow(pace_B1) * effective_BK + taught_BK
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ def rollout(
         if push_B1 is not None:
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
         last_BK = logits_BK.softmax(-1)
-        effective_BK = worlds.step(effective_BK, last_BK)
+        effective_BK = worlds.step(effective_BK, last_BK, t)
         drawn_BK, loss_BK = drawn_BK + last_BK * worlds.interval_B1, worlds.loss(effective_BK)
         now_B2 = torch.stack([(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1)
         fields_B2 = 1 - now_B2 / at_first_B2
@@ -206,8 +210,8 @@ def rollout(
 def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
     """(B,) e at the end of a run under one mixture."""
     effective_BK = worlds.law["start_K"]
-    for _ in range(worlds.intervals):
-        effective_BK = worlds.step(effective_BK, weights_BK)
+    for number in range(worlds.intervals):
+        effective_BK = worlds.step(effective_BK, weights_BK, number)
     base_BK = worlds.loss(worlds.law["start_K"])
     return ((base_BK - worlds.loss(effective_BK)) * worlds.law["value_K"]).sum(-1)
 
@@ -260,11 +264,9 @@ def draw_worlds(settings: UniversalSettings, rng: np.random.Generator) -> Worlds
     def size(low: int, high: int) -> int:
         return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
 
-    sources, targets, intervals = (
-        size(1, settings.sources),
-        size(1, settings.targets),
-        size(settings.shortest, settings.longest),
-    )
+    intervals, sources, targets = size(settings.shortest, settings.longest), 1, 1
+    if rng.random() >= settings.pairs:
+        sources, targets = size(1, settings.sources), size(1, settings.targets)
     count = int(np.clip(settings.moments / ((sources + targets) * intervals), 4, 32))
     seeds = rng.integers(2**31, size=count).tolist()
     return Worlds([continual(sources, targets, seed, intervals, Nature.draw(seed)) for seed in seeds])

@@ -37,6 +37,10 @@ KINDS: dict[str, type[Any]] = {
 """Every policy that can be saved. Each has `settings()`, which its constructor takes back."""
 
 
+UNIVERSAL = Path(__file__).parent / "universal"
+"""The policy that ships with the package, see docs/methods/data_mixing_agent.md."""
+
+
 def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None = None) -> None:
     """Writes `policy` without its guard, whose limits belong to the run it steered."""
     bare: Any = policy.policy if isinstance(policy, Guard) else policy

@@ -33,7 +33,7 @@ from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
 from cuvee.core.trajectory import Cost
 from cuvee.methods import METHODS
-from cuvee.policies.files import kind_of_policy, load_policy, read_provenance
+from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard import Limits
 from cuvee.recipes.explain import explain, nearest
 from cuvee.recipes.questions import Evaluation
@@ -94,7 +94,8 @@ class MethodChoice(BaseModel):
 class PolicyChoice(BaseModel):
     """`{policy: runs/search/policy, label: ac_odm_proxy}`, or the folder alone: a saved policy, that steers instead of a method.
 
-    `label` defaults to what the folder, or the one around a folder called `policy`, is called.
+    `universal` is the one that ships with the package; a folder of that name is `./universal`. `label` defaults to what the
+    folder, or the one around a folder called `policy`, is called.
     """
 
     model_config = _STRICT
@@ -109,11 +110,17 @@ class PolicyChoice(BaseModel):
             return value
         if "name" in value:
             raise ConfigError(f"both a method ({value['name']}) and a policy ({value['policy']}) are given; keep one")
+        if value["policy"] == UNIVERSAL.name:
+            value = {**value, "policy": UNIVERSAL}
         folder = Path(value["policy"]).absolute()
         return {"label": _as_name(folder.parent.name if folder.name == "policy" else folder.name), **value}
 
     def load(self) -> Policy:
         return load_policy(self.policy)
+
+    @property
+    def is_shipped(self) -> bool:
+        return self.policy == UNIVERSAL
 
     @property
     def reads_feedback(self) -> bool:

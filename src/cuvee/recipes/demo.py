@@ -1,10 +1,13 @@
-"""The demo: continued pre-training on mathematics, from text to report, with nothing but the installed packages.
+"""The demo: Data Mixing Agent from text to report, with nothing but the installed packages.
 
     text       eleven domains out of the user's own Python environment; mathematics and graph theory are the target
-    corpus     built as any other
+    corpus     built as any other, with questions out of held-out text
     base       a small model pre-trained on the source domains
-    compare    the base continued under four mixtures, several seeds each: what is learned of the target, and what forgotten
-    report     one page
+    proxies    short continuations of the base, each steered by a sampler along a path of its own
+    agent      learned from the proxies' logs
+    targets    the base continued, several seeds each, by the agent, by the universal policy that has seen no proxy, by static
+               mixtures and an online method
+    report     one page: what was learned of the target, and what forgotten; another on what the agent has learned
 
 Everything is written down as it happens. Whatever stops the demo, the same call goes on from there, and one that is finished
 comes back at once.
@@ -14,108 +17,113 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-import yaml
 
 from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.data.build import BuildSettings, build
 from cuvee.data.corpus import Corpus
+from cuvee.methods.history_learning import LearnProgress
+from cuvee.policies.files import read_provenance
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, MethodChoice, TrainConfig
+from cuvee.recipes.demo_plan import (
+    MODEL,
+    STAGES,
+    DemoPlan,
+    Stage,
+    as_yaml,
+    base_config,
+    compare_config,
+    search_config,
+    store,
+)
+from cuvee.recipes.demo_questions import write_questions
 from cuvee.recipes.environment_text import Gathered, gather, text_domains
+from cuvee.recipes.fleet_watch import FleetStatus
+from cuvee.recipes.learn import learn_from_search
+from cuvee.recipes.search import SearchConfig, run_proxies
 from cuvee.recipes.train import train
 from cuvee.recipes.watch import Observer
 from cuvee.report.page import write_report
 from cuvee.report.words import amount, duration
-from cuvee.training.settings import TrainerSettings
-
-STAGES = ("Gather text", "Build the corpus", "Pre-train the base", "Continue it under each mixture", "Write the report")
-
-_MODEL: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 192,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-
-
-_BASE = TrainerSettings(
-    steps=1400,
-    batch_size=8,
-    sequence_length=128,
-    learning_rate=5e-3,
-    interval=100,
-    validate_every=4,
-    validation_tokens=4096,
-)
-_CONTINUED = replace(_BASE, steps=400, learning_rate=2e-3, interval=2, validate_every=40)
-
-
-@dataclass(frozen=True)
-class DemoPlan:
-    """How much of it. The defaults end within five minutes on two cores."""
-
-    vocab_size: int = 2048
-    base: TrainerSettings = _BASE
-    continued: TrainerSettings = _CONTINUED
-    methods: tuple[str, ...] = ("natural", "uniform", "target_only", "odm")
-    seeds: tuple[int, ...] = (0, 1, 2)
+from cuvee.training.validation import Validation
 
 
 class DemoView(Observer, Protocol):
-    """An observer of runs that also sees the stages before and after them."""
+    """An observer of runs that also sees the stages before and between them."""
 
-    def stage(self, number: int, title: str) -> None: ...
+    def stage(self, number: int, stage: Stage) -> None: ...
 
     def gathered(self, gathered: Gathered) -> None: ...
 
     def building(self, stage: str, share: float) -> None: ...
 
+    def proxies(self, status: FleetStatus) -> None: ...
+
+    def learning(self, progress: LearnProgress) -> None: ...
+
+    def learned(self, verdict: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class Demo:
-    """What there is at the end. `config` is the comparison as a file for `cuvee compare`."""
+    """What there is at the end. `config` is the comparison as a file for `cuvee compare`, `search` the proxies' one for
+    `cuvee search`."""
 
     runs: tuple[Run, ...]
     corpus: Path
     report: Path
+    diagnostics: Path
     config: Path
+    search: Path
     store: Path
 
 
 def demo(folder: Path, view: DemoView, plan: DemoPlan | None = None, workers: int | None = None) -> Demo:
     """Runs the demo in `folder`, or what is left of it. `workers` processes work at a time, by default one a core up to four.
 
-    Raises `CorpusError` in an environment without enough text; Ctrl-C while training raises `Stopped` with everything saved.
+    Raises `CorpusError` in an environment without enough text; Ctrl-C while training raises `Stopped`, or `KeyboardInterrupt`
+    in other stages, with everything saved.
     """
     plan, folder = plan or DemoPlan(), folder.absolute()
     workers = workers or min(len(os.sched_getaffinity(0)), 4)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = _corpus(folder, plan, workers, view)
+    judged = Validation(plan.continued.validation_tokens, plan.continued.sequence_length)
+    questions = write_questions(corpus, folder / "questions", judged)
     view.stage(3, STAGES[2])
-    store = str(folder / "runs.db")
-    base = train(_base_config(folder, plan, corpus, store), resume=True, observer=view)
-    view.stage(4, STAGES[3])
-    config = _compare_config(folder, plan, corpus, store, base)
-    write_atomic(folder / "compare.yaml", _as_yaml(config))
+    base = train(base_config(folder, plan, corpus), resume=True, observer=view)
+    model = folder / "runs" / base.id / "model"
+    search = search_config(folder, plan, model, questions)
+    write_atomic(
+        folder / "search.yaml", as_yaml(search, "The demo's proxies. More: cuvee search THIS_FILE method.proxies=64")
+    )
+    agent = _agent(folder, search, workers, view)
+    view.stage(6, STAGES[5])
+    config = compare_config(folder, plan, model, questions, agent)
+    head = "The demo's comparison. More seeds: cuvee compare THIS_FILE 'seeds=[0, 1, 2, 3, 4]'"
+    write_atomic(folder / "compare.yaml", as_yaml(config, head))
     runs = compare(config, resume=True, workers=workers, observer=view)
-    view.stage(5, STAGES[4])
+    view.stage(7, STAGES[6])
     report = write_report(
         runs,
         folder / "report.html",
         "Continued pre-training on mathematics",
         baseline=config.baseline_label,
-        facts=_facts(corpus, base),
+        facts=_facts(corpus, base, agent),
     )
-    return Demo(tuple(runs), corpus.folder, report, folder / "compare.yaml", Path(store))
+    return Demo(
+        tuple(runs),
+        corpus.folder,
+        report,
+        agent / "diagnostics.html",
+        folder / "compare.yaml",
+        folder / "search.yaml",
+        Path(store(folder)),
+    )
 
 
 def _corpus(folder: Path, plan: DemoPlan, workers: int, view: DemoView) -> Corpus:
@@ -130,53 +138,48 @@ def _corpus(folder: Path, plan: DemoPlan, workers: int, view: DemoView) -> Corpu
     return build([text], folder / "corpus", settings, workers=workers, progress=view.building)
 
 
-def _base_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str) -> TrainConfig:
-    """Source domains in proportion to their tokens, nothing of the target."""
-    weights = {domain.name: float(domain.tokens) for domain in corpus.domains if not domain.is_target}
-    method = MethodChoice.model_validate({"name": "given", "label": "source-only", "weights": weights})
-    return TrainConfig(
-        name="demo-base",
-        corpus=corpus.folder,
-        model=_MODEL,
-        train=plan.base,
-        method=method,
-        store=store,
-        out=folder / "runs",
+def _agent(folder: Path, search: SearchConfig, workers: int, view: DemoView) -> Path:
+    """The policy's folder. One that was learned from these very proxies stays what it is, and so do the runs that it steered."""
+    view.stage(4, STAGES[3])
+    proxies = run_proxies(search, workers=workers, on_change=view.proxies)
+    view.stage(5, STAGES[4])
+    policy = folder / "agent"
+    if not _learned_from(policy, {run.id for run in proxies}):
+        learn_from_search(search, policy, view.learning)
+    view.learned(_verdict(read_provenance(policy)))
+    return policy
+
+
+def _learned_from(policy: Path, runs: set[str]) -> bool:
+    return (policy / "hashes.json").is_file() and set(read_provenance(policy)["runs"]) == runs
+
+
+def _verdict(provenance: Mapping[str, Any]) -> str:
+    """What the held-out runs say of the agent, in a sentence."""
+    support = provenance["support"]
+    if not support["spaces"]:
+        return "Nobody judged the agent: there are too few proxies to hold some out."
+    (figures,) = support["spaces"].values()
+    gain, low, high = (100 * float(figures[name]) for name in ("gain", "gain_low", "gain_high"))
+    said = (
+        f"By {len(provenance['held_out'])} runs held out, the agent ends {gain:+.1f} points of feedback above the paths it "
+        f"learned from (95 % interval {low:+.1f} to {high:+.1f})"
     )
+    if support["supported"]:
+        return f"{said}, so it steers."
+    why = "that is not enough to trust it" if figures["within_reach"] else "what it does lies too far from those paths"
+    return f"{said}; {why}, so it plays the best static mixture of the proxies instead."
 
 
-def _compare_config(folder: Path, plan: DemoPlan, corpus: Corpus, store: str, base: Run) -> CompareConfig:
-    return CompareConfig(
-        name="demo",
-        corpus=corpus.folder,
-        model=str(folder / "runs" / base.id / "model"),
-        train=plan.continued,
-        methods=tuple(MethodChoice.model_validate(name) for name in plan.methods),
-        seeds=plan.seeds,
-        baseline=plan.methods[0],
-        store=store,
-        out=folder / "runs",
-        checkpoint_every=40,
-    )
-
-
-def _as_yaml(config: CompareConfig) -> str:
-    """A file that `cuvee compare` takes as it is, and that is pleasant to change."""
-    content = config.model_dump(mode="json", exclude_defaults=True)
-    content["train"] = {key: value for key, value in content["train"].items() if value != _DEFAULTS[key]}
-    content["methods"] = [method.label for method in config.methods]
-    head = "# The demo's comparison. More seeds: cuvee compare THIS_FILE 'seeds=[0, 1, 2, 3, 4]'\n"
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-_DEFAULTS = asdict(TrainerSettings())
-
-
-def _facts(corpus: Corpus, base: Run) -> dict[str, str]:
-    cost = base.cost
+def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
+    cost, provenance = base.cost, read_provenance(agent)
+    proxies, seconds = provenance["proxies"], provenance["learning"]["seconds"]
     return {
-        "Model": f"llama, {_MODEL['num_hidden_layers']} layers of {_MODEL['hidden_size']}, vocabulary {corpus.vocab_size:,}",
+        "Model": f"llama, {MODEL['num_hidden_layers']} layers of {MODEL['hidden_size']}, vocabulary {corpus.vocab_size:,}",
         "Base model": f"{amount(cost.tokens)} tokens of the source domains, {amount(cost.flops)} FLOPs, {duration(cost.seconds)}",
+        "Agent": f"learned in {duration(seconds)} from {len(provenance['runs'])} proxies of {amount(proxies['tokens'])} tokens "
+        f"in all, {amount(proxies['flops'])} FLOPs. {_verdict(provenance)}",
+        "Universal policy": "ships with cuvee; learned from simulated runs alone, no proxy was run for it",
         "Corpus": f"text out of this Python environment, {amount(sum(domain.tokens for domain in corpus.domains))} tokens",
         "Hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {_processor()}",
     }

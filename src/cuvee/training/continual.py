@@ -34,20 +34,42 @@ class Nature:
     """How fast transfer falls with distance on the sphere."""
     forgetting: tuple[float, float] = (0.1, 0.95)
     """Between which shares of what is known of a domain are forgotten over a run that never reads it."""
+    last_rate: float = 1.0
+    """The learning rate at the end, relative to the beginning; it falls along a cosine."""
 
     @classmethod
     def draw(cls, seed: int) -> Nature:
-        """Budgets over a factor of forty, source fields that are forgotten hardly or almost wholly, target fields that are new
-        or half known, and transfer from almost everywhere to almost nowhere."""
+        """Budgets over a factor of forty; source fields of which a run that never reads them leaves 60 % or next to nothing;
+        target fields that are new or half known; transfer from almost everywhere to almost nowhere; four times in five a
+        learning rate that falls to little.
+
+        What is forgotten and what reading restores are in balance somewhere near what is known at first, as they are in a base
+        model that was trained on its source field until the run began.
+        """
         rng = np.random.default_rng([seed, 77])
-        least = float(rng.uniform(0.0, 0.5))
+        budget = 2e7 * _log_uniform(rng, 0.1, 4.0)
+        fading = float(rng.uniform(0.5, 6.0))  # in a run that never reads it, e^−fading is left of a domain
+        known = budget / fading * _log_uniform(rng, 0.5, 4.0)
         return cls(
-            budget=2e7 * float(np.exp(rng.uniform(np.log(0.1), np.log(4)))),
-            known=4e7 * float(np.exp(rng.uniform(np.log(0.25), np.log(4)))),
-            begun=2e5 * float(np.exp(rng.uniform(np.log(0.3), np.log(30)))),
+            budget=budget,
+            known=known,
+            begun=known * _log_uniform(rng, 0.003, 0.3),
             nearness=float(rng.uniform(1.5, 8.0)),
-            forgetting=(least, least + float(rng.uniform(0.1, 0.48))),
+            forgetting=(1 - float(np.exp(-0.6 * fading)), 1 - float(np.exp(-1.5 * fading))),
+            last_rate=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
         )
+
+
+def _paces(last_rate: float, intervals: int) -> tuple[float, ...]:
+    """The rate of each interval relative to its mean."""
+    if last_rate == 1.0:
+        return ()
+    rate_T = last_rate + (1 - last_rate) * 0.5 * (1 + np.cos(np.pi * (np.arange(intervals) + 0.5) / intervals))
+    return tuple((rate_T / rate_T.mean()).tolist())
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def continual(
@@ -71,6 +93,7 @@ def continual(
         start_K=torch.from_numpy(np.where(is_target_K, nature.begun, nature.known) * share_K + 1e4),
         value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
+        pace_T=_paces(nature.last_rate, intervals),
         interval=nature.budget / intervals,  # so that a run is one budget, however often it is re-weighted
     )
     loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)

@@ -1,10 +1,11 @@
 """A `Trainer` without a model: losses follow a scaling law with transfer between domains, in CPU milliseconds.
 
-    n_i(t+1) = (1 − f_i) n_i(t) + Σ_j T_ij α_j(t) N            effective tokens; N drawn an interval, f_i forgotten
+    n_i(t+1) = (1 − f_i)^η n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
     L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)                  as in Hoffmann et al. 2022 (arXiv:2203.15556), one law a domain
 
-T (diagonal 1) says how much a token of j teaches of i. Where domains are forgotten at different rates the order matters,
-so the best schedule beats the best constant mixture; with f = 0 it cannot. `ScalingLaws.losses` is differentiable, and
+η(t), 1 by default, is the learning rate relative to its mean. T (diagonal 1) says how much a token of j teaches of i. Where domains
+are forgotten at different rates the order matters, so the best schedule beats the best constant mixture; with f = 0 and η = 1 it
+cannot. `ScalingLaws.losses` is differentiable, and
 `best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
 
 A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
@@ -39,7 +40,8 @@ class ScalingLaws:
     """The truth behind a simulated run; float64 tensors over K domains.
 
     `floor_K` E, `scale_K` A, `exponent_K` β, `transfer_KK` T, `forgetting_K` f (0 ≤ f < 1, per interval), `start_K` the
-    effective tokens before the run, `value_K` how much each domain's loss counts, `interval` N tokens, `unit` N₀ tokens.
+    effective tokens before the run, `value_K` how much each domain's loss counts, `interval` N tokens, `unit` N₀ tokens,
+    `pace_T` η of each interval.
     """
 
     floor_K: Tensor
@@ -52,12 +54,17 @@ class ScalingLaws:
     intervals: int
     interval: float = 1e6
     unit: float = 1e6
+    pace_T: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         K = self.domains
         for name in ("scale_K", "exponent_K", "forgetting_K", "start_K", "value_K"):
             if getattr(self, name).shape != (K,):
                 raise ConfigError(f"{name} has shape {tuple(getattr(self, name).shape)}, {K} domains need ({K},)")
+        if len(self.pace_T) not in (0, self.intervals):
+            raise ConfigError(
+                f"pace_T has {len(self.pace_T)} numbers, {self.intervals} intervals need as many, or none"
+            )
         transfer = self.transfer_KK
         if transfer.shape != (K, K) or bool((transfer < 0).any() | (transfer.diagonal() != 1).any()):
             raise ConfigError(f"transfer between {K} domains must be a ({K}, {K}) matrix ≥ 0 with ones on its diagonal")
@@ -87,9 +94,11 @@ class ScalingLaws:
             intervals=intervals,
         )
 
-    def step(self, effective_K: Tensor, weights_K: Tensor) -> Tensor:
-        """Effective tokens (…, K) after one interval under `weights_K` (…, K)."""
-        return (1 - self.forgetting_K) * effective_K + (weights_K * self.interval) @ self.transfer_KK.T
+    def step(self, effective_K: Tensor, weights_K: Tensor, number: int) -> Tensor:
+        """Effective tokens (…, K) after interval `number` (from 0) under `weights_K` (…, K)."""
+        pace = self.pace_T[number] if self.pace_T else 1.0
+        left_K = (1 - self.forgetting_K) if pace == 1.0 else (1 - self.forgetting_K) ** pace
+        return left_K * effective_K + (weights_K * (pace * self.interval)) @ self.transfer_KK.T
 
     def loss(self, effective_K: Tensor) -> Tensor:
         """Loss by domain (…, K) in nats per token."""
@@ -104,8 +113,8 @@ class ScalingLaws:
     def losses(self, weights_TK: Tensor) -> Tensor:
         """Loss by domain (T+1, K) along a path of mixtures (T, K); differentiable."""
         effective_K, losses = self.start_K, [self.loss(self.start_K)]
-        for weights_K in weights_TK:
-            effective_K = self.step(effective_K, weights_K)
+        for number, weights_K in enumerate(weights_TK):
+            effective_K = self.step(effective_K, weights_K, number)
             losses.append(self.loss(effective_K))
         return torch.stack(losses)
 
@@ -174,7 +183,9 @@ class Simulator:
         if self.done:
             raise TrainingError(f"the simulated run ended at step {self.step}: start another to go on")
         weights_K = mixture.to([domain.name for domain in self.domains]).weights_K
-        self._effective_K = self.laws.step(self._effective_K, torch.from_numpy(weights_K.copy()))
+        self._effective_K = self.laws.step(
+            self._effective_K, torch.from_numpy(weights_K.copy()), self.step // self.steps_per_interval
+        )
         tokens_K = np.rint(weights_K * self.laws.interval).astype(np.int64)
         self.step += self.steps_per_interval
         self.cost = self.cost + self._price(int(tokens_K.sum()))

@@ -68,16 +68,20 @@ class Validation:
             (k, *self._of(pool)) for k, pool in enumerate(pools) if pool is not None and len(pool) >= 2 and self.most
         ]
 
+    def windows(self, tokens: int) -> npt.NDArray[np.int64]:
+        """Which of the windows that a split of so many tokens is cut into are read; ascending, none if it is shorter than one."""
+        fit = tokens // self.length
+        count = min(fit, self.most)
+        return np.arange(count) * fit // max(count, 1)
+
     def _of(self, pool: TokenPool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         if pool not in self._windows:
-            fit = len(pool) // self.length
-            if fit == 0:
+            chosen = self.windows(len(pool))
+            if not len(chosen):
                 tokens_BL = np.zeros((1, self.length), dtype=np.int64)
                 tokens_BL[0, : len(pool)] = pool.tokens
                 real_BL = np.arange(self.length)[None] < len(pool)
             else:
-                count = min(fit, self.most)
-                chosen = np.arange(count) * fit // count
                 tokens_BL = np.stack([pool.tokens[i * self.length : (i + 1) * self.length] for i in chosen]).astype(
                     np.int64
                 )
