@@ -3,10 +3,10 @@
     n_i(t+1) = (1 − f_i)^η n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
     L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)                  as in Hoffmann et al. 2022 (arXiv:2203.15556), one law a domain
 
-η(t), 1 by default, is the learning rate relative to its mean. T (diagonal 1) says how much a token of j teaches of i. Where domains
-are forgotten at different rates the order matters, so the best schedule beats the best constant mixture; with f = 0 and η = 1 it
-cannot. `ScalingLaws.losses` is differentiable, and
-`best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
+η(t), 1 by default, is the learning rate relative to its mean. T (diagonal 1) says how much a token of j teaches of i. Where
+domains are forgotten at different rates the order matters, so the best schedule beats the best constant mixture; with f = 0 it
+cannot. `ScalingLaws.losses` is differentiable, and `best_static` and `best_schedule` climb through it, so an agent's regret can
+be measured against the truth.
 
 A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
 s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports. The probe "evaluation" reports how
