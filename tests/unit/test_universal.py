@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cuvee.agents.history import HistoryActor, HistoryArchitecture
 from cuvee.agents.learning import seeded
+from cuvee.core.errors import ConfigError
 from cuvee.loop import run
 from cuvee.methods.universal import (
     Senses,
@@ -21,7 +24,7 @@ from cuvee.methods.universal import (
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.history_policy import HistoryPolicy
 from cuvee.training.continual import Nature, continual, feedback_gain
-from cuvee.training.simulator import Simulator
+from cuvee.training.simulator import ScalingLaws, Simulator
 
 TINY = UniversalSettings(updates=3, valuations=2, moments=60, sources=4, targets=2, shortest=3, longest=6)
 
@@ -91,3 +94,19 @@ def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:
         assert 4 <= len(worlds.start_BK) <= 32
         assert 8 <= worlds.intervals <= 80
         assert worlds.target_BK.sum(-1).min() >= 1
+
+
+def test_a_rate_that_falls_moves_less_at_the_end() -> None:
+    kind = Nature(last_rate=0.1)
+    laws, _ = continual(2, 1, 0, 10, kind)
+    assert sum(laws.pace_T) == pytest.approx(10)
+    assert laws.pace_T[0] > 5 * laws.pace_T[-1]
+    with pytest.raises(ConfigError, match="pace_T has 3 numbers, 10 intervals"):
+        replace(laws, pace_T=(1.0, 1.0, 1.0))
+    early = torch.eye(3).double()[[2] * 5 + [0] * 5]
+    constant, _ = continual(2, 1, 0, 10)
+
+    def worse_if_read_early(one: ScalingLaws) -> float:
+        return float((one.losses(early)[-1] - one.losses(early.flip(0))[-1])[2])
+
+    assert worse_if_read_early(laws) < worse_if_read_early(constant), "what is read last counts for less"
