@@ -30,7 +30,7 @@ class Space:
 
 
 def test_it_is_the_one_that_was_judged() -> None:
-    assert sha256_of(UNIVERSAL / "hashes.json") == "b07290cf76cbb4106d98db9fff5f6eaff04477800e7bb1eca523488e03ada6f0", (
+    assert sha256_of(UNIVERSAL / "hashes.json") == "a19d13ab5d7303637f07b9cf1f7e0ef1cdd2e4d0b27e410ac95a987949f6c177", (
         "see benchmarks/universal.py"
     )
     assert sum(file.stat().st_size for file in UNIVERSAL.iterdir()) < 1e7
