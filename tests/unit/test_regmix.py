@@ -224,6 +224,14 @@ def test_runs_that_say_nothing_are_left_out_and_named() -> None:
     }
 
 
+def test_what_a_base_model_forgets_is_no_divergence() -> None:
+    forgetful = replace(
+        run_of(Mixture.uniform(NAMES), name="forgetful", worse=True), config={"proxy": {"model_sha256": "0"}}
+    )
+    table = Table.of(DOMAINS, [forgetful, *proxies(RegMix(proxies=8))], "valid_loss")
+    assert (len(table.mixtures_NK), table.left_out) == (9, {})
+
+
 def test_a_domain_that_nobody_validated_counts_for_nothing() -> None:
     def without_mail(run: Run) -> Run:
         absent = [
