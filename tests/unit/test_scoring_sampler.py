@@ -99,6 +99,19 @@ def test_each_heuristic_is_heeded_when_it_alone_counts() -> None:
     assert heuristics.balance(balanced[5:]).mean() > 0.98 * np.log(4)
 
 
+def test_some_trajectories_hold_one_mixture_of_their_own() -> None:
+    held = [number for number in range(60) if ScoringSampler(0, number).character.held]
+    assert 6 <= len(held) <= 24
+    shares = []
+    for number in held:
+        sampler = ScoringSampler(0, number)
+        so_far = run(ScriptedTrainer(FIELD, 5), sampler)
+        assert np.ptp(so_far.weights_TK(), axis=0).max() == pytest.approx(0)
+        shares.append(target_share(so_far)[0])
+        assert shares[-1] == pytest.approx(sampler.character.end)
+    assert min(shares) < 0.35 < 0.7 < max(shares)
+
+
 def test_the_direction_follows_the_feedback() -> None:
     def after(change: float) -> float:
         """Cosine between the next move and the last, which was towards the target, given how the feedback changed."""
@@ -119,7 +132,7 @@ def test_the_direction_follows_the_feedback() -> None:
 
 
 def test_it_says_how_it_came_by_a_mixture() -> None:
-    sampler, trainer = ScoringSampler(0, 1), ScriptedTrainer(FIELD)
+    sampler, trainer = ScoringSampler(0, 3), ScriptedTrainer(FIELD)
     so_far = Trajectory.start(trainer.start(()))
     mixture = sampler.mixture(so_far)
     said = sampler.learn(so_far.append(mixture, trainer.advance(mixture)))

@@ -7,7 +7,9 @@ to end and how it gets there are drawn once a trajectory, so a collection of the
 Ours, where the source says nothing. Each heuristic is standardised over the candidates of the step before it is weighted, so
 that a weight means the same at 2 domains as at 104, whatever the units. And each trajectory has its own reading of what the two
 fields are made of: their empirical distributions times log-normal factors, drawn once. Without these all domains of a field come
-to the same share in the mean over a run, whatever happens from step to step, and nobody can learn which of them matter.
+to the same share in the mean over a run, whatever happens from step to step, and nobody can learn which of them matter. And a
+quarter of the trajectories hold one mixture: the others begin at the source field and are drawn back to it, so that with
+many source domains for one of the target, few of them read much of the target for long.
 """
 
 from __future__ import annotations
@@ -32,19 +34,21 @@ _TEMPERATURES = (0.1, 2.0)
 _ENDS = (0.05, 1.0)
 _BENDS = (0.05, 3.0)
 _TASTES = (0.0, 1.5)
+_HELD = 0.25  # of the trajectories
 
 
 @dataclass(frozen=True)
 class Character:
     """What one trajectory is like: `weights` of `CRITERIA`, which sum to 1; `temperature` is τ; the target share is to rise to
     `end`, early if `bend` is below 1 and late above; `taste` is the deviation of the logarithms of the factors by which it
-    prefers domains to others of their field."""
+    prefers domains to others of their field. One that is `held` plays its end from the first interval to the last."""
 
     weights: tuple[float, ...]
     temperature: float
     end: float
     bend: float
     taste: float
+    held: bool = False
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Character:
@@ -58,6 +62,7 @@ class Character:
             end=rng.uniform(*_ENDS),
             bend=log_uniform(*_BENDS),
             taste=rng.uniform(*_TASTES),
+            held=bool(rng.random() < _HELD),
         )
 
 
@@ -115,6 +120,10 @@ class ScoringSampler:
         start_K = self._start(so_far.names, fields[0])
         factors_K = self._factors(len(so_far.names))
         source_K, target_K = (heuristics.tilted(field_K, factors_K) for field_K in fields)
+        if self._character.held:
+            end = self._character.end
+            self._decision = {"proposal": "held", "wanted_target_share": end}
+            return Mixture.normalise(so_far.names, (1 - end) * source_K + end * target_K)
         last_K, before_K = (_past(so_far, steps, start_K) for steps in (1, 2))
         rng = self._generator(1 + len(so_far))
         each = self._settings["candidates"] // len(heuristics.PROPOSALS)
