@@ -60,6 +60,7 @@ from cuvee.recipes.train import train
 
 BATCH, LENGTH, INTERVALS = 32, 128, 40
 SHARES = (0.1, 0.3, 0.5, 0.7)
+LEARNED = ("agent", "actor", "sft", "learned")
 TRANSFERS = ("field", "space", "source", "model")
 FIRST_SEED = 100  # proxies have data order 0, target runs have others
 
@@ -111,6 +112,9 @@ class Bench:
         """Runs by label and seed; their models are remembered for `judged`."""
         config = self._config(field, base, tokens or self.options.tokens, name or f"on-{field.name}")
         config |= {"methods": list(entries), "seeds": [FIRST_SEED + seed for seed in range(seeds)]}
+        if any(entry.get("label") in LEARNED for entry in entries if isinstance(entry, dict)):
+            share = self.options.share * self.options.tokens / 2 / config["train"]["tokens"]  # equally many questions
+            config["evaluation"] = {**field.feedback, "share": share}
         runs: dict[str, dict[int, Run]] = {}
         for run in compare(parse(CompareConfig, config, "the benchmark"), resume=True):
             runs.setdefault(label_of(run), {})[run.seed] = run
@@ -182,10 +186,8 @@ def acting(policy: HistoryPolicy) -> HistoryPolicy:
     return bare
 
 
-def carried(
-    bench: Bench, policies: Mapping[str, Path], learned_on: Field, to: Field, share: float
-) -> list[dict[str, str]]:
-    """Entries of a comparison on `to`: the same policies asked that field's questions. A fallback by name becomes one by role."""
+def carried(bench: Bench, policies: Mapping[str, Path], learned_on: Field, to: Field) -> list[dict[str, str]]:
+    """Entries of a comparison on `to`. There a fallback by name becomes one by role."""
     entries = []
     for label, folder in policies.items():
         policy: Any = load_policy(folder)
@@ -193,9 +195,9 @@ def carried(
         if fallback and to.name != learned_on.name:
             share_of_target = fallback.get("target", fallback.get(learned_on.target, 0.0))
             settings["fallback"] = {"source": 1 - share_of_target, "target": share_of_target}
-        copy = HistoryPolicy(**{**settings, "evaluation": to.feedback, "share": share})
+        copy = HistoryPolicy(**{**settings, "evaluation": None})  # questions belong to the run
         copy.load_state_dict(policy.state_dict())
-        place = bench.out / "policies" / f"{label}-on-{to.name}-{share:g}"
+        place = bench.out / "policies" / f"{label}-on-{to.name}"
         save_policy(place, copy, read_provenance(folder))
         entries.append({"policy": str(place), "label": label})
     return entries
@@ -267,7 +269,7 @@ def best_of(average: Mapping[str, Mapping[int, float]], labels: Sequence[str]) -
     return min(labels, key=lambda label: mean_of(average[label]))
 
 
-NO_BASELINES = ("agent", "actor", "sft", "learned", "ramp-0.8-0.2", "ramp-0.2-0.8")
+NO_BASELINES = (*LEARNED, "ramp-0.8-0.2", "ramp-0.2-0.8")
 
 
 class Figures:
@@ -404,7 +406,7 @@ def run_all(bench: Bench, material: Material) -> None:
     without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
     log(f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}")
     policies, seconds = learned_policies(bench, field, base)
-    entries += carried(bench, policies, field, field, options.share / 2)
+    entries += carried(bench, policies, field, field)
     log("agent")
     say(
         {**main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures), "agent_seconds": seconds}
@@ -456,9 +458,8 @@ def transfer(
         return None
     field, start = found
     played = {label: folder for label, folder in policies.items() if label != "sft"}
-    share = options.share * options.tokens / 2 / options.transfer_tokens  # equally many questions
-    ours = carried(bench, played, learned_on, field, share)
-    entries, seeds = [*sweep(field, SHARES[1:]), *ours], options.transfer_seeds
+    entries = [*sweep(field, SHARES[1:]), *carried(bench, played, learned_on, field)]
+    seeds = options.transfer_seeds
     runs = bench.compared(field, start, entries, seeds, options.transfer_tokens, name=f"to-{name}")
     average = averages(bench.judged(field, runs))
     best = best_of(average, [label for label in average if label not in NO_BASELINES])
