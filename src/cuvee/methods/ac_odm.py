@@ -33,7 +33,7 @@ AGENT: Mapping[str, Any] = {
     "batch_size": 32,
     "actor_rate": 2e-3,
     "critic_rate": 2e-3,
-    "noise": 0.3,
+    "noise": 0.1,
     "caution": 0.2,
     "average": 0.005,
     "architecture": {"hidden": 32},
