@@ -63,7 +63,10 @@ def prepare(raw: Path, variant: str, out: Path) -> Corpus:
     if not source.exists():
         half_done = source.with_name(f"{variant}.part")
         shutil.rmtree(half_done, ignore_errors=True)
-        shutil.copytree(raw, half_done)
+        for file in (file for file in raw.rglob("*") if file.is_file()):  # without modes: DIR may be read-only
+            copy = half_done / file.relative_to(raw)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
         CHANGES[variant](half_done, clean)
         half_done.rename(source)
     tokenizer = out / "corpora" / "clean" / "tokenizer.json"
@@ -89,7 +92,7 @@ def copy_domain(folder: Path, clean: Corpus) -> None:
     largest = sorted(clean.domains, key=lambda domain: -domain.tokens)
     original = folder / "train" / f"{largest[2].name}.jsonl.gz"
     for again in ("again", "once-more"):
-        shutil.copy(original, original.with_name(f"{largest[2].name}-{again}.jsonl.gz"))
+        shutil.copyfile(original, original.with_name(f"{largest[2].name}-{again}.jsonl.gz"))
 
 
 def cut_domain(folder: Path, clean: Corpus) -> None:

@@ -13,6 +13,7 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
@@ -139,3 +140,16 @@ def test_doge_raises_what_helps_the_others() -> None:
     assert so_far.mixtures[0].weights_K == pytest.approx([0.25] * 4)
     assert np.all(so_far.mixtures[-1].weights_K >= 0.01 / 4)
     assert so_far.mixtures[-1].weights_K.max() > 0.4
+
+
+def test_it_explains_the_state_in_which_it_decides() -> None:
+    domains = some_domains(4)
+    policy = small("ddpg", "gain", vector=True)
+    so_far, _ = play(policy, domains)
+    explained = policy.explain(so_far)
+    assert set(explained["domains"]) == set(DOMAIN_FEATURES)
+    assert set(explained["run"]) == set(GLOBAL_FEATURES)
+    assert explained["run"]["progress"] == 1.0
+    fresh = observe(so_far, np.ones(4)).domains_KF
+    weights = [explained["domains"]["weight"][name] for name in so_far.names]
+    assert weights == fresh[:, DOMAIN_FEATURES.index("weight")].tolist()

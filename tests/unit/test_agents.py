@@ -175,19 +175,18 @@ def test_a_fault_is_named_by_place_and_value() -> None:
     assert "both" in str(ready("ddpg").observe(both))
 
 
-@pytest.mark.parametrize("make", [lambda s: DDPG(Shape(4, 3, 2), s), lambda s: SAC(Shape(4, 3, 2), s)])
-def test_a_running_mean_of_the_actor_acts_when_nothing_is_explored(make: Any) -> None:
-    settings = DDPGSettings if "DDPG" in str(make(None)) else SACSettings
-    plain, steady = make(settings(**SMALL)), make(settings(**SMALL, average=0.1))
+@pytest.mark.parametrize(("kind", "settings"), [(DDPG, DDPGSettings), (SAC, SACSettings)])
+def test_a_running_mean_of_the_actor_acts_when_nothing_is_explored(kind: Any, settings: Any) -> None:
+    plain, steady, again = (kind(Shape(4, 3, 2), settings(**SMALL, average=share)) for share in (0.0, 0.1, 0.1))
     suite, rng = AgentSuite(), np.random.default_rng(0)
-    seen = suite.transition(rng).observation
-    for transition in [suite.transition(rng) for _ in range(40)]:
+    transitions = [suite.transition(rng) for _ in range(40)]
+    for transition in transitions:
         for agent in (plain, steady):
             agent.observe(transition)
             agent.update()
     for one, other in zip(plain.actor.net.parameters(), steady.actor.net.parameters(), strict=True):
         assert torch.equal(one, other), "learning is the same"
+    seen = transitions[0].observation
     assert np.abs(plain.act(seen) - steady.act(seen)).max() > 0
-    again = make(settings(**SMALL, average=0.1))
     again.load_state_dict(steady.state_dict())
     assert again.act(seen).tolist() == steady.act(seen).tolist()

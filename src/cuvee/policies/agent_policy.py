@@ -80,6 +80,7 @@ class AgentPolicy:
         self._reward: RewardFunction = _construct(REWARDS[reward], self._settings["reward_settings"])
         self._warm_up = Exp3()
         self._agent: Any = None
+        self._seen: tuple[Signals, Observation] | None = None
         self._decided: tuple[Signals, Observation, Mixture] | None = None
 
     @property
@@ -101,8 +102,23 @@ class AgentPolicy:
             self._decided = so_far.last, observation, self._decide(so_far, observation)
         return self._decided[2]
 
+    def explain(self, so_far: Trajectory) -> dict[str, Any]:
+        """The state in which it decides, by name, for the guard's audit record."""
+        domains_KF, globals_G = self._observe(so_far)
+        return {
+            "domains": {
+                feature: dict(zip(so_far.names, column_K.tolist(), strict=True))
+                for feature, column_K in zip(DOMAIN_FEATURES, domains_KF.T, strict=True)
+            },
+            "run": dict(zip(GLOBAL_FEATURES, globals_G.tolist(), strict=True)),
+        }
+
     def _observe(self, so_far: Trajectory) -> Observation:
-        return observe(so_far, values_of(so_far, self._settings["reward_settings"].get("values")))
+        """Made once a moment: what an interval ended in is what the next one begins in."""
+        if self._seen is None or self._seen[0] is not so_far.last:
+            values_K = values_of(so_far, self._settings["reward_settings"].get("values"))
+            self._seen = so_far.last, observe(so_far, values_K)
+        return self._seen[1]
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warm_up"]:
@@ -176,7 +192,7 @@ class AgentPolicy:
     def load_state_dict(self, state: State) -> None:
         self._reward.load_state_dict(state["reward"])
         self._warm_up.load_state_dict(state["warm_up"])
-        self._decided = None
+        self._seen = self._decided = None
         self._agent = None
         if state["domains"] is not None:
             self._agent = self._build(int(state["domains"]))
