@@ -51,5 +51,7 @@ def test_refuses_what_is_no_schedule() -> None:
         Scheduled([])
     with pytest.raises(PolicyError, match="rise"):
         Scheduled([(0.5, {"web": 1}), (0.1, {"web": 1})])
+    with pytest.raises(PolicyError, match="nan"):
+        Scheduled([(0.0, {"web": 1}), (float("nan"), {"web": 1})])
     with pytest.raises(ConfigError, match="latin"):
         METHODS["schedule"](points=[[0.0, {"latin": 1}]]).commit(_Corpus(), ())

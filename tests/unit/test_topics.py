@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -170,10 +171,23 @@ def test_embeddings_in_place_of_words(embedder: Path, subjects: Path, tmp_path: 
     )
 
 
-def test_embedders_bring_no_code(embedder: Path) -> None:
-    (embedder / "modules.json").write_text('[{"type": "os.system"}]')
-    with pytest.raises(CorpusError, match=r"asks for code outside sentence-transformers \(os.system\)"):
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("os.system", ""),
+        ("sentence_transformers.models.Router", ""),
+        ("sentence_transformers.models.Dense", "2_Dense"),
+        ("sentence_transformers.models.Transformer", "../elsewhere"),
+        ("sentence_transformers_plus.models.Transformer", ""),
+    ],
+)
+def test_embedders_bring_no_code(embedder: Path, kind: str, path: str) -> None:
+    (embedder / "modules.json").write_text(json.dumps([{"type": kind, "path": path}]))
+    with pytest.raises(CorpusError, match=rf"asks for {re.escape(kind)} in '{re.escape(path)}', which may run code"):
         ByTopics(3, 0, embeddings=find_model(str(embedder)))
+
+
+def test_broken_embedders_are_refused(embedder: Path) -> None:
     (embedder / "modules.json").unlink()
     with pytest.raises(CorpusError, match="cannot be loaded as a sentence-transformers model"):
         ByTopics(3, 0, embeddings=find_model(str(embedder)))

@@ -117,7 +117,7 @@ def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings:
         return ByTopics(
             topics,
             seed,
-            sample if sample is not None else max(_DEFAULT_SAMPLE, topics),
+            sample if sample is not None else _DEFAULT_SAMPLE,
             find_embedder(embeddings) if embeddings is not None else None,
         )
     if kind == "classifier":

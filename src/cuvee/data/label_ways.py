@@ -22,6 +22,8 @@ from cuvee.data.documents import Document, shown
 from cuvee.data.reading import Bad
 
 MOST_LABELS = 2048
+SAMPLE_CHARS = 8192
+"""How much of a document is looked at to find its topic."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _PART = re.compile(r"-of-(\d+)$")  # what `raw.py` takes for a part of a file
 
@@ -154,7 +156,8 @@ class ByMap(Way):
         known = dict(self.table)
 
         def label(item: Item) -> str:
-            self.check([item.document.domain], [])
+            if item.document.domain not in known:
+                self.check([item.document.domain], [])
             return known[item.document.domain]
 
         return lambda items: [label(item) for item in items]

@@ -44,7 +44,7 @@ class Roles:
     def of(self, domain: str) -> Role:
         if self.targets:
             return "target" if domain in self.targets else "source"
-        return dict(self.table).get(domain, "source")
+        return next((role for name, role in self.table if name == domain), "source")
 
 
 @dataclass(frozen=True)

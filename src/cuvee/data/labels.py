@@ -26,7 +26,7 @@ from cuvee.data.build import Progress, cores, identify
 from cuvee.data.crew import Crew
 from cuvee.data.documents import Rules, read_documents
 from cuvee.data.label_report import REPORT, Labels, make_report, read_labels
-from cuvee.data.label_ways import MOST_LABELS, ByRole, Way
+from cuvee.data.label_ways import MOST_LABELS, SAMPLE_CHARS, ByRole, Way
 from cuvee.data.label_writing import Labelled, LabelTask, Roles, label_documents
 from cuvee.data.manifest import digest
 from cuvee.data.raw import Source, choose_roles, find_sources
@@ -34,8 +34,6 @@ from cuvee.data.reading import Bad, Block, read_blocks
 from cuvee.data.survey import BadRow, too_many, write_quarantine
 from cuvee.data.workplace import workplace
 
-SAMPLE_CHARS = 8192
-"""How much of a document is looked at to fit topics."""
 LEFT_OUT = "left_out"
 _VERSION = 1  # part of what labels are made from: raise it when the same text would give other bytes
 
@@ -75,7 +73,7 @@ def label(
     the same sources, way and settings already, nothing is done. Raises `CorpusError`.
     """
     settings = settings or LabelSettings()
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # "." and ".." have no name of their own, but what they mean has
     report = progress or (lambda stage, share: None)
     workers = workers if workers is not None else cores()
     if workers < 1:

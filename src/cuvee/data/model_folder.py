@@ -60,9 +60,8 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
         pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
         why = f"only {pickles[0]}, a pickle, which cuvee never opens: save it as safetensors" if pickles else "nothing"
         raise CorpusError(f"{spec} has no {WEIGHTS}, {why}")
-    for file in sorted(path.glob("*.json")):
-        content = _read_json(file) if file.name in ("config.json", "tokenizer_config.json") else {}
-        if "auto_map" in content:
+    for file in (path / "config.json", path / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in _read_json(file):
             raise CorpusError(f"{spec} asks to run code of its own (auto_map in {file.name}), which cuvee never does")
     sha = hashlib.sha256()
     for file in (path / name for name in files):

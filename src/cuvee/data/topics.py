@@ -8,8 +8,9 @@ may take the place of the first two.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,10 @@ import numpy.typing as npt
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.state import load_state, save_state
-from cuvee.data.label_ways import Item, Labeller, Way, check_topics, domain_name
+from cuvee.data.label_ways import SAMPLE_CHARS, Item, Labeller, Way, check_topics, domain_name
 from cuvee.data.model_folder import ModelFolder, find_model
 
 DIMENSIONS = 100
-CHARS = 8192
-"""How much of a document is looked at."""
 _STARTS = 5
 _MOST_TERMS = 30_000
 _WORD = r"(?u)\b[^\W\d_]\w+\b"
@@ -105,7 +104,7 @@ class ByTopics(Way):
         half_norms_K = (centres_KS**2).sum(1) / 2
 
         def label(items: Sequence[Item]) -> list[str]:
-            points_BS = place([item.document.text[:CHARS] for item in items])
+            points_BS = place([item.document.text[:SAMPLE_CHARS] for item in items])
             nearest_B = np.argmax(points_BS @ centres_KS.T - half_norms_K, axis=1)
             return [names[k] for k in nearest_B]
 
@@ -165,10 +164,20 @@ def find_embedder(spec: str) -> ModelFolder:
     return find_model(spec.removeprefix(_EMBEDDER), _EMBEDDER_FILES)
 
 
+_PLAIN_MODULES: Mapping[str, tuple[str, ...]] = {
+    "Transformer": ("",),
+    "Pooling": ("1_Pooling",),
+    "Normalize": ("", "2_Normalize"),
+}
+"""Modules of an embedder and where in its folder they may lie. Of the library's others, some import what a file of the folder
+names (Router, Dense's activation) and some read pickled weights; and files elsewhere would not be in the folder's digest."""
+
+
+@lru_cache(maxsize=1)
 def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
     """Texts → points of length 1, by a sentence-transformers model. Raises `CorpusError` if it cannot be loaded.
 
-    Only modules of that library itself are taken from the folder, and weights from safetensors.
+    Only a Transformer, its pooling and normalising are taken, and weights from safetensors.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -179,7 +188,7 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
         ) from None
     try:
         modules = json.loads((model.path / "modules.json").read_bytes())
-        foreign = [row["type"] for row in modules if not row["type"].startswith("sentence_transformers.")]
+        foreign = [f"{row['type']} in {row.get('path', '')!r}" for row in modules if not _is_plain(row)]
         if not foreign:
             encoder = SentenceTransformer(
                 str(model.path),
@@ -190,15 +199,19 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
     except Exception as error:  # files of anybody's making fail in any way
         raise CorpusError(f"{model.spec} cannot be loaded as a sentence-transformers model: {error}") from error
     if foreign:
-        raise CorpusError(
-            f"{model.spec} asks for code outside sentence-transformers ({foreign[0]}), which cuvee never runs"
-        )
+        plain = ", ".join(f"{name} in {' or '.join(map(repr, paths))}" for name, paths in _PLAIN_MODULES.items())
+        raise CorpusError(f"{model.spec} asks for {foreign[0]}, which may run code; cuvee takes {plain} alone")
 
     def place(texts: Sequence[str]) -> Points:
         points = encoder.encode(list(texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
         return _unit(np.asarray(points, dtype=np.float64))
 
     return place
+
+
+def _is_plain(row: Mapping[str, str]) -> bool:
+    library, _, name = row["type"].rpartition(".")
+    return library.split(".")[0] == "sentence_transformers" and row.get("path", "") in _PLAIN_MODULES.get(name, ())
 
 
 def _directions(weights_DV: Any, seed: int) -> Points:

@@ -83,6 +83,10 @@ def _values(domains: tuple[Domain, ...], runs: Sequence[Run], objective: Objecti
         return {name: value / total for name, value in objective.items() if value > 0}
     ends = [_losses(run.trajectory.last) for run in runs]
     measured = [d for d in domains if 2 * sum(d.name in losses for losses in ends) >= max(1, len(ends))]
+    if runs and not measured:
+        raise PolicyError(
+            "no proxy run has a validation loss: build the corpus with a valid split, and set train.validation_tokens above 0"
+        )
     if objective == "valid_loss":
         return {domain.name: 1 / len(measured) for domain in measured}
     targets = sum(domain.is_target for domain in measured)

@@ -7,7 +7,7 @@ was. When an alarm sounds (`policies.alarms`), and in shadow mode, a static mixt
 learning from what was executed. Each decision is one audit record, logged with the interval.
 
 In the first interval a `PolicyError` or `ConfigError` of the policy is a mistake in how the run was set up, and ends it. Later
-nothing that a policy does can.
+a policy ends it only by failing to learn in such a way that it cannot be put back as it was.
 """
 
 from __future__ import annotations

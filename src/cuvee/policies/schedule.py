@@ -26,7 +26,7 @@ class Scheduled:
         if not points:
             raise PolicyError("a schedule has no points: give [progress, {domain: share, …}] at least once")
         moments = [float(progress) for progress, _ in points]
-        if moments != sorted(moments) or moments[0] < 0 or moments[-1] > 1:
+        if moments != sorted(moments) or not all(0 <= moment <= 1 for moment in moments):  # false for NaN too
             raise PolicyError(f"the points of a schedule are at {moments}: they must rise within 0 and 1")
         self._moments = np.array(moments)
         self._mixtures = [Mixture.normalise(list(shares), list(shares.values())) for _, shares in points]
