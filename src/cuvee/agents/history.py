@@ -90,8 +90,7 @@ Past = Sequence[tuple[Tensor, Tensor]]
 
 
 class HistoryNet(nn.Module):
-    """The grid Transformer. `present_BTK` tells domains from padding: what is absent, at every moment or from some moment to
-    the end, changes nothing for what is present."""
+    """The grid Transformer."""
 
     slopes: Tensor
 
@@ -104,17 +103,13 @@ class HistoryNet(nn.Module):
         exponents = torch.arange(1, architecture.heads + 1) * (-8.0 / architecture.heads)
         self.register_buffer("slopes", exponents.exp2(), persistent=False)
 
-    def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor, present_BTK: Tensor | None = None) -> Tensor:
+    def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
         """Tokens (B, T, K, H), each a function of its own moment and of those before."""
         x = self._embedded(domains_BTKF, globals_BTG)
-        bias, mask = self._time_bias(x.shape[1]).to(x.dtype), None
-        if present_BTK is not None:
-            # A token may always attend to itself, so that none is left with nothing to attend to.
-            itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
-            mask = (present_BTK[..., None, :] | itself).flatten(0, 1)[:, None]
+        bias = self._time_bias(x.shape[1]).to(x.dtype)
         for block in self.blocks:
             assert isinstance(block, _Block)
-            x = block(x, bias, mask)
+            x = block(x, bias)
         return x
 
     def step(self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor) -> tuple[Tensor, Memory]:
@@ -173,9 +168,9 @@ class _Block(nn.Module):
         self.qkv_time, self.out_time = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.forward_in, self.forward_out = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x_BTKH: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BTKH: Tensor, bias: Tensor) -> Tensor:
         B, T, K, H = x_BTKH.shape
-        x = self._over_domains(x_BTKH.reshape(B * T, K, H), mask)
+        x = self._over_domains(x_BTKH.reshape(B * T, K, H))
         x = x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)  # once here and once back costs least
         qkv = self.qkv_time(self.norm_time(x))
         x = self._feed(x + self.out_time(self._attended(qkv, bias)))
@@ -183,7 +178,7 @@ class _Block(nn.Module):
 
     def step(self, x_KH: Tensor, buffer: Tensor, seen: slice, bias: Tensor) -> Tensor:
         """Writes this moment's keys and values to the last place of `seen` in `buffer`."""
-        x = self._over_domains(x_KH[None], None)[0]
+        x = self._over_domains(x_KH[None])[0]
         q, k, v = self.qkv_time(self.norm_time(x)).view(len(x), 3, self.heads, -1).unbind(1)
         buffer[0, :, :, seen.stop - 1], buffer[1, :, :, seen.stop - 1] = k, v
         keys, values = buffer[..., seen, :]
@@ -193,23 +188,23 @@ class _Block(nn.Module):
     def unroll(
         self, x_BKH: Tensor, past: tuple[Tensor, Tensor] | None, bias: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        x = self._over_domains(x_BKH, None)
+        x = self._over_domains(x_BKH)
         B, K, H = x.shape
         q, k, v = self.qkv_time(self.norm_time(x)).view(B * K, 3, self.heads, -1, 1).transpose(-1, -2).unbind(1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], -2), torch.cat([past[1], v], -2))
         attended = scaled_dot_product_attention(q, keys, values, attn_mask=bias)
         return self._feed(x + self.out_time(attended.reshape(B, K, H))), (keys, values)
 
-    def _over_domains(self, x_NKH: Tensor, mask: Tensor | None) -> Tensor:
+    def _over_domains(self, x_NKH: Tensor) -> Tensor:
         qkv = self.qkv_domains(self.norm_domains(x_NKH))
-        result: Tensor = x_NKH + self.out_domains(self._attended(qkv, mask))
+        result: Tensor = x_NKH + self.out_domains(self._attended(qkv))
         return result
 
-    def _attended(self, qkv_NLD: Tensor, mask: Tensor | None) -> Tensor:
-        """N sequences of length L, each attending to itself where `mask`, boolean or added to the scores, lets it."""
+    def _attended(self, qkv_NLD: Tensor, bias: Tensor | None = None) -> Tensor:
+        """N sequences of length L, each attending to itself, with `bias` added to the scores."""
         parts = qkv_NLD.view(*qkv_NLD.shape[:2], 3, self.heads, -1).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
     def _feed(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.forward_out(gelu(self.forward_in(self.norm_forward(x))))
@@ -236,14 +231,12 @@ class HistoryActor(nn.Module):
         self.norm = nn.LayerNorm(architecture.hidden)
         self.head = near_zero(nn.Linear(architecture.hidden, 3))
 
-    def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor, present_BTK: Tensor | None = None) -> Tensor:
-        """Logits (B, T, K) within ±10; −∞ for domains that are absent."""
-        out = self.head(self.norm(self.net(domains_BTKF, globals_BTG, present_BTK)))
-        logits_BTK = _blended(domains_BTKF, out)
-        return logits_BTK if present_BTK is None else logits_BTK.masked_fill(~present_BTK, -math.inf)
+    def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
+        """Logits (B, T, K) within ±10."""
+        return _blended(domains_BTKF, self.head(self.norm(self.net(domains_BTKF, globals_BTG))))
 
     def policy(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> LogisticNormal:
-        """The distribution over mixtures at every moment, all domains present. They share one deviation, `spread` at first."""
+        """The distribution over mixtures at every moment. Domains share one deviation, `spread` at first."""
         out = self.head(self.norm(self.net(domains_BTKF, globals_BTG)))
         logits_BTK = _blended(domains_BTKF, out)
         spread_BT1 = (self.spread * out[..., 2].mean(-1, keepdim=True).exp()).clamp(*SPREAD_RANGE)
@@ -285,9 +278,9 @@ class HistoryCritic(nn.Module):
         self.of_pooled = nn.ModuleList(nn.Linear(both, architecture.action, bias=False) for _ in range(2))
         self.heads = nn.ModuleList(near_zero(nn.Linear(architecture.action, 1)) for _ in range(2))
 
-    def encode(self, domains_BTKF: Tensor, globals_BTG: Tensor, present_BTK: Tensor | None = None) -> Tensor:
+    def encode(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
         """Tokens (B, T, K, H), which hold all that `values` needs to know of a moment."""
-        tokens: Tensor = self.norm(self.net(domains_BTKF, globals_BTG, present_BTK))
+        tokens: Tensor = self.norm(self.net(domains_BTKF, globals_BTG))
         return tokens
 
     def step(self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor) -> tuple[Tensor, Memory]:
@@ -295,17 +288,12 @@ class HistoryCritic(nn.Module):
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return self.norm(tokens_KH), memory
 
-    def values(self, tokens: Tensor, actions: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both critics' values (*draws, …) of mixtures `actions` (*draws, …, K) at the moments of `tokens` (…, K, H).
-
-        `present` (…, K) as given to `encode`; a domain that is absent has no weight.
-        """
-        here = torch.ones_like(tokens[..., 0]) if present is None else present.to(tokens.dtype)
-        count = here.sum(-1, keepdim=True)
-        even = (here / count.clamp(min=1)).expand_as(actions)
-        seen = gelu(self.of_token(tokens) + self.of_weight(action_channels(actions, count)))
-        pooled = torch.stack([even, actions], -2) @ seen  # (*draws, …, 2, 2·action)
-        state = self.of_state((here / count.clamp(min=1))[..., None, :] @ tokens)[..., 0, :]
+    def values(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Both critics' values (*draws, …) of mixtures `actions` (*draws, …, K) at the moments of `tokens` (…, K, H)."""
+        even = torch.full_like(tokens[..., 0], 1 / tokens.shape[-2])
+        seen = gelu(self.of_token(tokens) + self.of_weight(action_channels(actions)))
+        pooled = torch.stack([even.expand_as(actions), actions], -2) @ seen  # (*draws, …, 2, 2·action)
+        state = self.of_state(even[..., None, :] @ tokens)[..., 0, :]
         first, second = (
             head(gelu(part(by_twin.flatten(-2)) + of_state))[..., 0]
             for head, part, by_twin, of_state in zip(
@@ -315,11 +303,11 @@ class HistoryCritic(nn.Module):
         return first, second
 
 
-def action_channels(actions: Tensor, count: Tensor) -> Tensor:
+def action_channels(actions: Tensor) -> Tensor:
     """(…, K) → (…, K, 3): ln(1 + Kα) − ln 2 and Kα / (1 + Kα) − ½, both 0 at uniform, and α itself.
 
     Kα − 1, which `actor_critic.action_channels` has in the first place, is 25 where one domain of 52 has half of the
     batch, an ordinary mixture here; these are bounded and between them resolve small weights and large ones.
     """
-    relative = actions * count
+    relative = actions * actions.shape[-1]
     return torch.stack([relative.log1p() - math.log(2), relative / (1 + relative) - 0.5, actions], -1)
