@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cuvee.agents.base import fault_of
 from cuvee.core.mixture import FloatArray
+from cuvee.core.views import returns
 
 _SIMPLEX_TOLERANCE = 1e-4
 _BINS = 64
@@ -99,11 +100,11 @@ class ReturnScale(NamedTuple):
         sums = {K: np.zeros((2, _BINS + 1)) for K in longest}
         for episode in episodes:
             bins = np.rint(_progress(episode, longest) * _BINS).astype(int)
-            np.add.at(sums[episode.domains][0], bins, _returns(episode.rewards_T, discount))
+            np.add.at(sums[episode.domains][0], bins, returns(episode.rewards_T, discount))
             np.add.at(sums[episode.domains][1], bins, 1.0)
         potential = {K: _interpolated(total, count) for K, (total, count) in sums.items()}
         raw = cls(potential, 1.0)
-        left = [_returns(raw.shaped(episode, longest[episode.domains], discount), discount) for episode in episodes]
+        left = [returns(raw.shaped(episode, longest[episode.domains], discount), discount) for episode in episodes]
         return cls(potential, max(float(np.concatenate(left).std()), 1e-8))
 
     def shaped(self, episode: Episode, longest: int, discount: float) -> FloatArray:
@@ -128,13 +129,6 @@ def _progress(episode: Episode, longest: dict[int, int]) -> FloatArray:
     """(T,) the share of the budget used before each interval; of a run that broke off, as if it had been a longest one."""
     whole = longest[episode.domains] if episode.terminated else episode.intervals
     return np.arange(episode.intervals) / max(whole, 1)
-
-
-def _returns(rewards_T: npt.NDArray[Any], discount: float) -> FloatArray:
-    returns_T, following = np.zeros(len(rewards_T)), 0.0
-    for t in reversed(range(len(rewards_T))):
-        following = returns_T[t] = float(rewards_T[t]) + discount * following
-    return returns_T
 
 
 def _interpolated(total: FloatArray, count: FloatArray) -> FloatArray:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,6 @@ from cuvee.agents.learning import Learner, digest, seeded
 from cuvee.agents.sac import Temperature, target_entropy
 from cuvee.agents.simplex import LOG_WEIGHT_FLOOR, LogisticNormal, log_weights, sample_flat
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import State
 
 _LEAST_SPREAD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
@@ -103,8 +101,8 @@ class OfflineLearner:
             if fault := episode_fault(episode, features, globals_):
                 raise PolicyError(f"{names[number] if names else f'episode {number}'} cannot be learned from: {fault}")
         everything = [*episodes, *imagined]
-        self.scale = ReturnScale.of(everything, s.discount)
-        self.data = EpisodeSet(everything, self.scale, s.discount, s.budget_ends)
+        scale = ReturnScale.of(everything, s.discount)
+        self.data = EpisodeSet(everything, scale, s.discount, s.budget_ends)
         self.data.imitate([*top_quantile(episodes, s.quantile), *[False] * len(imagined)], everything)
         actor, critic = seeded(
             seed,
@@ -206,22 +204,6 @@ class OfflineLearner:
         loss = masked_mean(strength * lacking_BT - value_BT / q_spread, batch.valid_BT)
         return loss + self.settings.cloning * cloning_loss(now, batch) if self.settings.cloning else loss
 
-    @torch.no_grad()
-    def mixtures(self, episode: Episode) -> FloatArray:
-        """(T+1, K) what π plays at each moment of an episode, as logged, if not exploring."""
-        logits = self.actor.net(*_inputs(episode))[0]
-        played: FloatArray = logits.double().softmax(-1).numpy()
-        return played
-
-    @torch.no_grad()
-    def values(self, episode: Episode, actions_NTK: Any) -> FloatArray:
-        """(N, T) the smaller Q of each of N mixtures at each moment but the last, in units of reward, less what Φ takes out."""
-        domains, globals_ = _inputs(episode)
-        tokens = self.critic.net.encode(domains, globals_)[0, :-1]
-        actions = torch.as_tensor(np.asarray(actions_NTK), dtype=torch.float32)
-        found: FloatArray = torch.minimum(*self.critic.net.values(tokens, actions)).double().numpy()
-        return found * self.scale.scale
-
     def state_dict(self) -> State:
         return {
             "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
@@ -277,9 +259,3 @@ def lambda_returns(batch: EpisodeBatch, value_BT: Tensor, discount: float, trace
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """The mean over entries where `valid`; 0 if there are none."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
-
-
-def _inputs(episode: Episode) -> tuple[Tensor, Tensor]:
-    return torch.as_tensor(episode.domains_TKF, dtype=torch.float32)[None], torch.as_tensor(
-        episode.globals_TG, dtype=torch.float32
-    )[None]
