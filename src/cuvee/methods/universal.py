@@ -237,7 +237,6 @@ def learn_universal(
             said = {"critic_loss": wrong.item(), "gradient": critic.step(wrong)}
         if observer:
             observer(number, said)
-    policy.load_state_dict(policy.state_dict())  # so that it has read no run
     return policy
 
 
