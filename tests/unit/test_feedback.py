@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import returns, rewards
-from cuvee.policies.feedback import Feedback
+from cuvee.policies.feedback import Feedback, question_files
+from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.scoring_sampler import ScoringSampler
 
 DOMAINS = (Domain("prose", 300), Domain("maths", 100, "target"))
 
@@ -69,3 +72,13 @@ def test_other_fields_and_weights_are_refused() -> None:
         Feedback()(history([[-2.0], [-1.0]]))
     with pytest.raises(PolicyError, match=r"1\.5.*between 0 and 1"):
         Feedback(1.5)
+
+
+def test_questions_are_files_of_both_fields_in_one_order_or_none() -> None:
+    given = {"target": [Path("t.jsonl")], "general": ["g.jsonl"]}
+    assert list(question_files(given).items()) == [("general", ["g.jsonl"]), ("target", ["t.jsonl"])]
+    assert question_files(None) is None
+    for refused in ({}, {"general": ["g.jsonl"]}, {**given, "other": ["o.jsonl"]}):
+        for policy in (ScoringSampler, HistoryPolicy):
+            with pytest.raises(PolicyError, match="it needs general and target"):
+                policy(evaluation=refused)

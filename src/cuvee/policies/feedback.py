@@ -13,6 +13,7 @@ a field that starts with three times the nats of the other does not count three 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,15 @@ from cuvee.core.trajectory import Trajectory
 
 FIELDS = ("general", "target")
 """The fields of "evaluation", in this order."""
+
+
+def question_files(evaluation: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
+    """Files by field in the order of `FIELDS`; None stays None. Raises `PolicyError` if there are not exactly these fields."""
+    if evaluation is None:
+        return None
+    if set(evaluation) != set(FIELDS):
+        raise PolicyError(f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}")
+    return {name: [str(file) for file in evaluation[name]] for name in FIELDS}
 
 
 @dataclass(frozen=True)

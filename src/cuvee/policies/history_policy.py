@@ -28,7 +28,7 @@ from cuvee.core.protocols import Metrics, Probe, State
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
-from cuvee.policies.feedback import FIELDS, Feedback
+from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.heuristics import role_shares
 from cuvee.policies.history_encoder import HISTORY_FEATURES, HISTORY_GLOBALS, HistoryEncoder, reference_mixture
 from cuvee.probes.evaluation_set import EvaluationSet
@@ -62,15 +62,14 @@ class HistoryPolicy:
         seed: int = 0,
     ) -> None:
         shape = _architecture(architecture)
-        if evaluation is not None and set(evaluation) != set(FIELDS):
-            raise PolicyError(f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}")
         if temperature <= 0 or not 0 <= floor < 1:
             raise PolicyError(f"temperature {temperature} must be above 0, and floor {floor} from 0 to below 1")
         if support is not None and "supported" not in support:
             raise PolicyError(f"support says {', '.join(support)} but not whether the policy is 'supported'")
+        questions = question_files(evaluation)
         self._settings: dict[str, Any] = {
             "architecture": asdict(shape),
-            "evaluation": evaluation and {name: [str(file) for file in evaluation[name]] for name in FIELDS},
+            "evaluation": questions,
             "share": share,
             "weight": weight,
             "temperature": temperature,
@@ -81,7 +80,6 @@ class HistoryPolicy:
         }
         sizes = len(HISTORY_FEATURES), len(HISTORY_GLOBALS)
         self.actor, self.critic = seeded(seed, lambda: (HistoryActor(*sizes, shape), HistoryCritic(*sizes, shape)))
-        questions = self._settings["evaluation"]
         self.probes: Sequence[Probe] = (EvaluationSet(questions, share=share),) if questions else ()
         self._reading = _Reading(Feedback(weight))
         self._decision: dict[str, FloatArray] = {}

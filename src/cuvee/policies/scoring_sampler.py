@@ -25,7 +25,7 @@ from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.protocols import Metrics, Probe, State
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies import heuristics
-from cuvee.policies.feedback import FIELDS, Feedback
+from cuvee.policies.feedback import Feedback, question_files
 from cuvee.probes.evaluation_set import EvaluationSet
 
 CRITERIA = ("smoothness", "target progress", "source coverage", "balance", "feedback direction")
@@ -88,12 +88,11 @@ class ScoringSampler:
     ) -> None:
         if candidates < len(heuristics.PROPOSALS):
             raise PolicyError(f"candidates is {candidates}: there must be {len(heuristics.PROPOSALS)} or more")
-        if evaluation is not None and set(evaluation) != set(FIELDS):
-            raise PolicyError(f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}")
+        questions = question_files(evaluation)
         self._settings: dict[str, Any] = {
             "seed": seed,
             "number": number,
-            "evaluation": evaluation and {name: [str(file) for file in evaluation[name]] for name in FIELDS},
+            "evaluation": questions,
             "share": share,
             "weight": weight,
             "start": start and dict(start),
@@ -102,8 +101,7 @@ class ScoringSampler:
         self._feedback = Feedback(weight)
         self._character = Character.draw(self._generator(0))
         self._decision: dict[str, Any] = {}
-        found = self._settings["evaluation"]
-        self.probes: Sequence[Probe] = (EvaluationSet(found, share=share),) if found else ()
+        self.probes: Sequence[Probe] = (EvaluationSet(questions, share=share),) if questions else ()
 
     @property
     def character(self) -> Character:
