@@ -70,10 +70,14 @@ class Regression:
         self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :_FIELDS])
         self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
 
-    def at_end(self, weights_TK: FloatArray, solution_FY: FloatArray | None = None) -> FloatArray:
+    def at_end(self, weights_TK: FloatArray) -> FloatArray:
         """(Y,) what a run along `weights_TK` (T, K) would measure at its end, less what it measured at its start."""
+        return np.asarray(self.at_ends(weights_TK, [self.weights_FY])[0])
+
+    def at_ends(self, weights_TK: FloatArray, solutions: Sequence[FloatArray]) -> FloatArray:
+        """(S, Y) the same by each of other `solutions` (F, Y) of this regression, see `resampled`."""
         x_F = self._standardised(path_features(weights_TK)[-1])
-        return np.asarray(self._stage_TY[-1] + x_F @ (self.weights_FY if solution_FY is None else solution_FY))
+        return np.stack([self._stage_TY[-1] + x_F @ solution_FY for solution_FY in solutions])
 
     def after(self, weights_TK: FloatArray, whole: int) -> FloatArray:
         """(Y,) what is measured after the first intervals, played as in `weights_TK` (t, K), of `whole`."""

@@ -138,13 +138,11 @@ class Judge:
 
     def _values(self, weights_TK: FloatArray) -> FloatArray:
         """(1 + R,) the value of a path by the fit, and by each resampled one with an error it is known to make."""
-        drawn = [self._earned(weights_TK, solution_FY=solution) for solution in self._solutions]
+        drawn = [self._score(change_Y[:2]) for change_Y in self._regression.at_ends(weights_TK, self._solutions)]
         return np.append(self._earned(weights_TK), np.array(drawn) + self._missed_R)
 
-    def _earned(
-        self, weights_TK: FloatArray, regression: Regression | None = None, solution_FY: FloatArray | None = None
-    ) -> float:
-        return self._score((regression or self._regression).at_end(weights_TK, solution_FY)[:2])
+    def _earned(self, weights_TK: FloatArray, regression: Regression | None = None) -> float:
+        return self._score((regression or self._regression).at_end(weights_TK)[:2])
 
     def _return(self, run: Logged) -> float:
         return self._score(run.measured_TY[-1, :2] - run.measured_TY[0, :2])
