@@ -58,7 +58,7 @@ from cuvee.recipes.learn import learn_from_search
 from cuvee.recipes.search import SearchConfig, logged_runs, run_proxies, search
 from cuvee.recipes.train import train
 
-BATCH, LENGTH, INTERVALS = 32, 128, 40
+BATCH, LENGTH, INTERVALS = 32, 128, 20
 SHARES = (0.1, 0.3, 0.5, 0.7)
 LEARNED = ("agent", "actor", "sft", "learned")
 TRANSFERS = ("field", "space", "source", "model")

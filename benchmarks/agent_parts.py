@@ -34,7 +34,7 @@ VOCABULARY = 1024  # of a small model the logits are most of the work
 PROMPT, ANSWER = 40, 200  # characters of a piece of a document
 PIECES, TEXTS = 8, 64  # pieces of a document, and of a domain
 JUDGED = 128  # questions of a file
-QUESTIONS_A_TEXT = 2  # in the feedback half, by number
+FEEDBACK_ROWS = 480  # of a kind, in a field of the feedback
 ABOUT = {"math": ("math", "gsm", "jee", "probability"), "code": ("code", "human_eval", "mbpp")}
 HALVES = ("feedback", "judged")
 KINDS = ("text", "questions")
@@ -109,8 +109,8 @@ class Material:
             tuple(sources),
             target,
             feedback={
-                "general": [str(self._feedback_file(f"{name}-general", sources, general))],
-                "target": [str(self._feedback_file(f"{name}-target", [target], about))],
+                "general": self._feedback(f"{name}-general", sources, general),
+                "target": self._feedback(f"{name}-target", [target], about),
             },
             judged={
                 **self._judged("source", sources, general),
@@ -123,13 +123,15 @@ class Material:
         texts = {f"{side}/text/{name}": [str(where / f"text-{name}.jsonl")] for name in domains}
         return texts | {f"{side}/questions/{name}": [str(where / f"{name}.jsonl")] for name in asked}
 
-    def _feedback_file(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> Path:
-        """Texts, equally many of each domain, and `QUESTIONS_A_TEXT` times as many questions, equally many of each file."""
-        path, where = self.out / "questions" / f"{name}.jsonl", self.out / "questions" / "feedback"
-        lines = _equally(where, [f"text-{domain}" for domain in domains], 240)
-        lines += _equally(where, asked, QUESTIONS_A_TEXT * len(lines))
-        write_atomic(path, "".join(lines))
-        return path
+    def _feedback(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> list[str]:
+        """A file of texts, equally many of each domain, and one of questions, equally many of each file. A side of the judge
+        is the mean of both kinds, and so is a field of the feedback."""
+        where, paths = self.out / "questions", []
+        for kind, stems in (("texts", [f"text-{domain}" for domain in domains]), ("questions", asked)):
+            if stems:
+                paths.append(where / f"{name}-{kind}.jsonl")
+                write_atomic(paths[-1], "".join(_equally(where / "feedback", stems, FEEDBACK_ROWS)))
+        return [str(path) for path in paths]
 
     def _tokenizer(self) -> Path:
         folder = self.out / "corpora" / "all"

@@ -80,6 +80,24 @@ def test_mean_log_probability_of_answer_tokens_by_field(tmp_path):
     assert set(found) == {"evaluation", "evaluation_tokens"}
 
 
+def test_files_of_a_field_count_alike_whatever_their_length(tmp_path):
+    long, short = ("q", "a very long answer, of many more tokens than the other's"), ("p", "yes")
+    files = [write(tmp_path / f"{row[0]}.jsonl", [{"prompt": row[0], "answer": row[1]}] * 3) for row in (long, short)]
+    meter = attach({"f": files})
+    expected = (logprobs(*long).mean() + logprobs(*short).mean()) / 2
+    assert meter.read(meter.sums())["evaluation"].values == pytest.approx([expected], rel=1e-5)
+
+
+def test_files_of_a_field_share_its_budget_by_tokens(tmp_path):
+    long = [{"prompt": f"{number}", "answer": "x" * 50} for number in range(40)]
+    files = [write(tmp_path / "l.jsonl", long), write(tmp_path / "s.jsonl", plain(40))]
+    meter = attach({"f": files}, share=0.05, interval_tokens=4000)
+    spent = [sum(question.tokens for question in meter.questions if question.file == file) for file in (0, 1)]
+    assert abs(spent[0] - spent[1]) <= 52
+    assert sum(spent) <= 600
+    assert {question.file for question in attach({"f": files}, max_items=1).questions} == {0, 1}
+
+
 def test_accuracy_is_the_best_mean_over_choices(tmp_path):
     choices = ["red", "green", "a rather long colour"]
     prompt = "Question: Which?\nAnswer:"

@@ -4,19 +4,23 @@ The evaluation environment of Data Mixing Agent (arXiv 2507.15640): after each i
 (fields) are scored by the mean log-probability of a reference answer's tokens given the question. Against the base model's
 score, and with which weights, the fields are then combined is a view, made where it is used.
 
-A forward pass costs a third of a training step on the same tokens. So `share` of an interval's cost buys 3 · share ·
-(tokens of the interval) tokens of questions, divided evenly between the fields. Which questions those are depends on
-nothing but their text: the same ones at every interval, run, rank count and order of files, so that differences
-between intervals are differences of the model.
+A field's score is the mean of its files', so that a file of long answers does not drown the others. A forward pass costs a
+third of a training step on the same tokens. So `share` of an interval's cost buys 3 · share · (tokens of the interval) tokens of
+questions, divided evenly between the fields and in each between its files. Which questions those are depends on nothing but
+their text: the same ones at every interval, run, rank count and order of files, so that differences between intervals are
+differences of the model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,18 +30,19 @@ from cuvee.probes.base import FORWARD_SHARE, Context, Meter
 from cuvee.probes.questions import Question, read_questions
 
 NAME = "evaluation"
+Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 2**26
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Reports, in the order of `fields`,
 
-    "evaluation" (F,)           mean log-probability of a reference answer's token, in nats; over all answer tokens of the field
-    "evaluation_accuracy" (F,)  with `accuracy`: share of questions with choices whose reference has the highest mean
-                                log-probability a token; absent where no question has choices
+    "evaluation" (F,)           mean log-probability of a reference answer's token, in nats, over all answer tokens of a file;
+                                mean over the field's files
+    "evaluation_accuracy" (F,)  with `accuracy`: share of a file's questions with choices whose reference has the highest mean
+                                log-probability a token; mean over the files that have such questions, absent if none has
     "evaluation_tokens" ()      tokens that were read for it, padding not counted
     """
 
@@ -46,7 +51,7 @@ class EvaluationSet:
     share: float = 0.02
     """The most that it may cost, as a share of what training an interval costs."""
     max_items: int = 256
-    """The most questions a field."""
+    """The most questions a field; every file has one at least."""
     max_tokens: int = 512
     """Longer questions lose the beginning of their prompt; those whose answer alone is longer are left out."""
     accuracy: bool = False
@@ -82,7 +87,8 @@ class EvaluationSet:
 class Encoded:
     """One question: each answer's tokens behind those of the prompt, which are `prompt` many."""
 
-    field: int
+    file: int
+    """Its number among the files of all fields."""
     sequences: tuple[tuple[int, ...], ...]
     prompt: int
     reference: int
@@ -104,16 +110,19 @@ class EvaluationMeter(Meter):
         self._tokenizer: Any = context.tokenizer
         limit = getattr(getattr(context.model, "config", None), "max_position_embeddings", None)
         self._limit = min(probe.max_tokens, limit or probe.max_tokens)
-        self.questions = [question for number in range(len(probe.files)) for question in self._pick(number)]
+        self.questions: list[Encoded] = []
+        self._field_N: list[int] = []
+        for number in range(len(probe.files)):
+            self.questions += self._pick(number)
         self._batches = self._bucketed()
         self._read = 0
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        """Flat (F, 4) of Σ log-probability, answer tokens, right choices, questions with choices; then tokens read."""
+        """Flat (N files, 4) of Σ log-probability, answer tokens, right choices, questions with choices; then tokens read."""
         model, ranks = self._context.model, self._context.world_size
         device = self._context.device
-        sums_F4 = torch.zeros(len(self._probe.files), 4, dtype=torch.float64, device=device)
+        sums_N4 = torch.zeros(len(self._field_N), 4, dtype=torch.float64, device=device)
         self._read = 0
         was_training = model.training
         model.eval()
@@ -122,48 +131,57 @@ class EvaluationMeter(Meter):
             for start in range(0, len(self._batches), ranks):
                 mine = start + self._context.rank
                 batch = self._batches[min(mine, len(self._batches) - 1)]
-                scores_F4 = self._score(batch)
+                scores_N4 = self._score(batch)
                 if mine < len(self._batches):
-                    sums_F4 += scores_F4
+                    sums_N4 += scores_N4
                     self._read += sum(question.tokens for question in batch)
         finally:
             model.train(was_training)
-        return torch.cat([sums_F4.reshape(-1), sums_F4.new_tensor([self._read])])
+        return torch.cat([sums_N4.reshape(-1), sums_N4.new_tensor([self._read])])
 
     def flops(self) -> float:
         return self._read * FORWARD_SHARE * self._context.flops_per_token
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
-        values_F4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
-        found = {
-            NAME: Measured.mean(values_F4[:, 0], values_F4[:, 1]),
-            f"{NAME}_tokens": Measured.all(tokens),
-        }
+        sums_N4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
+        found = {NAME: self._by_field(sums_N4[:, 0], sums_N4[:, 1]), f"{NAME}_tokens": Measured.all(tokens)}
         if self._probe.accuracy:
-            found[f"{NAME}_accuracy"] = Measured.mean(values_F4[:, 2], values_F4[:, 3])
+            found[f"{NAME}_accuracy"] = self._by_field(sums_N4[:, 2], sums_N4[:, 3])
         return found
 
+    def _by_field(self, sums_N: Floats, counts_N: Floats) -> Measured:
+        """(F,): means over the files of each field of what their sums are a question or token."""
+        files_NF = np.eye(len(self._probe.files))[self._field_N] * (counts_N > 0)[:, None]
+        return Measured.mean((sums_N / np.maximum(counts_N, 1)) @ files_NF, files_NF.sum(axis=0))
+
     def _pick(self, number: int) -> Iterator[Encoded]:
-        """Questions of field `number` in random order, as many as its budget pays for, and one at least."""
+        """Questions of field `number`: of each file in random order, always from the one that has cost least, as many as the
+        field's budget pays for."""
         probe, interval = self._probe, self._context.interval_tokens
         name, paths = list(probe.files.items())[number]
-        found = [
-            question for path in paths for question in read_questions(Path(path), probe.prompt_key, probe.answer_key)
-        ]
-        found.sort(key=lambda question: question.rank)
-        budget = None if interval is None else probe.share * interval / FORWARD_SHARE / len(probe.files)
-        picked = spent = 0
-        for start in range(0, len(found), _CHUNK):
-            for encoded in self._encode(number, found[start : start + _CHUNK]):
-                spent += encoded.tokens
-                if picked == probe.max_items or (picked and budget is not None and spent > budget):
-                    return
-                picked += 1
-                yield encoded
+        files = [read_questions(Path(path), probe.prompt_key, probe.answer_key) for path in paths]
+        for questions in files:
+            questions.sort(key=lambda question: question.rank)
+        files.sort(key=lambda questions: questions[0].rank)
+        budget = math.inf if interval is None else probe.share * interval / FORWARD_SHARE / len(probe.files)
+        waiting = {i: self._encode(len(self._field_N) + i, questions) for i, questions in enumerate(files)}
+        self._field_N += [number] * len(files)
+        spent, picked = dict.fromkeys(waiting, 0), 0
+        while waiting:
+            i = min(waiting, key=spent.__getitem__)
+            encoded = next(waiting[i], None)
+            if encoded is None:
+                del waiting[i]
+                continue
+            if spent[i] and (picked >= probe.max_items or sum(spent.values()) + encoded.tokens > budget):
+                return
+            spent[i] += encoded.tokens
+            picked += 1
+            yield encoded
         if not picked:
             raise CorpusError(f"no answer in field {name!r} is shorter than {self._limit} tokens: raise max_tokens")
 
-    def _encode(self, number: int, questions: Sequence[Question]) -> Iterator[Encoded]:
+    def _encode(self, file: int, questions: Sequence[Question]) -> Iterator[Encoded]:
         """Prompt and answers are encoded apart, so that it is certain where an answer begins."""
         for question in questions:
             score_all = self._probe.accuracy and question.has_choices
@@ -175,7 +193,7 @@ class EvaluationMeter(Meter):
                 continue
             prompt = prompt[-room:]
             sequences = tuple((*prompt, *ending) for ending in endings)
-            yield Encoded(number, sequences, len(prompt), question.reference if score_all else 0)
+            yield Encoded(file, sequences, len(prompt), question.reference if score_all else 0)
 
     def _bucketed(self) -> list[list[Encoded]]:
         """Whole questions of similar length in each batch."""
@@ -192,7 +210,7 @@ class EvaluationMeter(Meter):
         return batches
 
     def _score(self, batch: Sequence[Encoded]) -> Tensor:
-        """(F, 4), as in `sums`."""
+        """(N, 4), as in `sums`."""
         context = self._context
         rows = [(question, sequence) for question in batch for sequence in question.sequences]
         longest = max(len(sequence) for _, sequence in rows)
@@ -214,14 +232,14 @@ class EvaluationMeter(Meter):
         return self._tally(batch, sum_B, answer_BL.sum(1).cpu()).to(context.device)
 
     def _tally(self, batch: Sequence[Encoded], sum_B: Tensor, count_B: Tensor) -> Tensor:
-        scores_F4, first = torch.zeros(len(self._probe.files), 4, dtype=torch.float64), 0
+        scores_N4, first = torch.zeros(len(self._field_N), 4, dtype=torch.float64), 0
         for question in batch:
             rows = slice(first, first + len(question.sequences))
             first, reference = rows.stop, first + question.reference
-            scores_F4[question.field, 0] += sum_B[reference]
-            scores_F4[question.field, 1] += count_B[reference]
+            scores_N4[question.file, 0] += sum_B[reference]
+            scores_N4[question.file, 1] += count_B[reference]
             if len(question.sequences) > 1:
                 best = int((sum_B[rows] / count_B[rows]).argmax())
-                scores_F4[question.field, 2] += best == question.reference
-                scores_F4[question.field, 3] += 1
-        return scores_F4
+                scores_N4[question.file, 2] += best == question.reference
+                scores_N4[question.file, 3] += 1
+        return scores_N4
