@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import yaml
 
 from cuvee.cli import main
 from cuvee.core.errors import ConfigError
+from cuvee.data.corpus import Corpus
+from cuvee.fleet.store import Store
 from cuvee.policies.files import load_policy
 from cuvee.recipes.config import TrainConfig, load, parse
 from cuvee.recipes.fleet_watch import FleetStatus
@@ -73,6 +76,17 @@ def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -
     assert search(wanted).is_dir()
 
 
+def test_after_a_change_the_old_proxies_that_wait_are_left_alone(config: Path, tmp_path: Path) -> None:
+    old, new = load(SearchConfig, config), load(SearchConfig, config, ["train.learning_rate=2e-3"])
+    fingerprint = Corpus.open(old.corpus).fingerprint
+    with Store.open(tmp_path / "runs.db") as store:
+        waiting = store.create("old", 0, {"proxy": old.proxy(fingerprint)}, group=old.group(fingerprint))
+        search(new)
+        runs = {run.id: (run.status, run.attempts) for run in store.runs()}
+    assert runs.pop(waiting) == ("waiting", 0)
+    assert list(runs.values()) == [("done", 1)]
+
+
 def test_a_worker_refuses_a_corpus_that_changed(config: Path) -> None:
     wanted = load(SearchConfig, config)
     with pytest.raises(ConfigError, match="search again"):
@@ -99,4 +113,6 @@ def test_the_command_says_what_it_would_cost_and_what_failed(
     assert any(
         line.startswith("failed: ") and "after 2 attempts: TrainingError: " in line for line in said.splitlines()
     )
-    assert said.splitlines()[-1].startswith("error: 1 of 1 runs of proxy-ac_odm failed after 2 attempts each")
+    assert re.match(
+        r"error: 1 of 1 runs of proxy-ac_odm-s0-[0-9a-f]{8} failed after 2 attempts each", said.splitlines()[-1]
+    )

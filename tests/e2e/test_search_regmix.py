@@ -17,6 +17,7 @@ import yaml
 from cuvee.cli import main
 from cuvee.core.state import load_state
 from cuvee.core.trajectory import Run
+from cuvee.data.corpus import Corpus
 from cuvee.fleet.store import Store
 from cuvee.policies.files import load_policy
 from cuvee.policies.fixed import Fixed
@@ -64,16 +65,17 @@ def logged(config: Path) -> list[Run]:
     wanted = load(SearchConfig, config)
     assert plan(wanted).runs == PROXIES
     command = [sys.executable, "-m", "cuvee.cli", "search", str(config), "--workers", "2", "--quiet"]
+    group = wanted.group(Corpus.open(wanted.corpus).fingerprint)
     with Store.open(config.parent / "runs.db") as store:
         killed = subprocess.Popen(command, start_new_session=True)
-        while killed.poll() is None and store.tally(wanted.group).done < 3:
+        while killed.poll() is None and store.tally(group).done < 3:
             time.sleep(0.02)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        done = {run.id: run.cost for run in store.runs(wanted.group, "done")}
+        done = {run.id: run.cost for run in store.runs(group, "done")}
         assert 3 <= len(done) < PROXIES
         search(wanted, workers=2)
-        after = {run.id: run for run in store.runs(wanted.group)}
+        after = {run.id: run for run in store.runs(group)}
         assert {run.status for run in after.values()} == {"done"}
         assert len(after) == PROXIES
         assert all(after[run_id].attempts == 1 and after[run_id].cost == cost for run_id, cost in done.items())

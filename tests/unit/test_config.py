@@ -183,6 +183,20 @@ def test_a_proxy_is_bound_to_the_content_of_its_base_model(tmp_path: Path, monke
     assert "model_sha256" not in parse(SearchConfig, {"corpus": "c", "method": "natural"}, "").proxy("f")
 
 
+def test_proxies_that_differ_in_their_policies_alone_are_one_group() -> None:
+    content = {"corpus": "c", "method": "natural", "name": "mine"}
+
+    def group(fingerprint: str = "f", **changed: Any) -> str:
+        return parse(SearchConfig, {**content, **changed}, "").group(fingerprint)
+
+    same = [group(guard={"floor": 0.1}), group(most_failed=0.5), group(method={"name": "natural"}), group(out="there")]
+    assert set(same) == {group()}
+    others = [group("g"), group(seed=1), group(train={"steps": 7}), group(model="llama-1m"), group(method="uniform")]
+    assert len({group(), *others}) == 6
+    long = group(name="n" * 64, method={"name": "natural", "label": "m" * 64}, seed=2**63 - 1)
+    assert len(long) + len("/scoring_sampler") <= 200, "what a store takes as a name"
+
+
 def saved(folder: Path, provenance: dict[str, Any]) -> Path:
     save_policy(folder, Fixed(Mixture.uniform(["a", "b"])), provenance)
     return folder

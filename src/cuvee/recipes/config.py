@@ -247,7 +247,7 @@ class TrainConfig(RunConfig):
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
-        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{_digest(self.identity(corpus_fingerprint))}"
+        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{short_digest(self.identity(corpus_fingerprint))}"
 
 
 class CompareConfig(RunConfig):
@@ -280,7 +280,7 @@ class CompareConfig(RunConfig):
 
     def group(self, corpus_fingerprint: str) -> str:
         """The same for comparisons that differ in methods and seeds only, so that either can be added later."""
-        return f"{self.name[:55]}-{_digest(self.setting(corpus_fingerprint))}"
+        return f"{self.name[:55]}-{short_digest(self.setting(corpus_fingerprint))}"
 
     def runs(self) -> list[TrainConfig]:
         """One configuration for each method and seed, seed by seed, so that early results are already paired."""
@@ -320,7 +320,8 @@ def _as_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:64] or "unnamed"
 
 
-def _digest(document: Mapping[str, Any]) -> str:
+def short_digest(document: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a sha256 over plain JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
 
 

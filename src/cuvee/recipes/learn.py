@@ -42,7 +42,7 @@ def learn_from_search(
     runs = logged_runs(config)
     if not runs:
         raise StoreError(
-            f"no run of {config.group!r} is done: run the proxies first with `cuvee search --runs-only`, with the same file"
+            f"no run of {config.group(corpus.fingerprint)!r} is done: run the proxies first with `cuvee search --runs-only`, with the same file"
         )
     folder = out or config.out / config.name / "policy"
     working = config.out / config.name / "learning"

@@ -26,7 +26,7 @@ from cuvee.loop import explore
 from cuvee.policies.files import save_policy
 from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
-from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model
+from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model, short_digest
 from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
@@ -96,9 +96,9 @@ class SearchConfig(RunConfig):
             same |= {"model": str(folder), "model_sha256": sha256_of_model(folder)}
         return {**same, "corpus": str(self.corpus.absolute()), "fingerprint": corpus_fingerprint}
 
-    @property
-    def group(self) -> str:
-        return f"{self.name}-{self.method.label}"
+    def group(self, corpus_fingerprint: str) -> str:
+        """The same for searches whose proxies are alike but for their policies, so that none waits for another's to end."""
+        return f"{self.name[:55]}-{self.method.label}-s{self.seed}-{short_digest(self.proxy(corpus_fingerprint))}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def run_proxies(
     """The first half of `search`: runs the proxies that are missing and returns all there are."""
     corpus = Corpus.open(config.corpus)
     with open_store(config.store) as store:
-        watch = FleetWatch(store, config.group)
+        watch = FleetWatch(store, config.group(corpus.fingerprint))
         fleet = _fleet(config, store, corpus, workers, on_change and (lambda tally: on_change(watch.look(tally))))
         return explore(config.method.build(config.seed), corpus, fleet)
 
@@ -225,7 +225,7 @@ def _fleet(
     folder = (config.out / config.name).absolute()  # workers elsewhere have another working directory
     proxy = config.proxy(corpus.fingerprint)
     options: FleetOptions = {
-        "group": config.group,
+        "group": config.group(corpus.fingerprint),
         "seed": config.seed,
         "workers": workers,
         "checkpoints": folder / "proxies",
