@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from cuvee import __version__
 from cuvee.core.domain import Domain
 from cuvee.core.files import write_atomic
 from cuvee.core.mixture import FloatArray
-from cuvee.report.colours import DARK, DASHES, FAINT, INK, domain_colours, method_colour
+from cuvee.report.colours import DASHES, FAINT, INK, domain_colours, method_colour
 from cuvee.report.figures import add_stack, plain, style
-from cuvee.report.page import Panel, page_style, script_hash, script_json
+from cuvee.report.page import Panel, fill
 
 _WALKS = 120
 _FLAT = 0.003  # deviations of a return that one interval must decide about at least, or nothing was learned of it
@@ -84,27 +77,10 @@ def write_diagnostics(
     views: Sequence[SpaceView], path: Path | str, title: str, facts: Mapping[str, str] | None = None
 ) -> Path:
     """Writes the page about a policy that was learned in one or more domain spaces, and returns its path."""
-    assets = files("cuvee.report") / "assets"
-    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
     sections = [(view, alarms(view), _panels(view, number)) for number, view in enumerate(views)]
     panels = [panel for *_, own in sections for panel in own.values()]
-    now = datetime.datetime.now(datetime.UTC)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.from_string((assets / "learning.html").read_text()).render(
-        title=title,
-        version=__version__,
-        written=f"{now.day} {now:%B %Y, %H:%M} UTC",
-        facts=facts or {},
-        sections=sections,
-        legend=legend_of,
-        style=Markup(page_style((assets / "page.css").read_text())),
-        script_hashes=Markup(" ".join(script_hash(script) for script in (plotly_js, page_js))),
-        figures_json=Markup(
-            script_json({"figures": {panel.id: json.loads(panel.figure.to_json()) for panel in panels}, "dark": DARK})
-        ),
-        plotly_js=Markup(plotly_js),
-        page_js=Markup(page_js),
-    )
+    title = f"{title}: the learned policy"
+    page = fill("learning.html", title, facts or {}, panels, sections=sections, legend=legend_of)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -75,22 +75,14 @@ def write_report(
 
 def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
     """The page as text."""
-    assets = files("cuvee.report") / "assets"
-    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
-    mixtures, curves, by_domain = _mixtures(summary), _curves(summary), _by_domain(summary)
-    trade = _trade(summary)
-    now = datetime.datetime.now(datetime.UTC)
-    panels = [*([trade] if trade else []), *mixtures, *curves, *by_domain]
-    figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
+    mixtures, curves, by_domain, trade = _mixtures(summary), _curves(summary), _by_domain(summary), _trade(summary)
     domains = summary.runs[0].run.trajectory.domains
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string((assets / "page.html").read_text())
-    return template.render(
+    return fill(
+        "page.html",
+        title,
+        _facts(summary) | dict(facts),
+        [*([trade] if trade else []), *mixtures, *curves, *by_domain],
         summary=summary,
-        title=title,
-        version=__version__,
-        written=f"{now.day} {now:%B %Y, %H:%M} UTC",
-        facts=_facts(summary) | dict(facts),
         headline=headline(summary),
         warnings=_warnings(summary),
         final=tables.final_table(summary),
@@ -102,31 +94,45 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
         mixtures=mixtures,
         curves=curves,
         by_domain=by_domain,
+        run_domains=domains,
         colours=domain_colours(domains),
-        legend={
-            "Target": [domain for domain in domains if domain.is_target],
-            "Source": [domain for domain in domains if not domain.is_target],
-        },
         configs=_configs(summary),
-        style=Markup(page_style((assets / "page.css").read_text())),
-        script_hashes=Markup(" ".join(script_hash(script) for script in (plotly_js, page_js))),
-        figures_json=Markup(script_json({"figures": figures, "dark": DARK})),
-        plotly_js=Markup(plotly_js),
-        page_js=Markup(page_js),
     )
 
 
-def script_json(value: Any) -> str:
+def fill(template: str, title: str, facts: Mapping[str, str], panels: Sequence[Panel], **content: Any) -> str:
+    """A page as text: `template`, which extends layout.html, with its `content`. `panels` are all whose figures it shows."""
+    assets = files("cuvee.report") / "assets"
+    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
+    figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
+    now = datetime.datetime.now(datetime.UTC)
+    loader = PackageLoader("cuvee.report", "assets")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(
+        title=title,
+        version=__version__,
+        written=f"{now.day} {now:%B %Y, %H:%M} UTC",
+        facts=facts,
+        style=Markup(_style((assets / "page.css").read_text())),
+        script_hashes=Markup(" ".join(_script_hash(script) for script in (plotly_js, page_js))),
+        figures_json=Markup(_script_json({"figures": figures, "dark": DARK})),
+        plotly_js=Markup(plotly_js),
+        page_js=Markup(page_js),
+        **content,
+    )
+
+
+def _script_json(value: Any) -> str:
     """JSON that no browser can mistake for markup."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def script_hash(script: str) -> str:
+def _script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def page_style(css: str) -> str:
+def _style(css: str) -> str:
     light = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS))
     dark = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS))
     keys = f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}"
