@@ -11,8 +11,10 @@ import pytest
 
 from cuvee.agents.learning import digest
 from cuvee.core.errors import ConfigError, PolicyError
-from cuvee.core.signals import Measured
+from cuvee.core.mixture import Mixture
+from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.evaluation.fitted_run import as_logged
 from cuvee.loop import run
 from cuvee.methods import history_learning
 from cuvee.methods.data_mixing_agent import DataMixingAgent
@@ -20,6 +22,7 @@ from cuvee.methods.history_learning import LearnProgress, LearnSettings, imagine
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.recipes.diagnosis import diagnose
 from cuvee.training.continual import continual
 from cuvee.training.simulator import Simulator
 
@@ -189,3 +192,45 @@ def test_the_method_commits_to_what_was_learned() -> None:
     policy = method.commit(Corpus(), RUNS)
     assert policy.probes == (), "questions belong to the run that it steers"
     assert policy.mixture(Trajectory.start(RUNS[0].trajectory.signals[0])).weights_K.sum() == pytest.approx(1)
+
+
+def changed_in_mid_run(one: Run) -> Run:
+    """The same run, as if its first domain had been added after the second interval."""
+    trajectory = one.trajectory
+    few = trajectory.domains[1:]
+    signals = [
+        Signals(
+            few,
+            now.step,
+            now.progress,
+            now.tokens_K[1:],
+            Measured(now.loss.values[1:], now.loss.present[1:]),
+            {"evaluation": now.probes["evaluation"]},
+        )
+        for now in trajectory.signals[:3]
+    ]
+    names = [domain.name for domain in few]
+    mixtures = [Mixture.normalise(names, mixture.weights_K[1:] + 1e-3) for mixture in trajectory.mixtures[:2]]
+    changed = Trajectory([*signals, *trajectory.signals[3:]], [*mixtures, *trajectory.mixtures[2:]])
+    return replace(one, id=f"changed-{one.id}", trajectory=changed)
+
+
+def test_runs_whose_domains_changed_are_learned_from_and_judge_nothing() -> None:
+    odd = [changed_in_mid_run(one) for one in RUNS[:2]]
+    plain, learned = (learn(runs, Feedback(), settings(imagined=4), seed=3) for runs in (RUNS, [*odd, *RUNS]))
+    assert learned.held_out == plain.held_out
+    assert learned.provenance["left_out"] == {run.id: "its domains changed in interval 3 (source0 came)" for run in odd}
+    assert plain.provenance["left_out"] == {}
+    assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
+    (view,) = diagnose(learned, [*odd, *RUNS], Feedback(), 0.2)
+    assert "Run changed-run-2-0 judges nothing: its domains changed in interval 3 (source0 came)." in view.verdict
+    assert len(view.walks_NT) == len(RUNS)
+
+
+def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:
+    odd = [changed_in_mid_run(one) for one in RUNS]
+    with pytest.raises(PolicyError, match=r"changed-run-2-0: its domains changed in interval 3 .* held_out to 0"):
+        learn(odd, Feedback(), settings(), seed=3)
+    assert learn(odd, Feedback(), settings(held_out=0.0), seed=3).judgements == {}
+    with pytest.raises(PolicyError, match=r"cannot be fitted: its domains changed in interval 3"):
+        as_logged(odd[0].trajectory)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.protocols import Probe
 from cuvee.core.signals import Measured, Signals
@@ -124,8 +125,23 @@ class Regression:
         return np.concatenate([scaled, np.ones_like(scaled[..., :1])], axis=-1)
 
 
+def domain_change(trajectory: Trajectory) -> str | None:
+    """When and how the domains of a run first changed, in words; None if they never did, as a regression needs it."""
+    for number, (before, _, after) in enumerate(trajectory, start=1):
+        if before.names != after.names:
+            changes = [f"{name} came" for name in after.names if name not in before.names]
+            changes += [f"{name} went" for name in before.names if name not in after.names]
+            return f"its domains changed in interval {number} ({', '.join(changes) or 'in order'})"
+    return None
+
+
 def as_logged(trajectory: Trajectory) -> Logged:
-    """Evaluation fields, then losses by domain (absent ones as they were last known), as numbers."""
+    """Evaluation fields, then losses by domain (absent ones as they were last known), as numbers.
+
+    Raises `PolicyError` if domains came or went in the course of the run, whose measurements then are of different things.
+    """
+    if change := domain_change(trajectory):
+        raise PolicyError(f"a run cannot be fitted: {change}. Leave it out")
     losses_TK = np.array([signals.loss.filled(np.nan) for signals in trajectory.signals])
     for t in range(1, len(losses_TK)):
         losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t - 1], losses_TK[t])

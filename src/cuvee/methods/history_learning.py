@@ -25,7 +25,7 @@ from cuvee.agents.offline import OfflineLearner, OfflineSettings
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import State
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.evaluation.fitted_run import FittedRun, Regression, as_logged
+from cuvee.evaluation.fitted_run import FittedRun, Regression, as_logged, domain_change
 from cuvee.evaluation.off_policy import Judge, Judgement, static_candidates
 from cuvee.loop import run as run_loop
 from cuvee.policies.feedback import Feedback
@@ -117,8 +117,9 @@ def learn(
 ) -> Learned:
     """Learns from `runs`. With a `folder`, resumes there what was interrupted, to the bit.
 
-    Raises `PolicyError` if fewer than 8 runs have feedback for every interval, or naming the run that holds a number nobody
-    can learn from.
+    Runs whose domains changed are learned from and judge nothing; "left_out" of the provenance names them. Raises `PolicyError`
+    if they leave nobody to judge, if fewer than 8 runs have feedback for every interval, or naming the run that holds a number
+    nobody can learn from.
     """
     usable = [run for run in runs if len(run.trajectory) and feedback(run.trajectory).present.all()]
     if len(usable) < _FEWEST:
@@ -146,6 +147,14 @@ class _Learning:
         self.trace: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         held = _held_out(runs, settings.held_out, seed)
+        changes = {run.id: domain_change(run.trajectory) for run in runs}
+        self.left_out = {run_id: change for run_id, change in changes.items() if change}
+        if settings.held_out and self.left_out and not held:
+            each = "; ".join(f"{run_id}: {change}" for run_id, change in self.left_out.items())
+            raise PolicyError(
+                f"too few runs are left to judge a policy by: {each}. Run proxies whose domains stay the same (`cuvee search`), "
+                "or set held_out to 0, so that nobody judges"
+            )
         self.held_out = [run.id for run in runs if run.id in held]
         learned_from = [run for run in runs if run.id not in held]
         episodes = [as_episode(run.trajectory, feedback) for run in learned_from]
@@ -220,6 +229,7 @@ class _Learning:
         provenance = {
             "runs": [run.id for run in self.runs],
             "held_out": self.held_out,
+            "left_out": self.left_out,
             "corpora": sorted({str(run.config.get("corpus", "")) for run in self.runs} - {""}),
             "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "learning": {"seconds": self.seconds, "seed": self.seed, "settings": dataclasses.asdict(self.settings)},
@@ -288,9 +298,7 @@ def imagine(runs: Sequence[Run], count: int, weight: float, seed: int) -> list[T
     """
     rng, found = np.random.default_rng([seed, 11]), []
     for space in dict.fromkeys(_space(run.trajectory) for run in runs):
-        members = [
-            run.trajectory for run in runs if _space(run.trajectory) == space and run.trajectory.last.progress >= 1
-        ]
+        members = [run.trajectory for run in runs if _space(run.trajectory) == space and _whole(run)]
         if len(members) < 4:
             continue
         regression = Regression([as_logged(trajectory) for trajectory in members])
@@ -304,11 +312,16 @@ def _space(trajectory: Trajectory) -> tuple[tuple[str, ...], int]:
     return trajectory.names, len(trajectory)
 
 
+def _whole(run: Run) -> bool:
+    """Whether it ran to its end over the same domains, as it must for a regression."""
+    return run.trajectory.last.progress >= 1.0 and domain_change(run.trajectory) is None
+
+
 def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
     """Ids of the runs that judge: a share of each space, drawn by `seed`; none of a space too small to spare two."""
     rng, held = np.random.default_rng([seed, 7]), set()
     for space in dict.fromkeys(_space(run.trajectory) for run in runs):
-        members = [run for run in runs if _space(run.trajectory) == space and run.trajectory.last.progress >= 1.0]
+        members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
         count = round(share * len(members))
         if count >= 2 and len(members) - count >= 2:
             held |= {members[int(index)].id for index in rng.permutation(len(members))[:count]}
@@ -318,7 +331,7 @@ def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
 def _judges(runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: float) -> dict[str, Judge]:
     judges: dict[str, Judge] = {}
     for space in dict.fromkeys(_space(run.trajectory) for run in runs if run.id in held):
-        members = [run for run in runs if _space(run.trajectory) == space and run.trajectory.last.progress >= 1.0]
+        members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
         own = [run.trajectory for run in members if run.id in held]
         others = [run.trajectory for run in members if run.id not in held]
         returns = [float(feedback(trajectory).values[-1]) for trajectory in others]

@@ -13,6 +13,7 @@ from cuvee.agents.simplex import sample_flat
 from cuvee.core.domain import natural_shares
 from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Run, Trajectory
+from cuvee.evaluation.fitted_run import domain_change
 from cuvee.evaluation.off_policy import Judgement
 from cuvee.evaluation.statistics import Estimate
 from cuvee.methods.history_learning import Learned
@@ -44,7 +45,9 @@ def _view(
     quantile: float,
 ) -> SpaceView:
     path = judgement.path
-    walks = [walk for walk in logged if walk.names == path.names and len(walk) == len(path)]
+    walks = [
+        walk for walk in logged if walk.names == path.names and len(walk) == len(path) and domain_change(walk) is None
+    ]
     returns_N = np.array([feedback(walk).values[-1] for walk in walks])
     best_N = returns_N >= np.quantile(returns_N, 1 - quantile)
     target_K = np.array([domain.is_target for domain in path.domains])
@@ -63,7 +66,7 @@ def _view(
             for one in learned.trace
         ],
         heuristics=_scores(path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback),
-        verdict=verdict(judgement, int(learned.provenance["support"]["update"])),
+        verdict=[*verdict(judgement, int(learned.provenance["support"]["update"])), *_left_out(learned)],
     )
 
 
@@ -79,6 +82,10 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
     if not judgement.supported:
         said.append("The data do not support this policy: a run that it steers gets the best static mixture instead.")
     return said
+
+
+def _left_out(learned: Learned) -> list[str]:
+    return [f"Run {run} judges nothing: {change}." for run, change in learned.provenance["left_out"].items()]
 
 
 def _apart(estimate: Estimate) -> str:
