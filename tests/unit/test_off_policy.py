@@ -128,6 +128,23 @@ def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judg
     assert bad.gain.mean < 0
 
 
+@pytest.mark.parametrize(("towards_behaviour", "supported"), [(0.0, True), (0.3, False)])
+def test_a_policy_that_is_better_than_behaviour_and_worse_than_a_static_mixture_is_not_supported(
+    walks: list[Trajectory], towards_behaviour: float, supported: bool
+) -> None:
+    static_K = LAWS.best_static().numpy()
+    behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
+    planted_TK = np.tile(static_K + towards_behaviour * (behaviour_K - static_K), (8, 1))
+    truth = feedback_gain(LAWS, torch.from_numpy(planted_TK))
+    assert truth > np.mean([gain_of(one) for one in walks])
+    assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (towards_behaviour > 0)
+    judged = Judge(walks[:16], walks[16:], {"best": static_K})(Path(planted_TK))
+    assert judged.gain.low is not None
+    assert judged.gain.low > 0
+    assert judged.within_reach
+    assert (judged.over_static.mean >= 0) == judged.supported == judged.figures()["supported"] == supported
+
+
 def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:
     alone = np.zeros((8, 5))
     alone[:, 1] = 1.0

@@ -57,8 +57,9 @@ class Judgement:
 
     @property
     def supported(self) -> bool:
-        """The whole interval of the gain is above 0, and the policy stays where there are data."""
-        return self.gain.low is not None and self.gain.low > 0 and self.within_reach
+        """The whole interval of the gain is above 0, the best static mixture, which is played in its place if not, is not
+        expected to end higher, and the policy stays where there are data."""
+        return self.gain.low is not None and self.gain.low > 0 and self.over_static.mean >= 0 and self.within_reach
 
     def figures(self) -> dict[str, Any]:
         """As plain JSON."""

@@ -151,7 +151,8 @@ def _agent(folder: Path, search: SearchConfig, workers: int, view: DemoView) -> 
 
 
 def _learned_from(policy: Path, runs: set[str]) -> bool:
-    return (policy / "hashes.json").is_file() and set(read_provenance(policy)["runs"]) == runs
+    """Its page is written last, and goes with the folder when another policy takes its place."""
+    return (policy / "diagnostics.html").is_file() and set(read_provenance(policy)["runs"]) == runs
 
 
 def _verdict(provenance: Mapping[str, Any]) -> str:
@@ -167,7 +168,9 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
     )
     if support["supported"]:
         return f"{said}, so it steers."
-    why = "that is not enough to trust it" if figures["within_reach"] else "what it does lies too far from those paths"
+    why = "what it does lies too far from those paths"
+    if figures["within_reach"]:
+        why = "the best static mixture is expected to end higher" if low > 0 else "that is not enough to trust it"
     return f"{said}; {why}, so it plays the best static mixture of the proxies instead."
 
 
