@@ -17,6 +17,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.methods import regmix
+from cuvee.methods.gaussian_process import _most_probable
 from cuvee.methods.regmix import RegMix, draw
 from cuvee.methods.regmix_fit import FITS, check_installed, cross_validated
 from cuvee.methods.regmix_runs import Table
@@ -134,6 +135,23 @@ def test_the_gaussian_process_knows_a_steep_beginning_and_a_domain_that_does_not
     assert np.abs(predict(mixtures[60:]) - planted[60:]).max() < 0.05
 
 
+def test_hyper_parameters_lie_between_what_the_runs_say_and_the_prior() -> None:
+    said, prior, deviations = np.array([3.0, -1.0]), np.array([0.0, 1.0]), np.array([1.0, 3.0])
+
+    def unlikelihood(logs: Any) -> tuple[float, Any]:
+        return float(0.5 * (logs - said) @ (logs - said)), logs - said
+
+    found, _ = _most_probable(unlikelihood, prior, np.empty((2, 2)), deviations=deviations)
+    assert found == pytest.approx((said + prior / deviations**2) / (1 + 1 / deviations**2), abs=1e-4)
+
+
+def test_many_mixtures_are_predicted_as_each_by_itself() -> None:
+    mixtures = draw(DOMAINS, 5000, np.random.default_rng(0))
+    predict = FITS["gaussian_process"](mixtures[:20], losses_of(mixtures[:20])[:, 0])
+    assert predict(mixtures)[[0, 4095, 4096, 4999]] == pytest.approx(predict(mixtures[[0, 4095, 4096, 4999]]))
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_loss_that_never_changes_is_predicted_as_it_is() -> None:
     mixtures = some_mixtures(30)
     for name, fit in FITS.items():

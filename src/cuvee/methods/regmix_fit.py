@@ -26,7 +26,7 @@ import numpy as np
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import FloatArray
 from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
-from cuvee.methods.gaussian_process import GaussianProcess
+from cuvee.methods.gaussian_process import fit_gaussian_process
 
 Prediction = Callable[[FloatArray], FloatArray]
 """Mixtures (M, K) → losses (M,) of one domain."""
@@ -96,7 +96,7 @@ def _law(parameters: FloatArray, mixtures_MK: FloatArray) -> FloatArray:
 
 
 FITS: dict[str, Fit] = {
-    "gaussian_process": GaussianProcess,
+    "gaussian_process": fit_gaussian_process,
     "lightgbm": fit_lightgbm,
     "log_linear": fit_log_linear,
 }
