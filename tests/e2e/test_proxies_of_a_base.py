@@ -81,12 +81,14 @@ def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(
     assert [run.id for run in run_proxies(wanted)] == [run.id for run in runs]
     more, file = search_of(place, proxies=4), place / "dma.yaml"
     assert plan(more).runs == 1
-    file.write_text(yaml.safe_dump(content_of(place, proxies=4)))
-    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(file), "--runs-only", "--quiet"])
+    file.write_text(yaml.safe_dump(content_of(place)))
+    store, four = str(place / "runs.db"), "method.proxies=4"
+    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(file), four, "--store", store, "--runs-only", "--quiet"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert capsys.readouterr().out == f"4 runs are done; `cuvee learn {file} -o policy/` learns from them\n"
+    what = f"`cuvee learn {file} {four} --store {store} -o policy/`"
+    assert capsys.readouterr().out == f"4 runs are done; {what} learns from them\n"
     assert not (place / "runs" / "dma" / "policy").exists()
     assert len(logged_runs(more)) == 4
     longer = more.model_copy(update={"train": dataclasses.replace(more.train, steps=8)})

@@ -76,6 +76,20 @@ def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -
     assert search(wanted).is_dir()
 
 
+def test_runs_alone_are_learned_from_by_the_same_command(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for options in (["--runs-only"], []):
+        monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--quiet", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == "1 runs are done; the same command without --runs-only learns from them\n"
+    assert said[1].startswith(f"policy: {tmp_path / 'runs' / 'proxy' / 'policy'}")
+
+
 def test_after_a_change_the_old_proxies_that_wait_are_left_alone(config: Path, tmp_path: Path) -> None:
     old, new = load(SearchConfig, config), load(SearchConfig, config, ["train.learning_rate=2e-3"])
     fingerprint = Corpus.open(old.corpus).fingerprint

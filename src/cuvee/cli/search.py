@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
-    from cuvee.recipes.search import Plan
+    from cuvee.recipes.search import Plan, SearchConfig
 
 
 def search(
@@ -48,7 +49,8 @@ def search(
         with FleetView(console(stderr=True)) as view:
             on_change = None if quiet else view.show
             if runs_only:
-                said = _done(len(recipe.run_proxies(wanted, workers=workers, on_change=on_change)), config)
+                runs = recipe.run_proxies(wanted, workers=workers, on_change=on_change)
+                said = _done(len(runs), wanted, shlex.join([str(config), *(overrides or ())]) + _at(store))
             else:
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
                 said = (
@@ -68,10 +70,20 @@ def _evidence(policy: Path) -> str:
     return f"{summary}\n" if summary else ""
 
 
-def _done(runs: int, config: Path) -> str:
+def _done(runs: int, config: SearchConfig, what: str) -> str:
+    from cuvee.recipes.learn import agent_of
+
     if not runs:
         return "the method asks for no proxy runs"
-    return f"{runs} runs are done; `cuvee learn {config} -o policy/` learns from them"
+    how = f"`cuvee learn {what} -o policy/`" if agent_of(config) else "the same command without --runs-only"
+    return f"{runs} runs are done; {how} learns from them"
+
+
+def _at(store: str | None) -> str:
+    """The option as it was given, unless it may hold a password."""
+    if store is None:
+        return ""
+    return " --store …" if "://" in store else f" --store {shlex.quote(store)}"
 
 
 def _said(plan: Plan, method: str, workers: int) -> str:
