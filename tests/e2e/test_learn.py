@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from cuvee.cli import main
-from cuvee.core.errors import ConfigError, StoreError
+from cuvee.core.errors import ConfigError, PolicyError, StoreError
+from cuvee.methods.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance
 from cuvee.recipes.config import TrainConfig, load, parse
 from cuvee.recipes.learn import learn_from_search
-from cuvee.recipes.search import SearchConfig
+from cuvee.recipes.search import SearchConfig, run_proxies
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
 
@@ -89,6 +90,7 @@ def test_from_nothing_to_a_steered_run(
     assert len(provenance["runs"]) == 10
     assert provenance["proxies"]["tokens"] == 10 * 6 * 4 * 64
     assert provenance["learning"]["settings"]["updates"] == 1
+    assert provenance["learning"]["seed"] == 0
     policy = load_policy(folder)
     assert not policy.probes, "questions belong to a run"
     content = yaml.safe_load(config.read_text())
@@ -98,6 +100,46 @@ def test_from_nothing_to_a_steered_run(
     told = train(parse(TrainConfig, {**target, "evaluation": {**questions, "share": 0.2}}, "target"))
     assert [len(run.trajectory) for run in (without, told)] == [3, 3]
     assert [Feedback()(run.trajectory).present.any() for run in (without, told)] == [False, True]
+
+
+@pytest.fixture(scope="module")
+def searched(config: Path) -> Path:
+    run_proxies(load(SearchConfig, config))
+    return config
+
+
+def test_learned_again_with_other_settings(searched: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    learn_from_search(load(SearchConfig, searched), folders[0])
+    other = load(SearchConfig, searched, ["method.agent.updates=1", "method.seed=7", "method.weight=0.4"])
+    learn_from_search(other, folders[1])
+    said = [read_provenance(folder)["learning"] for folder in folders]
+    assert [one["settings"]["updates"] for one in said] == [2, 1]
+    assert [one["seed"] for one in said] == [0, 7], "the method's own where it has one"
+    assert not (other.out / "dma" / "learning").exists(), "nothing is left to go on with"
+
+
+def test_what_was_interrupted_with_other_settings_is_named(searched: Path, tmp_path: Path) -> None:
+    def interrupt(now: LearnProgress) -> None:
+        if now.done == 3:
+            raise KeyboardInterrupt
+
+    wanted = load(SearchConfig, searched)
+    working = wanted.out / "dma" / "learning"
+    with pytest.raises(KeyboardInterrupt):
+        learn_from_search(wanted, tmp_path / "policy", interrupt)
+    with pytest.raises(PolicyError, match=f"{working} holds .* remove that folder"):
+        learn_from_search(load(SearchConfig, searched, ["method.weight=0.4"]), tmp_path / "policy")
+    learn_from_search(wanted, tmp_path / "policy")
+    assert not working.exists()
+
+
+def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> None:
+    made = learn_from_search(load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy")
+    assert made.verdict == ("Nobody has judged this policy, since no runs were held out. It steers all the same.",)
+    assert made.verdict[0] in made.page.read_text()
+    assert read_provenance(made.folder)["support"] == {"supported": None, "update": 2, "spaces": {}}
+    assert load_policy(made.folder).supported
 
 
 def test_methods_that_learn_otherwise_are_named(config: Path) -> None:

@@ -86,7 +86,9 @@ Observer = Callable[[LearnProgress], None]
 
 @dataclass(frozen=True)
 class Learned:
-    """`trace` holds what each judgement said, by update; `judgements` the kept actor's, by space; `held_out` their runs' ids."""
+    """`trace` holds what each judgement said, by update; `judgements` the kept actor's, by space; `held_out` their runs' ids.
+
+    "supported" under "support" of the provenance is null where nobody judged."""
 
     policy: HistoryPolicy
     trace: Sequence[Mapping[str, Any]]
@@ -215,9 +217,8 @@ class _Learning:
         assert self.best is not None
         bare = self._policy(self.best["actor"], self.best["critic"])
         judgements = {space: judge(bare) for space, judge in self.judges.items()}
-        supported = all(judgement.supported for judgement in judgements.values())
         support = {
-            "supported": supported,
+            "supported": all(judgement.supported for judgement in judgements.values()) if judgements else None,
             "update": self.best["update"],
             "spaces": {space: judgement.figures() for space, judgement in judgements.items()},
         }
@@ -265,15 +266,22 @@ class _Learning:
 
     def load_state_dict(self, state: State) -> None:
         if state["identity"] != self._identity():
+            assert self.checkpoints
             raise PolicyError(
-                "what was interrupted there was learned from other runs or with other settings: give another folder, or remove it"
+                f"{self.checkpoints.folder} holds what was learned from other runs or with other settings: remove that folder to "
+                "begin anew, or go on with the settings that it was begun with"
             )
         self.position, self.seconds = int(state["position"]), float(state["seconds"])
         self.trace, self.best = list(state["trace"]), state["best"]
         self.learner.load_state_dict(state["learner"])
 
     def _identity(self) -> dict[str, Any]:
-        return {"runs": [run.id for run in self.runs], "seed": self.seed, "settings": dataclasses.asdict(self.settings)}
+        return {
+            "runs": [run.id for run in self.runs],
+            "seed": self.seed,
+            "feedback": self.feedback.weight,
+            "settings": dataclasses.asdict(self.settings),
+        }
 
 
 def as_episode(trajectory: Trajectory, feedback: Feedback) -> Episode:
