@@ -109,7 +109,7 @@ def test_without_held_out_runs_nobody_judges() -> None:
     learned = learn(RUNS, Feedback(), settings(held_out=0.0), seed=0)
     assert learned.judgements == {}
     assert learned.policy.supported
-    assert learned.provenance["support"]["update"] == 4
+    assert learned.provenance["support"] == {"supported": None, "update": 4, "spaces": {}}
 
 
 class Stop(Exception):
@@ -132,8 +132,16 @@ def test_interrupted_learning_goes_on_to_the_same_bits(after: int, tmp_path: Pat
 
 def test_a_folder_of_other_runs_or_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     learn(RUNS, Feedback(), settings(updates=0), seed=0, folder=tmp_path)
-    with pytest.raises(PolicyError, match="other runs or with other settings"):
-        learn(RUNS[:-1], Feedback(), settings(updates=0), seed=0, folder=tmp_path)
+    others: list[dict[str, Any]] = [
+        {"runs": RUNS[:-1]},
+        {"feedback": Feedback(0.4)},
+        {"seed": 1},
+        {"settings": settings()},
+    ]
+    for other in others:
+        asked = {"runs": RUNS, "feedback": Feedback(), "settings": settings(updates=0), "seed": 0, **other}
+        with pytest.raises(PolicyError, match=f"{tmp_path} holds .* other settings: remove that folder"):
+            learn(**asked, folder=tmp_path)
 
 
 def test_several_domain_spaces_are_judged_one_by_one() -> None:
@@ -225,6 +233,18 @@ def test_runs_whose_domains_changed_are_learned_from_and_judge_nothing() -> None
     (view,) = diagnose(learned, [*odd, *RUNS], Feedback(), 0.2)
     assert "Run changed-run-2-0 judges nothing: its domains changed in interval 3 (source0 came)." in view.verdict
     assert len(view.walks_NT) == len(RUNS)
+
+
+def test_diagnostics_show_the_runs_that_it_was_learned_from_or_judged_by() -> None:
+    blind = replace(RUNS[0], id="blind", trajectory=_without_feedback(RUNS[0].trajectory))
+    later = replace(RUNS[1], id="later")
+    learned = learn([*RUNS, blind], Feedback(), settings(), seed=3)
+    (plain,) = diagnose(learned, RUNS, Feedback(), 0.2)
+    (view,) = diagnose(learned, [blind, *RUNS, later], Feedback(), 0.2)
+    assert np.array_equal(view.walks_NT, plain.walks_NT)
+    assert view.heuristics == plain.heuristics
+    ends_N = np.array([Feedback()(one.trajectory).values[-1] for one in RUNS])
+    assert ends_N[view.best_N > 0].min() > ends_N[view.best_N == 0].max()
 
 
 def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:

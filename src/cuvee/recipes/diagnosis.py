@@ -29,10 +29,11 @@ _SCORED = 64
 
 
 def diagnose(learned: Learned, runs: Sequence[Run], feedback: Feedback, quantile: float) -> list[SpaceView]:
-    """One view for each domain space that was judged."""
+    """One view for each domain space that was judged. Of `runs`, those count that the policy was learned from or judged by."""
+    known = set(learned.provenance["runs"])
+    logged = [run.trajectory for run in runs if run.id in known]
     return [
-        _view(name, judgement, learned, [run.trajectory for run in runs], feedback, quantile)
-        for name, judgement in learned.judgements.items()
+        _view(name, judgement, learned, logged, feedback, quantile) for name, judgement in learned.judgements.items()
     ]
 
 
@@ -74,8 +75,8 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
     """What off-policy evaluation says, in sentences."""
     gain, over, error = judgement.gain, judgement.over_static, judgement.error
     said = [
-        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} the logged "
-        f"walks’ average in feedback, and {_apart(over)} the best static mixture.",
+        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
+        f"average in feedback, and {_apart(over)} the best static mixture.",
         f"The fit that judges is off by {error:.4f} on runs it has not seen. {judgement.outside:.0%} of the decisions lie "
         f"further from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
     ]

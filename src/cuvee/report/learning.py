@@ -32,10 +32,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class SpaceView:
-    """One domain space. `path_TK` is what the policy plays in a run fitted to the held-out runs; `walks_NT` the logged target
-    shares and `best_N` which of those runs were imitated. `values` (T,) are what the critic expects of some mixtures, `spread_T`
-    how far it tells mixtures apart and `doubt_T` how far the twins disagree about that, all in deviations of returns.
-    `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
+    """One domain space. `path_TK` is what the policy plays in a run fitted to the held-out runs; `walks_NT` the target shares of
+    the runs that it was learned from or judged by, and `best_N` which of them ended best. `values` (T,) are what the critic
+    expects of some mixtures, `spread_T` how far it tells mixtures apart and `doubt_T` how far the twins disagree about that,
+    all in deviations of returns. `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
 
     name: str
     domains: tuple[Domain, ...]
@@ -133,7 +133,7 @@ def _progress(view: SpaceView) -> FloatArray:
 
 def _target_figure(view: SpaceView) -> go.Figure:
     figure, progress_T = go.Figure(), _progress(view)
-    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # the imitated ones last, on top
+    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # those that ended best last, on top
     for n in order:
         best = bool(view.best_N[n])
         figure.add_scatter(
