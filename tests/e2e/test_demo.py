@@ -18,7 +18,7 @@ from cuvee.data.corpus import Corpus
 from cuvee.methods.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
 from cuvee.recipes import demo as recipe
-from cuvee.recipes import environment_text
+from cuvee.recipes import environment_text, learn
 from cuvee.recipes.config import CompareConfig, load
 from cuvee.recipes.demo import Demo, DemoView, demo
 from cuvee.recipes.demo_plan import DemoPlan, Stage
@@ -97,23 +97,33 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment_text, "text_domains", lambda: domains)
 
 
-def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(tmp_path: Path) -> None:
+def interrupt(*_: object) -> Path:
+    raise KeyboardInterrupt
+
+
+def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "demo"
     in_base, in_proxies, in_learning = Witness(2), Witness(proxies=1), Witness(steps=3)
-    in_comparison, rest, again = Witness(5), Witness(), Witness()
+    in_page, in_comparison, rest, again = Witness(), Witness(5), Witness(), Witness()
     with pytest.raises(Stopped, match="stopped after step 2"):
         demo(folder, in_base, PLAN, workers=1)
     with pytest.raises(KeyboardInterrupt):
         demo(folder, in_proxies, PLAN, workers=1)
     with pytest.raises(KeyboardInterrupt):
         demo(folder, in_learning, PLAN, workers=1)
+    with monkeypatch.context() as killed:
+        killed.setattr(learn, "write_diagnostics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            demo(folder, in_page, PLAN, workers=1)
     with pytest.raises(Stopped):
         demo(folder, in_comparison, PLAN, workers=1)
     made = demo(folder, rest, PLAN, workers=1)
-    witnesses = (in_base, in_proxies, in_learning, in_comparison, rest)
+    witnesses = (in_base, in_proxies, in_learning, in_page, in_comparison, rest)
     assert len(in_base.domains) >= 8
     assert not any(witness.domains for witness in witnesses[1:]), "text is gathered once"
-    assert [witness.stages[-1] for witness in witnesses] == [3, 4, 5, 6, 7]
+    assert [witness.stages[-1] for witness in witnesses] == [3, 4, 5, 5, 6, 7]
     assert rest.stages == [1, 2, 3, 4, 5, 6, 7]
     done = sum((witness.intervals for witness in witnesses), Counter[str]())
     assert set(done.values()) == {4}, "no interval is trained twice, none is left out"

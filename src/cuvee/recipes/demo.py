@@ -163,12 +163,12 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
     (figures,) = support["spaces"].values()
     gain, low, high = (100 * float(figures[name]) for name in ("gain", "gain_low", "gain_high"))
     said = (
-        f"By {len(provenance['held_out'])} runs held out, the agent ends {gain:+.1f} points of feedback above the paths it "
-        f"learned from (95 % interval {low:+.1f} to {high:+.1f})"
+        f"By {len(provenance['held_out'])} runs held out, the agent ends {gain:+.1f} points of feedback above their average "
+        f"(95 % interval {low:+.1f} to {high:+.1f})"
     )
     if support["supported"]:
         return f"{said}, so it steers."
-    why = "what it does lies too far from those paths"
+    why = "what it does lies too far from the paths it learned from"
     if figures["within_reach"]:
         why = "the best static mixture is expected to end higher" if low > 0 else "that is not enough to trust it"
     return f"{said}; {why}, so it plays the best static mixture of the proxies instead."
