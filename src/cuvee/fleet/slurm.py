@@ -3,9 +3,10 @@
     fleet = SlurmFleet(store, make_trainer, proxy, group="regmix", workers=64, folder=Path("runs/jobs"), partition="gpu", gpus=1)
     policy = search(method, corpus, fleet)
 
-A job takes run after run from the store until none is open; it outlives the driver, and a driver that is started again only adds
-what is missing. A job that is cancelled, preempted or out of time is told so by a signal, saves and gives its run back; one that
-is lost loses its lease, and another one goes on with its run.
+A job takes run after run from the store until none is open. It outlives a driver that is killed; one that is started again plans
+no run twice, but submits jobs of its own beside those. A driver that ends otherwise cancels its jobs. A job that is cancelled,
+preempted or out of time is told so by a signal, saves and gives its run back; one that is lost loses its lease, and another one
+goes on with its run.
 """
 
 from __future__ import annotations

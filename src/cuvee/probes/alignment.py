@@ -70,7 +70,8 @@ class GradientAlignment:
     memory: int = 16 * 2**20
     """Bytes for the sums of all domains and layers together."""
     halves: bool = False
-    """Whether to report the unbiased matrix too: twice the memory, hardly any time."""
+    """Whether to report the unbiased matrix too. Hardly any time; twice the sums, so twice the memory, or, where `memory` sets
+    the size of the sketch, half as many numbers in it."""
     name: str = field(default=NAME, init=False)
 
     def __post_init__(self) -> None:
