@@ -46,6 +46,7 @@ from agent_parts import Field, Material, Verdict, judge
 from cuvee.core.domain import natural_shares
 from cuvee.core.errors import PolicyError
 from cuvee.core.trajectory import Run
+from cuvee.data.label_ways import ByRole
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.evaluation.statistics import bootstrap_mean
 from cuvee.methods.history_learning import LearnSettings, learn
@@ -63,6 +64,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7)
 LEARNED = ("agent", "actor", "sft", "learned")
 TRANSFERS = ("field", "space", "source", "model")
 FIRST_SEED = 100  # proxies have data order 0, target runs have others
+FITTED = ("regmix", "sizes")  # runs whose validation losses are used
 
 
 class Bench:
@@ -72,21 +74,27 @@ class Bench:
         self.options, self.out = options, options.out
         self.unsaid: dict[str, str] = {}
         self.spent: dict[str, int] = {}
-        self.models: dict[tuple[str, str, int], Path] = {}
 
     def base(self, field: Field, model: str) -> Path:
         """A model of the source field alone."""
+        return self.model_of(self.base_run(field, model, model))
+
+    def base_run(self, field: Field, model: str | Mapping[str, Any], called: str) -> Run:
         config = self._config(field, model, self.options.base_tokens, "base", rate=1e-2)
         run = train(parse(TrainConfig, {**config, "method": "source_only"}, "the benchmark"), resume=True)
-        self.spent[f"base {field.name} {model}"] = run.cost.tokens
-        return Path(config["out"]) / run.id / "model"
+        self.spent[f"base {field.name} {called}"] = run.cost.tokens
+        return run
+
+    def model_of(self, run: Run) -> Path:
+        path: Path = self.out / "runs" / run.id / "model"
+        return path
 
     def _config(
-        self, field: Field, model: Path | str, tokens: int, name: str, rate: float | None = None
+        self, field: Field, model: Path | str | Mapping[str, Any], tokens: int, name: str, rate: float | None = None
     ) -> dict[str, Any]:
         return {
             "corpus": str(field.folder),
-            "model": str(model),
+            "model": str(model) if isinstance(model, Path) else model,
             "store": str(self.out / "runs.db"),
             "out": str(self.out / "runs"),
             "name": name,
@@ -98,7 +106,7 @@ class Bench:
                 "learning_rate": rate or self.options.rate,
                 "interval": max(1, tokens // (BATCH * LENGTH) // INTERVALS),
                 "validate_every": 0,
-                "validation_tokens": 4096 if name == "regmix" else 1024,
+                "validation_tokens": 4096 if name in FITTED else 1024,
             },
         }
 
@@ -107,18 +115,24 @@ class Bench:
         return parse(SearchConfig, {**config, "method": dict(method)}, "the benchmark")
 
     def compared(
-        self, field: Field, base: Path, entries: Sequence[Any], seeds: int, tokens: int | None = None, name: str = ""
+        self,
+        field: Field,
+        base: Path,
+        entries: Sequence[Any],
+        seeds: int,
+        tokens: int | None = None,
+        name: str = "",
+        first_seed: int = FIRST_SEED,
     ) -> dict[str, dict[int, Run]]:
-        """Runs by label and seed; their models are remembered for `judged`."""
+        """Runs by label and seed."""
         config = self._config(field, base, tokens or self.options.tokens, name or f"on-{field.name}")
-        config |= {"methods": list(entries), "seeds": [FIRST_SEED + seed for seed in range(seeds)]}
+        config |= {"methods": list(entries), "seeds": [first_seed + seed for seed in range(seeds)]}
         if any(entry.get("label") in LEARNED for entry in entries if isinstance(entry, dict)):
             share = self.options.share * self.options.tokens / 2 / config["train"]["tokens"]  # equally many questions
             config["evaluation"] = {**field.feedback, "share": share}
         runs: dict[str, dict[int, Run]] = {}
         for run in compare(parse(CompareConfig, config, "the benchmark"), resume=True):
             runs.setdefault(label_of(run), {})[run.seed] = run
-            self.models[run.id, field.name, run.seed] = Path(config["out"]) / run.id / "model"
         part = f"{config['name']}, {Path(base).parent.name}"
         self.spent[part] = sum(run.cost.tokens for by_seed in runs.values() for run in by_seed.values())
         return runs
@@ -132,6 +146,13 @@ class Bench:
     def _judge(self, field: Field, run_id: str, files: Mapping[str, Sequence[str]], cache: str = "judged") -> Verdict:
         model = self.out / "runs" / run_id / "model"
         return judge(model, field.corpus, files, self.out / cache / f"{run_id}-{field.name}.json")
+
+    def by_feedback(self, field: Field, run: Run) -> Verdict:
+        """By all the texts and questions of the feedback half."""
+        files = {
+            f"{'source' if name == 'general' else 'target'}/text/all": paths for name, paths in field.feedback.items()
+        }
+        return self._judge(field, run.id, files, "feedback")
 
     def judge_base(self, field: Field, base: Path) -> Verdict:
         return self._judge(field, base.parent.name, field.judged)
@@ -366,20 +387,21 @@ def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[
     """Static mixtures at the proxies' size, by the feedback half, against what the target runs came to."""
     short = bench.options.tokens // 2
     runs = bench.compared(field, base, static_entries(field), 1, tokens=short, name="proxy-static")
-    files = {f"{'source' if name == 'general' else 'target'}/text/all": paths for name, paths in field.feedback.items()}
     found = {
-        label: bench._judge(field, run.id, files, "feedback").average
-        for label, by_seed in runs.items()
-        for run in by_seed.values()
+        label: bench.by_feedback(field, run).average for label, by_seed in runs.items() for run in by_seed.values()
     }
     labels = sorted(set(found) & set(average))
-    estimate = rank_correlation([found[label] for label in labels], [mean_of(average[label]) for label in labels])
     return {
         "tokens": short,
-        "mixtures": estimate.runs,
-        "value": round(estimate.value, 4),
-        "interval": [round(estimate.low, 4), round(estimate.high, 4)],
+        "mixtures": len(labels),
+        **ranked([found[label] for label in labels], [mean_of(average[label]) for label in labels]),
     }
+
+
+def ranked(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Spearman's ρ of two measurements of the same mixtures, with its interval over mixtures."""
+    estimate = rank_correlation(first, second)
+    return {"value": round(estimate.value, 4), "interval": [round(estimate.low, 4), round(estimate.high, 4)]}
 
 
 # ------------------------------------------------------------------------------------------------------------------ main
@@ -432,7 +454,7 @@ def transfer_to(bench: Bench, material: Material, name: str, field: Field, base:
                 return "the corpus has one target domain"
             return material.field("other", material.sources, material.other_target), base
         case "space":
-            return material.field("space", material.sources, material.target, by_role=True), base
+            return material.field("space", material.sources, material.target, ByRole()), base
         case "source":
             if not material.unseen:
                 return "too few source domains to keep some away"
@@ -471,31 +493,37 @@ def transfer(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_options(description: str) -> argparse.ArgumentParser:
+    """What `agent_checks.py` is asked too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--questions", nargs="+", action="extend", required=True, metavar="[ABOUT=]FILE")
     parser.add_argument("--target", help="the target domain; by default the first one of table.json")
     parser.add_argument("--out", type=Path, default=Path("runs/agent"))
     parser.add_argument("--proxies", type=int)
-    parser.add_argument("--regmix-proxies", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--transfer-seeds", type=int)
     parser.add_argument(
         "--tokens", type=int, help="of a target run; a proxy has half of them, a base model three times as many"
     )
     parser.add_argument(
         "--every", type=int, help="how manieth training document is kept: short runs read little of them"
     )
-    parser.add_argument(
-        "--policy", type=Path, help='a learned policy from elsewhere, judged beside the others as "learned"'
-    )
     parser.add_argument("--share", type=float, default=0.3, help="of a proxy's cost that feedback may have")
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after the base model")
     parser.add_argument("--kept-away", type=float, default=0.25, help="share of source domains for the transfer")
     parser.add_argument("--model", default="llama-0.1m")
-    parser.add_argument("--other-model", default="pythia-0.1m")
     parser.add_argument("--agent", default="{}", metavar="JSON", help="settings of learning")
+    return parser
+
+
+def main() -> None:
+    parser = common_options(__doc__)
+    parser.add_argument("--regmix-proxies", type=int)
+    parser.add_argument("--transfer-seeds", type=int)
+    parser.add_argument(
+        "--policy", type=Path, help='a learned policy from elsewhere, judged beside the others as "learned"'
+    )
+    parser.add_argument("--other-model", default="pythia-0.1m")
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
     sizes = {

@@ -23,7 +23,7 @@ import torch
 from cuvee.core.files import write_atomic
 from cuvee.data.build import BuildSettings, build
 from cuvee.data.corpus import Corpus
-from cuvee.data.label_ways import ByRole
+from cuvee.data.label_ways import ByRole, Way
 from cuvee.data.labels import LabelSettings, label
 from cuvee.probes.base import Context
 from cuvee.probes.evaluation_set import EvaluationSet
@@ -93,14 +93,15 @@ class Material:
                 return name
         return "general"
 
-    def field(self, name: str, sources: Sequence[str], target: str, *, by_role: bool = False) -> Field:
-        """Builds the corpus if it is not there. With `by_role` it has two domains."""
+    def field(self, name: str, sources: Sequence[str], target: str, way: Way | None = None) -> Field:
+        """Builds the corpus if it is not there. A `way` gives its documents other labels, each divided by role."""
         folder, raw = self.out / "corpora" / name, self._raw_variant(name, sources, target)
-        if by_role:
-            labelled = self.out / "raw" / f"{name}-by-role"
-            label([raw], labelled, ByRole(), LabelSettings(targets=(target,)), workers=1)
-            raw = labelled
-        targets = ("target",) if by_role else (target,)
+        targets: tuple[str, ...] = (target,)
+        if way is not None:
+            labelled = self.out / "raw" / f"{name}-by-{way.to_json()['way']}"
+            settings = LabelSettings(targets=targets, by_role=not isinstance(way, ByRole))
+            found = label([raw], labelled, way, settings, workers=1)
+            raw, targets = labelled, tuple(row.name for row in found.labels if row.role == "target")
         build([raw], folder, BuildSettings(tokenizer=self._tokenizer(), targets=targets), workers=1)
         general, about = self.asked.get("general", []), self.asked.get(target, [])
         return Field(
