@@ -163,6 +163,15 @@ def test_a_trajectory_prefers_the_same_domains_all_along() -> None:
     assert np.mean(distances) > 0.2, "means over whole runs differ, and not the steps alone"
 
 
+def test_a_collection_covers_fields_by_tokens_and_flat_ones() -> None:
+    domains = (Domain("large", 9_000), Domain("small", 1_000), Domain("maths", 100, "target"))
+    shares = []
+    for number in range(60):
+        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[:, :2]
+        shares.append(float((weights_TK[:, 1] / weights_TK.sum(axis=1)).mean()))
+    assert np.quantile(shares, 0.1) < 0.2 < 0.4 < np.quantile(shares, 0.9)
+
+
 def test_a_collection_covers_paths_from_little_target_to_much() -> None:
     shares = paths(50)[:, :, -1]
     assert np.quantile(shares[:, 0], 0.5) < 0.1, "all start where the base model was trained"

@@ -34,9 +34,9 @@ def role_shares(domains: tuple[Domain, ...], role: Role) -> FloatArray:
     return np.asarray(tokens_K / max(tokens_K.sum(), 1.0))
 
 
-def tilted(shares_K: FloatArray, factors_K: FloatArray) -> FloatArray:
-    """The distribution in proportion to `shares_K` times `factors_K`, which are positive."""
-    products_K = shares_K * factors_K
+def tilted(shares_K: FloatArray, factors_K: FloatArray, power: float = 1.0) -> FloatArray:
+    """The distribution in proportion to `shares_K`^`power`, where they are not 0, times `factors_K`, which are positive."""
+    products_K = np.where(shares_K > 0, shares_K, 1.0) ** power * (shares_K > 0) * factors_K
     return np.asarray(products_K / products_K.sum())
 
 

@@ -6,10 +6,11 @@ to end and how it gets there are drawn once a trajectory, so a collection of the
 
 Ours, where the source says nothing. Each heuristic is standardised over the candidates of the step before it is weighted, so
 that a weight means the same at 2 domains as at 104, whatever the units. And each trajectory has its own reading of what the two
-fields are made of: their empirical distributions times log-normal factors, drawn once. Without these all domains of a field come
-to the same share in the mean over a run, whatever happens from step to step, and nobody can learn which of them matter. And a
-quarter of the trajectories hold one mixture: the others begin at the source field and are drawn back to it, so that with
-many source domains for one of the target, few of them read much of the target for long.
+fields are made of, drawn once: their empirical distributions, flattened by a power between none and all of the way to uniform,
+times log-normal factors. Without these all domains of a field come to the same share in the mean over a run, whatever happens
+from step to step, and nobody can learn which of them matter. And a quarter of the trajectories hold one mixture: the others
+begin at the source field and are drawn back to it, so that with many source domains for one of the target, few of them read
+much of the target for long.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _HELD = 0.25  # of the trajectories
 class Character:
     """What one trajectory is like: `weights` of `CRITERIA`, which sum to 1; `temperature` is τ; the target share is to rise to
     `end`, early if `bend` is below 1 and late above; `taste` is the deviation of the logarithms of the factors by which it
-    prefers domains to others of their field. One that is `held` plays its end from the first interval to the last."""
+    prefers domains to others of their field. One that is `held` plays its end from the first interval to the last. `flatness`
+    is 0 where a field's domains are wanted by their tokens, and 1 where they are wanted alike."""
 
     weights: tuple[float, ...]
     temperature: float
@@ -49,6 +51,7 @@ class Character:
     bend: float
     taste: float
     held: bool = False
+    flatness: float = 0.0
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Character:
@@ -63,6 +66,7 @@ class Character:
             bend=log_uniform(*_BENDS),
             taste=rng.uniform(*_TASTES),
             held=bool(rng.random() < _HELD),
+            flatness=rng.uniform(),
         )
 
 
@@ -116,8 +120,8 @@ class ScoringSampler:
                 "build the corpus with --target NAME"
             )
         start_K = self._start(so_far.names, fields[0])
-        factors_K = self._factors(len(so_far.names))
-        source_K, target_K = (heuristics.tilted(field_K, factors_K) for field_K in fields)
+        factors_K, power = self._factors(len(so_far.names)), 1 - self._character.flatness
+        source_K, target_K = (heuristics.tilted(field_K, factors_K, power) for field_K in fields)
         if self._character.held:
             end = self._character.end
             self._decision = {"proposal": "held", "wanted_target_share": end}
