@@ -20,7 +20,7 @@ its questions, by file; the average is that of both sides. Fewer is better.
     uniform         each domain alike                agent          what `cuvee learn` writes, played as it is
     random_walk     on the simplex                   actor          the agent where it says itself that it has no support
     ramp-0.8-0.2    a falling target share: shows    learned        what --policy names
-    ramp-0.2-0.8    room, is no baseline
+    ramp-0.2-0.8    room, is no baseline             even-0.4        source domains alike: room, is no baseline
 
 `avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest mean over seeds, picked with
 hindsight. `source_retained` is 1 less the relative rise of the source side against the base, `target_gain` the relative
@@ -239,6 +239,14 @@ def target_share(field: Field, share: float) -> dict[str, Any]:
     return {"name": "given", "weights": weights, "label": f"share-{share:g}"}
 
 
+def even(field: Field, share: float) -> dict[str, Any]:
+    """A static mixture: the domains of each field alike."""
+    domains = field.corpus.domains
+    targets = sum(domain.is_target for domain in domains)
+    weights = {d.name: share / targets if d.is_target else (1 - share) / (len(domains) - targets) for d in domains}
+    return {"name": "given", "weights": weights, "label": f"even-{share:g}"}
+
+
 def sweep(field: Field, shares: Sequence[float] = SHARES) -> list[dict[str, Any]]:
     return [target_share(field, share) for share in shares]
 
@@ -290,7 +298,7 @@ def best_of(average: Mapping[str, Mapping[int, float]], labels: Sequence[str]) -
     return min(labels, key=lambda label: mean_of(average[label]))
 
 
-NO_BASELINES = (*LEARNED, "ramp-0.8-0.2", "ramp-0.2-0.8")
+NO_BASELINES = (*LEARNED, "ramp-0.8-0.2", "ramp-0.2-0.8", "even-0.4")
 
 
 class Figures:
@@ -423,7 +431,7 @@ def run_all(bench: Bench, material: Material) -> None:
     field = material.field("main", material.sources, material.target)
     log(f"main: {len(field.sources)} source domains and {field.target}")
     base = bench.base(field, options.model)
-    entries = [*static_entries(field), "random_walk", *ramps(field), *regmix(bench, field, base)]
+    entries = [*static_entries(field), "random_walk", *ramps(field), even(field, 0.4), *regmix(bench, field, base)]
     log("base model and RegMix")
     without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
     log(f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}")
