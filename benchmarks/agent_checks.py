@@ -19,7 +19,8 @@ better. FLOPs are of training and validation.
 
 **spaces.** The same text with other domains, under one base model and one judge: `2` by role, `labelled` as it came, `kmeans`
 topics found by words and `random` ones by a hash, both divided by role. In each an agent learns from proxies of its own, and
-its `actor`, and what `agent` would play where it knows that it has no support, go against the best static target share there.
+its `actor`, and what `agent` would play where it knows that it has no support, go against the best static target share there:
+another space is another order of the same text, so gains can be compared between spaces and nats cannot.
 
 **conservatism.** One set of proxies; an agent learns from it with each weight ω. `kept` is the actor that off-policy evaluation
 picks from a course of learning, as `cuvee learn` does, `last` the one at its end. Both steer target runs, unless they are the
@@ -132,7 +133,7 @@ def sizes(bench: Bench, material: Material, figures: Figures) -> Parts:
         size: bench.base_run(field, sized(options.model, size), size)
         for size in dict.fromkeys([*options.sizes, target])
     }
-    runs = bench.compared(field, bench.model_of(bases[target]), entries, options.seeds, name="sizes")
+    runs = bench.compared(field, bench.model_of(bases[target]), entries, options.seeds)
     average = averages(bench.judged(field, runs))
     labels, results = list(average), {label: mean_of(one) for label, one in average.items()}
     flops = sum(run.cost.flops for by_seed in runs.values() for run in by_seed.values())
@@ -185,7 +186,8 @@ class Course(NamedTuple):
     def judged(self, update: int) -> dict[str, Any]:
         """Off-policy figures of the actor after so many updates."""
         entry = next(one for one in self.learned.trace if one["update"] == update)
-        return {name: value for name, value in next(iter(entry["judged"].values()), {}).items() if name in JUDGED}
+        figures: Mapping[str, Any] = next(iter(entry["judged"].values()), {})
+        return {name: figures[name] for name in JUDGED if name in figures}
 
     def opinions(self) -> dict[str, float]:
         at_end = dataclasses.replace(self.learned, policy=self.last)
