@@ -1,11 +1,12 @@
 """A `Trainer` fitted to logged runs: what a run would measure under a path of mixtures that nobody has tried.
 
-    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) by domain for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
+    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) by domain and by field for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
 
-y are feedback's two fields and the losses by domain; n is the share of the budget that a domain has had, with what is long ago
-counting less: models forget. ȳ is the mean of the data at that stage. W is a ridge regression over all moments of all runs, the
-ridge chosen by leaving runs out. Where every run is a path through the same features, this is a far better use of few runs than
-a Q function is (docs/methods/data_mixing_agent.md has the figures).
+y are feedback's two fields and the losses by domain; n is the share of the budget that a domain, or the mean domain of a field,
+has had, with what is long ago counting less: models forget. (Feedback tells mostly what a field as a whole has had, which a ridge
+would have to put together from many domains, each of them shrunk.) ȳ is the mean of the data at that stage. W is a ridge
+regression over all moments of all runs, the ridge chosen by leaving runs out. Where every run is a path through the same
+features, this is a far better use of few runs than a Q function is (docs/methods/data_mixing_agent.md has the figures).
 
 Pure numpy; deterministic. A policy is rolled out in it by `cuvee.loop.run`.
 """
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray, Mixture
@@ -31,25 +33,30 @@ _FOLDS = 5
 _FIELDS = 2  # of feedback, which come first
 
 
-def path_features(weights_TK: FloatArray) -> FloatArray:
-    """(T+1, 2·3·K + 2) ψ before and after each interval."""
+def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> FloatArray:
+    """ψ (T+1, 2·3·(K + 2) + 2) before and after each interval. `target_K` marks target domains; a field without domains has no
+    columns."""
     T, K = weights_TK.shape
+    fields = [field_K for field_K in (~target_K, target_K) if field_K.any()]
     columns = []
     for decay in _DECAYS:
         had_TK = np.zeros((T + 1, K))
         for t in range(T):
             had_TK[t + 1] = decay ** (20 / T) * had_TK[t] + weights_TK[t] / T
-        columns += [had_TK, np.log1p(had_TK / _EPSILON)]
+        had = np.concatenate([had_TK, *(had_TK[:, field_K].mean(axis=1, keepdims=True) for field_K in fields)], axis=1)
+        columns += [had, np.log1p(had / _EPSILON)]
     progress_T1 = np.arange(T + 1)[:, None] / T
     return np.concatenate([*columns, progress_T1, np.sqrt(progress_T1)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Logged:
-    """A logged run as numbers: `weights_TK` (T, K) as played, `measured_TY` (T+1, Y), what is to be predicted."""
+    """A logged run as numbers: `weights_TK` (T, K) as played, `measured_TY` (T+1, Y), what is to be predicted, and which domains
+    are of the target field, `target_K` (K,)."""
 
     weights_TK: FloatArray
     measured_TY: FloatArray
+    target_K: npt.NDArray[np.bool_]
 
 
 class Regression:
@@ -58,7 +65,8 @@ class Regression:
     def __init__(self, runs: Sequence[Logged]) -> None:
         assert len(runs) > 1, "one run has no spread to learn from"
         assert len({run.weights_TK.shape for run in runs}) == 1, "runs of one regression are equally long"
-        raw = np.stack([path_features(run.weights_TK) for run in runs])
+        self._target_K = runs[0].target_K
+        raw = np.stack([path_features(run.weights_TK, self._target_K) for run in runs])
         self._centre_F, self._scale_F = raw.mean(axis=(0, 1)), np.maximum(raw.std(axis=(0, 1)), 1e-9)
         x_NTF = self._standardised(raw)
         y_NTY = np.stack([run.measured_TY - run.measured_TY[0] for run in runs])
@@ -77,13 +85,13 @@ class Regression:
 
     def at_ends(self, weights_TK: FloatArray, solutions: Sequence[FloatArray]) -> FloatArray:
         """(S, Y) the same by each of other `solutions` (F, Y) of this regression, see `resampled`."""
-        x_F = self._standardised(path_features(weights_TK)[-1])
+        x_F = self._standardised(path_features(weights_TK, self._target_K)[-1])
         return np.stack([self._stage_TY[-1] + x_F @ solution_FY for solution_FY in solutions])
 
     def after(self, weights_TK: FloatArray, whole: int) -> FloatArray:
         """(Y,) what is measured after the first intervals, played as in `weights_TK` (t, K), of `whole`."""
         padded_TK = np.concatenate([weights_TK, np.zeros((whole - len(weights_TK), weights_TK.shape[1]))])
-        x_F = self._standardised(path_features(padded_TK)[len(weights_TK)])
+        x_F = self._standardised(path_features(padded_TK, self._target_K)[len(weights_TK)])
         return np.asarray(self.start_Y + self._stage_TY[len(weights_TK)] + x_F @ self.weights_FY)
 
     def resampled(self, counts_N: FloatArray) -> FloatArray:
@@ -148,7 +156,9 @@ def as_logged(trajectory: Trajectory) -> Logged:
     for t in reversed(range(len(losses_TK) - 1)):
         losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t + 1], losses_TK[t])
     fields_T2 = np.array([signals.probes["evaluation"].values for signals in trajectory.signals])
-    return Logged(trajectory.weights_TK(), np.concatenate([fields_T2, np.nan_to_num(losses_TK, nan=0.0)], axis=1))
+    measured_TY = np.concatenate([fields_T2, np.nan_to_num(losses_TK, nan=0.0)], axis=1)
+    target_K = np.array([domain.is_target for domain in trajectory.domains])
+    return Logged(trajectory.weights_TK(), measured_TY, target_K)
 
 
 class FittedRun:
