@@ -69,8 +69,13 @@ def gain_of(trajectory: Trajectory) -> float:
 def test_what_a_domain_has_had_adds_up_and_fades() -> None:
     features = path_features(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), np.array([False, True, True]))
     assert features[:, :3].tolist() == [[0, 0, 0], [0.5, 0, 0], [0.5, 0.5, 0]]  # nothing fades at decay 1
-    assert features[:, 3:5].tolist() == [[0, 0], [0.5, 0], [0.5, 0.25]], "the mean domain of each field"
-    faded = features[:, 10:15]
+    own = 6 * 3
+    assert features[:, [own, own + 3]].tolist() == [[0, 0], [0.5, 0], [0.5, 0.25]], "the mean domain of each field"
+    even = path_features(np.array([[0.0, 0.5, 0.5]] * 2), np.array([False, True, True]))
+    assert even[-1, own + 3] == features[-1, own + 3] * 2, "as much of the field in one interval as in two"
+    skewed = path_features(np.array([[0.0, 1.0, 0.0]] * 2), np.array([False, True, True]))
+    assert even[-1, own + 5] > skewed[-1, own + 5], "how evenly it was read"
+    faded = features[:, [6, 7, 8, own + 6, own + 9]]
     assert faded[1].tolist() == [0.5, 0, 0, 0.5, 0]
     # a decay counts a twentieth of the budget
     assert faded[2].tolist() == pytest.approx([0.5 * 0.9**10, 0.5, 0, 0.5 * 0.9**10, 0.25])

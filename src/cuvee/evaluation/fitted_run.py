@@ -1,11 +1,12 @@
 """A `Trainer` fitted to logged runs: what a run would measure under a path of mixtures that nobody has tried.
 
-    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) by domain and by field for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
+    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
 
-y are feedback's two fields and the losses by domain; n is the share of the budget that a domain, or the mean domain of a field,
-has had, with what is long ago counting less: models forget. (Feedback tells mostly what a field as a whole has had, which a ridge
-would have to put together from many domains, each of them shrunk.) ȳ is the mean of the data at that stage. W is a ridge
-regression over all moments of all runs, the ridge chosen by leaving runs out. Where every run is a path through the same
+y are feedback's two fields and the losses by domain; n is the share of the budget that a domain has had, with what is long ago
+counting less: models forget. ψ has them by domain; then for the mean domain of each field, and each field's mean of their
+logarithms, which tells how evenly it was read. ȳ is the mean of the data at that stage. W is a ridge regression over all moments
+of all runs, the ridge chosen by leaving runs out; it shrinks what the K domains share √K times less. Feedback tells mostly of
+fields, which would else have to be put together from domains, each of them shrunk. Where every run is a path through the same
 features, this is a far better use of few runs than a Q function is (docs/methods/data_mixing_agent.md has the figures).
 
 Pure numpy; deterministic. A policy is rolled out in it by `cuvee.loop.run`.
@@ -34,19 +35,22 @@ _FIELDS = 2  # of feedback, which come first
 
 
 def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> FloatArray:
-    """ψ (T+1, 2·3·(K + 2) + 2) before and after each interval. `target_K` marks target domains; a field without domains has no
-    columns."""
+    """ψ before and after each interval (T+1, 6·K + S): by domain, then S columns that domains share, progress among them.
+    `target_K` marks target domains; a field without domains has no columns."""
     T, K = weights_TK.shape
     fields = [field_K for field_K in (~target_K, target_K) if field_K.any()]
-    columns = []
+    own, shared = [], []
     for decay in _DECAYS:
         had_TK = np.zeros((T + 1, K))
         for t in range(T):
             had_TK[t + 1] = decay ** (20 / T) * had_TK[t] + weights_TK[t] / T
-        had = np.concatenate([had_TK, *(had_TK[:, field_K].mean(axis=1, keepdims=True) for field_K in fields)], axis=1)
-        columns += [had, np.log1p(had / _EPSILON)]
-    progress_T1 = np.arange(T + 1)[:, None] / T
-    return np.concatenate([*columns, progress_T1, np.sqrt(progress_T1)], axis=1)
+        logs_TK = np.log1p(had_TK / _EPSILON)
+        own += [had_TK, logs_TK]
+        for field_K in fields:
+            mean_T = had_TK[:, field_K].mean(axis=1)
+            shared += [mean_T, np.log1p(mean_T / _EPSILON), logs_TK[:, field_K].mean(axis=1)]
+    progress_T = np.arange(T + 1) / T
+    return np.concatenate([*own, np.stack([*shared, progress_T, np.sqrt(progress_T)], axis=1)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +128,10 @@ class Regression:
         return _RIDGES[int(np.argmin(errors))]
 
     def _solve(self, counts_N: FloatArray, ridge: float) -> FloatArray:
-        gram_FF = np.tensordot(counts_N, self._gram_NFF, axes=1)
-        penalty_F = np.append(np.full(len(gram_FF) - 1, ridge), 1e-6)  # all but the constant
+        gram_FF, K = np.tensordot(counts_N, self._gram_NFF, axes=1), len(self._target_K)
+        penalty_F = np.full(len(gram_FF), ridge / K**0.5)
+        penalty_F[: 2 * len(_DECAYS) * K] = ridge
+        penalty_F[-1] = 1e-6  # the constant
         return np.linalg.solve(gram_FF + np.diag(penalty_F), np.tensordot(counts_N, self._cross_NFY, axes=1))
 
     def _standardised(self, raw: FloatArray) -> FloatArray:
