@@ -207,16 +207,12 @@ def acting(policy: HistoryPolicy) -> HistoryPolicy:
     return bare
 
 
-def carried(bench: Bench, policies: Mapping[str, Path], learned_on: Field, to: Field) -> list[dict[str, str]]:
-    """Entries of a comparison on `to`. There a fallback by name becomes one by role."""
+def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[str, str]]:
+    """Entries of a comparison on `to`."""
     entries = []
     for label, folder in policies.items():
         policy: Any = load_policy(folder)
-        settings, fallback = policy.settings(), policy.settings()["fallback"]
-        if fallback and to.name != learned_on.name:
-            share_of_target = fallback.get("target", fallback.get(learned_on.target, 0.0))
-            settings["fallback"] = {"source": 1 - share_of_target, "target": share_of_target}
-        copy = HistoryPolicy(**{**settings, "evaluation": None})  # questions belong to the run
+        copy = HistoryPolicy(**{**policy.settings(), "evaluation": None})  # questions belong to the run
         copy.load_state_dict(policy.state_dict())
         place = bench.out / "policies" / f"{label}-on-{to.name}"
         save_policy(place, copy, read_provenance(folder))
@@ -436,7 +432,7 @@ def run_all(bench: Bench, material: Material) -> None:
     without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
     log(f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}")
     policies, seconds = learned_policies(bench, field, base)
-    entries += carried(bench, policies, field, field)
+    entries += carried(bench, policies, field)
     log("agent")
     say(
         {**main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures), "agent_seconds": seconds}
@@ -488,7 +484,7 @@ def transfer(
         return None
     field, start = found
     played = {label: folder for label, folder in policies.items() if label != "sft"}
-    entries = [*sweep(field, SHARES[1:]), *carried(bench, played, learned_on, field)]
+    entries = [*sweep(field, SHARES[1:]), *carried(bench, played, field)]
     seeds = options.transfer_seeds
     runs = bench.compared(field, start, entries, seeds, options.transfer_tokens, name=f"to-{name}")
     average = averages(bench.judged(field, runs))

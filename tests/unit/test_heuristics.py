@@ -21,7 +21,9 @@ def test_the_empirical_distribution_of_a_field() -> None:
 
 def test_a_field_is_tilted_within_itself() -> None:
     assert heuristics.tilted(SOURCE_SHARES, np.array([1.0, 3.0, 100.0])) == pytest.approx([0.5, 0.5, 0.0])
-    assert heuristics.tilted(SOURCE_SHARES, np.ones(3), power=0.0) == pytest.approx([0.5, 0.5, 0.0]), "absent stays absent"
+    assert heuristics.tilted(SOURCE_SHARES, np.ones(3), power=0.0) == pytest.approx([0.5, 0.5, 0.0]), (
+        "absent stays absent"
+    )
 
 
 def test_smoothness_is_minus_the_share_that_changes_hands() -> None:

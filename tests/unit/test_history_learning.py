@@ -71,7 +71,7 @@ def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
     assert set(learned.provenance["held_out"]) < set(learned.provenance["runs"])
     support = learned.policy.settings()["support"]
     assert support["supported"] == next(iter(learned.judgements.values())).supported
-    assert set(learned.policy.settings()["fallback"]) == set(RUNS[0].trajectory.names)
+    assert set(learned.policy.settings()["fallback"]["shares"]) == set(RUNS[0].trajectory.names)
     save_policy(tmp_path / "policy", learned.policy, learned.provenance)
     again = load_policy(tmp_path / "policy")
     assert digest(again.state_dict()) == digest(learned.policy.state_dict())
@@ -84,6 +84,7 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeyp
         def __init__(self, low: float, near: bool) -> None:
             self.low, self.near = low, near
             self.supported, self.path, self.static_K = True, RUNS[0].trajectory, np.full(3, 1 / 3)
+            self.by_role = (0.5, 0.0)
 
         def figures(self) -> dict[str, Any]:
             return {"gain_low": self.low, "within_reach": self.near}
@@ -148,7 +149,7 @@ def test_several_domain_spaces_are_judged_one_by_one() -> None:
     mixed = [*RUNS, *runs_of(10, sources=3, targets=2, seed=4)]
     learned = learn(mixed, Feedback(), settings(), seed=0)
     assert len(learned.judgements) == 2
-    assert set(learned.policy.settings()["fallback"]) == {"source", "target"}
+    assert set(learned.policy.settings()["fallback"]) == {"target", "flatness"}
     trajectory = Trajectory.start(mixed[-1].trajectory.signals[0])
     assert learned.policy.mixture(trajectory).weights_K.shape == (5,)
 

@@ -53,7 +53,7 @@ class TestHistoryPolicy(PolicySuite):
 
 class TestOnItsFallback(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return HistoryPolicy(TINY, support={"supported": False}, fallback={"source": 0.7, "target": 0.3})
+        return HistoryPolicy(TINY, support={"supported": False}, fallback={"target": 0.3})
 
 
 @pytest.mark.parametrize("K", [2, 12, 52, 104])
@@ -161,8 +161,13 @@ def test_it_says_what_it_thinks() -> None:
     ("fallback", "expected"),
     [
         (None, [1 / 12, 2 / 12, 3 / 12, 1 / 2]),
-        ({"source": 0.9, "target": 0.1}, [0.15, 0.30, 0.45, 0.10]),
-        ({"d0": 0.5, "d3": 0.5, "elsewhere": 0.0}, [0.5, 0.0, 0.0, 0.5]),
+        ({"target": 0.1}, [0.15, 0.30, 0.45, 0.10]),
+        ({"target": 0.1, "flatness": 1.0}, [0.3, 0.3, 0.3, 0.1]),
+        (
+            {"target": 0.1, "shares": {"d0": 0.5, "d1": 0.0, "d2": 0.0, "d3": 0.4, "gone": 0.1}},
+            [5 / 9, 0.0, 0.0, 4 / 9],
+        ),
+        ({"target": 0.1, "shares": {"other": 0.5, "d3": 0.5}}, [0.15, 0.30, 0.45, 0.10]),
     ],
 )
 def test_without_support_it_plays_the_fallback_and_says_so(
@@ -178,10 +183,10 @@ def test_without_support_it_plays_the_fallback_and_says_so(
     assert {"own_value", "fallback_value"} <= set(said["agent"]), "what it would have done is still told"
 
 
-def test_a_fallback_of_other_domains_is_refused() -> None:
-    policy = HistoryPolicy(TINY, support={"supported": False}, fallback={"web": 1.0})
-    with pytest.raises(PolicyError, match=r"web.*d0, d1"):
-        policy.mixture(Trajectory.start(ScriptedTrainer(some_domains(2)).start(())))
+@pytest.mark.parametrize("fallback", [{"web": 1.0}, {"target": 1.5}, {"flatness": 1.0}])
+def test_a_fallback_that_is_none_is_refused(fallback: dict[str, float]) -> None:
+    with pytest.raises(PolicyError, match="give target, flatness, shares"):
+        HistoryPolicy(TINY, fallback=fallback)
 
 
 def test_questions_belong_to_the_run() -> None:

@@ -38,3 +38,14 @@ def natural_shares(domains: tuple[Domain, ...]) -> dict[str, float]:
     """Each domain's share of all tokens available: the mixture that reads everything once."""
     total = sum(domain.tokens for domain in domains)
     return {domain.name: domain.tokens / total for domain in domains}
+
+
+def divided_shares(domains: tuple[Domain, ...], target: float, flatness: float = 0.0) -> dict[str, float]:
+    """The mixture that gives `target` to target domains and the rest to source domains, in each role by tokens to the power
+    1 − `flatness`: 0 is in proportion to them, 1 all alike. Where a role has no domains with tokens, the other has it all."""
+    sizes = {domain.name: domain.tokens ** (1 - flatness) if domain.tokens else 0.0 for domain in domains}
+    totals = {
+        role: sum(sizes[domain.name] for domain in domains if domain.role == role) for role in ("source", "target")
+    }
+    parts = {"source": 1 - target, "target": target} if all(totals.values()) else dict.fromkeys(totals, 1.0)
+    return {domain.name: parts[domain.role] * sizes[domain.name] / (totals[domain.role] or 1.0) for domain in domains}

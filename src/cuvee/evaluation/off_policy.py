@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cuvee.core.domain import divided_shares
 from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
@@ -33,12 +34,14 @@ _FAR = 0.95  # quantile of the data's own distances: what lies further out is ou
 _MOST_OUTSIDE = 0.25  # of decisions
 _COMPARED = 4096
 _LEVEL = 0.95
+_DIVISIONS = [(round(0.1 * tenth, 1), flatness) for tenth in range(1, 10) for flatness in (0.0, 0.5, 1.0)]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """`gain` is value − behaviour, `over_static` value − that of the best static mixture, `static_K`. `outside` is the share of
-    decisions further than `reach` from what others played; `error` the standard error of the fit on runs that it has not seen."""
+    """`gain` is value − behaviour, `over_static` value − that of the best static mixture, `static_K`. `by_role` is the best of
+    those that say no more than a target share and a flatness. `outside` is the share of decisions further than `reach` from what
+    others played; `error` the standard error of the fit on runs that it has not seen."""
 
     value: Estimate
     behaviour: Estimate
@@ -46,6 +49,7 @@ class Judgement:
     static: Estimate
     over_static: Estimate
     static_K: FloatArray
+    by_role: tuple[float, float]
     outside: float
     reach: float
     error: float
@@ -77,9 +81,9 @@ class Judgement:
 class Judge:
     """Judges policies by `held_out` runs.
 
-    `learned_from` say how good the fit is, what is within reach, and which of the mixtures `statics` within it is the best one to
-    hold from start to end. All runs have the same domains and equally many intervals; at least two of each are needed. `weight`
-    is λ of the feedback.
+    `learned_from` say how good the fit is, what is within reach, and which mixture within it is the best one to hold from start
+    to end: one of `statics`, or one that divides the run by role (`_DIVISIONS`). All runs have the same domains and equally
+    many intervals; at least two of each are needed. `weight` is λ of the feedback.
     """
 
     def __init__(
@@ -89,7 +93,6 @@ class Judge:
         statics: Mapping[str, FloatArray],
         weight: float = 0.5,
     ) -> None:
-        assert statics, "name at least one static mixture to be compared with"
         self._weight, self._example = weight, held_out[0]
         self._runs = [as_logged(trajectory) for trajectory in held_out]
         seen = [as_logged(trajectory) for trajectory in learned_from]
@@ -107,9 +110,19 @@ class Judge:
         self._behaviour_R = np.append(returns_N.mean(), self._counts_RN @ returns_N / n)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
         chooser = Regression(seen)
-        near = [name for name in statics if self._outside(self._held(statics[name])) <= _MOST_OUTSIDE] or list(statics)
-        best = max(near, key=lambda name: self._earned(self._held(statics[name]), chooser))
-        self.static_name, self.static_K = best, np.asarray(statics[best])
+
+        def best(mixtures: Mapping[Any, FloatArray]) -> Any:
+            near = [
+                name for name, mixture_K in mixtures.items() if self._outside(self._held(mixture_K)) <= _MOST_OUTSIDE
+            ]
+            return max(near or mixtures, key=lambda name: self._earned(self._held(mixtures[name]), chooser))
+
+        domains = held_out[0].domains
+        divisions = {one: np.array(list(divided_shares(domains, *one).values())) for one in _DIVISIONS}
+        self.by_role: tuple[float, float] = best(divisions)
+        candidates = {**statics, "divided by role": divisions[self.by_role]}
+        self.static_name: str = best(candidates)
+        self.static_K = np.asarray(candidates[self.static_name])
         self._static_R = self._values(self._held(self.static_K))
 
     def __call__(self, policy: Policy) -> Judgement:
@@ -124,6 +137,7 @@ class Judge:
             static=_compared(self._static_R, nothing_R, n),
             over_static=_compared(value_R, self._static_R, n),
             static_K=self.static_K,
+            by_role=self.by_role,
             outside=self._outside(weights_TK),
             reach=self._reach,
             error=self.error,

@@ -238,15 +238,16 @@ class _Learning:
         }
         return Learned(policy, self.trace, judgements, provenance, self.held_out)
 
-    def _fallback(self, judgements: Mapping[str, Judgement]) -> dict[str, float] | None:
-        """The best static mixture: by domain if all runs have the same ones, else what the fields get on average."""
-        found = [(judgement.path, judgement.static_K) for judgement in judgements.values()]
+    def _fallback(self, judgements: Mapping[str, Judgement]) -> dict[str, Any] | None:
+        """The best static mixture: by role, the mean over spaces, and by domain where all runs have the same ones."""
+        found = list(judgements.values())
         if not found:
             return None
-        if len(found) == 1:
-            return dict(zip(found[0][0].names, found[0][1].tolist(), strict=True))
-        shares = [float(static_K[[domain.is_target for domain in path.domains]].sum()) for path, static_K in found]
-        return {"source": 1 - float(np.mean(shares)), "target": float(np.mean(shares))}
+        target, flatness = np.mean([judgement.by_role for judgement in found], axis=0).tolist()
+        by_role = {"target": target, "flatness": flatness}
+        if len(found) > 1:
+            return by_role
+        return {**by_role, "shares": dict(zip(found[0].path.names, found[0].static_K.tolist(), strict=True))}
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.observer:

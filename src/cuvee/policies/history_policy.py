@@ -21,7 +21,7 @@ import torch
 from cuvee.agents.base import Observation
 from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic, Memory
 from cuvee.agents.learning import as_weights, load_module, module_state, seeded, tensors
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, divided_shares, natural_shares
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.protocols import Metrics, Probe, State
@@ -32,6 +32,8 @@ from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.heuristics import role_shares
 from cuvee.policies.history_encoder import HISTORY_FEATURES, HISTORY_GLOBALS, HistoryEncoder, reference_mixture
 from cuvee.probes.evaluation_set import EvaluationSet
+
+_FALLBACK = ("target", "flatness", "shares")
 
 
 class HistoryPolicy:
@@ -44,8 +46,9 @@ class HistoryPolicy:
     The mixture is softmax(logits / `temperature`), of which `floor` is dealt out evenly.
 
     `support` is what off-policy evaluation said of the policy: {"supported": false, …} where the data it was learned from cannot
-    say that it is any good. Then `fallback` is played instead: shares by domain name, or {"source": …, "target": …}, which
-    is divided within each role in proportion to tokens; by default the reference mixture, half of each.
+    say that it is any good. Then `fallback` is played instead, a static mixture: {"target": …, "flatness": …}, a target share and
+    how evenly each field is divided (`divided_shares`), and {name: share} under "shares", which is played where it knows
+    all domains of the run. By default the reference mixture, half for each field.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class HistoryPolicy:
         temperature: float = 1.0,
         floor: float = 0.0,
         support: Mapping[str, Any] | None = None,
-        fallback: Mapping[str, float] | None = None,
+        fallback: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         shape = _architecture(architecture)
@@ -66,6 +69,10 @@ class HistoryPolicy:
             raise PolicyError(f"temperature {temperature} must be above 0, and floor {floor} from 0 to below 1")
         if support is not None and "supported" not in support:
             raise PolicyError(f"support says {', '.join(support)} but not whether the policy is 'supported'")
+        if fallback is not None and not (set(fallback) <= set(_FALLBACK) and 0 <= fallback.get("target", -1) <= 1):
+            raise PolicyError(
+                f"fallback is {dict(fallback)}: give {', '.join(_FALLBACK)}, of which target is from 0 to 1"
+            )
         questions = question_files(evaluation)
         self._settings: dict[str, Any] = {
             "architecture": asdict(shape),
@@ -139,15 +146,10 @@ class HistoryPolicy:
         given, names = self._settings["fallback"], [domain.name for domain in domains]
         if given is None:
             return reference_mixture(domains)
-        if all(name in names for name, share in given.items() if share > 0):
-            return Mixture.normalise(names, [given.get(name, 0.0) for name in names]).weights_K
-        if set(given) <= {"source", "target"}:
-            by_role_K = sum(share * role_shares(domains, role) for role, share in given.items())
-            return Mixture.normalise(names, by_role_K).weights_K
-        raise PolicyError(
-            f"the fallback names {', '.join(given)}, but the run has {', '.join(names)}: give shares of its domains, or of "
-            "the roles source and target"
-        )
+        shares = given.get("shares", {})
+        if sum(shares.get(name, 0.0) for name in names) > 0 and set(names) <= set(shares):
+            return Mixture.normalise(names, [shares[name] for name in names]).weights_K
+        return np.array(list(divided_shares(domains, given["target"], given.get("flatness", 0.0)).values()))
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)
