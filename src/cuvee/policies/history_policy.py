@@ -132,7 +132,7 @@ class HistoryPolicy:
             q_N = torch.minimum(*self.critic.values(tokens_KH, actions_NK))
         return {
             "acts": "history" if self.supported else "fallback",
-            "supported": self.supported,
+            "supported": self.supported if self._settings["support"] else None,
             "entropy": Mixture.normalise([domain.name for domain in self._reading.domains], own_K).entropy(),
             "target_share": float(own_K[target_K].sum()),
             "agent": {f"{name}_value": value for name, value in zip(self._decision, q_N.tolist(), strict=True)},

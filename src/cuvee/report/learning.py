@@ -222,11 +222,11 @@ def _trace_figure(view: SpaceView) -> go.Figure:
 
 
 def _heuristic_figure(view: SpaceView) -> go.Figure:
-    """Scores relative to all walks, as fractions of the size of theirs, so that one axis serves all."""
+    """Scores less those of all walks, as fractions of the largest of the three, so that one axis serves all."""
     figure, names = go.Figure(), list(view.heuristics)
     for index, (label, place) in enumerate((("policy", 0), ("best walks", 1))):
         scores = [view.heuristics[name][place] - view.heuristics[name][2] for name in names]
-        sizes = [max(abs(view.heuristics[name][2]), 1e-9) for name in names]
+        sizes = [max(map(abs, view.heuristics[name])) or 1.0 for name in names]
         figure.add_bar(
             y=names,
             x=[score / size for score, size in zip(scores, sizes, strict=True)],
@@ -236,7 +236,7 @@ def _heuristic_figure(view: SpaceView) -> go.Figure:
             hovertemplate="%{x:.0%}",
         )
     style(figure, "", height=300)
-    figure.update_xaxes(title_text="score relative to all walks", tickformat=".0%")
+    figure.update_xaxes(title_text="score above all walks’, of the largest", tickformat=".0%")
     figure.update_layout(
         margin_l=130, margin_t=34, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, bargap=0.3
     )
