@@ -12,10 +12,12 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
+from cuvee.core.views import prefixes
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.rewards import GainReward
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4, "capacity": 50}
@@ -39,6 +41,11 @@ class TestACODMScalar(PolicySuite):
 class TestHDS(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         return small("sac", "holistic")
+
+
+class TestTold(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        return small("ddpg", "gain", vector=True, told=True)
 
 
 class TestRandomReward(PolicySuite):
@@ -84,6 +91,31 @@ def test_a_frozen_policy_measures_no_reward_and_never_changes() -> None:
     first, records = play(frozen, domains)
     assert first == play(frozen, domains)[0], "no exploration, no learning"
     assert records == [{}] * 12
+
+
+def test_an_agent_that_is_told_sees_the_rewards_of_the_interval_before() -> None:
+    domains, seen = some_domains(4), {}
+    for told in (False, True):
+        policy = small("ddpg", "gain", vector=True, told=told)
+        so_far, _ = play(policy, domains)
+        seen[told] = policy.explain(so_far)["domains"]["reward"]
+    assert set(seen[False].values()) == {0.0}
+    rewards = GainReward()
+    for moment in list(prefixes(so_far))[1:]:
+        reward = rewards(moment)
+    assert reward is not None
+    expected = (reward.vector_K - reward.vector_K.mean()) / reward.vector_K.std()
+    assert list(seen[True].values()) == pytest.approx(np.clip(expected, -3, 3), rel=1e-5)
+
+
+def test_frozen_it_is_still_told() -> None:
+    learned = small("ddpg", "gain", vector=True, told=True)
+    play(learned, some_domains(4))
+    frozen = learned.frozen()
+    assert {probe.name for probe in frozen.probes} == {probe.name for probe in learned.probes}
+    so_far, records = play(frozen, some_domains(4))
+    assert records == [{}] * 12
+    assert len(set(frozen.explain(so_far)["domains"]["reward"].values())) == 4
 
 
 @pytest.mark.parametrize("K", [2, 5, 52])

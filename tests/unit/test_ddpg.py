@@ -61,10 +61,10 @@ def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector
     assert agent.critic_loss(batch, scale) < first
     assert all(torch.equal(value, actor_before[name]) for name, value in agent.actor.net.state_dict().items())
     critic_before = {name: value.clone() for name, value in agent.critic.net.state_dict().items()}
-    promise = agent.actor_loss(batch)
+    promise = agent.actor_loss(batch, RewardScale())
     for _ in range(20):
-        agent.actor.step("actor", agent.actor_loss(batch))
-    assert agent.actor_loss(batch) < promise
+        agent.actor.step("actor", agent.actor_loss(batch, RewardScale()))
+    assert agent.actor_loss(batch, RewardScale()) < promise
     assert all(torch.equal(value, critic_before[name]) for name, value in agent.critic.net.state_dict().items())
 
 

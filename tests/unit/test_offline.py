@@ -202,7 +202,7 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
 
     cql.generator.manual_seed(7)
     agent.generator.manual_seed(7)
-    climbed = cql.actor_loss(flat, here.sample(cql.generator), 0.0)
+    climbed = cql.actor_loss(flat, here.sample(cql.generator), RewardScale(), 0.0)
     assert agent.actor_loss(batch, policy, torch.zeros(B, 1), 0.0, 1.0).item() == pytest.approx(
         climbed.item(), abs=1e-5
     )

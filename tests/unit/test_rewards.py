@@ -150,7 +150,7 @@ def test_observations_have_the_named_features_and_stay_within_bounds() -> None:
         assert np.abs(observation.domains_KF).max() <= 3.0
     domains_KF = observe(history(), np.array([1.0, 0.0, 2.0])).domains_KF
     assert domains_KF[:, DOMAIN_FEATURES.index("target")].tolist() == [0.0, 0.0, 1.0]
-    assert domains_KF[:, DOMAIN_FEATURES.index("value")] == pytest.approx(np.log([0.5, 0.1, 1.0]))
+    assert domains_KF[:, DOMAIN_FEATURES.index("value")] == pytest.approx(np.log([0.5, 0.05, 1.0]))
     assert domains_KF[:, DOMAIN_FEATURES.index("loss_known")].tolist() == [1.0, 1.0, 0.0]
     assert domains_KF[:, DOMAIN_FEATURES.index("weight")] == pytest.approx([0.5, -0.25, -0.25])
     assert domains_KF[:, DOMAIN_FEATURES.index("loss")] == pytest.approx([1.0, -1.0, 0.0])

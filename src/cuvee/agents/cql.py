@@ -67,8 +67,8 @@ class CQL(SAC):
         conservative, self._report = self.conservative_loss(batch)
         return super().critic_loss(batch, rewards, strength) + self.settings.conservatism * conservative
 
-    def actor_loss(self, batch: Batch, draw: Draw, strength: float) -> Tensor:
-        loss = super().actor_loss(batch, draw, strength)
+    def actor_loss(self, batch: Batch, draw: Draw, rewards: RewardScale, strength: float) -> Tensor:
+        loss = super().actor_loss(batch, draw, rewards, strength)
         return loss + self.settings.cloning * self.cloning_loss(batch) if self.settings.cloning else loss
 
     def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:

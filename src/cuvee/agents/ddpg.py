@@ -101,7 +101,7 @@ class DDPG(ReplayAgent):
 
     def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
         critic_metrics = self.critic.step("critic", self.critic_loss(batch, rewards))
-        actor_metrics = self.actor.step("actor", self.actor_loss(batch))
+        actor_metrics = self.actor.step("actor", self.actor_loss(batch, rewards))
         self.critic.track()
         self.actor.track()
         return critic_metrics | actor_metrics
@@ -118,14 +118,14 @@ class DDPG(ReplayAgent):
         values = self._values(critic, critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
         return sum((torch.nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
 
-    def actor_loss(self, batch: Batch) -> Tensor:
+    def actor_loss(self, batch: Batch, rewards: RewardScale) -> Tensor:
         """Minus what the critics think of the actor's mixtures."""
         critic = self.critic.net
         with torch.no_grad():
             encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
         _, worth_B = least(self._values(critic, encoded, action_BK), action_BK)
-        return (self.cost_of_distance(action_BK, batch.domains_BKF) - worth_B).mean()
+        return (self.cost_of_distance(action_BK, batch.domains_BKF, rewards) - worth_B).mean()
 
     def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:
         """What each critic says, (…, R)."""

@@ -19,6 +19,8 @@ from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Metrics, State
 from cuvee.core.state import digest
 
+_HIGHEST_PRICE = 100.0  # of a nat, in the critic's units: rewards that are all alike would make it infinite
+
 
 @dataclass(frozen=True)
 class ReplaySettings:
@@ -26,8 +28,8 @@ class ReplaySettings:
 
     `tau` is the share by which a target network moves at each batch. `scale_rewards` shows the critic rewards of mean 0
     and deviation 1 (`RewardScale`); the buffer keeps them raw either way. `caution` is what a nat of KL divergence from
-    the reference (`Shape`; else uniform) must be worth, in rewards an interval as the critic sees them: where rewards hardly
-    depend on the mixture, the best one is a corner, and without caution the actor goes there as fast as its rate allows.
+    the reference (`Shape`; else uniform) must be worth, in rewards an interval: where rewards hardly depend on the mixture, the
+    best one is a corner, and without caution the actor goes there as fast as its rate allows.
     `average` is the share by which a running mean of the actor moves at each batch, which acts when there is no exploring (0: the
     actor itself does): the last of many actors is one that some noise has moved, and a frozen policy keeps it for good.
     """
@@ -88,15 +90,17 @@ class ReplayAgent(ABC):
         means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
 
-    def cost_of_distance(self, action_BK: Tensor, domains_BKF: Tensor) -> Tensor:
-        """(…,) what the actor pays for leaving the reference: `caution` / (1 − γ) a nat, since that is the scale of values."""
+    def cost_of_distance(self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale) -> Tensor:
+        """(…,) what the actor pays for leaving the reference: `caution` / (1 − γ) a nat, since that is the scale of values, in
+        the critic's units."""
         s = self.settings
         if not s.caution:
             return action_BK.new_zeros(action_BK.shape[:-1])
         feature = self.shape.reference
         reference_BK = torch.zeros_like(action_BK) if feature is None else domains_BKF[..., feature]
         divergence_B = (action_BK * (log_weights(action_BK) - reference_BK.log_softmax(-1))).sum(-1)
-        return s.caution / max(1.0 - s.discount, 1e-2) * divergence_B
+        price = min(s.caution / rewards.scale, _HIGHEST_PRICE)
+        return price / max(1.0 - s.discount, 1e-2) * divergence_B
 
     def state_dict(self) -> State:
         return {

@@ -102,7 +102,7 @@ class SAC(ReplayAgent):
         strength = self.temperature.net.log.detach().exp().item()
         metrics = self.temperature.step("temperature", -self.temperature.net.log * excess)
         metrics |= self.critic.step("critic", self.critic_loss(batch, rewards, strength))
-        metrics |= self.actor.step("actor", self.actor_loss(batch, draw, strength))
+        metrics |= self.actor.step("actor", self.actor_loss(batch, draw, rewards, strength))
         self.critic.track()
         self.actor.track()
         return metrics | {"temperature": strength, "entropy": self.target_entropy - float(excess)}
@@ -121,14 +121,13 @@ class SAC(ReplayAgent):
         values = critic.values(critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
         return 0.5 * sum((nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
 
-    def actor_loss(self, batch: Batch, draw: Draw, strength: float) -> Tensor:
+    def actor_loss(self, batch: Batch, draw: Draw, rewards: RewardScale, strength: float) -> Tensor:
         """What entropy costs less what the more cautious critic thinks of the drawn mixtures."""
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
         _, worth_B = least(self.critic.net.values(encoded, draw.weights), draw.weights)
-        return (
-            strength * draw.log_ratio_prob + self.cost_of_distance(draw.weights, batch.domains_BKF) - worth_B
-        ).mean()
+        distance_B = self.cost_of_distance(draw.weights, batch.domains_BKF, rewards)
+        return (strength * draw.log_ratio_prob + distance_B - worth_B).mean()
 
 
 def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:

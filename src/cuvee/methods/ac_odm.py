@@ -33,8 +33,8 @@ AGENT: Mapping[str, Any] = {
     "batch_size": 32,
     "actor_rate": 2e-3,
     "critic_rate": 2e-3,
-    "noise": 0.1,
-    "caution": 0.2,
+    "noise": 0.05,
+    "caution": 0.35,
     "average": 0.005,
     "architecture": {"hidden": 32},
 }
@@ -67,6 +67,7 @@ class ACODM:
             "ddpg",
             self.reward,
             vector=self.critic == "vector",
+            told=self.mode == "online",
             warm_up=self.warm_up,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},

@@ -33,7 +33,7 @@ AGENT: Mapping[str, Any] = {
     "actor_rate": 1e-3,
     "critic_rate": 1e-3,
     "spread": 0.2,
-    "caution": 0.2,
+    "caution": 0.35,
     "average": 0.005,
     "architecture": {"hidden": 32},
 }
@@ -69,6 +69,7 @@ class HDS:
             "sac",
             "holistic",
             vector=self.critic == "vector",
+            told=self.mode == "online",
             warm_up=self.warm_up,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},

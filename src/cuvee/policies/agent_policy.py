@@ -21,7 +21,7 @@ from cuvee.agents.sac import SAC, SACSettings
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
-from cuvee.core.signals import Signals
+from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.exp3 import Exp3
@@ -30,6 +30,7 @@ from cuvee.policies.rewards import (
     GainReward,
     HolisticReward,
     RandomReward,
+    Reward,
     RewardFunction,
     values_of,
 )
@@ -45,7 +46,9 @@ REWARDS: dict[str, type[Any]] = {
 
 
 class AgentPolicy:
-    """`vector`: a reward, and a critic's value, for each domain instead of one for all. `warm_up` counts intervals.
+    """`vector`: a reward, and a critic's value, for each domain instead of one for all. `told`: the agent sees each domain's last
+    reward, and so learns within one run what its networks would need many for; frozen, it still has to be told. `warm_up` counts
+    intervals.
 
     `agent_settings` and `reward_settings` are what the classes named by `agent` and `reward` take. All arguments are JSON values,
     so that a policy file can hold them.
@@ -57,6 +60,7 @@ class AgentPolicy:
         reward: str,
         *,
         vector: bool = False,
+        told: bool = False,
         warm_up: int = 20,
         seed: int = 0,
         mode: Literal["learning", "frozen"] = "learning",
@@ -71,6 +75,7 @@ class AgentPolicy:
             "agent": agent,
             "reward": reward,
             "vector": vector,
+            "told": told,
             "warm_up": warm_up,
             "seed": seed,
             "agent_settings": dict(agent_settings or {}),
@@ -80,13 +85,16 @@ class AgentPolicy:
         self._reward: RewardFunction = _construct(REWARDS[reward], self._settings["reward_settings"])
         self._warm_up = Exp3()
         self._agent: Any = None
+        self._rewards: dict[str, float] = {}
         self._seen: tuple[Signals, Observation] | None = None
         self._decided: tuple[Signals, Observation, Mixture] | None = None
 
     @property
     def probes(self) -> Sequence[Probe]:
-        """Frozen, a policy needs no reward, and so nothing is measured for one."""
-        wanted = {probe.name: probe for probe in (self._reward.probes if self._learning else ())}
+        """Frozen, a policy that is not told its rewards needs none, and so nothing is measured for one."""
+        wanted = {
+            probe.name: probe for probe in (self._reward.probes if self._learning or self._settings["told"] else ())
+        }
         return tuple({**wanted, "weight_norms": WeightNorms()}.values())
 
     def frozen(self) -> AgentPolicy:
@@ -117,7 +125,9 @@ class AgentPolicy:
         """Made once a moment: what an interval ended in is what the next one begins in."""
         if self._seen is None or self._seen[0] is not so_far.last:
             values_K = values_of(so_far, self._settings["reward_settings"].get("values"))
-            self._seen = so_far.last, observe(so_far, values_K)
+            known_K = np.array([name in self._rewards for name in so_far.names])
+            rewards_K = np.array([self._rewards.get(name, 0.0) for name in so_far.names])
+            self._seen = so_far.last, observe(so_far, values_K, Measured(rewards_K, known_K))
         return self._seen[1]
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
@@ -129,6 +139,7 @@ class AgentPolicy:
 
     def learn(self, so_far: Trajectory) -> Metrics:
         if not self._learning:
+            self._tell(so_far, self._reward(so_far) if self._settings["told"] else None)
             return {}
         decided, executed = self._decided, so_far.last_mixture
         assert decided is not None, "learn follows mixture"
@@ -140,6 +151,7 @@ class AgentPolicy:
         reward = self._reward(so_far)
         if reward is None:
             return {**metrics, "reward": None}
+        self._tell(so_far, reward)
         agent = self._agent_for(len(so_far.names))
         transition = Transition(
             observation=decided[1],
@@ -151,6 +163,10 @@ class AgentPolicy:
         if decided[1].domains_KF.shape == transition.next_observation.domains_KF.shape:
             metrics["rejected"] = agent.observe(transition)
         return {**metrics, "reward": reward.scalar, "terms": dict(reward.terms), "agent": agent.update()}
+
+    def _tell(self, so_far: Trajectory, reward: Reward | None) -> None:
+        if reward is not None and self._settings["told"]:
+            self._rewards = dict(zip(so_far.names, reward.vector_K.tolist(), strict=True))
 
     def _agent_for(self, K: int) -> Agent:
         """The agent; made when K is first known, and given a new buffer when a run that it learns on has another K."""
@@ -184,6 +200,7 @@ class AgentPolicy:
     def state_dict(self) -> State:
         return {
             "reward": self._reward.state_dict(),
+            "rewards": dict(self._rewards),
             "warm_up": self._warm_up.state_dict(),
             "domains": self._agent.shape.domains if self._agent else None,
             "agent": self._agent.state_dict() if self._agent else None,
@@ -191,6 +208,7 @@ class AgentPolicy:
 
     def load_state_dict(self, state: State) -> None:
         self._reward.load_state_dict(state["reward"])
+        self._rewards = dict(state["rewards"])
         self._warm_up.load_state_dict(state["warm_up"])
         self._seen = self._decided = None
         self._agent = None

@@ -4,7 +4,7 @@ The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples d
 changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains
 of the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight
 norms, of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares,
-the target flag and the domain's value are added. A function of the trajectory alone, so there is no state to save.
+the target flag, the domain's value and its last reward are added. Nothing is kept here, so there is no state to save.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ DOMAIN_FEATURES = (
     "epochs",  # log(1 + tokens drawn / tokens available)
     "natural",  # log natural share, standardised
     "target",  # 1 for a domain that is to be learned
-    "value",  # log of its value over the largest, at least ln 0.1: what a domain whose loss does not count has
+    "value",  # log of its value over the largest, at least ln 0.05: what a domain whose loss does not count has
+    "reward",  # of the last interval, standardised; 0 where absent
 )
 GLOBAL_FEATURES = (
     "progress",
@@ -37,11 +38,13 @@ GLOBAL_FEATURES = (
     "norm_spread",  # standard deviation over layers of the same
 )
 _CLIP = 3.0
-_LEAST_VALUE = 0.1
+_LEAST_VALUE = 0.05
 
 
-def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
-    """(K, 9) features by domain and (5,) of the run, each within ±3, as float32. `values_K` says how much each domain counts."""
+def observe(so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None) -> Observation:
+    """(K, 10) features by domain and (5,) of the run, each within ±3, as float32. `values_K` says how much each domain counts,
+    `rewards` (K,) what each one's reward was last; without it, or where it is absent, that is 0."""
+    rewards = rewards or Measured.absent(len(so_far.names))
     now, before = so_far.last, so_far.signals[-2] if len(so_far) else None
     K = len(so_far.names)
     available_K = np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
@@ -61,6 +64,7 @@ def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
             _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
             np.array([float(domain.is_target) for domain in so_far.domains]),
             log_value(values_K),
+            _standardised(rewards.values, rewards.present),
         ],
         axis=1,
     )
@@ -74,7 +78,7 @@ def observe(so_far: Trajectory, values_K: FloatArray) -> Observation:
 
 def log_value(values_K: FloatArray) -> FloatArray:
     """ln v (K,), 0 for the largest: the logits of the mixture from which agents start and warm up. A domain that does not count
-    gets a tenth of what the others get, enough to find out whether it helps them."""
+    gets a twentieth of what the others get, in a large batch enough to find out whether it helps them."""
     return np.log(np.maximum(values_K / max(float(values_K.max()), 1e-12), _LEAST_VALUE))
 
 
