@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 from agent_parts import Field, Material, Verdict, judge
 
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import divided_shares
 from cuvee.core.errors import PolicyError
 from cuvee.core.trajectory import Run
 from cuvee.data.label_ways import ByRole
@@ -225,21 +225,12 @@ def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[
 
 def target_share(field: Field, share: float) -> dict[str, Any]:
     """A static mixture: each field by its tokens."""
-    shares = natural_shares(field.corpus.domains)
-    is_target = {domain.name: domain.is_target for domain in field.corpus.domains}
-    natural = sum(value for name, value in shares.items() if is_target[name])
-    weights = {
-        name: value * (share / natural if is_target[name] else (1 - share) / (1 - natural))
-        for name, value in shares.items()
-    }
-    return {"name": "given", "weights": weights, "label": f"share-{share:g}"}
+    return {"name": "given", "weights": divided_shares(field.corpus.domains, share), "label": f"share-{share:g}"}
 
 
 def even(field: Field, share: float) -> dict[str, Any]:
     """A static mixture: the domains of each field alike."""
-    domains = field.corpus.domains
-    targets = sum(domain.is_target for domain in domains)
-    weights = {d.name: share / targets if d.is_target else (1 - share) / (len(domains) - targets) for d in domains}
+    weights = divided_shares(field.corpus.domains, share, flatness=1.0)
     return {"name": "given", "weights": weights, "label": f"even-{share:g}"}
 
 

@@ -147,8 +147,11 @@ def test_long_prompts_lose_their_beginning_and_long_answers_are_left_out(tmp_pat
     (question,) = meter.questions
     assert len(question.sequences[0]) == 20
     meter.read(meter.sums())
-    with pytest.raises(CorpusError, match="no answer in field 'f' is shorter than 2 tokens"):
+    with pytest.raises(CorpusError, match=r"no answer in .*f\.jsonl, of field 'f', is shorter than 2 tokens"):
         attach({"f": [write(tmp_path / "f.jsonl", rows)]}, max_tokens=2)
+    good, long = write(tmp_path / "good.jsonl", plain(3)), write(tmp_path / "long.jsonl", rows[1:])
+    with pytest.raises(CorpusError, match=r"no answer in .*long\.jsonl, of field 'f'.*leave the file out"):
+        attach({"f": [good, long]}, max_tokens=20)
 
 
 def test_training_mode_comes_back(tmp_path):

@@ -98,7 +98,7 @@ class AgentPolicy:
         return tuple({**wanted, "weight_norms": WeightNorms()}.values())
 
     def frozen(self) -> AgentPolicy:
-        """The same policy as it is now, which acts without exploring and never changes."""
+        """The same policy as it is now, which acts without exploring and whose agent never changes."""
         copy = AgentPolicy(**self._settings, mode="frozen")
         copy.load_state_dict(self.state_dict())
         return copy

@@ -16,21 +16,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cuvee.core.errors import ConfigError, CorpusError
+from cuvee.core.mixture import FloatArray
 from cuvee.core.signals import Measured
 from cuvee.probes.base import FORWARD_SHARE, Context, Meter
 from cuvee.probes.questions import Question, read_questions
 
 NAME = "evaluation"
-Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 2**26
 
@@ -149,7 +149,7 @@ class EvaluationMeter(Meter):
             found[f"{NAME}_accuracy"] = self._by_field(sums_N4[:, 2], sums_N4[:, 3])
         return found
 
-    def _by_field(self, sums_N: Floats, counts_N: Floats) -> Measured:
+    def _by_field(self, sums_N: FloatArray, counts_N: FloatArray) -> Measured:
         """(F,): means over the files of each field of what their sums are a question or token."""
         files_NF = np.eye(len(self._probe.files))[self._field_N] * (counts_N > 0)[:, None]
         return Measured.mean((sums_N / np.maximum(counts_N, 1)) @ files_NF, files_NF.sum(axis=0))
@@ -159,18 +159,24 @@ class EvaluationMeter(Meter):
         field's budget pays for."""
         probe, interval = self._probe, self._context.interval_tokens
         name, paths = list(probe.files.items())[number]
-        files = [read_questions(Path(path), probe.prompt_key, probe.answer_key) for path in paths]
-        for questions in files:
-            questions.sort(key=lambda question: question.rank)
-        files.sort(key=lambda questions: questions[0].rank)
+        files = [
+            (sorted(read_questions(Path(path), probe.prompt_key, probe.answer_key), key=attrgetter("rank")), path)
+            for path in paths
+        ]
+        files.sort(key=lambda file: file[0][0].rank)
         budget = math.inf if interval is None else probe.share * interval / FORWARD_SHARE / len(probe.files)
-        waiting = {i: self._encode(len(self._field_N) + i, questions) for i, questions in enumerate(files)}
+        waiting = {i: self._encode(len(self._field_N) + i, questions) for i, (questions, _) in enumerate(files)}
         self._field_N += [number] * len(files)
         spent, picked = dict.fromkeys(waiting, 0), 0
         while waiting:
             i = min(waiting, key=spent.__getitem__)
             encoded = next(waiting[i], None)
             if encoded is None:
+                if not spent[i]:
+                    raise CorpusError(
+                        f"no answer in {files[i][1]}, of field {name!r}, is shorter than {self._limit} tokens: raise max_tokens, "
+                        "or leave the file out"
+                    )
                 del waiting[i]
                 continue
             if spent[i] and (picked >= probe.max_items or sum(spent.values()) + encoded.tokens > budget):
@@ -178,8 +184,6 @@ class EvaluationMeter(Meter):
             spent[i] += encoded.tokens
             picked += 1
             yield encoded
-        if not picked:
-            raise CorpusError(f"no answer in field {name!r} is shorter than {self._limit} tokens: raise max_tokens")
 
     def _encode(self, file: int, questions: Sequence[Question]) -> Iterator[Encoded]:
         """Prompt and answers are encoded apart, so that it is certain where an answer begins."""

@@ -171,7 +171,7 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
     why = "what it does lies too far from the paths it learned from"
     if figures["within_reach"]:
         why = "the best static mixture is expected to end higher" if low > 0 else "that is not enough to trust it"
-    return f"{said}; {why}, so it plays the best static mixture of the proxies instead."
+    return f"{said}; {why}, so it plays the best static mixture that they point to instead."
 
 
 def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
