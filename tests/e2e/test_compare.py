@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,39 @@ def test_a_process_that_dies_takes_no_other_with_it(place: Path) -> None:
     with Store.open(place / "runs.db") as store:
         assert {run.id == kills.killed: run.status for run in store.runs()}[False] == "done"
     assert len(compare(config, resume=True)) == 2
+
+
+def breaks_off(run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection) -> None:
+    """Stands for a process of the crew; that of natural dies in the middle of what it says."""
+    assert config.method is not None
+    if config.method.label == "natural":
+        os.write(line.fileno(), struct.pack("!i", 1000) + b"half a message")
+        os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(100):
+        line.send(("begin", (run_id, "heard")))
+
+
+class Hears(Unobserved):
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+        self.heard = 0
+
+    def begin(self, run_id: str, note: str) -> None:
+        self.heard += 1
+
+    def end(self, run_id: str, note: str) -> None:
+        self.ends.append(note)
+
+
+def test_a_process_that_dies_as_it_speaks_leaves_the_others_their_voice(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[compare.__module__], "_work", breaks_off)
+    hears = Hears()
+    with pytest.raises(TrainingError, match=r"died with exit code -9"):
+        compare(configured(place, "seeds=[3]", "methods=[natural, odm]"), workers=2, observer=hears)
+    assert hears.ends == ["died"]
+    assert hears.heard == 100
 
 
 def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_trained(place: Path) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus import Corpus
 from cuvee.recipes.build import build_policy
 from cuvee.recipes.config import CompareConfig, TrainConfig
-from cuvee.recipes.stopping import Stop, Stopped, StopRequest, ToldToStop
+from cuvee.recipes.stopping import Stopped, StopRequest, ToldToStop
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
 from cuvee.recipes.watch import Observer, Progress, Unobserved
@@ -73,29 +72,33 @@ def _one_by_one(
 
 
 class _Crew:
-    """Runs in processes of their own, so many at a time: what one of them breaks, the others do not notice."""
+    """Runs in processes of their own, so many at a time: what one of them breaks, the others do not notice.
+
+    Each has a line of its own to the process that looks on. One queue for all would be lost with its lock when a process dies
+    while it writes.
+    """
 
     def __init__(
         self, configs: dict[str, TrainConfig], resume: bool, group: str, observer: Observer, stop: StopRequest
     ) -> None:
         self._waiting = dict(configs)
         self._resume, self._group, self._observer, self._stop = resume, group, observer, stop
-        context = multiprocessing.get_context("spawn")
-        self._context, self._events, self._told = context, context.Queue(), context.Event()
-        self._running: dict[str, BaseProcess] = {}
+        self._running: dict[Connection, BaseProcess] = {}
         self._failures: list[CuveeError] = []
 
     def work(self, workers: int) -> list[CuveeError]:
-        total = len(self._waiting)
+        total, told = len(self._waiting), False
         try:
             while self._running or (self._waiting and self._stop.signal is None):
                 while self._waiting and len(self._running) < workers and self._stop.signal is None:
                     run_id = next(iter(self._waiting))
                     self._begin(run_id, self._waiting.pop(run_id))
                 self._listen(_LOOK_EVERY)
-                self._bury()
-                if self._stop.signal is not None:
-                    self._told.set()
+                if self._stop.signal is not None and not told:
+                    told = True
+                    for line in self._running:
+                        with suppress(OSError):  # that one has just ended
+                            line.send("stop")
         finally:
             for process in self._running.values():  # there are some only if something went wrong here: end them at once
                 process.terminate()
@@ -105,58 +108,66 @@ class _Crew:
         return self._failures
 
     def _begin(self, run_id: str, config: TrainConfig) -> None:
-        arguments = (run_id, config, self._resume, self._group, self._events, self._told)
-        process = self._context.Process(target=_work, args=arguments, name=run_id)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(run_id, config, self._resume, self._group, theirs), name=run_id)
         process.start()
-        self._running[run_id] = process
+        theirs.close()  # so that the line ends with the process
+        self._running[ours] = process
 
     def _listen(self, seconds: float) -> None:
         """Passes on what comes in `seconds`, and no longer, however much the processes have to say."""
         until = time.monotonic() + seconds
-        with suppress(queue.Empty):
-            while (left := until - time.monotonic()) > 0:
-                what, details = self._events.get(timeout=left)
+        while self._running and (left := until - time.monotonic()) > 0:
+            for line in wait(list(self._running), left):
+                assert isinstance(line, Connection)
+                try:
+                    what, details = line.recv()
+                except (EOFError, OSError):
+                    self._bury(line)
+                    continue
                 if what == "failed":
                     self._failures.append(details[0])
                 else:
                     getattr(self._observer, what)(*details)
 
-    def _bury(self) -> None:
-        for run_id, process in list(self._running.items()):
-            if process.exitcode is None:
-                continue
-            del self._running[run_id]
-            if process.exitcode:
-                died = f"the process of run {run_id} died with exit code {process.exitcode}"
-                self._observer.end(run_id, "died")
-                self._failures.append(TrainingError(f"{died}: its output may say why; continue with --resume"))
-        if not self._running:
-            self._listen(_LOOK_EVERY)  # last words
+    def _bury(self, line: Connection) -> None:
+        line.close()
+        process = self._running.pop(line)
+        process.join()
+        if process.exitcode:
+            died = f"the process of run {process.name} died with exit code {process.exitcode}"
+            self._observer.end(process.name, "died")
+            self._failures.append(TrainingError(f"{died}: its output may say why; continue with --resume"))
 
 
 class _Relay:
-    """An observer that passes everything on to the process that looks on."""
+    """An observer that passes everything on to the process that looks on, as long as there is one."""
 
-    def __init__(self, events: Any) -> None:
-        self._events = events
+    def __init__(self, line: Connection) -> None:
+        self._line = line
 
     def begin(self, run_id: str, note: str) -> None:
-        self._events.put(("begin", (run_id, note)))
+        self.say("begin", run_id, note)
 
     def interval(self, progress: Progress) -> None:
-        self._events.put(("interval", (progress,)))
+        self.say("interval", progress)
 
     def end(self, run_id: str, note: str) -> None:
-        self._events.put(("end", (run_id, note)))
+        self.say("end", run_id, note)
+
+    def say(self, what: str, *details: object) -> None:
+        with suppress(OSError):
+            self._line.send((what, details))
 
 
-def _work(run_id: str, config: TrainConfig, resume: bool, group: str, events: Any, told: Any) -> None:
+def _work(run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection) -> None:
     """What a process of the crew does. Ctrl-C reaches it too, but it waits to be told by the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop: Stop = ToldToStop(told)
+    relay = _Relay(line)
     try:
-        train(config, resume=resume, observer=_Relay(events), group=group, stop=stop)
+        train(config, resume=resume, observer=relay, group=group, stop=ToldToStop(line))
     except CuveeError as error:
-        events.put(("failed", (error,)))
+        relay.say("failed", error)
     except Stopped as stopped:
-        events.put(("end", (run_id, str(stopped).removeprefix(f"{run_id} "))))
+        relay.end(run_id, str(stopped).removeprefix(f"{run_id} "))

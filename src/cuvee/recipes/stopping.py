@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Protocol, Self
 
@@ -29,14 +28,14 @@ class Stop(Protocol):
 
 
 class ToldToStop:
-    """For a process that another one started: asked through an event, or by the other's death."""
+    """For a process that another one started: asked by anything on the line between them, or by its end, the other's death."""
 
-    def __init__(self, told: Event) -> None:
-        self._told, self._parent = told, os.getppid()
+    def __init__(self, line: Connection) -> None:
+        self._line = line
 
     @property
     def signal(self) -> int | None:
-        return signal.SIGTERM if self._told.is_set() or os.getppid() != self._parent else None
+        return signal.SIGTERM if self._line.poll() else None
 
 
 class StopRequest:
