@@ -21,6 +21,7 @@ from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.methods.history_learning import LearnProgress, LearnSettings, imagine, learn, learn_policy
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.fixed import Fixed
 from cuvee.policies.scoring_sampler import ScoringSampler
 from cuvee.recipes.diagnosis import diagnose
 from cuvee.training.continual import continual
@@ -255,3 +256,25 @@ def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:
     assert learn(odd, Feedback(), settings(held_out=0.0), seed=3).judgements == {}
     with pytest.raises(PolicyError, match=r"cannot be fitted: its domains changed in interval 3"):
         as_logged(odd[0].trajectory)
+
+
+def test_another_policy_is_learned_on_from(tmp_path: Path) -> None:
+    first = learn(RUNS, Feedback(), settings(), seed=3).policy
+    save_policy(tmp_path / "first", first)
+    onwards = settings(clones=0, initial=str(tmp_path / "first"))
+    learned = learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning")
+    assert [one["update"] for one in learned.trace] == [0, 2, 4]
+    assert learned.provenance["learning"]["initial"] == digest(first.state_dict()["actor"])
+    unchanged = learn(RUNS, Feedback(), settings(clones=0, updates=0, initial=str(tmp_path / "first")), seed=4).policy
+    assert digest(unchanged.state_dict()["actor"]) == digest(first.state_dict()["actor"])
+    assert learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning").trace == learned.trace
+
+
+def test_what_cannot_be_learned_on_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"has the architecture .*give it as `architecture`"):
+        learn(RUNS, Feedback(), settings(initial="universal"), seed=0)
+    save_policy(tmp_path / "fixed", Fixed(Mixture.uniform(("a", "b"))))
+    with pytest.raises(PolicyError, match=r"holds a Fixed: only what `cuvee learn` wrote"):
+        learn(RUNS, Feedback(), settings(initial=str(tmp_path / "fixed")), seed=0)
+    with pytest.raises(PolicyError, match=r"holds no policy.json"):
+        learn(RUNS, Feedback(), settings(initial=str(tmp_path / "none")), seed=0)

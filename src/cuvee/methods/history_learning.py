@@ -20,7 +20,7 @@ import numpy as np
 
 from cuvee.agents.episodes import Episode
 from cuvee.agents.history import PRESETS, HistoryArchitecture
-from cuvee.agents.learning import load_module, module_state
+from cuvee.agents.learning import digest, load_module, module_state
 from cuvee.agents.offline import OfflineLearner, OfflineSettings
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import State
@@ -29,6 +29,7 @@ from cuvee.evaluation.fitted_run import FittedRun, Regression, as_logged, domain
 from cuvee.evaluation.off_policy import Judge, Judgement, static_candidates
 from cuvee.loop import run as run_loop
 from cuvee.policies.feedback import Feedback
+from cuvee.policies.files import UNIVERSAL, load_policy
 from cuvee.policies.history_encoder import encode_trajectory
 from cuvee.policies.history_policy import HistoryPolicy
 from cuvee.policies.scoring_sampler import ScoringSampler
@@ -42,13 +43,15 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 class LearnSettings(OfflineSettings):
     """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
     space's runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged
-    ones, see `imagine`. `architecture` is a preset's name or its fields."""
+    ones, see `imagine`. `initial` is the folder of a policy whose actor is learned on from, or `universal`. `architecture` is a
+    preset's name or its fields."""
 
     clones: int = 300
     updates: int = 1000
     judge_every: int = 100
     held_out: float = 0.25
     imagined: int = 0
+    initial: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +167,7 @@ class _Learning:
             as_episode(one, feedback) for one in imagine(learned_from, settings.imagined, feedback.weight, seed)
         ]
         self.learner = OfflineLearner(episodes, settings, seed, [run.id for run in learned_from], imagined)
+        self.initial = _begin_with(self.learner, settings) if settings.initial else None
         self.judges = _judges(runs, held, feedback, settings.quantile)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
 
@@ -175,24 +179,24 @@ class _Learning:
         started = time.perf_counter()
         if self.checkpoints and (saved := self.checkpoints.latest()):
             self.load_state_dict(saved[1])
-        before = self.seconds
-        while self.position < self.total or not self.trace:
-            metrics: dict[str, float] = {}
-            if self.position < self.total:
-                cloning = self.position < self.settings.clones
-                metrics = self.learner.clone() if cloning else self.learner.update()
-                self.position += 1
+        before, metrics = self.seconds, dict[str, float]()
+        while True:
             if self._due():
                 self._judge()
                 self.seconds = before + time.perf_counter() - started
                 if self.checkpoints:
                     self.checkpoints.save(self.position, self.state_dict())
-            self._report(metrics)
-        return self._learned()
+            if self.position:
+                self._report(metrics)
+            if self.position == self.total:
+                return self._learned()
+            metrics = self.learner.clone() if self.position < self.settings.clones else self.learner.update()
+            self.position += 1
 
     def _due(self) -> bool:
         learned = self.position - self.settings.clones
-        return learned >= 0 and (learned % self.settings.judge_every == 0 or self.position == self.total)
+        judged = self.trace[-1]["update"] if self.trace else -1
+        return learned > judged and (learned % self.settings.judge_every == 0 or self.position == self.total)
 
     def _judge(self) -> None:
         policy = self._policy(self.learner.actor.net.state_dict(), self.learner.critic.net.state_dict())
@@ -233,7 +237,12 @@ class _Learning:
             "left_out": self.left_out,
             "corpora": sorted({str(run.config.get("corpus", "")) for run in self.runs} - {""}),
             "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
-            "learning": {"seconds": self.seconds, "seed": self.seed, "settings": dataclasses.asdict(self.settings)},
+            "learning": {
+                "seconds": self.seconds,
+                "seed": self.seed,
+                "settings": dataclasses.asdict(self.settings),
+                "initial": self.initial,
+            },
             "support": support,
         }
         return Learned(policy, self.trace, judgements, provenance, self.held_out)
@@ -282,7 +291,26 @@ class _Learning:
             "seed": self.seed,
             "feedback": self.feedback.weight,
             "settings": dataclasses.asdict(self.settings),
+            "initial": self.initial,
         }
+
+
+def _begin_with(learner: OfflineLearner, settings: LearnSettings) -> str:
+    """Gives it the actor of another policy; the critics, which valued something else, begin anew. Returns the actor's digest."""
+    folder = UNIVERSAL if settings.initial == UNIVERSAL.name else Path(settings.initial)
+    policy = load_policy(folder)
+    if not isinstance(policy, HistoryPolicy):
+        raise PolicyError(
+            f"{folder} holds a {type(policy).__name__}: only what `cuvee learn` wrote can be learned on from"
+        )
+    wanted, there = dataclasses.asdict(settings.architecture), policy.settings()["architecture"]
+    if wanted != there:
+        raise PolicyError(
+            f"the policy in {folder} has the architecture {there}, and not {wanted}: give it as `architecture`"
+        )
+    state = module_state(policy.actor)
+    load_module(learner.actor.net, state)
+    return digest(state)
 
 
 def as_episode(trajectory: Trajectory, feedback: Feedback) -> Episode:
