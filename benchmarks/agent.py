@@ -488,11 +488,11 @@ def transfer(
     }
 
 
-def common_options(description: str) -> argparse.ArgumentParser:
+def common_options(description: str, questions: bool = True) -> argparse.ArgumentParser:
     """What `agent_checks.py` is asked too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--questions", nargs="+", action="extend", required=True, metavar="[ABOUT=]FILE")
+    parser.add_argument("--questions", nargs="+", action="extend", required=questions, metavar="[ABOUT=]FILE")
     parser.add_argument("--target", help="the target domain; by default the first one of table.json")
     parser.add_argument("--out", type=Path, default=Path("runs/agent"))
     parser.add_argument("--proxies", type=int)

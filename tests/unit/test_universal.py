@@ -96,6 +96,27 @@ def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:
         assert worlds.target_BK.sum(-1).min() >= 1
 
 
+def test_some_worlds_are_of_the_natures_that_are_given() -> None:
+    settings = UniversalSettings(real=1.0, pairs=0.0)
+    given = Nature(forgetting=(0.5, 0.5))
+    worlds = draw_worlds(settings, np.random.default_rng(0), [given])
+    forgotten = 1 - (1 - worlds.law["forgetting_K"].double()) ** worlds.intervals
+    assert torch.allclose(forgotten, torch.full_like(forgotten, 0.5), atol=1e-4)
+
+
+def test_forgetting_may_follow_the_rate_more_closely_than_learning() -> None:
+    laws, _ = continual(2, 1, 0, 10, Nature(last_rate=0.1, learning=0.5, fading=3.0))
+    assert sum(laws.fade_T) == pytest.approx(10)
+    assert laws.fade_T[0] / laws.fade_T[-1] == pytest.approx((laws.pace_T[0] / laws.pace_T[-1]) ** 6)
+    never_K, late = torch.zeros(3).double(), laws.start_K
+    for number in range(5, 10):
+        late = laws.step(late, never_K, number)
+    early = laws.start_K
+    for number in range(5):
+        early = laws.step(early, never_K, number)
+    assert (early < late).all()
+
+
 def test_a_rate_that_falls_moves_less_at_the_end() -> None:
     kind = Nature(last_rate=0.1)
     laws, _ = continual(2, 1, 0, 10, kind)

@@ -37,8 +37,8 @@ _LAWS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "sta
 @dataclass(frozen=True)
 class UniversalSettings:
     """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
-    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. `updates` of
-    the actor, then `valuations` of the critics."""
+    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. A share `real`
+    is of natures that real runs look like, where these are given. `updates` of the actor, then `valuations` of the critics."""
 
     updates: int = 1000
     valuations: int = 150
@@ -48,6 +48,7 @@ class UniversalSettings:
     pairs: float = 0.15
     shortest: int = 8
     longest: int = 80
+    real: float = 0.75
     rate: float = 2e-3
 
 
@@ -57,7 +58,9 @@ class Worlds:
     def __init__(self, worlds: Sequence[World]) -> None:
         laws = [one for one, _ in worlds]
         self.intervals = laws[0].intervals
-        self.pace_TB1 = [_column([one.pace_T[t] if one.pace_T else 1.0 for one in laws]) for t in range(self.intervals)]
+        steps = range(self.intervals)
+        self.pace_TB1 = [_column([one.pace_T[t] if one.pace_T else 1.0 for one in laws]) for t in steps]
+        self.fade_TB1 = [_column([one.fade_T[t] if one.fade_T else 1.0 for one in laws]) for t in steps]
         self.law = {name: torch.stack([getattr(one, name) for one in laws]).float() for name in _LAWS}
         self.unit_B1, self.interval_B1 = (
             _column([getattr(one, name) for one in laws]) for name in ("unit", "interval")
@@ -75,7 +78,7 @@ class Worlds:
     def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
         pace_B1 = self.pace_TB1[number]
         taught_BK = torch.einsum("bij,bj->bi", self.law["transfer_KK"], weights_BK * pace_B1 * self.interval_B1)
-        return (1 - self.law["forgetting_K"]).pow(pace_B1) * effective_BK + taught_BK
+        return (1 - self.law["forgetting_K"]).pow(self.fade_TB1[number]) * effective_BK + taught_BK
 
 
 @dataclass(frozen=True)
@@ -217,15 +220,19 @@ def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
 
 
 def learn_universal(
-    settings: UniversalSettings, seed: int, observer: Callable[[int, dict[str, float]], None] | None = None
+    settings: UniversalSettings,
+    seed: int,
+    observer: Callable[[int, dict[str, float]], None] | None = None,
+    natures: Sequence[Nature] = (),
 ) -> HistoryPolicy:
-    """The policy. `observer` is given the number of each update, and how far above the reference mixture it ended."""
+    """The policy. `natures` are those of real runs (`calibration`). `observer` is given the number of each update, and how far
+    above the reference mixture it ended."""
     policy, rng = HistoryPolicy("small", seed=seed), np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     actor = _Descent(policy.actor, settings.rate, settings.updates)
     critic = _Descent(policy.critic, settings.rate, settings.valuations)
     for number in range(settings.updates + settings.valuations):
-        worlds = draw_worlds(settings, rng)
+        worlds = draw_worlds(settings, rng, natures)
         senses = Senses.draw(len(worlds.start_BK), rng)
         if number < settings.updates:
             reference_B = constant_gain(worlds, worlds.reference_BK)
@@ -257,8 +264,8 @@ class _Descent:
         return norm
 
 
-def draw_worlds(settings: UniversalSettings, rng: np.random.Generator) -> Worlds:
-    """A batch of worlds of one size."""
+def draw_worlds(settings: UniversalSettings, rng: np.random.Generator, natures: Sequence[Nature] = ()) -> Worlds:
+    """A batch of worlds of one size, a share `real` of them of `natures` if there are any."""
 
     def size(low: int, high: int) -> int:
         return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
@@ -267,8 +274,14 @@ def draw_worlds(settings: UniversalSettings, rng: np.random.Generator) -> Worlds
     if rng.random() >= settings.pairs:
         sources, targets = size(1, settings.sources), size(1, settings.targets)
     count = int(np.clip(settings.moments / ((sources + targets) * intervals), 4, 32))
+
+    def nature(seed: int) -> Nature:
+        if natures and rng.random() < settings.real:
+            return natures[seed % len(natures)]
+        return Nature.draw(seed)
+
     seeds = rng.integers(2**31, size=count).tolist()
-    return Worlds([continual(sources, targets, seed, intervals, Nature.draw(seed)) for seed in seeds])
+    return Worlds([continual(sources, targets, seed, intervals, nature(seed)) for seed in seeds])
 
 
 def _valuation(

@@ -36,12 +36,15 @@ class Nature:
     """Between which shares of what is known of a domain are forgotten over a run that never reads it."""
     last_rate: float = 1.0
     """The learning rate at the end, relative to the beginning; it falls along a cosine."""
+    learning: float = 1.0
+    fading: float = 1.0
+    """The powers of the learning rate that learning and forgetting go with."""
 
     @classmethod
     def draw(cls, seed: int) -> Nature:
         """Budgets over a factor of forty; source fields of which a run that never reads them leaves 60 % or next to nothing;
         target fields that are new or half known; transfer from almost everywhere to almost nowhere; four times in five a
-        learning rate that falls to little.
+        learning rate that falls to little, so that less is learned late and still less is forgotten.
 
         What is forgotten and what reading restores are in balance somewhere near what is known at first, as they are in a base
         model that was trained on its source field until the run began.
@@ -57,15 +60,17 @@ class Nature:
             nearness=float(rng.uniform(1.5, 8.0)),
             forgetting=(1 - float(np.exp(-0.6 * fading)), 1 - float(np.exp(-1.5 * fading))),
             last_rate=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
+            learning=float(rng.uniform(0.3, 1.2)),
+            fading=float(rng.uniform(1.0, 4.0)),
         )
 
 
-def _paces(last_rate: float, intervals: int) -> tuple[float, ...]:
-    """The rate of each interval relative to its mean."""
+def _paces(last_rate: float, intervals: int, power: float) -> tuple[float, ...]:
+    """A power of the rate of each interval, relative to its mean."""
     if last_rate == 1.0:
         return ()
     rate_T = last_rate + (1 - last_rate) * 0.5 * (1 + np.cos(np.pi * (np.arange(intervals) + 0.5) / intervals))
-    return tuple((rate_T / rate_T.mean()).tolist())
+    return tuple((rate_T**power / (rate_T**power).mean()).tolist())
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -93,7 +98,8 @@ def continual(
         start_K=torch.from_numpy(np.where(is_target_K, nature.begun, nature.known) * share_K + 1e4),
         value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
-        pace_T=_paces(nature.last_rate, intervals),
+        pace_T=_paces(nature.last_rate, intervals, nature.learning),
+        fade_T=_paces(nature.last_rate, intervals, nature.fading),
         interval=nature.budget / intervals,  # so that a run is one budget, however often it is re-weighted
     )
     loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)

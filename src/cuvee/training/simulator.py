@@ -1,12 +1,12 @@
 """A `Trainer` without a model: losses follow a scaling law with transfer between domains, in CPU milliseconds.
 
-    n_i(t+1) = (1 − f_i)^η n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
+    n_i(t+1) = (1 − f_i)^φ n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
     L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)                  as in Hoffmann et al. 2022 (arXiv:2203.15556), one law a domain
 
-η(t), 1 by default, is the learning rate relative to its mean. T (diagonal 1) says how much a token of j teaches of i. Where
-domains are forgotten at different rates the order matters, so the best schedule beats the best constant mixture; with f = 0 it
-cannot. `ScalingLaws.losses` is differentiable, and `best_static` and `best_schedule` climb through it, so an agent's regret can
-be measured against the truth.
+η(t) and φ(t), 1 by default, are how fast is learned and forgotten, relative to their means: as the learning rate has it, or a
+power of it. T (diagonal 1) says how much a token of j teaches of i. Where domains are forgotten at different rates the order
+matters, so the best schedule beats the best constant mixture; with f = 0 it cannot. `ScalingLaws.losses` is differentiable,
+and `best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
 
 A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
 s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports. The probe "evaluation" reports how
@@ -41,7 +41,7 @@ class ScalingLaws:
 
     `floor_K` E, `scale_K` A, `exponent_K` β, `transfer_KK` T, `forgetting_K` f (0 ≤ f < 1, per interval), `start_K` the
     effective tokens before the run, `value_K` how much each domain's loss counts, `interval` N tokens, `unit` N₀ tokens,
-    `pace_T` η of each interval.
+    `pace_T` η of each interval, `fade_T` φ.
     """
 
     floor_K: Tensor
@@ -55,16 +55,16 @@ class ScalingLaws:
     interval: float = 1e6
     unit: float = 1e6
     pace_T: tuple[float, ...] = ()
+    fade_T: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         K = self.domains
         for name in ("scale_K", "exponent_K", "forgetting_K", "start_K", "value_K"):
             if getattr(self, name).shape != (K,):
                 raise ConfigError(f"{name} has shape {tuple(getattr(self, name).shape)}, {K} domains need ({K},)")
-        if len(self.pace_T) not in (0, self.intervals):
-            raise ConfigError(
-                f"pace_T has {len(self.pace_T)} numbers, {self.intervals} intervals need as many, or none"
-            )
+        for name in ("pace_T", "fade_T"):
+            if (count := len(getattr(self, name))) not in (0, self.intervals):
+                raise ConfigError(f"{name} has {count} numbers, {self.intervals} intervals need as many, or none")
         transfer = self.transfer_KK
         if transfer.shape != (K, K) or bool((transfer < 0).any() | (transfer.diagonal() != 1).any()):
             raise ConfigError(f"transfer between {K} domains must be a ({K}, {K}) matrix ≥ 0 with ones on its diagonal")
@@ -96,8 +96,8 @@ class ScalingLaws:
 
     def step(self, effective_K: Tensor, weights_K: Tensor, number: int) -> Tensor:
         """Effective tokens (…, K) after interval `number` (from 0) under `weights_K` (…, K)."""
-        pace = self.pace_T[number] if self.pace_T else 1.0
-        left_K = (1 - self.forgetting_K) if pace == 1.0 else (1 - self.forgetting_K) ** pace
+        pace, fade = (one[number] if one else 1.0 for one in (self.pace_T, self.fade_T))
+        left_K = (1 - self.forgetting_K) if fade == 1.0 else (1 - self.forgetting_K) ** fade
         return left_K * effective_K + (weights_K * (pace * self.interval)) @ self.transfer_KK.T
 
     def loss(self, effective_K: Tensor) -> Tensor:

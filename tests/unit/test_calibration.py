@@ -1,0 +1,70 @@
+"""Which worlds logged runs look like, whatever their domains are called and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.signals import Signals
+from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.loop import run
+from cuvee.methods.calibration import calibrate
+from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.training.continual import Nature, continual
+from cuvee.training.simulator import Simulator
+
+
+class Asked:
+    name = "evaluation"
+
+
+def runs_of(nature: Nature, count: int = 10, told: bool = True) -> list[Run]:
+    laws, domains = continual(4, 1, 3, 8, nature)
+    found = []
+    for number in range(count):
+        sampler = ScoringSampler(0, number)
+        sampler.probes = (Asked(),) if told else ()
+        trajectory = run(Simulator(laws, seed=number, noise=0.005, domains=domains), sampler)
+        found.append(Run(f"run-{number}", number, {}, trajectory, Cost()))
+    return found
+
+
+def turned(found: Run) -> Run:
+    """The same run with its domains in another order."""
+
+    def signals(one: Signals) -> Signals:
+        loss = replace(one.loss, values=one.loss.values[::-1], present=one.loss.present[::-1])
+        return replace(one, domains=one.domains[::-1], tokens_K=one.tokens_K[::-1], loss=loss)
+
+    trajectory = Trajectory.start(signals(found.trajectory.signals[0]))
+    for _, mixture, after in found.trajectory:
+        trajectory = trajectory.append(Mixture(mixture.names[::-1], mixture.weights_K[::-1]), signals(after))
+    return replace(found, trajectory=trajectory)
+
+
+def test_kept_are_the_natures_whose_target_is_as_new_as_that_of_the_runs() -> None:
+    newness = []
+    for begun in (0.003, 0.3):
+        kept = calibrate(runs_of(Nature(begun=begun * Nature.known)), draws=300, keep=15)
+        assert [one.distance for one in kept] == sorted(one.distance for one in kept)
+        newness.append(np.mean([np.log(one.nature.begun / one.nature.known) for one in kept]))
+    assert newness[0] < newness[1] - np.log(3)
+
+
+def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
+    runs = runs_of(Nature())
+    kept = calibrate(runs, draws=30, keep=5)
+    assert kept == calibrate(runs, draws=30, keep=5)
+    again = calibrate([turned(one) for one in runs], draws=30, keep=5)
+    assert [one.nature for one in again] == [one.nature for one in kept]
+    assert [one.distance for one in again] == pytest.approx([one.distance for one in kept])
+
+
+def test_runs_that_were_asked_nothing_are_refused() -> None:
+    for runs in (runs_of(Nature(), told=False), runs_of(Nature(), count=7)):
+        with pytest.raises(PolicyError, match="8 complete runs with feedback for every interval: run more proxies"):
+            calibrate(runs, draws=2, keep=1)
