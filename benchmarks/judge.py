@@ -103,19 +103,19 @@ def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Tru
     judge = Judge(walks[:held], learned_from, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
-    static = truth(np.tile(judge.static_K, (INTERVALS, 1)))
+    simple = truth(judge.simple_TK)
     rows = []
     for path_TK in ((1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)):
         points = [(t / INTERVALS, dict(zip(names, mixture, strict=True))) for t, mixture in enumerate(path_TK.tolist())]
         judged = judge(Scheduled(points))
         above = judged.within_reach and judged.gain.low is not None and judged.gain.low > 0
-        rows.append((above, judged.supported, truth(path_TK) - static))
+        rows.append((above, judged.supported, truth(path_TK) - simple))
     above_N, supported_N, over_N = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     figures = {"policies": float(len(rows))}
     for name, let_N in (("above", above_N), ("supported", supported_N)):
         figures[name] = float(let_N.sum())
-        figures[f"{name}, below static"] = float((let_N * (over_N < 0)).sum())
-        figures[f"{name}, played over static"] = 100 * float((let_N * over_N).mean())
+        figures[f"{name}, below simple"] = float((let_N * (over_N < 0)).sum())
+        figures[f"{name}, played over simple"] = 100 * float((let_N * over_N).mean())
     return figures
 
 

@@ -1,8 +1,14 @@
 """Trains the universal policy through simulated worlds, and judges it in worlds that it has never seen.
 
-    python benchmarks/universal.py --train --out src/cuvee/policies/universal     makes the one that ships, in minutes
-    python benchmarks/universal.py                                                judges the one that ships
+    python benchmarks/universal.py --train --corpus DIR --questions FILE… --out src/cuvee/policies/universal
+                                                              makes the one that ships; an hour on one core, most of it proxies
+    python benchmarks/universal.py --train --out DIR          without runs on real text, minutes
+    python benchmarks/universal.py                            judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
+
+With a corpus and questions, as `agent.py` takes them and with its proxies (in `--work`, which may be its `--out`), most of the
+worlds are of natures under which proxies end as they did on real text (`cuvee.methods.calibration`). `unseen.py` judges on real
+text; here no corpus is needed to judge.
 
 A task is DOMAINSxINTERVALS. Its worlds are simulated continual pre-training (`cuvee.training.continual`) with natures drawn at
 random; their seeds are from a range that training does not draw from. The policy steers each as it would a run: noisy losses,
@@ -25,20 +31,26 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from agent import Bench, agent_method, common_options
+from agent_parts import Material
 
 from cuvee.core.domain import Domain
 from cuvee.core.protocols import Policy
+from cuvee.core.trajectory import Cost, Run
 from cuvee.loop import run
+from cuvee.methods.calibration import calibrate
 from cuvee.methods.universal import UniversalSettings, learn_universal
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.guard import Guard, Limits
 from cuvee.policies.heuristics import role_shares
 from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.recipes.search import logged_runs, run_proxies
 from cuvee.training.continual import Nature, continual, feedback_gain
 from cuvee.training.simulator import ScalingLaws, Simulator
 
@@ -46,6 +58,7 @@ SHIPPED = Path(__file__).parents[1] / "src" / "cuvee" / "policies" / "universal"
 SPACES = {2: (1, 1), 8: (6, 2), 16: (12, 4), 52: (40, 12), 104: (84, 20)}
 TASKS = ("2x20", "8x20", "16x20", "52x20", "8x80", "52x80")
 UNSEEN = 2**32  # training draws its worlds' seeds below 2^31
+DRAWS, KEPT = 40_000, 128
 
 
 class _Evaluation:
@@ -97,22 +110,44 @@ def _steered(policy: HistoryPolicy, laws: ScalingLaws, domains: tuple[Domain, ..
     return feedback_gain(laws, torch.from_numpy(steered.weights_TK()))
 
 
-def train(out: Path, settings: UniversalSettings, seed: int) -> HistoryPolicy:
+def proxies(options: argparse.Namespace) -> list[Run]:
+    """Walks of the scoring sampler on real text: those of `agent.py`, run here as far as they are not there."""
+    asked = ["--corpus", options.corpus, "--questions", *options.questions, "--out", options.work]
+    theirs = common_options("").parse_args([str(one) for one in asked])
+    theirs.tokens, theirs.every, theirs.proxies = 983_040, 4, options.proxies
+    theirs.base_tokens = 3 * theirs.tokens
+    bench = Bench(theirs)
+    material = Material(theirs.corpus, theirs.out, theirs.questions, theirs.target, theirs.kept_away, theirs.every)
+    field = material.field("main", material.sources, material.target)
+    config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
+    run_proxies(config)
+    return logged_runs(config)
+
+
+def train(out: Path, settings: UniversalSettings, seed: int, runs: Sequence[Run]) -> HistoryPolicy:
     started = time.process_time()
+    alike = calibrate(runs, DRAWS, KEPT, seed) if runs else []
 
     def show(number: int, said: dict[str, float]) -> None:
         if number % 50 == 0:
             figures = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
             print(f"{number}: {figures}, {time.process_time() - started:.0f} s", flush=True)
 
-    policy = learn_universal(settings, seed, show)
+    policy = learn_universal(settings, seed, show, [one.nature for one in alike])
+    cost = sum((run.cost for run in runs), Cost())
     provenance = {
         "made_by": "benchmarks/universal.py --train",
-        "learned_from": "simulated continual pre-training (cuvee.training.continual); it has seen no text and no model",
+        "learned_from": "simulated continual pre-training (cuvee.training.continual)",
+        "like": {
+            "runs": [run.id for run in runs],
+            "corpora": sorted({str(run.config["corpus"]) for run in runs}),
+            "draws": DRAWS,
+            "natures": [dataclasses.asdict(one) for one in alike],
+        },
         "settings": dataclasses.asdict(settings),
         "seed": seed,
         "processor_seconds": round(time.process_time() - started),
-        "proxies": {"tokens": 0, "flops": 0.0, "seconds": 0.0},
+        "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
     }
     save_policy(out, policy, provenance)
     return policy
@@ -123,6 +158,10 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("universal"))
     parser.add_argument("--policy", type=Path, default=SHIPPED)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--questions", nargs="+", default=[], metavar="[ABOUT=]FILE")
+    parser.add_argument("--work", type=Path, default=Path("runs/agent"))
+    parser.add_argument("--proxies", type=int, default=64)
     parser.add_argument("--updates", type=int, default=UniversalSettings.updates)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
@@ -130,7 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.train:
-        policy = train(options.out, UniversalSettings(updates=options.updates), options.seed)
+        runs = proxies(options) if options.corpus else []
+        policy = train(options.out, UniversalSettings(updates=options.updates), options.seed, runs)
     else:
         loaded = load_policy(options.policy)
         assert isinstance(loaded, HistoryPolicy)

@@ -83,8 +83,8 @@ class Worlds:
 
 @dataclass(frozen=True)
 class Senses:
-    """How well a run is measured in each of B worlds: whether there is feedback, the deviations of a training loss and of a
-    field's score, and how many sequences an interval draws, in which a rare domain may not be."""
+    """How well a run is measured in each of B worlds: whether there is feedback, the deviations of a training loss at an even
+    share and of a field's score, and how many sequences an interval draws, in which a rare domain may not be."""
 
     told_B1: Tensor
     noise_B1: Tensor
@@ -97,12 +97,16 @@ class Senses:
         return cls(one_B1, 0 * one_B1, 0 * one_B1, torch.inf * one_B1)
 
     @classmethod
-    def draw(cls, count: int, rng: np.random.Generator) -> Senses:
+    def draw(cls, count: int, domains: int, rng: np.random.Generator) -> Senses:
+        """A sequence's loss deviates by 0.2 to 0.6 nats, and an even share of an interval has 1 / K of its sequences."""
+
         def log_uniform(low: float, high: float) -> Tensor:
             return _column(np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist())
 
         told_B1 = _column((rng.random(count) < 2 / 3).astype(float).tolist())
-        return cls(told_B1, log_uniform(0.003, 0.1), log_uniform(0.0002, 0.01), log_uniform(20, 2000))
+        sequences_B1 = log_uniform(50, 5000)
+        noise_B1 = log_uniform(0.2, 0.6) * (domains / sequences_B1).sqrt()
+        return cls(told_B1, noise_B1, log_uniform(0.0002, 0.01), sequences_B1)
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,8 @@ def learn_universal(
     critic = _Descent(policy.critic, settings.rate, settings.valuations)
     for number in range(settings.updates + settings.valuations):
         worlds = draw_worlds(settings, rng, natures)
-        senses = Senses.draw(len(worlds.start_BK), rng)
+        count, domains = worlds.start_BK.shape
+        senses = Senses.draw(count, domains, rng)
         if number < settings.updates:
             reference_B = constant_gain(worlds, worlds.reference_BK)
             above_B = rollout(policy, worlds, senses, generator).feedback_BT[:, -1] - reference_B

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cuvee.core.domain import Domain
+from cuvee.core.mixture import FloatArray
 from cuvee.training.simulator import ScalingLaws
 
 
@@ -39,6 +40,8 @@ class Nature:
     learning: float = 1.0
     fading: float = 1.0
     """The powers of the learning rate that learning and forgetting go with."""
+    variety: float = 1.0
+    """How much the laws of domains differ, and what is forgotten of them; 0: not at all."""
 
     @classmethod
     def draw(cls, seed: int) -> Nature:
@@ -62,6 +65,7 @@ class Nature:
             last_rate=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
             learning=float(rng.uniform(0.3, 1.2)),
             fading=float(rng.uniform(1.0, 4.0)),
+            variety=float(rng.uniform(0.0, 1.0)),
         )
 
 
@@ -89,12 +93,17 @@ def continual(
     transfer_KK = np.exp(nature.nearness * (points_KD @ points_KD.T - 1))
     np.fill_diagonal(transfer_KK, 1.0)
     share_K = np.concatenate([rng.dirichlet(np.full(n, 2.0)) for n in (sources, targets)])
+
+    def drawn(low: float, high: float) -> FloatArray:
+        middle, reach = 0.5 * (low + high), 0.5 * nature.variety * (high - low)
+        return np.asarray(rng.uniform(middle - reach, middle + reach, K))
+
     laws = ScalingLaws(
-        floor_K=torch.from_numpy(rng.uniform(1.0, 2.0, K)),
-        scale_K=torch.from_numpy(np.exp(rng.uniform(np.log(0.2), np.log(4.0), K))),
-        exponent_K=torch.from_numpy(rng.uniform(0.15, 0.6, K)),
+        floor_K=torch.from_numpy(drawn(1.0, 2.0)),
+        scale_K=torch.from_numpy(np.exp(drawn(float(np.log(0.2)), float(np.log(4.0))))),
+        exponent_K=torch.from_numpy(drawn(0.15, 0.6)),
         transfer_KK=torch.from_numpy(transfer_KK),
-        forgetting_K=torch.from_numpy(1 - (1 - rng.uniform(*nature.forgetting, K)) ** (1 / intervals)),
+        forgetting_K=torch.from_numpy(1 - (1 - drawn(*nature.forgetting)) ** (1 / intervals)),
         start_K=torch.from_numpy(np.where(is_target_K, nature.begun, nature.known) * share_K + 1e4),
         value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
