@@ -9,8 +9,10 @@ Runs are walks of the scoring sampler through simulated continual pre-training (
               with the features of two fields, of one field that holds all domains, and the paired difference
     steers    policies are 60 other walks, as they are and half and four fifths of the way to the mean of the best walks. Of those
               that are judged to be above behaviour and of those that are supported: how many, which share of them truly
-              ends below the static mixture that would be played in their place, and by how much what is played (policy or
-              static) ends above that mixture, in points of feedback over all policies
+              ends below the simple path that would be played in their place, and by how much what is played (policy or
+              that path) ends above it, in points of feedback over all policies
+              Last, in which share of seeds that path is a line, and by how many points it ends above the best static mixture
+              that the same fit finds; in its own space, and of those that only divide by role
 
 Intervals are 95 %, over seeds. The last line printed is one JSON object.
 """
@@ -29,7 +31,7 @@ import torch
 from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation.fitted_run import Regression, as_logged
-from cuvee.evaluation.off_policy import Judge, static_candidates
+from cuvee.evaluation.off_policy import Judge, along, static_candidates
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
@@ -116,6 +118,13 @@ def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Tru
         figures[name] = float(let_N.sum())
         figures[f"{name}, below simple"] = float((let_N * (over_N < 0)).sum())
         figures[f"{name}, played over simple"] = 100 * float((let_N * over_N).mean())
+    division, static_TK = judge.held
+    domains = walks[0].domains
+    by_role, divided = (truth(along(domains, line, INTERVALS)) for line in (judge.by_role, division))
+    figures["line"] = float(not np.array_equal(judge.simple_TK, static_TK))
+    figures["line by role"] = float(judge.by_role != division)
+    figures["simple over static"] = 100 * (simple - truth(static_TK))
+    figures["simple over static by role"] = 100 * (by_role - divided)
     return figures
 
 

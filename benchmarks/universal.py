@@ -141,13 +141,14 @@ def train(out: Path, settings: UniversalSettings, seed: int, runs: Sequence[Run]
         "like": {
             "runs": [run.id for run in runs],
             "corpora": sorted({str(run.config["corpus"]) for run in runs}),
+            "cost": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "draws": DRAWS,
             "natures": [dataclasses.asdict(one) for one in alike],
         },
         "settings": dataclasses.asdict(settings),
         "seed": seed,
         "processor_seconds": round(time.process_time() - started),
-        "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
+        "proxies": {"tokens": 0, "flops": 0.0, "seconds": 0.0},  # of the run that it steers
     }
     save_policy(out, policy, provenance)
     return policy

@@ -115,7 +115,7 @@ class Judge:
         returns_N = np.array([self._return(run) for run in self._runs])
         self._behaviour_R = np.append(returns_N.mean(), self._counts_RN @ returns_N / n)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
-        self.by_role, self.simple_TK = self._simple(Regression(seen), held_out[0].domains, statics)
+        self.held, (self.by_role, self.simple_TK) = self._simple(Regression(seen), held_out[0].domains, statics)
         self._simple_R = self._values(self.simple_TK)
 
     def __call__(self, policy: Policy) -> Judgement:
@@ -139,8 +139,8 @@ class Judge:
 
     def _simple(
         self, chooser: Regression, domains: tuple[Domain, ...], statics: Mapping[str, FloatArray]
-    ) -> tuple[Line, FloatArray]:
-        """The best path by role, and the best of all."""
+    ) -> tuple[tuple[Line, FloatArray], tuple[Line, FloatArray]]:
+        """The best held mixture by role, and the best of all held ones; and the same with lines."""
         T, K = self._seen_NTK.shape[1:]
         solutions = [chooser.weights_FY, *(chooser.resampled(counts_N) for counts_N in _redrawn(chooser.runs))]
 
@@ -171,7 +171,8 @@ class Judge:
         every |= {name: np.broadcast_to(mixture_K, (T, K)) for name, mixture_K in statics.items()}
         static_TK = every[best(every)]
         line = surely_better(static_TK)
-        return surely_better(held[division]) or division, static_TK if line is None else lines[line]
+        by_role = surely_better(held[division]) or division
+        return (division, static_TK), (by_role, static_TK if line is None else lines[line])
 
     def _outside(self, weights_TK: FloatArray) -> float:
         far_T = np.array([_nearest(self._seen_NTK, t, weights_K).min() for t, weights_K in enumerate(weights_TK)])
