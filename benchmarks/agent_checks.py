@@ -78,7 +78,7 @@ SPACES = ("2", "labelled", "kmeans", "random")
 SAMPLE = 4000  # documents that topics are found in
 FEWEST_MIXTURES = 12
 FEWEST_PROXIES = 8  # that anything learns from
-JUDGED = ("supported", "within_reach", "value", "gain", "gain_low", "gain_high", "over_simple", "outside", "error")
+JUDGED = ("supported", "within_reach", "value", "gain", "gain_low", "gain_high", "over_static", "outside", "error")
 Average = Mapping[str, Mapping[int, float]]
 Parts = Iterator[dict[str, Any]]  # what is known after each step
 

@@ -9,10 +9,8 @@ Runs are walks of the scoring sampler through simulated continual pre-training (
               with the features of two fields, of one field that holds all domains, and the paired difference
     steers    policies are 60 other walks, as they are and half and four fifths of the way to the mean of the best walks. Of those
               that are judged to be above behaviour and of those that are supported: how many, which share of them truly
-              ends below the simple path that would be played in their place, and by how much what is played (policy or
-              that path) ends above it, in points of feedback over all policies
-              Last, in which share of seeds that path is a line, and by how many points it ends above the best static mixture
-              that the same fit finds; in its own space, and of those that only divide by role
+              ends below the static mixture that would be played in their place, and by how much what is played (policy or
+              static) ends above that mixture, in points of feedback over all policies
 
 Intervals are 95 %, over seeds. The last line printed is one JSON object.
 """
@@ -31,7 +29,7 @@ import torch
 from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation.fitted_run import Regression, as_logged
-from cuvee.evaluation.off_policy import Judge, along, static_candidates
+from cuvee.evaluation.off_policy import Judge, static_candidates
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
@@ -105,26 +103,19 @@ def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Tru
     judge = Judge(walks[:held], learned_from, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
-    simple = truth(judge.simple_TK)
+    static = truth(np.tile(judge.static_K, (INTERVALS, 1)))
     rows = []
     for path_TK in ((1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)):
         points = [(t / INTERVALS, dict(zip(names, mixture, strict=True))) for t, mixture in enumerate(path_TK.tolist())]
         judged = judge(Scheduled(points))
         above = judged.within_reach and judged.gain.low is not None and judged.gain.low > 0
-        rows.append((above, judged.supported, truth(path_TK) - simple))
+        rows.append((above, judged.supported, truth(path_TK) - static))
     above_N, supported_N, over_N = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     figures = {"policies": float(len(rows))}
     for name, let_N in (("above", above_N), ("supported", supported_N)):
         figures[name] = float(let_N.sum())
-        figures[f"{name}, below simple"] = float((let_N * (over_N < 0)).sum())
-        figures[f"{name}, played over simple"] = 100 * float((let_N * over_N).mean())
-    division, static_TK = judge.held
-    domains = walks[0].domains
-    by_role, divided = (truth(along(domains, line, INTERVALS)) for line in (judge.by_role, division))
-    figures["line"] = float(not np.array_equal(judge.simple_TK, static_TK))
-    figures["line by role"] = float(judge.by_role != division)
-    figures["simple over static"] = 100 * (simple - truth(static_TK))
-    figures["simple over static by role"] = 100 * (by_role - divided)
+        figures[f"{name}, below static"] = float((let_N * (over_N < 0)).sum())
+        figures[f"{name}, played over static"] = 100 * float((let_N * over_N).mean())
     return figures
 
 

@@ -72,8 +72,7 @@ def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
     assert set(learned.provenance["held_out"]) < set(learned.provenance["runs"])
     support = learned.policy.settings()["support"]
     assert support["supported"] == next(iter(learned.judgements.values())).supported
-    start, end = learned.policy.settings()["fallback"]["target"]
-    assert 0 < min(start, end) <= max(start, end) < 1
+    assert set(learned.policy.settings()["fallback"]["shares"]) == set(RUNS[0].trajectory.names)
     save_policy(tmp_path / "policy", learned.policy, learned.provenance)
     again = load_policy(tmp_path / "policy")
     assert digest(again.state_dict()) == digest(learned.policy.state_dict())
@@ -85,8 +84,8 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeyp
     class Said:
         def __init__(self, low: float, near: bool) -> None:
             self.low, self.near = low, near
-            self.supported, self.path, self.simple_TK = True, RUNS[0].trajectory, np.full((5, 3), 1 / 3)
-            self.by_role = (0.5, 0.5, 0.0)
+            self.supported, self.path, self.static_K = True, RUNS[0].trajectory, np.full(3, 1 / 3)
+            self.by_role = (0.5, 0.0)
 
         def figures(self) -> dict[str, Any]:
             return {"gain_low": self.low, "within_reach": self.near}
@@ -101,8 +100,6 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeyp
     monkeypatch.setattr(history_learning, "Judge", Judge)
     learned = learn(RUNS, Feedback(), settings(), seed=3)
     assert learned.provenance["support"]["update"] == 4
-    shares = dict.fromkeys(RUNS[0].trajectory.names, pytest.approx(1 / 3))
-    assert learned.policy.settings()["fallback"] == {"target": [0.5, 0.5], "flatness": 0.0, "shares": shares}
 
 
 def test_cloning_alone_is_no_updates() -> None:

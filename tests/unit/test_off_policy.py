@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation import fitted_run
 from cuvee.evaluation.fitted_run import FittedRun, Logged, Regression, as_logged, path_features
-from cuvee.evaluation.off_policy import Judge, Line, along, static_candidates
+from cuvee.evaluation.off_policy import Judge, static_candidates
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.scoring_sampler import ScoringSampler
@@ -151,33 +150,7 @@ def test_a_policy_that_is_better_than_behaviour_and_worse_than_a_static_mixture_
     assert judged.gain.low is not None
     assert judged.gain.low > 0
     assert judged.within_reach
-    assert (judged.over_simple.mean >= 0) == judged.supported == judged.figures()["supported"] == supported
-
-
-def test_a_line_is_the_best_simple_path_where_order_matters() -> None:
-    fleeting = replace(
-        LAWS, forgetting_K=torch.from_numpy(np.where(TARGETS, 0.0, 0.8))
-    )  # so that sources are for the end
-
-    def walked(number: int) -> Trajectory:
-        sampler = ScoringSampler(0, number)
-        sampler.probes = (Named(),)
-        return run(Simulator(fleeting, seed=number, noise=0.005, domains=DOMAINS), sampler)
-
-    def ends(line: Line) -> float:
-        return feedback_gain(fleeting, torch.from_numpy(along(DOMAINS, line, 8)))
-
-    walks = [walked(number) for number in range(60)]
-    judge = Judge(walks[:12], walks[12:], {"uniform": UNIFORM})
-    start, end, flatness = judge.by_role
-    assert start > end
-    assert ends(judge.by_role) > max(ends((share / 10, share / 10, flatness)) for share in range(1, 10))
-    assert judge.simple_TK == pytest.approx(along(DOMAINS, judge.by_role, 8))
-
-
-def test_where_order_hardly_matters_a_mixture_is_held(judge: Judge) -> None:
-    assert judge.by_role[0] == judge.by_role[1]
-    assert np.ptp(judge.simple_TK, axis=0) == pytest.approx(np.zeros(5))
+    assert (judged.over_static.mean >= 0) == judged.supported == judged.figures()["supported"] == supported
 
 
 def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.core.domain import Domain, divided_shares
+from cuvee.core.domain import divided_shares
 from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
@@ -34,26 +34,22 @@ _FAR = 0.95  # quantile of the data's own distances: what lies further out is ou
 _MOST_OUTSIDE = 0.25  # of decisions
 _COMPARED = 4096
 _LEVEL = 0.95
-_SURELY = 0.05  # quantile
-Line = tuple[float, float, float]
-"""Target share at the start, at the end, and flatness of either field."""
-_SHARES = [round(0.1 * tenth, 1) for tenth in range(1, 10)]
-_LINES = [(start, end, flatness) for start in _SHARES for end in _SHARES for flatness in (0.0, 0.5, 1.0)]
+_DIVISIONS = [(round(0.1 * tenth, 1), flatness) for tenth in range(1, 10) for flatness in (0.0, 0.5, 1.0)]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """`gain` is value − behaviour, `over_simple` value − that of the best simple path, `simple_TK`: a static mixture, or a line.
-    `by_role` is the best of those that say no more than the target share at start and end and a flatness. `outside` is the share
-    of decisions further than `reach` from what others played; `error` the standard error of the fit on runs it has not seen."""
+    """`gain` is value − behaviour, `over_static` value − that of the best static mixture, `static_K`. `by_role` is the best of
+    those that say no more than a target share and a flatness. `outside` is the share of decisions further than `reach` from what
+    others played; `error` the standard error of the fit on runs that it has not seen."""
 
     value: Estimate
     behaviour: Estimate
     gain: Estimate
-    simple: Estimate
-    over_simple: Estimate
-    simple_TK: FloatArray
-    by_role: tuple[float, float, float]
+    static: Estimate
+    over_static: Estimate
+    static_K: FloatArray
+    by_role: tuple[float, float]
     outside: float
     reach: float
     error: float
@@ -65,13 +61,13 @@ class Judgement:
 
     @property
     def supported(self) -> bool:
-        """The whole interval of the gain is above 0, the best simple path, which is played in its place if not, is not expected
-        to end higher, and the policy stays where there are data."""
-        return self.gain.low is not None and self.gain.low > 0 and self.over_simple.mean >= 0 and self.within_reach
+        """The whole interval of the gain is above 0, the best static mixture, which is played in its place if not, is not
+        expected to end higher, and the policy stays where there are data."""
+        return self.gain.low is not None and self.gain.low > 0 and self.over_static.mean >= 0 and self.within_reach
 
     def figures(self) -> dict[str, Any]:
         """As plain JSON."""
-        estimates = {name: getattr(self, name) for name in ("value", "behaviour", "gain", "simple", "over_simple")}
+        estimates = {name: getattr(self, name) for name in ("value", "behaviour", "gain", "static", "over_static")}
         numbers: dict[str, Any] = {
             "supported": self.supported,
             "within_reach": self.within_reach,
@@ -85,11 +81,9 @@ class Judgement:
 class Judge:
     """Judges policies by `held_out` runs.
 
-    `learned_from` say how good the fit is, what is within reach, and which simple path within it is the best one: to hold one of
-    `statics`, or a mixture that divides the run by role (`divided_shares`), or a line, along which the target share goes from
-    start to end. A line has to be better than the best held mixture in nearly all fits to runs drawn anew, and the one that is
-    furthest ahead in those is taken, since there are many lines to choose from. All runs have the same domains and equally many
-    intervals; at least two of each are needed. `weight` is λ of the feedback.
+    `learned_from` say how good the fit is, what is within reach, and which mixture within it is the best one to hold from start
+    to end: one of `statics`, or one that divides the run by role (`_DIVISIONS`). All runs have the same domains and equally
+    many intervals; at least two of each are needed. `weight` is λ of the feedback.
     """
 
     def __init__(
@@ -115,8 +109,21 @@ class Judge:
         returns_N = np.array([self._return(run) for run in self._runs])
         self._behaviour_R = np.append(returns_N.mean(), self._counts_RN @ returns_N / n)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
-        self.held, (self.by_role, self.simple_TK) = self._simple(Regression(seen), held_out[0].domains, statics)
-        self._simple_R = self._values(self.simple_TK)
+        chooser = Regression(seen)
+
+        def best(mixtures: Mapping[Any, FloatArray]) -> Any:
+            near = [
+                name for name, mixture_K in mixtures.items() if self._outside(self._held(mixture_K)) <= _MOST_OUTSIDE
+            ]
+            return max(near or mixtures, key=lambda name: self._earned(self._held(mixtures[name]), chooser))
+
+        domains = held_out[0].domains
+        divisions = {one: np.array(list(divided_shares(domains, *one).values())) for one in _DIVISIONS}
+        self.by_role: tuple[float, float] = best(divisions)
+        candidates = {**statics, "divided by role": divisions[self.by_role]}
+        self.static_name: str = best(candidates)
+        self.static_K = np.asarray(candidates[self.static_name])
+        self._static_R = self._values(self._held(self.static_K))
 
     def __call__(self, policy: Policy) -> Judgement:
         path = run(FittedRun(self._regression, self._example), policy)
@@ -127,9 +134,9 @@ class Judge:
             value=_compared(value_R, nothing_R, n),
             behaviour=_compared(self._behaviour_R, nothing_R, n),
             gain=_compared(value_R, self._behaviour_R, n),
-            simple=_compared(self._simple_R, nothing_R, n),
-            over_simple=_compared(value_R, self._simple_R, n),
-            simple_TK=self.simple_TK,
+            static=_compared(self._static_R, nothing_R, n),
+            over_static=_compared(value_R, self._static_R, n),
+            static_K=self.static_K,
             by_role=self.by_role,
             outside=self._outside(weights_TK),
             reach=self._reach,
@@ -137,46 +144,12 @@ class Judge:
             path=path,
         )
 
-    def _simple(
-        self, chooser: Regression, domains: tuple[Domain, ...], statics: Mapping[str, FloatArray]
-    ) -> tuple[tuple[Line, FloatArray], tuple[Line, FloatArray]]:
-        """The best held mixture by role, and the best of all held ones; and the same with lines."""
-        T, K = self._seen_NTK.shape[1:]
-        solutions = [chooser.weights_FY, *(chooser.resampled(counts_N) for counts_N in _redrawn(chooser.runs))]
-
-        def within_reach(paths: Mapping[Any, FloatArray]) -> Mapping[Any, FloatArray]:
-            near = {name: path_TK for name, path_TK in paths.items() if self._outside(path_TK) <= _MOST_OUTSIDE}
-            return near or paths
-
-        def best(paths: Mapping[Any, FloatArray]) -> Any:
-            near = within_reach(paths)
-            return max(near, key=lambda name: self._earned(near[name], chooser))
-
-        def by_each_fit(path_TK: FloatArray) -> FloatArray:
-            return np.array([self._score(change_2) for change_2 in chooser.at_ends(path_TK, solutions)[:, :2]])
-
-        lines = within_reach({line: along(domains, line, T) for line in _LINES})
-        values = {line: by_each_fit(path_TK) for line, path_TK in lines.items()}
-
-        def surely_better(static_TK: FloatArray) -> Line | None:
-            """The line that is furthest ahead in nearly all fits, if one is ahead at all."""
-            static_R = by_each_fit(static_TK)
-            ahead = {line: float(np.quantile(value_R - static_R, _SURELY)) for line, value_R in values.items()}
-            line = max(ahead, key=ahead.__getitem__)
-            return line if ahead[line] > 0 else None
-
-        held = {line: along(domains, line, T) for line in _LINES if line[0] == line[1]}
-        division: Line = best(held)
-        every: dict[Any, FloatArray] = {division: held[division]}
-        every |= {name: np.broadcast_to(mixture_K, (T, K)) for name, mixture_K in statics.items()}
-        static_TK = every[best(every)]
-        line = surely_better(static_TK)
-        by_role = surely_better(held[division]) or division
-        return (division, static_TK), (by_role, static_TK if line is None else lines[line])
-
     def _outside(self, weights_TK: FloatArray) -> float:
         far_T = np.array([_nearest(self._seen_NTK, t, weights_K).min() for t, weights_K in enumerate(weights_TK)])
         return float((far_T > self._reach).mean())
+
+    def _held(self, mixture_K: FloatArray) -> FloatArray:
+        return np.broadcast_to(mixture_K, self._seen_NTK.shape[1:])
 
     def _values(self, weights_TK: FloatArray) -> FloatArray:
         """(1 + R,) the value of a path by the fit, and by each resampled one with an error it is known to make."""
@@ -191,19 +164,6 @@ class Judge:
 
     def _score(self, change_2: FloatArray) -> float:
         return float(np.array([self._weight, 1 - self._weight]) @ (change_2 / self._base_2))
-
-
-def _redrawn(runs: int) -> FloatArray:
-    """(R, runs) how often each run counts where as many are drawn with replacement."""
-    rng = np.random.Generator(np.random.PCG64(0))
-    return rng.multinomial(runs, np.full(runs, 1 / runs), size=_RESAMPLES).astype(np.float64)
-
-
-def along(domains: tuple[Domain, ...], line: Line, intervals: int) -> FloatArray:
-    """The mixtures (T, K) of a path along which the target share goes from start to end."""
-    start, end, flatness = line
-    shares = [start + (end - start) * number / intervals for number in range(intervals)]
-    return np.array([list(divided_shares(domains, share, flatness).values()) for share in shares])
 
 
 def static_candidates(runs: Sequence[Trajectory], returns: Sequence[float], quantile: float) -> dict[str, FloatArray]:

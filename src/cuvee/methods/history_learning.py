@@ -248,16 +248,15 @@ class _Learning:
         return Learned(policy, self.trace, judgements, provenance, self.held_out)
 
     def _fallback(self, judgements: Mapping[str, Judgement]) -> dict[str, Any] | None:
-        """The best simple path: by role, the mean over spaces, and by domain where all runs have the same ones and it is held."""
+        """The best static mixture: by role, the mean over spaces, and by domain where all runs have the same ones."""
         found = list(judgements.values())
         if not found:
             return None
-        start, end, flatness = np.mean([judgement.by_role for judgement in found], axis=0).tolist()
-        by_role = {"target": [start, end], "flatness": flatness}
-        path_TK = found[0].simple_TK
-        if len(found) > 1 or not np.array_equal(path_TK[0], path_TK[-1]):
+        target, flatness = np.mean([judgement.by_role for judgement in found], axis=0).tolist()
+        by_role = {"target": target, "flatness": flatness}
+        if len(found) > 1:
             return by_role
-        return {**by_role, "shares": dict(zip(found[0].path.names, path_TK[0].tolist(), strict=True))}
+        return {**by_role, "shares": dict(zip(found[0].path.names, found[0].static_K.tolist(), strict=True))}
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.observer:

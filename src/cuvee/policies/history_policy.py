@@ -46,10 +46,9 @@ class HistoryPolicy:
     The mixture is softmax(logits / `temperature`), of which `floor` is dealt out evenly.
 
     `support` is what off-policy evaluation said of the policy: {"supported": false, …} where the data it was learned from cannot
-    say that it is any good. Then `fallback` is played instead: {"target": [start, end], "flatness": …}, between which shares the
-    target field goes in a straight line and how evenly each field is divided (`divided_shares`), and {name: share} under
-    "shares", a static mixture that is played where it knows all domains of the run. By default the reference mixture, half for
-    each field.
+    say that it is any good. Then `fallback` is played instead, a static mixture: {"target": …, "flatness": …}, a target share and
+    how evenly each field is divided (`divided_shares`), and {name: share} under "shares", which is played where it knows
+    all domains of the run. By default the reference mixture, half for each field.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class HistoryPolicy:
             raise PolicyError(f"temperature {temperature} must be above 0, and floor {floor} from 0 to below 1")
         if support is not None and "supported" not in support:
             raise PolicyError(f"support says {', '.join(support)} but not whether the policy is 'supported'")
-        if fallback is not None and not (set(fallback) <= set(_FALLBACK) and _are_shares(fallback.get("target"))):
+        if fallback is not None and not (set(fallback) <= set(_FALLBACK) and 0 <= fallback.get("target", -1) <= 1):
             raise PolicyError(
-                f"fallback is {dict(fallback)}: give {', '.join(_FALLBACK)}, of which target is two shares, at start and end"
+                f"fallback is {dict(fallback)}: give {', '.join(_FALLBACK)}, of which target is from 0 to 1"
             )
         questions = question_files(evaluation)
         self._settings: dict[str, Any] = {
@@ -116,7 +115,7 @@ class HistoryPolicy:
         self._decision = {"own": own_K, **_rivals(so_far)}
         if self.supported:
             return Mixture.normalise(so_far.names, own_K)
-        self._decision["fallback"] = self._fallback(so_far)
+        self._decision["fallback"] = self._fallback(so_far.domains)
         return Mixture.normalise(so_far.names, self._decision["fallback"])
 
     def learn(self, so_far: Trajectory) -> Metrics:
@@ -143,16 +142,14 @@ class HistoryPolicy:
         """What the actor was told of the run when it last decided."""
         return self._reading.told()
 
-    def _fallback(self, so_far: Trajectory) -> FloatArray:
-        given, names, domains = self._settings["fallback"], so_far.names, so_far.domains
+    def _fallback(self, domains: tuple[Domain, ...]) -> FloatArray:
+        given, names = self._settings["fallback"], [domain.name for domain in domains]
         if given is None:
             return reference_mixture(domains)
         shares = given.get("shares", {})
         if sum(shares.get(name, 0.0) for name in names) > 0 and set(names) <= set(shares):
             return Mixture.normalise(names, [shares[name] for name in names]).weights_K
-        start, end = given["target"]
-        target = start + (end - start) * min(so_far.last.progress, 1.0)
-        return np.array(list(divided_shares(domains, target, given.get("flatness", 0.0)).values()))
+        return np.array(list(divided_shares(domains, given["target"], given.get("flatness", 0.0)).values()))
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)
@@ -164,10 +161,6 @@ class HistoryPolicy:
         load_module(self.actor, state["actor"])
         load_module(self.critic, state["critic"])
         self._reading, self._decision = _Reading(Feedback(self._settings["weight"])), {}
-
-
-def _are_shares(given: Any) -> bool:
-    return isinstance(given, Sequence) and len(given) == 2 and all(0 <= share <= 1 for share in given)
 
 
 class _Reading:

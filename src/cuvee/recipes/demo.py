@@ -170,8 +170,8 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
         return f"{said}, so it steers."
     why = "what it does lies too far from the paths it learned from"
     if figures["within_reach"]:
-        why = "the best simple path is expected to end higher" if low > 0 else "that is not enough to trust it"
-    return f"{said}; {why}, so it plays the best simple path that they point to instead."
+        why = "the best static mixture is expected to end higher" if low > 0 else "that is not enough to trust it"
+    return f"{said}; {why}, so it plays the best static mixture that they point to instead."
 
 
 def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
