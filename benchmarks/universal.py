@@ -110,8 +110,9 @@ def _steered(policy: HistoryPolicy, laws: ScalingLaws, domains: tuple[Domain, ..
     return feedback_gain(laws, torch.from_numpy(steered.weights_TK()))
 
 
-def proxies(options: argparse.Namespace) -> list[Run]:
-    """Walks of the scoring sampler on real text: those of `agent.py`, run here as far as they are not there."""
+def proxies(options: argparse.Namespace) -> tuple[str, list[Run]]:
+    """Walks of the scoring sampler on real text, those of `agent.py`, run here as far as they are not there; and the fingerprint
+    of their corpus."""
     asked = ["--corpus", options.corpus, "--questions", *options.questions, "--out", options.work]
     theirs = common_options("").parse_args([str(one) for one in asked])
     theirs.tokens, theirs.every, theirs.proxies = 983_040, 4, options.proxies
@@ -121,10 +122,12 @@ def proxies(options: argparse.Namespace) -> list[Run]:
     field = material.field("main", material.sources, material.target)
     config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
     run_proxies(config)
-    return logged_runs(config)
+    return field.corpus.fingerprint, logged_runs(config)
 
 
-def train(out: Path, settings: UniversalSettings, seed: int, runs: Sequence[Run]) -> HistoryPolicy:
+def train(
+    out: Path, settings: UniversalSettings, seed: int, corpus: str = "", runs: Sequence[Run] = ()
+) -> HistoryPolicy:
     started = time.process_time()
     alike = calibrate(runs, DRAWS, KEPT, seed) if runs else []
 
@@ -140,7 +143,7 @@ def train(out: Path, settings: UniversalSettings, seed: int, runs: Sequence[Run]
         "learned_from": "simulated continual pre-training (cuvee.training.continual)",
         "like": {
             "runs": [run.id for run in runs],
-            "corpora": sorted({str(run.config["corpus"]) for run in runs}),
+            "corpus": corpus,
             "cost": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "draws": DRAWS,
             "natures": [dataclasses.asdict(one) for one in alike],
@@ -170,8 +173,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.train:
-        runs = proxies(options) if options.corpus else []
-        policy = train(options.out, UniversalSettings(updates=options.updates), options.seed, runs)
+        logged = proxies(options) if options.corpus else ()
+        policy = train(options.out, UniversalSettings(updates=options.updates), options.seed, *logged)
     else:
         loaded = load_policy(options.policy)
         assert isinstance(loaded, HistoryPolicy)

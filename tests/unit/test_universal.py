@@ -88,6 +88,17 @@ def test_learning_is_repeatable_and_ends_above_the_reference_mixture() -> None:
     assert sum(said[-20:]) > sum(said[:20])
 
 
+@pytest.mark.training
+def test_what_it_pays_for_straying_keeps_it_near_the_reference() -> None:
+    strayed = {}
+    for caution in (0.0, 3.0):
+        said: list[float] = []
+        settings = replace(TINY, updates=40, valuations=0, moments=300, shortest=6, longest=8, caution=caution)
+        learn_universal(settings, 0, lambda _, figures, said=said: said.append(figures["strayed"]))
+        strayed[caution] = sum(said[-10:])
+    assert strayed[3.0] < 0.5 * strayed[0.0]
+
+
 def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:
     for seed in range(10):
         worlds = draw_worlds(UniversalSettings(), np.random.default_rng(seed))

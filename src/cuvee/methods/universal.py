@@ -2,7 +2,8 @@
 
     world      K domains, T intervals, laws and their `Nature` drawn at random              (`training.continual`)
     rollout    the actor steers it from beginning to end; e_T is a differentiable function of the actor's weights
-    actor      ascends (e_T − e_T of the reference mixture) / (|that| + 0.02), so that no world outweighs the others
+    actor      ascends (e_T − e_T of the reference mixture) / (|that| + 0.02), so that no world outweighs the others, and pays
+               for each nat that it strays from that mixture: worlds are not real runs
     critics    regress e_T − e_t on paths that were pushed off the actor's own
 
 Unlike a `DataMixingAgent` it has learned from no proxy runs, and so costs none where it is used: what it knows is how laws
@@ -38,18 +39,20 @@ _LAWS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "sta
 class UniversalSettings:
     """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
     (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. A share `real`
-    is of natures that real runs look like, where these are given. `updates` of the actor, then `valuations` of the critics."""
+    is of natures that real runs look like, where these are given. `caution` is the price of a nat, in gains relative to the
+    reference mixture's. `updates` of the actor, then `valuations` of the critics."""
 
-    updates: int = 1000
+    updates: int = 2000
     valuations: int = 150
-    moments: int = 6000
+    moments: int = 12_000
     sources: int = 48
     targets: int = 12
     pairs: float = 0.15
     shortest: int = 8
     longest: int = 80
     real: float = 0.75
-    rate: float = 2e-3
+    caution: float = 0.15
+    rate: float = 1e-3
 
 
 class Worlds:
@@ -240,16 +243,28 @@ def learn_universal(
         count, domains = worlds.start_BK.shape
         senses = Senses.draw(count, domains, rng)
         if number < settings.updates:
+            played = rollout(policy, worlds, senses, generator)
             reference_B = constant_gain(worlds, worlds.reference_BK)
-            above_B = rollout(policy, worlds, senses, generator).feedback_BT[:, -1] - reference_B
+            above_B = played.feedback_BT[:, -1] - reference_B
             better = (above_B / (reference_B.abs() + 0.02)).mean()
-            said = {"above_reference": better.item(), "gradient": actor.step(-better)}
+            strayed = _strayed(played.weights_BTK, worlds.reference_BK)
+            said = {
+                "above_reference": better.item(),
+                "strayed": strayed.item(),
+                "gradient": actor.step(settings.caution * strayed - better),
+            }
         else:
             wrong = _valuation(policy, worlds, senses, rng, generator)
             said = {"critic_loss": wrong.item(), "gradient": critic.step(wrong)}
         if observer:
             observer(number, said)
     return policy
+
+
+def _strayed(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
+    """Mean KL(α_t ‖ reference) in nats."""
+    ratio_BTK = weights_BTK.clamp(min=1e-9) / reference_BK[:, None].clamp(min=1e-9)
+    return (weights_BTK * ratio_BTK.log()).sum(-1).mean()
 
 
 class _Descent:

@@ -182,7 +182,7 @@ def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
         "Base model": f"{amount(cost.tokens)} tokens of the source domains, {amount(cost.flops)} FLOPs, {duration(cost.seconds)}",
         "Agent": f"learned in {duration(seconds)} from {len(provenance['runs'])} proxies of {amount(proxies['tokens'])} tokens "
         f"in all, {amount(proxies['flops'])} FLOPs. {_verdict(provenance)}",
-        "Universal policy": "ships with cuvee; learned from simulated runs alone, no proxy was run for it",
+        "Universal policy": "ships with cuvee; learned from simulated runs, no proxy was run for it",
         "Corpus": f"text out of this Python environment, {amount(sum(domain.tokens for domain in corpus.domains))} tokens",
         "Hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {_processor()}",
     }
