@@ -126,9 +126,10 @@ def test_without_proxies_nothing_is_said_of_them() -> None:
     assert "Proxies pay from" not in table.columns
 
 
-def test_policies_of_other_content_are_no_other_settings(tmp_path: Path) -> None:
+def test_policies_of_other_content_and_questions_are_no_other_settings(tmp_path: Path) -> None:
     one, other = (steered(example_run("natural"), label, proxies=asdict(Cost(1))) for label in ("one", "other"))
-    assert "differ in more than" not in write_report([one, other], tmp_path / "r.html").read_text()
+    asked = replace(other, config={**other.config, "evaluation": {"general": ["g.jsonl"]}})
+    assert "differ in more than" not in write_report([one, asked], tmp_path / "r.html").read_text()
 
 
 def test_one_seed_makes_no_claim() -> None:

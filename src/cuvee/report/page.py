@@ -30,7 +30,7 @@ from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, tr
 from cuvee.report.summary import Summary, summarise
 from cuvee.report.words import amount, headline, number
 
-_MAY_DIFFER = {"name", "method", "policy", "policy_sha256", "proxies", "seed"}
+_MAY_DIFFER = {"name", "method", "policy", "policy_sha256", "proxies", "seed", "evaluation"}  # questions train nothing
 
 
 @dataclass(frozen=True)
