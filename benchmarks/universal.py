@@ -1,7 +1,7 @@
 """Trains the universal policy through simulated worlds, and judges it in worlds that it has never seen.
 
     python benchmarks/universal.py --train --corpus DIR --questions FILE… --out src/cuvee/policies/universal
-                                                              makes the one that ships; an hour on one core, most of it proxies
+                                                              makes the one that ships, proxies first; within an hour on one core
     python benchmarks/universal.py --train --out DIR          without runs on real text, minutes
     python benchmarks/universal.py                            judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--worlds", type=int, default=24)
     options = parser.parse_args()
+    if bool(options.corpus) != bool(options.questions):
+        parser.error("--corpus and --questions go together: proxies on real text are asked questions")
     torch.set_num_threads(1)
     if options.train:
         logged = proxies(options) if options.corpus else ()

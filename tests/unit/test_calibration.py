@@ -64,6 +64,11 @@ def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
     assert [one.distance for one in again] == pytest.approx([one.distance for one in kept])
 
 
+def test_runs_that_all_did_the_same_are_refused() -> None:
+    with pytest.raises(PolicyError, match=r"the same at the end of all 8 runs like run-0: .* under different mixtures"):
+        calibrate([replace(runs_of(Nature(), count=1)[0], id=f"run-{number}") for number in range(8)], draws=2, keep=1)
+
+
 def test_runs_that_were_asked_nothing_are_refused() -> None:
     for runs in (runs_of(Nature(), told=False), runs_of(Nature(), count=7)):
         with pytest.raises(PolicyError, match="8 complete runs with feedback for every interval: run more proxies"):

@@ -51,9 +51,15 @@ class _Space:
         domains = runs[0].trajectory.domains
         order = _by_size(domains)
         asked_NT2 = np.stack([[one.probes["evaluation"].values for one in run.trajectory.signals] for run in runs])
+        fields_NT2 = (1 - asked_NT2 / asked_NT2[:, :1])[:, 1:]
+        if not fields_NT2[:, -1].std(axis=0).all():
+            raise PolicyError(
+                f"feedback is the same at the end of all {len(runs)} runs like {runs[0].id}: they tell no world from another; "
+                "log runs under different mixtures (`cuvee search` with data_mixing_agent)"
+            )
         sources = sum(not domain.is_target for domain in domains)
         weights_NTK = np.stack([run.trajectory.weights_TK()[:, order] for run in runs])
-        return cls(sources, len(domains) - sources, weights_NTK, (1 - asked_NT2 / asked_NT2[:, :1])[:, 1:])
+        return cls(sources, len(domains) - sources, weights_NTK, fields_NT2)
 
     def distance(self, nature: Nature, seed: int) -> float:
         played_NT2 = self._play(nature, seed)
@@ -80,7 +86,7 @@ class _Space:
 def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list[Likeness]:
     """The `keep` nearest of `draws` natures, the nearest first. Runs of several domain spaces count alike, space by space.
 
-    Raises `PolicyError` if no space has 8 complete runs with feedback for every interval.
+    Raises `PolicyError` if no space has 8 complete runs with feedback for every interval, or if those of one all did the same.
     """
     spaces: dict[object, list[Run]] = {}
     for run in runs:

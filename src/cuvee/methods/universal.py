@@ -6,11 +6,11 @@
                for each nat that it strays from that mixture: worlds are not real runs
     critics    regress e_T − e_t on paths that were pushed off the actor's own
 
-Unlike a `DataMixingAgent` it has learned from no proxy runs, and so costs none where it is used: what it knows is how laws
-of such a shape are best played, and it finds out which laws by the losses and the feedback that it sees. What it sees is
-what `HistoryEncoder` makes of a run, here for a batch of worlds and with gradients; they agree to rounding. So that it copes
-with real runs, measurements are noisy by an amount drawn for each world, rare domains are not always drawn, and in a third of
-the worlds there is no feedback.
+Unlike a `DataMixingAgent` it has imitated no proxy runs, and costs none where it is used; real runs enter by the natures that
+they look like (`calibration`), if at all. What it knows is how laws of such a shape are best played, and it finds out which
+laws by the losses and the feedback that it sees. What it sees is what `HistoryEncoder` makes of a run, here for a batch of
+worlds and with gradients; they agree to rounding. So that it copes with real runs, losses are as noisy as those of few
+sequences, rare domains are not always drawn, and in a third of the worlds there is no feedback.
 """
 
 from __future__ import annotations

@@ -54,14 +54,14 @@ class Nature:
         """
         rng = np.random.default_rng([seed, 77])
         budget = 2e7 * _log_uniform(rng, 0.1, 4.0)
-        fading = float(rng.uniform(0.5, 6.0))  # in a run that never reads it, e^−fading is left of a domain
-        known = budget / fading * _log_uniform(rng, 0.5, 4.0)
+        decay = float(rng.uniform(0.5, 6.0))  # in a run that never reads it, e^−decay is left of a domain
+        known = budget / decay * _log_uniform(rng, 0.5, 4.0)
         return cls(
             budget=budget,
             known=known,
             begun=known * _log_uniform(rng, 0.003, 0.3),
             nearness=float(rng.uniform(1.5, 8.0)),
-            forgetting=(1 - float(np.exp(-0.6 * fading)), 1 - float(np.exp(-1.5 * fading))),
+            forgetting=(1 - float(np.exp(-0.6 * decay)), 1 - float(np.exp(-1.5 * decay))),
             last_rate=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
             learning=float(rng.uniform(0.3, 1.2)),
             fading=float(rng.uniform(1.0, 4.0)),
