@@ -100,7 +100,7 @@ def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Tru
     held = round(0.25 * len(walks))
     learned_from, names = walks[held:], walks[0].names
     returns = [float(Feedback()(one).values[-1]) for one in learned_from]
-    judge = Judge(walks[:held], learned_from, static_candidates(learned_from, returns, 0.2))
+    judge = Judge(walks, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
     static = truth(np.tile(judge.static_K, (INTERVALS, 1)))

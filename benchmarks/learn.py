@@ -13,6 +13,7 @@ end, without noise:
     sft            the policy as cloning left it          learned        the policy that is kept
     best_logged    the best walk, known only in hindsight best_static    the best constant mixture, by climbing the truth
     best_schedule  the best path of mixtures, likewise
+    fallback       the static mixture that the logs point to: what is played where they do not support the policy
 
 `judged` is what off-policy evaluation says of the learned policy's gain over behaviour, with its interval, and `truth` that gain.
 The last line printed is one JSON object with every seed, and means with 95 % bootstrap intervals over seeds.
@@ -74,6 +75,7 @@ def one(task: str, seed: int, runs: int, options: dict[str, Any]) -> dict[str, A
         "top_quantile": np.sort(earned)[-runs // 5 :].mean(),
         "sft": truth(played(_actor(cloned.policy), 10**6 + seed)),
         "learned": own,
+        "fallback": feedback_gain(laws, torch.from_numpy(np.tile(judgement.static_K, (intervals, 1)))),
         "best_logged": earned.max(),
         "best_static": feedback_gain(laws, static_K.expand(intervals, -1)),
         "best_schedule": feedback_gain(laws, laws.best_schedule()),
@@ -133,9 +135,12 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
 def summary(results: dict[str, dict[int, Any]]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for task, by_seed in results.items():
-        columns = ("behaviour", "top_quantile", "sft", "learned", "best_logged", "best_static", "best_schedule")
+        columns = (
+            *("behaviour", "top_quantile", "sft", "learned", "fallback"),
+            *("best_logged", "best_static", "best_schedule"),
+        )
         said[task] = {name: float(np.mean([result[name] for result in by_seed.values()])) for name in columns}
-        for rival in ("behaviour", "sft", "top_quantile", "best_static"):
+        for rival in ("behaviour", "sft", "top_quantile", "fallback", "best_static"):
             ours, theirs = ({seed: result[name] for seed, result in by_seed.items()} for name in ("learned", rival))
             estimate = paired_difference(ours, theirs)
             assert estimate is not None

@@ -1,7 +1,8 @@
 """Trains the universal policy through simulated worlds, and judges it in worlds that it has never seen.
 
-    python benchmarks/universal.py --train --corpus DIR --questions FILE… --out src/cuvee/policies/universal
-                                                              makes the one that ships, proxies first; within an hour on one core
+    python benchmarks/universal.py --train --corpus DIR --questions FILE… --targets NAME… --out src/cuvee/policies/universal
+                                                              makes the one that ships (of ../shared/corpus, with the targets
+                                                              math, code_python and german), proxies first; two hours on one core
     python benchmarks/universal.py --train --out DIR          without runs on real text, minutes
     python benchmarks/universal.py                            judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
@@ -58,7 +59,7 @@ SHIPPED = Path(__file__).parents[1] / "src" / "cuvee" / "policies" / "universal"
 SPACES = {2: (1, 1), 8: (6, 2), 16: (12, 4), 52: (40, 12), 104: (84, 20)}
 TASKS = ("2x20", "8x20", "16x20", "52x20", "8x80", "52x80")
 UNSEEN = 2**32  # training draws its worlds' seeds below 2^31
-DRAWS, KEPT = 40_000, 128
+DRAWS, KEPT = 40_000, 64  # kept of each corpus
 
 
 class _Evaluation:
@@ -110,23 +111,27 @@ def _steered(policy: HistoryPolicy, laws: ScalingLaws, domains: tuple[Domain, ..
     return feedback_gain(laws, torch.from_numpy(steered.weights_TK()))
 
 
-def proxies(options: argparse.Namespace) -> tuple[str, list[Run]]:
-    """Walks of the scoring sampler on real text, those of `agent.py`, run here as far as they are not there; and the fingerprint
-    of their corpus."""
+def proxies(options: argparse.Namespace) -> tuple[list[str], list[Run]]:
+    """Walks of the scoring sampler on real text, those of `agent.py` and of other targets, run here as far as they are not
+    there; and the fingerprints of their corpora."""
     asked = ["--corpus", options.corpus, "--questions", *options.questions, "--out", options.work]
     theirs = common_options("").parse_args([str(one) for one in asked])
     theirs.tokens, theirs.every, theirs.proxies = 983_040, 4, options.proxies
     theirs.base_tokens = 3 * theirs.tokens
-    bench = Bench(theirs)
-    material = Material(theirs.corpus, theirs.out, theirs.questions, theirs.target, theirs.kept_away, theirs.every)
-    field = material.field("main", material.sources, material.target)
-    config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
-    run_proxies(config)
-    return field.corpus.fingerprint, logged_runs(config)
+    bench, corpora, runs = Bench(theirs), [], []
+    for target in options.targets or [None]:
+        material = Material(theirs.corpus, theirs.out, theirs.questions, target, theirs.kept_away, theirs.every)
+        first = target == (options.targets or [None])[0]
+        field = material.field("main" if first else f"main-{target}", material.sources, material.target)
+        config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
+        run_proxies(config)
+        corpora.append(field.corpus.fingerprint)
+        runs += logged_runs(config)
+    return corpora, runs
 
 
 def train(
-    out: Path, settings: UniversalSettings, seed: int, corpus: str = "", runs: Sequence[Run] = ()
+    out: Path, settings: UniversalSettings, seed: int, corpora: Sequence[str] = (), runs: Sequence[Run] = ()
 ) -> HistoryPolicy:
     started = time.process_time()
     alike = calibrate(runs, DRAWS, KEPT, seed) if runs else []
@@ -143,7 +148,7 @@ def train(
         "learned_from": "simulated continual pre-training (cuvee.training.continual)",
         "like": {
             "runs": [run.id for run in runs],
-            "corpus": corpus,
+            "corpora": list(corpora),
             "cost": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "draws": DRAWS,
             "natures": [dataclasses.asdict(one) for one in alike],
@@ -164,6 +169,9 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, default=SHIPPED)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--questions", nargs="+", default=[], metavar="[ABOUT=]FILE")
+    parser.add_argument(
+        "--targets", nargs="+", help="target domains, each with proxies of its own; one by default, as in agent.py"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/agent"))
     parser.add_argument("--proxies", type=int, default=64)
     parser.add_argument("--updates", type=int, default=UniversalSettings.updates)

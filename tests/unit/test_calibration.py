@@ -64,6 +64,14 @@ def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
     assert [one.distance for one in again] == pytest.approx([one.distance for one in kept])
 
 
+def test_natures_are_kept_for_each_domain_space() -> None:
+    new, known = (runs_of(Nature(begun=begun * Nature.known)) for begun in (0.003, 0.3))
+    renamed = [turned(one) for one in known]  # another order of domains is another space
+    alone = [calibrate(one, draws=60, keep=5) for one in (new, renamed)]
+    assert calibrate([*new, *renamed], draws=60, keep=5) == [*alone[0], *alone[1]]
+    assert alone[0] != alone[1]
+
+
 def test_runs_that_all_did_the_same_are_refused() -> None:
     with pytest.raises(PolicyError, match=r"the same at the end of all 8 runs like run-0: .* under different mixtures"):
         calibrate([replace(runs_of(Nature(), count=1)[0], id=f"run-{number}") for number in range(8)], draws=2, keep=1)

@@ -50,7 +50,7 @@ def test_comparisons_of_small_ablations_share_their_settings() -> None:
     configs = [read(path) for path in CONFIGURED if path.parent.name == "ablations"]
     small = [config for config in configs if isinstance(config, CompareConfig) and config.model != "pythia-1b"]
     assert len(small) >= 7
-    assert len({config.train for config in small}) == 1
+    assert len({(config.model, config.train) for config in small}) == len({config.model for config in small}) == 2
     assert all({"ac_odm", "hds"} & {choice.label for choice in config.methods} for config in small)
 
 

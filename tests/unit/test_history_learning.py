@@ -88,7 +88,7 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeyp
             self.by_role = (0.5, 0.0)
 
         def figures(self) -> dict[str, Any]:
-            return {"gain_low": self.low, "within_reach": self.near}
+            return {"over_static_low": self.low, "within_reach": self.near}
 
     class Judge:
         def __init__(self, *_: Any) -> None:

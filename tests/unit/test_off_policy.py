@@ -59,7 +59,7 @@ def walks() -> list[Trajectory]:
 @pytest.fixture(scope="module")
 def judge(walks: list[Trajectory]) -> Judge:
     returns = [gain_of(one) for one in walks[16:]]
-    return Judge(walks[:16], walks[16:], static_candidates(walks[16:], returns, 0.2))
+    return Judge(walks, static_candidates(walks[16:], returns, 0.2))
 
 
 def gain_of(trajectory: Trajectory) -> float:
@@ -136,21 +136,20 @@ def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judg
     assert bad.gain.mean < 0
 
 
-@pytest.mark.parametrize(("towards_behaviour", "supported"), [(0.0, True), (0.3, False)])
-def test_a_policy_that_is_better_than_behaviour_and_worse_than_a_static_mixture_is_not_supported(
-    walks: list[Trajectory], towards_behaviour: float, supported: bool
+@pytest.mark.parametrize(("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False)])
+def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_what_would_be_played_instead(
+    walks: list[Trajectory], poor: float, supported: bool
 ) -> None:
-    static_K = LAWS.best_static().numpy()
+    """`poor` is how far the static mixture is from the best one towards behaviour; if negative, so far is the policy."""
+    best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
-    planted_TK = np.tile(static_K + towards_behaviour * (behaviour_K - static_K), (8, 1))
-    truth = feedback_gain(LAWS, torch.from_numpy(planted_TK))
-    assert truth > np.mean([gain_of(one) for one in walks])
-    assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (towards_behaviour > 0)
-    judged = Judge(walks[:16], walks[16:], {"best": static_K})(Path(planted_TK))
+    static_K, planted_K = (best_K + max(0.0, share) * (behaviour_K - best_K) for share in (poor, -poor))
+    judge = Judge(walks, {"best": static_K})
+    judged = judge(Path(np.tile(planted_K, (8, 1))))
     assert judged.gain.low is not None
     assert judged.gain.low > 0
     assert judged.within_reach
-    assert (judged.over_static.mean >= 0) == judged.supported == judged.figures()["supported"] == supported
+    assert judged.supported == judged.figures()["supported"] == supported
 
 
 def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:
@@ -171,7 +170,7 @@ def test_judging_is_deterministic_and_says_so_in_plain_json(judge: Judge) -> Non
     assert first == second
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert first["gain_low"] <= first["gain"] <= first["gain_high"]
-    assert first["runs"] == 16
+    assert first["runs"] == 48
 
 
 def test_the_static_mixture_is_one_of_those_that_might_be_best(walks: list[Trajectory]) -> None:

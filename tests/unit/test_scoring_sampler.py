@@ -82,9 +82,11 @@ def test_it_starts_near_the_source_field_or_where_it_is_told_to() -> None:
     assert first == Mixture.normalise(first.names, [0.6, 0.2, 0.2, 0.0]), (
         "no smoother step than going back to the source"
     )
-    given = paths(60, 1, start={"code": 1.0, "maths": 3.0})[:, 0]
+    walks = [number for number in range(60) if not ScoringSampler(0, number).character.straight]
+    assert 15 <= len(walks) <= 45
+    given = paths(60, 1, start={"code": 1.0, "maths": 3.0})[walks, 0]
     assert np.median(np.abs(given - [0.0, 0.25, 0.0, 0.75]), axis=0).max() < 0.25
-    assert np.median(paths(60, 1)[:, 0, -1]) < 0.1
+    assert np.median(paths(60, 1)[walks, 0, -1]) < 0.1
 
 
 def test_each_heuristic_is_heeded_when_it_alone_counts() -> None:
@@ -100,16 +102,36 @@ def test_each_heuristic_is_heeded_when_it_alone_counts() -> None:
 
 
 def test_some_trajectories_hold_one_mixture_of_their_own() -> None:
-    held = [number for number in range(60) if ScoringSampler(0, number).character.held]
-    assert 6 <= len(held) <= 24
-    shares = []
-    for number in held:
+    held, shares = [], []
+    for number in range(60):
         sampler = ScoringSampler(0, number)
+        character = sampler.character
+        if not character.straight or character.begin != character.end:
+            continue
+        held.append(number)
         so_far = run(ScriptedTrainer(FIELD, 5), sampler)
         assert np.ptp(so_far.weights_TK(), axis=0).max() == pytest.approx(0)
         shares.append(target_share(so_far)[0])
-        assert shares[-1] == pytest.approx(sampler.character.end)
+        assert shares[-1] == pytest.approx(character.end)
+    assert 6 <= len(held) <= 24
     assert min(shares) < 0.35 < 0.7 < max(shares)
+
+
+def test_some_trajectories_go_straight_from_one_target_share_to_another() -> None:
+    moves = []
+    for number in range(60):
+        sampler = ScoringSampler(0, number)
+        character = sampler.character
+        if not character.straight or character.begin == character.end:
+            continue
+        weights_TK = run(ScriptedTrainer(FIELD, 5), sampler).weights_TK()
+        assert weights_TK[0, -1] == pytest.approx(character.begin)
+        assert np.diff(weights_TK[:, -1]) == pytest.approx(np.full(4, (character.end - character.begin) / 5))
+        source_TK = weights_TK[:, :-1] / weights_TK[:, :-1].sum(axis=1, keepdims=True)
+        assert np.ptp(source_TK, axis=0).max() == pytest.approx(0), "only the share of the field moves"
+        moves.append(character.end - character.begin)
+    assert 6 <= len(moves) <= 24
+    assert min(moves) < -0.3 < 0.3 < max(moves), "down as well as up"
 
 
 def test_the_direction_follows_the_feedback() -> None:
@@ -174,7 +196,9 @@ def test_a_collection_covers_fields_by_tokens_and_flat_ones() -> None:
 
 def test_a_collection_covers_paths_from_little_target_to_much() -> None:
     shares = paths(50)[:, :, -1]
-    assert np.quantile(shares[:, 0], 0.5) < 0.1, "all start where the base model was trained"
+    straight = np.array([ScoringSampler(0, number).character.straight for number in range(50)])
+    assert np.quantile(shares[~straight, 0], 0.5) < 0.1, "walks start where the base model was trained"
+    assert np.quantile(shares[:, 0], 0.1) < 0.1 < 0.6 < np.quantile(shares[:, 0], 0.9), "a collection begins anywhere"
     assert np.quantile(shares[:, -1], 0.9) - np.quantile(shares[:, -1], 0.1) > 0.4
     steps = np.abs(np.diff(shares, axis=1))
     assert np.quantile(steps, 0.5) < 0.1 < np.quantile(steps, 0.95), "most steps are small, some are not"

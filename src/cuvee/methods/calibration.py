@@ -4,7 +4,7 @@
     the mixtures of all runs are played in it, the largest domain of a field as the world's largest, and so on
     distance: over general feedback, target feedback and their mean, Σ (x̃ − ỹ)² / Σ ỹ², x̃ and ỹ less the mean over runs of
         each moment; and how far that mean is off, relative to the runs' deviation at the end
-    kept are the natures that come nearest
+    kept are the natures that come nearest, of each domain space as many
 
 Nothing is fitted to single domains: what is kept is what such runs have in common, for corpora that have other ones.
 """
@@ -84,7 +84,7 @@ class _Space:
 
 
 def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list[Likeness]:
-    """The `keep` nearest of `draws` natures, the nearest first. Runs of several domain spaces count alike, space by space.
+    """Of `draws` natures the `keep` nearest to the runs of each domain space, space by space and the nearest first.
 
     Raises `PolicyError` if no space has 8 complete runs with feedback for every interval, or if those of one all did the same.
     """
@@ -99,11 +99,12 @@ def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list
             f"none of {len(spaces)} domain spaces has {_FEWEST} complete runs with feedback for every interval: run more proxies "
             "(`cuvee search`), with question files"
         )
-    rng, found = np.random.default_rng([seed, 5]), []
-    for drawn in rng.integers(2**31, size=draws).tolist():
-        nature = Nature.draw(drawn)
-        found.append(Likeness(nature, float(np.mean([space.distance(nature, drawn) for space in logged]))))
-    return sorted(found, key=lambda one: one.distance)[:keep]
+    drawn: list[int] = np.random.default_rng([seed, 5]).integers(2**31, size=draws).tolist()
+    natures, found = [(Nature.draw(one), one) for one in drawn], list[Likeness]()
+    for space in logged:
+        distances = [Likeness(nature, space.distance(nature, world)) for nature, world in natures]
+        found += sorted(distances, key=lambda one: one.distance)[:keep]
+    return found
 
 
 def _by_size(domains: Sequence[Domain]) -> npt.NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """From logged runs to a policy: cloning, conservative Q-learning, and when to stop (Data Mixing Agent, arXiv 2507.15640 §3).
 
-A share of the runs is held out. Every `judge_every` updates the actor is judged by them (`evaluation.off_policy`), first of all
-as cloning left it. Of those within reach of the data, the actor whose gain over their behaviour has the highest lower bound is
-kept. So a learner that goes astray costs time and not quality, and "SFT only" is `updates=0`.
+A share of the runs is held out: they judge, beside the others, and nothing is learned from them. Every `judge_every` updates the
+actor is judged (`evaluation.off_policy`), first of all as cloning left it. Of those within reach of the data, the actor whose
+gain over the best static mixture has the highest lower bound is kept. So a learner that goes astray costs time and not
+quality, and "SFT only" is `updates=0`.
 
 Runs may be of several domain spaces. Each space is judged by itself, and the worst verdict counts.
 """
@@ -28,6 +29,7 @@ from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.fitted_run import FittedRun, Regression, as_logged, domain_change
 from cuvee.evaluation.off_policy import Judge, Judgement, static_candidates
 from cuvee.loop import run as run_loop
+from cuvee.methods.coarser import coarser
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import UNIVERSAL, load_policy
 from cuvee.policies.history_encoder import encode_trajectory
@@ -42,8 +44,9 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
     """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
-    space's runs that judge (0: nobody does, and the last actor is kept). `imagined` walks are learned from beside the logged
-    ones, see `imagine`. `initial` is the folder of a policy whose actor is learned on from, or `universal`. `architecture` is a
+    space's runs that judge and are not learned from (0: nobody judges, and the last actor is kept). `imagined` walks are learned
+    from beside the logged ones, see `imagine`. `initial` is the folder of a policy whose actor is learned on from, or
+    `universal`. `coarse`: each run is learned from as coarser domain spaces would have logged it, too. `architecture` is a
     preset's name or its fields."""
 
     clones: int = 300
@@ -52,6 +55,7 @@ class LearnSettings(OfflineSettings):
     held_out: float = 0.25
     imagined: int = 0
     initial: str = ""
+    coarse: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,11 +166,16 @@ class _Learning:
             )
         self.held_out = [run.id for run in runs if run.id in held]
         learned_from = [run for run in runs if run.id not in held]
-        episodes = [as_episode(run.trajectory, feedback) for run in learned_from]
+        seen = [run.trajectory for run in learned_from]
+        names = [run.id for run in learned_from]
+        if settings.coarse:
+            seen += coarser(seen, seed)
+            names += [f"a coarser form of a run, number {number}" for number in range(len(seen) - len(names))]
+        episodes = [as_episode(trajectory, feedback) for trajectory in seen]
         imagined = [
             as_episode(one, feedback) for one in imagine(learned_from, settings.imagined, feedback.weight, seed)
         ]
-        self.learner = OfflineLearner(episodes, settings, seed, [run.id for run in learned_from], imagined)
+        self.learner = OfflineLearner(episodes, settings, seed, names, imagined)
         self.initial = _begin_with(self.learner, settings) if settings.initial else None
         self.judges = _judges(runs, held, feedback, settings.quantile)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
@@ -202,7 +211,7 @@ class _Learning:
         policy = self._policy(self.learner.actor.net.state_dict(), self.learner.critic.net.state_dict())
         figures = {space: judge(policy).figures() for space, judge in self.judges.items()}
         worst = min(
-            (float(one["gain_low"]) - (0.0 if one["within_reach"] else _FAR_OUT) for one in figures.values()),
+            (float(one["over_static_low"]) - (0.0 if one["within_reach"] else _FAR_OUT) for one in figures.values()),
             default=float(self.position),
         )
         self.trace.append({"update": self.position - self.settings.clones, "worst": worst, "judged": figures})
@@ -369,9 +378,9 @@ def _judges(runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: f
     judges: dict[str, Judge] = {}
     for space in dict.fromkeys(_space(run.trajectory) for run in runs if run.id in held):
         members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
-        own = [run.trajectory for run in members if run.id in held]
-        others = [run.trajectory for run in members if run.id not in held]
-        returns = [float(feedback(trajectory).values[-1]) for trajectory in others]
+        learned_from = [run.trajectory for run in members if run.id not in held]
+        returns = [float(feedback(trajectory).values[-1]) for trajectory in learned_from]
         name = f"{len(space[0])} domains, {space[1]} intervals" + (f" ({len(judges) + 1})" if judges else "")
-        judges[name] = Judge(own, others, static_candidates(others, returns, quantile), feedback.weight)
+        statics = static_candidates(learned_from, returns, quantile)
+        judges[name] = Judge([run.trajectory for run in members], statics, feedback.weight)
     return judges

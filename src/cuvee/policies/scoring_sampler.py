@@ -8,9 +8,10 @@ Ours, where the source says nothing. Each heuristic is standardised over the can
 that a weight means the same at 2 domains as at 104, whatever the units. And each trajectory has its own reading of what the two
 fields are made of, drawn once: their empirical distributions, flattened by a power between none and all of the way to uniform,
 times log-normal factors. Without these all domains of a field come to the same share in the mean over a run, whatever happens
-from step to step, and nobody can learn which of them matter. And a quarter of the trajectories hold one mixture: the others
-begin at the source field and are drawn back to it, so that with many source domains for one of the target, few of them read
-much of the target for long.
+from step to step, and nobody can learn which of them matter. And half of the trajectories go straight: a quarter hold one
+mixture, a quarter go from one target share to another, up or down, in even steps. The others begin at the source field and are
+drawn back to it, so that with many source domains for one of the target, few of them read much of the target for long, and none
+of them reads it first.
 """
 
 from __future__ import annotations
@@ -35,38 +36,42 @@ _TEMPERATURES = (0.1, 2.0)
 _ENDS = (0.05, 1.0)
 _BENDS = (0.05, 3.0)
 _TASTES = (0.0, 1.5)
-_HELD = 0.25  # of the trajectories
+_HELD, _STRAIGHT = 0.25, 0.5  # of the trajectories; those that hold their mixture go straight, too
 
 
 @dataclass(frozen=True)
 class Character:
     """What one trajectory is like: `weights` of `CRITERIA`, which sum to 1; `temperature` is τ; the target share is to rise to
     `end`, early if `bend` is below 1 and late above; `taste` is the deviation of the logarithms of the factors by which it
-    prefers domains to others of their field. One that is `held` plays its end from the first interval to the last. `flatness`
-    is 0 where a field's domains are wanted by their tokens, and 1 where they are wanted alike."""
+    prefers domains to others of their field. `flatness` is 0 where a field's domains are wanted by their tokens, and 1 where
+    they are wanted alike. In one that goes `straight` the target share is `begin` at first and moves evenly to `end`."""
 
     weights: tuple[float, ...]
     temperature: float
     end: float
     bend: float
     taste: float
-    held: bool = False
     flatness: float = 0.0
+    straight: bool = False
+    begin: float = 0.0
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Character:
         def log_uniform(low: float, high: float) -> float:
             return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-        weights = rng.dirichlet(_EMPHASIS)
+        weights, temperature = rng.dirichlet(_EMPHASIS), log_uniform(*_TEMPERATURES)
+        end, bend, taste = rng.uniform(*_ENDS), log_uniform(*_BENDS), rng.uniform(*_TASTES)
+        kind, flatness, begin = rng.random(), rng.uniform(), rng.uniform(*_ENDS)
         return cls(
             weights=tuple(weights.tolist()),
-            temperature=log_uniform(*_TEMPERATURES),
-            end=rng.uniform(*_ENDS),
-            bend=log_uniform(*_BENDS),
-            taste=rng.uniform(*_TASTES),
-            held=bool(rng.random() < _HELD),
-            flatness=rng.uniform(),
+            temperature=temperature,
+            end=end,
+            bend=bend,
+            taste=taste,
+            flatness=flatness,
+            straight=bool(kind < _STRAIGHT),
+            begin=end if kind < _HELD else begin,
         )
 
 
@@ -122,10 +127,11 @@ class ScoringSampler:
         start_K = self._start(so_far.names, fields[0])
         factors_K, power = self._factors(len(so_far.names)), 1 - self._character.flatness
         source_K, target_K = (heuristics.tilted(field_K, factors_K, power) for field_K in fields)
-        if self._character.held:
-            end = self._character.end
-            self._decision = {"proposal": "held", "wanted_target_share": end}
-            return Mixture.normalise(so_far.names, (1 - end) * source_K + end * target_K)
+        if self._character.straight:
+            begin, end = self._character.begin, self._character.end
+            share = begin + (end - begin) * so_far.last.progress
+            self._decision = {"proposal": "straight", "wanted_target_share": share}
+            return Mixture.normalise(so_far.names, (1 - share) * source_K + share * target_K)
         last_K, before_K = (_past(so_far, steps, start_K) for steps in (1, 2))
         rng = self._generator(1 + len(so_far))
         each = self._settings["candidates"] // len(heuristics.PROPOSALS)

@@ -156,22 +156,22 @@ def _learned_from(policy: Path, runs: set[str]) -> bool:
 
 
 def _verdict(provenance: Mapping[str, Any]) -> str:
-    """What the held-out runs say of the agent, in a sentence."""
+    """What the logged runs say of the agent, in a sentence."""
     support = provenance["support"]
     if not support["spaces"]:
         return "Nobody judged the agent: there are too few proxies to hold some out."
     (figures,) = support["spaces"].values()
     gain, low, high = (100 * float(figures[name]) for name in ("gain", "gain_low", "gain_high"))
     said = (
-        f"By {len(provenance['held_out'])} runs held out, the agent ends {gain:+.1f} points of feedback above their average "
+        f"By {figures['runs']} runs, the agent ends {gain:+.1f} points of feedback above their average "
         f"(95 % interval {low:+.1f} to {high:+.1f})"
     )
     if support["supported"]:
         return f"{said}, so it steers."
     why = "what it does lies too far from the paths it learned from"
     if figures["within_reach"]:
-        why = "the best static mixture is expected to end higher" if low > 0 else "that is not enough to trust it"
-    return f"{said}; {why}, so it plays the best static mixture that they point to instead."
+        why = "it may end below the best static mixture" if low > 0 else "that is not enough to trust it"
+    return f"{said}; {why}, so it plays the static mixture that they point to instead."
 
 
 def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:

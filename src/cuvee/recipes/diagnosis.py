@@ -75,9 +75,9 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
     """What off-policy evaluation says, in sentences."""
     gain, over, error = judgement.gain, judgement.over_static, judgement.error
     said = [
-        f"Judged by {gain.pairs} held-out runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
+        f"Judged by {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
         f"average in feedback, and {_apart(over)} the best static mixture.",
-        f"The fit that judges is off by {error:.4f} on runs it has not seen. {judgement.outside:.0%} of the decisions lie "
+        f"The fit that judges is off by {error:.4f} on runs left out of it. {judgement.outside:.0%} of the decisions lie "
         f"further from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
     ]
     if not judgement.supported:

@@ -32,7 +32,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class SpaceView:
-    """One domain space. `path_TK` is what the policy plays in a run fitted to the held-out runs; `walks_NT` the target shares of
+    """One domain space. `path_TK` is what the policy plays in a run fitted to the logged runs; `walks_NT` the target shares of
     the runs that it was learned from or judged by, and `best_N` which of them ended best. `values` (T,) are what the critic
     expects of some mixtures, `spread_T` how far it tells mixtures apart and `doubt_T` how far the twins disagree about that,
     all in deviations of returns. `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
