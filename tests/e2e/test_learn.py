@@ -82,7 +82,7 @@ def test_from_nothing_to_a_steered_run(
     assert not ended.value.code
     said = capsys.readouterr().out
     assert f"policy: {folder}" in said
-    assert "held-out runs" in said
+    assert "Judged by 10 runs" in said
     page = (folder / "diagnostics.html").read_text()
     assert "3 domains, 3 intervals" in page
     assert "Target share over time" in page

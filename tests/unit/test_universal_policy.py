@@ -30,7 +30,7 @@ class Space:
 
 
 def test_it_is_the_one_that_was_judged() -> None:
-    assert sha256_of(UNIVERSAL / "hashes.json") == "e31c0ba02ecf82bcd401c829cbb454422f704faa7a4882b4ffac4aba16a26866", (
+    assert sha256_of(UNIVERSAL / "hashes.json") == "edefdb3d9154fb0e5b6e5ac0849470e7e47f3399b4f87f59c4ead419cc4045eb", (
         "see benchmarks/universal.py"
     )
     assert sum(file.stat().st_size for file in UNIVERSAL.iterdir()) < 1e7
@@ -38,8 +38,8 @@ def test_it_is_the_one_that_was_judged() -> None:
     assert isinstance(policy, HistoryPolicy)
     assert policy.supported
     assert not policy.probes
-    assert len(provenance["like"]["runs"]) == 64
-    assert provenance["like"]["cost"]["tokens"] > 3e7
+    assert len(provenance["like"]["runs"]) == 3 * 64
+    assert provenance["like"]["cost"]["tokens"] > 9e7
     assert max(one["distance"] for one in provenance["like"]["natures"]) < 0.5
     assert provenance["processor_seconds"] > 0
 
