@@ -34,7 +34,7 @@ STAGES = (
         "Run the proxies",
         "short continuations of it, each along a path of mixtures of its own, to see what they lead to",
     ),
-    Stage("Learn the agent", "from what the proxies logged and nothing else; runs held out say whether to trust it"),
+    Stage("Learn the agent", "from what the proxies logged and nothing else, which also says whether to trust it"),
     Stage(
         "Continue the base under each mixture", "twice as long as a proxy, the agent beside static mixtures and others"
     ),
