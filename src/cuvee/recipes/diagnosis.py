@@ -63,7 +63,10 @@ def _view(
         spread_T=spread_T,
         doubt_T=doubt_T,
         trace=[
-            Judged(int(one["update"]), *(float(one["judged"][name][key]) for key in ("gain", "gain_low", "gain_high")))
+            Judged(
+                int(one["update"]),
+                *(float(one["judged"][name][key]) for key in ("over_static", "over_static_low", "over_static_high")),
+            )
             for one in learned.trace
         ],
         heuristics=_scores(path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback),

@@ -22,7 +22,7 @@ _FLAT = 0.003  # deviations of a return that one interval must decide about at l
 
 @dataclass(frozen=True)
 class Judged:
-    """One point of the trace: after so many updates, the gain over the data's behaviour with its interval."""
+    """One point of the trace: after so many updates, the gain over the best static mixture with its interval."""
 
     update: int
     gain: float
@@ -120,10 +120,12 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
         ),
     }
     if view.trace:
-        words = "Judged gain over behaviour by updates: " + ", ".join(
+        words = "Judged gain over the best static mixture by updates: " + ", ".join(
             f"{one.update}: {one.gain:.4f}" for one in view.trace
         )
-        found["trace"] = Panel(f"trace-{number}", "Judged gain over the data’s behaviour", words, _trace_figure(view))
+        found["trace"] = Panel(
+            f"trace-{number}", "Judged gain over the best static mixture", words, _trace_figure(view)
+        )
     return found
 
 
