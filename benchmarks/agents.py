@@ -67,7 +67,7 @@ def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
     shape = Shape(domains, FEATURES, 1, vector)
     agent: Any
     if kind == "sac":
-        agent = SAC(shape, SACSettings(spread=0.5), seed)
+        agent = SAC(shape, SACSettings(spread=0.5, batch_size=128), seed)
     elif vector:
         agent = DDPG(shape, DDPGSettings(architecture=Architecture("transformer", hidden=32, layers=1)), seed)
     else:
@@ -163,9 +163,8 @@ def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
 
 
 TASKS: dict[str, Callable[[int], dict[str, float]]] = {
-    **{f"bandit-ddpg-{domains}": partial(bandit, "ddpg", domains, BANDIT_STEPS) for domains in (5, 22, 52)},
-    "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, 2_000),
-    "bandit-sac-22": partial(bandit, "sac", 22, BANDIT_STEPS),
+    **{f"bandit-{kind}-{K}": partial(bandit, kind, K, BANDIT_STEPS) for kind in ("ddpg", "sac") for K in (5, 22, 52)},
+    "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, BANDIT_STEPS),
     "simulator-sac-5": partial(simulator, "sac", 5),
     "simulator-ddpg-5": partial(simulator, "ddpg", 5),
 }
