@@ -67,7 +67,8 @@ class Material:
         names = sorted(path.name.removesuffix(".jsonl.gz") for path in (raw / "train").glob("*.jsonl.gz"))
         table = json.loads((raw / "table.json").read_text()) if (raw / "table.json").exists() else []
         targets = [str(row["domain"]) for row in table if row.get("role") == "target" and row["domain"] in names]
-        self.target = target or next(iter(targets), "")
+        self.default_target = next(iter(targets), "")
+        self.target = target or self.default_target
         if self.target not in names:
             raise SystemExit(f"no target domain: name one of {', '.join(names)} with --target")
         self.other_target = next((name for name in targets if name != self.target), None)

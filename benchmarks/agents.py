@@ -1,6 +1,6 @@
 """Do the agents learn? Regret on a mixing bandit whose best mixture is known, and on the scaling-law simulator.
 
-    python benchmarks/agents.py                       10 seeds, about 50 minutes on one core
+    python benchmarks/agents.py                       10 seeds, minutes a task on one core
     python benchmarks/agents.py --processes 2         the same figures, sooner
     python benchmarks/agents.py --seeds 2 --tasks bandit-ddpg-5
 

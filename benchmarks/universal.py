@@ -2,7 +2,7 @@
 
     python benchmarks/universal.py --train --corpus DIR --questions FILE… --targets NAME… --out src/cuvee/policies/universal
                                                               makes the one that ships (of ../shared/corpus, with the targets
-                                                              math, code_python and german), proxies first; two hours on one core
+                                                              math, code_python and german), proxies first; over an hour
     python benchmarks/universal.py --train --out DIR          without runs on real text, minutes
     python benchmarks/universal.py                            judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
@@ -121,8 +121,8 @@ def proxies(options: argparse.Namespace) -> tuple[list[str], list[Run]]:
     bench, corpora, runs = Bench(theirs), [], []
     for target in options.targets or [None]:
         material = Material(theirs.corpus, theirs.out, theirs.questions, target, theirs.kept_away, theirs.every)
-        first = target == (options.targets or [None])[0]
-        field = material.field("main" if first else f"main-{target}", material.sources, material.target)
+        name = "main" if target in (None, material.default_target) else f"main-{target}"
+        field = material.field(name, material.sources, material.target)
         config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
         run_proxies(config)
         corpora.append(field.corpus.fingerprint)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cuvee.core.domain import divided_shares
 from cuvee.core.mixture import FloatArray, Mixture
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation import fitted_run
@@ -136,7 +137,7 @@ def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judg
     assert bad.gain.mean < 0
 
 
-@pytest.mark.parametrize(("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False)])
+@pytest.mark.parametrize(("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.3, False)])
 def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_what_would_be_played_instead(
     walks: list[Trajectory], poor: float, supported: bool
 ) -> None:
@@ -144,12 +145,25 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_wh
     best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
     static_K, planted_K = (best_K + max(0.0, share) * (behaviour_K - best_K) for share in (poor, -poor))
+    planted_TK = np.tile(planted_K, (8, 1))
+    truth = feedback_gain(LAWS, torch.from_numpy(planted_TK))
+    assert truth > np.mean([gain_of(one) for one in walks])
+    assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (poor < 0)
     judge = Judge(walks, {"best": static_K})
-    judged = judge(Path(np.tile(planted_K, (8, 1))))
+    assert (judge.static_K == pytest.approx(static_K)) == (poor <= 0), "played if surely above those divided by role"
+    judged = judge(Path(planted_TK))
     assert judged.gain.low is not None
-    assert judged.gain.low > 0
+    assert (judged.gain.low > 0) == (poor > -0.3), "further off, not even behaviour is surely worse"
+    assert (judged.over_static.mean >= 0) == (poor >= 0)
     assert judged.within_reach
     assert judged.supported == judged.figures()["supported"] == supported
+
+
+def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(walks: list[Trajectory]) -> None:
+    behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
+    judge = Judge(walks, {"behaviour": behaviour_K})
+    assert judge.static_K == pytest.approx(list(divided_shares(DOMAINS, *judge.by_role).values()))
+    assert judge.static_K != pytest.approx(behaviour_K, abs=0.01)
 
 
 def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:

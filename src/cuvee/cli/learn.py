@@ -26,7 +26,7 @@ def learn(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Learns a policy from the proxy runs that `cuvee search` did with the same file, and judges it by runs held out."""
+    """Learns a policy from the proxy runs that `cuvee search` did with the same file, and says whether they support it."""
     from rich.progress import Progress
 
     from cuvee.cli.console import console
