@@ -28,14 +28,14 @@ from typing import Any
 import torch
 
 from cuvee.core.trajectory import Run
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.label_ways import ByMap
-from cuvee.data.labels import label
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.label.labelers import ByMap
+from cuvee.data.label.labels import label
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, MethodChoice, PolicyChoice, load
+from cuvee.recipes.config.schema import CompareConfig, MethodChoice, PolicyChoice, load
+from cuvee.recipes.config.yaml_file import read_yaml
 from cuvee.recipes.search import SearchConfig, search
-from cuvee.recipes.yaml_file import read_yaml
 from cuvee.report.summary import method_label
 from cuvee.training.loss import NextTokenLoss
 from cuvee.training.model import build_model
@@ -72,7 +72,9 @@ Losses = dict[str, dict[int, float]]
 class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, Path(options.out)
-        self.corpus = build([options.corpus], self.out / "corpora" / "all", BuildSettings(vocab_size=VOCABULARY))
+        self.corpus = build(
+            [options.corpus], self.out / "corpora" / "all", BuildSettings(vocab_size=VOCABULARY)
+        )
 
     def merged(self, way: str) -> Path | None:
         """The corpus with its domains merged, with the tokenizer of the whole; None if the map does not know them all."""
@@ -81,9 +83,18 @@ class Bench:
         if missing := [name for name in self.corpus.names if name not in known]:
             print(f"left out: {place.name} has no line for {', '.join(missing)}", flush=True)
             return None
-        label([self.options.corpus], self.out / "text" / way, ByMap.of(known, str(place)), workers=self.options.workers)
+        label(
+            [self.options.corpus],
+            self.out / "text" / way,
+            ByMap.of(known, str(place)),
+            workers=self.options.workers,
+        )
         tokenizer = self.corpus.folder / "tokenizer.json"
-        return build([self.out / "text" / way], self.out / "corpora" / way, BuildSettings(tokenizer=tokenizer)).folder
+        return build(
+            [self.out / "text" / way],
+            self.out / "corpora" / way,
+            BuildSettings(tokenizer=tokenizer),
+        ).folder
 
     def overrides(self, corpus: Path, name: str) -> list[str]:
         """`name` is the same for all comparisons, so that what two of them ask for is one run."""
@@ -106,20 +117,29 @@ class Bench:
             methods = list(searches.map(lambda pair: self.learned(*pair, corpus), wanted))
         count = len(config.methods)
         return [
-            run for seed in seeds for run in self.compare(config, methods[seed * count : (seed + 1) * count], (seed,))
+            run
+            for seed in seeds
+            for run in self.compare(config, methods[seed * count : (seed + 1) * count], (seed,))
         ]
 
-    def compare(self, config: CompareConfig, methods: Sequence[Any], seeds: tuple[int, ...]) -> list[Run]:
+    def compare(
+        self, config: CompareConfig, methods: Sequence[Any], seeds: tuple[int, ...]
+    ) -> list[Run]:
         wanted = config.model_copy(update={"methods": tuple(methods), "seeds": seeds})
         return compare(wanted, resume=True, workers=self.options.workers)
 
-    def learned(self, choice: MethodChoice | PolicyChoice, seed: int, corpus: Path) -> MethodChoice | PolicyChoice:
+    def learned(
+        self, choice: MethodChoice | PolicyChoice, seed: int, corpus: Path
+    ) -> MethodChoice | PolicyChoice:
         """For a policy that an example names as runs/SEARCH/policy, that of a search with a proxy for this seed."""
         if isinstance(choice, MethodChoice):
             return choice
         name = choice.policy.parent.name
         overrides = [*self.overrides(corpus, f"{name}-s{seed}"), f"seed={PROXY_SEED + seed}"]
-        return PolicyChoice(policy=search(load(SearchConfig, EXAMPLES / f"{name}.yaml", overrides)), label=choice.label)
+        return PolicyChoice(
+            policy=search(load(SearchConfig, EXAMPLES / f"{name}.yaml", overrides)),
+            label=choice.label,
+        )
 
     def loss(self, run: Run) -> float:
         """The final model's, on the domains of the whole corpus."""
@@ -127,10 +147,13 @@ class Bench:
         settings: Mapping[str, Any] = run.config["train"]
         rows, length = settings["batch_size"], settings["sequence_length"]
         pools = [
-            self.corpus.pool(name, "valid") if self.corpus.has(name, "valid") else None for name in self.corpus.names
+            self.corpus.pool(name, "valid") if self.corpus.has(name, "valid") else None
+            for name in self.corpus.names
         ]
         judge = Validation(self.options.valid_tokens, length)
-        sums_2K = judge.sums(NextTokenLoss(model), pools, torch.device("cpu"), rows, 0, 1).view(2, -1)
+        sums_2K = judge.sums(NextTokenLoss(model), pools, torch.device("cpu"), rows, 0, 1).view(
+            2, -1
+        )
         seen_K = sums_2K[1] > 0
         return float((sums_2K[0, seen_K] / sums_2K[1, seen_K]).mean())
 
@@ -152,7 +175,10 @@ def measure(bench: Bench, name: str) -> dict[str, Any] | None:
     for run in runs:
         losses.setdefault(method_label(run.config), {})[run.seed] = bench.loss(run)
     found = {}
-    print(f"\n{name:<28}{'loss':>9}{'to uniform':>12}{'95 % interval':>20}{'to ' + ablation.whole:>12}", flush=True)
+    print(
+        f"\n{name:<28}{'loss':>9}{'to uniform':>12}{'95 % interval':>20}{'to ' + ablation.whole:>12}",
+        flush=True,
+    )
     for one, by_seed in losses.items():
         spent = [
             run.cost.flops + run.config.get("proxies", {}).get("flops", 0.0)
@@ -175,18 +201,24 @@ def row(name: str, found: dict[str, Any]) -> str:
     low, high = uniform["ci95"] if uniform else (None, None)
     interval = f"{low:+.4f} {high:+.4f}" if low is not None and high is not None else ""
     cells = (f"{difference['mean']:+.4f}" if difference else "" for difference in (uniform, whole))
-    return "{:<28}{:>9.4f}{:>12}{:>20}{:>12}".format(name, found["loss"], next(cells), interval, next(cells))
+    return "{:<28}{:>9.4f}{:>12}{:>20}{:>12}".format(
+        name, found["loss"], next(cells), interval, next(cells)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=600_000, help="of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=ABLATIONS, action="append")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--valid-tokens", type=int, default=8192, help="of each domain, for the final loss")
+    parser.add_argument(
+        "--valid-tokens", type=int, default=8192, help="of each domain, for the final loss"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)

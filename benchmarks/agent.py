@@ -46,15 +46,15 @@ from agent_parts import Field, Material, Verdict, judge
 from cuvee.core.domain import divided_shares
 from cuvee.core.errors import PolicyError
 from cuvee.core.trajectory import Run
-from cuvee.data.label_ways import ByRole
+from cuvee.data.label.labelers import ByRole
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.evaluation.statistics import bootstrap_mean
-from cuvee.methods.history_learning import LearnSettings, learn
+from cuvee.learning.history_learning import LearnSettings, learn
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance, save_policy
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, TrainConfig, parse
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig, parse
 from cuvee.recipes.learn import learn_from_search
 from cuvee.recipes.search import SearchConfig, logged_runs, run_proxies, search
 from cuvee.recipes.train import train
@@ -81,7 +81,9 @@ class Bench:
 
     def base_run(self, field: Field, model: str | Mapping[str, Any], called: str) -> Run:
         config = self._config(field, model, self.options.base_tokens, "base", rate=1e-2)
-        run = train(parse(TrainConfig, {**config, "method": "source_only"}, "the benchmark"), resume=True)
+        run = train(
+            parse(TrainConfig, {**config, "method": "source_only"}, "the benchmark"), resume=True
+        )
         self.spent[f"base {field.name} {called}"] = run.cost.tokens
         return run
 
@@ -90,7 +92,12 @@ class Bench:
         return path
 
     def _config(
-        self, field: Field, model: Path | str | Mapping[str, Any], tokens: int, name: str, rate: float | None = None
+        self,
+        field: Field,
+        model: Path | str | Mapping[str, Any],
+        tokens: int,
+        name: str,
+        rate: float | None = None,
     ) -> dict[str, Any]:
         return {
             "corpus": str(field.folder),
@@ -110,7 +117,9 @@ class Bench:
             },
         }
 
-    def searching(self, field: Field, base: Path, method: Mapping[str, Any], name: str) -> SearchConfig:
+    def searching(
+        self, field: Field, base: Path, method: Mapping[str, Any], name: str
+    ) -> SearchConfig:
         config = self._config(field, base, self.options.tokens // 2, name)
         return parse(SearchConfig, {**config, "method": dict(method)}, "the benchmark")
 
@@ -125,32 +134,43 @@ class Bench:
         first_seed: int = FIRST_SEED,
     ) -> dict[str, dict[int, Run]]:
         """Runs by label and seed."""
-        config = self._config(field, base, tokens or self.options.tokens, name or f"on-{field.name}")
+        config = self._config(
+            field, base, tokens or self.options.tokens, name or f"on-{field.name}"
+        )
         config |= {"methods": list(entries), "seeds": [first_seed + seed for seed in range(seeds)]}
         if any(entry.get("label") in LEARNED for entry in entries if isinstance(entry, dict)):
-            share = self.options.share * self.options.tokens / 2 / config["train"]["tokens"]  # equally many questions
+            share = (
+                self.options.share * self.options.tokens / 2 / config["train"]["tokens"]
+            )  # equally many questions
             config["evaluation"] = {**field.feedback, "share": share}
         runs: dict[str, dict[int, Run]] = {}
         for run in compare(parse(CompareConfig, config, "the benchmark"), resume=True):
             runs.setdefault(label_of(run), {})[run.seed] = run
         part = f"{config['name']}, {Path(base).parent.name}"
-        self.spent[part] = sum(run.cost.tokens for by_seed in runs.values() for run in by_seed.values())
+        self.spent[part] = sum(
+            run.cost.tokens for by_seed in runs.values() for run in by_seed.values()
+        )
         return runs
 
-    def judged(self, field: Field, runs: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[int, Verdict]]:
+    def judged(
+        self, field: Field, runs: Mapping[str, Mapping[int, Run]]
+    ) -> dict[str, dict[int, Verdict]]:
         return {
             label: {seed: self._judge(field, run.id, field.judged) for seed, run in by_seed.items()}
             for label, by_seed in runs.items()
         }
 
-    def _judge(self, field: Field, run_id: str, files: Mapping[str, Sequence[str]], cache: str = "judged") -> Verdict:
+    def _judge(
+        self, field: Field, run_id: str, files: Mapping[str, Sequence[str]], cache: str = "judged"
+    ) -> Verdict:
         model = self.out / "runs" / run_id / "model"
         return judge(model, field.corpus, files, self.out / cache / f"{run_id}-{field.name}.json")
 
     def by_feedback(self, field: Field, run: Run) -> Verdict:
         """By all the texts and questions of the feedback half."""
         files = {
-            f"{'source' if name == 'general' else 'target'}/text/all": paths for name, paths in field.feedback.items()
+            f"{'source' if name == 'general' else 'target'}/text/all": paths
+            for name, paths in field.feedback.items()
         }
         return self._judge(field, run.id, files, "feedback")
 
@@ -212,7 +232,9 @@ def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[
     entries = []
     for label, folder in policies.items():
         policy: Any = load_policy(folder)
-        copy = HistoryPolicy(**{**policy.settings(), "evaluation": None})  # questions belong to the run
+        copy = HistoryPolicy(
+            **{**policy.settings(), "evaluation": None}
+        )  # questions belong to the run
         copy.load_state_dict(policy.state_dict())
         place = bench.out / "policies" / f"{label}-on-{to.name}"
         save_policy(place, copy, read_provenance(folder))
@@ -225,7 +247,11 @@ def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[
 
 def target_share(field: Field, share: float) -> dict[str, Any]:
     """A static mixture: each field by its tokens."""
-    return {"name": "given", "weights": divided_shares(field.corpus.domains, share), "label": f"share-{share:g}"}
+    return {
+        "name": "given",
+        "weights": divided_shares(field.corpus.domains, share),
+        "label": f"share-{share:g}",
+    }
 
 
 def even(field: Field, share: float) -> dict[str, Any]:
@@ -247,7 +273,11 @@ def ramps(field: Field) -> list[dict[str, Any]]:
     ends = {share: target_share(field, share)["weights"] for share in (0.2, 0.8)}
     pairs = ((0.8, 0.2), (0.2, 0.8))
     return [
-        {"name": "schedule", "points": [[0.0, ends[start]], [1.0, ends[end]]], "label": f"ramp-{start:g}-{end:g}"}
+        {
+            "name": "schedule",
+            "points": [[0.0, ends[start]], [1.0, ends[end]]],
+            "label": f"ramp-{start:g}-{end:g}",
+        }
         for start, end in pairs
     ]
 
@@ -274,7 +304,10 @@ def regmix(bench: Bench, field: Field, base: Path) -> list[dict[str, str]]:
 
 
 def averages(verdicts: Mapping[str, Mapping[int, Verdict]]) -> dict[str, dict[int, float]]:
-    return {label: {seed: one.average for seed, one in by_seed.items()} for label, by_seed in verdicts.items()}
+    return {
+        label: {seed: one.average for seed, one in by_seed.items()}
+        for label, by_seed in verdicts.items()
+    }
 
 
 def mean_of(by_seed: Mapping[int, float]) -> float:
@@ -300,7 +333,9 @@ class Figures:
         self.ci95[name] = None if low is None or high is None else [round(low, 5), round(high, 5)]
         return round(estimate.mean, 5)
 
-    def gains(self, name: str, average: Mapping[str, Mapping[int, float]], ours: str, theirs: str) -> float:
+    def gains(
+        self, name: str, average: Mapping[str, Mapping[int, float]], ours: str, theirs: str
+    ) -> float:
         """Relative drop of the average, seed by seed."""
         seeds = sorted(set(average[ours]) & set(average[theirs]))
         return self(name, [1 - average[ours][seed] / average[theirs][seed] for seed in seeds])
@@ -313,19 +348,33 @@ def main_figures(
     average = averages(verdicts)
     baselines = [label for label in average if label not in NO_BASELINES]
     static = [label for label in baselines if label != "random_walk"]
-    best, best_static, best_of_all = best_of(average, baselines), best_of(average, static), best_of(average, [*average])
+    best, best_static, best_of_all = (
+        best_of(average, baselines),
+        best_of(average, static),
+        best_of(average, [*average]),
+    )
     agent, theirs = verdicts["agent"], runs[best]
     saved = [
-        1 - source_tokens(run) / read for seed, run in runs["agent"].items() if (read := source_tokens(theirs[seed]))
+        1 - source_tokens(run) / read
+        for seed, run in runs["agent"].items()
+        if (read := source_tokens(theirs[seed]))
     ]
     if not saved:
         bench.unsaid["source_tokens_saved"] = f"{best} reads no source text"
     return {
-        "avg_gain_vs_best_baseline": figures.gains("avg_gain_vs_best_baseline", average, "agent", best),
+        "avg_gain_vs_best_baseline": figures.gains(
+            "avg_gain_vs_best_baseline", average, "agent", best
+        ),
         "best_baseline": best,
-        "gain_by_method": {label: figures.gains(f"gain.{label}", average, label, best) for label in average},
-        "source_retained": figures("source_retained", [2 - one.source / of_base.source for one in agent.values()]),
-        "target_gain": figures("target_gain", [1 - one.target / of_base.target for one in agent.values()]),
+        "gain_by_method": {
+            label: figures.gains(f"gain.{label}", average, label, best) for label in average
+        },
+        "source_retained": figures(
+            "source_retained", [2 - one.source / of_base.source for one in agent.values()]
+        ),
+        "target_gain": figures(
+            "target_gain", [1 - one.target / of_base.target for one in agent.values()]
+        ),
         "source_tokens_saved": figures("source_tokens_saved", saved) if saved else None,
         "accuracy": accuracy_above_chance(verdicts, ["agent", best]),
         "room": {
@@ -343,7 +392,10 @@ def main_figures(
 
 def sides_of(by_seed: Mapping[int, Verdict]) -> list[float]:
     """Mean nats a token of source and target."""
-    return [round(float(np.mean([getattr(one, side) for one in by_seed.values()])), 4) for side in ("source", "target")]
+    return [
+        round(float(np.mean([getattr(one, side) for one in by_seed.values()])), 4)
+        for side in ("source", "target")
+    ]
 
 
 def path_of(by_seed: Mapping[int, Run]) -> list[float]:
@@ -372,18 +424,25 @@ def accuracy_above_chance(
     """By question file where each of `labels` is above chance."""
     said: dict[str, Any] = {}
     for name in next(iter(verdicts[labels[0]].values())).accuracy:
-        means = {label: np.mean([one.accuracy[name] for one in verdicts[label].values()], axis=0) for label in labels}
+        means = {
+            label: np.mean([one.accuracy[name] for one in verdicts[label].values()], axis=0)
+            for label in labels
+        }
         if all(right > least for right, least in means.values()):
             said[name] = {label: round(float(right), 4) for label, (right, _) in means.items()}
     return said or None
 
 
-def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+def ranks(
+    bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]
+) -> dict[str, Any]:
     """Static mixtures at the proxies' size, by the feedback half, against what the target runs came to."""
     short = bench.options.tokens // 2
     runs = bench.compared(field, base, static_entries(field), 1, tokens=short, name="proxy-static")
     found = {
-        label: bench.by_feedback(field, run).average for label, by_seed in runs.items() for run in by_seed.values()
+        label: bench.by_feedback(field, run).average
+        for label, by_seed in runs.items()
+        for run in by_seed.values()
     }
     labels = sorted(set(found) & set(average))
     return {
@@ -396,7 +455,10 @@ def ranks(bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[
 def ranked(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     """Spearman's ρ of two measurements of the same mixtures, with its interval over mixtures."""
     estimate = rank_correlation(first, second)
-    return {"value": round(estimate.value, 4), "interval": [round(estimate.low, 4), round(estimate.high, 4)]}
+    return {
+        "value": round(estimate.value, 4),
+        "interval": [round(estimate.low, 4), round(estimate.high, 4)],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------ main
@@ -413,20 +475,34 @@ def run_all(bench: Bench, material: Material) -> None:
     def say(parts: Mapping[str, Any]) -> None:
         result.update(parts)
         spent = {"tokens": sum(bench.spent.values()), **bench.spent}
-        print(json.dumps({**result, "cost": spent, "ci95": figures.ci95, "unsaid": bench.unsaid}), flush=True)
+        print(
+            json.dumps({**result, "cost": spent, "ci95": figures.ci95, "unsaid": bench.unsaid}),
+            flush=True,
+        )
 
     field = material.field("main", material.sources, material.target)
     log(f"main: {len(field.sources)} source domains and {field.target}")
     base = bench.base(field, options.model)
-    entries = [*static_entries(field), "random_walk", *ramps(field), even(field, 0.4), *regmix(bench, field, base)]
+    entries = [
+        *static_entries(field),
+        "random_walk",
+        *ramps(field),
+        even(field, 0.4),
+        *regmix(bench, field, base),
+    ]
     log("base model and RegMix")
     without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
-    log(f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}")
+    log(
+        f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}"
+    )
     policies, seconds = learned_policies(bench, field, base)
     entries += carried(bench, policies, field)
     log("agent")
     say(
-        {**main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures), "agent_seconds": seconds}
+        {
+            **main_figures(bench, field, base, bench.compared(field, base, entries, 1), figures),
+            "agent_seconds": seconds,
+        }
     )
     details: dict[str, Any] = {}
     for name in TRANSFERS:
@@ -441,7 +517,9 @@ def run_all(bench: Bench, material: Material) -> None:
     say({"rank_correlation": {"proxies": ranks(bench, field, base, average)}})
 
 
-def transfer_to(bench: Bench, material: Material, name: str, field: Field, base: Path) -> tuple[Field, Path] | str:
+def transfer_to(
+    bench: Bench, material: Material, name: str, field: Field, base: Path
+) -> tuple[Field, Path] | str:
     """What is trained on and from which model, or why that cannot be."""
     match name:
         case "field":
@@ -481,7 +559,10 @@ def transfer(
     average = averages(bench.judged(field, runs))
     best = best_of(average, [label for label in average if label not in NO_BASELINES])
     return {
-        "gain": {label: figures.gains(f"transfer.{name}.{label}", average, label, best) for label in played},
+        "gain": {
+            label: figures.gains(f"transfer.{name}.{label}", average, label, best)
+            for label in played
+        },
         "best_baseline": best,
         "nats": {label: round(mean_of(one), 4) for label, one in average.items()},
         "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()},
@@ -490,22 +571,38 @@ def transfer(
 
 def common_options(description: str, questions: bool = True) -> argparse.ArgumentParser:
     """What `agent_checks.py` is asked too."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--questions", nargs="+", action="extend", required=questions, metavar="[ABOUT=]FILE")
-    parser.add_argument("--target", help="the target domain; by default the first one of table.json")
+    parser.add_argument(
+        "--questions", nargs="+", action="extend", required=questions, metavar="[ABOUT=]FILE"
+    )
+    parser.add_argument(
+        "--target", help="the target domain; by default the first one of table.json"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/agent"))
     parser.add_argument("--proxies", type=int)
     parser.add_argument("--seeds", type=int)
     parser.add_argument(
-        "--tokens", type=int, help="of a target run; a proxy has half of them, a base model three times as many"
+        "--tokens",
+        type=int,
+        help="of a target run; a proxy has half of them, a base model three times as many",
     )
     parser.add_argument(
-        "--every", type=int, help="how manieth training document is kept: short runs read little of them"
+        "--every",
+        type=int,
+        help="how manieth training document is kept: short runs read little of them",
     )
-    parser.add_argument("--share", type=float, default=0.3, help="of a proxy's cost that feedback may have")
-    parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after the base model")
-    parser.add_argument("--kept-away", type=float, default=0.25, help="share of source domains for the transfer")
+    parser.add_argument(
+        "--share", type=float, default=0.3, help="of a proxy's cost that feedback may have"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=5e-3, help="learning rate after the base model"
+    )
+    parser.add_argument(
+        "--kept-away", type=float, default=0.25, help="share of source domains for the transfer"
+    )
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--agent", default="{}", metavar="JSON", help="settings of learning")
     return parser
@@ -516,7 +613,9 @@ def main() -> None:
     parser.add_argument("--regmix-proxies", type=int)
     parser.add_argument("--transfer-seeds", type=int)
     parser.add_argument(
-        "--policy", type=Path, help='a learned policy from elsewhere, judged beside the others as "learned"'
+        "--policy",
+        type=Path,
+        help='a learned policy from elsewhere, judged beside the others as "learned"',
     )
     parser.add_argument("--other-model", default="pythia-0.1m")
     parser.add_argument("--full", action="store_true")
@@ -535,7 +634,12 @@ def main() -> None:
     options.base_tokens = 3 * options.tokens
     bench = Bench(options)
     material = Material(
-        options.corpus, options.out, options.questions, options.target, options.kept_away, options.every
+        options.corpus,
+        options.out,
+        options.questions,
+        options.target,
+        options.kept_away,
+        options.every,
     )
     print(f"questions: {material.asked}", flush=True)
     run_all(bench, material)

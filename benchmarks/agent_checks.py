@@ -61,13 +61,13 @@ from agent_parts import Field, Material
 
 from cuvee.core.state import digest
 from cuvee.core.trajectory import Run
-from cuvee.data.label_ways import ByRandom, ByRole, Way
-from cuvee.data.topics import ByTopics
-from cuvee.methods.history_learning import Learned, LearnSettings, learn
+from cuvee.data.label.labelers import ByRandom, ByRole, Way
+from cuvee.data.label.topics import ByTopics
+from cuvee.learning.history_learning import Learned, LearnSettings, learn
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import save_policy
-from cuvee.policies.history_policy import HistoryPolicy
-from cuvee.recipes.config import short_digest
+from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.recipes.config.schema import short_digest
 from cuvee.recipes.diagnosis import diagnose
 from cuvee.recipes.search import logged_runs, run_proxies
 from cuvee.training.checkpoint import Checkpoints
@@ -78,7 +78,17 @@ SPACES = ("2", "labelled", "kmeans", "random")
 SAMPLE = 4000  # documents that topics are found in
 FEWEST_MIXTURES = 12
 FEWEST_PROXIES = 8  # that anything learns from
-JUDGED = ("supported", "within_reach", "value", "gain", "gain_low", "gain_high", "over_static", "outside", "error")
+JUDGED = (
+    "supported",
+    "within_reach",
+    "value",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "over_static",
+    "outside",
+    "error",
+)
 Average = Mapping[str, Mapping[int, float]]
 Parts = Iterator[dict[str, Any]]  # what is known after each step
 
@@ -105,7 +115,10 @@ def mixtures(field: Field, count: int) -> list[Any]:
         rng = np.random.default_rng([1, number])
         share, factors_K = rng.uniform(0.05, 0.95), np.exp(rng.standard_normal(len(domains)))
         weights = target_share(field, share)["weights"]
-        tasted = {domain.name: weights[domain.name] * factor for domain, factor in zip(domains, factors_K, strict=True)}
+        tasted = {
+            domain.name: weights[domain.name] * factor
+            for domain, factor in zip(domains, factors_K, strict=True)
+        }
         of_target = sum(tasted[domain.name] for domain in domains if domain.is_target)
         of_source = sum(tasted.values()) - of_target
         scale = {True: share / of_target, False: (1 - share) / of_source}
@@ -147,16 +160,22 @@ def sizes(bench: Bench, material: Material, figures: Figures) -> Parts:
     by_size: dict[str, Any] = {}
     for size in options.sizes:
         base, tokens = bases[size], options.tokens // 2
-        found = bench.compared(field, bench.model_of(base), entries, 1, tokens, "sizes", first_seed=0)
+        found = bench.compared(
+            field, bench.model_of(base), entries, 1, tokens, "sizes", first_seed=0
+        )
         proxies = {label: run for label, by_seed in found.items() for run in by_seed.values()}
         seen = {
-            "feedback": {label: bench.by_feedback(field, run).average for label, run in proxies.items()},
+            "feedback": {
+                label: bench.by_feedback(field, run).average for label, run in proxies.items()
+            },
             "valid_loss": {label: valid_loss(run) for label, run in proxies.items()},
         }
         by_size[size] = {
             **{
                 name: {
-                    **ranked([values[label] for label in labels], [results[label] for label in labels]),
+                    **ranked(
+                        [values[label] for label in labels], [results[label] for label in labels]
+                    ),
                     "regret": round(results[min(values, key=values.__getitem__)] / best - 1, 5),
                 }
                 for name, values in seen.items()
@@ -210,7 +229,9 @@ def course(bench: Bench, field: Field, base: Path, **changed: Any) -> Course:
     saved = Checkpoints(folder).latest()
     assert saved is not None, folder
     last, learners = acting(learned.policy), saved[1]["learner"]["learners"]
-    last.load_state_dict({name: learners[name]["mean"] or learners[name]["net"] for name in ("actor", "critic")})
+    last.load_state_dict(
+        {name: learners[name]["mean"] or learners[name]["net"] for name in ("actor", "critic")}
+    )
     return Course(learned, last, runs, settings)
 
 
@@ -223,11 +244,17 @@ def entry_of(bench: Bench, policy: HistoryPolicy, label: str) -> dict[str, str]:
     return {"policy": str(folder), "label": label}
 
 
-def against_best(average: Average, figures: Figures, part: str, statics: Sequence[str]) -> dict[str, Any]:
+def against_best(
+    average: Average, figures: Figures, part: str, statics: Sequence[str]
+) -> dict[str, Any]:
     best = best_of(average, statics)
     return {
         "best_baseline": best,
-        "gain": {label: figures.gains(f"{part}.{label}", average, label, best) for label in average if label != best},
+        "gain": {
+            label: figures.gains(f"{part}.{label}", average, label, best)
+            for label in average
+            if label != best
+        },
         "nats": {label: round(mean_of(one), 4) for label, one in average.items()},
     }
 
@@ -236,16 +263,24 @@ def against_best(average: Average, figures: Figures, part: str, statics: Sequenc
 
 
 def space_of(material: Material, name: str, topics: int) -> Field:
-    ways: dict[str, Way] = {"2": ByRole(), "kmeans": ByTopics(topics, 0, SAMPLE), "random": ByRandom(topics, 0)}
+    ways: dict[str, Way] = {
+        "2": ByRole(),
+        "kmeans": ByTopics(topics, 0, SAMPLE),
+        "random": ByRandom(topics, 0),
+    }
     if name == "labelled":
         return material.field("main", material.sources, material.target)
-    called = "space" if name == "2" else f"space-{name}-{topics}"  # `agent.py` has the first one too
+    called = (
+        "space" if name == "2" else f"space-{name}-{topics}"
+    )  # `agent.py` has the first one too
     return material.field(called, material.sources, material.target, ways[name])
 
 
 def spaces(bench: Bench, material: Material, figures: Figures) -> Parts:
     options, by_space = bench.options, {}
-    topics = options.topics or max(2, round((len(material.sources) + 1) / 2))  # each will have two roles
+    topics = options.topics or max(
+        2, round((len(material.sources) + 1) / 2)
+    )  # each will have two roles
     base = bench.base(space_of(material, "labelled", topics), options.model)
     for name in options.spaces:
         field = space_of(material, name, topics)
@@ -299,7 +334,11 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
                 "off_policy": done.judged(done.update),
                 "same_as": play(f"kept-{weight:g}", done.learned.policy),
             },
-            "last": {"update": last, "off_policy": done.judged(last), "same_as": play(f"last-{weight:g}", done.last)},
+            "last": {
+                "update": last,
+                "off_policy": done.judged(last),
+                "same_as": play(f"last-{weight:g}", done.last),
+            },
             **done.opinions(),
         }
         yield {"weights": by_weight}
@@ -317,28 +356,57 @@ def main() -> None:
     checks = {"sizes": sizes, "spaces": spaces, "conservatism": conservatism}
     parser = common_options(__doc__)
     parser.add_argument("--check", choices=checks, required=True)
-    parser.add_argument("--sizes", nargs="+", default=["16", "32", "64"], help="widths of --model, or models by name")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["16", "32", "64"],
+        help="widths of --model, or models by name",
+    )
     parser.add_argument("--target-model", help="a width or a name too; the last size by default")
     parser.add_argument("--mixtures", type=int, default=16)
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
-    parser.add_argument("--topics", type=int, help="of kmeans and random; with roles about as many as there are labels")
-    parser.add_argument("--weights", nargs="+", type=float, default=[0.0, 0.003, 0.01, 0.03, 0.1, 1.0])
+    parser.add_argument(
+        "--topics",
+        type=int,
+        help="of kmeans and random; with roles about as many as there are labels",
+    )
+    parser.add_argument(
+        "--weights", nargs="+", type=float, default=[0.0, 0.003, 0.01, 0.03, 0.1, 1.0]
+    )
     options = parser.parse_args()
     defaults = {"tokens": TOKENS[options.check], "proxies": 28, "seeds": 2, "every": 4}
     for name, value in defaults.items():
         setattr(options, name, getattr(options, name) or value)
     if options.mixtures < FEWEST_MIXTURES:
-        parser.error(f"--mixtures is {options.mixtures}: fewer than {FEWEST_MIXTURES} have no order to speak of")
+        parser.error(
+            f"--mixtures is {options.mixtures}: fewer than {FEWEST_MIXTURES} have no order to speak of"
+        )
     if options.proxies < FEWEST_PROXIES:
-        parser.error(f"--proxies is {options.proxies}: an agent learns from {FEWEST_PROXIES} or more")
-    if any(size.isdigit() for size in [*options.sizes, options.target_model or ""]) and options.model not in PRESETS:
-        parser.error(f"--model is {options.model}: only presets have other widths ({', '.join(PRESETS)})")
+        parser.error(
+            f"--proxies is {options.proxies}: an agent learns from {FEWEST_PROXIES} or more"
+        )
+    if (
+        any(size.isdigit() for size in [*options.sizes, options.target_model or ""])
+        and options.model not in PRESETS
+    ):
+        parser.error(
+            f"--model is {options.model}: only presets have other widths ({', '.join(PRESETS)})"
+        )
     options.base_tokens = 3 * options.tokens
     bench, figures, started = Bench(options), Figures(), time.perf_counter()
     material = Material(
-        options.corpus, options.out, options.questions, options.target, options.kept_away, options.every
+        options.corpus,
+        options.out,
+        options.questions,
+        options.target,
+        options.kept_away,
+        options.every,
     )
-    result: dict[str, Any] = {"check": options.check, "seeds": options.seeds, "tokens": options.tokens}
+    result: dict[str, Any] = {
+        "check": options.check,
+        "seeds": options.seeds,
+        "tokens": options.tokens,
+    }
     for parts in checks[options.check](bench, material, figures):
         result.update(parts)
         spent = {"tokens": sum(bench.spent.values()), **bench.spent}

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from cuvee.core.files import write_atomic
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.data.label_ways import ByRole, Way
-from cuvee.data.labels import LabelSettings, label
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.label.labelers import ByRole, Way
+from cuvee.data.label.labels import LabelSettings, label
 from cuvee.probes.base import Context
 from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.probes.questions import read_questions
@@ -61,12 +61,26 @@ class Material:
     """Everything below `out` that is made of the raw folder and the question files; what is there is not made again."""
 
     def __init__(
-        self, raw: Path, out: Path, questions: Sequence[str], target: str | None, kept_away: float, every: int = 1
+        self,
+        raw: Path,
+        out: Path,
+        questions: Sequence[str],
+        target: str | None,
+        kept_away: float,
+        every: int = 1,
     ) -> None:
         self.raw, self.out, self.every = raw, out, every
-        names = sorted(path.name.removesuffix(".jsonl.gz") for path in (raw / "train").glob("*.jsonl.gz"))
-        table = json.loads((raw / "table.json").read_text()) if (raw / "table.json").exists() else []
-        targets = [str(row["domain"]) for row in table if row.get("role") == "target" and row["domain"] in names]
+        names = sorted(
+            path.name.removesuffix(".jsonl.gz") for path in (raw / "train").glob("*.jsonl.gz")
+        )
+        table = (
+            json.loads((raw / "table.json").read_text()) if (raw / "table.json").exists() else []
+        )
+        targets = [
+            str(row["domain"])
+            for row in table
+            if row.get("role") == "target" and row["domain"] in names
+        ]
         self.default_target = next(iter(targets), "")
         self.target = target or self.default_target
         if self.target not in names:
@@ -89,12 +103,16 @@ class Material:
 
     def _about(self, stem: str) -> str:
         for name in filter(None, (self.target, self.other_target)):
-            words = next((words for key, words in ABOUT.items() if key in name.lower()), (name.lower(),))
+            words = next(
+                (words for key, words in ABOUT.items() if key in name.lower()), (name.lower(),)
+            )
             if any(word in stem.lower() for word in words):
                 return name
         return "general"
 
-    def field(self, name: str, sources: Sequence[str], target: str, way: Way | None = None) -> Field:
+    def field(
+        self, name: str, sources: Sequence[str], target: str, way: Way | None = None
+    ) -> Field:
         """Builds the corpus if it is not there. A `way` gives its documents other labels, each divided by role."""
         folder, raw = self.out / "corpora" / name, self._raw_variant(name, sources, target)
         targets: tuple[str, ...] = (target,)
@@ -120,16 +138,23 @@ class Material:
             },
         )
 
-    def _judged(self, side: str, domains: Sequence[str], asked: Sequence[str]) -> dict[str, list[str]]:
+    def _judged(
+        self, side: str, domains: Sequence[str], asked: Sequence[str]
+    ) -> dict[str, list[str]]:
         where = self.out / "questions" / "judged"
         texts = {f"{side}/text/{name}": [str(where / f"text-{name}.jsonl")] for name in domains}
-        return texts | {f"{side}/questions/{name}": [str(where / f"{name}.jsonl")] for name in asked}
+        return texts | {
+            f"{side}/questions/{name}": [str(where / f"{name}.jsonl")] for name in asked
+        }
 
     def _feedback(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> list[str]:
         """A file of texts, equally many of each domain, and one of questions, equally many of each file. A side of the judge
         is the mean of both kinds, and so is a field of the feedback."""
         where, paths = self.out / "questions", []
-        for kind, stems in (("texts", [f"text-{domain}" for domain in domains]), ("questions", asked)):
+        for kind, stems in (
+            ("texts", [f"text-{domain}" for domain in domains]),
+            ("questions", asked),
+        ):
             if stems:
                 paths.append(where / f"{name}-{kind}.jsonl")
                 write_atomic(paths[-1], "".join(_equally(where / "feedback", stems, FEEDBACK_ROWS)))
@@ -148,7 +173,10 @@ class Material:
         half_done = folder.with_name(f"{name}.part")
         shutil.rmtree(half_done, ignore_errors=True)
         for domain in (*sources, target):
-            for split, place in (("train", self._thinned()), ("valid", self.out / "raw" / "feedback")):
+            for split, place in (
+                ("train", self._thinned()),
+                ("valid", self.out / "raw" / "feedback"),
+            ):
                 (half_done / split).mkdir(parents=True, exist_ok=True)
                 shutil.copy(place / f"{domain}.jsonl.gz", half_done / split)
         half_done.rename(folder)
@@ -163,7 +191,10 @@ class Material:
             shutil.rmtree(half_done, ignore_errors=True)
             half_done.mkdir(parents=True)
             for path in sorted((self.raw / "train").glob("*.jsonl.gz")):
-                with gzip.open(path, "rb") as lines, gzip.open(half_done / path.name, "wb", compresslevel=1) as file:
+                with (
+                    gzip.open(path, "rb") as lines,
+                    gzip.open(half_done / path.name, "wb", compresslevel=1) as file,
+                ):
                     file.writelines(islice(lines, 0, None, self.every))
             half_done.rename(folder)
         return folder
@@ -188,17 +219,24 @@ class Material:
 
     def _halve_questions(self, path: Path) -> None:
         rows: dict[str, list[tuple[str, Any]]] = {half: [] for half in HALVES}
-        for question, line in zip(read_questions(path), filter(str.strip, path.read_text().split("\n")), strict=True):
+        for question, line in zip(
+            read_questions(path), filter(str.strip, path.read_text().split("\n")), strict=True
+        ):
             rows[_half(question.prompt)].append((_digest(question.prompt), json.loads(line)))
         for half, found in rows.items():
             found.sort(key=lambda row: row[0])
-            _write_rows(self.out / "questions" / half / f"{path.stem}.jsonl", [row for _, row in found])
+            _write_rows(
+                self.out / "questions" / half / f"{path.stem}.jsonl", [row for _, row in found]
+            )
 
 
 def _pieces(text: str) -> Iterator[dict[str, str]]:
     size = PROMPT + ANSWER
     for start in range(0, min(len(text) - size + 1, PIECES * size), size):
-        yield {"prompt": text[start : start + PROMPT], "answer": text[start + PROMPT : start + size]}
+        yield {
+            "prompt": text[start : start + PROMPT],
+            "answer": text[start + PROMPT : start + size],
+        }
 
 
 def _equally(where: Path, stems: Sequence[str], count: int) -> list[str]:
@@ -239,18 +277,29 @@ class Verdict:
 
 def judge(model: Path, corpus: Corpus, files: Mapping[str, Sequence[str]], cache: Path) -> Verdict:
     """How good the saved model is, from `cache` if it has been judged by the same questions before."""
-    by = _digest("".join(name + _digest(Path(file).read_text()) for name, paths in files.items() for file in paths))
+    by = _digest(
+        "".join(
+            name + _digest(Path(file).read_text())
+            for name, paths in files.items()
+            for file in paths
+        )
+    )
     found = json.loads(cache.read_text()) if cache.exists() else {}
     if found.get("by") != by:
         found = {"by": by, **_measure(model, corpus, files)}
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(cache, json.dumps(found))
     sides = {side: _side(found["nats"], side) for side in ("source", "target")}
-    return Verdict(**sides, accuracy={name: tuple(values) for name, values in found["accuracy"].items()})
+    return Verdict(
+        **sides, accuracy={name: tuple(values) for name, values in found["accuracy"].items()}
+    )
 
 
 def _side(nats: Mapping[str, float], side: str) -> float:
-    kinds = [[value for name, value in nats.items() if name.startswith(f"{side}/{kind}/")] for kind in KINDS]
+    kinds = [
+        [value for name, value in nats.items() if name.startswith(f"{side}/{kind}/")]
+        for kind in KINDS
+    ]
     return float(np.mean([np.mean(values) for values in kinds if values]))
 
 
@@ -262,12 +311,16 @@ def _measure(folder: Path, corpus: Corpus, files: Mapping[str, Sequence[str]]) -
     read = meter.read(meter.sums())
     nats, right = read["evaluation"], read["evaluation_accuracy"]
     accuracy = {
-        name: (float(right.values[i]), _above_chance(files[name])) for i, name in enumerate(files) if right.present[i]
+        name: (float(right.values[i]), _above_chance(files[name]))
+        for i, name in enumerate(files)
+        if right.present[i]
     }
     return {"nats": dict(zip(files, (-nats.values).tolist(), strict=True)), "accuracy": accuracy}
 
 
 def _above_chance(files: Sequence[str]) -> float:
-    chances = [1 / len(question.answers) for file in files for question in read_questions(Path(file))]
+    chances = [
+        1 / len(question.answers) for file in files for question in read_questions(Path(file))
+    ]
     chance, asked = float(np.mean(chances)), min(JUDGED, len(chances))
     return chance + 2 * float(np.sqrt(chance * (1 - chance) / asked))

@@ -34,7 +34,7 @@ from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.sac import SAC, SACSettings
 from cuvee.core.mixture import Mixture
-from cuvee.training.simulator import ScalingLaws, Simulator
+from cuvee.simulation.simulator import ScalingLaws, Simulator
 
 BANDIT_STEPS = 5_000
 EPISODES = 500
@@ -58,7 +58,11 @@ class Bandit:
     def pull(self, action_K: np.ndarray) -> Any:
         noise = NOISE * self.uniform
         if self.vector:  # independent entries, as noisy in their sum under uniform as the scalar is
-            return 1 - action_K / self.best_K + noise * np.sqrt(len(action_K)) * self.rng.normal(size=len(action_K))
+            return (
+                1
+                - action_K / self.best_K
+                + noise * np.sqrt(len(action_K)) * self.rng.normal(size=len(action_K))
+            )
         return -self.regret(action_K) + noise * self.rng.normal()
 
 
@@ -69,7 +73,9 @@ def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
     if kind == "sac":
         agent = SAC(shape, SACSettings(spread=0.5, batch_size=128), seed)
     elif vector:
-        agent = DDPG(shape, DDPGSettings(architecture=Architecture("transformer", hidden=32, layers=1)), seed)
+        agent = DDPG(
+            shape, DDPGSettings(architecture=Architecture("transformer", hidden=32, layers=1)), seed
+        )
     else:
         agent = DDPG(shape, seed=seed)
     task, before = Bandit(domains, seed, vector), agent.actor.state_dict()["net"]
@@ -78,7 +84,10 @@ def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
         reward = task.pull(action_K)
         agent.observe(Transition(task.observation, action_K, reward, task.observation))
         agent.update()
-    return {"regret": task.regret(agent.act(task.observation)) / task.uniform, **movement(agent, before)}
+    return {
+        "regret": task.regret(agent.act(task.observation)) / task.uniform,
+        **movement(agent, before),
+    }
 
 
 def movement(agent: Any, before: Any) -> dict[str, float]:
@@ -89,7 +98,11 @@ def movement(agent: Any, before: Any) -> dict[str, float]:
     agent.update()
     state = agent.critic.state_dict()
     error = max(
-        float(np.abs(state["target"][name] - old - agent.settings.tau * (state["net"][name] - old)).max())
+        float(
+            np.abs(
+                state["target"][name] - old - agent.settings.tau * (state["net"][name] - old)
+            ).max()
+        )
         for name, old in slow.items()
     )
     return {"actor_moved": moved, "target_error": error}
@@ -103,7 +116,9 @@ class Course:
         self.shape = Shape(domains, 2, 2)
         self.reference_TK = np.stack(self.play(lambda _: np.full(domains, 1 / domains), 77)[1])
 
-    def play(self, choose: Callable[[int], np.ndarray], seed: int) -> tuple[Simulator, list[np.ndarray]]:
+    def play(
+        self, choose: Callable[[int], np.ndarray], seed: int
+    ) -> tuple[Simulator, list[np.ndarray]]:
         simulator = Simulator(self.laws, seed)
         signals = simulator.start(())
         losses = [signals.probes["valid_loss"].values]
@@ -129,13 +144,18 @@ class Course:
         observation = self.observe(0, loss_K, loss_K)
         for t in range(1, self.laws.intervals + 1):
             action_K = agent.act(observation, explore=learn)
-            before_K, signals = loss_K, simulator.advance(Mixture.normalise(signals.names, action_K))
+            before_K, signals = (
+                loss_K,
+                simulator.advance(Mixture.normalise(signals.names, action_K)),
+            )
             loss_K = signals.probes["valid_loss"].values
             following = self.observe(t, loss_K, before_K)
             if learn:
                 gain = float((self.reference_TK[-1] - loss_K) @ self.laws.value_K.numpy())
                 reward = gain if simulator.done else 0.0
-                agent.observe(Transition(observation, action_K, reward, following, terminated=simulator.done))
+                agent.observe(
+                    Transition(observation, action_K, reward, following, terminated=simulator.done)
+                )
                 agent.update()
             observation = following
         return simulator.valued_loss()
@@ -163,7 +183,11 @@ def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
 
 
 TASKS: dict[str, Callable[[int], dict[str, float]]] = {
-    **{f"bandit-{kind}-{K}": partial(bandit, kind, K, BANDIT_STEPS) for kind in ("ddpg", "sac") for K in (5, 22, 52)},
+    **{
+        f"bandit-{kind}-{K}": partial(bandit, kind, K, BANDIT_STEPS)
+        for kind in ("ddpg", "sac")
+        for K in (5, 22, 52)
+    },
     "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, BANDIT_STEPS),
     "simulator-sac-5": partial(simulator, "sac", 5),
     "simulator-ddpg-5": partial(simulator, "ddpg", 5),
@@ -174,7 +198,10 @@ def attempt(task: str, seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
     started = time.perf_counter()
     result = {**TASKS[task](seed), "seconds": time.perf_counter() - started}
-    print(f"{task} seed {seed}: " + " ".join(f"{name}={value:.4g}" for name, value in result.items()), flush=True)
+    print(
+        f"{task} seed {seed}: " + " ".join(f"{name}={value:.4g}" for name, value in result.items()),
+        flush=True,
+    )
     return result
 
 
@@ -183,7 +210,11 @@ def summary(results: list[dict[str, float]]) -> dict[str, Any]:
     values = np.array([result[figure] for result in results])
     means = np.random.default_rng(0).choice(values, size=(10_000, len(values))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    told: dict[str, Any] = {figure: float(values.mean()), "ci95": [low, high], "seeds": values.round(5).tolist()}
+    told: dict[str, Any] = {
+        figure: float(values.mean()),
+        "ci95": [low, high],
+        "seeds": values.round(5).tolist(),
+    }
     if figure == "share":
         told["static_share"] = float(np.mean([result["static_share"] for result in results]))
     told["actor_moved_least"] = min(result["actor_moved"] for result in results)
@@ -193,7 +224,9 @@ def summary(results: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--processes", type=int, default=1)
@@ -202,7 +235,9 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes) as pool:
         results = list(pool.map(attempt, *zip(*work, strict=True)))
     by_task = {
-        task: summary([result for (name, _), result in zip(work, results, strict=True) if name == task])
+        task: summary(
+            [result for (name, _), result in zip(work, results, strict=True) if name == task]
+        )
         for task in arguments.tasks
     }
     print(json.dumps(by_task))

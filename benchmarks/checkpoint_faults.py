@@ -39,7 +39,10 @@ OLD, NEW = (10, 20), 30
 
 
 def state_at(step: int) -> dict[str, Any]:
-    return {"step": step, "weights": {str(i): np.full((64, 64), step, dtype=np.float32) for i in range(4)}}
+    return {
+        "step": step,
+        "weights": {str(i): np.full((64, 64), step, dtype=np.float32) for i in range(4)},
+    }
 
 
 def is_whole(folder: Path) -> int | None:
@@ -53,7 +56,9 @@ def is_whole(folder: Path) -> int | None:
     if found is None:
         return None
     step, state = found
-    right = all((array == step).all() and array.shape == (64, 64) for array in state["weights"].values())
+    right = all(
+        (array == step).all() and array.shape == (64, 64) for array in state["weights"].values()
+    )
     return step if right and len(state["weights"]) == 4 and state["step"] == step else None
 
 
@@ -69,7 +74,11 @@ def in_child(work: Callable[[], None]) -> int:
 
 class Bench:
     def __init__(self, kind: type[Checkpoints], root: Path) -> None:
-        self.kind, self.root, self.counts = kind, root, {"trials": 0, "lost": 0, "unnamed": 0, "leftovers": 0}
+        self.kind, self.root, self.counts = (
+            kind,
+            root,
+            {"trials": 0, "lost": 0, "unnamed": 0, "leftovers": 0},
+        )
 
     def fresh(self) -> Path:
         folder = self.root / "run"
@@ -166,9 +175,16 @@ class Bench:
             events.append(("rename", str(old)))
             rename(old, new)
 
-        with mock.patch.object(os, "fsync", traced_fsync), mock.patch.object(os, "rename", traced_rename):
+        with (
+            mock.patch.object(os, "fsync", traced_fsync),
+            mock.patch.object(os, "rename", traced_rename),
+        ):
             path = self.kind(folder).save(NEW, state_at(NEW))
-        renames = [i for i, (what, name) in enumerate(events) if what == "rename" and f".{path.name}" in name]
+        renames = [
+            i
+            for i, (what, name) in enumerate(events)
+            if what == "rename" and f".{path.name}" in name
+        ]
         durable = False
         if renames:
             before = {Path(name).name for what, name in events[: renames[0]] if what == "fsync"}
@@ -236,7 +252,18 @@ def real_full_disk() -> dict[str, int] | None:
     total = {"trials": 0, "lost": 0, "unnamed": 0}
     with tempfile.TemporaryDirectory() as folder:
         for size in ("160k", "180k", "200k", "204k", "208k", "212k", "220k", "260k"):
-            command = ["unshare", "-rm", "sh", "-c", script, "sh", folder, size, sys.executable, __file__]
+            command = [
+                "unshare",
+                "-rm",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                folder,
+                size,
+                sys.executable,
+                __file__,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 return None
@@ -246,7 +273,11 @@ def real_full_disk() -> dict[str, int] | None:
 
 def inside(folder: Path) -> None:
     """On the small disk: saves until it is full; each save that fails must leave what was there."""
-    checkpoints, counts, newest = Checkpoints(folder / "run"), {"trials": 0, "lost": 0, "unnamed": 0}, None
+    checkpoints, counts, newest = (
+        Checkpoints(folder / "run"),
+        {"trials": 0, "lost": 0, "unnamed": 0},
+        None,
+    )
     for step in range(10, 80, 10):
         try:
             checkpoints.save(step, state_at(step))
@@ -261,7 +292,9 @@ def inside(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=500, help="at random moments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 
 
 def family(root: int) -> list[int]:
@@ -55,7 +55,14 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=4096)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-c", "from cuvee.cli import main; main()", "corpus", "build", str(arguments.corpus)]
+        command = [
+            sys.executable,
+            "-c",
+            "from cuvee.cli import main; main()",
+            "corpus",
+            "build",
+            str(arguments.corpus),
+        ]
         command += ["-o", f"{scratch}/corpus", "--workers", str(arguments.workers), "--no-progress"]
         command += ["--vocab-size", str(arguments.vocab_size)]
         began = time.monotonic()
@@ -69,7 +76,12 @@ def main() -> None:
         if process.returncode:
             sys.exit(process.returncode)
         corpus = Corpus.open(f"{scratch}/corpus")
-        shards = [shard for entry in corpus.manifest.domains for shard in (entry.train, entry.valid) if shard]
+        shards = [
+            shard
+            for entry in corpus.manifest.domains
+            for shard in (entry.train, entry.valid)
+            if shard
+        ]
         text = sum(shard.text_bytes or 0 for shard in shards) / 1e6
         result = {
             "seconds": round(seconds, 1),

@@ -22,12 +22,14 @@ import numpy as np
 from cuvee.core.domain import Domain
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.history.policy import HistoryPolicy
 
 
 def run_of(K: int, seed: int = 0) -> Callable[[int], Signals]:
     """Signals of a run of 200 intervals over K domains, half of them targets."""
-    domains = tuple(Domain(f"d{k}", 10**6 * (k + 1), "target" if k % 2 else "source") for k in range(K))
+    domains = tuple(
+        Domain(f"d{k}", 10**6 * (k + 1), "target" if k % 2 else "source") for k in range(K)
+    )
 
     def at(t: int) -> Signals:
         rng = np.random.default_rng([seed, t])
@@ -56,7 +58,10 @@ def measured(preset: str, K: int, after: int, decisions: int) -> dict[str, float
     resumed = Trajectory(so_far.signals[: after + 1], so_far.mixtures[:after])
     began = time.perf_counter()
     HistoryPolicy(preset).mixture(resumed)
-    told = {"median": float(np.median(decide[after:])), "p99": float(np.quantile(decide[after:], 0.99))}
+    told = {
+        "median": float(np.median(decide[after:])),
+        "p99": float(np.quantile(decide[after:], 0.99)),
+    }
     told |= {
         "cpu_median": float(np.median(busy[after:])),
         "learn_median": float(np.median(value[after:])),
@@ -66,14 +71,20 @@ def measured(preset: str, K: int, after: int, decisions: int) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--after", type=int, default=80)
     parser.add_argument("--decisions", type=int, default=100)
     arguments = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"after": arguments.after, "decisions": arguments.decisions, "cpus": os.cpu_count()}
+    result: dict[str, Any] = {
+        "after": arguments.after,
+        "decisions": arguments.decisions,
+        "cpus": os.cpu_count(),
+    }
     for preset in ("small", "full"):
         for K in (52, 104):
             result[f"{preset}_{K}"] = measured(preset, K, arguments.after, arguments.decisions)

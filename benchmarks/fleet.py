@@ -29,11 +29,10 @@ from vectorised import measure
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Cost
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
-from cuvee.fleet import schema
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.fleet.local import LocalFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store, schema
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.postgres import find_binaries, postgres_server
 from cuvee.testing.store import example_interval
@@ -56,16 +55,27 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> LMTrainer:
 
 def policies(corpus: str, count: int) -> list[Fixed]:
     names, generator = Corpus.open(corpus).names, np.random.default_rng(0)
-    return [Fixed(Mixture.normalise(names, generator.dirichlet(np.ones(len(names))))) for _ in range(count)]
+    return [
+        Fixed(Mixture.normalise(names, generator.dirichlet(np.ones(len(names)))))
+        for _ in range(count)
+    ]
 
 
 def fleet(proxy: Mapping[str, Any], runs: int, workers: int, folder: Path) -> dict[str, float]:
     began = time.time()
     with Store.open(folder / f"store-{workers}.sqlite") as store:
         LocalFleet(
-            store, make_trainer, proxy, group="speed", workers=workers, checkpoints=folder / f"{workers}", every=5
+            store,
+            make_trainer,
+            proxy,
+            group="speed",
+            workers=workers,
+            checkpoints=folder / f"{workers}",
+            every=5,
         ).run(policies(proxy["corpus"], runs))
-        times = sa.select(schema.attempts.c.started, schema.attempts.c.ended, schema.attempts.c.seconds)
+        times = sa.select(
+            schema.attempts.c.started, schema.attempts.c.ended, schema.attempts.c.seconds
+        )
         rows = store._database.read(lambda connection: connection.execute(times).all())
     first, last = min(row.started for row in rows), max(row.ended for row in rows)
     busy, trained = sum(row.ended - row.started for row in rows), sum(row.seconds for row in rows)
@@ -83,7 +93,9 @@ def sequential(proxy: Mapping[str, Any], runs: int) -> float:
         "print(time.perf_counter() - began)"
     )
     command = [sys.executable, "-c", code, json.dumps(proxy), str(runs)]
-    told = subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True).stdout
+    told = subprocess.run(
+        command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     return float(told.split()[-1])
 
 
@@ -98,7 +110,9 @@ def rows_per_second(url: str, rows: int = 300) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=300)
@@ -118,7 +132,11 @@ def main() -> None:
         one = fleet(proxy, options.runs, 1, Path(name))
         alone = sequential(proxy, options.runs)
         vectorised = measure(
-            Corpus.open(options.corpus), options.model, train["batch_size"], train["sequence_length"], 8
+            Corpus.open(options.corpus),
+            options.model,
+            train["batch_size"],
+            train["sequence_length"],
+            8,
         )
         sqlite = rows_per_second(f"{name}/rows.sqlite")
     postgres = None
@@ -128,7 +146,9 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "proxies_per_core_hour": round(3600 * options.runs / many["seconds"] / options.workers, 1),
+                "proxies_per_core_hour": round(
+                    3600 * options.runs / many["seconds"] / options.workers, 1
+                ),
                 "vs_sequential_loop": round(alone / many["seconds"], 3),
                 f"scaling_{options.workers}_workers": round(one["seconds"] / many["seconds"], 3),
                 "vectorised_gain": vectorised["gain"],

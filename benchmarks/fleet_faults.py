@@ -30,8 +30,7 @@ from store_faults import duplicates, lost_answers, power_loss, writers
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Trajectory
-from cuvee.fleet import schema
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store, schema
 from cuvee.loop import run
 from cuvee.testing.postgres import find_binaries, postgres_server
 from cuvee.testing.toy import ToyTrainer
@@ -46,18 +45,32 @@ class Fleet:
     def __init__(self, folder: Path, runs: int, planted: str | None, **orders: Any) -> None:
         self.folder, self.runs = folder, runs
         self.orders = {"proxy": PROXY, "workers": 2, "max_attempts": 1000, "lease": 60.0, **orders}
-        self.orders |= {"runs": runs, "planted": planted, "acks": str(folder / "acks"), "failpoint": None, "fuse": ""}
+        self.orders |= {
+            "runs": runs,
+            "planted": planted,
+            "acks": str(folder / "acks"),
+            "failpoint": None,
+            "fuse": "",
+        }
         self.store = Store.open(folder / "store.sqlite")
 
     def start(self, failpoint: str | None = None, number: int = 0) -> subprocess.Popen[bytes]:
         orders = self.orders | {"failpoint": failpoint, "fuse": str(self.folder / f"fuse-{number}")}
-        command = [sys.executable, str(HERE / "fleet_parts.py"), str(self.folder), json.dumps(orders)]
+        command = [
+            sys.executable,
+            str(HERE / "fleet_parts.py"),
+            str(self.folder),
+            json.dumps(orders),
+        ]
         with open(self.folder / "output", "ab") as output:
             return subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
 
     def faults(self) -> Counter[str]:
         """What is wrong with the store, given that every run should be done."""
-        clean = [run(ToyTrainer(**{**self.orders["proxy"], "pause": 0.0}), policy) for policy in policies(self.runs)]
+        clean = [
+            run(ToyTrainer(**{**self.orders["proxy"], "pause": 0.0}), policy)
+            for policy in policies(self.runs)
+        ]
         by_first = {trajectory.mixtures[0].digest(): trajectory for trajectory in clean}
         found: Counter[str] = Counter()
         kept: dict[str, int] = {}
@@ -76,10 +89,16 @@ class Fleet:
             )
             found["torn"] += summary.status == "done" and len(trajectory) != len(wanted)
             kept[trajectory.mixtures[0].digest()] = len(trajectory)
-        found["lost"] = sum(kept.get(mixture, 0) < row for mixture, row in self._acked().items() if mixture in by_first)
+        found["lost"] = sum(
+            kept.get(mixture, 0) < row
+            for mixture, row in self._acked().items()
+            if mixture in by_first
+        )
         found["duplicated"] = self._scalar(duplicates())
         found["integrity"] = self._scalar(sa.text("PRAGMA integrity_check")) != "ok"
-        late = (schema.attempts.c.ended.is_not(None)) & (schema.attempts.c.heartbeat > schema.attempts.c.ended)
+        late = (schema.attempts.c.ended.is_not(None)) & (
+            schema.attempts.c.heartbeat > schema.attempts.c.ended
+        )
         found["late writes"] = self._scalar(sa.select(sa.func.count()).where(late))
         ends = sa.select(schema.attempts.c.run_id).where(schema.attempts.c.outcome == "done")
         twice = ends.group_by(schema.attempts.c.run_id).having(sa.func.count() > 1).subquery()
@@ -88,14 +107,21 @@ class Fleet:
 
     def lost_now(self) -> int:
         """Acknowledged rows that are not there at this moment."""
-        rows = sa.select(schema.intervals.c.run_id, schema.intervals.c.number, schema.intervals.c.mixture)
+        rows = sa.select(
+            schema.intervals.c.run_id, schema.intervals.c.number, schema.intervals.c.mixture
+        )
         found = self.store._database.read(lambda connection: connection.execute(rows).all())
         first = {row.run_id: json.dumps(row.mixture) for row in found if row.number == 1}
         last = Counter[str]()
         for row in found:
             last[first.get(row.run_id, "")] = max(last[first.get(row.run_id, "")], row.number)
-        known = {policy_digest: json.dumps(mixture) for policy_digest, mixture in _first_mixtures(self.runs).items()}
-        return sum(last[known[mixture]] < row for mixture, row in self._acked().items() if mixture in known)
+        known = {
+            policy_digest: json.dumps(mixture)
+            for policy_digest, mixture in _first_mixtures(self.runs).items()
+        }
+        return sum(
+            last[known[mixture]] < row for mixture, row in self._acked().items() if mixture in known
+        )
 
     def _acked(self) -> dict[str, int]:
         """The last acknowledged row of each run, by the digest of its mixture."""
@@ -163,12 +189,18 @@ def _kill(process: subprocess.Popen[bytes], whom: str) -> None:
 def zombies(full: bool, planted: str | None = None) -> Counter[str]:
     """[13] A worker is stopped for longer than its lease, loses its run, and wakes up."""
     found = Counter[str]()
-    with _fleet(10, planted, lease=1.0, proxy=PROXY | {"intervals": 10 if not full else 100, "pause": 0.1}) as fleet:
+    with _fleet(
+        10, planted, lease=1.0, proxy=PROXY | {"intervals": 10 if not full else 100, "pause": 0.1}
+    ) as fleet:
         process = fleet.start()
         while process.poll() is None and found["zombies"] < (200 if full else 3):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             held = [summary for summary in fleet.store.runs(GROUP, "running") if summary.intervals]
-            victims = [summary for summary in held if summary.worker and summary.worker.split("/")[-2] in children]
+            victims = [
+                summary
+                for summary in held
+                if summary.worker and summary.worker.split("/")[-2] in children
+            ]
             if not victims:
                 time.sleep(0.02)
                 continue
@@ -181,7 +213,9 @@ def zombies(full: bool, planted: str | None = None) -> Counter[str]:
             time.sleep(0.3)
         process.wait()
         found += fleet.faults()
-        found["wrongly failed"] = sum(summary.status == "failed" for summary in fleet.store.runs(GROUP))
+        found["wrongly failed"] = sum(
+            summary.status == "failed" for summary in fleet.store.runs(GROUP)
+        )
         found["taken over"] = fleet.store.tally(GROUP).lost_attempts
         return +found
 
@@ -196,7 +230,9 @@ def poison(full: bool, planted: str | None = None) -> Counter[str]:
         found["silent ends"] = codes.count(0)
         clean = {
             trajectory.mixtures[0].digest(): trajectory
-            for trajectory in (run(ToyTrainer(PROXY["intervals"]), policy) for policy in policies(runs))
+            for trajectory in (
+                run(ToyTrainer(PROXY["intervals"]), policy) for policy in policies(runs)
+            )
         }
         for summary in fleet.store.runs(GROUP):
             trajectory = fleet.store.trajectory(summary.id)
@@ -217,14 +253,22 @@ _BAD = ("lost", "duplicated", "torn", "unfinished", "late writes", "integrity", 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="nightly sizes: hours")
-    parser.add_argument("--only", nargs="*", help="some of: kills power_loss writers lost_answers zombies poison")
+    parser.add_argument(
+        "--only", nargs="*", help="some of: kills power_loss writers lost_answers zombies poison"
+    )
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(postgres_server()) if find_binaries() else None
         checks: list[tuple[str, Any, list[str]]] = [
-            ("kills", kills, ["acknowledged before the commit", "end recorded before the last row"]),
+            (
+                "kills",
+                kills,
+                ["acknowledged before the commit", "end recorded before the last row"],
+            ),
             ("power_loss", power_loss, ["synchronous = OFF"]),
             ("writers", writers, ["deferred BEGIN"]),
             ("zombies", zombies, ["no fencing token"]),
@@ -232,7 +276,11 @@ def main() -> None:
         ]
         if server:
             checks += [
-                ("writers_postgres", lambda full, planted=None: writers(full, planted, server), ["no reconnect"]),
+                (
+                    "writers_postgres",
+                    lambda full, planted=None: writers(full, planted, server),
+                    ["no reconnect"],
+                ),
                 (
                     "lost_answers",
                     lambda full, planted=None: lost_answers(full, server, planted),
@@ -249,7 +297,12 @@ def main() -> None:
             for fault in plants:
                 found = dict(check(False, fault))
                 caught[fault] = any(found.get(figure) for figure in _BAD)
-                print(f"  planted: {fault}:", "caught" if caught[fault] else "MISSED", found, flush=True)
+                print(
+                    f"  planted: {fault}:",
+                    "caught" if caught[fault] else "MISSED",
+                    found,
+                    flush=True,
+                )
 
     def total(figure: str) -> int:
         return sum(int(result.get(figure, 0)) for result in results.values())

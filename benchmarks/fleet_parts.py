@@ -18,13 +18,13 @@ import sqlalchemy as sa
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
-from cuvee.fleet import claim as claims
-from cuvee.fleet import store as stores
 from cuvee.fleet.attempts import AttemptCheckpoints
-from cuvee.fleet.claim import Claim, ClaimLost
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.local import FleetError, LocalFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store import claim as claims
+from cuvee.fleet.store import store as stores
+from cuvee.fleet.store.claim import Claim, ClaimLost
+from cuvee.fleet.store.store import Store
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.toy import ToyTrainer
@@ -45,7 +45,10 @@ FAILPOINTS = {
 
 
 def policies(count: int) -> list[Fixed | Exp3]:
-    fixed = [Fixed(Mixture.of({"web": i / 64, "code": (60 - i) / 64, "maths": 4 / 64})) for i in range(count - 1)]
+    fixed = [
+        Fixed(Mixture.of({"web": i / 64, "code": (60 - i) / 64, "maths": 4 / 64}))
+        for i in range(count - 1)
+    ]
     return [*fixed, Exp3()]
 
 
@@ -75,7 +78,9 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> AckedTrainer:
     _plant(orders["planted"])
     if orders["failpoint"]:
         _arm(*FAILPOINTS[orders["failpoint"]], Path(orders["fuse"]))
-    return AckedTrainer(seed, orders["acks"], orders["planted"] == "acknowledged before the commit", **proxy)
+    return AckedTrainer(
+        seed, orders["acks"], orders["planted"] == "acknowledged before the commit", **proxy
+    )
 
 
 def _arm(owner: type, name: str, when: str, fuse: Path) -> None:
@@ -118,7 +123,9 @@ def _unfenced(self: Claim, connection: sa.Connection, *arguments: Any) -> None:
         _renew(self, connection, *arguments)
     self.attempt = mine
     attempt = (claims.attempts.c.run_id == self.run.id) & (claims.attempts.c.number == mine)
-    connection.execute(sa.update(claims.attempts).where(attempt).values(heartbeat=self._database.now(connection)))
+    connection.execute(
+        sa.update(claims.attempts).where(attempt).values(heartbeat=self._database.now(connection))
+    )
 
 
 def _always_done(connection: sa.Connection, run_id: str, attempt: int, *_: Any) -> str:

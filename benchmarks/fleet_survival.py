@@ -25,7 +25,7 @@ import torch
 from fleet import make_trainer, policies
 
 from cuvee.fleet.local import LocalFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 
 GROUP = "survival"
@@ -54,7 +54,9 @@ def digests(store: Store) -> dict[tuple[str, int], str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--proxies", type=int, default=64)
@@ -74,12 +76,20 @@ def main() -> None:
     if options.drive:
         drive(Path(options.drive), proxy, options.proxies)
         return
-    generator, seen, lost, kills, began = random.Random(0), dict[tuple[str, int], str](), 0, 0, time.time()
+    generator, seen, lost, kills, began = (
+        random.Random(0),
+        dict[tuple[str, int], str](),
+        0,
+        0,
+        time.time(),
+    )
     with tempfile.TemporaryDirectory() as name, Store.open(f"{name}/store.sqlite") as store:
         command = [sys.executable, __file__, *sys.argv[1:], "--drive", name]
         while True:
             process, rows = subprocess.Popen(command, start_new_session=True), store_rows(store)
-            target = rows + generator.randint(1, max(2, options.proxies * (options.steps // 10) // (options.kills + 1)))
+            target = rows + generator.randint(
+                1, max(2, options.proxies * (options.steps // 10) // (options.kills + 1))
+            )
             while process.poll() is None and (kills == options.kills or store_rows(store) < target):
                 time.sleep(0.05)
             if process.poll() is not None:
@@ -94,9 +104,17 @@ def main() -> None:
         final = digests(store)
         lost += sum(final.get(key) != digest for key, digest in seen.items())
         torch.set_num_threads(1)
-        steers = dict(zip([summary.id for summary in runs], policies(proxy["corpus"], options.proxies), strict=True))
+        steers = dict(
+            zip(
+                [summary.id for summary in runs],
+                policies(proxy["corpus"], options.proxies),
+                strict=True,
+            )
+        )
         checked = generator.sample(sorted(steers), min(options.check, len(steers)))
-        different = sum(store.trajectory(one) != run(make_trainer(proxy, 0), steers[one]) for one in checked)
+        different = sum(
+            store.trajectory(one) != run(make_trainer(proxy, 0), steers[one]) for one in checked
+        )
         tally = store.tally(GROUP)
     print(
         json.dumps(
@@ -109,7 +127,10 @@ def main() -> None:
                 "attempts": tally.attempts,
                 "attempts_lost": tally.lost_attempts,
                 "tokens_spent": tally.cost.tokens,
-                "tokens_needed": options.proxies * options.steps * train["batch_size"] * train["sequence_length"],
+                "tokens_needed": options.proxies
+                * options.steps
+                * train["batch_size"]
+                * train["sequence_length"],
                 "checked_against_unbroken": len(checked),
                 "different": different,
                 "exit_code": process.returncode,

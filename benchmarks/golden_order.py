@@ -13,5 +13,13 @@ import numpy as np
 from cuvee.testing.stream_measures import golden_order
 
 if __name__ == "__main__":
-    environment = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
-    print(json.dumps({**environment, **{str(samples): golden_order(samples) for samples in (960, 10_000)}}))
+    environment = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+    print(
+        json.dumps(
+            {**environment, **{str(samples): golden_order(samples) for samples in (960, 10_000)}}
+        )
+    )

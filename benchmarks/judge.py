@@ -3,7 +3,7 @@
     python benchmarks/judge.py                                12 seeds of 5 and of 12 domains, 28 and 64 runs; ten minutes
     python benchmarks/judge.py --tasks 5 --runs 28 --seeds 2
 
-Runs are walks of the scoring sampler through simulated continual pre-training (`cuvee.training.continual`), 20 intervals each.
+Runs are walks of the scoring sampler through simulated continual pre-training (`cuvee.simulation.continual`), 20 intervals each.
 
     unseen    error of the fit on each run, by the others, and on 100 paths that are no walks, relative to their deviation;
               with the features of two fields, of one field that holds all domains, and the paired difference
@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 from cuvee.core.trajectory import Trajectory
-from cuvee.evaluation.fitted_run import Regression, as_logged
-from cuvee.evaluation.off_policy import Judge, static_candidates
 from cuvee.evaluation.statistics import paired_difference
+from cuvee.learning.off_policy import OffPolicyEvaluator, static_candidates
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.policies.schedule import Scheduled
-from cuvee.policies.scoring_sampler import ScoringSampler
-from cuvee.training.continual import continual, feedback_gain
-from cuvee.training.simulator import Simulator
+from cuvee.simulation.continual import continual, feedback_gain
+from cuvee.simulation.dynamics_model import Regression, as_logged
+from cuvee.simulation.simulator import Simulator
 
 TASKS = {5: (3, 2), 12: (9, 3), 22: (21, 1)}
 """K → source and target domains."""
@@ -65,16 +65,22 @@ def unseen(walks: Sequence[Trajectory], truth: Truth, seed: int) -> dict[str, fl
     """Errors relative to the deviation of what is predicted; for walks that is what was measured, else the truth."""
     logged, paths = [as_logged(one) for one in walks], no_walks(walks[0], seed)
     base_2 = np.abs(np.mean([one.measured_TY[0, :2] for one in logged], axis=0))
-    returns_N = np.array([(one.measured_TY[-1] - one.measured_TY[0])[:2] @ (0.5 / base_2) for one in logged])
+    returns_N = np.array(
+        [(one.measured_TY[-1] - one.measured_TY[0])[:2] @ (0.5 / base_2) for one in logged]
+    )
     worth_M, found = np.array([truth(path) for path in paths]), {}
     for name, two in FITS.items():
-        known = [one if two else replace(one, target_K=np.zeros_like(one.target_K)) for one in logged]
+        known = [
+            one if two else replace(one, target_K=np.zeros_like(one.target_K)) for one in logged
+        ]
 
         def said(regression: Regression, weights_TK: FloatArray) -> float:
             return float(regression.at_end(weights_TK)[:2] @ (0.5 / base_2))
 
         left_out = [Regression([*known[:n], *known[n + 1 :]]) for n in range(len(known))]
-        missed_N = [said(*pair) for pair in zip(left_out, (one.weights_TK for one in logged), strict=True)] - returns_N
+        missed_N = [
+            said(*pair) for pair in zip(left_out, (one.weights_TK for one in logged), strict=True)
+        ] - returns_N
         whole = Regression(known)
         missed_M = [said(whole, path) for path in paths] - worth_M
         found[f"walks {name}"] = float(np.sqrt(np.square(missed_N).mean()) / returns_N.std(ddof=1))
@@ -91,26 +97,37 @@ def no_walks(example: Trajectory, seed: int) -> list[FloatArray]:
         drawn_K = tokens_K * np.exp(rng.uniform(0, 1.5) * rng.normal(size=len(tokens_K)))
         start, end = rng.uniform(0.05, 1, 2)
         share_T1 = np.linspace(start, start if rng.random() < 0.5 else end, INTERVALS)[:, None]
-        source_K, of_target_K = (drawn_K * part_K / (drawn_K @ part_K) for part_K in (~target_K, target_K))
+        source_K, of_target_K = (
+            drawn_K * part_K / (drawn_K @ part_K) for part_K in (~target_K, target_K)
+        )
         paths.append((1 - share_T1) * source_K + share_T1 * of_target_K)
     return paths
 
 
-def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Truth) -> dict[str, float]:
+def steers(
+    walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Truth
+) -> dict[str, float]:
     held = round(0.25 * len(walks))
     learned_from, names = walks[held:], walks[0].names
     returns = [float(Feedback()(one).values[-1]) for one in learned_from]
-    judge = Judge(walks, static_candidates(learned_from, returns, 0.2))
+    judge = OffPolicyEvaluator(walks, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
     static = truth(np.tile(judge.static_K, (INTERVALS, 1)))
     rows = []
-    for path_TK in ((1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)):
-        points = [(t / INTERVALS, dict(zip(names, mixture, strict=True))) for t, mixture in enumerate(path_TK.tolist())]
+    for path_TK in (
+        (1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)
+    ):
+        points = [
+            (t / INTERVALS, dict(zip(names, mixture, strict=True)))
+            for t, mixture in enumerate(path_TK.tolist())
+        ]
         judged = judge(Scheduled(points))
         above = judged.within_reach and judged.gain.low is not None and judged.gain.low > 0
         rows.append((above, judged.supported, truth(path_TK) - static))
-    above_N, supported_N, over_N = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    above_N, supported_N, over_N = (
+        np.array(column, dtype=float) for column in zip(*rows, strict=True)
+    )
     figures = {"policies": float(len(rows))}
     for name, let_N in (("above", above_N), ("supported", supported_N)):
         figures[name] = float(let_N.sum())
@@ -122,11 +139,17 @@ def steers(walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Tru
 def summary(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     first = next(iter(by_seed.values()))
     mean: dict[str, dict[str, Any]] = {
-        part: {key: float(np.mean([result[part][key] for result in by_seed.values()])) for key in first[part]}
+        part: {
+            key: float(np.mean([result[part][key] for result in by_seed.values()]))
+            for key in first[part]
+        }
         for part in ("unseen", "steers")
     }
     for kind in ("walks", "paths"):
-        ours, theirs = ({seed: one["unseen"][f"{kind} {name}"] for seed, one in by_seed.items()} for name in FITS)
+        ours, theirs = (
+            {seed: one["unseen"][f"{kind} {name}"] for seed, one in by_seed.items()}
+            for name in FITS
+        )
         estimate = paired_difference(ours, theirs)
         assert estimate is not None
         mean["unseen"][f"{kind} difference"] = [estimate.mean, estimate.low, estimate.high]
@@ -134,8 +157,12 @@ def summary(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default="5,12", help=f"numbers of domains, of {', '.join(map(str, TASKS))}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tasks", default="5,12", help=f"numbers of domains, of {', '.join(map(str, TASKS))}"
+    )
     parser.add_argument("--runs", default="28,64")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=12)

@@ -5,7 +5,7 @@
     python benchmarks/learn.py --full-size            what 27,266 transitions of 52 domains take, by timing a slice
     python benchmarks/learn.py --full-size --whole    the same without extrapolating
 
-Tasks are DOMAINSxINTERVALS (`cuvee.training.continual`): `--runs` walks of the scoring sampler are logged, a policy is learned
+Tasks are DOMAINSxINTERVALS (`cuvee.simulation.continual`): `--runs` walks of the scoring sampler are logged, a policy is learned
 from them as `cuvee learn` does, and it then steers a run with another seed. Figures are the true feedback at the
 end, without noise:
 
@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cuvee.agents.episodes import Episode
-from cuvee.agents.offline import OfflineLearner
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.statistics import paired_difference
+from cuvee.learning.episodes import Episode
+from cuvee.learning.history_learning import LearnSettings, learn
+from cuvee.learning.offline import OfflineLearner
 from cuvee.loop import run
-from cuvee.methods.history_learning import LearnSettings, learn
 from cuvee.policies.feedback import Feedback
-from cuvee.policies.history_encoder import HISTORY_FEATURES, HISTORY_GLOBALS
-from cuvee.policies.scoring_sampler import ScoringSampler
-from cuvee.training.continual import continual, feedback_gain
-from cuvee.training.simulator import Simulator
+from cuvee.policies.history.encoder import HISTORY_FEATURES, HISTORY_GLOBALS
+from cuvee.policies.history.scoring_sampler import ScoringSampler
+from cuvee.simulation.continual import continual, feedback_gain
+from cuvee.simulation.simulator import Simulator
 
 TASKS = {"5x20": (3, 2, 20), "12x20": (9, 3, 20), "12x40": (8, 4, 40)}
 TRANSITIONS, DOMAINS, INTERVALS = 27_266, 52, 80
@@ -75,7 +75,9 @@ def one(task: str, seed: int, runs: int, options: dict[str, Any]) -> dict[str, A
         "top_quantile": np.sort(earned)[-runs // 5 :].mean(),
         "sft": truth(played(_actor(cloned.policy), 10**6 + seed)),
         "learned": own,
-        "fallback": feedback_gain(laws, torch.from_numpy(np.tile(judgement.static_K, (intervals, 1)))),
+        "fallback": feedback_gain(
+            laws, torch.from_numpy(np.tile(judgement.static_K, (intervals, 1)))
+        ),
         "best_logged": earned.max(),
         "best_static": feedback_gain(laws, static_K.expand(intervals, -1)),
         "best_schedule": feedback_gain(laws, laws.best_schedule()),
@@ -107,12 +109,21 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
         )
         for _ in range(count)
     ]
-    found: dict[str, Any] = {"transitions": count * T, "domains": K, "threads": torch.get_num_threads()}
+    found: dict[str, Any] = {
+        "transitions": count * T,
+        "domains": K,
+        "threads": torch.get_num_threads(),
+    }
     for preset in ("small", "full"):
         settings = LearnSettings.of({**options, "architecture": preset, "settle": 0})
         agent = OfflineLearner(episodes, settings, seed=0)
-        parameters = sum(p.numel() for net in (agent.actor.net, agent.critic.net) for p in net.parameters())
-        parts = {"clone": (agent.clone, settings.clones), "update": (agent.update, settings.updates)}
+        parameters = sum(
+            p.numel() for net in (agent.actor.net, agent.critic.net) for p in net.parameters()
+        )
+        parts = {
+            "clone": (agent.clone, settings.clones),
+            "update": (agent.update, settings.updates),
+        }
         timed: dict[str, float] = {}
         for name, (step, planned) in parts.items():
             step()
@@ -123,10 +134,15 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
             timed[name] = (time.perf_counter() - started) / slice_
             timed[f"{name}_processor"] = (time.process_time() - used) / slice_
         minutes, busy = (
-            (timed[f"clone{kind}"] * settings.clones + timed[f"update{kind}"] * settings.updates) / 60
+            (timed[f"clone{kind}"] * settings.clones + timed[f"update{kind}"] * settings.updates)
+            / 60
             for kind in ("", "_processor")
         )
-        found[preset] = {"parameters": parameters, "extrapolated": not whole, "minutes": minutes} | timed
+        found[preset] = {
+            "parameters": parameters,
+            "extrapolated": not whole,
+            "minutes": minutes,
+        } | timed
         found[preset]["processor_minutes"] = busy
         print(preset, found[preset], flush=True)
     return found
@@ -139,23 +155,38 @@ def summary(results: dict[str, dict[int, Any]]) -> dict[str, Any]:
             *("behaviour", "top_quantile", "sft", "learned", "fallback"),
             *("best_logged", "best_static", "best_schedule"),
         )
-        said[task] = {name: float(np.mean([result[name] for result in by_seed.values()])) for name in columns}
+        said[task] = {
+            name: float(np.mean([result[name] for result in by_seed.values()])) for name in columns
+        }
         for rival in ("behaviour", "sft", "top_quantile", "fallback", "best_static"):
-            ours, theirs = ({seed: result[name] for seed, result in by_seed.items()} for name in ("learned", rival))
+            ours, theirs = (
+                {seed: result[name] for seed, result in by_seed.items()}
+                for name in ("learned", rival)
+            )
             estimate = paired_difference(ours, theirs)
             assert estimate is not None
             said[task][f"over_{rival}"] = [estimate.mean, estimate.low, estimate.high]
-        within = [result["judged"][1] <= result["truth"] <= result["judged"][2] for result in by_seed.values()]
-        said[task] |= {"interval_holds_truth": float(np.mean(within)), "seeds": {str(k): v for k, v in by_seed.items()}}
+        within = [
+            result["judged"][1] <= result["truth"] <= result["judged"][2]
+            for result in by_seed.values()
+        ]
+        said[task] |= {
+            "interval_holds_truth": float(np.mean(within)),
+            "seeds": {str(k): v for k, v in by_seed.items()},
+        }
     return said
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", default="5x20,12x20", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=256)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of the agent")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=JSON", help="a setting of the agent"
+    )
     parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--threads", type=int, default=1)

@@ -36,11 +36,11 @@ from online_room import Trial, by_example, by_hand, next_paths
 
 from cuvee.core.domain import natural_shares
 from cuvee.core.trajectory import Run
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.evaluation.statistics import bootstrap_mean, steps_to_reach
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, parse
+from cuvee.recipes.config.schema import CompareConfig, parse
 from cuvee.recipes.search import SearchConfig, search
 from cuvee.recipes.stores import open_store
 from cuvee.training.model import PRESETS
@@ -63,7 +63,9 @@ def prepare(raw: Path, variant: str, out: Path) -> Corpus:
     if not source.exists():
         half_done = source.with_name(f"{variant}.part")
         shutil.rmtree(half_done, ignore_errors=True)
-        for file in (file for file in raw.rglob("*") if file.is_file()):  # without modes: DIR may be read-only
+        for file in (
+            file for file in raw.rglob("*") if file.is_file()
+        ):  # without modes: DIR may be read-only
             copy = half_done / file.relative_to(raw)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
@@ -78,8 +80,12 @@ def add_junk(folder: Path, clean: Corpus) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789+/=_-#@ "
     makers: dict[str, Callable[[], str]] = {
         "junk-letters": lambda: "".join(rng.choices(letters, k=1500)),
-        "junk-words": lambda: " ".join("".join(rng.choices(letters[:26], k=rng.randint(2, 9))) for _ in range(250)),
-        "junk-hex": lambda: "\n".join(f"{rng.getrandbits(128):032x} {rng.getrandbits(64):016x}" for _ in range(30)),
+        "junk-words": lambda: " ".join(
+            "".join(rng.choices(letters[:26], k=rng.randint(2, 9))) for _ in range(250)
+        ),
+        "junk-hex": lambda: "\n".join(
+            f"{rng.getrandbits(128):032x} {rng.getrandbits(64):016x}" for _ in range(30)
+        ),
         "junk-log": lambda: "\n".join(_log_line(rng) for _ in range(25)),
         "junk-menu": lambda: " | ".join(rng.choices(_MENU, k=120)),
         "junk-notice": lambda: "\n".join(rng.choices(_NOTICES, k=15)),
@@ -98,7 +104,12 @@ def copy_domain(folder: Path, clean: Corpus) -> None:
 def cut_domain(folder: Path, clean: Corpus) -> None:
     """The domain of median size keeps its first documents, 50,000 tokens of them."""
     domain = sorted(clean.domains, key=lambda domain: domain.tokens)[len(clean.domains) // 2]
-    path, tokenizer, kept, tokens = folder / "train" / f"{domain.name}.jsonl.gz", clean.tokenizer(), [], 0
+    path, tokenizer, kept, tokens = (
+        folder / "train" / f"{domain.name}.jsonl.gz",
+        clean.tokenizer(),
+        [],
+        0,
+    )
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             text = json.loads(line)["text"]
@@ -153,7 +164,9 @@ def write_documents(path: Path, texts: Sequence[str]) -> None:
 class Bench:
     """One variant: trains methods and paths through `compare`, each once whatever happens."""
 
-    def __init__(self, corpus: Corpus, folder: Path, variant: str, out: Path, options: argparse.Namespace) -> None:
+    def __init__(
+        self, corpus: Corpus, folder: Path, variant: str, out: Path, options: argparse.Namespace
+    ) -> None:
         self.corpus, self.variant, self.out, self.options = corpus, variant, out, options
         self.common: dict[str, Any] = {
             "corpus": str(folder),
@@ -199,7 +212,11 @@ class Bench:
 
     def train(self, methods: Sequence[Any], seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
         """Runs by label and seed."""
-        config = parse(CompareConfig, {**self.common, "methods": list(methods), "seeds": list(seeds)}, "the benchmark")
+        config = parse(
+            CompareConfig,
+            {**self.common, "methods": list(methods), "seeds": list(seeds)},
+            "the benchmark",
+        )
         runs: dict[str, dict[int, Run]] = {}
         for run in compare(config, resume=True, workers=self.options.workers):
             runs.setdefault(label_of(run), {})[run.seed] = run
@@ -213,8 +230,12 @@ def label_of(run: Run) -> str:
 
 def losses_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Optimizer steps (T,) of validations, and losses (T, V) of the domains that are validated."""
-    measured = [(s.step, s.probes["valid_loss"]) for s in run.trajectory.signals if "valid_loss" in s.probes]
-    return np.array([step for step, _ in measured]), np.stack([loss.values[loss.present] for _, loss in measured])
+    measured = [
+        (s.step, s.probes["valid_loss"]) for s in run.trajectory.signals if "valid_loss" in s.probes
+    ]
+    return np.array([step for step, _ in measured]), np.stack(
+        [loss.values[loss.present] for _, loss in measured]
+    )
 
 
 def final_loss(run: Run) -> float:
@@ -247,7 +268,9 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
 
     def entry(name: str, start_K: np.ndarray, end_K: np.ndarray) -> dict[str, Any]:
         ends = ((0.0, start_K), (1.0, end_K))
-        points = [[at, dict(zip(names, np.round(end, 6).tolist(), strict=True))] for at, end in ends]
+        points = [
+            [at, dict(zip(names, np.round(end, 6).tolist(), strict=True))] for at, end in ends
+        ]
         return {"name": "schedule", "points": points, "label": name}
 
     def attempt(paths: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
@@ -268,7 +291,9 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
     ranked = sorted(trials, key=lambda trial: trial.loss)
     static = [trial for trial in ranked if trial.is_static][:2]
     finalists = {trial.name: trial for trial in [*static, *ranked[:2]]}
-    again = bench.train([entry(t.name, t.start_K, t.end_K) for t in finalists.values()], range(bench.options.seeds))
+    again = bench.train(
+        [entry(t.name, t.start_K, t.end_K) for t in finalists.values()], range(bench.options.seeds)
+    )
     for name, by_seed in again.items():
         found[name] = by_seed
     return found
@@ -277,16 +302,27 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
 # ---------------------------------------------------------------------------------------------------------------- figures
 
 
-def report(bench: Bench, runs: dict[str, dict[int, Run]], paths: dict[str, dict[int, Run]]) -> dict[str, Any]:
+def report(
+    bench: Bench, runs: dict[str, dict[int, Run]], paths: dict[str, dict[int, Run]]
+) -> dict[str, Any]:
     seeds = list(range(bench.options.seeds))
     unseen = seeds[1:] or seeds
     loss = {
-        label: {seed: final_loss(run) for seed, run in by_seed.items()} for label, by_seed in {**paths, **runs}.items()
+        label: {seed: final_loss(run) for seed, run in by_seed.items()}
+        for label, by_seed in {**paths, **runs}.items()
     }
-    base = min(("natural", "uniform"), key=lambda label: np.mean([loss[label][seed] for seed in unseen]))
+    base = min(
+        ("natural", "uniform"), key=lambda label: np.mean([loss[label][seed] for seed in unseen])
+    )
     complete = [label for label in paths if set(loss[label]) >= set(seeds)]
-    judged = {label: float(np.mean([loss[label][seed] for seed in unseen])) for label in [*complete, *runs]}
-    is_static = {label: np.allclose(np.diff(paths[label][0].trajectory.weights_TK(), axis=0), 0) for label in complete}
+    judged = {
+        label: float(np.mean([loss[label][seed] for seed in unseen]))
+        for label in [*complete, *runs]
+    }
+    is_static = {
+        label: np.allclose(np.diff(paths[label][0].trajectory.weights_TK(), axis=0), 0)
+        for label in complete
+    }
     best_static = min((label for label in complete if is_static[label]), key=judged.__getitem__)
     best = min(judged, key=judged.__getitem__)
     room = {seed: loss[base][seed] - judged[best] for seed in unseen}
@@ -309,39 +345,75 @@ def report(bench: Bench, runs: dict[str, dict[int, Run]], paths: dict[str, dict[
     next_best = min(others, key=judged.__getitem__)
     result: dict[str, Any] = {
         "ac_odm_steps_vs_odm": figure("ac_odm_steps_vs_odm", steps("ac_odm", "odm")),
-        "ac_odm_proxy_steps_vs_odm": figure("ac_odm_proxy_steps_vs_odm", steps("ac_odm_proxy", "odm")),
+        "ac_odm_proxy_steps_vs_odm": figure(
+            "ac_odm_proxy_steps_vs_odm", steps("ac_odm_proxy", "odm")
+        ),
         "ac_odm_steps_vs_natural": figure("ac_odm_steps_vs_natural", steps("ac_odm", "natural")),
         "hds_steps_vs_next_best": figure("hds_steps_vs_next_best", steps("hds", next_best)),
         "hds_steps_vs_natural": figure("hds_steps_vs_natural", steps("hds", "natural")),
         "final_ppl_vs_odm": {
             label: figure(
-                f"final_ppl_vs_odm.{label}", {s: float(np.exp(loss[label][s] - loss["odm"][s])) for s in seeds}
+                f"final_ppl_vs_odm.{label}",
+                {s: float(np.exp(loss[label][s] - loss["odm"][s])) for s in seeds},
             )
             for label in METHODS
         },
         "gain_of_room": {
-            label: figure(f"gain_of_room.{label}", {s: (loss[base][s] - loss[label][s]) / mean_room for s in unseen})
+            label: figure(
+                f"gain_of_room.{label}",
+                {s: (loss[base][s] - loss[label][s]) / mean_room for s in unseen},
+            )
             for label in METHODS[2:]
         },
-        "room": {"nats": figure("room.nats", dict(room)), "from": base, "to": best, "best_static": best_static},
+        "room": {
+            "nats": figure("room.nats", dict(room)),
+            "from": base,
+            "to": best,
+            "best_static": best_static,
+        },
         "vs_best_static": {
-            label: figure(f"vs_best_static.{label}", {s: loss[label][s] - loss[best_static][s] for s in unseen})
+            label: figure(
+                f"vs_best_static.{label}",
+                {s: loss[label][s] - loss[best_static][s] for s in unseen},
+            )
             for label in METHODS
         },
-        "final_loss": {label: round(float(np.mean(list(loss[label].values()))), 4) for label in [*runs, *complete]},
+        "final_loss": {
+            label: round(float(np.mean(list(loss[label].values()))), 4)
+            for label in [*runs, *complete]
+        },
         "next_best": next_best,
         "wall_overhead": figure(
             "wall_overhead",
-            {s: wall_of(bench, runs["ac_odm"][s]) / wall_of(bench, runs["uniform"][s]) for s in seeds},
+            {
+                s: wall_of(bench, runs["ac_odm"][s]) / wall_of(bench, runs["uniform"][s])
+                for s in seeds
+            },
         ),
-        "cost": {"tokens": sum(run.cost.tokens for by_seed in {**paths, **runs}.values() for run in by_seed.values())},
+        "cost": {
+            "tokens": sum(
+                run.cost.tokens
+                for by_seed in {**paths, **runs}.values()
+                for run in by_seed.values()
+            )
+        },
         "ci95": ci,
     }
     if bench.variant != "clean":
-        unvalued = [k for k, name in enumerate(bench.corpus.names) if not bench.corpus.has(name, "valid")]
+        unvalued = [
+            k for k, name in enumerate(bench.corpus.names) if not bench.corpus.has(name, "valid")
+        ]
         result["share_not_validated"] = {
             label: round(
-                float(np.mean([run.trajectory.weights_TK()[:, unvalued].sum(1).mean() for run in by_seed.values()])), 4
+                float(
+                    np.mean(
+                        [
+                            run.trajectory.weights_TK()[:, unvalued].sum(1).mean()
+                            for run in by_seed.values()
+                        ]
+                    )
+                ),
+                4,
             )
             for label, by_seed in runs.items()
         }
@@ -374,16 +446,28 @@ def draw(bench: Bench, runs: dict[str, dict[int, Run]]) -> Path:
     figure = make_subplots(rows=1, cols=len(shown), subplot_titles=shown, shared_yaxes=True)
     for column, label in enumerate(shown, 1):
         trajectory = runs[label][0].trajectory
-        weights_TK, steps = trajectory.weights_TK(), [signals.step for signals in trajectory.signals[1:]]
+        weights_TK, steps = (
+            trajectory.weights_TK(),
+            [signals.step for signals in trajectory.signals[1:]],
+        )
         for k, name in enumerate(trajectory.names):
             line = {"width": 0.5, "color": f"hsl({360 * k // len(trajectory.names)}, 60%, 50%)"}
             figure.add_trace(
-                go.Scatter(x=steps, y=weights_TK[:, k], stackgroup=label, name=name, line=line, showlegend=column == 1),
+                go.Scatter(
+                    x=steps,
+                    y=weights_TK[:, k],
+                    stackgroup=label,
+                    name=name,
+                    line=line,
+                    showlegend=column == 1,
+                ),
                 row=1,
                 col=column,
             )
     figure.update_layout(
-        height=520, width=340 * len(shown), title=f"{bench.variant}: shares of domains, by optimizer step"
+        height=520,
+        width=340 * len(shown),
+        title=f"{bench.variant}: shares of domains, by optimizer step",
     )
     path: Path = bench.out / f"paths-{bench.variant}.html"
     figure.write_html(path)
@@ -391,13 +475,20 @@ def draw(bench: Bench, runs: dict[str, dict[int, Run]]) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--variant", choices=VARIANTS, action="append")
     parser.add_argument("--out", type=Path, default=Path("runs/online"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--trials", type=int, default=8, help="of the search for the room, after what is tried first")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=8,
+        help="of the search for the room, after what is tried first",
+    )
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--full", action="store_true")

@@ -58,11 +58,17 @@ def by_hand(shares_K: Array, valued_K: Array) -> list[tuple[str, Array, Array]]:
 def by_example(name: str, weights_TK: Array) -> list[tuple[str, Array, Array]]:
     """What a method did: its mean mixture, and from its first third to its last."""
     third = max(1, len(weights_TK) // 3)
-    mean_K, first_K, last_K = weights_TK.mean(0), weights_TK[:third].mean(0), weights_TK[-third:].mean(0)
+    mean_K, first_K, last_K = (
+        weights_TK.mean(0),
+        weights_TK[:third].mean(0),
+        weights_TK[-third:].mean(0),
+    )
     return [(f"{name}-mean", mean_K, mean_K), (f"{name}-path", first_K, last_K)]
 
 
-def next_paths(trials: Sequence[Trial], number: int, rng: np.random.Generator) -> list[tuple[Array, Array]]:
+def next_paths(
+    trials: Sequence[Trial], number: int, rng: np.random.Generator
+) -> list[tuple[Array, Array]]:
     """Where to try next: by regression and by differences in turn, every other one of each static."""
     ranked = sorted(trials, key=lambda trial: trial.loss)
     paths = []
@@ -74,13 +80,17 @@ def next_paths(trials: Sequence[Trial], number: int, rng: np.random.Generator) -
             x_2K = _by_regression(trials, best, static, rng)
         else:
             one, other = rng.choice(len(pool) // 2 + 2, 2, replace=False)
-            x_2K = best.logs_2K + 0.5 * (pool[min(one, other)].logs_2K - pool[max(one, other)].logs_2K)
+            x_2K = best.logs_2K + 0.5 * (
+                pool[min(one, other)].logs_2K - pool[max(one, other)].logs_2K
+            )
         start_K, end_K = (_softmax(half) for half in np.split(x_2K, 2))
         paths.append((start_K, start_K if static else end_K))
     return paths
 
 
-def _by_regression(trials: Sequence[Trial], best: Trial, static: bool, rng: np.random.Generator) -> Array:
+def _by_regression(
+    trials: Sequence[Trial], best: Trial, static: bool, rng: np.random.Generator
+) -> Array:
     """The least of a ridge regression within reach of `best`; a random fifth of the trials is left out."""
     kept = [trial for trial in trials if trial is best or rng.random() < 0.8]
     x_N2K = np.stack([trial.logs_2K for trial in kept])

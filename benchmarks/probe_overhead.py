@@ -111,12 +111,16 @@ class Step:
         """(K, weights) gradients of the mean loss of each domain, a forward and a backward pass for each."""
         layers = find_layers(self.model, None)
         weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers.values()]
-        gradients = torch.zeros(count, sum(weight.numel() for weight in weights), device=self.device)
+        gradients = torch.zeros(
+            count, sum(weight.numel() for weight in weights), device=self.device
+        )
         for k in batch.domain_BL[:, 0].unique().tolist():
             rows = batch.domain_BL[:, 0] == k
             counted_BL = batch.counted_BL[rows]
             loss, _ = self.loss(batch.tokens_BL[rows], counted_BL, float(counted_BL.sum()))
-            gradients[k] = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, weights)])
+            gradients[k] = torch.cat(
+                [part.reshape(-1) for part in torch.autograd.grad(loss, weights)]
+            )
         return gradients
 
 
@@ -142,8 +146,14 @@ def clock(work: Callable[[], object], device: torch.device) -> np.ndarray:
     return np.array([time.perf_counter() - before[0], time.process_time() - before[1]])
 
 
-def time_case(step: Step, count: int, seconds: float, generator: np.random.Generator) -> dict[str, object]:
-    meters = {"without": [], "measured": step.attach(count, stride=1), "unmeasured": step.attach(count, stride=10**9)}
+def time_case(
+    step: Step, count: int, seconds: float, generator: np.random.Generator
+) -> dict[str, object]:
+    meters = {
+        "without": [],
+        "measured": step.attach(count, stride=1),
+        "unmeasured": step.attach(count, stride=10**9),
+    }
     for kind in KINDS:  # warms up, and takes the one step that an interval always measures
         step(step.batch(count, generator), meters[kind])
     rounds: list[list[np.ndarray]] = []
@@ -151,9 +161,13 @@ def time_case(step: Step, count: int, seconds: float, generator: np.random.Gener
     while time.monotonic() < stop or len(rounds) < 5:
         batch, times = step.batch(count, generator), {}
         for kind in generator.permutation(KINDS):
-            times[kind] = clock(lambda kind=kind, batch=batch: step(batch, meters[kind]), step.device)
+            times[kind] = clock(
+                lambda kind=kind, batch=batch: step(batch, meters[kind]), step.device
+            )
         rounds.append([times[kind] for kind in KINDS])
-        ends.append(clock(lambda: (end(meters["measured"]), begin(meters["measured"], count)), step.device))
+        ends.append(
+            clock(lambda: (end(meters["measured"]), begin(meters["measured"], count)), step.device)
+        )
     for meter in [*meters["measured"], *meters["unmeasured"]]:
         meter.close()
     return {**ratios(np.array(rounds), np.array(ends)), "rounds": len(rounds)}
@@ -218,7 +232,9 @@ def compare_case(step: Step, count: int, generator: np.random.Generator) -> dict
             meters = step.attach(count, stride=1, **options)
             step(batch, meters)
             gram = meters[0].read(meters[0].sums())["alignment"]
-            relative_KK = np.abs(gram.values - exact_KK) / np.maximum(np.outer(norms_K, norms_K), 1e-30)
+            relative_KK = np.abs(gram.values - exact_KK) / np.maximum(
+                np.outer(norms_K, norms_K), 1e-30
+            )
             errors[name] = max(errors[name], float(relative_KK[gram.present].max()))
             for meter in meters:
                 meter.close()
@@ -240,18 +256,33 @@ def peak(preset: str, count: int, device: torch.device) -> None:
     for number in range(2):
         step(step.batch(count or 22, generator), meters, number)
     end(meters)
-    print(json.dumps([0, torch.cuda.max_memory_allocated()] if device.type == "cuda" else [before, resident_peak()]))
+    print(
+        json.dumps(
+            [0, torch.cuda.max_memory_allocated()]
+            if device.type == "cuda"
+            else [before, resident_peak()]
+        )
+    )
 
 
 @cache
 def peak_of_child(preset: str, count: int, device: torch.device) -> np.ndarray:
     """What `peak` prints. Processes differ by a few MB: the mean of two."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     command = [sys.executable, __file__, "--peak", preset, str(count), "--device", device.type]
     outputs = [
-        subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(2)
+        subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        for _ in range(2)
     ]
-    return np.array([json.loads(output.splitlines()[-1]) for output in outputs], dtype=float).mean(axis=0)
+    return np.array([json.loads(output.splitlines()[-1]) for output in outputs], dtype=float).mean(
+        axis=0
+    )
 
 
 def memory_case(preset: str, count: int, device: torch.device) -> dict[str, float]:
@@ -273,19 +304,30 @@ def show_profile(preset: str, count: int, device: torch.device) -> None:
         with torch.profiler.profile() as profile:
             step(step.batch(count, generator), chosen)
         print(f"{preset}, K = {count}, {title}")
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=48))
+        print(
+            profile.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=48
+            )
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--presets", nargs="+", help="smallest first")
     parser.add_argument("--domains", nargs="+", type=int, default=[22, 52])
     parser.add_argument(
-        "--seconds", type=float, default=300, help="for timing, over all cases; other work takes about 3 minutes"
+        "--seconds",
+        type=float,
+        default=300,
+        help="for timing, over all cases; other work takes about 3 minutes",
     )
     parser.add_argument(
-        "--profile", action="store_true", help="print where the largest preset's steps spend their time"
+        "--profile",
+        action="store_true",
+        help="print where the largest preset's steps spend their time",
     )
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -293,7 +335,9 @@ def main() -> None:
     device = torch.device(args.device)
     if args.peak:
         return peak(args.peak[0], int(args.peak[1]), device)
-    presets = args.presets or (["llama-50m", "llama-410m"] if device.type == "cuda" else ["llama-1m", "llama-5m"])
+    presets = args.presets or (
+        ["llama-50m", "llama-410m"] if device.type == "cuda" else ["llama-1m", "llama-5m"]
+    )
     if args.profile:
         return show_profile(presets[-1], args.domains[-1], device)
     # Larger models step more slowly, so they get more of the time.
@@ -308,12 +352,17 @@ def main() -> None:
             case |= direct_case(step, count, generator)
             case |= compare_case(step, count, generator)
             suffix = "_cpu" if device.type == "cpu" else ""
-            case["vs_separate_backward"] = case[f"separate_seconds{suffix}"] / case[f"probe_seconds{suffix}"]
+            case["vs_separate_backward"] = (
+                case[f"separate_seconds{suffix}"] / case[f"probe_seconds{suffix}"]
+            )
             case |= memory_case(preset, count, device)
             cases.append(case)
             print(json.dumps(case), flush=True)
     largest = [case for case in cases if case["preset"] == presets[-1]]
-    worst = {name: max(case[name] for case in largest) for name in ("step_ratio", "step_ratio_strided", "memory_ratio")}
+    worst = {
+        name: max(case[name] for case in largest)
+        for name in ("step_ratio", "step_ratio_strided", "memory_ratio")
+    }
     worst["vs_separate_backward"] = min(case["vs_separate_backward"] for case in largest)
     worst["max_rel_error"] = max(case["max_rel_error"] for case in cases)
     print(json.dumps({**worst, "device": device.type, "torch": torch.__version__, "cases": cases}))

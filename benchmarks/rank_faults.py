@@ -30,10 +30,10 @@ import torch.distributed as dist
 
 from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
-from cuvee.data.batch import Batch
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
@@ -77,7 +77,13 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
     uniform = Mixture.uniform(corpus.names)
     size = 2 * injection.ranks
     stream = MixtureStream(
-        corpus, uniform, batch_size=size, sequence_length=16, seed=0, rank=ranks.rank, world_size=ranks.size
+        corpus,
+        uniform,
+        batch_size=size,
+        sequence_length=16,
+        seed=0,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
     settings = TrainerSettings(
         steps=9,
@@ -113,7 +119,13 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
         error = str(raised)
     waited = time.monotonic() - began
     answer.send(
-        {"rank": ranks.rank, "error": error, "step": trainer.step, "digest": mixture.digest(), "waited": waited}
+        {
+            "rank": ranks.rank,
+            "error": error,
+            "step": trainer.step,
+            "digest": mixture.digest(),
+            "waited": waited,
+        }
     )
     os._exit(0)
 
@@ -121,7 +133,9 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
 def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict[str, Any]]:
     """The answers of the ranks that could give one. This process keeps the rendezvous store, as torchrun does."""
     fork = multiprocessing.get_context("fork")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(store.port),
@@ -162,7 +176,9 @@ def judge(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, floa
         elif injection.kind == "bit":
             blamed = f"rank {injection.victim}" if injection.victim else "rank 1"
             mixed = max(mixed, answer["step"] - start)
-            wrong += not (blamed in error and "rank 0" in error and all(digest in error for digest in digests))
+            wrong += not (
+                blamed in error and "rank 0" in error and all(digest in error for digest in digests)
+            )
         else:
             wrong += f"no sign of rank {injection.victim}," not in error
     waited = max((answer["waited"] for answer in answers if injection.kind != "late"), default=0.0)
@@ -174,11 +190,15 @@ def small_corpus(folder: Path) -> Corpus:
     for name in ("heapq", "bisect"):
         (folder / f"{name}.txt").write_text((library / f"{name}.py").read_text())
     files = [folder / "heapq.txt", folder / "bisect.txt"]
-    return build(files, folder / "corpus", BuildSettings(vocab_size=300, valid_share=0.0), workers=1)
+    return build(
+        files, folder / "corpus", BuildSettings(vocab_size=300, valid_share=0.0), workers=1
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--injections", type=int, default=500)
     parser.add_argument("--most-ranks", type=int, default=8)
     parser.add_argument("--timeout", type=float, default=2.0)

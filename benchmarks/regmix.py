@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
-from cuvee.fleet.foreign import Columns, import_tables
-from cuvee.fleet.store import Store
-from cuvee.methods.regmix_fit import FITS, cross_validated
-from cuvee.methods.regmix_runs import Table
+from cuvee.fleet.store.foreign import Columns, import_tables
+from cuvee.fleet.store.store import Store
+from cuvee.methods.regmix.fit import FITS, cross_validated
+from cuvee.methods.regmix.runs import Table
 
 COLUMNS = Columns(mixture="train_the_pile_{}", loss="metric/the_pile_{}_val_loss")
 HEADLINE = "pile_cc"
@@ -53,7 +53,9 @@ def load(folder: Path) -> tuple[Table, Table]:
 def ranked(predicted_MD: Any, test: Table) -> dict[str, Any]:
     by_domain = {
         name: rank_correlation(predicted_M, losses_M)
-        for name, predicted_M, losses_M in zip(test.valued, predicted_MD.T, test.losses_ND.T, strict=True)
+        for name, predicted_M, losses_M in zip(
+            test.valued, predicted_MD.T, test.losses_ND.T, strict=True
+        )
     }
     mean_loss = rank_correlation(predicted_MD @ test.values_D, test.losses_ND @ test.values_D)
     return {
@@ -72,7 +74,10 @@ def judge(name: str, train: Table, test: Table) -> dict[str, Any]:
     for domain, ranks in found["by_domain"].items():
         print(f"  {domain:20} {said(ranks):>25} {cross['by_domain'][domain].value:17.4f}")
     print(f"  {'mean over domains':20} {found['mean']:.4f}{'':19} {cross['mean']:17.4f}")
-    print(f"  {'mean loss':20} {said(found['mean_loss']):>25} {cross['mean_loss'].value:17.4f}", flush=True)
+    print(
+        f"  {'mean loss':20} {said(found['mean_loss']):>25} {cross['mean_loss'].value:17.4f}",
+        flush=True,
+    )
     return {
         "mean": found["mean"],
         HEADLINE: asdict(found["by_domain"][HEADLINE]),
@@ -89,7 +94,9 @@ def few(name: str, train: Table, test: Table) -> dict[str, dict[str, float]]:
     for count in FEW:
         ways: dict[str, list[float]] = {"by_domain": [], "directly": []}
         for seed in range(DRAWS):
-            rows = np.random.Generator(np.random.PCG64([seed, count])).permutation(len(train.mixtures_NK))[:count]
+            rows = np.random.Generator(np.random.PCG64([seed, count])).permutation(
+                len(train.mixtures_NK)
+            )[:count]
             mixtures, losses = train.mixtures_NK[rows], train.losses_ND[rows]
             by_domain = [FITS[name](mixtures, losses_N)(test.mixtures_NK) for losses_N in losses.T]
             directly = FITS[name](mixtures, losses @ train.values_D)(test.mixtures_NK)
@@ -100,7 +107,8 @@ def few(name: str, train: Table, test: Table) -> dict[str, dict[str, float]]:
                 ways[way].append(rank_correlation(predicted_M, real_M, resamples=1).value)
         figures[str(count)] = {way: float(np.mean(found)) for way, found in ways.items()}
         print(
-            f"  {name:18} {count:4} runs: " + ", ".join(f"{way} {x:.3f}" for way, x in figures[str(count)].items()),
+            f"  {name:18} {count:4} runs: "
+            + ", ".join(f"{way} {x:.3f}" for way, x in figures[str(count)].items()),
             flush=True,
         )
     return figures
@@ -111,7 +119,9 @@ def said(ranks: RankCorrelation) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--fits", nargs="+", choices=list(FITS), default=list(FITS))
     chosen = parser.parse_args()

@@ -25,9 +25,8 @@ import sqlalchemy as sa
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
-from cuvee.fleet import schema
-from cuvee.fleet.claim import Claim
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.claim import Claim
+from cuvee.fleet.store.store import Store, schema
 from cuvee.testing.postgres import LossyLink, PostgresServer
 from cuvee.testing.store import example_interval, expected, record
 
@@ -36,7 +35,9 @@ def duplicates() -> Any:
     """How many rows say the same of the same interval."""
     rows = sa.select(schema.intervals.c.run_id, schema.intervals.c.number)
     total = sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
-    return sa.select(total - sa.select(sa.func.count()).select_from(rows.distinct().subquery()).scalar_subquery())
+    return sa.select(
+        total - sa.select(sa.func.count()).select_from(rows.distinct().subquery()).scalar_subquery()
+    )
 
 
 def power_loss(full: bool, planted: str | None = None) -> Counter[str]:
@@ -46,7 +47,15 @@ def power_loss(full: bool, planted: str | None = None) -> Counter[str]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "store.sqlite"
         Store.open(path).close()
-        command = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync,pwrite64,write", "-o", f"{name}/trace"]
+        command = [
+            "strace",
+            "-f",
+            "-y",
+            "-e",
+            "trace=fsync,fdatasync,pwrite64,write",
+            "-o",
+            f"{name}/trace",
+        ]
         script = [sys.executable, __file__, str(path), "200" if full else "20", planted or ""]
         subprocess.run([*command, *script], check=True, stdout=subprocess.DEVNULL)
         found, dirty = Counter[str](), False
@@ -66,7 +75,11 @@ def _acknowledge(path: str, rows: int, planted: str) -> None:
         claim = store.claim_run(store.create("a", 0, {}), "worker")
         if planted:
             store._database.engine.dispose()
-            sa.event.listen(store._database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
+            sa.event.listen(
+                store._database.engine,
+                "connect",
+                lambda c, _: c.execute("PRAGMA synchronous = OFF"),
+            )
         for number in range(rows):
             claim.append(number, *example_interval(number))
             os.write(1, f"ack {number}\n".encode())
@@ -95,7 +108,9 @@ def _write(url: str, planted: bool, line: Any) -> None:
     line.send_bytes(json.dumps({"ms": milliseconds, "errors": errors}).encode())
 
 
-def _defer(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+def _defer(
+    connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any
+) -> tuple[str, Any]:
     return ("BEGIN" if statement == "BEGIN IMMEDIATE" else statement), parameters
 
 
@@ -107,13 +122,21 @@ def _read(url: str, stop: Any) -> None:
                     store.trajectory(summary.id)
 
 
-def writers(full: bool, planted: str | None = None, server: PostgresServer | None = None) -> dict[str, Any]:
+def writers(
+    full: bool, planted: str | None = None, server: PostgresServer | None = None
+) -> dict[str, Any]:
     """[11] Eight writers and four readers on one store; with a server, which is restarted under them."""
     runs, rows, context = (
-        (80, 1000, multiprocessing.get_context("spawn")) if full else (40, 50, multiprocessing.get_context("spawn"))
+        (80, 1000, multiprocessing.get_context("spawn"))
+        if full
+        else (40, 50, multiprocessing.get_context("spawn"))
     )
     found: dict[str, Any] = {"restarts": 0}
-    with tempfile.TemporaryDirectory() as name, _database(server, name) as url, Store.open(url) as store:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        _database(server, name) as url,
+        Store.open(url) as store,
+    ):
         for seed in range(runs):
             store.create("a", seed, {"rows": rows})
         stop, lines, processes = context.Event(), [], []
@@ -121,15 +144,17 @@ def writers(full: bool, planted: str | None = None, server: PostgresServer | Non
             ours, theirs = context.Pipe()
             processes.append(context.Process(target=_write, args=(url, bool(planted), theirs)))
             lines.append(ours)
-        readers = [context.Process(target=_read, args=(url, stop)) for _ in range(0 if planted else 4)]
+        readers = [
+            context.Process(target=_read, args=(url, stop)) for _ in range(0 if planted else 4)
+        ]
         began = time.perf_counter()
         for process in [*processes, *readers]:
             process.start()
         restarts = (10 if full else 5) if server else 0
         for number in range(restarts):  # spread over the work
-            while any(process.is_alive() for process in processes) and _rows(store) < runs * rows * (number + 1) / (
-                restarts + 1
-            ):
+            while any(process.is_alive() for process in processes) and _rows(
+                store
+            ) < runs * rows * (number + 1) / (restarts + 1):
                 time.sleep(0.05)
             assert server
             server.stop("immediate" if number % 2 else "fast")
@@ -140,10 +165,14 @@ def writers(full: bool, planted: str | None = None, server: PostgresServer | Non
         stop.set()
         for process in [*processes, *readers]:
             process.join()
-        whole = [store.trajectory(summary.id) for summary in store.runs() if summary.status == "done"]
+        whole = [
+            store.trajectory(summary.id) for summary in store.runs() if summary.status == "done"
+        ]
         found["unfinished"] = runs - len(whole)
         found["torn"] = sum(trajectory != expected(rows) for trajectory in whole)
-        found["duplicated"] = store._database.read(lambda connection: connection.execute(duplicates()).scalar_one())
+        found["duplicated"] = store._database.read(
+            lambda connection: connection.execute(duplicates()).scalar_one()
+        )
     found["errors"] = sum(one["errors"] for one in told)
     ms = sorted(value for one in told for value in one["ms"])
     found |= {"rows": len(ms), "rows_per_s": round(len(ms) / seconds)}
@@ -179,7 +208,9 @@ def lost_answers(full: bool, server: PostgresServer, planted: str | None = None)
         if planted:
             drop = sa.text("ALTER TABLE intervals DROP CONSTRAINT intervals_pkey")
             direct._database.write(lambda connection: connection.execute(drop))
-        forgetful = mock.patch.object(Claim, "_digests", lambda self, connection, number: {number - 1: ""})
+        forgetful = mock.patch.object(
+            Claim, "_digests", lambda self, connection, number: {number - 1: ""}
+        )
         with (
             forgetful if planted else contextlib.nullcontext(),
             Store.open(url.replace(f":{server.port}/", f":{link.port}/")) as store,
@@ -191,9 +222,13 @@ def lost_answers(full: bool, server: PostgresServer, planted: str | None = None)
                 claim.finish(Cost(1))
         found["lost answers"] = link.lost
         link.close()
-        found["duplicated"] = direct._database.read(lambda connection: connection.execute(duplicates()).scalar_one())
+        found["duplicated"] = direct._database.read(
+            lambda connection: connection.execute(duplicates()).scalar_one()
+        )
         if not planted:
-            found["lost"] = sum(direct.trajectory(summary.id) != expected(rows) for summary in direct.runs())
+            found["lost"] = sum(
+                direct.trajectory(summary.id) != expected(rows) for summary in direct.runs()
+            )
             found["unfinished"] = sum(summary.status != "done" for summary in direct.runs())
             found["claims forgotten"] = direct.tally().attempts - runs
         return +found

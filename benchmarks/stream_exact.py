@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.data.loader import StreamLoader
+from cuvee.data.stream.loader import StreamLoader
 from cuvee.testing.stream_faults import planted
 from cuvee.testing.stream_measures import (
     Sameness,
@@ -80,14 +80,24 @@ def resume(samples: int, stops: int) -> dict[str, Any]:
     chosen = [0, 1, *rng.choice(special, min(len(special), stops // 2), replace=False).tolist()]
     chosen = list(dict.fromkeys([*chosen, *rng.permutation(steps - 1).tolist()]))[:stops]
     same = measure_resume(scenario, sorted(chosen), steps)
-    return {"stops_identical": str(same), "first_difference": same.first_difference, "special_steps": len(special)}
+    return {
+        "stops_identical": str(same),
+        "first_difference": same.first_difference,
+        "special_steps": len(special),
+    }
 
 
 def worlds(samples: int, every: bool) -> dict[str, Any]:
     """All pairs without a loader; with loaders all of them, or one for each W' and number of workers."""
     steps = samples // BATCH
     scenario = Scenario.random(
-        corpus_of(samples), steps, 20, log_seed=SEED + 1, batch_size=BATCH, sequence_length=LENGTH, seed=SEED
+        corpus_of(samples),
+        steps,
+        20,
+        log_seed=SEED + 1,
+        batch_size=BATCH,
+        sequence_length=LENGTH,
+        seed=SEED,
     )
     invalid = [(1, 7), (9, 1), (11, 13), (7, 7), (2, 961)]
     pairs = [(w, v) for w in WORLDS for v in WORLDS]
@@ -100,18 +110,29 @@ def worlds(samples: int, every: bool) -> dict[str, Any]:
             pass
         states[world] = streams[-1].state_dict()
     with_workers = [
-        (w, v, n) for i, w in enumerate(WORLDS) for j, v in enumerate(WORLDS) for n in WORKERS if every or i == 6 - j
+        (w, v, n)
+        for i, w in enumerate(WORLDS)
+        for j, v in enumerate(WORLDS)
+        for n in WORKERS
+        if every or i == 6 - j
     ]
-    same = sum(loaded(scenario, states[w], v, workers, steps) == rest for w, v, workers in with_workers)
+    same = sum(
+        loaded(scenario, states[w], v, workers, steps) == rest for w, v, workers in with_workers
+    )
     return {
-        "world_pairs_identical": str(Sameness(plain.identical + same, plain.tried + len(with_workers))),
+        "world_pairs_identical": str(
+            Sameness(plain.identical + same, plain.tried + len(with_workers))
+        ),
         "world_pairs_refused": str(refused),
     }
 
 
 def loaded(scenario: Scenario, state: Any, world_size: int, workers: int, end: int) -> list[str]:
     """Digests of the steps after `state`, drawn by the loaders of `world_size` ranks one rank after the other."""
-    shares = [list(rank_batches(scenario, stream, workers, end)) for stream in scenario.ranks(world_size, state)]
+    shares = [
+        list(rank_batches(scenario, stream, workers, end))
+        for stream in scenario.ranks(world_size, state)
+    ]
     return [digest(batches) for batches in zip(*shares, strict=True)]
 
 
@@ -131,7 +152,9 @@ def rank_batches(scenario: Scenario, stream: Any, workers: int, end: int) -> Ite
 
 def repeated() -> dict[str, Any]:
     scenario = Scenario.random(corpus_of(2000), 120, 12, log_seed=SEED + 2)
-    figures = [measure_repeated_resume(scenario, 50, step_between) for step_between in (False, True)]
+    figures = [
+        measure_repeated_resume(scenario, 50, step_between) for step_between in (False, True)
+    ]
     return {
         "resume_drift": sum(drift for drift, _ in figures),
         "unequal_states": sum(unequal for _, unequal in figures),
@@ -142,11 +165,15 @@ def visits(samples: int) -> dict[str, Any]:
     """40 domains whose shares of the mixture are their shares of the windows, so that each is passed over five times and more."""
     rng = np.random.default_rng(SEED)
     windows = [1, 1, *rng.integers(2, max(3, samples // 120), 38).tolist()]
-    corpus = make_corpus({f"d{k}": int(number) * LENGTH - k % LENGTH for k, number in enumerate(windows)}, seed=SEED)
+    corpus = make_corpus(
+        {f"d{k}": int(number) * LENGTH - k % LENGTH for k, number in enumerate(windows)}, seed=SEED
+    )
     names = tuple(domain.name for domain in corpus.domains)
     shares = np.array(windows) / sum(windows)
     scenario = replace(
-        Scenario.random(corpus, 2, 0, log_seed=0, batch_size=BATCH, sequence_length=LENGTH, seed=SEED),
+        Scenario.random(
+            corpus, 2, 0, log_seed=0, batch_size=BATCH, sequence_length=LENGTH, seed=SEED
+        ),
         start=type(Scenario.random(corpus, 2, 0, log_seed=0).start).normalise(names, shares),
     )
     found = measure_visits(scenario, -(-5 * sum(windows) // BATCH) + BATCH)
@@ -162,13 +189,17 @@ def fidelity(samples: int) -> dict[str, Any]:
     steps = samples // 48
     found = {
         batch: measure_fidelity(
-            Scenario.random(corpus_of(20_000, 8), steps, 100, log_seed=SEED + batch, batch_size=batch),
+            Scenario.random(
+                corpus_of(20_000, 8), steps, 100, log_seed=SEED + batch, batch_size=batch
+            ),
             steps,
             world_size=8 if batch == 48 else 1,
         )
         for batch in (48, 8, 1)
     }
-    random = Scenario.random(corpus_of(20_000, 8), steps, 100, log_seed=SEED, sampling="multinomial")
+    random = Scenario.random(
+        corpus_of(20_000, 8), steps, 100, log_seed=SEED, sampling="multinomial"
+    )
     z = measure_fidelity(random, steps).z
     return {
         "max_deviation_sequences": round(max(found[48].overall, found[8].overall), 6),
@@ -181,13 +212,17 @@ def fidelity(samples: int) -> dict[str, Any]:
 
 def faults() -> dict[str, Any]:
     scenario = Scenario.random(corpus_of(2000, 6), 200, 12, log_seed=5)
-    caught = {name: plant() for name, plant in planted(scenario, 200, golden_order(960), 960).items()}
+    caught = {
+        name: plant() for name, plant in planted(scenario, 200, golden_order(960), 960).items()
+    }
     missed = [name for name, was_caught in caught.items() if not was_caught]
     return {"planted_caught": f"{sum(caught.values())}/{len(caught)}", "planted_missed": missed}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fast", action="store_true", help="the size that every commit can afford")
     fast = parser.parse_args().fast
     samples, stops, cases = (20_000, 20, 1000) if fast else (1_000_000, 200, 100_000)
@@ -203,7 +238,9 @@ def main() -> None:
         "repeated": repeated,
         "visits": lambda: visits(samples),
         "fidelity": lambda: fidelity(samples),
-        "edges": lambda: {f"edge_{name}": number for name, number in measure_edges(cases, SEED).items()},
+        "edges": lambda: {
+            f"edge_{name}": number for name, number in measure_edges(cases, SEED).items()
+        },
         "golden": lambda: {"golden": golden_order(10_000)[:16]},
         "faults": faults,
     }
@@ -211,8 +248,14 @@ def main() -> None:
         begin = time.perf_counter()
         found = part()
         figures.update(found)
-        print(f"{name:9} {time.perf_counter() - begin:7.1f} s  {json.dumps(found)}", file=sys.stderr, flush=True)
-    figures.update(python=platform.python_version(), numpy=np.__version__, machine=platform.machine())
+        print(
+            f"{name:9} {time.perf_counter() - begin:7.1f} s  {json.dumps(found)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    figures.update(
+        python=platform.python_version(), numpy=np.__version__, machine=platform.machine()
+    )
     print(json.dumps(figures))
 
 

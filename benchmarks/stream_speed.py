@@ -37,8 +37,8 @@ import numpy as np
 
 from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
-from cuvee.data.pool import TokenPool
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.stream.stream import MixtureStream
 
 CASES = ((64, 1024), (2048, 256))
 DOMAINS = (4, 29, 1000)
@@ -50,7 +50,10 @@ class OneFile:
 
     def __init__(self, tokens: np.ndarray[Any, Any], number: int) -> None:
         rng = np.random.default_rng(number)
-        cuts = np.sort(rng.choice(np.arange(1, len(tokens) // ALIGN), number - 1, replace=False)) * ALIGN
+        cuts = (
+            np.sort(rng.choice(np.arange(1, len(tokens) // ALIGN), number - 1, replace=False))
+            * ALIGN
+        )
         self.starts = [0, *cuts.tolist()]
         ends = [*cuts.tolist(), len(tokens) // ALIGN * ALIGN]
         self.fingerprint = f"one file in {number}"
@@ -72,7 +75,9 @@ def tokens_file(folder: Path, number: int) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng(0)
     with open(folder / "tokens.bin", "wb") as file:
         for begin in range(0, number, 1 << 24):
-            file.write(rng.integers(0, 50_000, min(1 << 24, number - begin), dtype=np.uint16).tobytes())
+            file.write(
+                rng.integers(0, 50_000, min(1 << 24, number - begin), dtype=np.uint16).tobytes()
+            )
     return np.memmap(folder / "tokens.bin", dtype=np.uint16, mode="r")
 
 
@@ -117,7 +122,9 @@ def against_limit(
 
     for step in (0, 1, 63):
         recorder.seek(step)  # both read the same
-        assert (np.take(window_WL, known[step], axis=0).astype(np.int64) == next(recorder).tokens_BL).all()
+        assert (
+            np.take(window_WL, known[step], axis=0).astype(np.int64) == next(recorder).tokens_BL
+        ).all()
     return best_rates({"limit": gather, "stream": draw}, batch, seconds)
 
 
@@ -154,18 +161,28 @@ def peer_rates(venv: Path, length: int, domains: int, seconds: float) -> dict[st
     command = [str(venv / "bin" / "python"), "-W", "ignore", str(script)]
     command += ["--length", str(length), "--domains", str(domains), "--seconds", str(seconds)]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1 << 29, help="size of the corpus; twice that in bytes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=1 << 29, help="size of the corpus; twice that in bytes"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="measuring time of each case")
     parser.add_argument("--peers", type=Path, help="virtual environment of the peers")
-    parser.add_argument("--peer-seconds", type=float, default=5.0, help="measuring time of each peer")
+    parser.add_argument(
+        "--peer-seconds", type=float, default=5.0, help="measuring time of each peer"
+    )
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"benchmark": "stream_speed", "tokens": arguments.tokens, "cases": []}
     with tempfile.TemporaryDirectory(prefix="stream-speed-") as folder:
@@ -176,7 +193,12 @@ def main() -> None:
             for number, corpus in corpora.items():
                 rates = against_limit(corpus, tokens, length, batch, arguments.seconds)
                 rate[length, number] = rates["stream"]
-                case = {"length": length, "batch": batch, "domains": number, **{k: round(v) for k, v in rates.items()}}
+                case = {
+                    "length": length,
+                    "batch": batch,
+                    "domains": number,
+                    **{k: round(v) for k, v in rates.items()},
+                }
                 case["ratio"] = round(rates["stream"] / rates["limit"], 3)
                 figures["cases"].append(case)
                 print(json.dumps(case), file=sys.stderr, flush=True)
@@ -184,9 +206,12 @@ def main() -> None:
             figures[f"limit_ratio_{length}"] = min(
                 case["ratio"] for case in figures["cases"] if case["length"] == length
             )
-        figures["cost_1000_over_4"] = {length: round(rate[length, 4] / rate[length, 1000], 2) for length, _ in CASES}
+        figures["cost_1000_over_4"] = {
+            length: round(rate[length, 4] / rate[length, 1000], 2) for length, _ in CASES
+        }
         figures["changing_every_step"] = {
-            length: round(changing(corpora[29], length, batch, arguments.seconds)) for length, batch in CASES
+            length: round(changing(corpora[29], length, batch, arguments.seconds))
+            for length, batch in CASES
         }
         seeks = seek_times(corpora[29], *CASES[0])
         figures["seek_us"] = round(statistics.median(seeks), 1)
@@ -194,15 +219,23 @@ def main() -> None:
         figures["state_bytes"] = len(json.dumps(corpora[29].stream(*CASES[0]).state_dict()))
     figures["vs_best_dynamic_peer"] = None
     if arguments.peers:
-        figures["peers"] = [peer_rates(arguments.peers, 64, number, arguments.peer_seconds) for number in (4, 29)]
+        figures["peers"] = [
+            peer_rates(arguments.peers, 64, number, arguments.peer_seconds) for number in (4, 29)
+        ]
         best = {
             row["domains"]: max(
-                r for n, r in row["rows_per_s"].items() if n in row["dynamic"] and not isinstance(r, str)
+                r
+                for n, r in row["rows_per_s"].items()
+                if n in row["dynamic"] and not isinstance(r, str)
             )
             for row in figures["peers"]
         }
-        figures["vs_best_dynamic_peer"] = round(min(rate[64, number] / best[number] for number in best), 1)
-    figures.update(python=platform.python_version(), numpy=np.__version__, machine=platform.machine())
+        figures["vs_best_dynamic_peer"] = round(
+            min(rate[64, number] / best[number] for number in best), 1
+        )
+    figures.update(
+        python=platform.python_version(), numpy=np.__version__, machine=platform.machine()
+    )
     print(json.dumps(figures))
 
 

@@ -8,10 +8,10 @@
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
 
 With a corpus and questions, as `agent.py` takes them and with its proxies (in `--work`, which may be its `--out`), most of the
-worlds are of natures under which proxies end as they did on real text (`cuvee.methods.calibration`). `unseen.py` judges on real
+worlds are of natures under which proxies end as they did on real text (`cuvee.simulation.calibration`). `unseen.py` judges on real
 text; here no corpus is needed to judge.
 
-A task is DOMAINSxINTERVALS. Its worlds are simulated continual pre-training (`cuvee.training.continual`) with natures drawn at
+A task is DOMAINSxINTERVALS. Its worlds are simulated continual pre-training (`cuvee.simulation.continual`) with natures drawn at
 random; their seeds are from a range that training does not draw from. The policy steers each as it would a run: noisy losses,
 noisy answers, under the guard. Figures are means over worlds of the true feedback e at the end, in percent:
 
@@ -44,16 +44,16 @@ from agent_parts import Material
 from cuvee.core.domain import Domain
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Cost, Run
+from cuvee.learning.universal import UniversalSettings, learn_universal
 from cuvee.loop import run
-from cuvee.methods.calibration import calibrate
-from cuvee.methods.universal import UniversalSettings, learn_universal
 from cuvee.policies.files import load_policy, save_policy
-from cuvee.policies.guard import Guard, Limits
-from cuvee.policies.heuristics import role_shares
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.history.heuristics import role_shares
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.search import logged_runs, run_proxies
-from cuvee.training.continual import Nature, continual, feedback_gain
-from cuvee.training.simulator import ScalingLaws, Simulator
+from cuvee.simulation.calibration import calibrate
+from cuvee.simulation.continual import WorldParams, continual, feedback_gain
+from cuvee.simulation.simulator import ScalingLaws, Simulator
 
 SHIPPED = Path(__file__).parents[1] / "src" / "cuvee" / "policies" / "universal"
 SPACES = {2: (1, 1), 8: (6, 2), 16: (12, 4), 52: (40, 12), 104: (84, 20)}
@@ -71,9 +71,11 @@ def judge(policy: HistoryPolicy, task: str, worlds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     sweep: list[list[float]] = []
     for seed in range(UNSEEN, UNSEEN + worlds):
-        laws, domains = continual(*SPACES[K], seed, intervals, Nature.draw(seed))
+        laws, domains = continual(*SPACES[K], seed, intervals, WorldParams.draw(seed))
         source_K, target_K = (role_shares(domains, role) for role in ("source", "target"))
-        sweep.append([_constant(laws, (1 - s) * source_K + s * target_K) for s in np.linspace(0.1, 0.9, 9)])
+        sweep.append(
+            [_constant(laws, (1 - s) * source_K + s * target_K) for s in np.linspace(0.1, 0.9, 9)]
+        )
         figures = {
             "reference": _constant(laws, 0.5 * (source_K + target_K)),
             "best_share": max(sweep[-1]),
@@ -86,14 +88,18 @@ def judge(policy: HistoryPolicy, task: str, worlds: int) -> dict[str, Any]:
             found.setdefault(name, []).append(value)
     ends_WS = np.array(sweep)
     one_share = float(ends_WS.mean(0).max())
-    means = {"one_share": one_share, **{name: float(np.mean(values)) for name, values in found.items()}}
+    means = {
+        "one_share": one_share,
+        **{name: float(np.mean(values)) for name, values in found.items()},
+    }
     room = means["best_schedule"] - one_share
     return {
         "task": task,
         "worlds": worlds,
         **{name: round(100 * value, 3) for name, value in means.items()},
         "room": {
-            name: round((means[name] - one_share) / room, 3) for name in ("untold", "told", "best_share", "best_static")
+            name: round((means[name] - one_share) / room, 3)
+            for name in ("untold", "told", "best_share", "best_static")
         },
         "wins": int((np.array(found["told"]) > np.array(found["best_static"])).sum()),
         "below_reference": int((np.array(found["told"]) < np.array(found["reference"])).sum()),
@@ -104,7 +110,9 @@ def _constant(laws: ScalingLaws, weights_K: Any) -> float:
     return feedback_gain(laws, torch.from_numpy(np.array(weights_K)).expand(laws.intervals, -1))
 
 
-def _steered(policy: HistoryPolicy, laws: ScalingLaws, domains: tuple[Domain, ...], told: bool) -> float:
+def _steered(
+    policy: HistoryPolicy, laws: ScalingLaws, domains: tuple[Domain, ...], told: bool
+) -> float:
     policy.probes = (_Evaluation(),) if told else ()
     guarded: Policy = Guard(policy, Limits(), int(laws.interval))
     steered = run(Simulator(laws, seed=7, domains=domains), guarded)
@@ -120,10 +128,14 @@ def proxies(options: argparse.Namespace) -> tuple[list[str], list[Run]]:
     theirs.base_tokens = 3 * theirs.tokens
     bench, corpora, runs = Bench(theirs), [], []
     for target in options.targets or [None]:
-        material = Material(theirs.corpus, theirs.out, theirs.questions, target, theirs.kept_away, theirs.every)
+        material = Material(
+            theirs.corpus, theirs.out, theirs.questions, target, theirs.kept_away, theirs.every
+        )
         name = "main" if target in (None, material.default_target) else f"main-{target}"
         field = material.field(name, material.sources, material.target)
-        config = bench.searching(field, bench.base(field, theirs.model), agent_method(bench, field), "dma")
+        config = bench.searching(
+            field, bench.base(field, theirs.model), agent_method(bench, field), "dma"
+        )
         run_proxies(config)
         corpora.append(field.corpus.fingerprint)
         runs += logged_runs(config)
@@ -131,7 +143,11 @@ def proxies(options: argparse.Namespace) -> tuple[list[str], list[Run]]:
 
 
 def train(
-    out: Path, settings: UniversalSettings, seed: int, corpora: Sequence[str] = (), runs: Sequence[Run] = ()
+    out: Path,
+    settings: UniversalSettings,
+    seed: int,
+    corpora: Sequence[str] = (),
+    runs: Sequence[Run] = (),
 ) -> HistoryPolicy:
     started = time.process_time()
     alike = calibrate(runs, DRAWS, KEPT, seed) if runs else []
@@ -145,7 +161,7 @@ def train(
     cost = sum((run.cost for run in runs), Cost())
     provenance = {
         "made_by": "benchmarks/universal.py --train",
-        "learned_from": "simulated continual pre-training (cuvee.training.continual)",
+        "learned_from": "simulated continual pre-training (cuvee.simulation.continual)",
         "like": {
             "runs": [run.id for run in runs],
             "corpora": list(corpora),
@@ -163,14 +179,18 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("universal"))
     parser.add_argument("--policy", type=Path, default=SHIPPED)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--questions", nargs="+", default=[], metavar="[ABOUT=]FILE")
     parser.add_argument(
-        "--targets", nargs="+", help="target domains, each with proxies of its own; one by default, as in agent.py"
+        "--targets",
+        nargs="+",
+        help="target domains, each with proxies of its own; one by default, as in agent.py",
     )
     parser.add_argument("--work", type=Path, default=Path("runs/agent"))
     parser.add_argument("--proxies", type=int, default=64)
@@ -180,11 +200,15 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=24)
     options = parser.parse_args()
     if bool(options.corpus) != bool(options.questions):
-        parser.error("--corpus and --questions go together: proxies on real text are asked questions")
+        parser.error(
+            "--corpus and --questions go together: proxies on real text are asked questions"
+        )
     torch.set_num_threads(1)
     if options.train:
         logged = proxies(options) if options.corpus else ()
-        policy = train(options.out, UniversalSettings(updates=options.updates), options.seed, *logged)
+        policy = train(
+            options.out, UniversalSettings(updates=options.updates), options.seed, *logged
+        )
     else:
         loaded = load_policy(options.policy)
         assert isinstance(loaded, HistoryPolicy)

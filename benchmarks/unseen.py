@@ -22,7 +22,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent import Bench, Figures, averages, best_of, carried, common_options, even, mean_of, path_of, sides_of, sweep
+from agent import (
+    Bench,
+    Figures,
+    averages,
+    best_of,
+    carried,
+    common_options,
+    even,
+    mean_of,
+    path_of,
+    sides_of,
+    sweep,
+)
 from agent_parts import Field, Material
 
 from cuvee.policies.files import UNIVERSAL
@@ -38,7 +50,10 @@ def measure(bench: Bench, field: Field, policies: Sequence[Path]) -> dict[str, A
     by_hand, learned = list(runs), []
     for number, folder in enumerate(policies):
         name = folder.name if len(policies) > 1 else "universal"
-        for way, label in (("told", "learned"), ("untold", "untold")):  # only what is called learned has questions
+        for way, label in (
+            ("told", "learned"),
+            ("untold", "untold"),
+        ):  # only what is called learned has questions
             entry = {**carried(bench, {f"policy-{number}": folder}, field)[0], "label": label}
             runs[f"{name}, {way}"] = bench.compared(field, base, [entry], seeds)[label]
             learned.append(f"{name}, {way}")
@@ -48,8 +63,12 @@ def measure(bench: Bench, field: Field, policies: Sequence[Path]) -> dict[str, A
     return {
         "domains": len(field.corpus.domains),
         "best_static": best,
-        "gain_to_half": {one: figures.gains(f"gain_to_half.{one}", average, one, HALF) for one in average},
-        "gain_to_best": {one: figures.gains(f"gain_to_best.{one}", average, one, best) for one in learned},
+        "gain_to_half": {
+            one: figures.gains(f"gain_to_half.{one}", average, one, HALF) for one in average
+        },
+        "gain_to_best": {
+            one: figures.gains(f"gain_to_best.{one}", average, one, best) for one in learned
+        },
         "average": {one: round(mean_of(by_seed), 4) for one, by_seed in average.items()},
         "nats": {one: sides_of(by_seed) for one, by_seed in verdicts.items()},
         "target_shares": {one: path_of(runs[one]) for one in learned},
@@ -65,13 +84,27 @@ def main() -> None:
         setattr(options, name, getattr(options, name) or value)
     options.base_tokens = 3 * options.tokens
     bench, started = Bench(options), time.perf_counter()
-    material = Material(options.corpus, options.out, options.questions or [], options.target, 0.0, options.every)
+    material = Material(
+        options.corpus, options.out, options.questions or [], options.target, 0.0, options.every
+    )
     found: dict[str, Any] = {}
     for target in filter(None, (material.target, material.other_target)):
         field = material.field(f"to-{target}", material.sources, target)
         found[target] = measure(bench, field, options.policy or [UNIVERSAL])
-        print(f"{time.perf_counter() - started:7.0f} s  {target}: {json.dumps(found[target])}", flush=True)
-    print(json.dumps({"benchmark": "unseen", "tokens": options.tokens, "seeds": options.seeds, "targets": found}))
+        print(
+            f"{time.perf_counter() - started:7.0f} s  {target}: {json.dumps(found[target])}",
+            flush=True,
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "unseen",
+                "tokens": options.tokens,
+                "seeds": options.seeds,
+                "targets": found,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What it gains to train tiny proxies together (`cuvee.training.together`), and what stops it from gaining more.
+"""What it gains to train tiny proxies together (`cuvee.training.together.together`), and what stops it from gaining more.
 
     python benchmarks/vectorised.py --corpus DIR [DIR …] [--model llama-0.1m] [--shapes 16x256 4x128 …] [--members 2 4 8]
 
@@ -28,11 +28,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cuvee.core.mixture import Mixture
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
-from cuvee.training.together import Together, compare
+from cuvee.training.together.together import Together, compare
 from cuvee.training.trainer import LMTrainer
 
 _CLASSES = {
@@ -45,8 +45,12 @@ _CLASSES = {
 
 
 def trainer_of(corpus: Corpus, model: str, batch: int, length: int, seed: int) -> LMTrainer:
-    settings = TrainerSettings(steps=10**6, batch_size=batch, sequence_length=length, validate_every=0, seed=seed)
-    stream = MixtureStream(corpus, Mixture.uniform(corpus.names), batch_size=batch, sequence_length=length, seed=seed)
+    settings = TrainerSettings(
+        steps=10**6, batch_size=batch, sequence_length=length, validate_every=0, seed=seed
+    )
+    stream = MixtureStream(
+        corpus, Mixture.uniform(corpus.names), batch_size=batch, sequence_length=length, seed=seed
+    )
     trainer = LMTrainer(build_model(model, corpus, seed=seed), stream, corpus, settings)
     trainer.start(())
     return trainer
@@ -94,10 +98,15 @@ def shares(trainer: LMTrainer) -> dict[str, float]:
         times[kind] += event.self_cpu_time_total / 1e6
     times["between_operations"] = max(0.0, seconds - sum(times.values()))
     total = sum(times.values())
-    return {kind: round(spent / total, 3) for kind, spent in sorted(times.items(), key=lambda item: -item[1])}
+    return {
+        kind: round(spent / total, 3)
+        for kind, spent in sorted(times.items(), key=lambda item: -item[1])
+    }
 
 
-def measure(corpus: Corpus, model: str, batch: int, length: int, members: int, rounds: int = 3) -> dict[str, Any]:
+def measure(
+    corpus: Corpus, model: str, batch: int, length: int, members: int, rounds: int = 3
+) -> dict[str, Any]:
     """`gain`, `bound`, `trial` and `same_bits` of one shape."""
     torch.set_num_threads(1)
     trainers = [trainer_of(corpus, model, batch, length, seed) for seed in range(members)]
@@ -114,7 +123,9 @@ def measure(corpus: Corpus, model: str, batch: int, length: int, members: int, r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", nargs="+", required=True)
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--shapes", nargs="+", default=["16x256", "16x128", "4x128", "2x64"])
@@ -131,13 +142,18 @@ def main() -> None:
             advance(trainer)
             row["share"] = shares(trainer)
             row["together"] = {
-                str(members): measure(corpus, options.model, batch, length, members) for members in options.members
+                str(members): measure(corpus, options.model, batch, length, members)
+                for members in options.members
             }
             print(json.dumps(row), flush=True)
             found.append(row)
     best = max(each["gain"] for row in found for each in row["together"].values())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    print(json.dumps({"vectorised_gain": best, "model": options.model, "device": device, "shapes": found}))
+    print(
+        json.dumps(
+            {"vectorised_gain": best, "model": options.model, "device": device, "shapes": found}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ import hashlib
 import numpy as np
 
 from cuvee import Mixture, MixtureStream
-from cuvee.data.memory import MemoryCorpus, TokenPool
+from cuvee.data.stream.memory import MemoryCorpus, TokenPool
 
 ids = np.arange(90_000)
 corpus = MemoryCorpus(
-    {name: TokenPool(name, ids[:n] % 997, ids[:n:50]) for name, n in [("web", 90_000), ("code", 9_000)]}
+    {
+        name: TokenPool(name, ids[:n] % 997, ids[:n:50])
+        for name, n in [("web", 90_000), ("code", 9_000)]
+    }
 )
 changes = {
     0: Mixture.of({"web": 0.7, "code": 0.3}),
@@ -20,7 +23,9 @@ changes = {
 
 def ranks(world_size, state=None):
     settings = {"batch_size": 48, "sequence_length": 32, "seed": 1, "world_size": world_size}
-    streams = [MixtureStream(corpus, changes[0], rank=rank, **settings) for rank in range(world_size)]
+    streams = [
+        MixtureStream(corpus, changes[0], rank=rank, **settings) for rank in range(world_size)
+    ]
     [stream.load_state_dict(state) for stream in streams if state]
     return streams
 
@@ -35,4 +40,6 @@ def run(streams, end, sha):
 print(run(ranks(1), 100, hashlib.sha256()).hexdigest())
 eight = ranks(8)
 half_way = run(eight, 50, hashlib.sha256())
-print(run(ranks(3, eight[5].state_dict()), 100, half_way).hexdigest())  # the state is global: any rank's will do
+print(
+    run(ranks(3, eight[5].state_dict()), 100, half_way).hexdigest()
+)  # the state is global: any rank's will do

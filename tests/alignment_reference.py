@@ -23,7 +23,12 @@ def domains(count: int = K) -> tuple[Domain, ...]:
 
 def model_of(kind: str = "llama") -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 88,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shared = {"vocab_size": VOCAB, "max_position_embeddings": 64, "tie_word_embeddings": True}
     if kind == "llama":
         config = LlamaConfig(**sizes, **shared)
@@ -51,7 +56,9 @@ def rows_of_one_domain(seed: int = 0, used: int = K) -> MicroBatch:
 def mixed_rows(seed: int = 0) -> MicroBatch:
     batch = rows_of_one_domain(seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    domain_BL = torch.randint(0, K, (ROWS, LENGTH // 3), generator=generator).repeat_interleave(3, dim=1)
+    domain_BL = torch.randint(0, K, (ROWS, LENGTH // 3), generator=generator).repeat_interleave(
+        3, dim=1
+    )
     return MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator)
 
 
@@ -77,7 +84,9 @@ def measured(meter: Meter) -> Measured:
     return meter.read(meter.sums())["alignment"]
 
 
-def separate_backward(model: nn.Module, batches: list[MicroBatch], layers: list[str], count: int = K) -> np.ndarray:
+def separate_backward(
+    model: nn.Module, batches: list[MicroBatch], layers: list[str], count: int = K
+) -> np.ndarray:
     """The slow way: a forward and a backward pass for each domain's mean loss."""
     weights = [model.get_submodule(layer).weight for layer in layers]
     gradients = torch.zeros(count, sum(weight.numel() for weight in weights))
@@ -85,7 +94,9 @@ def separate_backward(model: nn.Module, batches: list[MicroBatch], layers: list[
         counted = sum(float((batch.counted_BL & (batch.domain_BL == k)).sum()) for batch in batches)
         for batch in batches:
             loss = (token_losses(model, batch) * (batch.domain_BL == k)).sum() / max(counted, 1.0)
-            gradients[k] += torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, weights)])
+            gradients[k] += torch.cat(
+                [part.reshape(-1) for part in torch.autograd.grad(loss, weights)]
+            )
     return (gradients.double() @ gradients.double().T).numpy()
 
 

@@ -18,7 +18,11 @@ _MODULES = {
 
 def sections(domain: str) -> list[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    parts = (part.strip() for file in _MODULES[domain] for part in (library / file).read_text().split("\n\n"))
+    parts = (
+        part.strip()
+        for file in _MODULES[domain]
+        for part in (library / file).read_text().split("\n\n")
+    )
     return [part for part in parts if len(part) > 40]
 
 
@@ -26,10 +30,17 @@ def write_text(folder: Path, most: int | None = None) -> Path:
     """{train,valid}/DOMAIN.jsonl.gz with an id and a kind in each row, `most` to a domain; `numbers` is the target."""
     for domain in _MODULES:
         rows = [
-            {"text": text, "id": f"{domain}-{i}", "kind": "Code & docs" if '"""' in text else "Code"}
+            {
+                "text": text,
+                "id": f"{domain}-{i}",
+                "kind": "Code & docs" if '"""' in text else "Code",
+            }
             for i, text in enumerate(sections(domain)[:most])
         ]
-        for split, kept in (("train", rows[: -len(rows) // 10]), ("valid", rows[-len(rows) // 10 :])):
+        for split, kept in (
+            ("train", rows[: -len(rows) // 10]),
+            ("valid", rows[-len(rows) // 10 :]),
+        ):
             (folder / split).mkdir(parents=True, exist_ok=True)
             with gzip.open(folder / split / f"{domain}.jsonl.gz", "wt") as file:
                 file.writelines(json.dumps(row) + "\n" for row in kept)
@@ -46,4 +57,8 @@ def read_text(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -6,8 +6,8 @@ import json
 import sysconfig
 from pathlib import Path
 
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
 
 NAMES = ("algorithms", "mail", "network")
 _MODULES = {

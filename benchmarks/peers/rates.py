@@ -69,7 +69,9 @@ def interleave(domains: Rows, weights: list[float], iterable: bool) -> Iterator[
 
     parts = hugging_face(domains)
     parts = [part.to_iterable_dataset() for part in parts] if iterable else parts
-    return forever(interleave_datasets(parts, probabilities=weights, seed=0, stopping_strategy="all_exhausted"))
+    return forever(
+        interleave_datasets(parts, probabilities=weights, seed=0, stopping_strategy="all_exhausted")
+    )
 
 
 def torchdata_nodes(domains: Rows, weights: list[float]) -> Iterator[Any]:
@@ -78,7 +80,9 @@ def torchdata_nodes(domains: Rows, weights: list[float]) -> Iterator[Any]:
 
     nodes = {f"d{k}": IterableWrapper(rows) for k, rows in enumerate(domains)}
     return forever(
-        MultiNodeWeightedSampler(nodes, dict(zip(nodes, weights, strict=True)), stop_criteria="CYCLE_FOREVER", seed=0)
+        MultiNodeWeightedSampler(
+            nodes, dict(zip(nodes, weights, strict=True)), stop_criteria="CYCLE_FOREVER", seed=0
+        )
     )
 
 
@@ -87,7 +91,9 @@ def grain_mix(domains: Rows, weights: list[float]) -> Iterator[Any]:
     import grain
 
     parts = [grain.MapDataset.source(rows).shuffle(seed=0).repeat() for rows in domains]
-    return iter(grain.MapDataset.mix(parts, weights).to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    return iter(
+        grain.MapDataset.mix(parts, weights).to_iter_dataset(grain.ReadOptions(num_threads=0))
+    )
 
 
 def forever(source: Any) -> Iterator[Any]:
@@ -113,17 +119,24 @@ def rate(make: Callable[[], Iterator[Any]], seconds: float) -> float | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--domains", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=5.0)
     arguments = parser.parse_args()
-    domains, weights = domains_of(arguments.domains, arguments.length), weights_of(arguments.domains)
+    domains, weights = (
+        domains_of(arguments.domains, arguments.length),
+        weights_of(arguments.domains),
+    )
     peers = {
         "fms-acceleration-odm": lambda: fms(domains, weights, log=True),
         "fms-acceleration-odm, its log off": lambda: fms(domains, weights, log=False),
         "datasets.interleave_datasets, map": lambda: interleave(domains, weights, iterable=False),
-        "datasets.interleave_datasets, iterable": lambda: interleave(domains, weights, iterable=True),
+        "datasets.interleave_datasets, iterable": lambda: interleave(
+            domains, weights, iterable=True
+        ),
         "torchdata MultiNodeWeightedSampler": lambda: torchdata_nodes(domains, weights),
         "grain MapDataset.mix": lambda: grain_mix(domains, weights),
     }
@@ -133,7 +146,14 @@ def main() -> None:
         print(f"{name}: {rates[name]}", file=sys.stderr, flush=True)
     dynamic = [name for name in peers if name.startswith("fms")]
     print(
-        json.dumps({"length": arguments.length, "domains": arguments.domains, "dynamic": dynamic, "rows_per_s": rates})
+        json.dumps(
+            {
+                "length": arguments.length,
+                "domains": arguments.domains,
+                "dynamic": dynamic,
+                "rows_per_s": rates,
+            }
+        )
     )
 
 

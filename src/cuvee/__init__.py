@@ -11,12 +11,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Corpus": "cuvee.data.corpus",
+    "Corpus": "cuvee.data.corpus.corpus",
     "CuveeError": "cuvee.core.errors",
     "Domain": "cuvee.core.domain",
     "Measured": "cuvee.core.signals",
     "Mixture": "cuvee.core.mixture",
-    "MixtureStream": "cuvee.data.stream",
+    "MixtureStream": "cuvee.data.stream.stream",
     "Run": "cuvee.core.trajectory",
     "Signals": "cuvee.core.signals",
     "Trajectory": "cuvee.core.trajectory",

@@ -17,8 +17,8 @@ from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.state import save_state
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.loop import run
 from cuvee.probes.base import Context
 from cuvee.probes.norms import GradientNorm, GradientNormMeter, WeightNorms
@@ -28,7 +28,13 @@ from cuvee.training.settings import TrainerSettings
 from cuvee.training.trainer import LMTrainer
 
 SETTINGS = TrainerSettings(
-    steps=8, batch_size=6, sequence_length=64, interval=3, micro_batch_size=2, validation_tokens=512, device="cpu"
+    steps=8,
+    batch_size=6,
+    sequence_length=64,
+    interval=3,
+    micro_batch_size=2,
+    validation_tokens=512,
+    device="cpu",
 )
 
 
@@ -40,7 +46,9 @@ class Steering:
         self.noise = np.random.default_rng(os.getpid())
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        noise_K = self.noise.random(len(so_far.names)) if len(so_far) else np.ones(len(so_far.names))
+        noise_K = (
+            self.noise.random(len(so_far.names)) if len(so_far) else np.ones(len(so_far.names))
+        )
         return Mixture.normalise(so_far.names, noise_K)
 
     def learn(self, so_far: Trajectory) -> dict[str, float]:

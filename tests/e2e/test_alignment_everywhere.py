@@ -49,7 +49,9 @@ def share(batch: MicroBatch, rank: int) -> MicroBatch:
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
+    )
     for kind, sketch in CASES:
         model = model_of(kind)
         probe = GradientAlignment(sketch=sketch, stride=1)
@@ -57,7 +59,12 @@ def run_rank(rank: int, folder: str) -> None:
         meter.begin_interval(domains())
         wrapped = DistributedDataParallel(model)
         for step in range(2):
-            train_step(wrapped, [share(rows_of_one_domain(step), rank), share(mixed_rows(step), rank)], meter, step)
+            train_step(
+                wrapped,
+                [share(rows_of_one_domain(step), rank), share(mixed_rows(step), rank)],
+                meter,
+                step,
+            )
         sums = meter.sums()
         distributed.all_reduce(sums)
         np.save(Path(folder) / f"{kind}-{sketch}-{rank}.npy", meter.read(sums)["alignment"].values)
@@ -79,7 +86,9 @@ def test_two_ranks_measure_what_one_does(tmp_path):
         gram = measured(alone)
         assert error(gram, first) < 1e-5
         if sketch is None:
-            assert error(gram, separate_backward(model, batches[0] + batches[1], [DOWN[kind]])) < 1e-5
+            assert (
+                error(gram, separate_backward(model, batches[0] + batches[1], [DOWN[kind]])) < 1e-5
+            )
 
 
 @pytest.fixture

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.data.workplace import BUILD
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.ingest.build_folder import BUILD
 
 # Small blocks and steps, so that a small corpus passes through every state that a large one does.
 _PRELUDE = """
 import os, signal, sys
 from pathlib import Path
 import tokenizers
-from cuvee.data import encoding, reading
-from cuvee.data.build import BuildSettings, build
+from cuvee.data.ingest import tokenize as encoding
+from cuvee.data.ingest import reading
+from cuvee.data.ingest.build import BuildSettings, build
 reading.BLOCK_ROWS, encoding.STEP_BLOCKS = 25, 2
 settings = BuildSettings(vocab_size=300)
 """
@@ -92,18 +93,26 @@ print(kills, *ends)
 """
 )
 
-_AT_ONCE = _PRELUDE + "if __name__ == '__main__': build([sys.argv[1]], sys.argv[2], settings, workers=2)\n"
+_AT_ONCE = (
+    _PRELUDE + "if __name__ == '__main__': build([sys.argv[1]], sys.argv[2], settings, workers=2)\n"
+)
 
 
 def content(folder: Path) -> Mapping[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     for topic in ("law", "mail"):
-        rows = (json.dumps({"text": f"Document {i} about {topic}. " * (1 + i % 5)}) for i in range(60))
+        rows = (
+            json.dumps({"text": f"Document {i} about {topic}. " * (1 + i % 5)}) for i in range(60)
+        )
         (folder / f"{topic}.jsonl").write_text("\n".join(rows) + "\nnonsense\n")
     return folder
 
@@ -121,17 +130,25 @@ def test_killed_before_each_durable_call(
 ) -> None:
     folder = tmp_path / "corpus"
     done = subprocess.run(
-        [sys.executable, "-c", program, source, folder], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program, source, folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     kills, *ends = done.stdout.split()
     assert int(kills) >= least
     assert len(ends) == 1
-    assert content(folder) == whole  # the last life was not killed, and what it left is what the others left
+    assert (
+        content(folder) == whole
+    )  # the last life was not killed, and what it left is what the others left
     Corpus.open(folder).verify()
 
 
-def test_killed_at_random_with_its_workers(source: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+def test_killed_at_random_with_its_workers(
+    source: Path, whole: Mapping[str, bytes], tmp_path: Path
+) -> None:
     draw = random.Random(0)
     folder = tmp_path / "corpus"
     command = [sys.executable, "-c", _AT_ONCE, str(source), str(folder)]
@@ -147,10 +164,15 @@ def test_killed_at_random_with_its_workers(source: Path, whole: Mapping[str, byt
     assert content(folder) == whole
 
 
-def test_ctrl_c_leaves_a_build_that_goes_on(source: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_build_that_goes_on(
+    source: Path, whole: Mapping[str, bytes], tmp_path: Path
+) -> None:
     folder = tmp_path / "corpus"
     process = subprocess.Popen(
-        [sys.executable, "-c", _AT_ONCE, source, folder], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _AT_ONCE, source, folder],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (folder / BUILD / "survey.json").exists() and process.poll() is None:
         time.sleep(0.01)

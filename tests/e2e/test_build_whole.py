@@ -10,25 +10,35 @@ import pytest
 from datasets import Dataset
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import encoding, reading
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest import reading
+from cuvee.data.ingest import tokenize as encoding
+from cuvee.data.ingest.build import BuildSettings, build
 
 SMALL = BuildSettings(vocab_size=300)
 
 
 def texts(topic: str) -> list[str]:
-    return [f"Document {i} about {topic}, the {i * i}th of them.\nIt has two lines." for i in range(40)]
+    return [
+        f"Document {i} about {topic}, the {i * i}th of them.\nIt has two lines." for i in range(40)
+    ]
 
 
 def content(folder: Path) -> Mapping[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def documents(corpus: Corpus, name: str) -> list[str]:
     pool = corpus.pool(name)
     ends = [*pool.document_starts[1:].tolist(), len(pool)]
-    rows = [pool.tokens[a : b - 1].tolist() for a, b in zip(pool.document_starts.tolist(), ends, strict=True)]
+    rows = [
+        pool.tokens[a : b - 1].tolist()
+        for a, b in zip(pool.document_starts.tolist(), ends, strict=True)
+    ]
     decoded: list[str] = corpus.tokenizer().decode_batch(rows, skip_special_tokens=False)
     return decoded
 
@@ -63,7 +73,10 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     assert corpus.names == ("law", "mail")
     assert documents(corpus, "law") == texts("law")
     assert corpus.domains[0].is_target
-    assert build({"mail": mail, "law": law}, tmp_path / "corpus", settings, workers=1).fingerprint == corpus.fingerprint
+    assert (
+        build({"mail": mail, "law": law}, tmp_path / "corpus", settings, workers=1).fingerprint
+        == corpus.fingerprint
+    )
     with pytest.raises(CorpusError, match="dataset:law has no column 'text'; it has body, n"):
         build({"law": law}, tmp_path / "other", SMALL, workers=1)
     with pytest.raises(CorpusError, match="give a map-style"):

@@ -17,13 +17,13 @@ import yaml
 
 from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.trajectory import Run
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.recipes.compare import compare
-from cuvee.recipes.config import CompareConfig, PolicyChoice, TrainConfig, load
+from cuvee.recipes.config.schema import CompareConfig, PolicyChoice, TrainConfig, load
+from cuvee.recipes.progress.stopping import Stopped
+from cuvee.recipes.progress.watch import Progress, Unobserved
 from cuvee.recipes.reporting import tables
-from cuvee.recipes.stopping import Stopped
 from cuvee.recipes.train import train
-from cuvee.recipes.watch import Progress, Unobserved
 from cuvee.report.words import amount
 from stdlib_corpus import stdlib_corpus
 
@@ -52,7 +52,11 @@ def prepared(place: Path, corpus: Path) -> Path:
     }
     config = {
         "corpus": str(corpus),
-        "methods": ["natural", {"name": "given", "label": "mail-only", "weights": {"mail": 1}}, "odm"],
+        "methods": [
+            "natural",
+            {"name": "given", "label": "mail-only", "weights": {"mail": 1}},
+            "odm",
+        ],
         "seeds": [3, 4],
         "train": {**train, "validate_every": 1, "validation_tokens": 512},
         "store": str(place / "runs.db"),
@@ -76,7 +80,9 @@ def losses(run: Run) -> list[float]:
     return [float(signals.probes["valid_loss"].values.mean()) for signals in run.trajectory.signals]
 
 
-def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(compared: tuple[Path, list[Run]]) -> None:
+def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(
+    compared: tuple[Path, list[Run]],
+) -> None:
     _, runs = compared
     assert [(run.config["method"]["label"], run.seed) for run in runs] == [
         (label, seed) for seed in (3, 4) for label in ("natural", "mail-only", "odm")
@@ -90,12 +96,23 @@ def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(compa
             "the last window of an epoch may be short"
         )
     by_label = {run.config["method"]["label"]: run for run in runs if run.seed == 3}
-    assert [list(m.weights_K) for m in by_label["mail-only"].trajectory.mixtures] == [[0.0, 1.0, 0.0]] * 10
+    assert [list(m.weights_K) for m in by_label["mail-only"].trajectory.mixtures] == [
+        [0.0, 1.0, 0.0]
+    ] * 10
 
 
 def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]]) -> None:
     place, runs = compared
-    command = [sys.executable, "-m", "cuvee.cli", "compare", "mine.yaml", "-o", "page.html", "baseline=odm"]
+    command = [
+        sys.executable,
+        "-m",
+        "cuvee.cli",
+        "compare",
+        "mine.yaml",
+        "-o",
+        "page.html",
+        "baseline=odm",
+    ]
     done = subprocess.run(command, cwd=place, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is finished already") == 6, "and nothing is trained again"
@@ -151,7 +168,11 @@ class Kills(Unobserved):
     def interval(self, progress: Progress) -> None:
         if not self.killed:
             self.killed = progress.run_id
-            (child,) = [child for child in multiprocessing.active_children() if child.name == progress.run_id]
+            (child,) = [
+                child
+                for child in multiprocessing.active_children()
+                if child.name == progress.run_id
+            ]
             child.kill()
 
 
@@ -165,7 +186,9 @@ def test_a_process_that_dies_takes_no_other_with_it(place: Path) -> None:
     assert len(compare(config, resume=True)) == 2
 
 
-def breaks_off(run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection) -> None:
+def breaks_off(
+    run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection
+) -> None:
     """Stands for a process of the crew; that of natural dies in the middle of what it says."""
     assert config.method is not None
     if config.method.label == "natural":
@@ -198,20 +221,30 @@ def test_a_process_that_dies_as_it_speaks_leaves_the_others_their_voice(
     assert hears.heard == 100
 
 
-def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_trained(place: Path) -> None:
+def test_a_method_that_does_not_fit_the_corpus_is_refused_before_anything_is_trained(
+    place: Path,
+) -> None:
     with pytest.raises(ConfigError, match="target_only needs a target domain"):
         compare(configured(place, "methods=[natural, target_only]"))
     with Store.open(place / "runs.db") as store:
         assert store.runs() == []
 
 
-@pytest.mark.parametrize("method", ["{name: ac_odm, mode: proxy}", "{name: doge, mode: proxy, label: mine}"])
-def test_a_method_that_needs_proxies_is_sent_to_search_before_anything_is_created(place: Path, method: str) -> None:
-    remedy = r"learns from proxy runs, 1 to begin with: run `cuvee search` .* policy=runs/search/policy"
+@pytest.mark.parametrize(
+    "method", ["{name: ac_odm, mode: proxy}", "{name: doge, mode: proxy, label: mine}"]
+)
+def test_a_method_that_needs_proxies_is_sent_to_search_before_anything_is_created(
+    place: Path, method: str
+) -> None:
+    remedy = (
+        r"learns from proxy runs, 1 to begin with: run `cuvee search` .* policy=runs/search/policy"
+    )
     with pytest.raises(ConfigError, match=remedy):
         compare(configured(place, f"methods=[natural, {method}]"))
     document = {
-        k: v for k, v in yaml.safe_load((place / "mine.yaml").read_text()).items() if k not in ("methods", "seeds")
+        k: v
+        for k, v in yaml.safe_load((place / "mine.yaml").read_text()).items()
+        if k not in ("methods", "seeds")
     }
     (place / "one.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(ConfigError, match=remedy):
@@ -219,7 +252,9 @@ def test_a_method_that_needs_proxies_is_sent_to_search_before_anything_is_create
     assert sorted(path.name for path in place.iterdir()) == ["mine.yaml", "one.yaml"]
 
 
-def test_a_saved_policy_is_compared_and_its_cost_with_it(place: Path, compared: tuple[Path, list[Run]]) -> None:
+def test_a_saved_policy_is_compared_and_its_cost_with_it(
+    place: Path, compared: tuple[Path, list[Run]]
+) -> None:
     learned = next(run for run in compared[1] if run.config["method"]["label"] == "odm")
     chosen = f"methods=[natural, {{policy: {learned.policy}, label: from-before}}]"
     natural, steered = compare(configured(place, chosen, "seeds=[4]", "train.steps=4"))
@@ -227,7 +262,12 @@ def test_a_saved_policy_is_compared_and_its_cost_with_it(place: Path, compared: 
     spent = steered.config["proxies"]
     assert (spent["tokens"], spent["flops"]) == (learned.cost.tokens, learned.cost.flops)
     (final, _) = (table for _, table in tables([natural, steered]))
-    assert [row.cells[-3].note for row in final.rows] == ["", f"{amount(learned.cost.tokens)} proxies"]
+    assert [row.cells[-3].note for row in final.rows] == [
+        "",
+        f"{amount(learned.cost.tokens)} proxies",
+    ]
     after = PolicyChoice(policy=Path(steered.policy or "")).proxies
     assert after is not None
-    assert after.tokens == learned.cost.tokens + steered.cost.tokens, "what is learned later has cost both"
+    assert after.tokens == learned.cost.tokens + steered.cost.tokens, (
+        "what is learned later has cost both"
+    )

@@ -31,7 +31,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_build_show_and_verify(place: Path, tmp_path: Path) -> None:
     sources, out = place / "sources", tmp_path / "corpus"
     (sources / "mail.jsonl").open("a").write("\nnonsense")
-    printed = cuvee("build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--workers", "2")
+    printed = cuvee(
+        "build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--workers", "2"
+    )
     assert "1 bad rows were left out" in printed
     assert "quarantine.jsonl" in printed
     shown = cuvee("show", out)
@@ -41,23 +43,34 @@ def test_build_show_and_verify(place: Path, tmp_path: Path) -> None:
     assert "target" in mail
     fingerprint = json.loads((out / "manifest.json").read_text())["fingerprint"]
     assert fingerprint in cuvee("verify", out, "--no-progress")
-    again = cuvee("build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--no-progress")
+    again = cuvee(
+        "build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--no-progress"
+    )
     assert "3 domains" in again
 
 
 def test_shards_are_taken_in(place: Path, tmp_path: Path) -> None:
     shards = place / "corpus"
-    printed = cuvee("build", shards, "-o", tmp_path / "corpus", "--tokenizer", shards / "tokenizer.json")
+    printed = cuvee(
+        "build", shards, "-o", tmp_path / "corpus", "--tokenizer", shards / "tokenizer.json"
+    )
     assert "3 domains" in printed
-    assert [path.name for path in sorted((tmp_path / "corpus").iterdir())] == ["manifest.json", "tokenizer.json"]
+    assert [path.name for path in sorted((tmp_path / "corpus").iterdir())] == [
+        "manifest.json",
+        "tokenizer.json",
+    ]
     refused = cuvee("build", shards, "-o", tmp_path / "other", expect=2)
     assert "give the tokenizer.json that they were written with" in refused
 
 
 def test_mistakes_are_one_line_and_a_remedy(place: Path, tmp_path: Path) -> None:
     assert "there is no corpus folder" in cuvee("show", tmp_path / "nowhere", expect=2)
-    assert "there is no file or folder" in cuvee("build", tmp_path / "nowhere", "-o", tmp_path / "c", expect=2)
-    assert "did you mean mail" in cuvee("build", place / "sources", "-o", tmp_path / "c", "--target", "mial", expect=2)
+    assert "there is no file or folder" in cuvee(
+        "build", tmp_path / "nowhere", "-o", tmp_path / "c", expect=2
+    )
+    assert "did you mean mail" in cuvee(
+        "build", place / "sources", "-o", tmp_path / "c", "--target", "mial", expect=2
+    )
     assert not (tmp_path / "c").exists()
     shard = place / "corpus" / "train" / "mail.bin"
     whole = shard.read_bytes()

@@ -13,21 +13,21 @@ import pytest
 from typer.testing import CliRunner
 
 from cuvee.cli import app
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.methods.history_learning import LearnProgress
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.learning.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
-from cuvee.recipes import demo as recipe
-from cuvee.recipes import environment_text, learn
-from cuvee.recipes.config import CompareConfig, load
-from cuvee.recipes.demo import Demo, DemoView, demo
-from cuvee.recipes.demo_plan import DemoPlan, Stage
-from cuvee.recipes.demo_questions import write_questions
-from cuvee.recipes.environment_text import Gathered, gather, text_domains
-from cuvee.recipes.fleet_watch import FleetStatus
+from cuvee.recipes import learn
+from cuvee.recipes.config.schema import CompareConfig, load
+from cuvee.recipes.demo import demo as recipe
+from cuvee.recipes.demo.demo import Demo, DemoView, demo, environment_text
+from cuvee.recipes.demo.environment_text import Gathered, gather, text_domains
+from cuvee.recipes.demo.plan import DemoPlan, Stage
+from cuvee.recipes.demo.questions import write_questions
+from cuvee.recipes.progress.fleet_watch import FleetStatus
+from cuvee.recipes.progress.stopping import Stopped
+from cuvee.recipes.progress.watch import Progress
 from cuvee.recipes.search import SearchConfig, logged_runs
-from cuvee.recipes.stopping import Stopped
-from cuvee.recipes.watch import Progress
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.validation import Validation
 
@@ -51,7 +51,9 @@ PLAN = DemoPlan(
 class Witness:
     """Counts what happened, and sends Ctrl-C after so many intervals, proxies or steps of learning."""
 
-    def __init__(self, stop_after: int | None = None, proxies: int | None = None, steps: int | None = None) -> None:
+    def __init__(
+        self, stop_after: int | None = None, proxies: int | None = None, steps: int | None = None
+    ) -> None:
         self.stages: list[int] = []
         self.verdicts: list[str] = []
         self.most_proxies, self.most_steps, self.steps = proxies, steps, 0
@@ -137,7 +139,9 @@ def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(
     targets = {domain.name for domain in made.runs[0].trajectory.domains if domain.is_target}
     assert targets == {"mathematics", "graph-theory"}
     asked = {run.id for run in made.runs if Feedback()(run.trajectory).present.all()}
-    assert {run_id.split("-")[1] for run_id in asked} == {"agent", "universal"}, "those who read feedback have it"
+    assert {run_id.split("-")[1] for run_id in asked} == {"agent", "universal"}, (
+        "those who read feedback have it"
+    )
     page = made.report.read_text()
     assert rest.verdicts[0] in page.replace("&#43;", "+")
     assert "Target share over time" in made.diagnostics.read_text()
@@ -146,15 +150,23 @@ def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(
     assert demo(folder, again, PLAN, workers=1).runs == made.runs
     assert not again.intervals, "nothing is left to train"
     config = load(CompareConfig, made.config)
-    assert [run.seed for run in config.runs()] == [0] * 4 + [1] * 4, "the comparison is a file for cuvee compare"
+    assert [run.seed for run in config.runs()] == [0] * 4 + [1] * 4, (
+        "the comparison is a file for cuvee compare"
+    )
     fingerprint = Corpus.open(made.corpus).fingerprint
     assert [run.run_id(fingerprint) for run in config.runs()] == [run.id for run in made.runs]
-    assert len(logged_runs(load(SearchConfig, made.search))) == 8, "and the proxies' one is for cuvee search"
+    assert len(logged_runs(load(SearchConfig, made.search))) == 8, (
+        "and the proxies' one is for cuvee search"
+    )
 
 
 def test_what_is_asked_is_never_what_judges(tmp_path: Path) -> None:
     gather(tmp_path / "text")
-    corpus = build([tmp_path / "text"], tmp_path / "corpus", BuildSettings(targets=("mathematics",), vocab_size=300))
+    corpus = build(
+        [tmp_path / "text"],
+        tmp_path / "corpus",
+        BuildSettings(targets=("mathematics",), vocab_size=300),
+    )
     validation = Validation(256, 32)
     files = write_questions(corpus, tmp_path / "questions", validation)
     assert len(files["general"]) >= 7
@@ -164,13 +176,17 @@ def test_what_is_asked_is_never_what_judges(tmp_path: Path) -> None:
         tokens = corpus.pool(path.stem, "valid").tokens
         read = validation.windows(len(tokens))
         judged = [decode(tokens[i * 32 : (i + 1) * 32].tolist()) for i in read]
-        asked = [row["prompt"] + row["answer"] for row in map(json.loads, path.read_text().splitlines())]
+        asked = [
+            row["prompt"] + row["answer"] for row in map(json.loads, path.read_text().splitlines())
+        ]
         assert asked
         assert len(read) == 8
         assert not set(asked) & set(judged)
 
 
-def test_the_command_prints_what_was_kept_and_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_what_was_kept_and_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def small(folder: Path, view: DemoView) -> Demo:
         return demo(folder, view, replace(PLAN, seeds=(0,)), workers=1)
 
@@ -182,7 +198,17 @@ def test_the_command_prints_what_was_kept_and_learned(tmp_path: Path, monkeypatc
     assert result.stderr.count("took 0:") == 7
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
     assert {"base", "natural", "target_only", "agent", "universal"} <= set(rows)
-    assert rows["source"] == ["source", "kept", "target", "learned", "average", "vs", "natural,", "95%", "interval"]
+    assert rows["source"] == [
+        "source",
+        "kept",
+        "target",
+        "learned",
+        "average",
+        "vs",
+        "natural,",
+        "95%",
+        "interval",
+    ]
     source, change = float(rows["natural"][1]), float(rows["natural"][2].replace("−", "-"))
     assert source == pytest.approx(float(rows["base"][1]) + change, abs=0.0011)
     assert "no claim" in result.stdout

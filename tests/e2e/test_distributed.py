@@ -19,7 +19,7 @@ from one_rank import a_trainer, fail
 from cuvee.core.mixture import Mixture
 from cuvee.core.state import load_state
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.probes.norms import GradientNorm, WeightNorms
@@ -68,7 +68,9 @@ def test_two_ranks_train_what_one_rank_trains(healthy: Path, corpus: Corpus) -> 
         np.testing.assert_allclose(a.loss.values, b.loss.values, rtol=1e-5)
         assert set(a.probes) == set(b.probes)
         for name in a.probes:
-            np.testing.assert_allclose(a.probes[name].values, b.probes[name].values, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                a.probes[name].values, b.probes[name].values, rtol=1e-4, atol=1e-5
+            )
     own = trainer.state_dict()
     for name, weights in own["update"]["weights"].items():
         np.testing.assert_allclose(weights, states[0]["update"]["weights"][name], atol=2e-5)
@@ -92,18 +94,29 @@ def test_ranks_that_were_started_differently_never_begin(healthy: Path) -> None:
 
 def test_a_policy_that_fails_on_the_first_rank_ends_the_others(healthy: Path) -> None:
     assert (healthy / "broken-0.txt").read_text() == "ZeroDivisionError: the policy is broken"
-    assert (healthy / "broken-1.txt").read_text().startswith("TrainingError: the policy failed on rank 0")
+    assert (
+        (healthy / "broken-1.txt")
+        .read_text()
+        .startswith("TrainingError: the policy failed on rank 0")
+    )
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
-def test_a_rank_that_is_gone_is_named_within_the_timeout(how: str, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_rank_that_is_gone_is_named_within_the_timeout(
+    how: str, corpus: Corpus, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     ranks = []
     for rank in range(2):
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+        }
         with mock.patch.dict(os.environ, environment):
             ranks.append(context.Process(target=fail, args=(corpus, tmp_path, how)))
             ranks[-1].start()

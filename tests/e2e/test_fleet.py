@@ -16,8 +16,8 @@ from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.local import FleetError, LocalFleet
-from cuvee.fleet.rows import Tally
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.rows import Tally
+from cuvee.fleet.store.store import Store
 from cuvee.loop import explore, run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
@@ -28,12 +28,18 @@ GROUP = "toys"
 
 def policies(count: int) -> list[Fixed | Exp3]:
     """One of them learns, so that its state has to survive as well."""
-    fixed = [Fixed(Mixture.of({"web": i / 16, "code": (15 - i) / 16, "maths": 1 / 16})) for i in range(count - 1)]
+    fixed = [
+        Fixed(Mixture.of({"web": i / 16, "code": (15 - i) / 16, "maths": 1 / 16}))
+        for i in range(count - 1)
+    ]
     return [*fixed, Exp3()]
 
 
 def expected(count: int, proxy: dict[str, Any]) -> list[Trajectory]:
-    return [run(make_toy({**proxy, "pause": 0.0, "faults": {}}, 0), policy) for policy in policies(count)]
+    return [
+        run(make_toy({**proxy, "pause": 0.0, "faults": {}}, 0), policy)
+        for policy in policies(count)
+    ]
 
 
 @pytest.fixture
@@ -46,7 +52,9 @@ def test_a_fleet_does_what_a_loop_does_and_nothing_twice(store: Store) -> None:
     proxy, seen = {"intervals": 4}, list[Tally]()
     fleet = LocalFleet(store, make_toy, proxy, group=GROUP, workers=2, on_change=seen.append)
     assert [run.trajectory for run in fleet.run(policies(8))] == expected(8, proxy)
-    again = LocalFleet(store, make_nothing, proxy, group=GROUP, workers=2).run(policies(8))  # nothing is left to build
+    again = LocalFleet(store, make_nothing, proxy, group=GROUP, workers=2).run(
+        policies(8)
+    )  # nothing is left to build
     assert [run.trajectory for run in again] == expected(8, proxy)
     assert [run.trajectory for run in fleet.load()] == expected(8, proxy)
     assert (seen[-1].done, seen[-1].attempts, seen[-1].open, seen[-1].progress) == (8, 8, 0, 8.0)
@@ -83,15 +91,23 @@ def test_some_runs_may_come_to_nothing_and_the_method_does_with_the_others(store
         def propose(self, corpus: Any, logged: Any) -> list[Fixed | Exp3]:
             there = {run.trajectory.mixtures[0] for run in logged}
             return (
-                [policy for policy in policies(8)[:7] if policy.mixture(logged[0].trajectory) not in there]
+                [
+                    policy
+                    for policy in policies(8)[:7]
+                    if policy.mixture(logged[0].trajectory) not in there
+                ]
                 if logged
                 else policies(8)
             )
 
     proxy = {"intervals": 4, "faults": {"nan": 5 / 16}}
-    fleet = LocalFleet(store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, most_failed=0.125)
+    fleet = LocalFleet(
+        store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, most_failed=0.125
+    )
     logged = explore(Wanting(), None, fleet)
-    assert [run.trajectory for run in logged] == [t for t in expected(8, proxy) if t.mixtures[0]["web"] != 5 / 16]
+    assert [run.trajectory for run in logged] == [
+        t for t in expected(8, proxy) if t.mixtures[0]["web"] != 5 / 16
+    ]
     assert (
         fleet.spent().tokens
         == sum(run.cost.tokens for run in store.runs(GROUP))
@@ -99,7 +115,9 @@ def test_some_runs_may_come_to_nothing_and_the_method_does_with_the_others(store
     )
 
 
-def test_workers_that_cannot_start_are_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start_are_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cuvee.fleet.local.work", os._exit)
     with pytest.raises(TrainingError, match="ended before they took a run"):
         LocalFleet(store, make_toy, {}, group=GROUP).run(policies(2))
@@ -128,7 +146,13 @@ SLOW = {"intervals": 8, "pause": 0.03}
 
 def driver(folder: Path) -> subprocess.Popen[str]:
     (folder / "driver.py").write_text(DRIVER)
-    command = [sys.executable, str(folder / "driver.py"), str(Path(__file__).parent), str(folder), json.dumps(SLOW)]
+    command = [
+        sys.executable,
+        str(folder / "driver.py"),
+        str(Path(__file__).parent),
+        str(folder),
+        json.dumps(SLOW),
+    ]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
@@ -141,7 +165,9 @@ def wait_until(store: Store, intervals: int, process: subprocess.Popen[str]) -> 
 def assert_whole(store: Store) -> None:
     assert [store.load(run.id).trajectory for run in store.runs(GROUP)] == expected(6, SLOW)
     assert {run.status for run in store.runs(GROUP)} == {"done"}
-    check = store._database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar_one())
+    check = store._database.read(
+        lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
+    )
     assert check == "ok"
 
 
@@ -149,7 +175,10 @@ def assert_whole(store: Store) -> None:
 def test_kill_9_loses_nothing(store: Store, tmp_path: Path, whom: str) -> None:
     process = driver(tmp_path)
     wait_until(store, 10, process)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     recorded = {run.id: store.intervals(run.id) for run in store.runs(GROUP)}
     if whom == "group":
         os.killpg(process.pid, signal.SIGKILL)
@@ -166,7 +195,9 @@ def test_kill_9_loses_nothing(store: Store, tmp_path: Path, whom: str) -> None:
     assert_whole(store)
 
 
-def test_an_interrupt_saves_everything_and_the_next_start_goes_on(store: Store, tmp_path: Path) -> None:
+def test_an_interrupt_saves_everything_and_the_next_start_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
     process = driver(tmp_path)
     wait_until(store, 10, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

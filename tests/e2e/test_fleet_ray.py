@@ -21,7 +21,7 @@ import pytest
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.fleet.ray import RayFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
@@ -57,7 +57,11 @@ def processes(folder: Path) -> set[int]:
 
 
 def raylets(folder: Path) -> set[int]:
-    return {pid for pid in processes(folder) if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet"}
+    return {
+        pid
+        for pid in processes(folder)
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet"
+    }
 
 
 def ray_start(*arguments: str) -> None:
@@ -74,12 +78,16 @@ def ray_start(*arguments: str) -> None:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    folder = Path(f"/tmp/cuvee-{secrets.token_hex(3)}")  # short: the path of a Unix socket has 107 characters at most
+    folder = Path(
+        f"/tmp/cuvee-{secrets.token_hex(3)}"
+    )  # short: the path of a Unix socket has 107 characters at most
     port = 20000 + secrets.randbelow(10000)
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
     try:
-        ray_start("--head", "--port", str(port), "--include-dashboard=false", "--temp-dir", str(folder))
+        ray_start(
+            "--head", "--port", str(port), "--include-dashboard=false", "--temp-dir", str(folder)
+        )
         first = raylets(folder)
         ray_start("--address", f"127.0.0.1:{port}")
         yield Cluster(f"127.0.0.1:{port}", [*first, *(raylets(folder) - first)])
@@ -93,16 +101,23 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def policies() -> list[Fixed | Exp3]:
-    return [*(Fixed(Mixture.of({"web": i / 8, "code": (7 - i) / 8, "maths": 1 / 8})) for i in range(5)), Exp3()]
+    return [
+        *(Fixed(Mixture.of({"web": i / 8, "code": (7 - i) / 8, "maths": 1 / 8})) for i in range(5)),
+        Exp3(),
+    ]
 
 
 def node_of(worker: str | None) -> int:
     """The raylet that started the worker, whose parent it is."""
     assert worker
-    return int(Path(f"/proc/{worker.split('/')[-2]}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(
+        Path(f"/proc/{worker.split('/')[-2]}/stat").read_text().rpartition(")")[2].split()[1]
+    )
 
 
-def kill_the_second_node(store: Store, cluster: Cluster, seen: set[int], killed: threading.Event) -> None:
+def kill_the_second_node(
+    store: Store, cluster: Cluster, seen: set[int], killed: threading.Event
+) -> None:
     """When both nodes are in the midst of a run."""
     while not killed.is_set():
         busy = [run for run in store.runs("toys", "running") if run.intervals >= 3]
@@ -116,12 +131,23 @@ def kill_the_second_node(store: Store, cluster: Cluster, seen: set[int], killed:
         time.sleep(0.02)
 
 
-def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(cluster: Cluster, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"group": "toys", "workers": 2, "every": 2, "checkpoints": tmp_path / "checkpoints"}
+def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "group": "toys",
+        "workers": 2,
+        "every": 2,
+        "checkpoints": tmp_path / "checkpoints",
+    }
     seen, killed = set[int](), threading.Event()
     with Store.open(tmp_path / "store.sqlite") as store:
-        fleet = RayFleet(store, make_toy, PROXY, address=cluster.address, lease_seconds=5.0, **options)
-        killer = threading.Thread(target=kill_the_second_node, args=(store, cluster, seen, killed), daemon=True)
+        fleet = RayFleet(
+            store, make_toy, PROXY, address=cluster.address, lease_seconds=5.0, **options
+        )
+        killer = threading.Thread(
+            target=kill_the_second_node, args=(store, cluster, seen, killed), daemon=True
+        )
         killer.start()
         try:
             found = fleet.run(policies())
@@ -151,5 +177,7 @@ def test_several_hosts_need_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.1")
     with Store.open(tmp_path / "store.sqlite") as store:
         fleet = RayFleet(store, make_toy, PROXY, group="toys")
-        with pytest.raises(StoreError, match=r"hosts 10.0.0.1, 10.0.0.2, .* use a PostgreSQL store"):
+        with pytest.raises(
+            StoreError, match=r"hosts 10.0.0.1, 10.0.0.2, .* use a PostgreSQL store"
+        ):
             fleet._start(0)

@@ -14,10 +14,10 @@ import pytest
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
-from cuvee.fleet.address import find_address
-from cuvee.fleet.database import Database
 from cuvee.fleet.slurm import SlurmFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.address import find_address
+from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
@@ -30,7 +30,10 @@ PROXY = {"intervals": 6, "pause": 0.1}
 
 
 def policies() -> list[Fixed | Exp3]:
-    return [*(Fixed(Mixture.of({"web": i / 4, "code": (3 - i) / 4, "maths": 1 / 4})) for i in range(3)), Exp3()]
+    return [
+        *(Fixed(Mixture.of({"web": i / 4, "code": (3 - i) / 4, "maths": 1 / 4})) for i in range(3)),
+        Exp3(),
+    ]
 
 
 def kill_a_worker(store: Store) -> None:
@@ -45,12 +48,21 @@ def test_a_fleet_of_jobs_finishes_though_one_is_killed(tmp_path: Path) -> None:
         killer = threading.Thread(target=kill_a_worker, args=(store,), daemon=True)
         killer.start()
         fleet = SlurmFleet(
-            store, make_toy, PROXY, folder=tmp_path / "jobs", cluster="local", minutes=5, group="toys", workers=2
+            store,
+            make_toy,
+            PROXY,
+            folder=tmp_path / "jobs",
+            cluster="local",
+            minutes=5,
+            group="toys",
+            workers=2,
         )
         found = fleet.run(policies())
         killer.join()
         assert store.tally("toys").lost_attempts == 1
-    assert [one.trajectory for one in found] == [run(make_toy({"intervals": 6}, 0), policy) for policy in policies()]
+    assert [one.trajectory for one in found] == [
+        run(make_toy({"intervals": 6}, 0), policy) for policy in policies()
+    ]
     assert stat.S_IMODE((tmp_path / "jobs").stat().st_mode) == 0o700
 
 
@@ -70,14 +82,29 @@ def test_what_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         )
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    store = Store(Database(find_address("postgresql://me:s3cret@localhost/runs")))  # never asked anything here
+    store = Store(
+        Database(find_address("postgresql://me:s3cret@localhost/runs"))
+    )  # never asked anything here
     fleet = SlurmFleet(
-        store, make_toy, PROXY, folder=commands / "jobs", partition="gpu", minutes=30, gpus=1, group="t; rm\n#SBATCH -x"
+        store,
+        make_toy,
+        PROXY,
+        folder=commands / "jobs",
+        partition="gpu",
+        minutes=30,
+        gpus=1,
+        group="t; rm\n#SBATCH -x",
     )
     job = fleet._start(0)
     script = (tmp_path / "submitted.sh").read_text()
     lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-    for expected in ("--partition=gpu", "--time=30", "--gpus-per-node=1", "--cpus-per-task=1", "--signal=USR2@120"):
+    for expected in (
+        "--partition=gpu",
+        "--time=30",
+        "--gpus-per-node=1",
+        "--cpus-per-task=1",
+        "--signal=USR2@120",
+    ):
         assert f"#SBATCH {expected}" in lines
     assert "#SBATCH --job-name=cuvee-t--rm--SBATCH--x" in lines
     assert shlex.quote(str(commands / "jobs")) in script
@@ -86,11 +113,15 @@ def test_what_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert job.alive()
 
 
-def test_slurm_needs_a_server_and_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_needs_a_server_and_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Store.open(tmp_path / "store.sqlite") as store:
         with pytest.raises(StoreError, match="use a PostgreSQL store"):
             SlurmFleet(store, make_toy, PROXY, folder=tmp_path / "jobs", group="toys")
-        fleet = SlurmFleet(store, make_toy, PROXY, folder=tmp_path / "jobs", cluster="local", group="toys")
+        fleet = SlurmFleet(
+            store, make_toy, PROXY, folder=tmp_path / "jobs", cluster="local", group="toys"
+        )
     fleet._cluster = "slurm"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no Slurm here"):

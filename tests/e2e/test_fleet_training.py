@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from cuvee.core.mixture import Mixture
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.fleet.local import LocalFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
-from cuvee.training import together
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
+from cuvee.training.together.together import together
 from cuvee.training.trainer import LMTrainer
 from stdlib_corpus import NAMES, stdlib_corpus
 
@@ -52,7 +52,13 @@ def test_killed_proxies_end_with_the_numbers_of_unbroken_ones(tmp_path: Path) ->
     policies = [Exp3(), Fixed(Mixture.of(dict(zip(NAMES, (0.25, 0.25, 0.5), strict=True))))]
     with Store.open(tmp_path / "store.sqlite") as store:
         fleet = LocalFleet(
-            store, make_trainer, proxy, group="g", checkpoints=tmp_path / "checkpoints", every=2, max_attempts=9
+            store,
+            make_trainer,
+            proxy,
+            group="g",
+            checkpoints=tmp_path / "checkpoints",
+            every=2,
+            max_attempts=9,
         )
         ids = [fleet.plan(policy) for policy in policies]
         killer = threading.Thread(target=kill_at, args=(store, ids[0], (1, 3)))
@@ -70,7 +76,10 @@ def test_proxies_of_one_process_end_with_the_same_numbers(tmp_path: Path, gain: 
     """Together, and killed on the way; or one after the other, because the trial found that to be faster."""
     proxy = {"corpus": str(stdlib_corpus(tmp_path).folder), "train": TRAIN, "gain": gain}
     weights = [(0.25, 0.25, 0.5), (0.5, 0.25, 0.25)]
-    policies = [Exp3(), *(Fixed(Mixture.of(dict(zip(NAMES, each, strict=True)))) for each in weights)]
+    policies = [
+        Exp3(),
+        *(Fixed(Mixture.of(dict(zip(NAMES, each, strict=True)))) for each in weights),
+    ]
     with Store.open(tmp_path / "store.sqlite") as store:
         fleet = LocalFleet(
             store,

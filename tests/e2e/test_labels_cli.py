@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.cli import main
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 from labelled_text import content_of, read_text, write_text
 
 
@@ -32,7 +32,13 @@ def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path:
     out = tmp_path / "topics"
     options = ("--by", "cluster", "--topics", "5", "--seed", "2", "--roles", "--no-progress")
     printed = cuvee("label", text, "-o", out, *options, "--workers", "2")
-    for words in ("of targets", "where the domains went", "examples", "adjusted mutual information", "labels.json"):
+    for words in (
+        "of targets",
+        "where the domains went",
+        "examples",
+        "adjusted mutual information",
+        "labels.json",
+    ):
         assert words in printed
     assert f"next: cuvee corpus build {out} -o CORPUS" in printed
     cuvee("label", text, "-o", tmp_path / "again", *options, "--workers", "1")
@@ -56,11 +62,24 @@ def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path:
 def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
     raw.write_text(
-        "".join(json.dumps({"content": row["text"], "of": domain}) + "\n" for _, domain, row in read_text(text))
+        "".join(
+            json.dumps({"content": row["text"], "of": domain}) + "\n"
+            for _, domain, row in read_text(text)
+        )
     )
     raw.open("a").write("nonsense\n")
-    columns = ("--text-column", "content", "--domain-column", "of", "--target", "mail", "--no-progress")
-    printed = cuvee("label", raw, "-o", tmp_path / "out", "--by", "random", "--topics", "2", *columns)
+    columns = (
+        "--text-column",
+        "content",
+        "--domain-column",
+        "of",
+        "--target",
+        "mail",
+        "--no-progress",
+    )
+    printed = cuvee(
+        "label", raw, "-o", tmp_path / "out", "--by", "random", "--topics", "2", *columns
+    )
     assert "source and target text together in random-0, random-1" in printed
     assert "1 bad rows were left out" in printed
     assert "-o CORPUS --text-column content" in printed
@@ -72,7 +91,10 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
         (["--by", "cluster"], "--by cluster needs the number of labels: add --topics K"),
         (["--by", "cluster", "--topics", "1"], "1 topics were asked for: give 2 to 2048"),
         (["--by", "cluster", "--topics", "99999"], "99999 topics were asked for"),
-        (["--by", "folder", "--topics", "3"], "--topics goes with --by cluster or random, not with --by folder"),
+        (
+            ["--by", "folder", "--topics", "3"],
+            "--topics goes with --by cluster or random, not with --by folder",
+        ),
         (["--by", "random", "--topics", "3", "--sample", "9"], "--sample goes with --by cluster"),
         (["--by", "role", "--embeddings", "x"], "--embeddings goes with --by cluster"),
         (["--by", "column"], "cannot understand --by column: use column:KEY"),
@@ -82,9 +104,15 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
         (["--by", "classifier:nvidia/domain-classifier"], "add the full commit hash of 40 digits"),
         (["--by", "classifier:nowhere"], "there is no folder nowhere"),
         (["--by", "cluster", "--topics", "3", "--embeddings", "all-MiniLM"], "names no embeddings"),
-        (["--by", "column:kind", "--domain-column", "id"], "domains cannot be read from the column 'id'"),
+        (
+            ["--by", "column:kind", "--domain-column", "id"],
+            "domains cannot be read from the column 'id'",
+        ),
         (["--by", "role", "--target", "nmbers"], "did you mean numbers?"),
-        (["--by", "cluster", "--topics", "2000", "--sample", "3000"], "different training documents: ask for fewer"),
+        (
+            ["--by", "cluster", "--topics", "2000", "--sample", "3000"],
+            "different training documents: ask for fewer",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_a_remedy(
@@ -95,7 +123,17 @@ def test_mistakes_are_one_line_and_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ["cuvee", "corpus", "label", str(text), "-o", str(tmp_path / "out"), *options, "--workers", "1"]
+    command = [
+        "cuvee",
+        "corpus",
+        "label",
+        str(text),
+        "-o",
+        str(tmp_path / "out"),
+        *options,
+        "--workers",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--no-progress"])
     with pytest.raises(SystemExit) as ended:
         main()

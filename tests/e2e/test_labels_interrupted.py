@@ -15,9 +15,11 @@ _EACH_ONCE = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
 import sklearn.cluster, sklearn.decomposition, sklearn.feature_extraction.text, sklearn.metrics.cluster  # once for all lives
-from cuvee.data import label_ways, label_writing, reading
-from cuvee.data.labels import LabelSettings, label
-from cuvee.data.topics import ByTopics
+from cuvee.data.label import labelers as label_ways
+from cuvee.data.label import writing as label_writing
+from cuvee.data.ingest import reading
+from cuvee.data.label.labels import LabelSettings, label
+from cuvee.data.label.topics import ByTopics
 
 reading.BLOCK_ROWS = 12
 label_ways.ByRandom.step_blocks = 3
@@ -88,18 +90,35 @@ def kill(text: Path, folder: Path, way: str, stride: int, fault: str = "none") -
 
 
 @pytest.mark.parametrize(("way", "stride", "least"), [("random", 3, 25), ("cluster", 12, 6)])
-def test_killed_before_each_durable_call(way: str, stride: int, least: int, text: Path, tmp_path: Path) -> None:
+def test_killed_before_each_durable_call(
+    way: str, stride: int, least: int, text: Path, tmp_path: Path
+) -> None:
     kills, ends = kill(text, tmp_path / "killed" / "out", way, stride)
     assert kills >= least
     assert ends == 1
-    other = tmp_path / "other"  # in blocks and steps of another size: the same documents with the same labels
+    other = (
+        tmp_path / "other"
+    )  # in blocks and steps of another size: the same documents with the same labels
     options = ["--by", way, "--roles", "--topics", "3" if way == "random" else "4"]
     options += ["--sample", "60"] if way == "cluster" else []
     code = "import sys; from cuvee.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "corpus", "label", text, "-o", other, *options, "--no-progress"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "corpus",
+        "label",
+        text,
+        "-o",
+        other,
+        *options,
+        "--no-progress",
+    ]
     subprocess.run(command, check=True, timeout=280, capture_output=True)
     assert list(read_text(other)) == list(read_text(tmp_path / "killed" / "out"))
-    assert (other / "labels.json").read_bytes() == (tmp_path / "killed" / "out" / "labels.json").read_bytes()
+    assert (other / "labels.json").read_bytes() == (
+        tmp_path / "killed" / "out" / "labels.json"
+    ).read_bytes()
 
 
 def test_a_planted_fault_is_caught(text: Path, tmp_path: Path) -> None:

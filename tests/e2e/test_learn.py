@@ -11,10 +11,10 @@ import yaml
 
 from cuvee.cli import main
 from cuvee.core.errors import ConfigError, PolicyError, StoreError
-from cuvee.methods.history_learning import LearnProgress
+from cuvee.learning.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance
-from cuvee.recipes.config import TrainConfig, load, parse
+from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.learn import learn_from_search
 from cuvee.recipes.search import SearchConfig, run_proxies
 from cuvee.recipes.train import train
@@ -66,17 +66,26 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_nothing_to_a_steered_run(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wanted = load(SearchConfig, config)
     with pytest.raises(StoreError, match="run the proxies first"):
         learn_from_search(wanted)
-    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--runs-only", "-q", "-w", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["cuvee", "search", str(config), "--runs-only", "-q", "-w", "1"]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
     folder = tmp_path / "policy"
-    monkeypatch.setattr(sys, "argv", ["cuvee", "learn", str(config), "method.agent.updates=1", "-o", str(folder), "-q"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["cuvee", "learn", str(config), "method.agent.updates=1", "-o", str(folder), "-q"],
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
@@ -97,7 +106,9 @@ def test_from_nothing_to_a_steered_run(
     questions = content.pop("method")["evaluation"]
     target = {**content, "name": "target", "policy": str(folder)}
     without = train(parse(TrainConfig, target, "target"))
-    told = train(parse(TrainConfig, {**target, "evaluation": {**questions, "share": 0.2}}, "target"))
+    told = train(
+        parse(TrainConfig, {**target, "evaluation": {**questions, "share": 0.2}}, "target")
+    )
     assert [len(run.trajectory) for run in (without, told)] == [3, 3]
     assert [Feedback()(run.trajectory).present.any() for run in (without, told)] == [False, True]
 
@@ -111,7 +122,9 @@ def searched(config: Path) -> Path:
 def test_learned_again_with_other_settings(searched: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second")]
     learn_from_search(load(SearchConfig, searched), folders[0])
-    other = load(SearchConfig, searched, ["method.agent.updates=1", "method.seed=7", "method.weight=0.4"])
+    other = load(
+        SearchConfig, searched, ["method.agent.updates=1", "method.seed=7", "method.weight=0.4"]
+    )
     learn_from_search(other, folders[1])
     said = [read_provenance(folder)["learning"] for folder in folders]
     assert [one["settings"]["updates"] for one in said] == [2, 1]
@@ -135,8 +148,12 @@ def test_what_was_interrupted_with_other_settings_is_named(searched: Path, tmp_p
 
 
 def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> None:
-    made = learn_from_search(load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy")
-    assert made.verdict == ("Nobody has judged this policy, since no runs were held out. It steers all the same.",)
+    made = learn_from_search(
+        load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy"
+    )
+    assert made.verdict == (
+        "Nobody has judged this policy, since no runs were held out. It steers all the same.",
+    )
     assert made.verdict[0] in made.page.read_text()
     assert read_provenance(made.folder)["support"] == {"supported": None, "update": 2, "spaces": {}}
     assert load_policy(made.folder).supported

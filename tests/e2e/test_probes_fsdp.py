@@ -29,8 +29,18 @@ class Both(Meter):
 
     def __init__(self, context: Context) -> None:
         self.meters = [LossByDomain().attach(context), GradientAlignment(stride=1).attach(context)]
-        for moment in ("begin_interval", "begin_step", "before_forward", "after_forward", "before_update"):
-            setattr(self, moment, lambda *facts, moment=moment: [getattr(m, moment)(*facts) for m in self.meters])
+        for moment in (
+            "begin_interval",
+            "begin_step",
+            "before_forward",
+            "after_forward",
+            "before_update",
+        ):
+            setattr(
+                self,
+                moment,
+                lambda *facts, moment=moment: [getattr(m, moment)(*facts) for m in self.meters],
+            )
 
     def measure(self) -> dict[str, Measured]:
         found: dict[str, Measured] = {}
@@ -52,13 +62,17 @@ def share(batch: MicroBatch, rank: int) -> MicroBatch:
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
+    )
     mesh = init_device_mesh("cpu", (RANKS,))
     for kind in KINDS:
         model = model_of(kind)
         both = Both(Context(model, torch.device("cpu"), rank=rank, world_size=RANKS))
         both.begin_interval(domains())
-        for layer in next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList)):
+        for layer in next(
+            module for module in model.modules() if isinstance(module, torch.nn.ModuleList)
+        ):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         train_step(model, [share(rows_of_one_domain(0), rank), share(mixed_rows(1), rank)], both)
@@ -79,4 +93,7 @@ def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None
         for rank in range(RANKS):
             loss_K = np.load(tmp_path / f"{kind}-loss-{rank}.npy")
             assert loss_K == pytest.approx(expected["loss"].values, rel=1e-5)
-            assert error(expected["alignment"], np.load(tmp_path / f"{kind}-alignment-{rank}.npy")) < 1e-5
+            assert (
+                error(expected["alignment"], np.load(tmp_path / f"{kind}-alignment-{rank}.npy"))
+                < 1e-5
+            )

@@ -13,16 +13,23 @@ import pytest
 import yaml
 
 from cuvee.cli import main
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.policies.feedback import Feedback
-from cuvee.recipes.config import TrainConfig, parse
+from cuvee.recipes.config.schema import TrainConfig, parse
 from cuvee.recipes.search import SearchConfig, logged_runs, plan, run_proxies
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
 
-TRAIN = {"steps": 6, "batch_size": 4, "sequence_length": 64, "interval": 2, "device": "cpu", "validation_tokens": 512}
+TRAIN = {
+    "steps": 6,
+    "batch_size": 4,
+    "sequence_length": 64,
+    "interval": 2,
+    "device": "cpu",
+    "validation_tokens": 512,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +38,43 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dma")
     stdlib_corpus(folder, targets=("network",))
     for field, source in (("general", "mail"), ("target", "network")):
-        texts = [json.loads(row)["text"] for row in (folder / "sources" / f"{source}.jsonl").read_text().splitlines()]
-        rows = [{"prompt": text[:100], "answer": text[100:160]} for text in texts if len(text) > 160]
+        texts = [
+            json.loads(row)["text"]
+            for row in (folder / "sources" / f"{source}.jsonl").read_text().splitlines()
+        ]
+        rows = [
+            {"prompt": text[:100], "answer": text[100:160]} for text in texts if len(text) > 160
+        ]
         (folder / f"{field}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     weights = {"algorithms": 1.0, "mail": 1.0}
-    base = {"method": {"name": "given", "weights": weights}, "name": "base", "model": "llama-0.1m", "train": TRAIN}
+    base = {
+        "method": {"name": "given", "weights": weights},
+        "name": "base",
+        "model": "llama-0.1m",
+        "train": TRAIN,
+    }
     train(parse(TrainConfig, {**common(folder), **base}, "base"))
     return folder
 
 
 def common(folder: Path) -> dict[str, Any]:
-    return {"corpus": str(folder / "corpus"), "out": str(folder / "runs"), "store": str(folder / "runs.db")}
+    return {
+        "corpus": str(folder / "corpus"),
+        "out": str(folder / "runs"),
+        "store": str(folder / "runs.db"),
+    }
 
 
 def content_of(folder: Path, **changed: Any) -> dict[str, Any]:
     (model,) = (folder / "runs").glob("base-*/model")
     questions = {field: [str(folder / f"{field}.jsonl")] for field in ("general", "target")}
-    method = {"name": "data_mixing_agent", "evaluation": questions, "proxies": 3, "share": 0.2, **changed}
+    method = {
+        "name": "data_mixing_agent",
+        "evaluation": questions,
+        "proxies": 3,
+        "share": 0.2,
+        **changed,
+    }
     return {**common(folder), "model": str(model), "method": method, "train": TRAIN, "name": "dma"}
 
 
@@ -66,7 +93,9 @@ def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(
     first = runs[0].trajectory.signals[0]
     assert set(first.probes) >= {"evaluation", "valid_loss"}
     assert first.probes["evaluation"].present.all()
-    assert all(run.trajectory.signals[0] == first for run in runs), "one base model, one order of the data"
+    assert all(run.trajectory.signals[0] == first for run in runs), (
+        "one base model, one order of the data"
+    )
     with Store.open(place / "runs.db") as store:
         (base,) = (store.load(run.id) for run in store.runs() if run.id.startswith("base-"))
     assert first.probes["valid_loss"].values == pytest.approx(
@@ -83,7 +112,11 @@ def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(
     assert plan(more).runs == 1
     file.write_text(yaml.safe_dump(content_of(place)))
     store, four = str(place / "runs.db"), "method.proxies=4"
-    monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(file), four, "--store", store, "--runs-only", "--quiet"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["cuvee", "search", str(file), four, "--store", store, "--runs-only", "--quiet"],
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code

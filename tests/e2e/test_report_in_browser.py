@@ -14,7 +14,9 @@ import pytest
 from cuvee.report.page import write_report
 from cuvee.testing.runs import example_domains, example_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 if not CHROMIUM and os.environ.get("CI") != "true":
     pytest.skip("needs Chromium, which is not installed", allow_module_level=True)
 
@@ -91,7 +93,10 @@ def test_tables_and_plots_render(tmp_path: Path) -> None:
 
 def test_hostile_text_does_not_run(tmp_path: Path) -> None:
     hostile = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    runs = [example_run("natural"), example_run("odm", config={"method": {"name": hostile}, "model": hostile})]
+    runs = [
+        example_run("natural"),
+        example_run("odm", config={"method": {"name": hostile}, "model": hostile}),
+    ]
     page = write_report(runs, tmp_path / "report.html", hostile, facts={hostile: hostile})
     result = browse(page, tmp_path / "profile", "--dump-dom")
     title = re.search(r"<title>(.*?)</title>", result.stdout, re.DOTALL)

@@ -11,11 +11,11 @@ import yaml
 
 from cuvee.cli import main
 from cuvee.core.errors import ConfigError
-from cuvee.data.corpus import Corpus
-from cuvee.fleet.store import Store
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.fleet.store.store import Store
 from cuvee.policies.files import load_policy
-from cuvee.recipes.config import TrainConfig, load, parse
-from cuvee.recipes.fleet_watch import FleetStatus
+from cuvee.recipes.config.schema import TrainConfig, load, parse
+from cuvee.recipes.progress.fleet_watch import FleetStatus
 from cuvee.recipes.search import SearchConfig, make_trainer, plan, search
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
@@ -63,8 +63,16 @@ def test_a_policy_learned_on_a_proxy_steers_a_larger_model_with_no_reward_measur
     assert plan(wanted).runs == 0, "what is done is not asked for again"
     assert search(wanted) == folder
 
-    document = {name: value for name, value in yaml.safe_load(config.read_text()).items() if name != "method"}
-    document |= {"model": "pythia-0.1m", "policy": str(folder), "train": {**document["train"], "steps": 6}}
+    document = {
+        name: value
+        for name, value in yaml.safe_load(config.read_text()).items()
+        if name != "method"
+    }
+    document |= {
+        "model": "pythia-0.1m",
+        "policy": str(folder),
+        "train": {**document["train"], "steps": 6},
+    }
     run = train(parse(TrainConfig, document, "the target"))
     assert len(run.trajectory) == 3
     assert "alignment" not in run.trajectory.last.probes
@@ -77,7 +85,10 @@ def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -
 
 
 def test_runs_alone_are_learned_from_by_the_same_command(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = []
     for options in (["--runs-only"], []):
@@ -90,11 +101,15 @@ def test_runs_alone_are_learned_from_by_the_same_command(
     assert said[1].startswith(f"policy: {tmp_path / 'runs' / 'proxy' / 'policy'}")
 
 
-def test_after_a_change_the_old_proxies_that_wait_are_left_alone(config: Path, tmp_path: Path) -> None:
+def test_after_a_change_the_old_proxies_that_wait_are_left_alone(
+    config: Path, tmp_path: Path
+) -> None:
     old, new = load(SearchConfig, config), load(SearchConfig, config, ["train.learning_rate=2e-3"])
     fingerprint = Corpus.open(old.corpus).fingerprint
     with Store.open(tmp_path / "runs.db") as store:
-        waiting = store.create("old", 0, {"proxy": old.proxy(fingerprint)}, group=old.group(fingerprint))
+        waiting = store.create(
+            "old", 0, {"proxy": old.proxy(fingerprint)}, group=old.group(fingerprint)
+        )
         search(new)
         runs = {run.id: (run.status, run.attempts) for run in store.runs()}
     assert runs.pop(waiting) == ("waiting", 0)
@@ -108,7 +123,10 @@ def test_a_worker_refuses_a_corpus_that_changed(config: Path) -> None:
 
 
 def test_the_command_says_what_it_would_cost_and_what_failed(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def cuvee(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), *arguments])
@@ -121,12 +139,17 @@ def test_the_command_says_what_it_would_cost_and_what_failed(
     assert "ac_odm asks for 1 proxy runs next (0 are done): 3,072 tokens" in said
     assert "steps on this machine, without validation" in said
     assert not (tmp_path / "runs").exists()
-    assert cuvee("train.learning_rate=1e30", "max_attempts=2", "--store", str(tmp_path / "other.db")) == 1
+    assert (
+        cuvee("train.learning_rate=1e30", "max_attempts=2", "--store", str(tmp_path / "other.db"))
+        == 1
+    )
     said = capsys.readouterr().err
     assert "0 done, 0 running, 0 waiting, 1 failed, 1 retried" in said
     assert any(
-        line.startswith("failed: ") and "after 2 attempts: TrainingError: " in line for line in said.splitlines()
+        line.startswith("failed: ") and "after 2 attempts: TrainingError: " in line
+        for line in said.splitlines()
     )
     assert re.match(
-        r"error: 1 of 1 runs of proxy-ac_odm-s0-[0-9a-f]{8} failed after 2 attempts each", said.splitlines()[-1]
+        r"error: 1 of 1 runs of proxy-ac_odm-s0-[0-9a-f]{8} failed after 2 attempts each",
+        said.splitlines()[-1],
     )

@@ -17,11 +17,11 @@ import yaml
 from cuvee.cli import main
 from cuvee.core.state import load_state
 from cuvee.core.trajectory import Run
-from cuvee.data.corpus import Corpus
-from cuvee.fleet.store import Store
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.fleet.store.store import Store
 from cuvee.policies.files import load_policy
 from cuvee.policies.fixed import Fixed
-from cuvee.recipes.config import TrainConfig, load, parse
+from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.search import SearchConfig, plan, search
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
@@ -64,7 +64,16 @@ def logged(config: Path) -> list[Run]:
     """The proxies of a search whose whole process group was killed at the sight of its first finished runs, then run again."""
     wanted = load(SearchConfig, config)
     assert plan(wanted).runs == PROXIES
-    command = [sys.executable, "-m", "cuvee.cli", "search", str(config), "--workers", "2", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "cuvee.cli",
+        "search",
+        str(config),
+        "--workers",
+        "2",
+        "--quiet",
+    ]
     group = wanted.group(Corpus.open(wanted.corpus).fingerprint)
     with Store.open(config.parent / "runs.db") as store:
         killed = subprocess.Popen(command, start_new_session=True)
@@ -78,7 +87,10 @@ def logged(config: Path) -> list[Run]:
         after = {run.id: run for run in store.runs(group)}
         assert {run.status for run in after.values()} == {"done"}
         assert len(after) == PROXIES
-        assert all(after[run_id].attempts == 1 and after[run_id].cost == cost for run_id, cost in done.items())
+        assert all(
+            after[run_id].attempts == 1 and after[run_id].cost == cost
+            for run_id, cost in done.items()
+        )
         return [store.load(run_id) for run_id in after]
 
 
@@ -92,7 +104,9 @@ def test_proxies_differ_in_their_mixture_and_in_nothing_else(logged: list[Run]) 
     assert len(starts) == 1, "all start from the same weights and are validated on the same text"
 
 
-def test_the_policy_rests_on_all_of_them_and_says_how_well_it_knows(config: Path, logged: list[Run]) -> None:
+def test_the_policy_rests_on_all_of_them_and_says_how_well_it_knows(
+    config: Path, logged: list[Run]
+) -> None:
     wanted = load(SearchConfig, config)
     assert plan(wanted).runs == 0
     folder = search(wanted)
@@ -102,20 +116,33 @@ def test_the_policy_rests_on_all_of_them_and_says_how_well_it_knows(config: Path
     assert policy.evidence["rank_correlation"]["low"] > 0
     assert policy.evidence["left_out"] == {}
     provenance = load_state(folder, stem="policy")["provenance"]
-    assert provenance["proxies"]["tokens"] == sum(run.cost.tokens for run in logged), "work that was lost included"
+    assert provenance["proxies"]["tokens"] == sum(run.cost.tokens for run in logged), (
+        "work that was lost included"
+    )
     assert provenance["proxies"]["tokens"] >= PROXIES * STEPS * 4 * 64
 
-    document = {name: value for name, value in yaml.safe_load(config.read_text()).items() if name != "method"}
-    run = train(parse(TrainConfig, {**document, "policy": str(folder), "name": "target"}, "the target"))
+    document = {
+        name: value
+        for name, value in yaml.safe_load(config.read_text()).items()
+        if name != "method"
+    }
+    run = train(
+        parse(TrainConfig, {**document, "policy": str(folder), "name": "target"}, "the target")
+    )
     weights_K = run.trajectory.mixtures[0].weights_K
     tokens_K = np.array([domain.tokens for domain in run.trajectory.domains])
     assert (weights_K * 200_000 <= 4.001 * tokens_K).all()
     losses = [one.trajectory.last.probes["valid_loss"].values[0] for one in (run, *logged)]
-    assert losses[0] <= sorted(losses[1:])[3], "among the best of the proxies, on a run of the same length"
+    assert losses[0] <= sorted(losses[1:])[3], (
+        "among the best of the proxies, on a run of the same length"
+    )
 
 
 def test_the_command_says_what_the_policy_rests_on(
-    config: Path, logged: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    logged: list[Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--quiet"])
     with pytest.raises(SystemExit):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuvee.data.corpus import Corpus
+from cuvee.data.ingest.adopt import adopt
 from stdlib_corpus import stdlib_corpus
 
 
@@ -43,7 +43,9 @@ def test_megatron_reads_what_cuvee_writes(megatron: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
-def test_cuvee_reads_what_megatron_writes(megatron: Any, tmp_path: Path, dtype: type[np.generic]) -> None:
+def test_cuvee_reads_what_megatron_writes(
+    megatron: Any, tmp_path: Path, dtype: type[np.generic]
+) -> None:
     end = 9
     documents = [[[1, 2, 3, end]], [[4, 5], [6, end]], [[end]]]
     prefix = tmp_path / "law_text_document"
@@ -53,10 +55,12 @@ def test_cuvee_reads_what_megatron_writes(megatron: Any, tmp_path: Path, dtype: 
             builder.add_item(torch.tensor(sequence))
         builder.end_document()
     builder.finalize(f"{prefix}.idx")
-    corpus = Corpus.from_shards([tmp_path], tmp_path / "corpus", vocab_size=10, end_of_text=end)
+    corpus = adopt([tmp_path], tmp_path / "corpus", vocab_size=10, end_of_text=end)
     pool = corpus.pool("law")
     assert pool.tokens.dtype == dtype
-    assert pool.tokens.tolist() == [token for document in documents for sequence in document for token in sequence]
+    assert pool.tokens.tolist() == [
+        token for document in documents for sequence in document for token in sequence
+    ]
     assert pool.document_starts.tolist() == [0, 4, 8]
     corpus.verify()
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import reading
-from cuvee.data.documents import Document, Rules, read_documents
-from cuvee.data.raw import find_sources
-from cuvee.data.reading import read_blocks
+from cuvee.data.ingest import reading
+from cuvee.data.ingest.documents import Document, Rules, read_documents
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.reading import read_blocks
 
 
 def read(path: Path) -> list[tuple[int, str]]:
@@ -21,7 +21,12 @@ def read(path: Path) -> list[tuple[int, str]]:
     rows = []
     for block in read_blocks(find_sources([path])[0], "text", None):
         for line, document in read_documents(block, Rules("text", None, 0.0)):
-            rows.append((line, document.text if isinstance(document, Document) else f"bad: {document.reason}"))
+            rows.append(
+                (
+                    line,
+                    document.text if isinstance(document, Document) else f"bad: {document.reason}",
+                )
+            )
     return rows
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.testing.postgres import LossyLink, PostgresServer, find_binaries, postgres_server
 from cuvee.testing.store import StoreSuite, expected, record
 
@@ -61,12 +61,17 @@ def assert_whole(url: str, runs: int, intervals: int) -> None:
         assert store.tally().lost_attempts == 0
 
 
-def test_a_server_that_restarts_under_writers_is_waited_for(server: PostgresServer, store_url: str) -> None:
+def test_a_server_that_restarts_under_writers_is_waited_for(
+    server: PostgresServer, store_url: str
+) -> None:
     runs, intervals, failures = 30, 12, list[BaseException]()
     with Store.open(store_url) as store:
         for seed in range(runs):
             store.create("a", seed, {})
-    writers = [threading.Thread(target=work_through, args=(store_url, intervals, failures)) for _ in range(4)]
+    writers = [
+        threading.Thread(target=work_through, args=(store_url, intervals, failures))
+        for _ in range(4)
+    ]
     for writer in writers:
         writer.start()
     restarts = 0
@@ -82,7 +87,9 @@ def test_a_server_that_restarts_under_writers_is_waited_for(server: PostgresServ
     assert_whole(store_url, runs, intervals)
 
 
-def test_an_answer_lost_after_the_commit_makes_no_row_twice(server: PostgresServer, store_url: str) -> None:
+def test_an_answer_lost_after_the_commit_makes_no_row_twice(
+    server: PostgresServer, store_url: str
+) -> None:
     runs, intervals, failures = 6, 8, list[BaseException]()
     link = LossyLink(server.port, lose_every=3)
     with Store.open(store_url.replace(f":{server.port}/", f":{link.port}/")) as store:
@@ -98,7 +105,9 @@ def test_an_answer_lost_after_the_commit_makes_no_row_twice(server: PostgresServ
         assert sum(run.cost.tokens for run in store.runs()) == runs
 
 
-def test_no_secret_is_shown_when_the_server_refuses(server: PostgresServer, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_shown_when_the_server_refuses(
+    server: PostgresServer, capfd: pytest.CaptureFixture[str]
+) -> None:
     for url in (
         server.url.replace(server.password, "CANARY1"),
         server.url.replace("cuvee:", "CANARY-USER:"),

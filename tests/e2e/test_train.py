@@ -18,13 +18,13 @@ import yaml
 
 from cuvee.core.errors import ConfigError, CuveeError, ShardError, TrainingError
 from cuvee.core.trajectory import Run
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.methods import METHODS
 from cuvee.policies.files import load_policy
-from cuvee.recipes.config import TrainConfig, load
-from cuvee.recipes.stopping import Stopped
+from cuvee.recipes.config.schema import TrainConfig, load
+from cuvee.recipes.progress.stopping import Stopped
+from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.train import train
-from cuvee.recipes.watch import Observer, Progress, Unobserved
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
@@ -42,7 +42,13 @@ def place(tmp_path: Path, corpus: Path) -> Path:
 
 
 def prepared(place: Path, corpus: Path) -> Path:
-    settings = {"steps": 60, "batch_size": 8, "sequence_length": 64, "learning_rate": 3e-3, "interval": 2}
+    settings = {
+        "steps": 60,
+        "batch_size": 8,
+        "sequence_length": 64,
+        "learning_rate": 3e-3,
+        "interval": 2,
+    }
     config = {
         "corpus": str(corpus),
         "method": "odm",
@@ -58,7 +64,9 @@ def prepared(place: Path, corpus: Path) -> Path:
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cuvee.cli", "train", "mine.yaml", *arguments]
-    return subprocess.Popen(command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -66,9 +74,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, out + err
 
 
-def here(place: Path, *overrides: str, resume: bool = False, observer: Observer | None = None) -> Run:
+def here(
+    place: Path, *overrides: str, resume: bool = False, observer: Observer | None = None
+) -> Run:
     """The same in this process."""
-    return train(load(TrainConfig, place / "mine.yaml", overrides), resume=resume, observer=observer)
+    return train(
+        load(TrainConfig, place / "mine.yaml", overrides), resume=resume, observer=observer
+    )
 
 
 def wait_for_interval(place: Path, number: int) -> None:
@@ -103,7 +115,9 @@ def test_a_run_leaves_a_model_a_policy_and_its_record(unbroken: Run) -> None:
     losses = [signals.probes["valid_loss"].values.mean() for signals in unbroken.trajectory.signals]
     assert losses[-1] < losses[0] - 0.5
     assert len(unbroken.trajectory) == 30
-    assert unbroken.cost.tokens == sum(int(signals.tokens_K.sum()) for signals in unbroken.trajectory.signals)
+    assert unbroken.cost.tokens == sum(
+        int(signals.tokens_K.sum()) for signals in unbroken.trajectory.signals
+    )
     assert unbroken.config["method"] == {"name": "odm", "label": "odm"}
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,7 +128,10 @@ def test_a_run_leaves_a_model_a_policy_and_its_record(unbroken: Run) -> None:
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: Run) -> None:
-    for number, arguments in ((3, []), (18, ["--resume"])):  # before the first checkpoint, and between later ones
+    for number, arguments in (
+        (3, []),
+        (18, ["--resume"]),
+    ):  # before the first checkpoint, and between later ones
         process = start(place, *arguments)
         wait_for_interval(place, number)
         with pytest.raises(ConfigError, match="wait for that process, or stop it"):
@@ -127,7 +144,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: 
     assert status == 0, output
     run = only_run(place)
     assert run.trajectory == unbroken.trajectory, "every loss, weight and token count, bit by bit"
-    assert (model(run) / "model.safetensors").read_bytes() == (model(unbroken) / "model.safetensors").read_bytes()
+    assert (model(run) / "model.safetensors").read_bytes() == (
+        model(unbroken) / "model.safetensors"
+    ).read_bytes()
 
 
 class Asks(Unobserved):
@@ -143,7 +162,9 @@ class Asks(Unobserved):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_saved_and_goes_on(place: Path, unbroken: Run, number: signal.Signals) -> None:
+def test_a_stopped_run_is_saved_and_goes_on(
+    place: Path, unbroken: Run, number: signal.Signals
+) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Stopped, match=r"stopped after step 10 \(17%\), all of it saved") as stopped:
         here(place, observer=Asks(number, after=5))
@@ -152,7 +173,9 @@ def test_a_stopped_run_is_saved_and_goes_on(place: Path, unbroken: Run, number: 
     with Store.open(place / "runs.db") as store:
         (summary,) = store.runs()
     assert (summary.status, summary.intervals) == ("waiting", 5)
-    assert [path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir()] == ["step-000000005"]
+    assert [path.name for path in (place / "runs" / summary.id / "checkpoints").iterdir()] == [
+        "step-000000005"
+    ]
     assert here(place, resume=True).trajectory == unbroken.trajectory
 
 
@@ -161,10 +184,17 @@ _NEED_PROXIES = {"data_mixing_agent", "doremi", "regmix"}
 _AS_NATURAL = {"source_only", "target_only"}
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - _NEED_OPTIONS - _NEED_PROXIES - _AS_NATURAL - {"odm"}))
+@pytest.mark.parametrize(
+    "method", sorted(set(METHODS) - _NEED_OPTIONS - _NEED_PROXIES - _AS_NATURAL - {"odm"})
+)
 def test_every_method_goes_on_as_if_it_had_not_been_stopped(place: Path, method: str) -> None:
     options = {"name": method, **({"warm_up": 2} if method in ("ac_odm", "hds") else {})}
-    overrides = (f"method={json.dumps(options)}", "train.steps=16", "train.batch_size=4", "train.validation_tokens=128")
+    overrides = (
+        f"method={json.dumps(options)}",
+        "train.steps=16",
+        "train.batch_size=4",
+        "train.validation_tokens=128",
+    )
     whole = here(place, *overrides)
     with pytest.raises(Stopped):
         here(place, *overrides, "name=parts", observer=Asks(signal.SIGINT, after=5))
@@ -193,11 +223,15 @@ def test_two_ranks_go_on_with_what_one_began(place: Path, unbroken: Run) -> None
         here(place, observer=Asks(signal.SIGINT, after=5))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "cuvee.cli", "train", "mine.yaml", "--resume"]
-    ranks = subprocess.Popen(command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ranks = subprocess.Popen(
+        command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     status, output = finish(ranks)
     assert status == 0, output
     assert output.count("continues after step 10") == 1, "rank 0 alone speaks"
-    for mine, other in zip(only_run(place).trajectory.signals, unbroken.trajectory.signals, strict=True):
+    for mine, other in zip(
+        only_run(place).trajectory.signals, unbroken.trajectory.signals, strict=True
+    ):
         np.testing.assert_allclose(mine.loss.values, other.loss.values, rtol=2e-3)
 
 
@@ -209,13 +243,18 @@ def test_a_policy_file_steers_another_run(place: Path, unbroken: Run) -> None:
     assert run.config["policy"] == unbroken.id, "it is called by the run that it came from"
     assert "method" not in run.config
     learned = load_policy(Path(unbroken.policy or "")).mixture(run.trajectory)
-    assert run.trajectory.mixtures[0].total_variation(learned) < 0.05, "it begins with what it had learned"
+    assert run.trajectory.mixtures[0].total_variation(learned) < 0.05, (
+        "it begins with what it had learned"
+    )
 
 
 def test_what_went_wrong_is_said_in_one_line(place: Path) -> None:
     status, output = finish(start(place, "train.leaning_rate=1"))
     assert status == 2
-    assert output == "error: mine.yaml: unknown key 'leaning_rate' in train; did you mean 'learning_rate'?\n"
+    assert (
+        output
+        == "error: mine.yaml: unknown key 'leaning_rate' in train; did you mean 'learning_rate'?\n"
+    )
     for override, said in (
         ("corpus=nowhere", "there is no corpus folder nowhere"),
         ("model=lama-1m", "no model 'lama-1m'; did you mean 'llama-1m'?"),

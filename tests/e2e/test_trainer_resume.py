@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cuvee.core.mixture import Mixture
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.norms import WeightNorms
 from cuvee.testing.trainer import assert_same_state
 from cuvee.training.checkpoint import Checkpoints
@@ -25,12 +25,16 @@ from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
 
-SETTINGS = TrainerSettings(steps=24, interval=2, batch_size=4, sequence_length=64, validation_tokens=512, device="cpu")
+SETTINGS = TrainerSettings(
+    steps=24, interval=2, batch_size=4, sequence_length=64, validation_tokens=512, device="cpu"
+)
 
 
 def train(corpus: Corpus, folder: Path, acknowledge: Connection, doomed: bool) -> None:
     torch.set_num_threads(1)
-    stream = MixtureStream(corpus, Mixture.uniform(corpus.names), batch_size=4, sequence_length=64, seed=1)
+    stream = MixtureStream(
+        corpus, Mixture.uniform(corpus.names), batch_size=4, sequence_length=64, seed=1
+    )
     trainer = LMTrainer(build_model("llama-0.1m", corpus, seed=1), stream, corpus, SETTINGS)
     checkpoints = Checkpoints(folder)
     if found := checkpoints.latest():
@@ -55,7 +59,9 @@ def test_killed_runs_end_where_an_unbroken_one_ends(tmp_path: Path) -> None:
         """The last checkpoint of a run that is killed after the steps `kills`, wherever it then happens to be."""
         for last in (*kills, SETTINGS.steps):
             receiver, sender = fork.Pipe(duplex=False)
-            process = fork.Process(target=train, args=(corpus, folder, sender, last < SETTINGS.steps))
+            process = fork.Process(
+                target=train, args=(corpus, folder, sender, last < SETTINGS.steps)
+            )
             process.start()
             acknowledged = 0
             while acknowledged < last:
@@ -75,4 +81,6 @@ def test_killed_runs_end_where_an_unbroken_one_ends(tmp_path: Path) -> None:
             assert found[0] >= acknowledged
         return found[1]
 
-    assert_same_state(end_of(tmp_path / "killed", (2, 8, 14, 20)), end_of(tmp_path / "unbroken", ()))
+    assert_same_state(
+        end_of(tmp_path / "killed", (2, 8, 14, 20)), end_of(tmp_path / "unbroken", ())
+    )

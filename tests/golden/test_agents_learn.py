@@ -40,7 +40,11 @@ def regret_after(agent: Any, steps: int, sign: float = 1.0) -> float:
 @pytest.mark.training
 @pytest.mark.parametrize("kind", ["ddpg", "sac"])
 def test_an_agent_finds_the_best_mixture_from_noisy_rewards(kind: str) -> None:
-    agent = DDPG(SHAPE, DDPGSettings(**COMMON)) if kind == "ddpg" else SAC(SHAPE, SACSettings(**COMMON, spread=0.5))
+    agent = (
+        DDPG(SHAPE, DDPGSettings(**COMMON))
+        if kind == "ddpg"
+        else SAC(SHAPE, SACSettings(**COMMON, spread=0.5))
+    )
     assert regret_after(agent, 700) < 0.05
 
 

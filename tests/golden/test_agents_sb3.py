@@ -22,16 +22,20 @@ from cuvee.agents.actor_critic import bounded
 from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.learning import RewardScale, worth
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.replay import Batch
+from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
 
 K, F, G, B = 4, 3, 2, 16
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NO_SCALE = RewardScale()
-COMMON: dict[str, Any] = {"batch_size": B, "scale_rewards": False, "architecture": Architecture(hidden=16)}
+COMMON: dict[str, Any] = {
+    "batch_size": B,
+    "scale_rewards": False,
+    "architecture": Architecture(hidden=16),
+}
 
 
-def some_batch(vector: bool = False) -> Batch:
+def some_batch(vector: bool = False) -> ReplayBatch:
     rng = np.random.default_rng(0)
     arrays = (
         rng.normal(size=(B, K, F)),
@@ -42,7 +46,7 @@ def some_batch(vector: bool = False) -> Batch:
         rng.normal(size=(B, G)),
         rng.integers(0, 2, size=B),
     )
-    return Batch(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
+    return ReplayBatch(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
 
 
 def flat(domains: Tensor, globals_: Tensor) -> Tensor:
@@ -64,7 +68,9 @@ class ForeignCritic(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         encoded = self.inner.encode(*parts(observation))
         if hasattr(self.inner, "values"):
-            return tuple(worth(value, action)[:, None] for value in self.inner.values(encoded, action))
+            return tuple(
+                worth(value, action)[:, None] for value in self.inner.values(encoded, action)
+            )
         return (worth(self.inner.value(encoded, action), action)[:, None],)
 
     def q1_forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -88,8 +94,17 @@ class Fixed(gymnasium.Env[Any, Any]):
     action_space = gymnasium.spaces.Box(-1, 1, (K,))
 
 
-def reference(kind: Any, agent: Any, batch: Batch, **kwargs: Any) -> Any:
-    model = kind("MlpPolicy", Fixed(), learning_rate=1e-3, gamma=0.95, tau=0.01, buffer_size=10, device="cpu", **kwargs)
+def reference(kind: Any, agent: Any, batch: ReplayBatch, **kwargs: Any) -> Any:
+    model = kind(
+        "MlpPolicy",
+        Fixed(),
+        learning_rate=1e-3,
+        gamma=0.95,
+        tau=0.01,
+        buffer_size=10,
+        device="cpu",
+        **kwargs,
+    )
     model.critic = ForeignCritic(copy.deepcopy(agent.critic.net), 1e-3)
     model.critic_target = ForeignCritic(copy.deepcopy(agent.critic.slow), 1e-3)
     samples = ReplayBufferSamples(
@@ -151,10 +166,18 @@ class ForeignPolicy(nn.Module):
 def test_sac_agrees(policy: Any) -> None:
     batch = some_batch()
     settings = SACSettings(
-        discount=0.95, tau=0.01, actor_rate=1e-3, critic_rate=1e-3, temperature_rate=1e-3, policy=policy, **COMMON
+        discount=0.95,
+        tau=0.01,
+        actor_rate=1e-3,
+        critic_rate=1e-3,
+        temperature_rate=1e-3,
+        policy=policy,
+        **COMMON,
     )
     agent = SAC(Shape(K, F, G), settings)
-    model = reference(sb3.SAC, agent, batch, ent_coef=f"auto_{settings.temperature}", target_entropy=0.0)
+    model = reference(
+        sb3.SAC, agent, batch, ent_coef=f"auto_{settings.temperature}", target_entropy=0.0
+    )
     model.actor = ForeignPolicy(agent, 1e-3)
     for _ in range(3):
         metrics = agent.learn(batch, NO_SCALE)
@@ -163,7 +186,9 @@ def test_sac_agrees(policy: Any) -> None:
         offset = metrics["temperature"] * agent.target_entropy
         assert metrics["critic_loss"] == pytest.approx(logged["train/critic_loss"], abs=1e-5)
         assert metrics["actor_loss"] + offset == pytest.approx(logged["train/actor_loss"], abs=1e-5)
-        assert metrics["temperature_loss"] == pytest.approx(logged["train/ent_coef_loss"], rel=1e-5, abs=1e-5)
+        assert metrics["temperature_loss"] == pytest.approx(
+            logged["train/ent_coef_loss"], rel=1e-5, abs=1e-5
+        )
         assert metrics["temperature"] == pytest.approx(logged["train/ent_coef"], abs=1e-6)
     assert_same_parameters(agent.critic.net, model.critic)
     assert_same_parameters(agent.critic.slow, model.critic_target)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.testing.policy import ScriptedTrainer, some_domains
 
 GOLDEN = np.array(
@@ -22,7 +22,9 @@ GOLDEN = np.array(
 def test_decisions_of_a_seeded_policy() -> None:
     policy, trainer = HistoryPolicy("small", seed=7), ScriptedTrainer(some_domains(3), intervals=4)
     with torch.no_grad():
-        policy.actor.head.weight.mul_(50.0)  # which starts near zero and would hide what the network says
+        policy.actor.head.weight.mul_(
+            50.0
+        )  # which starts near zero and would hide what the network says
     so_far = Trajectory.start(trainer.start(()))
     while not trainer.done:
         mixture = policy.mixture(so_far)

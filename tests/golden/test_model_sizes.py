@@ -37,7 +37,11 @@ def test_pythia_shapes_are_the_published_ones(name: str, total: int, non_embeddi
         ("pythia-1m", 4096, 1.1),
     ],
 )
-def test_presets_are_as_large_as_their_names_say(name: str, vocab_size: int, millions: float) -> None:
+def test_presets_are_as_large_as_their_names_say(
+    name: str, vocab_size: int, millions: float
+) -> None:
     with torch.device("meta"):
-        size = size_of(AutoModelForCausalLM.from_config(model_config(name, vocab_size=vocab_size)), 256)
+        size = size_of(
+            AutoModelForCausalLM.from_config(model_config(name, vocab_size=vocab_size)), 256
+        )
     assert size.parameters / 1e6 == pytest.approx(millions, rel=0.05)

@@ -14,13 +14,21 @@ from cuvee.probes.sketch import GradientSums, odd_coprime
 CPU = torch.device("cpu")
 
 
-@given(st.integers(1, 4), st.integers(1, 300), st.integers(1, 6), st.integers(1, 200), st.integers(0, 2**16))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 300),
+    st.integers(1, 6),
+    st.integers(1, 200),
+    st.integers(0, 2**16),
+)
 def test_runs_cover_every_position_once_with_its_domain(rows, length, count, stretch, seed):
     generator = np.random.default_rng(seed)
     domain_T = np.repeat(generator.integers(0, count, rows * length), stretch)[: rows * length]
     domain_BL = torch.from_numpy(domain_T).view(rows, length)
     runs = DomainRuns.of(domain_BL)
-    flat_T = runs.flat(torch.stack([domain_BL, torch.arange(rows * length).view(rows, length)], dim=-1))
+    flat_T = runs.flat(
+        torch.stack([domain_BL, torch.arange(rows * length).view(rows, length)], dim=-1)
+    )
     assert sorted(flat_T[:, 1].tolist()) == list(range(rows * length))
     assert runs.positions == rows * length
     covered = 0
@@ -34,11 +42,16 @@ def test_runs_cover_every_position_once_with_its_domain(rows, length, count, str
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 6), st.integers(0, 2**16))
 def test_exact_sums_are_weight_gradients(out, inputs, tokens, seed):
     generator = torch.Generator().manual_seed(seed)
-    delta, x = torch.randn(tokens, out, generator=generator), torch.randn(tokens, inputs, generator=generator)
+    delta, x = (
+        torch.randn(tokens, out, generator=generator),
+        torch.randn(tokens, inputs, generator=generator),
+    )
     sums = GradientSums(2, (out, inputs), None, CPU)
     sums.add(1, delta, x, scale=3.0)
     sums.add(1, delta, x, scale=-1.0)
-    torch.testing.assert_close(sums.sums_KM[1].view(out, inputs), 2.0 * delta.T @ x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sums.sums_KM[1].view(out, inputs), 2.0 * delta.T @ x, rtol=1e-4, atol=1e-4
+    )
     assert not sums.sums_KM[0].any()
 
 

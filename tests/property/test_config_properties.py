@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.core.errors import ConfigError
-from cuvee.recipes.config import CompareConfig, RunConfig, TrainConfig, parse
-from cuvee.recipes.yaml_file import override, parse_yaml
+from cuvee.recipes.config.schema import CompareConfig, RunConfig, TrainConfig, parse
+from cuvee.recipes.config.yaml_file import override, parse_yaml
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 KEYS = st.sampled_from(
@@ -28,7 +28,9 @@ KEYS = st.sampled_from(
 )
 VALUES = st.recursive(
     SCALARS | st.sampled_from(["odm", "given", "ac_odm", "natural"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -46,7 +48,9 @@ def test_any_bytes_are_yaml_or_are_refused(data: bytes | str) -> None:
 
 @settings(max_examples=200)
 @given(st.dictionaries(KEYS, VALUES, max_size=5), st.sampled_from([TrainConfig, CompareConfig]))
-def test_any_content_is_a_configuration_or_is_refused(content: dict[str, Any], kind: type[RunConfig]) -> None:
+def test_any_content_is_a_configuration_or_is_refused(
+    content: dict[str, Any], kind: type[RunConfig]
+) -> None:
     try:
         parse(kind, {"corpus": "corpus", **content}, "mine.yaml")
     except ConfigError as error:
@@ -60,12 +64,25 @@ def test_any_content_is_a_configuration_or_is_refused(content: dict[str, Any], k
 @given(
     st.floats(1e-9, 1e3),
     st.integers(1, 10**9),
-    st.dictionaries(st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True), st.floats(0, 1), min_size=1, max_size=4),
+    st.dictionaries(
+        st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True),
+        st.floats(0, 1),
+        min_size=1,
+        max_size=4,
+    ),
 )
-def test_a_right_configuration_survives_being_written_down(rate: float, steps: int, floor: dict[str, float]) -> None:
-    content = {"corpus": "c", "train": {"learning_rate": rate, "steps": steps}, "guard": {"floor": floor}}
+def test_a_right_configuration_survives_being_written_down(
+    rate: float, steps: int, floor: dict[str, float]
+) -> None:
+    content = {
+        "corpus": "c",
+        "train": {"learning_rate": rate, "steps": steps},
+        "guard": {"floor": floor},
+    }
     config = parse(TrainConfig, content, "mine.yaml")
-    written = json.dumps(config.model_dump(mode="json", exclude={"policy": True, "train": {"seed"}}))
+    written = json.dumps(
+        config.model_dump(mode="json", exclude={"policy": True, "train": {"seed"}})
+    )
     again = parse(TrainConfig, parse_yaml(written, "written.yaml"), "written.yaml")
     assert again.identity("f") == config.identity("f")
     assert again.train == config.train

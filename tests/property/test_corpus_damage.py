@@ -11,11 +11,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cuvee.core.errors import CorpusError, ShardError
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.data.shards import open_shard
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.shards import open_shard
+from cuvee.data.ingest.build import BuildSettings, build
 
-FILES = ("manifest.json", "tokenizer.json", "train/law.bin", "train/law.idx", "valid/law.bin", "valid/law.idx")
+FILES = (
+    "manifest.json",
+    "tokenizer.json",
+    "train/law.bin",
+    "train/law.idx",
+    "valid/law.bin",
+    "valid/law.idx",
+)
 quick = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -24,7 +31,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     for split, count in (("train", 30), ("valid", 5)):
         (folder / split).mkdir()
-        rows = (json.dumps({"text": f"Document {i} is short. " * (1 + i % 4)}) for i in range(count))
+        rows = (
+            json.dumps({"text": f"Document {i} is short. " * (1 + i % 4)}) for i in range(count)
+        )
         (folder / split / "law.jsonl").write_text("\n".join(rows))
     build([folder], folder / "corpus", BuildSettings(vocab_size=280), workers=1)
     return folder / "corpus"
@@ -62,7 +71,9 @@ def test_no_damage_passes_verification(
         refused = str(error)
     (folder / name).write_bytes(content)
     if refused is None:
-        assert unchanged or corpus.manifest == Corpus.open(whole).manifest  # white space in the manifest is no matter
+        assert (
+            unchanged or corpus.manifest == Corpus.open(whole).manifest
+        )  # white space in the manifest is no matter
     else:
         assert not unchanged
         assert str(folder) in refused
@@ -72,7 +83,11 @@ def test_no_damage_passes_verification(
 @example(damage=([(18, 7)], 1.0), splice=None, at=0)
 @quick
 def test_no_index_breaks_the_reader(
-    whole: Path, tmp_path: Path, damage: tuple[list[tuple[int, int]], float], splice: bytes | None, at: int
+    whole: Path,
+    tmp_path: Path,
+    damage: tuple[list[tuple[int, int]], float],
+    splice: bytes | None,
+    at: int,
 ) -> None:
     """Without hashes to help: what passes is consistent, and everything else is a `ShardError`."""
     content = damaged((whole / "train" / "law.idx").read_bytes(), *damage)
@@ -104,7 +119,9 @@ def test_random_bytes_are_no_index(whole: Path, tmp_path: Path, content: bytes) 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -17,7 +17,9 @@ JSON = st.recursive(
     max_leaves=8,
 )
 ROW = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("prompt", "question", "choices", "answer", "text"), JSON) | {"subject": JSON}
+    {},
+    optional=dict.fromkeys(("prompt", "question", "choices", "answer", "text"), JSON)
+    | {"subject": JSON},
 )
 
 

@@ -14,10 +14,10 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.alarms import AlarmSettings
-from cuvee.policies.epochs import Ledger, capped_ceilings
-from cuvee.policies.guard import Guard, Limits
-from cuvee.policies.limits import nearest_within
+from cuvee.policies.guard.alarms import AlarmSettings
+from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.guard.limits import nearest_within
 
 TOKENS = 10_000
 ANSWERS = st.sampled_from(
@@ -64,7 +64,9 @@ class Anything:
             case "none" | "array":
                 return None if answer == "none" else weights_K
             case "raises" | "assert" | "policy":
-                raise {"raises": ValueError, "assert": AssertionError, "policy": PolicyError}[answer]("planted")
+                raise {"raises": ValueError, "assert": AssertionError, "policy": PolicyError}[
+                    answer
+                ]("planted")
         return Mixture(names, weights_K)
 
     def learn(self, so_far: Trajectory) -> Any:
@@ -94,12 +96,18 @@ def cases(draw: st.DrawFn) -> tuple[tuple[Domain, ...], Limits, Anything, int]:
     K, intervals = draw(st.integers(2, 7)), draw(st.integers(1, 14))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     tokens_K = rng.integers(1, 8 * TOKENS, K)
-    domains = tuple(Domain(f"d{k}", int(tokens_K[k]), "target" if k == 0 else "source") for k in range(K))
+    domains = tuple(
+        Domain(f"d{k}", int(tokens_K[k]), "target" if k == 0 else "source") for k in range(K)
+    )
     floor_K = rng.dirichlet(np.ones(K)) * draw(st.sampled_from([0.0, 0.3, 0.9]))
     ceiling_K = np.minimum(1.0, floor_K + rng.uniform(draw(st.sampled_from([0.5, 1.0])), 1.0, K))
     caps = draw(st.sampled_from(["none", "some", "all"]))
     least = intervals * TOKENS / tokens_K.sum()
-    epochs: Any = {"none": None, "all": 1.2 * least + 0.1, "some": {f"d{k}": rng.uniform(0.2, 3) for k in range(1, K)}}
+    epochs: Any = {
+        "none": None,
+        "all": 1.2 * least + 0.1,
+        "some": {f"d{k}": rng.uniform(0.2, 3) for k in range(1, K)},
+    }
     if caps == "all":
         ceiling_K = np.ones(K)
     elif caps == "some":
@@ -130,7 +138,9 @@ def test_what_is_executed_is_within_limits_whatever_a_policy_does(case: Any) -> 
     so_far = Trajectory.start(signals(domains, 0, intervals, np.zeros(len(domains), np.int64)))
     for t in range(intervals):
         last, mixture = so_far.last_mixture, guard.mixture(so_far)
-        lowered_K = capped_ceilings(limits.epochs_K(names), so_far, Ledger().outlook(so_far), ceiling_K)
+        lowered_K = capped_ceilings(
+            limits.epochs_K(names), so_far, EpochBudget().outlook(so_far), ceiling_K
+        )
         tokens_K = np.floor(mixture.weights_K * TOKENS).astype(np.int64)
         so_far = so_far.append(mixture, signals(domains, t + 1, intervals, tokens_K))
         record = guard.learn(so_far)["guard"]
@@ -144,19 +154,28 @@ def test_what_is_executed_is_within_limits_whatever_a_policy_does(case: Any) -> 
         assert (weights_K >= np.minimum(floor_K, lowered_K) - 1e-9).all()
         if limits.epochs is None:
             assert last is None or mixture.total_variation(last) <= limits.max_change + 1e-9
-        elif last is not None:  # a cap may force a larger change than is allowed, and then only as much as it takes
+        elif (
+            last is not None
+        ):  # a cap may force a larger change than is allowed, and then only as much as it takes
             held = nearest_within(last, np.minimum(floor_K, lowered_K), lowered_K)
-            assert mixture.total_variation(last) <= max(limits.max_change, held.total_variation(last)) + 1e-9
+            assert (
+                mixture.total_variation(last)
+                <= max(limits.max_change, held.total_variation(last)) + 1e-9
+            )
         assert record["executed"] == mixture.as_dict()
         if limits.shadow:
             assert record["verdict"] == "shadow"
 
 
 @given(st.integers(2, 30), st.integers(0, 2**32 - 1), st.floats(0.001, 1.0))
-def test_a_step_towards_a_far_proposal_goes_as_far_as_it_may(K: int, seed: int, max_change: float) -> None:
+def test_a_step_towards_a_far_proposal_goes_as_far_as_it_may(
+    K: int, seed: int, max_change: float
+) -> None:
     rng = np.random.default_rng(seed)
     domains = tuple(Domain(f"d{k}", 1000) for k in range(K))
-    first, second = (Mixture.normalise([d.name for d in domains], rng.dirichlet(np.ones(K))) for _ in range(2))
+    first, second = (
+        Mixture.normalise([d.name for d in domains], rng.dirichlet(np.ones(K))) for _ in range(2)
+    )
 
     class Two(Anything):
         def mixture(self, so_far: Trajectory) -> Mixture:

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies import heuristics
-from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.policies.history import heuristics
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 
 SEEDS = st.integers(0, 2**31)
 
@@ -25,7 +26,9 @@ def drawn(rng: np.random.Generator, rows: int, K: int) -> FloatArray:
 
 
 @given(SEEDS, st.integers(2, 60))
-def test_heuristics_lie_in_their_ranges_and_do_not_heed_the_order_of_domains(seed: int, K: int) -> None:
+def test_heuristics_lie_in_their_ranges_and_do_not_heed_the_order_of_domains(
+    seed: int, K: int
+) -> None:
     rng = np.random.default_rng(seed)
     candidates, (last, before) = drawn(rng, 9, K), drawn(rng, 2, K)
     target = np.arange(K) >= K // 2 + K % 2
@@ -53,7 +56,9 @@ def test_heuristics_lie_in_their_ranges_and_do_not_heed_the_order_of_domains(see
 
 @settings(max_examples=40)
 @given(SEEDS, st.integers(1, 30), st.integers(1, 30), st.floats(0.0, 1.0))
-def test_the_sampler_answers_any_history(seed: int, sources: int, targets: int, progress: float) -> None:
+def test_the_sampler_answers_any_history(
+    seed: int, sources: int, targets: int, progress: float
+) -> None:
     rng = np.random.default_rng(seed)
     domains = tuple(
         Domain(f"d{k}", int(rng.integers(1, 10**9)), "source" if k < sources else "target")
@@ -64,7 +69,9 @@ def test_the_sampler_answers_any_history(seed: int, sources: int, targets: int, 
 
     def moment(step: int, done: float) -> Signals:
         evaluation = Measured(rng.normal(-3.0, 1.0, 2), rng.uniform(size=2) < 0.8)
-        return Signals(domains, step, done, nothing, Measured.absent(len(domains)), {"evaluation": evaluation})
+        return Signals(
+            domains, step, done, nothing, Measured.absent(len(domains)), {"evaluation": evaluation}
+        )
 
     so_far = Trajectory.start(moment(0, 0.0))
     for step, weights in enumerate(drawn(rng, int(rng.integers(0, 4)), len(domains))):

@@ -35,7 +35,9 @@ NARROW_ACTOR = seeded(2, lambda: spoken(HistoryActor(F, G, NARROW)))
 def grid(seed: int, B: int, T: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features of domains and run, and mixtures."""
     generator = torch.Generator().manual_seed(seed)
-    domains, globals_ = (torch.randn(shape, generator=generator) for shape in ((B, T, K, F), (B, T, G)))
+    domains, globals_ = (
+        torch.randn(shape, generator=generator) for shape in ((B, T, K, F), (B, T, G))
+    )
     return domains, globals_, torch.randn(B, T, K, generator=generator).softmax(-1)
 
 
@@ -49,11 +51,15 @@ def test_permuting_domains_permutes_the_answers(seed: int, T: int, K: int) -> No
     domains, globals_, actions = grid(seed, 2, T, K)
     order = torch.randperm(K, generator=torch.Generator().manual_seed(seed))
     turned = domains[:, :, order]
-    torch.testing.assert_close(ACTOR(turned, globals_), ACTOR(domains, globals_)[..., order], **CLOSE)
+    torch.testing.assert_close(
+        ACTOR(turned, globals_), ACTOR(domains, globals_)[..., order], **CLOSE
+    )
     tokens, turned_tokens = CRITIC.encode(domains, globals_), CRITIC.encode(turned, globals_)
     torch.testing.assert_close(turned_tokens, tokens[:, :, order], **CLOSE)
     for mine, theirs in zip(
-        CRITIC.values(tokens, actions), CRITIC.values(turned_tokens, actions[..., order]), strict=True
+        CRITIC.values(tokens, actions),
+        CRITIC.values(turned_tokens, actions[..., order]),
+        strict=True,
     ):
         torch.testing.assert_close(theirs, mine, **CLOSE)
 
@@ -66,7 +72,9 @@ def test_the_future_changes_nothing(seed: int, T: int, K: int, data: st.DataObje
     other, other_globals, _ = grid(seed + 1, 2, T, K)
     other[:, :now], other_globals[:, :now] = domains[:, :now], globals_[:, :now]
     assert torch.equal(ACTOR(domains, globals_)[:, :now], ACTOR(other, other_globals)[:, :now])
-    assert torch.equal(CRITIC.encode(domains, globals_)[:, :now], CRITIC.encode(other, other_globals)[:, :now])
+    assert torch.equal(
+        CRITIC.encode(domains, globals_)[:, :now], CRITIC.encode(other, other_globals)[:, :now]
+    )
     assert not torch.equal(ACTOR(domains, globals_)[:, now:], ACTOR(other, other_globals)[:, now:])
 
 
@@ -75,7 +83,9 @@ def test_the_future_changes_nothing(seed: int, T: int, K: int, data: st.DataObje
 def test_moments_after_the_end_change_nothing(seed: int, T: int, K: int, later: int) -> None:
     """Shorter runs of a batch are padded at their ends."""
     domains, globals_, actions = grid(seed, 2, T + later, K)
-    torch.testing.assert_close(ACTOR(domains, globals_)[:, :T], ACTOR(domains[:, :T], globals_[:, :T]), **CLOSE)
+    torch.testing.assert_close(
+        ACTOR(domains, globals_)[:, :T], ACTOR(domains[:, :T], globals_[:, :T]), **CLOSE
+    )
     long = CRITIC.values(CRITIC.encode(domains, globals_)[:, :T], actions[:, :T])
     short = CRITIC.values(CRITIC.encode(domains[:, :T], globals_[:, :T]), actions[:, :T])
     for mine, theirs in zip(long, short, strict=True):
@@ -92,7 +102,9 @@ def test_one_moment_at_a_time_is_the_same(actor: Any, seed: int, T: int, K: int)
     for t in range(T):
         logits, memory = actor.step(memory, domains[0, t], globals_[0, t])
         steps.append(logits)
-    torch.testing.assert_close(torch.stack(steps), actor(domains, globals_)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.stack(steps), actor(domains, globals_)[0], atol=1e-5, rtol=1e-5
+    )
 
 
 @settings(max_examples=25)
@@ -110,7 +122,9 @@ def test_a_window_forgets_what_lies_before_it() -> None:
     domains, globals_, _ = grid(0, 1, 20, 3)
     other = domains.clone()
     other[:, 0] += 1.0
-    differs = (NARROW_ACTOR(domains, globals_) - NARROW_ACTOR(other, globals_)).abs().amax((0, 2)) > 1e-7
+    differs = (NARROW_ACTOR(domains, globals_) - NARROW_ACTOR(other, globals_)).abs().amax(
+        (0, 2)
+    ) > 1e-7
     assert differs[:9].all()
     assert not differs[9:].any()
 

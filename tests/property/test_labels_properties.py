@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, homogeneity_completeness_v_measure
 
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.data.label_report import agreement
-from cuvee.data.label_ways import ByColumn, domain_name
-from cuvee.data.labels import LabelSettings, label
-from cuvee.data.raw import find_sources
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.label.labelers import ByColumn, domain_name
+from cuvee.data.label.labels import LabelSettings, label
+from cuvee.data.label.report import agreement
 from labelled_text import read_text
 
 
@@ -35,7 +35,18 @@ def test_names_that_are_fit_stay(name: str) -> None:
 _labels = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
-        ["a.jsonl", "x-00001-of-00002", ".hidden", "..", "-", "a/b", "../../etc", "table.json", "CON", "é"]
+        [
+            "a.jsonl",
+            "x-00001-of-00002",
+            ".hidden",
+            "..",
+            "-",
+            "a/b",
+            "../../etc",
+            "table.json",
+            "CON",
+            "é",
+        ]
     ),
     st.integers(),
     st.none(),
@@ -45,7 +56,9 @@ _labels = st.one_of(
 
 @settings(max_examples=25)
 @given(st.lists(_labels, min_size=1, max_size=12))
-def test_whatever_labels_say_build_finds_each_document_under_its_label(values: list[object]) -> None:
+def test_whatever_labels_say_build_finds_each_document_under_its_label(
+    values: list[object],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "in.jsonl"
         spelled: dict[str, object] = {}
@@ -56,7 +69,9 @@ def test_whatever_labels_say_build_finds_each_document_under_its_label(values: l
                 value
             ):  # labels that would be one domain have a test of their own
                 rows.append({"text": f"text {i}", "k": value})
-        place.write_text("\n".join(json.dumps(row) for row in [*rows, {"text": "sure", "k": "zz-sure"}]))
+        place.write_text(
+            "\n".join(json.dumps(row) for row in [*rows, {"text": "sure", "k": "zz-sure"}])
+        )
         out = Path(folder) / "out"
         found = label([place], out, ByColumn("k"), LabelSettings(valid_share=0), workers=1)
         sources, _ = find_sources([out])
@@ -65,7 +80,9 @@ def test_whatever_labels_say_build_finds_each_document_under_its_label(values: l
         assert len(documents) + found.bad_rows == len(rows) + 1
         assert all(domain == domain_name(str(row["k"])) for domain, row in documents)
         written = {path.resolve() for path in Path(folder).rglob("*") if path.is_file()}
-        assert all(path.is_relative_to(out.resolve()) or path == place.resolve() for path in written)
+        assert all(
+            path.is_relative_to(out.resolve()) or path == place.resolve() for path in written
+        )
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=60))
@@ -83,4 +100,6 @@ def test_agreement_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None
     assert found.homogeneity == pytest.approx(homogeneity, abs=1e-9)
     assert found.completeness == pytest.approx(completeness, abs=1e-9)
     if found.adjusted_mutual_information is not None:
-        assert found.adjusted_mutual_information == pytest.approx(adjusted_mutual_info_score(domains, names), abs=1e-6)
+        assert found.adjusted_mutual_information == pytest.approx(
+            adjusted_mutual_info_score(domains, names), abs=1e-6
+        )

@@ -29,11 +29,15 @@ def test_permuting_domains_permutes_the_answers(K: int, seed: int) -> None:
     action = torch.from_numpy(rng.dirichlet(np.ones(K), size=2).astype(np.float32))
     close = {"atol": 1e-5, "rtol": 1e-4}
     with torch.no_grad():
-        torch.testing.assert_close(ACTOR(domains[:, order], globals_), ACTOR(domains, globals_)[:, order], **close)
+        torch.testing.assert_close(
+            ACTOR(domains[:, order], globals_), ACTOR(domains, globals_)[:, order], **close
+        )
         for critic in (SCALAR, VECTOR):
             value = critic.value(critic.encode(domains, globals_), action)
             permuted = critic.value(critic.encode(domains[:, order], globals_), action[:, order])
-            torch.testing.assert_close(permuted, value[:, order] if value.shape[-1] > 1 or K == 1 else value, **close)
+            torch.testing.assert_close(
+                permuted, value[:, order] if value.shape[-1] > 1 or K == 1 else value, **close
+            )
 
 
 @pytest.mark.parametrize("K", [1, 2, 12, 52, 104, 1000])

@@ -22,7 +22,9 @@ def test_nearest_point_within_the_limits(x: np.ndarray, low: float, high: float,
     cap_K = np.minimum(floor_K + (1 - floor_K.sum()) * (high + rng.uniform(0, 1, K)), 1.0)
     if cap_K.sum() < 1:
         cap_K = np.ones(K)
-    nearest = project(torch.from_numpy(x), torch.from_numpy(floor_K), torch.from_numpy(cap_K)).numpy()
+    nearest = project(
+        torch.from_numpy(x), torch.from_numpy(floor_K), torch.from_numpy(cap_K)
+    ).numpy()
     assert np.abs(nearest.sum(1) - 1).max() < 1e-9
     assert (nearest >= floor_K - 1e-12).all()
     assert (nearest <= cap_K + 1e-12).all()

@@ -12,11 +12,13 @@ from hypothesis.extra.numpy import arrays
 
 from cuvee.core.errors import MixtureError
 from cuvee.core.mixture import Mixture
-from cuvee.policies.limits import project_to_box
+from cuvee.policies.guard.limits import project_to_box
 
 SIZES = st.integers(1, 1000)
 POSITIVE = SIZES.flatmap(lambda K: arrays(np.float64, K, elements=st.floats(0, 1e300)))
-ANYTHING = st.integers(1, 40).flatmap(lambda K: arrays(np.float64, K, elements=st.floats(allow_nan=True)))
+ANYTHING = st.integers(1, 40).flatmap(
+    lambda K: arrays(np.float64, K, elements=st.floats(allow_nan=True))
+)
 
 
 def names(K: int) -> list[str]:
@@ -36,7 +38,9 @@ def test_normalise_gives_a_mixture_or_says_why_not(weights_K: np.ndarray) -> Non
 
 @given(ANYTHING)
 def test_nothing_invalid_is_silently_accepted(weights_K: np.ndarray) -> None:
-    valid = bool(np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(weights_K.sum() - 1) <= 1e-9)
+    valid = bool(
+        np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(weights_K.sum() - 1) <= 1e-9
+    )
     try:
         Mixture(tuple(names(len(weights_K))), weights_K)
         assert valid
@@ -51,7 +55,9 @@ def test_json_keeps_every_bit(weights_K: np.ndarray) -> None:
 
 
 @given(st.integers(2, 60), st.randoms(use_true_random=False), st.floats(0, 1), st.floats(0, 1))
-def test_projection_is_within_the_box_and_nearest(K: int, random: object, tight_low: float, tight_high: float) -> None:
+def test_projection_is_within_the_box_and_nearest(
+    K: int, random: object, tight_low: float, tight_high: float
+) -> None:
     rng = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
     floor_K = rng.dirichlet(np.ones(K)) * tight_low
     ceiling_K = np.minimum(1.0, floor_K + (1 - floor_K) * rng.uniform(tight_high, 1, K))

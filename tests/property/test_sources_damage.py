@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.data.documents import Document, Rules, read_documents
-from cuvee.data.raw import find_sources
-from cuvee.data.reading import read_blocks
+from cuvee.data.ingest.documents import Document, Rules, read_documents
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.reading import read_blocks
 
 quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RULES = Rules("text", "topic", 0.1)
@@ -52,29 +52,47 @@ def packed(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-@given(flips=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 7)), max_size=4), keep=st.floats(0, 1))
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 7)), max_size=4),
+    keep=st.floats(0, 1),
+)
 @quick
-def test_damaged_files(tmp_path: Path, name: str, flips: list[tuple[int, int]], keep: float) -> None:
+def test_damaged_files(
+    tmp_path: Path, name: str, flips: list[tuple[int, int]], keep: float
+) -> None:
     content = bytearray(packed(name))
     for at, bit in flips:
         content[at % len(content)] ^= 1 << bit
-    (tmp_path / name).write_bytes(content[: len(content) if keep > 0.5 else round(len(content) * keep)])
+    (tmp_path / name).write_bytes(
+        content[: len(content) if keep > 0.5 else round(len(content) * keep)]
+    )
     read(tmp_path / name)
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "topic", "x"]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text", "topic", "x"]), inner, max_size=3)
     ),
     max_leaves=6,
 )
 
 
-@given(lines=st.lists(st.binary(max_size=80) | json_values.map(lambda value: json.dumps(value).encode()), max_size=8))
+@given(
+    lines=st.lists(
+        st.binary(max_size=80) | json_values.map(lambda value: json.dumps(value).encode()),
+        max_size=8,
+    )
+)
 @quick
 def test_any_lines(tmp_path: Path, lines: list[bytes]) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    blank = [line for piece in lines for line in piece.split(b"\n") if not line.removeprefix(b"\xef\xbb\xbf").strip()]
+    blank = [
+        line
+        for piece in lines
+        for line in piece.split(b"\n")
+        if not line.removeprefix(b"\xef\xbb\xbf").strip()
+    ]
     total = sum(piece.count(b"\n") + 1 for piece in lines)
     assert total - len(blank) <= read(tmp_path / "a.jsonl") <= total

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuvee.data.apportion import SHARE_BITS, WHOLE, Quota, integer_shares
-from cuvee.data.multinomial import Multinomial
-from cuvee.data.order import dealing_order, rotations
-from cuvee.data.permutation import epoch_keys, permute, sides, stable_key
+from cuvee.data.stream.apportion import SHARE_BITS, WHOLE, Quota, integer_shares
+from cuvee.data.stream.lanes import dealing_order, rotations
+from cuvee.data.stream.multinomial import Multinomial
+from cuvee.data.stream.permutation import epoch_keys, permute, sides, stable_key
 
 
 def shuffled(size: int, key: int, epoch: int) -> np.ndarray:
@@ -17,7 +17,9 @@ def shuffled(size: int, key: int, epoch: int) -> np.ndarray:
     return permute(np.arange(size), np.full(size, size), *radix, keys)
 
 
-weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1.0)), min_size=1, max_size=40).filter(any)
+weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1.0)), min_size=1, max_size=40).filter(
+    any
+)
 
 
 def shares_of(raw: list[float]) -> np.ndarray:
@@ -66,20 +68,30 @@ def test_shares_are_exact_and_keep_zeros(raw: list[float]) -> None:
 
 @given(weights, st.integers(1, 300), st.integers(0, 2**36), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_counts_add_up_never_fall_and_follow_what_is_due(raw: list[float], batch: int, first: int, steps: int) -> None:
+def test_counts_add_up_never_fall_and_follow_what_is_due(
+    raw: list[float], batch: int, first: int, steps: int
+) -> None:
     quota = Quota(batch, shares_of(raw), zeros(raw))
     counts_TK = quota.counts(first, steps)
     assert (counts_TK.sum(axis=1) == batch * np.arange(first, first + steps + 1)).all()
     assert (np.diff(counts_TK, axis=0) >= 0).all()
     whole_TK, fraction_TK = quota.due(np.arange(first, first + steps + 1))
     off_TK = counts_TK - whole_TK - fraction_TK / WHOLE
-    assert np.abs(off_TK).max() < 1.2  # below 1 but for rare, extremely skewed weights; see the next test
+    assert (
+        np.abs(off_TK).max() < 1.2
+    )  # below 1 but for rare, extremely skewed weights; see the next test
     assert not counts_TK[:, quota.shares_K == 0].any()
 
 
-@given(st.lists(st.floats(0.02, 1.0), min_size=1, max_size=20), st.integers(0, 2**30), st.integers(1, 64))
+@given(
+    st.lists(st.floats(0.02, 1.0), min_size=1, max_size=20),
+    st.integers(0, 2**30),
+    st.integers(1, 64),
+)
 @settings(max_examples=100, deadline=None)
-def test_within_one_row_where_each_domain_is_due_a_row_a_batch(raw: list[float], first: int, steps: int) -> None:
+def test_within_one_row_where_each_domain_is_due_a_row_a_batch(
+    raw: list[float], first: int, steps: int
+) -> None:
     quota = Quota(1100, shares_of(raw), zeros(raw))
     whole_TK, fraction_TK = quota.due(np.arange(first, first + steps + 1))
     assert np.abs(quota.counts(first, steps) - whole_TK - fraction_TK / WHOLE).max() < 1
@@ -97,7 +109,9 @@ def test_counts_do_not_depend_on_how_they_are_asked_for(
 
 @given(weights, weights, st.integers(1, 64), st.integers(0, 50))
 @settings(max_examples=100, deadline=None)
-def test_credit_is_carried_exactly(raw: list[float], then: list[float], batch: int, change: int) -> None:
+def test_credit_is_carried_exactly(
+    raw: list[float], then: list[float], batch: int, change: int
+) -> None:
     size = min(len(raw), len(then))
     if not any(raw[:size]) or not any(then[:size]):
         return
@@ -108,13 +122,16 @@ def test_credit_is_carried_exactly(raw: list[float], then: list[float], batch: i
     assert np.abs(credit_K / WHOLE).max() < 1.2
     after = Quota(batch, shares_of(then[:size]), credit_K)
     total_K = [
-        int(s) * batch * change + int(t) * batch * 9 for s, t in zip(before.shares_K, after.shares_K, strict=True)
+        int(s) * batch * change + int(t) * batch * 9
+        for s, t in zip(before.shares_K, after.shares_K, strict=True)
     ]
     off_K = [
         (int(g) + int(c)) - due / 2**SHARE_BITS
         for g, c, due in zip(given_K, after.counts(9, 1)[0], total_K, strict=True)
     ]
-    assert max(map(abs, off_K)) < 3  # adverse changes may cost about ln K rows; nothing is lost or gained
+    assert (
+        max(map(abs, off_K)) < 3
+    )  # adverse changes may cost about ln K rows; nothing is lost or gained
 
 
 @given(st.integers(1, 400))

@@ -20,12 +20,19 @@ from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.rewards import GainReward
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
-SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4, "capacity": 50}
+SMALL = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+    "warmup": 2,
+    "batch_size": 4,
+    "capacity": 50,
+}
 
 
 def small(agent: str, reward: str, **options: Any) -> AgentPolicy:
     quality = {"quality": {f"d{k}": 1.0 + k for k in range(60)}} if reward == "holistic" else {}
-    return AgentPolicy(agent, reward, warm_up=3, agent_settings=SMALL, reward_settings=quality, **options)
+    return AgentPolicy(
+        agent, reward, warm_up=3, agent_settings=SMALL, reward_settings=quality, **options
+    )
 
 
 class TestACODM(PolicySuite):
@@ -71,7 +78,9 @@ def play(
 
 
 @pytest.mark.parametrize(("agent", "reward"), [("ddpg", "alignment"), ("sac", "holistic")])
-def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(agent: str, reward: str) -> None:
+def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(
+    agent: str, reward: str
+) -> None:
     _, records = play(small(agent, reward), some_domains(4))
     assert [record["acted"] for record in records] == ["warm-up"] * 3 + [agent] * 9
     assert all(record["rejected"] is None for record in records)
@@ -146,14 +155,19 @@ def test_order_of_domains_does_not_matter_to_a_transformer() -> None:
     frozen = learned.frozen()
     so_far = Trajectory.start(ScriptedTrainer(domains).start(()))
     turned = Trajectory.start(ScriptedTrainer(domains[::-1]).start(()))
-    assert frozen.mixture(turned).weights_K[::-1] == pytest.approx(frozen.mixture(so_far).weights_K, abs=1e-6)
+    assert frozen.mixture(turned).weights_K[::-1] == pytest.approx(
+        frozen.mixture(so_far).weights_K, abs=1e-6
+    )
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(PolicyError, match="dqn"):
         AgentPolicy("dqn", "alignment")
     with pytest.raises(PolicyError, match="taw"):
-        play(AgentPolicy("ddpg", "alignment", warm_up=0, agent_settings={"taw": 0.1}), some_domains(3))
+        play(
+            AgentPolicy("ddpg", "alignment", warm_up=0, agent_settings={"taw": 0.1}),
+            some_domains(3),
+        )
     with pytest.raises(PolicyError, match="smoothing"):
         AgentPolicy("ddpg", "alignment", reward_settings={"smoothing": 2.0})
 

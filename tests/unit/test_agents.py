@@ -13,14 +13,19 @@ from cuvee.agents import cql, ddpg, sac
 from cuvee.agents.base import Observation, Transition, fault_of
 from cuvee.agents.cql import CQL, CQLSettings
 from cuvee.agents.ddpg import DDPG, DDPGSettings
-from cuvee.agents.learning import Learner, RewardScale, td_target, worth
+from cuvee.agents.learning import RewardScale, TrainState, td_target, worth
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.agents.replay import ReplayBatch, ReplayBuffer
 from cuvee.agents.sac import SAC, SACSettings
 from cuvee.core.errors import PolicyError
 from cuvee.testing.agent import AgentSuite
 
-SMALL: dict[str, Any] = {"warmup": 16, "capacity": 26, "batch_size": 8, "architecture": Architecture(hidden=8)}
+SMALL: dict[str, Any] = {
+    "warmup": 16,
+    "capacity": 26,
+    "batch_size": 8,
+    "architecture": Architecture(hidden=8),
+}
 TRANSFORMER = Architecture("transformer", hidden=8, layers=1, heads=2)
 
 
@@ -33,7 +38,13 @@ class TestDDPGOnWeights(AgentSuite):
     vector = True
 
     def make(self) -> DDPG:
-        settings = {**SMALL, "architecture": TRANSFORMER, "noise_on": "weights", "noise": 0.02, "scale_rewards": False}
+        settings = {
+            **SMALL,
+            "architecture": TRANSFORMER,
+            "noise_on": "weights",
+            "noise": 0.02,
+            "scale_rewards": False,
+        }
         return DDPG(Shape(4, 3, 2, vector=True), DDPGSettings(**settings), seed=1)
 
 
@@ -41,7 +52,11 @@ class TestDDPGTwin(AgentSuite):
     vector = True
 
     def make(self) -> DDPG:
-        return DDPG(Shape(4, 3, 2, vector=True, reference=1), DDPGSettings(**SMALL, twin=True, caution=0.2), seed=1)
+        return DDPG(
+            Shape(4, 3, 2, vector=True, reference=1),
+            DDPGSettings(**SMALL, twin=True, caution=0.2),
+            seed=1,
+        )
 
 
 class TestSAC(AgentSuite):
@@ -87,7 +102,9 @@ def test_every_network_moves_and_every_target_moves_by_tau_alone(kind: str, vect
     for name, learner in agent.learners.items():
         moved = learner.state_dict()
         # The last layer starts near zero, so at first gradients upstream of it are small but not absent.
-        assert any((moved["net"][part] != old).any() for part, old in before[name]["net"].items()), name
+        assert any(
+            (moved["net"][part] != old).any() for part, old in before[name]["net"].items()
+        ), name
         for part, old in before[name]["target"].items():
             expected = old + agent.settings.tau * (moved["net"][part] - old)
             np.testing.assert_allclose(moved["target"][part], expected, atol=1e-7)
@@ -126,22 +143,32 @@ def test_other_shapes_than_the_agent_was_built_for_are_refused_by_name() -> None
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_is_not_taken() -> None:
-    learner = Learner(torch.nn.Linear(2, 1), 0.1)
+    learner = TrainState(torch.nn.Linear(2, 1), 0.1)
     before = learner.state_dict()["net"]["weight"]
     metrics = learner.step("critic", learner.net(torch.tensor([[1e38, 1e38]])).square().sum())
     assert metrics["critic_refused"] == 1
     assert (learner.state_dict()["net"]["weight"] == before).all()
 
 
-def batch_of(reward: float, terminated: bool, R: int = 1) -> Batch:
+def batch_of(reward: float, terminated: bool, R: int = 1) -> ReplayBatch:
     zeros = torch.zeros(1, 2, 3), torch.zeros(1, 2)
-    return Batch(*zeros, torch.full((1, 2), 0.5), torch.full((1, R), reward), *zeros, torch.tensor([float(terminated)]))
+    return ReplayBatch(
+        *zeros,
+        torch.full((1, 2), 0.5),
+        torch.full((1, R), reward),
+        *zeros,
+        torch.tensor([float(terminated)]),
+    )
 
 
 def test_truncated_bootstraps_and_terminated_does_not() -> None:
     following = torch.tensor([[10.0]])
-    assert td_target(batch_of(1.0, False), following, 0.9, RewardScale()).item() == pytest.approx(10.0)
-    assert td_target(batch_of(1.0, True), following, 0.9, RewardScale()).item() == pytest.approx(1.0)
+    assert td_target(batch_of(1.0, False), following, 0.9, RewardScale()).item() == pytest.approx(
+        10.0
+    )
+    assert td_target(batch_of(1.0, True), following, 0.9, RewardScale()).item() == pytest.approx(
+        1.0
+    )
 
 
 def test_rewards_are_centred_only_while_no_run_has_ended() -> None:
@@ -161,14 +188,31 @@ def test_worth_of_a_vector_value_is_its_mean_under_the_mixture() -> None:
 
 
 def test_the_papers_numbers_are_kept_as_presets() -> None:
-    assert (ddpg.PAPER.tau, ddpg.PAPER.actor_rate, ddpg.PAPER.batch_size, ddpg.PAPER.warmup) == (1e-3, 1e-4, 32, 833)
-    assert (ddpg.PAPER.noise, ddpg.PAPER.noise_on, ddpg.PAPER.architecture.hidden) == (0.02, "weights", 1024)
-    assert (sac.PAPER.tau, sac.PAPER.critic_rate, sac.PAPER.discount, sac.PAPER.capacity) == (1e-3, 1e-4, 0.95, 10_000)
+    assert (ddpg.PAPER.tau, ddpg.PAPER.actor_rate, ddpg.PAPER.batch_size, ddpg.PAPER.warmup) == (
+        1e-3,
+        1e-4,
+        32,
+        833,
+    )
+    assert (ddpg.PAPER.noise, ddpg.PAPER.noise_on, ddpg.PAPER.architecture.hidden) == (
+        0.02,
+        "weights",
+        1024,
+    )
+    assert (sac.PAPER.tau, sac.PAPER.critic_rate, sac.PAPER.discount, sac.PAPER.capacity) == (
+        1e-3,
+        1e-4,
+        0.95,
+        10_000,
+    )
     assert cql.CQLSettings().draws > 0
 
 
 def test_a_fault_is_named_by_place_and_value() -> None:
-    assert fault_of("reward", [0.0, float("nan")]) == "reward[1] is nan: it must be finite and at most 1e+06 in size"
+    assert (
+        fault_of("reward", [0.0, float("nan")])
+        == "reward[1] is nan: it must be finite and at most 1e+06 in size"
+    )
     assert fault_of("reward", 1.0) is None
     good = AgentSuite().transition(np.random.default_rng(0))
     both: Transition = good._replace(terminated=True, truncated=True)
@@ -176,8 +220,12 @@ def test_a_fault_is_named_by_place_and_value() -> None:
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(DDPG, DDPGSettings), (SAC, SACSettings)])
-def test_a_running_mean_of_the_actor_acts_when_nothing_is_explored(kind: Any, settings: Any) -> None:
-    plain, steady, again = (kind(Shape(4, 3, 2), settings(**SMALL, average=share)) for share in (0.0, 0.1, 0.1))
+def test_a_running_mean_of_the_actor_acts_when_nothing_is_explored(
+    kind: Any, settings: Any
+) -> None:
+    plain, steady, again = (
+        kind(Shape(4, 3, 2), settings(**SMALL, average=share)) for share in (0.0, 0.1, 0.1)
+    )
     suite, rng = AgentSuite(), np.random.default_rng(0)
     transitions = [suite.transition(rng) for _ in range(40)]
     for transition in transitions:

@@ -11,7 +11,15 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
-from cuvee.policies.alarms import Alarm, Alarms, AlarmSettings, Collapse, Moment, RunDivergence, ValueDivergence
+from cuvee.policies.guard.alarms import (
+    Alarm,
+    Alarms,
+    AlarmSettings,
+    Collapse,
+    Moment,
+    RunDivergence,
+    ValueDivergence,
+)
 
 SETTINGS = AlarmSettings(patience=3)
 
@@ -24,7 +32,9 @@ def moment(
     **rest: Any,
 ) -> Moment:
     K = len(proposed or loss or [0, 0])
-    domains = tuple(Domain(f"d{k}", 1000, "target" if target and k == 0 else "source") for k in range(K))
+    domains = tuple(
+        Domain(f"d{k}", 1000, "target" if target and k == 0 else "source") for k in range(K)
+    )
     measured = Measured.from_json(loss) if loss else Measured.absent(K)
     signals = Signals(domains, 1, 0.5, np.array(tokens or [100] * K), measured)
     mixture = Mixture(signals.names, np.array(proposed)) if proposed else None
@@ -37,20 +47,35 @@ def heard(alarm: Alarm, *moments: Moment) -> list[bool]:
 
 def test_collapse_onto_one_domain_is_heard_after_patience() -> None:
     good, bad = moment([0.5, 0.5]), moment([0.005, 0.995])
-    assert heard(Collapse(SETTINGS), good, bad, bad, bad, bad, good, bad) == [False] * 3 + [True, True, False, False]
-    assert Collapse(AlarmSettings(patience=1)).update(bad) == "d1 gets 0.9950 of the tokens; 1 decisions in a row"
+    assert heard(Collapse(SETTINGS), good, bad, bad, bad, bad, good, bad) == [False] * 3 + [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (
+        Collapse(AlarmSettings(patience=1)).update(bad)
+        == "d1 gets 0.9950 of the tokens; 1 decisions in a row"
+    )
 
 
 def test_a_starved_target_is_heard() -> None:
-    starved, fed = moment([0.001, 0.999 / 2, 0.999 / 2], target=True), moment([0.02, 0.49, 0.49], target=True)
+    starved, fed = (
+        moment([0.001, 0.999 / 2, 0.999 / 2], target=True),
+        moment([0.02, 0.49, 0.49], target=True),
+    )
     assert heard(Collapse(SETTINGS), starved, starved, starved) == [False, False, True]
     assert heard(Collapse(SETTINGS), *[fed] * 5) == [False] * 5
-    assert heard(Collapse(SETTINGS), *[moment([0.001, 0.499, 0.5])] * 5) == [False] * 5, "nobody said that it counts"
+    assert heard(Collapse(SETTINGS), *[moment([0.001, 0.499, 0.5])] * 5) == [False] * 5, (
+        "nobody said that it counts"
+    )
 
 
 def test_a_mixture_that_the_user_wrote_down_is_no_collapse() -> None:
     assert heard(Collapse(SETTINGS), *[moment([0.0, 1.0], learns=False)] * 5) == [False] * 5
-    assert heard(Collapse(SETTINGS), *[moment([1.0])] * 5) == [False] * 5, "with one domain there is no choice"
+    assert heard(Collapse(SETTINGS), *[moment([1.0])] * 5) == [False] * 5, (
+        "with one domain there is no choice"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,12 +85,22 @@ def test_a_mixture_that_the_user_wrote_down_is_no_collapse() -> None:
         ({"agent": {"actor_loss": -2e4}}, None, "actor_loss is -2e+04"),
         ({"agent": {"critic_loss": float("nan")}}, None, "critic_loss is nan"),
         ({"agent": {"reward_scale": float("inf")}}, None, "reward_scale is inf"),
-        ({"agent": {"critic_loss": 0.0, "critic_refused": 0.5}}, None, "critic_refused: gradients were not finite"),
-        ({"rejected": "reward is 1e+30"}, None, "the agent refused what it was shown (reward is 1e+30)"),
+        (
+            {"agent": {"critic_loss": 0.0, "critic_refused": 0.5}},
+            None,
+            "critic_refused: gradients were not finite",
+        ),
+        (
+            {"rejected": "reward is 1e+30"},
+            None,
+            "the agent refused what it was shown (reward is 1e+30)",
+        ),
         ({}, "ValueError: no", "learning was refused (ValueError: no)"),
     ],
 )
-def test_values_that_diverge_are_heard(metrics: dict[str, Any], refused: str | None, said: str) -> None:
+def test_values_that_diverge_are_heard(
+    metrics: dict[str, Any], refused: str | None, said: str
+) -> None:
     bad = moment(metrics=metrics, refused=refused)
     alarm = ValueDivergence(SETTINGS)
     assert heard(alarm, bad, bad, bad) == [False, False, True]
@@ -74,7 +109,14 @@ def test_values_that_diverge_are_heard(metrics: dict[str, Any], refused: str | N
 
 @pytest.mark.parametrize(
     "metrics",
-    [{}, {"agent": {}}, {"agent": {"critic_loss": 40.0, "actor_loss": -90.0, "temperature": 1e-6}, "rejected": None}],
+    [
+        {},
+        {"agent": {}},
+        {
+            "agent": {"critic_loss": 40.0, "actor_loss": -90.0, "temperature": 1e-6},
+            "rejected": None,
+        },
+    ],
 )
 def test_values_that_are_well_are_not(metrics: dict[str, Any]) -> None:
     assert heard(ValueDivergence(SETTINGS), *[moment(metrics=metrics)] * 9) == [False] * 9
@@ -110,14 +152,20 @@ def test_noise_is_no_rise() -> None:
 
 
 def test_an_alarm_can_be_turned_off() -> None:
-    off = AlarmSettings(patience=1, collapse=None, starved=None, value=None, rise=None, domain_rise=None)
+    off = AlarmSettings(
+        patience=1, collapse=None, starved=None, value=None, rise=None, domain_rise=None
+    )
     bad = moment([0.0, 1.0], loss=[3.0, 3.0], target=True, metrics={"agent": {"critic_loss": 1e30}})
-    worse = moment([0.0, 1.0], loss=[900.0, 900.0], target=True, metrics={"agent": {"critic_loss": 1e30}})
+    worse = moment(
+        [0.0, 1.0], loss=[900.0, 900.0], target=True, metrics={"agent": {"critic_loss": 1e30}}
+    )
     alarms = Alarms(off)
     assert [alarms.update(each) for each in (bad, worse, worse)] == [{}, {}, {}]
 
 
-@pytest.mark.parametrize("wrong", [{"patience": 0}, {"collapse": -1.0}, {"rise": float("nan")}, {"patience": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"patience": 0}, {"collapse": -1.0}, {"rise": float("nan")}, {"patience": None}]
+)
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"alarms.{next(iter(wrong))}"):
         AlarmSettings(**wrong)

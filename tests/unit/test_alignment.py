@@ -61,7 +61,10 @@ def test_transposed_layers_of_gpt2_give_the_same_inner_products():
     meter = attach(model)
     batch = rows_of_one_domain()
     train_step(model, [batch], meter)
-    assert error(measured(meter), separate_backward(model, [batch], ["transformer.h.1.mlp.c_proj"])) < 1e-5
+    assert (
+        error(measured(meter), separate_backward(model, [batch], ["transformer.h.1.mlp.c_proj"]))
+        < 1e-5
+    )
 
 
 def test_training_is_the_same_bit_for_bit_with_and_without():
@@ -95,7 +98,9 @@ def test_only_every_stride_th_step_counts_and_the_first_always():
     meter = attach(model, stride=3)
     for step in range(17, 22):
         train_step(model, [rows_of_one_domain(step)], meter, step)
-    expected = separate_backward(model, [rows_of_one_domain(17), rows_of_one_domain(20)], [DOWN["llama"]])
+    expected = separate_backward(
+        model, [rows_of_one_domain(17), rows_of_one_domain(20)], [DOWN["llama"]]
+    )
     assert error(measured(meter), expected) < 1e-5
 
 
@@ -107,7 +112,9 @@ def test_intervals_do_not_leak_into_each_other_and_domains_may_change():
     batch = rows_of_one_domain(2, used=3)
     train_step(model, [batch], meter)
     assert measured(meter).shape == (3, 3)
-    assert error(measured(meter), separate_backward(model, [batch], [DOWN["llama"]], count=3)) < 1e-5
+    assert (
+        error(measured(meter), separate_backward(model, [batch], [DOWN["llama"]], count=3)) < 1e-5
+    )
 
 
 def test_passes_between_steps_are_not_measured():
@@ -139,7 +146,9 @@ def test_bf16_autocast():
     batch = rows_of_one_domain(1)
     expected = separate_backward(model, [batch], [DOWN["llama"]])
     meter = attach(model)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # around the backward pass too, which it must not reach
+    with torch.autocast(
+        "cpu", dtype=torch.bfloat16
+    ):  # around the backward pass too, which it must not reach
         train_step(model, [batch], meter)
     assert 1e-7 < error(measured(meter), expected) < 0.02
 
@@ -216,7 +225,9 @@ def test_halves_of_each_domains_rows_give_an_unbiased_matrix_and_leave_the_other
         meter.begin_interval(domains())
         train_step(model, batches, meter)
     found = halved.read(halved.sums())
-    assert found["alignment"].values == pytest.approx(plain.read(plain.sums())["alignment"].values, rel=1e-5)
+    assert found["alignment"].values == pytest.approx(
+        plain.read(plain.sums())["alignment"].values, rel=1e-5
+    )
     seen, parts = np.zeros(K, dtype=np.int64), []
     for batch in batches:
         domain_B = batch.domain_BL[:, 0].numpy().copy()
@@ -238,5 +249,10 @@ def test_a_domain_with_one_row_has_no_unbiased_gain():
     domain_BL[0] = 1
     meter = attach(model, halves=True)
     meter.begin_interval(domains(2))
-    train_step(model, [MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator)], meter)
-    assert meter.read(meter.sums())["alignment_unbiased"].present.tolist() == [[True, False], [False, False]]
+    train_step(
+        model, [MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator)], meter
+    )
+    assert meter.read(meter.sums())["alignment_unbiased"].present.tolist() == [
+        [True, False],
+        [False, False],
+    ]

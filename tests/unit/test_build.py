@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import build as module
-from cuvee.data import survey
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.corpus import Corpus
-from cuvee.data.pool import TokenPool
-from cuvee.data.tokenizer import train_tokenizer
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.corpus.tokenizer import train_tokenizer
+from cuvee.data.ingest import build as module
+from cuvee.data.ingest import survey
+from cuvee.data.ingest.build import BuildSettings, build
 
 SMALL = BuildSettings(vocab_size=300)
 
 
 def texts(topic: str, count: int = 40) -> list[str]:
-    return [f"Document {i} about {topic}, the {i * i}th of them.\nIt has two lines." for i in range(count)]
+    return [
+        f"Document {i} about {topic}, the {i * i}th of them.\nIt has two lines."
+        for i in range(count)
+    ]
 
 
 def put(path: Path, documents: Iterable[str], **columns: Any) -> Path:
@@ -49,7 +52,11 @@ def documents(corpus: Corpus, pool: TokenPool) -> list[str]:
 
 
 def content(folder: Path) -> Mapping[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_every_document_arrives_once_in_order(sources: Path, tmp_path: Path) -> None:
@@ -64,7 +71,10 @@ def test_every_document_arrives_once_in_order(sources: Path, tmp_path: Path) -> 
         domain = corpus.domains[corpus.names.index(name)]
         assert domain.tokens == len(corpus.pool(name))
         assert domain.scores["mtld"] > 1
-        assert corpus.bytes_per_token(name) == sum(len(text.encode()) for text in train) / domain.tokens
+        assert (
+            corpus.bytes_per_token(name)
+            == sum(len(text.encode()) for text in train) / domain.tokens
+        )
     assert not (tmp_path / "corpus" / ".build").exists()
     assert not (tmp_path / "corpus" / "quarantine.jsonl").exists()
     corpus.verify()
@@ -74,12 +84,19 @@ def test_the_split_depends_on_the_document_alone(tmp_path: Path) -> None:
     many = texts("law", 600)
     settings = BuildSettings(vocab_size=300, valid_share=0.2)
     a = build([put(tmp_path / "a" / "law.jsonl", many)], tmp_path / "ca", settings, workers=1)
-    b = build([put(tmp_path / "b" / "law.jsonl", many[::-1] + many[:5])], tmp_path / "cb", settings, workers=1)
+    b = build(
+        [put(tmp_path / "b" / "law.jsonl", many[::-1] + many[:5])],
+        tmp_path / "cb",
+        settings,
+        workers=1,
+    )
     valid = documents(a, a.pool("law", "valid"))
     assert 80 <= len(valid) <= 160
     assert set(documents(b, b.pool("law", "valid"))) == set(valid)
     assert not set(documents(b, b.pool("law"))) & set(valid)
-    none = build([tmp_path / "a"], tmp_path / "cc", BuildSettings(vocab_size=300, valid_share=0), workers=1)
+    none = build(
+        [tmp_path / "a"], tmp_path / "cc", BuildSettings(vocab_size=300, valid_share=0), workers=1
+    )
     assert not none.has("law", "valid")
     with pytest.raises(CorpusError, match="law has no valid documents"):
         none.pool("law", "valid")
@@ -91,7 +108,10 @@ def test_train_and_valid_are_kept_and_a_domain_may_have_no_valid(tmp_path: Path)
     put(tmp_path / "text" / "valid" / "law.jsonl", texts("lawyers", 7))
     (tmp_path / "text" / "table.json").write_text('[{"domain": "law", "role": "target"}]')
     corpus = build([tmp_path / "text"], tmp_path / "corpus", SMALL, workers=1)
-    assert [(domain.name, domain.role) for domain in corpus.domains] == [("junk", "source"), ("law", "target")]
+    assert [(domain.name, domain.role) for domain in corpus.domains] == [
+        ("junk", "source"),
+        ("law", "target"),
+    ]
     assert documents(corpus, corpus.pool("law")) == texts("law")
     assert documents(corpus, corpus.pool("law", "valid")) == texts("lawyers", 7)
     assert not corpus.has("junk", "valid")
@@ -100,7 +120,13 @@ def test_train_and_valid_are_kept_and_a_domain_may_have_no_valid(tmp_path: Path)
 def test_a_built_corpus_is_opened_and_another_refused(sources: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     first = build([sources], tmp_path / "corpus", SMALL, workers=1)
-    again = build([sources], tmp_path / "corpus", SMALL, workers=1, progress=lambda stage, _: stages.append(stage))
+    again = build(
+        [sources],
+        tmp_path / "corpus",
+        SMALL,
+        workers=1,
+        progress=lambda stage, _: stages.append(stage),
+    )
     assert again.fingerprint == first.fingerprint
     assert set(stages) == {"hashing the sources"}
     with pytest.raises(CorpusError, match="already holds a corpus of other sources or settings"):
@@ -110,7 +136,9 @@ def test_a_built_corpus_is_opened_and_another_refused(sources: Path, tmp_path: P
         build([sources], tmp_path / "corpus", SMALL, workers=1)
 
 
-def test_a_folder_with_something_else_in_it_is_refused_untouched(sources: Path, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_refused_untouched(
+    sources: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(CorpusError, match=r"already holds thesis\.tex: choose an empty folder"):
@@ -118,33 +146,46 @@ def test_a_folder_with_something_else_in_it_is_refused_untouched(sources: Path, 
     assert content(tmp_path / "mine") == {"thesis.tex": b"precious"}
 
 
-def test_bad_rows_are_quarantined_and_too_many_stop_the_build(sources: Path, tmp_path: Path) -> None:
+def test_bad_rows_are_quarantined_and_too_many_stop_the_build(
+    sources: Path, tmp_path: Path
+) -> None:
     law = sources / "law.jsonl"
     law.write_bytes(law.read_bytes() + b'{"text": ""}\nnonsense\n{"text": "\xff"}\n')
     corpus = build([sources], tmp_path / "corpus", SMALL, workers=1)
     assert corpus.manifest.bad_rows == 3
-    rows = [json.loads(line) for line in (tmp_path / "corpus" / "quarantine.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "corpus" / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert rows == [
         {"file": str(law), "line": 41, "reason": "empty text"},
         {"file": str(law), "line": 42, "reason": "not JSON"},
         {"file": str(law), "line": 43, "reason": "not UTF-8"},
     ]
     strict = BuildSettings(vocab_size=300, max_bad_rows=2)
-    with pytest.raises(CorpusError, match=r"more than 2 bad rows.*law.jsonl line 41: empty text.*--max-bad-rows"):
+    with pytest.raises(
+        CorpusError, match=r"more than 2 bad rows.*law.jsonl line 41: empty text.*--max-bad-rows"
+    ):
         build([sources], tmp_path / "strict", strict, workers=1)
     assert len((tmp_path / "strict" / "quarantine.jsonl").read_text().splitlines()) == 3
     with pytest.raises(CorpusError, match=r"has no manifest\.json; its build was interrupted"):
         Corpus.open(tmp_path / "strict")
-    build([sources], tmp_path / "strict", SMALL, workers=1)  # with more allowed, the same folder serves
+    build(
+        [sources], tmp_path / "strict", SMALL, workers=1
+    )  # with more allowed, the same folder serves
     assert content(tmp_path / "strict") == content(tmp_path / "corpus")
 
 
-def test_mended_sources_take_the_place_of_an_unfinished_build(sources: Path, tmp_path: Path) -> None:
+def test_mended_sources_take_the_place_of_an_unfinished_build(
+    sources: Path, tmp_path: Path
+) -> None:
     law = sources / "law.jsonl"
     whole = law.read_bytes()
     law.write_bytes(whole + b"nonsense\n")
     with pytest.raises(CorpusError, match="more than 0 bad rows"):
-        build([sources], tmp_path / "corpus", BuildSettings(vocab_size=300, max_bad_rows=0), workers=1)
+        build(
+            [sources], tmp_path / "corpus", BuildSettings(vocab_size=300, max_bad_rows=0), workers=1
+        )
     law.write_bytes(whole)
     build([sources], tmp_path / "corpus", SMALL, workers=1)
     build([sources], tmp_path / "clean", SMALL, workers=1)
@@ -155,9 +196,14 @@ def test_domains_from_a_column(tmp_path: Path) -> None:
     put(tmp_path / "text" / "1.jsonl", texts("law"), topic="law")
     put(tmp_path / "text" / "2.jsonl", texts("mail"), topic="mail")
     put(tmp_path / "text" / "3.jsonl", texts("laws"), topic="law")
-    settings = BuildSettings(vocab_size=300, domain_column="topic", targets=("mail",), valid_share=0)
+    settings = BuildSettings(
+        vocab_size=300, domain_column="topic", targets=("mail",), valid_share=0
+    )
     corpus = build([tmp_path / "text"], tmp_path / "corpus", settings, workers=1)
-    assert [(domain.name, domain.role) for domain in corpus.domains] == [("law", "source"), ("mail", "target")]
+    assert [(domain.name, domain.role) for domain in corpus.domains] == [
+        ("law", "source"),
+        ("mail", "target"),
+    ]
     assert documents(corpus, corpus.pool("law")) == texts("law") + texts("laws")
     with pytest.raises(CorpusError, match="no domain 'post' to make a target"):
         build(
@@ -168,7 +214,9 @@ def test_domains_from_a_column(tmp_path: Path) -> None:
         )
 
 
-def test_a_column_of_a_thousand_names_is_no_domain_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_of_a_thousand_names_is_no_domain_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey, "MAX_DOMAINS", 50)
     rows = (json.dumps({"text": "text", "id": f"id{i}"}) for i in range(100))
     path = tmp_path / "all.jsonl"
@@ -185,7 +233,12 @@ def test_a_tokenizer_may_be_given(sources: Path, tmp_path: Path) -> None:
     assert (tmp_path / "corpus" / "tokenizer.json").read_bytes() == given.read_bytes()
     assert corpus.vocab_size <= 280
     with pytest.raises(CorpusError, match="has no end-of-text token <end>"):
-        build([sources], tmp_path / "other", BuildSettings(tokenizer=given, end_of_text="<end>"), workers=1)
+        build(
+            [sources],
+            tmp_path / "other",
+            BuildSettings(tokenizer=given, end_of_text="<end>"),
+            workers=1,
+        )
     given.write_text("{}")
     with pytest.raises(CorpusError, match=r"given.json is no tokenizer\.json"):
         build([sources], tmp_path / "other", settings, workers=1)
@@ -202,7 +255,9 @@ def test_a_large_vocabulary_has_wide_tokens(sources: Path, tmp_path: Path) -> No
     assert len(documents(corpus, corpus.pool("law"))) == corpus.manifest.domains[1].train.documents
 
 
-def test_very_many_files_are_summed_up_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_files_are_summed_up_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("law", "mail"):
         for i in range(8):
             put(tmp_path / "text" / name / f"{i}.jsonl", [f"{name} {i} in a few words"])
@@ -218,7 +273,9 @@ def test_very_many_files_are_summed_up_in_the_manifest(tmp_path: Path, monkeypat
 def test_two_domains_of_one_name_are_one(sources: Path, tmp_path: Path) -> None:
     put(tmp_path / "more" / "law.jsonl", texts("tort"))
     settings = BuildSettings(vocab_size=300, valid_share=0)
-    corpus = build([sources / "law.jsonl", tmp_path / "more"], tmp_path / "corpus", settings, workers=1)
+    corpus = build(
+        [sources / "law.jsonl", tmp_path / "more"], tmp_path / "corpus", settings, workers=1
+    )
     assert corpus.names == ("law",)
     assert documents(corpus, corpus.pool("law")) == texts("law") + texts("tort")
 
@@ -280,7 +337,9 @@ def test_a_damaged_unfinished_build_is_named(sources: Path, tmp_path: Path) -> N
     shutil.copytree(folder, kept)
     for name in ("survey.json", "progress.json"):
         (folder / ".build" / name).write_text("{")
-        with pytest.raises(CorpusError, match=f"{name} was altered while the build was interrupted"):
+        with pytest.raises(
+            CorpusError, match=f"{name} was altered while the build was interrupted"
+        ):
             build([sources], folder, SMALL, workers=1)
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
@@ -298,7 +357,11 @@ def test_sources_packed_and_plain_give_the_same_tokens(sources: Path, tmp_path: 
 
 
 def test_the_sample_is_the_documents_of_lowest_rank_whatever_the_order() -> None:
-    rows = [(name, rank * 7919 % 1009, f"{name} {rank} " * 5) for name in ("a", "b", "c") for rank in range(200)]
+    rows = [
+        (name, rank * 7919 % 1009, f"{name} {rank} " * 5)
+        for name in ("a", "b", "c")
+        for rank in range(200)
+    ]
     orders = (rows, rows[::-1], sorted(rows, key=lambda row: row[1]), rows + rows[:50])
     samples = []
     for order in orders:
@@ -308,6 +371,8 @@ def test_the_sample_is_the_documents_of_lowest_rank_whatever_the_order() -> None
         samples.append({name: sample.texts(name) for name in ("a", "b", "c")})
     assert all(sample == samples[0] for sample in samples)
     for name, drawn in samples[0].items():
-        lowest = [text for domain, _, text in sorted(rows, key=lambda row: row[1]) if domain == name]
+        lowest = [
+            text for domain, _, text in sorted(rows, key=lambda row: row[1]) if domain == name
+        ]
         assert drawn == lowest[: len(drawn)]
         assert sum(map(len, drawn)) >= 2000 > sum(map(len, drawn[:-1]))

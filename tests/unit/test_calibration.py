@@ -12,17 +12,17 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.loop import run
-from cuvee.methods.calibration import calibrate
-from cuvee.policies.scoring_sampler import ScoringSampler
-from cuvee.training.continual import Nature, continual
-from cuvee.training.simulator import Simulator
+from cuvee.policies.history.scoring_sampler import ScoringSampler
+from cuvee.simulation.calibration import calibrate
+from cuvee.simulation.continual import WorldParams, continual
+from cuvee.simulation.simulator import Simulator
 
 
 class Asked:
     name = "evaluation"
 
 
-def runs_of(nature: Nature, count: int = 10, told: bool = True) -> list[Run]:
+def runs_of(nature: WorldParams, count: int = 10, told: bool = True) -> list[Run]:
     laws, domains = continual(4, 1, 3, 8, nature)
     found = []
     for number in range(count):
@@ -42,21 +42,23 @@ def turned(found: Run) -> Run:
 
     trajectory = Trajectory.start(signals(found.trajectory.signals[0]))
     for _, mixture, after in found.trajectory:
-        trajectory = trajectory.append(Mixture(mixture.names[::-1], mixture.weights_K[::-1]), signals(after))
+        trajectory = trajectory.append(
+            Mixture(mixture.names[::-1], mixture.weights_K[::-1]), signals(after)
+        )
     return replace(found, trajectory=trajectory)
 
 
 def test_kept_are_the_natures_whose_target_is_as_new_as_that_of_the_runs() -> None:
     newness = []
     for begun in (0.003, 0.3):
-        kept = calibrate(runs_of(Nature(begun=begun * Nature.known)), draws=300, keep=15)
+        kept = calibrate(runs_of(WorldParams(begun=begun * WorldParams.known)), draws=300, keep=15)
         assert [one.distance for one in kept] == sorted(one.distance for one in kept)
         newness.append(np.mean([np.log(one.nature.begun / one.nature.known) for one in kept]))
     assert newness[0] < newness[1] - np.log(3)
 
 
 def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
-    runs = runs_of(Nature())
+    runs = runs_of(WorldParams())
     kept = calibrate(runs, draws=30, keep=5)
     assert kept == calibrate(runs, draws=30, keep=5)
     again = calibrate([turned(one) for one in runs], draws=30, keep=5)
@@ -65,7 +67,7 @@ def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
 
 
 def test_natures_are_kept_for_each_domain_space() -> None:
-    new, known = (runs_of(Nature(begun=begun * Nature.known)) for begun in (0.003, 0.3))
+    new, known = (runs_of(WorldParams(begun=begun * WorldParams.known)) for begun in (0.003, 0.3))
     renamed = [turned(one) for one in known]  # another order of domains is another space
     alone = [calibrate(one, draws=60, keep=5) for one in (new, renamed)]
     assert calibrate([*new, *renamed], draws=60, keep=5) == [*alone[0], *alone[1]]
@@ -73,11 +75,23 @@ def test_natures_are_kept_for_each_domain_space() -> None:
 
 
 def test_runs_that_all_did_the_same_are_refused() -> None:
-    with pytest.raises(PolicyError, match=r"the same at the end of all 8 runs like run-0: .* under different mixtures"):
-        calibrate([replace(runs_of(Nature(), count=1)[0], id=f"run-{number}") for number in range(8)], draws=2, keep=1)
+    with pytest.raises(
+        PolicyError,
+        match=r"the same at the end of all 8 runs like run-0: .* under different mixtures",
+    ):
+        calibrate(
+            [
+                replace(runs_of(WorldParams(), count=1)[0], id=f"run-{number}")
+                for number in range(8)
+            ],
+            draws=2,
+            keep=1,
+        )
 
 
 def test_runs_that_were_asked_nothing_are_refused() -> None:
-    for runs in (runs_of(Nature(), told=False), runs_of(Nature(), count=7)):
-        with pytest.raises(PolicyError, match="8 complete runs with feedback for every interval: run more proxies"):
+    for runs in (runs_of(WorldParams(), told=False), runs_of(WorldParams(), count=7)):
+        with pytest.raises(
+            PolicyError, match="8 complete runs with feedback for every interval: run more proxies"
+        ):
             calibrate(runs, draws=2, keep=1)

@@ -19,7 +19,11 @@ from cuvee.training.checkpoint import Checkpoints
 
 
 def state_at(step: int) -> dict[str, Any]:
-    return {"step": step, "weights": {"a": np.full((64, 3), step, dtype=np.float32)}, "words": ["é", None, 0.1]}
+    return {
+        "step": step,
+        "weights": {"a": np.full((64, 3), step, dtype=np.float32)},
+        "words": ["é", None, 0.1],
+    }
 
 
 def saved(folder: Path, *steps: int) -> Checkpoints:
@@ -57,13 +61,17 @@ def test_keep_one_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["state.json", "state.safetensors", "hashes.json"])
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_and_does_not_count_as_kept(tmp_path: Path, file: str, how: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_does_not_count_as_kept(
+    tmp_path: Path, file: str, how: str
+) -> None:
     saved(tmp_path, 10, 20)
     path = tmp_path / "step-000000020" / file
     content = bytearray(path.read_bytes())
     if how == "flip":
         content[len(content) // 2] ^= 4
-    path.unlink() if how == "remove" else path.write_bytes(content[: len(content) // 2] if how == "cut" else content)
+    path.unlink() if how == "remove" else path.write_bytes(
+        content[: len(content) // 2] if how == "cut" else content
+    )
     with pytest.warns(UserWarning, match="damaged.*step-000000020"):
         assert_is(Checkpoints(tmp_path).latest(), 10)
     saved(tmp_path, 25)
@@ -75,7 +83,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_does_not_count_as_kept(tmp_path
 def test_none_readable_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
     saved(tmp_path, 10)
     (tmp_path / "step-000000010" / "state.json").unlink()
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="start the run anew"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(CheckpointError, match="start the run anew"),
+    ):
         Checkpoints(tmp_path).latest()
 
 
@@ -98,14 +109,18 @@ def test_a_disk_that_refuses_any_call_leaves_the_last_good_checkpoint(tmp_path: 
 
     saved(tmp_path / "clean", 10, 20)
     save(every := Fault(), tmp_path / "clean")
-    assert {"fsync", "rename", "mkdir", "open", "write", "save_file", "unlink", "rmdir"} <= set(every.calls)
+    assert {"fsync", "rename", "mkdir", "open", "write", "save_file", "unlink", "rmdir"} <= set(
+        every.calls
+    )
     for k in range(len(every.calls)):
         code = (errno.ENOSPC, errno.EIO, errno.EDQUOT)[k % 3]
         saved(folder := tmp_path / str(k), 10, 20)
         if every.calls[k : k + 2] == ["mkdir", "mkdir"]:
             save(FailAt(k, code), folder)  # the parent folder, which is there already
         else:
-            with pytest.raises(CheckpointError, match=f"{re.escape(str(folder))}.*{os.strerror(code)}"):
+            with pytest.raises(
+                CheckpointError, match=f"{re.escape(str(folder))}.*{os.strerror(code)}"
+            ):
                 save(FailAt(k, code), folder)
         assert_is(Checkpoints(folder).latest(), 20, 30)
         saved(folder, 40)

@@ -18,18 +18,31 @@ from torch import nn
 from transformers import AutoModel, BertConfig, DebertaV2Config, PretrainedConfig
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import classifier as module
-from cuvee.data import reading
-from cuvee.data.classifier import ByClassifier, DomainClassifier, load_classifier
-from cuvee.data.documents import Document
-from cuvee.data.label_ways import Item
-from cuvee.data.labels import LabelSettings, label
-from cuvee.data.model_folder import find_model
+from cuvee.data.corpus.model_folder import find_model
+from cuvee.data.ingest import reading
+from cuvee.data.ingest.documents import Document
+from cuvee.data.label import classifier as module
+from cuvee.data.label.classifier import ByClassifier, DomainClassifier, load_classifier
+from cuvee.data.label.labelers import Item
+from cuvee.data.label.labels import LabelSettings, label
 from labelled_text import content_of, read_text, sections, write_text
 
 LABELS = ("Arts_and_Entertainment", "Computers_and_Electronics", "Science", "News")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "def", "return", "self", "the", "import", "for", "in", "if"]
+VOCABULARY = [
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "def",
+    "return",
+    "self",
+    "the",
+    "import",
+    "for",
+    "in",
+    "if",
+]
 
 DEBERTA = DebertaV2Config(
     vocab_size=len(VOCABULARY),
@@ -82,10 +95,14 @@ def publish(folder: Path, backbone: PretrainedConfig, seed: int = 0) -> Publishe
     }
     published = Published(config, backbone).eval()
     with torch.no_grad():
-        features = published.model(input_ids=torch.randint(4, len(VOCABULARY), (64, 24))).last_hidden_state
+        features = published.model(
+            input_ids=torch.randint(4, len(VOCABULARY), (64, 24))
+        ).last_hidden_state
         published.fc.bias.sub_(published.fc(features)[:, 0, :].mean(0))
     published.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(json.loads(backbone.to_json_string(use_diff=False)) | config))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads(backbone.to_json_string(use_diff=False)) | config)
+    )
     tokenizer = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
     )
@@ -94,9 +111,16 @@ def publish(folder: Path, backbone: PretrainedConfig, seed: int = 0) -> Publishe
         "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "unk_token": "[UNK]",
+    }
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **special})
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **special}
+        )
     )
     return published
 
@@ -115,11 +139,16 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def items(texts: list[str]) -> list[Item]:
-    return [Item(Document("d", "train", text, len(text), i), "source", None) for i, text in enumerate(texts)]
+    return [
+        Item(Document("d", "train", text, len(text), i), "source", None)
+        for i, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize("backbone", [DEBERTA, BERT], ids=["deberta", "bert"])
-def test_it_answers_what_the_published_model_answers(backbone: PretrainedConfig, tmp_path: Path) -> None:
+def test_it_answers_what_the_published_model_answers(
+    backbone: PretrainedConfig, tmp_path: Path
+) -> None:
     published = publish(tmp_path / "m", backbone)
     texts = sections("mail")[:40]  # more than a batch, of all lengths
     asked = ByClassifier(find_model(str(tmp_path / "m"))).labeller(tmp_path)(items(texts))
@@ -141,7 +170,9 @@ def test_text_beyond_the_context_is_not_looked_at(original: Path, tmp_path: Path
     assert first == second
 
 
-def test_labels_of_a_corpus_resume_and_repeat(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_a_corpus_resume_and_repeat(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = write_text(tmp_path / "raw", most=90)
     monkeypatch.setattr(reading, "BLOCK_ROWS", 20)
     way = ByClassifier(find_model(str(original)))
@@ -175,12 +206,23 @@ def test_labels_of_a_corpus_resume_and_repeat(original: Path, tmp_path: Path, mo
     [
         ({"fc.weight": None}, "lacks the weights fc.weight: they would be random"),
         ({"fc.bias": None}, "lacks the weights fc.bias"),
-        ({"fc.weight": "classifier.weight", "fc.bias": "classifier.bias"}, "lacks the weights fc.bias, fc.weight"),
-        ({"model.encoder.rel_embeddings.weight": None}, "lacks the weights model.encoder.rel_embeddings.weight"),
-        ({"+": "pooler.dense.weight"}, "has weights that the model has no place for: pooler.dense.weight"),
+        (
+            {"fc.weight": "classifier.weight", "fc.bias": "classifier.bias"},
+            "lacks the weights fc.bias, fc.weight",
+        ),
+        (
+            {"model.encoder.rel_embeddings.weight": None},
+            "lacks the weights model.encoder.rel_embeddings.weight",
+        ),
+        (
+            {"+": "pooler.dense.weight"},
+            "has weights that the model has no place for: pooler.dense.weight",
+        ),
     ],
 )
-def test_no_weight_is_left_to_chance(change: dict[str, str | None], said: str, folder: Path) -> None:
+def test_no_weight_is_left_to_chance(
+    change: dict[str, str | None], said: str, folder: Path
+) -> None:
     weights = load_file(folder / "model.safetensors")
     for old, new in change.items():
         taken = weights.pop(old, torch.zeros(2))
@@ -193,13 +235,18 @@ def test_no_weight_is_left_to_chance(change: dict[str, str | None], said: str, f
 
 def test_a_head_for_other_labels_is_refused(folder: Path) -> None:
     edit(folder, id2label={"0": "A", "1": "B"})
-    with pytest.raises(CorpusError, match=r"has fc\.(weight|bias) of shape \(4.*where its config.json makes it \(2"):
+    with pytest.raises(
+        CorpusError, match=r"has fc\.(weight|bias) of shape \(4.*where its config.json makes it \(2"
+    ):
         ByClassifier(find_model(str(folder)))
 
 
 def test_a_table_of_positions_from_older_versions_is_no_obstacle(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"model.embeddings.position_ids": torch.arange(64)[None]}, folder / "model.safetensors")
+    save_file(
+        weights | {"model.embeddings.position_ids": torch.arange(64)[None]},
+        folder / "model.safetensors",
+    )
     ByClassifier(find_model(str(folder)))
 
 
@@ -210,7 +257,9 @@ def test_pickles_are_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch)
     ByClassifier(find_model(str(folder)))
     content = weights.read_bytes()
     weights.unlink()
-    with pytest.raises(CorpusError, match=r"has no model.safetensors, only pytorch_model.bin, a pickle"):
+    with pytest.raises(
+        CorpusError, match=r"has no model.safetensors, only pytorch_model.bin, a pickle"
+    ):
         find_model(str(folder))
     weights.write_bytes((folder / "pytorch_model.bin").read_bytes())
     with pytest.raises(CorpusError, match="cannot be loaded as a domain classifier"):
@@ -223,14 +272,24 @@ def test_pickles_are_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_remote_code_is_refused(file: str, folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('it ran')")
-    edit(folder, file, auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]})
+    edit(
+        folder,
+        file,
+        auto_map={
+            "AutoConfig": "evil.C",
+            "AutoModel": "evil.M",
+            "AutoTokenizer": ["evil.T", "evil.T"],
+        },
+    )
     with pytest.raises(CorpusError, match=f"asks to run code of its own \\(auto_map in {file}\\)"):
         find_model(str(folder))
 
 
 def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
     content = json.loads((folder / file).read_text()) | changes
-    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (folder / file).write_text(
+        json.dumps({key: value for key, value in content.items() if value is not None})
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,9 +298,18 @@ def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
         ({"base_model": None}, "no classifier of the kind of nvidia/domain-classifier"),
         ({"id2label": None}, "names no labels"),
         ({"id2label": {"0": "a", "2": "b"}}, "names no labels"),
-        ({"id2label": {"0": "a b", "1": "a-b", "2": "c", "3": "d"}}, "labels that give no domain names of their own"),
-        ({"id2label": {"0": 1, "1": "b", "2": "c", "3": "d"}}, "labels that give no domain names of their own"),
-        ({"hidden_size": None}, "the backbone 'somebody/backbone' is none of microsoft/deberta-v3-base"),
+        (
+            {"id2label": {"0": "a b", "1": "a-b", "2": "c", "3": "d"}},
+            "labels that give no domain names of their own",
+        ),
+        (
+            {"id2label": {"0": 1, "1": "b", "2": "c", "3": "d"}},
+            "labels that give no domain names of their own",
+        ),
+        (
+            {"hidden_size": None},
+            "the backbone 'somebody/backbone' is none of microsoft/deberta-v3-base",
+        ),
         ({"hidden_size": "large"}, "cannot be loaded as a domain classifier"),
         ({"fc_dropout": 7}, "cannot be loaded as a domain classifier"),
         ({"model_type": "maskformer"}, "the backbone 'somebody/backbone' is none of"),
@@ -282,10 +350,15 @@ def test_weights_that_are_not_finite_are_noticed(folder: Path, tmp_path: Path) -
         (f"nvidia/domain-classifier@{COMMIT.upper()}", "add the full commit hash"),
         ("nowhere", "there is no folder nowhere"),
         ("../../etc/x@" + COMMIT, "there is no folder"),
-        (f"nobody/nothing@{COMMIT}", "config.json of nobody/nothing@0123.* is not on this machine and the hub cannot"),
+        (
+            f"nobody/nothing@{COMMIT}",
+            "config.json of nobody/nothing@0123.* is not on this machine and the hub cannot",
+        ),
     ],
 )
-def test_names_of_the_hub_are_pinned(spec: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_of_the_hub_are_pinned(
+    spec: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CorpusError, match=said):
@@ -306,7 +379,9 @@ def test_a_name_that_was_fetched_before_needs_no_network(
     ByClassifier(found)
 
 
-def test_the_same_model_elsewhere_is_the_same_and_another_is_not(original: Path, folder: Path) -> None:
+def test_the_same_model_elsewhere_is_the_same_and_another_is_not(
+    original: Path, folder: Path
+) -> None:
     assert find_model(str(folder)).digest == find_model(str(original)).digest
     publish(folder / "other", DEBERTA, seed=1)
     assert find_model(str(folder / "other")).digest != find_model(str(original)).digest
@@ -318,12 +393,19 @@ def test_the_published_backbones_have_their_published_size() -> None:
     sizes = {}
     for name in module._BACKBONES:
         with torch.device("meta"):
-            sizes[name] = sum(w.numel() for w in DomainClassifier({"base_model": name, **config}).parameters())
+            sizes[name] = sum(
+                w.numel() for w in DomainClassifier({"base_model": name, **config}).parameters()
+            )
     assert sizes["microsoft/deberta-v3-base"] * 4 / 1e6 == pytest.approx(735, abs=0.9)
-    assert sizes["microsoft/mdeberta-v3-base"] - sizes["microsoft/deberta-v3-base"] == (251_000 - 128_100) * 768
+    assert (
+        sizes["microsoft/mdeberta-v3-base"] - sizes["microsoft/deberta-v3-base"]
+        == (251_000 - 128_100) * 768
+    )
 
 
-def test_dropout_is_off_and_nothing_is_printed(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropout_is_off_and_nothing_is_printed(
+    original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loaded, _, labels = load_classifier(find_model(str(original)))
     assert labels == list(LABELS)
     assert not any(part.training for part in loaded.modules())

@@ -15,10 +15,10 @@ from rich.console import Console
 
 import cuvee
 import cuvee.cli
-from cuvee.cli.live import LiveView, PlainView, time_of
+from cuvee.cli.display.live import LiveView, PlainView, time_of
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
-from cuvee.recipes.stopping import Stopped
-from cuvee.recipes.watch import Progress
+from cuvee.recipes.progress.stopping import Stopped
+from cuvee.recipes.progress.watch import Progress
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEAVY = ("torch", "transformers", "pyarrow", "sqlalchemy", "plotly", "numpy", "yaml", "tokenizers")
@@ -47,13 +47,17 @@ except SystemExit as end:
     assert not end.code, end.code
 print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.splitlines()[-1] == "loaded: []", done.stdout + done.stderr
 
 
 def test_importing_cuvee_loads_nothing_heavy() -> None:
     program = f"import sys, cuvee; print([name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -66,7 +70,11 @@ def flags() -> Iterator[str]:
             for name in sorted(inner):
                 yield from walk(inner[name], f"{path} {name}")
             return
-        words = [str(parameter.name).upper() for parameter in command.params if parameter.param_type_name == "argument"]
+        words = [
+            str(parameter.name).upper()
+            for parameter in command.params
+            if parameter.param_type_name == "argument"
+        ]
         options = [
             "/".join([*parameter.opts, *parameter.secondary_opts])
             for parameter in command.params
@@ -95,7 +103,11 @@ def test_public_names_are_those_that_were_promised() -> None:
     [
         (ConfigError("no such thing: take another"), 2, "error: no such thing: take another\n"),
         (CuveeError("this"), 2, "error: this\n"),
-        (TrainingError("the loss of web is not finite"), 1, "error: the loss of web is not finite\n"),
+        (
+            TrainingError("the loss of web is not finite"),
+            1,
+            "error: the loss of web is not finite\n",
+        ),
         (
             Stopped("stopped after step 5", 15),
             143,
@@ -104,7 +116,11 @@ def test_public_names_are_those_that_were_promised() -> None:
     ],
 )
 def test_how_things_end(
-    raised: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails() -> None:
         raise raised
@@ -160,7 +176,9 @@ def test_a_terminal_gets_a_picture_that_goes_on() -> None:
         view.begin("mine-odm-s0", "begins")
         view.interval(progress())
         drawn = "".join(segment.text for segment in Console(width=120).render(view.picture()))
-        assert [word in drawn for word in ("mine-odm-s0", "500", "50%", "3.2500", "1:00")] == [True] * 5
+        assert [word in drawn for word in ("mine-odm-s0", "500", "50%", "3.2500", "1:00")] == [
+            True
+        ] * 5
         assert "web" in drawn
         assert "6 others" in drawn
         assert drawn.count("█") > 40

@@ -14,10 +14,17 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Cost
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.guard import Limits
-from cuvee.recipes.config import CompareConfig, PolicyChoice, RunConfig, TrainConfig, load, parse
+from cuvee.policies.guard.guard import Limits
+from cuvee.recipes.config.schema import (
+    CompareConfig,
+    PolicyChoice,
+    RunConfig,
+    TrainConfig,
+    load,
+    parse,
+)
+from cuvee.recipes.config.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
 from cuvee.recipes.search import SearchConfig
-from cuvee.recipes.yaml_file import MAX_BYTES, override, parse_yaml, read_yaml
 from cuvee.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -36,10 +43,13 @@ def complaint(content: dict[str, Any], kind: type[RunConfig] = TrainConfig) -> s
 
 
 def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
-    text = (
-        "corpus: corpora/mine\nmethod: {name: odm, smoothing: 0.8}\ntrain: {tokens: 2_000_000, learning_rate: 1e-3}\n"
-    )
-    overrides = ["train.learning_rate=3e-3", "seed=4", "guard.floor=0.01", "train.betas=[0.9, 0.99]"]
+    text = "corpus: corpora/mine\nmethod: {name: odm, smoothing: 0.8}\ntrain: {tokens: 2_000_000, learning_rate: 1e-3}\n"
+    overrides = [
+        "train.learning_rate=3e-3",
+        "seed=4",
+        "guard.floor=0.01",
+        "train.betas=[0.9, 0.99]",
+    ]
     config = load(TrainConfig, written(tmp_path, text), overrides)
     assert config.corpus == Path("corpora/mine")
     assert config.train.tokens == 2_000_000
@@ -53,22 +63,37 @@ def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
-        ({"train": {"leaning_rate": 1}}, "unknown key 'leaning_rate' in train; did you mean 'learning_rate'?"),
+        (
+            {"train": {"leaning_rate": 1}},
+            "unknown key 'leaning_rate' in train; did you mean 'learning_rate'?",
+        ),
         ({"guard": {"flor": 0.1}}, "unknown key 'flor' in guard; did you mean 'floor'?"),
         ({"method": "omd"}, "no method 'omd'; did you mean 'odm'?"),
-        ({"method": {"name": "odm", "smothing": 1}}, "unknown key 'smothing' in odm; did you mean 'smoothing'?"),
-        ({"method": {"name": "odm", "smoothing": 2}}, "smoothing is 2.0: it must be at least 0 and below 1"),
+        (
+            {"method": {"name": "odm", "smothing": 1}},
+            "unknown key 'smothing' in odm; did you mean 'smoothing'?",
+        ),
+        (
+            {"method": {"name": "odm", "smoothing": 2}},
+            "smoothing is 2.0: it must be at least 0 and below 1",
+        ),
         ({"method": {"smoothing": 0.1}}, "method.name is missing"),
         ({"method": {"name": "given", "weights": {"web": "much"}}}, "given.weights.web is 'much'"),
         ({"train": {"learning_rate": -1}}, "learning_rate is -1.0: it must be greater than 0"),
         ({"train": {"steps": 3.5}}, "train.steps is 3.5: it must be a valid integer"),
         ({"train": {"schedule": "cos"}}, "train.schedule is 'cos': it must be 'cosine' or 'wsd'"),
         ({"train": 7}, "train is 7: it must be a section"),
-        ({"train": {"seed": 1}}, "unknown key 'seed' in train; the seed of a run is `seed`, beside `train`"),
+        (
+            {"train": {"seed": 1}},
+            "unknown key 'seed' in train; the seed of a run is `seed`, beside `train`",
+        ),
         ({"seed": -1}, "seed is -1: it must be greater than or equal to 0"),
         ({"name": "a b"}, "name is 'a b': it must be 1 to 64 letters"),
         ({"corpus": None}, "corpus is None: it must be a path"),
-        ({"method": "odm", "policy": "policy"}, "both method (odm) and policy (policy) are given; keep one"),
+        (
+            {"method": "odm", "policy": "policy"},
+            "both method (odm) and policy (policy) are given; keep one",
+        ),
         ({"policy": 7}, "policy is 7: it must be a policy's folder"),
     ],
 )
@@ -82,17 +107,35 @@ def test_what_is_wrong_with_a_run_is_named(content: dict[str, Any], said: str) -
         ({}, "methods is missing"),
         ({"methods": []}, "methods is []: it must have at least 1"),
         ({"methods": "odm"}, "methods is 'odm': it must be a list"),
-        ({"methods": ["odm", "odm"]}, "two methods are called 'odm'; tell them apart with `label: …`"),
+        (
+            {"methods": ["odm", "odm"]},
+            "two methods are called 'odm'; tell them apart with `label: …`",
+        ),
         ({"methods": ["odm", {"name": "omd"}]}, "no method 'omd'; did you mean 'odm'?"),
-        ({"methods": ["odm"], "baseline": "natural"}, "baseline is 'natural', which is not compared"),
+        (
+            {"methods": ["odm"], "baseline": "natural"},
+            "baseline is 'natural', which is not compared",
+        ),
         ({"methods": ["odm"], "seeds": [1, 1]}, "seeds are [1, 1]: each may be given once"),
         ({"methods": ["odm"], "seed": 1}, "unknown key 'seed'; did you mean 'seeds'?"),
-        ({"methods": [7]}, "methods.0 is 7: it must be the name of a method or a section with `name: …`"),
+        (
+            {"methods": [7]},
+            "methods.0 is 7: it must be the name of a method or a section with `name: …`",
+        ),
         ({"methods": [{"smoothing": 1}]}, "methods.0.name is missing"),
         ({"methods": ["odm", {"policy": 7}]}, "methods.1.policy is 7: it must be a path"),
-        ({"methods": [{"policy": "p", "lable": "x"}]}, "unknown key 'lable' in methods.0; did you mean 'label'?"),
-        ({"methods": [{"policy": "p", "name": "odm"}]}, "both a method (odm) and a policy (p) are given; keep one"),
-        ({"methods": ["odm", {"policy": "odm/policy"}]}, "two methods are called 'odm'; tell them apart"),
+        (
+            {"methods": [{"policy": "p", "lable": "x"}]},
+            "unknown key 'lable' in methods.0; did you mean 'label'?",
+        ),
+        (
+            {"methods": [{"policy": "p", "name": "odm"}]},
+            "both a method (odm) and a policy (p) are given; keep one",
+        ),
+        (
+            {"methods": ["odm", {"policy": "odm/policy"}]},
+            "two methods are called 'odm'; tell them apart",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_comparison_is_named(content: dict[str, Any], said: str) -> None:
@@ -124,7 +167,9 @@ def test_a_comparison_is_methods_by_seeds_over_the_same_settings() -> None:
 
 def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
     def run_id(fingerprint: str = "f" * 64, **content: Any) -> str:
-        return parse(TrainConfig, {"corpus": "c", "name": "mine", **content}, "").run_id(fingerprint)
+        return parse(TrainConfig, {"corpus": "c", "name": "mine", **content}, "").run_id(
+            fingerprint
+        )
 
     same = run_id()
     assert same.startswith("mine-natural-s0-")
@@ -171,16 +216,22 @@ def test_the_run_id_follows_what_is_in_a_base_model_and_not_where_it_lies(tmp_pa
     assert first.run_id("f") != before, "trained again in the same place"
 
 
-def test_a_proxy_is_bound_to_the_content_of_its_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_bound_to_the_content_of_its_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_text("weights")
     search = parse(SearchConfig, {"corpus": "c", "model": "base", "method": "natural"}, "mine.yaml")
     first = search.proxy("f")
-    assert first["model"] == str(tmp_path / "base"), "a worker elsewhere has another working directory"
+    assert first["model"] == str(tmp_path / "base"), (
+        "a worker elsewhere has another working directory"
+    )
     (tmp_path / "base" / "model.safetensors").write_text("other weights")
     assert search.proxy("f")["model_sha256"] != first["model_sha256"]
-    assert "model_sha256" not in parse(SearchConfig, {"corpus": "c", "method": "natural"}, "").proxy("f")
+    assert "model_sha256" not in parse(
+        SearchConfig, {"corpus": "c", "method": "natural"}, ""
+    ).proxy("f")
 
 
 def test_proxies_that_differ_in_their_policies_alone_are_one_group() -> None:
@@ -189,9 +240,20 @@ def test_proxies_that_differ_in_their_policies_alone_are_one_group() -> None:
     def group(fingerprint: str = "f", **changed: Any) -> str:
         return parse(SearchConfig, {**content, **changed}, "").group(fingerprint)
 
-    same = [group(guard={"floor": 0.1}), group(most_failed=0.5), group(method={"name": "natural"}), group(out="there")]
+    same = [
+        group(guard={"floor": 0.1}),
+        group(most_failed=0.5),
+        group(method={"name": "natural"}),
+        group(out="there"),
+    ]
     assert set(same) == {group()}
-    others = [group("g"), group(seed=1), group(train={"steps": 7}), group(model="llama-1m"), group(method="uniform")]
+    others = [
+        group("g"),
+        group(seed=1),
+        group(train={"steps": 7}),
+        group(model="llama-1m"),
+        group(method="uniform"),
+    ]
     assert len({group(), *others}) == 6
     long = group(name="n" * 64, method={"name": "natural", "label": "m" * 64}, seed=2**63 - 1)
     assert len(long) + len("/scoring_sampler") <= 200, "what a store takes as a name"
@@ -203,9 +265,17 @@ def saved(folder: Path, provenance: dict[str, Any]) -> Path:
 
 
 def test_a_saved_policy_is_compared_like_a_method(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "search" / "policy", {"proxies": {"tokens": 5, "flops": 1e9, "seconds": 2.5}})
+    folder = saved(
+        tmp_path / "search" / "policy", {"proxies": {"tokens": 5, "flops": 1e9, "seconds": 2.5}}
+    )
     chosen = {"policy": str(folder), "label": "learned"}
-    content = {"corpus": "c", "name": "mine", "methods": ["odm", chosen], "seeds": [3, 4], "baseline": "odm"}
+    content = {
+        "corpus": "c",
+        "name": "mine",
+        "methods": ["odm", chosen],
+        "seeds": [3, 4],
+        "baseline": "odm",
+    }
     runs = parse(CompareConfig, content, "").runs()
     assert [run.label for run in runs] == ["odm", "learned"] * 2
     assert [run.policy and run.policy.proxies for run in runs[:2]] == [None, Cost(5, 1e9, 2.5)]
@@ -240,17 +310,26 @@ def test_yaml_reads_numbers_as_everybody_writes_them() -> None:
 def test_overrides_make_the_sections_they_need() -> None:
     content: dict[str, Any] = {"guard": None}
     override(content, ["guard.floor=0.1", "train.steps=5", "method={name: odm}", "policy="])
-    assert content == {"guard": {"floor": 0.1}, "train": {"steps": 5}, "method": {"name": "odm"}, "policy": None}
+    assert content == {
+        "guard": {"floor": 0.1},
+        "train": {"steps": 5},
+        "method": {"name": "odm"},
+        "policy": None,
+    }
 
 
-@pytest.mark.parametrize("assignment", ["train", "=3", "train..steps=3", "method.smoothing=0.5", "seed=[1"])
+@pytest.mark.parametrize(
+    "assignment", ["train", "=3", "train..steps=3", "method.smoothing=0.5", "seed=[1"]
+)
 def test_a_wrong_override_is_named(assignment: str) -> None:
     with pytest.raises(ConfigError):
         override({"method": "odm"}, [assignment])
 
 
 def bomb() -> str:
-    return "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    return "a0: &a0 [x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +356,9 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none\.yaml: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"cannot read the configuration .*none\.yaml: No such file"
+    ):
         read_yaml(tmp_path / "none.yaml")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
@@ -287,12 +368,23 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 
 def test_the_documentation_names_every_key_and_no_other() -> None:
     sections = (ROOT / "docs" / "configuration.md").read_text().split("\n## ")
-    documented = {text.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)`", text, re.MULTILINE) for text in sections}
+    documented = {
+        text.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
+        for text in sections
+    }
     common = list(RunConfig.model_fields)
     assert sorted(documented["Every command"]) == sorted(common)
-    assert documented["cuvee train"] == [name for name in TrainConfig.model_fields if name not in common]
-    assert documented["cuvee compare"] == [name for name in CompareConfig.model_fields if name not in common]
-    assert documented["cuvee search"] == [name for name in SearchConfig.model_fields if name not in common]
+    assert documented["cuvee train"] == [
+        name for name in TrainConfig.model_fields if name not in common
+    ]
+    assert documented["cuvee compare"] == [
+        name for name in CompareConfig.model_fields if name not in common
+    ]
+    assert documented["cuvee search"] == [
+        name for name in SearchConfig.model_fields if name not in common
+    ]
     assert documented["evaluation"] == ["general", "share"], "general and target share a row"
-    assert documented["train"] == [field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"]
+    assert documented["train"] == [
+        field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"
+    ]
     assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]

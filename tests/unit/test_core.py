@@ -89,9 +89,17 @@ def test_what_was_not_measured_is_absent_and_not_zero() -> None:
     assert Measured(np.array([float("nan")]), np.array([False])).values.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("change", [{"progress": float("nan")}, {"progress": 1.5}, {"step": -1}, {"tokens_K": [1]}])
+@pytest.mark.parametrize(
+    "change", [{"progress": float("nan")}, {"progress": 1.5}, {"step": -1}, {"tokens_K": [1]}]
+)
 def test_signals_refuse_what_cannot_be(change: dict[str, object]) -> None:
-    good = {"domains": some_domains(2), "step": 0, "progress": 0.0, "tokens_K": [0, 0], "loss": Measured.absent(2)}
+    good = {
+        "domains": some_domains(2),
+        "step": 0,
+        "progress": 0.0,
+        "tokens_K": [0, 0],
+        "loss": Measured.absent(2),
+    }
     Signals(**good)  # type: ignore[arg-type]
     with pytest.raises(SignalError):
         Signals(**{**good, **change})  # type: ignore[arg-type]
@@ -140,7 +148,10 @@ STATE = {
     "step": 3,
     "name": "x",
     "none": None,
-    "nested": {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "list": [1.5, np.array([True, False])]},
+    "nested": {
+        "weights": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "list": [1.5, np.array([True, False])],
+    },
     "scalar": np.array(2.5),
     "empty": np.zeros((0, 3)),
 }
@@ -166,7 +177,11 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
 
 def test_state_that_was_altered_or_cut_is_refused(tmp_path: Path) -> None:
     for name in ("state.safetensors", "state.json", "hashes.json"):
-        for damage in (lambda data: data[: len(data) // 2], lambda data: data[:-3] + b"\0\0\0", lambda data: None):
+        for damage in (
+            lambda data: data[: len(data) // 2],
+            lambda data: data[:-3] + b"\0\0\0",
+            lambda data: None,
+        ):
             save_state(tmp_path / "s", STATE)
             file = tmp_path / "s" / name
             damaged = damage(file.read_bytes())
@@ -204,8 +219,15 @@ class MemoryJournal:
         policy.load_state_dict(state)
         return so_far
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
-        self.saved = (so_far, trainer.t, trainer._seen_K.copy(), json.loads(json.dumps(policy.state_dict())))
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None:
+        self.saved = (
+            so_far,
+            trainer.t,
+            trainer._seen_K.copy(),
+            json.loads(json.dumps(policy.state_dict())),
+        )
         if len(so_far) == self.stop_after:
             raise KeyboardInterrupt
 
@@ -233,7 +255,12 @@ def test_search_asks_until_the_method_has_enough() -> None:
     class InProcess:
         def __init__(self) -> None:
             self.done: list[Run] = [
-                Run("old", 0, {}, run(ScriptedTrainer(domains), Fixed(Mixture.uniform(["d0", "d1"]))))
+                Run(
+                    "old",
+                    0,
+                    {},
+                    run(ScriptedTrainer(domains), Fixed(Mixture.uniform(["d0", "d1"]))),
+                )
             ]
             self.batches: list[int] = []
 
@@ -257,12 +284,18 @@ def test_search_asks_until_the_method_has_enough() -> None:
 def test_importing_cuvee_loads_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "transformers", "pyarrow", "sqlalchemy")
     check = f"import cuvee, sys; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
 def test_the_core_needs_numpy_only() -> None:
     heavy = ("torch", "transformers", "pydantic")
-    check = f"import cuvee.loop, cuvee.core.state, sys; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    check = (
+        f"import cuvee.loop, cuvee.core.state, sys; print([m for m in {heavy} if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

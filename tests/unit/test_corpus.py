@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from cuvee.core.errors import CorpusError, ShardError
-from cuvee.data import corpus as module
-from cuvee.data.corpus import Corpus
-from cuvee.data.manifest import digest, read_manifest, write_manifest
-from cuvee.data.shards import bin_path, idx_path, write_index
+from cuvee.data.corpus import corpus as module
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.manifest import digest, read_manifest, write_manifest
+from cuvee.data.corpus.shards import bin_path, idx_path, write_index
+from cuvee.data.ingest.adopt import adopt
 from stdlib_corpus import NAMES, stdlib_corpus
 
 
@@ -66,7 +67,9 @@ def test_the_fingerprint_is_that_of_the_content(folder: Path, tmp_path: Path) ->
     for changed in (
         manifest.model_copy(update={"domains": manifest.domains[::-1]}),
         manifest.model_copy(update={"domains": manifest.domains[:-1]}),
-        manifest.model_copy(update={"tokenizer": manifest.tokenizer.model_copy(update={"end_of_text": 1})}),
+        manifest.model_copy(
+            update={"tokenizer": manifest.tokenizer.model_copy(update={"end_of_text": 1})}
+        ),
     ):
         assert changed.fingerprint != first
     write_manifest(folder, manifest)
@@ -85,11 +88,20 @@ def test_what_is_not_a_whole_corpus_is_refused_with_a_remedy(folder: Path, tmp_p
         (whole[:-20], "is damaged: it is not JSON"),
         ("[]", "has no format number"),
         ("[" * 100_000, "is damaged"),
-        (whole.replace('"format": 1', '"format": 2'), "has format 2 and this version of cuvee reads up to 1: upgrade"),
+        (
+            whole.replace('"format": 1', '"format": 2'),
+            "has format 2 and this version of cuvee reads up to 1: upgrade",
+        ),
         (whole.replace('"format": 1', '"format": 0'), "is damaged"),
-        (whole.replace('"role": "source"', '"role": "target"', 1), "was altered after it was written"),
+        (
+            whole.replace('"role": "source"', '"role": "target"', 1),
+            "was altered after it was written",
+        ),
         (whole.replace('"end_of_text": 0', '"end_of_text": -1'), "is damaged"),
-        (whole.replace('"train/mail"', '"../../etc/mail"'), "is damaged: .*must not be empty or lead out"),
+        (
+            whole.replace('"train/mail"', '"../../etc/mail"'),
+            "is damaged: .*must not be empty or lead out",
+        ),
         (whole.replace('"name": "mail"', '"name": "ma/il"'), "is damaged"),
         (whole.replace('"name": "mail"', '"name": "network"'), "is damaged: .*unique"),
     ):
@@ -107,7 +119,9 @@ def test_a_cut_or_missing_shard_is_seen_at_once(folder: Path, name: str) -> None
     path = folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
-    with pytest.raises(ShardError, match=f"{path.name} has {len(whole) - 2} bytes, expected {len(whole)}.*build"):
+    with pytest.raises(
+        ShardError, match=f"{path.name} has {len(whole) - 2} bytes, expected {len(whole)}.*build"
+    ):
         Corpus.open(folder)
     path.unlink()
     with pytest.raises(ShardError, match=f"{path.name} is missing"):
@@ -124,7 +138,9 @@ def test_a_shard_cut_after_opening_is_seen(folder: Path) -> None:
 
 def test_a_wrong_domain_or_split_is_named(folder: Path) -> None:
     corpus = Corpus.open(folder)
-    with pytest.raises(CorpusError, match=r"no domain 'post' in .*; it has algorithms, mail, network"):
+    with pytest.raises(
+        CorpusError, match=r"no domain 'post' in .*; it has algorithms, mail, network"
+    ):
         corpus.pool("post")
     assert corpus.has("mail", "valid")
 
@@ -145,13 +161,20 @@ def test_verifying_finds_one_bit(folder: Path) -> None:
 def test_an_index_that_disagrees_with_the_manifest_is_named(folder: Path) -> None:
     path = folder / "train" / "mail.idx"
     content = bytearray(path.read_bytes())
-    content[-16:-8] = content[-24:-16]  # the boundary between the last two documents: the last but one is now empty
+    content[-16:-8] = content[
+        -24:-16
+    ]  # the boundary between the last two documents: the last but one is now empty
     path.write_bytes(content)
-    with pytest.raises(ShardError, match=r"mail.idx has \d+ tokens in \d+ documents of uint16, but the manifest says"):
+    with pytest.raises(
+        ShardError,
+        match=r"mail.idx has \d+ tokens in \d+ documents of uint16, but the manifest says",
+    ):
         Corpus.open(folder).pool("mail")
 
 
-def test_a_thousand_domains_do_not_meet_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_domains_do_not_meet_the_limit_of_open_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     set_to: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     for limits in ((1024, 4096), (1024, 2000), (1 << 20, 1 << 20), (1024, resource.RLIM_INFINITY)):
@@ -179,8 +202,11 @@ def snapshot(folder: Path) -> Iterator[tuple[str, bytes, int]]:
 def test_shards_from_elsewhere_become_a_corpus_as_they_are(tmp_path: Path) -> None:
     place = shards(tmp_path / "megatron", "law_text_document", "mail_text_document")
     before = list(snapshot(place))
-    corpus = Corpus.from_shards([place], tmp_path / "corpus", vocab_size=8, end_of_text=7, targets=["mail"])
-    assert [(d.name, d.tokens, d.role) for d in corpus.domains] == [("law", 9, "source"), ("mail", 9, "target")]
+    corpus = adopt([place], tmp_path / "corpus", vocab_size=8, end_of_text=7, targets=["mail"])
+    assert [(d.name, d.tokens, d.role) for d in corpus.domains] == [
+        ("law", 9, "source"),
+        ("mail", 9, "target"),
+    ]
     assert corpus.pool("law").document_starts.tolist() == [0, 3, 5]
     assert list(snapshot(place)) == before
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
@@ -188,15 +214,15 @@ def test_shards_from_elsewhere_become_a_corpus_as_they_are(tmp_path: Path) -> No
     for refused in (corpus.tokenizer, lambda: corpus.bytes_per_token("law")):
         with pytest.raises(CorpusError, match=r"taken in without a tokenizer\.json"):
             refused()
-    again = Corpus.from_shards([place], tmp_path / "corpus", vocab_size=8, end_of_text="7", targets=["mail"])
+    again = adopt([place], tmp_path / "corpus", vocab_size=8, end_of_text="7", targets=["mail"])
     assert again.fingerprint == corpus.fingerprint
     with pytest.raises(CorpusError, match="already holds a corpus of other sources"):
-        Corpus.from_shards([place], tmp_path / "corpus", vocab_size=9, end_of_text=7)
+        adopt([place], tmp_path / "corpus", vocab_size=9, end_of_text=7)
 
 
 def test_shards_may_be_taken_in_where_they_are(tmp_path: Path) -> None:
     place = shards(tmp_path / "megatron", "train/law", "valid/law")
-    Corpus.from_shards([place], place, vocab_size=8, end_of_text=7)
+    adopt([place], place, vocab_size=8, end_of_text=7)
     moved = place.rename(tmp_path / "moved")
     corpus = Corpus.open(moved)
     corpus.verify()
@@ -205,7 +231,7 @@ def test_shards_may_be_taken_in_where_they_are(tmp_path: Path) -> None:
 
 def test_with_their_tokenizer_shards_know_their_text(built: Path, tmp_path: Path) -> None:
     original = Corpus.open(built)
-    corpus = Corpus.from_shards([built], tmp_path / "corpus", tokenizer=built / "tokenizer.json")
+    corpus = adopt([built], tmp_path / "corpus", tokenizer=built / "tokenizer.json")
     assert corpus.names == original.names
     assert corpus.fingerprint == original.fingerprint
     assert corpus.tokenizer().get_vocab() == original.tokenizer().get_vocab()
@@ -220,17 +246,25 @@ def test_with_their_tokenizer_shards_know_their_text(built: Path, tmp_path: Path
     [
         ({}, "give the tokenizer.json that they were written with"),
         ({"vocab_size": 8}, "--vocab-size together with the id"),
-        ({"vocab_size": 8, "end_of_text": "</s>"}, "end_of_text is '</s>': without a tokenizer give the id"),
+        (
+            {"vocab_size": 8, "end_of_text": "</s>"},
+            "end_of_text is '</s>': without a tokenizer give the id",
+        ),
         ({"vocab_size": 8, "end_of_text": 8}, "must lie within the vocabulary of 8"),
-        ({"vocab_size": 8, "end_of_text": 6}, "law.bin: document 0 ends with token 7.*--append-eod"),
+        (
+            {"vocab_size": 8, "end_of_text": 6},
+            "law.bin: document 0 ends with token 7.*--append-eod",
+        ),
         ({"vocab_size": 7, "end_of_text": 6}, "ends with token 7"),
         ({"vocab_size": 8, "end_of_text": 7, "targets": ["lwa"]}, "did you mean law"),
     ],
 )
-def test_shards_that_cannot_be_taken_in(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_shards_that_cannot_be_taken_in(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
     place = shards(tmp_path / "megatron", "law")
     with pytest.raises(CorpusError, match=message):
-        Corpus.from_shards([place], tmp_path / "corpus", **arguments)
+        adopt([place], tmp_path / "corpus", **arguments)
     assert not (tmp_path / "corpus" / "manifest.json").exists()
 
 
@@ -238,21 +272,23 @@ def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
     known = {"vocab_size": 8, "end_of_text": 7}
     place = shards(tmp_path / "a", "law")
     with pytest.raises(CorpusError, match="more than one shard of law"):
-        Corpus.from_shards([place, place / "law.bin"], tmp_path / "corpus", **known)
+        adopt([place, place / "law.bin"], tmp_path / "corpus", **known)
     with pytest.raises(CorpusError, match="hold int32 and uint16"):
-        Corpus.from_shards([place, shards(tmp_path / "b", "mail", dtype="<u2")], tmp_path / "corpus", **known)
+        adopt([place, shards(tmp_path / "b", "mail", dtype="<u2")], tmp_path / "corpus", **known)
     with pytest.raises(CorpusError, match="no training shard of mail"):
-        Corpus.from_shards([shards(tmp_path / "c", "train/law", "valid/mail")], tmp_path / "corpus", **known)
+        adopt([shards(tmp_path / "c", "train/law", "valid/mail")], tmp_path / "corpus", **known)
     with pytest.raises(CorpusError, match="no shards given"):
-        Corpus.from_shards([], tmp_path / "corpus", **known)
+        adopt([], tmp_path / "corpus", **known)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "mail.jsonl").write_text("{}")
-    with pytest.raises(CorpusError, match=r"text holds no \.bin/\.idx pairs: shards and text do not go into one"):
-        Corpus.from_shards([place, tmp_path / "text"], tmp_path / "corpus", **known)
+    with pytest.raises(
+        CorpusError, match=r"text holds no \.bin/\.idx pairs: shards and text do not go into one"
+    ):
+        adopt([place, tmp_path / "text"], tmp_path / "corpus", **known)
     wide = shards(tmp_path / "d", "law", end=5)
     np.array([1, 2, 5, 9, 5, 4, 5, 5, 5], dtype="<i4").tofile(wide / "law.bin")
     with pytest.raises(ShardError, match="token 3 is 9, outside the vocabulary of 6"):
-        Corpus.from_shards([wide], tmp_path / "corpus", vocab_size=6, end_of_text=5)
+        adopt([wide], tmp_path / "corpus", vocab_size=6, end_of_text=5)
     idx_path(place / "law").unlink()
     with pytest.raises(CorpusError, match=r"law\.idx cannot be read"):
-        Corpus.from_shards([place / "law.bin"], tmp_path / "corpus", **known)
+        adopt([place / "law.bin"], tmp_path / "corpus", **known)

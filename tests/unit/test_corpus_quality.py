@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cuvee.data.quality import domain_mtld, mtld
+from cuvee.data.ingest.quality import domain_mtld, mtld
 
 
 def test_by_hand() -> None:

@@ -39,7 +39,9 @@ def agent_with(data: np.ndarray, rewards: np.ndarray | None = None, **settings: 
     agent = CQL(Shape(K, 1, 1), CQLSettings(**{**SMALL, **settings}), seed=0)
     rewards = np.zeros(len(data)) if rewards is None else rewards
     for action_K, reward in zip(data, rewards, strict=True):
-        assert agent.observe(Transition(STATE, action_K, float(reward), STATE, truncated=True)) is None
+        assert (
+            agent.observe(Transition(STATE, action_K, float(reward), STATE, truncated=True)) is None
+        )
     return agent
 
 
@@ -55,7 +57,11 @@ def test_the_conservative_term_of_a_linear_critic_by_hand(reference: Any) -> Non
     loss, report = agent.conservative_loss(batch)
     agent.generator.set_state(state)
     proposals, density = agent._proposals(batch)
-    assert density[:4].unique().item() == pytest.approx(flat_log_density(K)) == pytest.approx(math.log(2))
+    assert (
+        density[:4].unique().item()
+        == pytest.approx(flat_log_density(K))
+        == pytest.approx(math.log(2))
+    )
 
     expected = 0.0
     for weight in agent.critic.net.weights.tolist():
@@ -63,7 +69,9 @@ def test_the_conservative_term_of_a_linear_critic_by_hand(reference: Any) -> Non
             summed = 0.0
             for n in range(12):
                 q = sum(w * a for w, a in zip(weight, proposals[n, b].tolist(), strict=True))
-                summed += math.exp(q) / (math.exp(density[n, b].item()) if reference == "entropy" else 1.0)
+                summed += math.exp(q) / (
+                    math.exp(density[n, b].item()) if reference == "entropy" else 1.0
+                )
             data = sum(w * a for w, a in zip(weight, batch.action_BK[b].tolist(), strict=True))
             expected += (math.log(summed / 12) - data) / 2
     assert loss.item() == pytest.approx(expected, abs=1e-5)
@@ -72,7 +80,9 @@ def test_the_conservative_term_of_a_linear_critic_by_hand(reference: Any) -> Non
 
 def test_the_flat_part_estimates_the_integral_over_the_simplex() -> None:
     """For Q = w·α with one non-zero entry c, ∫ exp Q dα over K = 3 is (e^c − 1 − c) / c²."""
-    agent = agent_with(DATA, draws=60_000, spread=1.2)  # wide, so that the policy's draws cover the simplex too
+    agent = agent_with(
+        DATA, draws=60_000, spread=1.2
+    )  # wide, so that the policy's draws cover the simplex too
     agent.critic.net = LinearTwins()
     with torch.no_grad():
         agent.critic.net.weights.copy_(torch.tensor([[2.0, 0, 0], [2.0, 0, 0]]))
@@ -107,7 +117,9 @@ def test_cloning_waits_for_data() -> None:
 def test_conservatism_lowers_what_is_promised_outside_the_data() -> None:
     """Data near one mixture: with the term, a far one must look worse than the data; the reward says nothing of it."""
     near = np.random.default_rng(0).dirichlet(np.array([20.0, 5.0, 5.0]), size=64)
-    agent = agent_with(near, rewards=np.random.default_rng(1).normal(size=64), conservatism=5.0, draws=8)
+    agent = agent_with(
+        near, rewards=np.random.default_rng(1).normal(size=64), conservatism=5.0, draws=8
+    )
     for _ in range(60):
         metrics = agent.update()
     state = torch.ones(1, K, 1), torch.zeros(1, 1)

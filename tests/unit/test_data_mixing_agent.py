@@ -14,11 +14,11 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Run
 from cuvee.fleet.task import task_of
+from cuvee.learning.history_learning import LearnSettings
 from cuvee.loop import explore, run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
-from cuvee.methods.history_learning import LearnSettings
 from cuvee.policies.feedback import Feedback
-from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.testing.policy import ScriptedTrainer
 
 QUESTIONS = {"target": ["maths.jsonl"], "general": ["facts.jsonl"]}
@@ -26,7 +26,11 @@ QUESTIONS = {"target": ["maths.jsonl"], "general": ["facts.jsonl"]}
 
 @dataclass(frozen=True)
 class Space:
-    domains: tuple[Domain, ...] = (Domain("web", 900), Domain("code", 100), Domain("maths", 50, "target"))
+    domains: tuple[Domain, ...] = (
+        Domain("web", 900),
+        Domain("code", 100),
+        Domain("maths", 50, "target"),
+    )
 
 
 SPACE = Space()
@@ -44,7 +48,12 @@ class Proxies:
 
     def run(self, policies: Sequence[Policy]) -> list[Run]:
         made = [
-            Run(str(len(self.done) + n), 0, task_of({}, policy) if self.tasks else {}, self._train(policy))
+            Run(
+                str(len(self.done) + n),
+                0,
+                task_of({}, policy) if self.tasks else {},
+                self._train(policy),
+            )
             for n, policy in enumerate(policies)
         ]
         self.done += made
@@ -61,7 +70,9 @@ def test_it_asks_for_the_proxies_that_are_missing_and_no_others(tasks: bool) -> 
     assert len({run.trajectory.mixtures[-1] for run in fleet.done}) == 5, "each goes its own way"
     assert not DataMixingAgent(QUESTIONS, proxies=5).propose(SPACE, fleet.load())
     more = DataMixingAgent(QUESTIONS, proxies=7).propose(SPACE, fleet.load())
-    assert [policy.settings()["number"] for policy in more if isinstance(policy, ScoringSampler)] == [5, 6]
+    assert [
+        policy.settings()["number"] for policy in more if isinstance(policy, ScoringSampler)
+    ] == [5, 6]
 
 
 def test_a_proxy_that_failed_is_asked_for_again_and_another_setting_is_another_proxy() -> None:
@@ -72,10 +83,15 @@ def test_a_proxy_that_failed_is_asked_for_again_and_another_setting_is_another_p
     assert isinstance(missing, ScoringSampler)
     assert missing.settings()["number"] == 1
     assert len(DataMixingAgent(QUESTIONS, proxies=4, seed=1).propose(SPACE, fleet.load())) == 4
-    assert len(DataMixingAgent(QUESTIONS, proxies=4, start={"web": 1.0}).propose(SPACE, fleet.load())) == 4
+    assert (
+        len(DataMixingAgent(QUESTIONS, proxies=4, start={"web": 1.0}).propose(SPACE, fleet.load()))
+        == 4
+    )
 
 
-def test_workers_elsewhere_find_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_elsewhere_find_the_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = DataMixingAgent(QUESTIONS, share=0.1, weight=0.7).sampler(3).settings()
     assert settings["evaluation"] == {
@@ -86,11 +102,16 @@ def test_workers_elsewhere_find_the_questions(tmp_path: Path, monkeypatch: pytes
 
 
 def test_it_learns_from_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def learn_policy(runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int) -> tuple[Any, ...]:
+    def learn_policy(
+        runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int
+    ) -> tuple[Any, ...]:
         return len(runs), feedback, settings.updates, seed
 
-    monkeypatch.setattr("cuvee.methods.history_learning.learn_policy", learn_policy)
-    fleet, method = Proxies(), DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"updates": 9}, seed=4)
+    monkeypatch.setattr("cuvee.learning.history_learning.learn_policy", learn_policy)
+    fleet, method = (
+        Proxies(),
+        DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"updates": 9}, seed=4),
+    )
     committed: object = method.commit(SPACE, explore(method, SPACE, fleet))
     assert committed == (3, Feedback(0.2), 9, 4)
 

@@ -29,7 +29,9 @@ def test_noise_on_weights_is_additive_and_on_logits_relative() -> None:
     on_weights = acts(agent_with(noise=0.02, noise_on="weights"), 400)
     assert on_weights.std(0).mean() == pytest.approx(0.02 * np.sqrt(3 / 4), rel=0.1)
     logs = np.log(acts(agent_with(noise=0.3, noise_on="logits"), 400))
-    assert (logs - logs.mean(1, keepdims=True)).std(0).mean() == pytest.approx(0.3 * np.sqrt(3 / 4), rel=0.1)
+    assert (logs - logs.mean(1, keepdims=True)).std(0).mean() == pytest.approx(
+        0.3 * np.sqrt(3 / 4), rel=0.1
+    )
 
 
 def test_no_noise_is_no_exploration() -> None:
@@ -46,9 +48,17 @@ def test_noise_with_a_memory_wanders_at_the_same_deviation() -> None:
 
 @pytest.mark.parametrize("vector", [False, True])
 @pytest.mark.parametrize("options", [{}, {"twin": True}, {"caution": 0.2}])
-def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector: bool, options: Any) -> None:
-    settings = DDPGSettings(warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16), **options)
-    agent, suite, rng = DDPG(Shape(4, 3, 2, vector), settings), AgentSuite(), np.random.default_rng(0)
+def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(
+    vector: bool, options: Any
+) -> None:
+    settings = DDPGSettings(
+        warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16), **options
+    )
+    agent, suite, rng = (
+        DDPG(Shape(4, 3, 2, vector), settings),
+        AgentSuite(),
+        np.random.default_rng(0),
+    )
     suite.vector = vector
     for _ in range(32):
         agent.observe(suite.transition(rng))
@@ -59,19 +69,27 @@ def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(vector
     for _ in range(20):
         agent.critic.step("critic", agent.critic_loss(batch, scale))
     assert agent.critic_loss(batch, scale) < first
-    assert all(torch.equal(value, actor_before[name]) for name, value in agent.actor.net.state_dict().items())
+    assert all(
+        torch.equal(value, actor_before[name])
+        for name, value in agent.actor.net.state_dict().items()
+    )
     critic_before = {name: value.clone() for name, value in agent.critic.net.state_dict().items()}
     promise = agent.actor_loss(batch, RewardScale())
     for _ in range(20):
         agent.actor.step("actor", agent.actor_loss(batch, RewardScale()))
     assert agent.actor_loss(batch, RewardScale()) < promise
-    assert all(torch.equal(value, critic_before[name]) for name, value in agent.critic.net.state_dict().items())
+    assert all(
+        torch.equal(value, critic_before[name])
+        for name, value in agent.critic.net.state_dict().items()
+    )
 
 
 def test_caution_draws_the_actor_to_its_reference() -> None:
     """With rewards that do not depend on the mixture, all that moves the actor is what distance costs."""
     shape = Shape(4, 3, 2, reference=1)
-    settings = DDPGSettings(warmup=1, actor_rate=1e-2, caution=1.0, architecture=Architecture(hidden=16))
+    settings = DDPGSettings(
+        warmup=1, actor_rate=1e-2, caution=1.0, architecture=Architecture(hidden=16)
+    )
     agent, rng = DDPG(shape, settings), np.random.default_rng(0)
     reference_K = np.array([0.0, -2.0, 0.0, 1.0], np.float32)
     expected_K = np.exp(reference_K) / np.exp(reference_K).sum()
@@ -79,7 +97,9 @@ def test_caution_draws_the_actor_to_its_reference() -> None:
     domains_KF[:, 1] = reference_K
     seen = Observation(domains_KF, np.zeros(2, np.float32))
     with torch.no_grad():
-        agent.actor.net.actor.body[-1].bias.copy_(torch.tensor([2.0, 0.0, -2.0, 0.0]))  # somewhere else
+        agent.actor.net.actor.body[-1].bias.copy_(
+            torch.tensor([2.0, 0.0, -2.0, 0.0])
+        )  # somewhere else
     assert np.abs(agent.act(seen) - expected_K).sum() > 0.5
     for _ in range(300):
         agent.observe(Transition(seen, rng.dirichlet(np.ones(4)), 1.0, seen))

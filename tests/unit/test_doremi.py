@@ -75,7 +75,9 @@ def test_a_reference_then_a_proxy_and_then_the_mean_of_its_path() -> None:
     runs.append(logged(proxy, "proxy"))
     for order in (runs, runs[::-1]):
         assert tuple(method.propose(Space(), order)) == ()
-        committed = run(ScriptedTrainer(Space().domains, intervals=1), method.commit(Space(), order))
+        committed = run(
+            ScriptedTrainer(Space().domains, intervals=1), method.commit(Space(), order)
+        )
         mean_K = runs[1].trajectory.weights_TK().mean(axis=0)
         assert committed.mixtures[0].weights_K == pytest.approx(mean_K)
 

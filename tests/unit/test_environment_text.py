@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuvee.core.errors import CorpusError
-from cuvee.recipes import environment_text
-from cuvee.recipes.environment_text import TextDomain, gather, split_text, text_domains
+from cuvee.recipes.demo import environment_text
+from cuvee.recipes.demo.environment_text import TextDomain, gather, split_text, text_domains
 
 
 @pytest.fixture
@@ -27,13 +27,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_this_environment_gives_enough_domains_twice_the_same(tmp_path: Path) -> None:
     before = set(sys.modules)
     found = gather(tmp_path / "one")
-    assert not {"sympy", "networkx", "transformers", "sqlalchemy"} & (set(sys.modules) - before), "nothing is imported"
+    assert not {"sympy", "networkx", "transformers", "sqlalchemy"} & (set(sys.modules) - before), (
+        "nothing is imported"
+    )
     assert len(found) >= 8
     assert {gathered.role for gathered in found} == {"source", "target"}
     assert gather(tmp_path / "two") == found
     documents: list[str] = []
     for gathered in found:
-        one, two = ((tmp_path / run / f"{gathered.name}.jsonl").read_bytes() for run in ("one", "two"))
+        one, two = (
+            (tmp_path / run / f"{gathered.name}.jsonl").read_bytes() for run in ("one", "two")
+        )
         assert one == two
         texts = [json.loads(line)["text"] for line in one.splitlines()]
         assert len(texts) == gathered.documents
@@ -44,7 +48,10 @@ def test_this_environment_gives_enough_domains_twice_the_same(tmp_path: Path) ->
 
 
 def test_code_and_docstrings_of_a_file_are_told_apart(tmp_path: Path) -> None:
-    prose = "Says something about this for a sentence that is long enough to be kept, and then some more of it. " * 3
+    prose = (
+        "Says something about this for a sentence that is long enough to be kept, and then some more of it. "
+        * 3
+    )
     module = tmp_path / "module.py"
     module.write_text(
         f'"""{prose} One."""\n\nclass A:\n    """{prose} Two."""\n\n    def b(self):\n        return 12345\n'
@@ -66,13 +73,20 @@ def test_broken_files_are_passed_over(tmp_path: Path) -> None:
     assert not any(environment_text._code(iter(broken)))
 
 
-def test_an_environment_without_text_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_text_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def few() -> Iterator[str]:
         yield from (f"document {i} " * 50 for i in range(400))
 
-    domains = (TextDomain("full", "source", 10**6, few), TextDomain("empty", "target", 10**6, lambda: iter(())))
+    domains = (
+        TextDomain("full", "source", 10**6, few),
+        TextDomain("empty", "target", 10**6, lambda: iter(())),
+    )
     monkeypatch.setattr(environment_text, "text_domains", lambda: domains)
-    with pytest.raises(CorpusError, match=r"too little text for the demo \(found: full\).*cuvee corpus build"):
+    with pytest.raises(
+        CorpusError, match=r"too little text for the demo \(found: full\).*cuvee corpus build"
+    ):
         gather(tmp_path / "text")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 

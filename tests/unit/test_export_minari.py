@@ -8,13 +8,15 @@ import pytest
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Run, Trajectory
-from cuvee.fleet.minari import episodes_of, export_minari
+from cuvee.integrations.minari import episodes_of, export_minari
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.testing.runs import example_run
 from cuvee.testing.toy import ToyTrainer
 
-RUNS = [Run(f"toy-{seed}", seed, {}, run(ToyTrainer(4 + seed, seed=seed), Exp3())) for seed in range(3)]
+RUNS = [
+    Run(f"toy-{seed}", seed, {}, run(ToyTrainer(4 + seed, seed=seed), Exp3())) for seed in range(3)
+]
 
 
 def encode(so_far: Trajectory) -> np.ndarray:

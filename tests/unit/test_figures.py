@@ -24,7 +24,9 @@ WIDE = tuple(
 def test_a_stack_is_the_mixture_and_sums_to_one() -> None:
     run = example_run("odm")
     summary = summarise([run])
-    traces = [trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup]
+    traces = [
+        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
+    ]
     shares_KT = np.array([trace.y for trace in traces])
     np.testing.assert_allclose(shares_KT.sum(axis=0), 1.0)
     np.testing.assert_array_equal(shares_KT[:, :-1].T, run.trajectory.weights_TK())
@@ -35,14 +37,18 @@ def test_a_stack_is_the_mixture_and_sums_to_one() -> None:
 def test_several_seeds_are_averaged_where_all_of_them_have_got() -> None:
     runs = [example_run("odm", 0), example_run("odm", 1, done=7), example_run("odm", 2, done=0)]
     summary = summarise(runs)
-    traces = [trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup]
+    traces = [
+        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
+    ]
     expected = (runs[0].trajectory.weights_TK()[:7] + runs[1].trajectory.weights_TK()) / 2
     np.testing.assert_allclose(np.array([trace.y[:-1] for trace in traces]).T, expected)
 
 
 def test_target_domains_are_hatched_and_lie_on_top() -> None:
     summary = summarise([example_run("odm", domains=example_domains()[::-1])])
-    traces = [trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup]
+    traces = [
+        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
+    ]
     hatched = [bool(trace.fillpattern.shape) for trace in traces]
     assert hatched == [False] * 6 + [True] * 2
 
@@ -51,13 +57,17 @@ def test_curves_hold_each_seed_and_their_mean() -> None:
     summary = summarise([example_run("natural", seed) for seed in range(3)])
     thin_and_strong = curve_figure(summary, lambda scores: scores.target).data
     assert len(thin_and_strong) == 4
-    np.testing.assert_allclose(thin_and_strong[3].y, np.mean([trace.y for trace in thin_and_strong[:3]], axis=0))
+    np.testing.assert_allclose(
+        thin_and_strong[3].y, np.mean([trace.y for trace in thin_and_strong[:3]], axis=0)
+    )
 
 
 def test_a_domains_curve_is_its_validation_loss() -> None:
     run = example_run("natural")
     summary = summarise([run])
-    expected = [s.probes["valid_loss"].values[3] for s in run.trajectory.signals if "valid_loss" in s.probes]
+    expected = [
+        s.probes["valid_loss"].values[3] for s in run.trajectory.signals if "valid_loss" in s.probes
+    ]
     np.testing.assert_array_equal(domain_figure(summary, 3).data[0].y, expected)
 
 
@@ -68,7 +78,9 @@ def test_the_trade_ends_at_the_final_scores() -> None:
     assert (trace.x[-1], trace.y[-1]) == (final.source, final.target)
 
 
-@pytest.mark.parametrize("domains", [example_domains(), example_domains(9, 0), example_domains(1, 1), WIDE])
+@pytest.mark.parametrize(
+    "domains", [example_domains(), example_domains(9, 0), example_domains(1, 1), WIDE]
+)
 def test_every_domain_has_a_colour_of_its_own(domains: tuple[Domain, ...]) -> None:
     colours = domain_colours(domains)
     assert len(set(colours.values())) == len(domains)
@@ -76,12 +88,19 @@ def test_every_domain_has_a_colour_of_its_own(domains: tuple[Domain, ...]) -> No
     def rgb(name: str) -> np.ndarray:
         return np.array([int(colours[name][i : i + 2], 16) for i in (1, 3, 5)], dtype=float)
 
-    for group in ([d.name for d in domains if d.is_target], [d.name for d in domains if not d.is_target]):
+    for group in (
+        [d.name for d in domains if d.is_target],
+        [d.name for d in domains if not d.is_target],
+    ):
         for one, other in itertools.pairwise(group):
-            assert np.linalg.norm(rgb(one) - rgb(other)) > 25, f"{one} and {other} lie side by side and look alike"
+            assert np.linalg.norm(rgb(one) - rgb(other)) > 25, (
+                f"{one} and {other} lie side by side and look alike"
+            )
 
 
 def test_every_colour_of_a_method_has_a_dark_counterpart() -> None:
     assert all(light in DARK for light, _ in METHODS)
-    figure = json.dumps(json.loads(curve_figure(summarise([example_run("natural")]), lambda s: s.mean).to_json()))
+    figure = json.dumps(
+        json.loads(curve_figure(summarise([example_run("natural")]), lambda s: s.mean).to_json())
+    )
     assert METHODS[0][0] in figure

@@ -14,7 +14,7 @@ from cuvee.loop import run
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.guard import Guard
+from cuvee.policies.guard.guard import Guard
 from cuvee.testing.policy import ScriptedTrainer, some_domains
 from cuvee.testing.toy import ToyTrainer, make_toy
 
@@ -50,7 +50,11 @@ def test_the_order_of_domains_survives() -> None:
 
 def test_arrays_in_a_state_survive_to_the_bit() -> None:
     state = {
-        "a": {"b": np.array([[1 / 3, -0.0], [5e-324, np.inf]]), "c": np.float32(0.1), "d": [np.arange(3), 1]},
+        "a": {
+            "b": np.array([[1 / 3, -0.0], [5e-324, np.inf]]),
+            "c": np.float32(0.1),
+            "d": [np.arange(3), 1],
+        },
         "empty": np.zeros((0, 4), np.float32),
         "scalar": np.array(2.5),
         "big": np.array([1, 2], ">i4"),
@@ -64,7 +68,11 @@ def test_arrays_in_a_state_survive_to_the_bit() -> None:
         (state["scalar"], back["scalar"]),
         (state["flags"], back["flags"]),
     ):
-        assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+        assert (ours.dtype, ours.shape, ours.tobytes()) == (
+            theirs.dtype,
+            theirs.shape,
+            theirs.tobytes(),
+        )
     assert back["big"].tolist() == [1, 2]
     assert back["a"]["c"] == float(np.float32(0.1))
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cuvee.cli import app
-from cuvee.cli.fleet import FleetView
+from cuvee.cli.display.fleet import FleetView
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.fleet.claim import Claim
 from cuvee.fleet.journal import RunJournal
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.claim import Claim
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
-from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
+from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.testing.toy import ToyTrainer
 
 
@@ -70,7 +70,12 @@ def statuses(store: Store) -> tuple[FleetStatus, FleetStatus]:
 
 def test_speed_and_time_left_are_those_of_the_whole_group(store: Store) -> None:
     first, second = statuses(store)
-    assert (first.tally.waiting, first.tally.running, first.tally.done, first.tally.failed) == (1, 1, 1, 1)
+    assert (first.tally.waiting, first.tally.running, first.tally.done, first.tally.failed) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert (first.tokens_per_second, first.seconds_left, first.retried) == (None, None, 0)
     assert [run.worker for run in first.running] == ["host2/1/22/3"]
     assert [run.reason for run in first.failed] == ["MemoryError: [red]planted[/red]"]
@@ -98,8 +103,12 @@ def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:
             view.show(status)
     lines = out.getvalue().splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("1 done, 1 running, 1 waiting, 1 failed, 0 retried; ? tokens/s, ? left; 12,500 tokens")
-    assert lines[1].startswith("3 done, 1 running, 0 waiting, 1 failed, 0 retried; 800 tokens/s, 0:05 left")
+    assert lines[0].startswith(
+        "1 done, 1 running, 1 waiting, 1 failed, 0 retried; ? tokens/s, ? left; 12,500 tokens"
+    )
+    assert lines[1].startswith(
+        "3 done, 1 running, 0 waiting, 1 failed, 0 retried; 800 tokens/s, 0:05 left"
+    )
     assert lines[3].startswith("failed: ")
 
 

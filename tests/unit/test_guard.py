@@ -17,15 +17,20 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.agent_policy import AgentPolicy
-from cuvee.policies.alarms import AlarmSettings
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.gate import clean
-from cuvee.policies.guard import Guard, Limits
+from cuvee.policies.guard.alarms import AlarmSettings
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.guard.sanitizer import clean
+from cuvee.simulation.simulator import ScalingLaws, Simulator
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
-from cuvee.training.simulator import ScalingLaws, Simulator
 
-SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4, "capacity": 50}
+SMALL = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+    "warmup": 2,
+    "batch_size": 4,
+    "capacity": 50,
+}
 
 
 class Scripted:
@@ -33,7 +38,9 @@ class Scripted:
 
     probes = ()
 
-    def __init__(self, weights: Callable[[int], Any], lesson: Callable[[int], Any] = lambda t: {}) -> None:
+    def __init__(
+        self, weights: Callable[[int], Any], lesson: Callable[[int], Any] = lambda t: {}
+    ) -> None:
         self.weights, self.lesson, self.lessons = weights, lesson, 0
 
     def mixture(self, so_far: Trajectory) -> Mixture:
@@ -55,7 +62,9 @@ def leaning(t: int) -> list[float]:
     return [0.5, 0.5] if t < 3 else [0.005, 0.995]
 
 
-def play(guard: Guard, trainer: Any, so_far: Trajectory | None = None) -> tuple[Trajectory, list[dict[str, Any]]]:
+def play(
+    guard: Guard, trainer: Any, so_far: Trajectory | None = None
+) -> tuple[Trajectory, list[dict[str, Any]]]:
     so_far = so_far or Trajectory.start(trainer.start(guard.probes))
     records = []
     while not trainer.done:
@@ -69,7 +78,10 @@ class Spoiled(ScriptedTrainer):
     """Signals are altered by `spoil(t, signals)`."""
 
     def __init__(
-        self, domains: tuple[Domain, ...], spoil: Callable[[int, Signals], Signals], intervals: int = 8
+        self,
+        domains: tuple[Domain, ...],
+        spoil: Callable[[int, Signals], Signals],
+        intervals: int = 8,
     ) -> None:
         super().__init__(domains, intervals)
         self.spoil = spoil
@@ -79,7 +91,10 @@ class Spoiled(ScriptedTrainer):
 
 
 def spoiled(signals: Signals, **changes: Any) -> Signals:
-    fields = {name: getattr(signals, name) for name in ("domains", "step", "progress", "tokens_K", "loss", "probes")}
+    fields = {
+        name: getattr(signals, name)
+        for name in ("domains", "step", "progress", "tokens_K", "loss", "probes")
+    }
     return Signals(**{**fields, **changes})
 
 
@@ -92,8 +107,14 @@ def spoiled(signals: Signals, **changes: Any) -> Signals:
         ({"loss": Measured.all([1e30, 2.0])}, "loss holds 1e+30"),
         ({"loss": Measured.all([2.0, -1e5])}, "loss holds -100000"),
         ({"probes": {"alignment": Measured.all(np.full((2, 2), 1e30))}}, "alignment holds 1e+30"),
-        ({"probes": {"alignment": Measured.all(np.ones((3, 3)))}}, "alignment has shape (3, 3), 2 domains need (2, 2)"),
-        ({"probes": {"valid_loss": Measured.all([1.0])}}, "valid_loss has shape (1,), 2 domains need (2,)"),
+        (
+            {"probes": {"alignment": Measured.all(np.ones((3, 3)))}},
+            "alignment has shape (3, 3), 2 domains need (2, 2)",
+        ),
+        (
+            {"probes": {"valid_loss": Measured.all([1.0])}},
+            "valid_loss has shape (1,), 2 domains need (2,)",
+        ),
         ({"probes": {"weight_norms": Measured.all([1.0, -1e20])}}, "weight_norms holds -1e+20"),
         ({"tokens_K": np.array([1, 2**62])}, "tokens in one interval"),
         ({"step": 2}, "time does not run backwards"),
@@ -129,9 +150,13 @@ def test_what_is_not_believable_is_absent_and_named(changes: dict[str, Any], sai
         {"probes": {"alignment": Measured.all(np.ones((2, 2)))}},
     ],
 )
-def test_no_state_changes_on_what_is_not_believable(make: Callable[[], Policy], changes: dict[str, Any]) -> None:
+def test_no_state_changes_on_what_is_not_believable(
+    make: Callable[[], Policy], changes: dict[str, Any]
+) -> None:
     domains, guard = some_domains(3), Guard(make())
-    trainer = Spoiled(domains, lambda t, signals: spoiled(signals, **changes) if t == 5 else signals)
+    trainer = Spoiled(
+        domains, lambda t, signals: spoiled(signals, **changes) if t == 5 else signals
+    )
     so_far = Trajectory.start(trainer.start(guard.probes))
     records = []
     while not trainer.done:
@@ -221,7 +246,9 @@ def test_a_mistake_in_the_set_up_ends_the_run_at_once_and_later_faults_do_not(pl
     first = 0 if place == "weights" else 1
     with pytest.raises(PolicyError, match="mtld"):
         play(Guard(Scripted(**{place: wrong_at(first)}, **rest)), ScriptedTrainer(some_domains(2)))
-    _, records = play(Guard(Scripted(**{place: wrong_at(first + 1)}, **rest)), ScriptedTrainer(some_domains(2)))
+    _, records = play(
+        Guard(Scripted(**{place: wrong_at(first + 1)}, **rest)), ScriptedTrainer(some_domains(2))
+    )
     assert len(records) == 12
     assert "mtld" in records[1]["reason" if place == "weights" else "lesson"]
 
@@ -229,7 +256,9 @@ def test_a_mistake_in_the_set_up_ends_the_run_at_once_and_later_faults_do_not(pl
 def test_a_policy_does_not_learn_from_what_it_did_not_propose() -> None:
     guard = Guard(Scripted(lambda t: [np.nan, 1.0] if t == 3 else [0.5, 0.5]))
     _, records = play(guard, ScriptedTrainer(some_domains(2), 6))
-    assert [record["lesson"] == "learned" for record in records] == [True] * 3 + [False] + [True] * 2
+    assert [record["lesson"] == "learned" for record in records] == [True] * 3 + [False] + [
+        True
+    ] * 2
     assert guard.state_dict()["policy"] == {"lessons": 5}
 
 
@@ -240,18 +269,24 @@ def test_an_alarm_hands_over_to_the_static_mixture_for_the_rest_of_the_run() -> 
     limits = Limits(alarms=AlarmSettings(patience=2), fallback={"d0": 3, "d1": 1})
     so_far, records = play(Guard(Scripted(leaning), limits), ScriptedTrainer(some_domains(2), 9))
     assert [record["verdict"] for record in records] == ["accepted"] * 5 + ["fallback"] * 4
-    assert records[4]["alarms"] == {"collapse": "d1 gets 0.9950 of the tokens; 2 decisions in a row"}
+    assert records[4]["alarms"] == {
+        "collapse": "d1 gets 0.9950 of the tokens; 2 decisions in a row"
+    }
     assert records[5]["fallback"]["reason"].startswith("collapse: d1 gets 0.9950")
     assert records[5]["own"]["executed"]["d1"] == 0.995
     assert [mixture["d0"] for mixture in so_far.mixtures[5:]] == [0.75] * 4
-    assert all(record["lesson"] == "learned" for record in records), "it goes on learning from what is executed"
+    assert all(record["lesson"] == "learned" for record in records), (
+        "it goes on learning from what is executed"
+    )
 
 
 def test_after_the_cooldown_the_policy_is_tried_again() -> None:
     limits = Limits(alarms=AlarmSettings(patience=2), cooldown=3)
     steady = Scripted(lambda t: [0.005, 0.995] if 3 <= t < 6 else [0.5, 0.5])
     _, records = play(Guard(steady, limits), ScriptedTrainer(some_domains(2), 14))
-    assert [record["verdict"] for record in records] == ["accepted"] * 5 + ["fallback"] * 3 + ["accepted"] * 6
+    assert [record["verdict"] for record in records] == ["accepted"] * 5 + ["fallback"] * 3 + [
+        "accepted"
+    ] * 6
     _, records = play(Guard(Scripted(leaning), limits), ScriptedTrainer(some_domains(2), 13))
     assert [record["verdict"][0] for record in records] == list("aaaaafffaafff")
 
@@ -260,7 +295,9 @@ def test_a_run_that_diverges_falls_back_to_natural_shares() -> None:
     def explode(t: int, signals: Signals) -> Signals:
         return spoiled(signals, loss=Measured.all([9.0, 9.0])) if t > 5 else signals
 
-    so_far, records = play(Guard(Scripted(lambda t: [0.9, 0.1])), Spoiled(some_domains(2), explode, 20))
+    so_far, records = play(
+        Guard(Scripted(lambda t: [0.9, 0.1])), Spoiled(some_domains(2), explode, 20)
+    )
     assert records[-1]["verdict"] == "fallback"
     assert list(records[-1]["alarms"]) == ["run_divergence"]
     assert so_far.mixtures[-1].weights_K == pytest.approx([1 / 3, 2 / 3])
@@ -280,7 +317,9 @@ class TestGuardWithAlarms(PolicySuite):
         def weights(t: int) -> list[float]:
             return [1 / K] * K if t < 3 else [0.995, *[0.005 / (K - 1)] * (K - 1)]
 
-        limits = Limits(alarms=AlarmSettings(patience=2), cooldown=2, max_change=0.3, epochs={"d1": 1.0})
+        limits = Limits(
+            alarms=AlarmSettings(patience=2), cooldown=2, max_change=0.3, epochs={"d1": 1.0}
+        )
         return Guard(Scripted(weights), limits)
 
 
@@ -291,7 +330,9 @@ def simulator(seed: int) -> Simulator:
     return Simulator(ScalingLaws.draw(4, seed, intervals=12), seed=seed)
 
 
-@pytest.mark.parametrize("limits", [{}, {"fallback": {"domain0": 1, "domain2": 2, "domain3": 1}, "ceiling": 0.4}])
+@pytest.mark.parametrize(
+    "limits", [{}, {"fallback": {"domain0": 1, "domain2": 2, "domain3": 1}, "ceiling": 0.4}]
+)
 def test_a_shadow_run_trains_as_a_static_run_does_bit_by_bit(limits: dict[str, Any]) -> None:
     policy = AgentPolicy("sac", "alignment", warm_up=3, agent_settings=SMALL)
     shadow_trainer, static_trainer = simulator(3), simulator(3)
@@ -301,7 +342,10 @@ def test_a_shadow_run_trains_as_a_static_run_does_bit_by_bit(limits: dict[str, A
     assert shadow.mixtures == static.mixtures
     assert digest(shadow_trainer.state_dict()) == digest(static_trainer.state_dict())
     for with_policy, without in zip(shadow.signals, static.signals, strict=True):
-        assert (with_policy.loss, with_policy.probes["valid_loss"]) == (without.loss, without.probes["valid_loss"])
+        assert (with_policy.loss, with_policy.probes["valid_loss"]) == (
+            without.loss,
+            without.probes["valid_loss"],
+        )
     assert {record["verdict"] for record in records} == {"shadow"}
     assert {record["own"]["verdict"] for record in records} <= {"accepted", "limited"}
     assert any(record["proposed"] != record["executed"] for record in records)
@@ -316,7 +360,9 @@ def test_a_record_says_what_was_known_proposed_done_and_learned() -> None:
         def explain(self, so_far: Trajectory) -> dict[str, int]:
             return {"intervals": len(so_far)}
 
-    guard = Guard(Explains("ddpg", "alignment", warm_up=2, agent_settings=SMALL), Limits(ceiling=0.3))
+    guard = Guard(
+        Explains("ddpg", "alignment", warm_up=2, agent_settings=SMALL), Limits(ceiling=0.3)
+    )
     so_far, records = play(guard, ScriptedTrainer(some_domains(4)))
     for t, record in enumerate(records):
         signals, mixture = so_far.signals[t], so_far.mixtures[t]
@@ -328,7 +374,9 @@ def test_a_record_says_what_was_known_proposed_done_and_learned() -> None:
         assert record["explained"] == {"intervals": t}
         assert record["terms"] == {"alignment": record["reward"]}
         assert len(record["state"]) == 64
-        assert record["verdict"] == ("accepted" if record["proposed"] == record["executed"] else "limited")
+        assert record["verdict"] == (
+            "accepted" if record["proposed"] == record["executed"] else "limited"
+        )
         assert record["limits"] == ([] if record["verdict"] == "accepted" else ["ceiling"])
     assert len({record["state"] for record in records}) == len(records)
 

@@ -13,9 +13,9 @@ from cuvee.core.errors import CorpusExhausted, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.schedule import UNLIMITED, Schedule
-from cuvee.policies.guard import Guard, Limits
-from cuvee.policies.limits import nearest_within, within_reach
+from cuvee.data.stream.row_counts import UNLIMITED, RowSchedule
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.guard.limits import nearest_within, within_reach
 
 LENGTH = 32
 ROWS = 16
@@ -35,10 +35,13 @@ class StreamTrainer:
     ) -> None:
         self.domains = tuple(Domain(f"d{k}", count * LENGTH) for k, count in enumerate(windows))
         self.cap_K = np.array(
-            [int(c * w + 1e-9) if c < np.inf else UNLIMITED for c, w in zip(caps, windows, strict=True)]
+            [
+                int(c * w + 1e-9) if c < np.inf else UNLIMITED
+                for c, w in zip(caps, windows, strict=True)
+            ]
         )
         names = tuple(domain.name for domain in self.domains)
-        self.schedule = Schedule(names, self.cap_K.copy(), ROWS, 0, sampling)
+        self.schedule = RowSchedule(names, self.cap_K.copy(), ROWS, 0, sampling)
         self.intervals, self.steps, self.t = intervals, steps, 0
         self.budget = budget or intervals * steps
         self.met_its_cap = 0
@@ -87,7 +90,9 @@ class Says:
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def play(policy: Says, limits: Limits, trainer: StreamTrainer) -> tuple[Trajectory, list[dict[str, Any]]]:
+def play(
+    policy: Says, limits: Limits, trainer: StreamTrainer
+) -> tuple[Trajectory, list[dict[str, Any]]]:
     guard, so_far, records = Guard(policy, limits), Trajectory.start(trainer.start(())), []
     while not trainer.done:
         mixture = guard.mixture(so_far)
@@ -108,7 +113,11 @@ def wander(seed: int, K: int) -> Callable[[int], Any]:
 def test_the_guard_alone_keeps_a_stream_without_caps_within_them(seed: int) -> None:
     windows, caps = [4000, 60, 200, 15, 700], [np.inf, 2.0, 1.0, 4.0, 0.5]
     trainer = StreamTrainer(windows, [np.inf] * 5, 60)
-    so_far, _ = play(Says(wander(seed, 5)), Limits(epochs={f"d{k}": cap for k, cap in enumerate(caps) if k}), trainer)
+    so_far, _ = play(
+        Says(wander(seed, 5)),
+        Limits(epochs={f"d{k}": cap for k, cap in enumerate(caps) if k}),
+        trainer,
+    )
     assert (drawn(so_far) <= np.multiply(windows, caps)).all()
 
 
@@ -131,14 +140,20 @@ def test_what_is_scarce_is_read_nearly_to_its_cap_and_then_gets_nothing() -> Non
     so_far, records = play(Says(lambda t: [0.5, 0.5]), Limits(epochs={"d1": 2}, floor=0.1), trainer)
     assert 780 <= drawn(so_far)[1] <= 800
     assert [mixture["d1"] for mixture in so_far.mixtures[1:9]] == [0.5] * 8
-    assert [mixture["d1"] for mixture in so_far.mixtures[12:]] == [0.0] * 28, "the cap wins over the floor"
+    assert [mixture["d1"] for mixture in so_far.mixtures[12:]] == [0.0] * 28, (
+        "the cap wins over the floor"
+    )
     assert records[20]["limits"] == ["epochs"]
 
 
 @pytest.mark.parametrize("intervals", [20, 29])
-def test_one_pass_over_everything_is_possible_when_budget_and_caps_are_equal(intervals: int) -> None:
+def test_one_pass_over_everything_is_possible_when_budget_and_caps_are_equal(
+    intervals: int,
+) -> None:
     """Of the 29 intervals the last is shorter than the others."""
-    trainer = StreamTrainer([1600, 800, 800], [1.0] * 3, intervals, steps=-(-200 // intervals), budget=200)
+    trainer = StreamTrainer(
+        [1600, 800, 800], [1.0] * 3, intervals, steps=-(-200 // intervals), budget=200
+    )
     so_far, _ = play(Says(wander(1, 3)), Limits(epochs=1.0), trainer)
     assert drawn(so_far).sum() == 3200
     assert trainer.met_its_cap <= 20, "the last interval of a domain may end inside a batch"
@@ -151,9 +166,13 @@ def test_the_first_interval_keeps_within_caps_too() -> None:
     so_far, records = play(Says(lambda t: [0.1, 0.9]), Limits(epochs={"d1": 1}), trainer)
     assert drawn(so_far)[1] <= 15
     assert records[0]["limits"] == ["epochs"]
-    told = Guard(Says(lambda t: [0.93, 0.07]), Limits(epochs={"d1": 1}), first_interval=160 * LENGTH)
+    told = Guard(
+        Says(lambda t: [0.93, 0.07]), Limits(epochs={"d1": 1}), first_interval=160 * LENGTH
+    )
     start = Trajectory.start(StreamTrainer([4000, 15], [np.inf, 1.0], 5).start(()))
-    assert told.mixture(start)["d1"] == pytest.approx(0.07), "14 rows are not too many for who knows"
+    assert told.mixture(start)["d1"] == pytest.approx(0.07), (
+        "14 rows are not too many for who knows"
+    )
 
 
 def test_ceilings_do_not_leave_a_run_without_a_way_to_its_end() -> None:
@@ -168,7 +187,9 @@ def test_ceilings_do_not_leave_a_run_without_a_way_to_its_end() -> None:
 
 def test_caps_that_the_budget_cannot_meet_are_named_after_one_interval() -> None:
     trainer = StreamTrainer([100, 100], [1.0, 1.0], 10)
-    with pytest.raises(PolicyError, match=r"1,280 of 2 domains|raise guard.epochs by a factor of \d+\.\d\d"):
+    with pytest.raises(
+        PolicyError, match=r"1,280 of 2 domains|raise guard.epochs by a factor of \d+\.\d\d"
+    ):
         play(Says(lambda t: [0.5, 0.5]), Limits(epochs=1.0), trainer)
     assert trainer.t == 1
 
@@ -176,7 +197,10 @@ def test_caps_that_the_budget_cannot_meet_are_named_after_one_interval() -> None
 def test_caps_that_run_out_later_end_the_run_with_a_remedy() -> None:
     """Progress that promised less than was read: nothing can be foreseen, and nothing is left."""
     trainer = StreamTrainer([200, 200], [np.inf, np.inf], 10)
-    so_far, guard = Trajectory.start(trainer.start(())), Guard(Says(lambda t: [0.5, 0.5]), Limits(epochs=1.0))
+    so_far, guard = (
+        Trajectory.start(trainer.start(())),
+        Guard(Says(lambda t: [0.5, 0.5]), Limits(epochs=1.0)),
+    )
     for _ in range(2):
         mixture = guard.mixture(so_far)
         after = trainer.advance(mixture)
@@ -190,14 +214,19 @@ def test_caps_that_run_out_later_end_the_run_with_a_remedy() -> None:
 def test_the_change_limit_gives_way_to_a_cap_by_no_more_than_it_must() -> None:
     trainer = StreamTrainer([4000, 400], [np.inf, 1.0], 30)
     so_far, _ = play(Says(lambda t: [0.5, 0.5]), Limits(epochs={"d1": 1}, max_change=0.01), trainer)
-    changes = [b.total_variation(a) for a, b in zip(so_far.mixtures, so_far.mixtures[1:], strict=False)]
+    changes = [
+        b.total_variation(a) for a, b in zip(so_far.mixtures, so_far.mixtures[1:], strict=False)
+    ]
     assert sum(change > 0.01 + 1e-9 for change in changes) <= 2
     assert drawn(so_far)[1] <= 400
 
 
 def test_a_way_that_a_cap_shortens_is_no_longer_in_all_than_it_may_be() -> None:
     names = ("a", "b", "c")
-    last, wanted = Mixture(names, np.array([0.5, 0.3, 0.2])), Mixture(names, np.array([0.0, 0.0, 1.0]))
+    last, wanted = (
+        Mixture(names, np.array([0.5, 0.3, 0.2])),
+        Mixture(names, np.array([0.0, 0.0, 1.0])),
+    )
     held = nearest_within(last, np.zeros(3), np.array([0.4, 1.0, 1.0]))
     assert held.total_variation(last) == pytest.approx(0.1)
     moved = within_reach(wanted, last, held, 0.2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.policies import heuristics
+from cuvee.policies.history import heuristics
 
 TARGET = np.array([False, False, True])
 SOURCE_SHARES = np.array([0.75, 0.25, 0.0])
@@ -20,10 +20,12 @@ def test_the_empirical_distribution_of_a_field() -> None:
 
 
 def test_a_field_is_tilted_within_itself() -> None:
-    assert heuristics.tilted(SOURCE_SHARES, np.array([1.0, 3.0, 100.0])) == pytest.approx([0.5, 0.5, 0.0])
-    assert heuristics.tilted(SOURCE_SHARES, np.ones(3), power=0.0) == pytest.approx([0.5, 0.5, 0.0]), (
-        "absent stays absent"
+    assert heuristics.tilted(SOURCE_SHARES, np.array([1.0, 3.0, 100.0])) == pytest.approx(
+        [0.5, 0.5, 0.0]
     )
+    assert heuristics.tilted(SOURCE_SHARES, np.ones(3), power=0.0) == pytest.approx(
+        [0.5, 0.5, 0.0]
+    ), "absent stays absent"
 
 
 def test_smoothness_is_minus_the_share_that_changes_hands() -> None:
@@ -41,7 +43,9 @@ def test_the_wanted_share_rises_from_start_to_end() -> None:
     for bend in (0.3, 1.0, 3.0):
         assert heuristics.rising_share(0.1, 0.7, bend, 0.0) == 0.1
         assert heuristics.rising_share(0.1, 0.7, bend, 1.0) == pytest.approx(0.7)
-    early, straight, late = (heuristics.rising_share(0.1, 0.7, bend, 0.5) for bend in (0.3, 1.0, 3.0))
+    early, straight, late = (
+        heuristics.rising_share(0.1, 0.7, bend, 0.5) for bend in (0.3, 1.0, 3.0)
+    )
     assert early > straight == pytest.approx(0.4)
     assert straight > late
 
@@ -59,17 +63,28 @@ def test_balance_is_entropy() -> None:
 
 
 def test_feedback_that_rose_says_go_on_and_feedback_that_fell_says_turn() -> None:
-    before, last = np.array([0.6, 0.4, 0.0]), np.array([0.5, 0.4, 0.1])  # the last move was from the first to the third
+    before, last = (
+        np.array([0.6, 0.4, 0.0]),
+        np.array([0.5, 0.4, 0.1]),
+    )  # the last move was from the first to the third
     onwards, back, aside = [0.4, 0.4, 0.2], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0]
     candidates = np.array([onwards, back, aside, last])
-    assert heuristics.feedback_direction(candidates, last, before, 0.02) == pytest.approx([1.0, -1.0, 0.0, 0.0])
-    assert heuristics.feedback_direction(candidates, last, before, -3.0) == pytest.approx([-1.0, 1.0, 0.0, 0.0])
+    assert heuristics.feedback_direction(candidates, last, before, 0.02) == pytest.approx(
+        [1.0, -1.0, 0.0, 0.0]
+    )
+    assert heuristics.feedback_direction(candidates, last, before, -3.0) == pytest.approx(
+        [-1.0, 1.0, 0.0, 0.0]
+    )
     assert not heuristics.feedback_direction(candidates, last, before, 0.0).any()
     assert not heuristics.feedback_direction(candidates, last, last, 1.0).any(), "there was no move"
 
 
 def test_proposals_come_in_blocks_and_do_what_they_say() -> None:
-    last, source, target = np.array([0.5, 0.3, 0.1, 0.1]), np.array([0.9, 0.1, 0, 0]), np.array([0, 0, 0.2, 0.8])
+    last, source, target = (
+        np.array([0.5, 0.3, 0.1, 0.1]),
+        np.array([0.9, 0.1, 0, 0]),
+        np.array([0, 0, 0.2, 0.8]),
+    )
     drawn = heuristics.proposals(np.random.default_rng(0), 500, last, source, target)
     assert drawn.shape == (2000, 4)
     assert drawn.min() >= 0
@@ -77,7 +92,9 @@ def test_proposals_come_in_blocks_and_do_what_they_say() -> None:
     around, towards, back, anywhere = drawn.reshape(4, 500, 4)
     assert around.mean(axis=0) == pytest.approx(0.99 * last + 0.01 / 4, abs=0.02)
     distances = 0.5 * np.abs(around - last).sum(axis=1)
-    assert np.quantile(distances, 0.1) < 0.03 < 0.1 < np.quantile(distances, 0.9), "small steps and large ones"
+    assert np.quantile(distances, 0.1) < 0.03 < 0.1 < np.quantile(distances, 0.9), (
+        "small steps and large ones"
+    )
     for moved, goal in ((towards, target), (back, source)):
         lengths = (moved - last)[:, 0] / (goal - last)[0]
         np.testing.assert_allclose(moved, last + lengths[:, None] * (goal - last), atol=1e-12)
@@ -86,6 +103,10 @@ def test_proposals_come_in_blocks_and_do_what_they_say() -> None:
 
 
 def test_a_domain_without_weight_can_be_proposed_again() -> None:
-    last, source, target = np.array([1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
+    last, source, target = (
+        np.array([1.0, 0.0, 0.0]),
+        np.array([1.0, 0.0, 0.0]),
+        np.array([0.0, 1.0, 0.0]),
+    )
     around = heuristics.proposals(np.random.default_rng(0), 200, last, source, target)[:200]
     assert around[:, 2].max() > 0.01

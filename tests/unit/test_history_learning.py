@@ -14,18 +14,24 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.evaluation.fitted_run import as_logged
+from cuvee.learning import history_learning
+from cuvee.learning.history_learning import (
+    LearnProgress,
+    LearnSettings,
+    imagine,
+    learn,
+    learn_policy,
+)
 from cuvee.loop import run
-from cuvee.methods import history_learning
 from cuvee.methods.data_mixing_agent import DataMixingAgent
-from cuvee.methods.history_learning import LearnProgress, LearnSettings, imagine, learn, learn_policy
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.recipes.diagnosis import diagnose
-from cuvee.training.continual import continual
-from cuvee.training.simulator import Simulator
+from cuvee.simulation.continual import continual
+from cuvee.simulation.dynamics_model import as_logged
+from cuvee.simulation.simulator import Simulator
 
 TINY: dict[str, Any] = {
     "architecture": {"hidden": 8, "layers": 1, "heads": 1, "action": 4},
@@ -49,7 +55,15 @@ def runs_of(count: int, sources: int = 2, targets: int = 1, seed: int = 0) -> li
         sampler = ScoringSampler(seed, number)
         sampler.probes = (Named(),)
         trajectory = run(Simulator(laws, seed=number, domains=domains), sampler)
-        found.append(Run(f"run-{sources}-{number}", number, {"corpus": "c0ffee"}, trajectory, Cost(100, 1.0, 2.0)))
+        found.append(
+            Run(
+                f"run-{sources}-{number}",
+                number,
+                {"corpus": "c0ffee"},
+                trajectory,
+                Cost(100, 1.0, 2.0),
+            )
+        )
     return found
 
 
@@ -78,7 +92,9 @@ def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
     assert digest(again.state_dict()) == digest(learned.policy.state_dict())
 
 
-def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     verdicts = iter([(0.1, True), (0.5, False), (0.2, True)])
 
     class Said:
@@ -90,14 +106,14 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(monkeyp
         def figures(self) -> dict[str, Any]:
             return {"over_static_low": self.low, "within_reach": self.near}
 
-    class Judge:
+    class OffPolicyEvaluator:
         def __init__(self, *_: Any) -> None:
             pass
 
         def __call__(self, _policy: Any) -> Said:
             return Said(*next(verdicts, (0.2, True)))
 
-    monkeypatch.setattr(history_learning, "Judge", Judge)
+    monkeypatch.setattr(history_learning, "OffPolicyEvaluator", OffPolicyEvaluator)
     learned = learn(RUNS, Feedback(), settings(), seed=3)
     assert learned.provenance["support"]["update"] == 4
 
@@ -141,8 +157,16 @@ def test_a_folder_of_other_runs_or_settings_is_not_gone_on_with(tmp_path: Path) 
         {"settings": settings()},
     ]
     for other in others:
-        asked = {"runs": RUNS, "feedback": Feedback(), "settings": settings(updates=0), "seed": 0, **other}
-        with pytest.raises(PolicyError, match=f"{tmp_path} holds .* other settings: remove that folder"):
+        asked = {
+            "runs": RUNS,
+            "feedback": Feedback(),
+            "settings": settings(updates=0),
+            "seed": 0,
+            **other,
+        }
+        with pytest.raises(
+            PolicyError, match=f"{tmp_path} holds .* other settings: remove that folder"
+        ):
             learn(**asked, folder=tmp_path)
 
 
@@ -164,7 +188,9 @@ def test_too_few_runs_are_refused_and_bad_ones_named() -> None:
 
 
 def _without_feedback(trajectory: Trajectory) -> Trajectory:
-    last = replace(trajectory.last, probes={**trajectory.last.probes, "evaluation": Measured.absent(2)})
+    last = replace(
+        trajectory.last, probes={**trajectory.last.probes, "evaluation": Measured.absent(2)}
+    )
     return Trajectory([*trajectory.signals[:-1], last], trajectory.mixtures)
 
 
@@ -201,7 +227,9 @@ def test_the_method_commits_to_what_was_learned() -> None:
 
     policy = method.commit(Corpus(), RUNS)
     assert policy.probes == (), "questions belong to the run that it steers"
-    assert policy.mixture(Trajectory.start(RUNS[0].trajectory.signals[0])).weights_K.sum() == pytest.approx(1)
+    assert policy.mixture(
+        Trajectory.start(RUNS[0].trajectory.signals[0])
+    ).weights_K.sum() == pytest.approx(1)
 
 
 def changed_in_mid_run(one: Run) -> Run:
@@ -220,20 +248,30 @@ def changed_in_mid_run(one: Run) -> Run:
         for now in trajectory.signals[:3]
     ]
     names = [domain.name for domain in few]
-    mixtures = [Mixture.normalise(names, mixture.weights_K[1:] + 1e-3) for mixture in trajectory.mixtures[:2]]
+    mixtures = [
+        Mixture.normalise(names, mixture.weights_K[1:] + 1e-3)
+        for mixture in trajectory.mixtures[:2]
+    ]
     changed = Trajectory([*signals, *trajectory.signals[3:]], [*mixtures, *trajectory.mixtures[2:]])
     return replace(one, id=f"changed-{one.id}", trajectory=changed)
 
 
 def test_runs_whose_domains_changed_are_learned_from_and_judge_nothing() -> None:
     odd = [changed_in_mid_run(one) for one in RUNS[:2]]
-    plain, learned = (learn(runs, Feedback(), settings(imagined=4), seed=3) for runs in (RUNS, [*odd, *RUNS]))
+    plain, learned = (
+        learn(runs, Feedback(), settings(imagined=4), seed=3) for runs in (RUNS, [*odd, *RUNS])
+    )
     assert learned.held_out == plain.held_out
-    assert learned.provenance["left_out"] == {run.id: "its domains changed in interval 3 (source0 came)" for run in odd}
+    assert learned.provenance["left_out"] == {
+        run.id: "its domains changed in interval 3 (source0 came)" for run in odd
+    }
     assert plain.provenance["left_out"] == {}
     assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
     (view,) = diagnose(learned, [*odd, *RUNS], Feedback(), 0.2)
-    assert "Run changed-run-2-0 judges nothing: its domains changed in interval 3 (source0 came)." in view.verdict
+    assert (
+        "Run changed-run-2-0 judges nothing: its domains changed in interval 3 (source0 came)."
+        in view.verdict
+    )
     assert len(view.walks_NT) == len(RUNS)
 
 
@@ -251,7 +289,9 @@ def test_diagnostics_show_the_runs_that_it_was_learned_from_or_judged_by() -> No
 
 def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:
     odd = [changed_in_mid_run(one) for one in RUNS]
-    with pytest.raises(PolicyError, match=r"changed-run-2-0: its domains changed in interval 3 .* held_out to 0"):
+    with pytest.raises(
+        PolicyError, match=r"changed-run-2-0: its domains changed in interval 3 .* held_out to 0"
+    ):
         learn(odd, Feedback(), settings(), seed=3)
     assert learn(odd, Feedback(), settings(held_out=0.0), seed=3).judgements == {}
     with pytest.raises(PolicyError, match=r"cannot be fitted: its domains changed in interval 3"):
@@ -265,9 +305,14 @@ def test_another_policy_is_learned_on_from(tmp_path: Path) -> None:
     learned = learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning")
     assert [one["update"] for one in learned.trace] == [0, 2, 4]
     assert learned.provenance["learning"]["initial"] == digest(first.state_dict()["actor"])
-    unchanged = learn(RUNS, Feedback(), settings(clones=0, updates=0, initial=str(tmp_path / "first")), seed=4).policy
+    unchanged = learn(
+        RUNS, Feedback(), settings(clones=0, updates=0, initial=str(tmp_path / "first")), seed=4
+    ).policy
     assert digest(unchanged.state_dict()["actor"]) == digest(first.state_dict()["actor"])
-    assert learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning").trace == learned.trace
+    assert (
+        learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning").trace
+        == learned.trace
+    )
 
 
 def test_what_cannot_be_learned_on_from_is_refused(tmp_path: Path) -> None:

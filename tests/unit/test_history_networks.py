@@ -8,7 +8,7 @@ import torch
 from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic
 from cuvee.agents.learning import seeded
 from cuvee.core.errors import PolicyError
-from cuvee.policies.history_encoder import HISTORY_FEATURES, HISTORY_GLOBALS
+from cuvee.policies.history.encoder import HISTORY_FEATURES, HISTORY_GLOBALS
 
 F, G = len(HISTORY_FEATURES), len(HISTORY_GLOBALS)
 
@@ -22,12 +22,16 @@ def test_parameters_of_actor_and_twin_critics_together(preset: str, expected: in
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("K", [2, 12, 52, 104])
 def test_one_network_serves_any_number_of_domains(preset: str, K: int) -> None:
-    actor, critic = seeded(0, lambda: (HistoryActor(F, G, PRESETS[preset]), HistoryCritic(F, G, PRESETS[preset])))
+    actor, critic = seeded(
+        0, lambda: (HistoryActor(F, G, PRESETS[preset]), HistoryCritic(F, G, PRESETS[preset]))
+    )
     with torch.no_grad():
         domains, globals_ = torch.randn(1, 3, K, F), torch.randn(1, 3, G)
         assert actor(domains, globals_).shape == (1, 3, K)
         tokens = critic.encode(domains, globals_)
-        assert [value.shape for value in critic.values(tokens, torch.full((7, 1, 3, K), 1 / K))] == [(7, 1, 3)] * 2
+        assert [
+            value.shape for value in critic.values(tokens, torch.full((7, 1, 3, K), 1 / K))
+        ] == [(7, 1, 3)] * 2
         policy = actor.policy(domains, globals_)
         draw = policy.sample(torch.Generator().manual_seed(0), (5,))
         assert draw.log_prob.shape == (5, 1, 3)

@@ -20,8 +20,8 @@ from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.files import load_policy, save_policy
-from cuvee.policies.history_encoder import reference_mixture
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.history.encoder import reference_mixture
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 TINY = {"hidden": 8, "layers": 1, "heads": 2, "action": 4}
@@ -37,7 +37,9 @@ def lively(policy: HistoryPolicy) -> HistoryPolicy:
     return policy
 
 
-def steered(policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None) -> Trajectory:
+def steered(
+    policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None
+) -> Trajectory:
     so_far = so_far or Trajectory.start(trainer.start(policy.probes))
     while not trainer.done:
         mixture = policy.mixture(so_far)
@@ -73,24 +75,44 @@ def test_one_file_serves_any_domains_and_decides_as_before(tmp_path: Path) -> No
     assert isinstance(loaded, HistoryPolicy)
     assert json.loads(json.dumps(loaded.settings())) == policy.settings()
     for K in (2, 12):
-        domains = tuple(Domain(f"n{k}", 10 ** (k % 5 + 2), "target" if k % 2 else "source") for k in range(K))
+        domains = tuple(
+            Domain(f"n{k}", 10 ** (k % 5 + 2), "target" if k % 2 else "source") for k in range(K)
+        )
         trainers = (ScriptedTrainer(domains, 3) for _ in range(2))
-        first, second = (steered(each, trainer) for each, trainer in zip((policy, loaded), trainers, strict=True))
+        first, second = (
+            steered(each, trainer) for each, trainer in zip((policy, loaded), trainers, strict=True)
+        )
         assert first == second
 
 
 def test_memory_follows_whatever_run_it_is_asked_about() -> None:
     """Two runs in turn, moments skipped, a history branched off, one read back from disk: always what a new policy says."""
     used = lively(HistoryPolicy(TINY))
-    runs = [steered(lively(HistoryPolicy(TINY)), ScriptedTrainer(some_domains(K), 9)) for K in (3, 5)]
+    runs = [
+        steered(lively(HistoryPolicy(TINY)), ScriptedTrainer(some_domains(K), 9)) for K in (3, 5)
+    ]
 
     def prefix(run: Trajectory, length: int) -> Trajectory:
         return Trajectory(run.signals[: length + 1], run.mixtures[:length])
 
     uniform = Mixture.uniform(runs[0].names)
-    branch = Trajectory(runs[0].signals[:6], [*runs[0].mixtures[:2], uniform, *runs[0].mixtures[3:5]])
-    asked = [prefix(runs[0], 2), prefix(runs[0], 3), prefix(runs[1], 3), prefix(runs[0], 4), prefix(runs[0], 8), branch]
-    asked += [prefix(runs[1], 0), Trajectory.from_json(runs[1].to_json()), runs[1], prefix(runs[1], 4)]
+    branch = Trajectory(
+        runs[0].signals[:6], [*runs[0].mixtures[:2], uniform, *runs[0].mixtures[3:5]]
+    )
+    asked = [
+        prefix(runs[0], 2),
+        prefix(runs[0], 3),
+        prefix(runs[1], 3),
+        prefix(runs[0], 4),
+        prefix(runs[0], 8),
+        branch,
+    ]
+    asked += [
+        prefix(runs[1], 0),
+        Trajectory.from_json(runs[1].to_json()),
+        runs[1],
+        prefix(runs[1], 4),
+    ]
     for so_far in asked:
         fresh = lively(HistoryPolicy(TINY))
         assert used.mixture(so_far) == fresh.mixture(so_far)
@@ -119,7 +141,9 @@ def test_domains_may_come_and_go() -> None:
     so_far = steered(policy, trainer, so_far)
     assert so_far.last_mixture is not None
     assert so_far.last_mixture.names == tuple(domain.name for domain in many)
-    assert policy.mixture(so_far) == lively(HistoryPolicy(TINY)).mixture(so_far), "resumed after the change"
+    assert policy.mixture(so_far) == lively(HistoryPolicy(TINY)).mixture(so_far), (
+        "resumed after the change"
+    )
 
 
 def test_roles_are_needed() -> None:
@@ -127,7 +151,9 @@ def test_roles_are_needed() -> None:
     with pytest.raises(PolicyError, match=r"none is a target domain.*--target NAME"):
         HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer(sources).start(())))
     with pytest.raises(PolicyError, match="none is a source domain"):
-        HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer((Domain("a", 5, "target"),)).start(())))
+        HistoryPolicy(TINY).mixture(
+            Trajectory.start(ScriptedTrainer((Domain("a", 5, "target"),)).start(()))
+        )
 
 
 def test_a_moment_that_cannot_be_read_leaves_nothing_behind() -> None:
@@ -153,7 +179,9 @@ def test_it_says_what_it_thinks() -> None:
     assert said["entropy"] == pytest.approx(mixture.entropy())
     assert said["target_share"] == pytest.approx(mixture["d4"])
     assert set(said["agent"]) == {"own_value", "last_value", "natural_value", "uniform_value"}
-    assert len({round(value, 7) for value in said["agent"].values()}) == 4, "the critic tells them apart"
+    assert len({round(value, 7) for value in said["agent"].values()}) == 4, (
+        "the critic tells them apart"
+    )
     assert policy.explain(so_far)["target_share"] == pytest.approx(1 / 3)
 
 
@@ -180,7 +208,9 @@ def test_without_support_it_plays_the_fallback_and_says_so(
     assert mixture.weights_K == pytest.approx(expected)
     said: Any = policy.learn(so_far.append(mixture, trainer.advance(mixture)))
     assert (said["acts"], said["supported"]) == ("fallback", False)
-    assert {"own_value", "fallback_value"} <= set(said["agent"]), "what it would have done is still told"
+    assert {"own_value", "fallback_value"} <= set(said["agent"]), (
+        "what it would have done is still told"
+    )
 
 
 @pytest.mark.parametrize("fallback", [{"web": 1.0}, {"target": 1.5}, {"flatness": 1.0}])
@@ -205,7 +235,14 @@ def test_feedback_is_heeded_where_there_is_some() -> None:
     def after(evaluation: list[float]) -> Mixture:
         so_far = Trajectory.start(ScriptedTrainer(domains).start(()))
         first, then = (
-            Signals(domains, 10 * t, 0.1 * t, np.full(4, 9 * t), Measured.absent(4), {"evaluation": Measured.all(e)})
+            Signals(
+                domains,
+                10 * t,
+                0.1 * t,
+                np.full(4, 9 * t),
+                Measured.absent(4),
+                {"evaluation": Measured.all(e)},
+            )
             for t, e in enumerate([[-2.0, -3.0], evaluation])
         )
         return policy.mixture(Trajectory([first, then], [policy.mixture(so_far)]))

@@ -10,9 +10,9 @@ import pytest
 from cuvee.core.errors import CheckpointError, StoreError
 from cuvee.core.protocols import State
 from cuvee.core.trajectory import Trajectory
-from cuvee.fleet.claim import ClaimLost
 from cuvee.fleet.journal import RunJournal
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.claim import ClaimLost
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.testing.toy import ToyTrainer
@@ -30,7 +30,11 @@ class Folder:
         self._saved[step] = copy.deepcopy(state)
 
     def latest(self) -> tuple[int, State] | None:
-        return (max(self._saved), copy.deepcopy(self._saved[max(self._saved)])) if self._saved else None
+        return (
+            (max(self._saved), copy.deepcopy(self._saved[max(self._saved)]))
+            if self._saved
+            else None
+        )
 
 
 class Stopped(BaseException):
@@ -53,7 +57,12 @@ def unbroken() -> Trajectory:
 
 
 def attempt(
-    store: Store, folder: Folder, *, stop_after: int | None = None, every: int = 3, noise_seed: int = 0
+    store: Store,
+    folder: Folder,
+    *,
+    stop_after: int | None = None,
+    every: int = 3,
+    noise_seed: int = 0,
 ) -> Trajectory:
     """One attempt at the run; with `stop_after`, one whose process dies when that interval is recorded."""
     claim = store.claim_run(store.create("toy", 0, {"intervals": N}), "worker")
@@ -64,7 +73,10 @@ def attempt(
         if len(so_far) == stop_after:
             raise Stopped
 
-    trainer, journal = ToyTrainer(N, noise_seed=noise_seed), RunJournal(store, claim, folder, every, watch)
+    trainer, journal = (
+        ToyTrainer(N, noise_seed=noise_seed),
+        RunJournal(store, claim, folder, every, watch),
+    )
     with journal.attempt(trainer):
         so_far = run(trainer, Exp3(), journal)
         journal.finish(trainer)
@@ -83,13 +95,17 @@ def test_a_run_stopped_at_any_interval_ends_like_an_unbroken_one(
     assert resumed == unbroken()
     [summary] = store.runs()
     assert store.load(summary.id).trajectory == unbroken()
-    saved = N if stop_after == N else stop_after // every * every  # the last interval always has a checkpoint
+    saved = (
+        N if stop_after == N else stop_after // every * every
+    )  # the last interval always has a checkpoint
     assert summary.cost.tokens == 1000 * (stop_after + N - saved)
     assert (summary.status, summary.attempts, summary.intervals) == ("done", 2, N)
     assert summary.checkpoint == str(folder.folder)
 
 
-def test_a_run_stopped_after_every_single_interval_ends_like_an_unbroken_one(store: Store, folder: Folder) -> None:
+def test_a_run_stopped_after_every_single_interval_ends_like_an_unbroken_one(
+    store: Store, folder: Folder
+) -> None:
     for stop_after in range(1, N + 1):
         with pytest.raises(Stopped):
             attempt(store, folder, stop_after=stop_after, every=1)
@@ -120,7 +136,10 @@ def test_an_error_is_the_reason_of_the_attempt_and_an_interrupt_is_none(store: S
     assert (store.summary(run_id).status, store.summary(run_id).reason) == ("waiting", None)
     with pytest.raises(FloatingPointError):
         attempt_that_raises(FloatingPointError("x"))
-    assert (store.summary(run_id).status, store.summary(run_id).reason) == ("failed", "FloatingPointError: x")
+    assert (store.summary(run_id).status, store.summary(run_id).reason) == (
+        "failed",
+        "FloatingPointError: x",
+    )
     assert store.summary(run_id).cost.tokens == 2000
 
 
@@ -131,13 +150,17 @@ def test_a_run_that_another_worker_took_over_stops_without_a_word(store: Store) 
         time.sleep(0.01)  # the lease of a millisecond is over
         store.claim("heir")
 
-    journal = RunJournal(store, store.claim_run(run_id, "worker", lease_seconds=1e-3), on_record=lose_it)
+    journal = RunJournal(
+        store, store.claim_run(run_id, "worker", lease_seconds=1e-3), on_record=lose_it
+    )
     with pytest.raises(ClaimLost):
         run(ToyTrainer(N), Exp3(), journal)
     assert (store.summary(run_id).status, store.summary(run_id).worker) == ("running", "heir")
 
 
-def test_checkpoints_and_store_must_belong_together(store: Store, folder: Folder, tmp_path: Path) -> None:
+def test_checkpoints_and_store_must_belong_together(
+    store: Store, folder: Folder, tmp_path: Path
+) -> None:
     with pytest.raises(Stopped):
         attempt(store, folder, stop_after=6)
     claim = store.claim_run(store.create("other", 1, {}), "worker")

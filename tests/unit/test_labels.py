@@ -13,12 +13,23 @@ import pyarrow.parquet
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import label_writing, labels, reading
-from cuvee.data.build import BuildSettings, build
-from cuvee.data.label_report import agreement, read_labels
-from cuvee.data.label_ways import ByColumn, ByFolder, ByMap, ByRandom, ByRole, Item, Labeller, Way
-from cuvee.data.labels import LabelSettings, label
-from cuvee.data.raw import find_sources
+from cuvee.data.ingest import reading
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.label import labels
+from cuvee.data.label import writing as label_writing
+from cuvee.data.label.labelers import (
+    ByColumn,
+    ByFolder,
+    ByMap,
+    ByRandom,
+    ByRole,
+    Item,
+    Labeller,
+    Way,
+)
+from cuvee.data.label.labels import LabelSettings, label
+from cuvee.data.label.report import agreement, read_labels
 from labelled_text import content_of, read_text, write_text
 
 
@@ -41,12 +52,18 @@ def test_nothing_is_lost_and_every_row_says_where_it_was(text: Path, tmp_path: P
     after = {row["id"]: (split, domain, row) for split, domain, row in read_text(tmp_path / "out")}
     assert set(before) == set(after)
     for name, (split, domain, row) in before.items():
-        assert after[name] == (split, after[name][1], row | {"cuvee_domains": [domain, after[name][1]]})
+        assert after[name] == (
+            split,
+            after[name][1],
+            row | {"cuvee_domains": [domain, after[name][1]]},
+        )
 
 
 def test_labels_of_labels_remember_both(text: Path, tmp_path: Path) -> None:
     relabel(text, tmp_path / "one", ByRole())
-    relabel(tmp_path / "one", tmp_path / "two", ByMap.of({"source": "all", "target": "all"}, "here"))
+    relabel(
+        tmp_path / "one", tmp_path / "two", ByMap.of({"source": "all", "target": "all"}, "here")
+    )
     for _, domain, row in read_text(tmp_path / "two"):
         assert domain == "all"
         assert row["cuvee_domains"] == [row["id"].split("-")[0], row["cuvee_domains"][1], "all"]
@@ -54,16 +71,22 @@ def test_labels_of_labels_remember_both(text: Path, tmp_path: Path) -> None:
 
 def test_build_follows_with_roles(text: Path, tmp_path: Path) -> None:
     found = relabel(text, tmp_path / "out", ByRandom(2, seed=1), by_role=True)
-    corpus = build([tmp_path / "out"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1)
+    corpus = build(
+        [tmp_path / "out"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1
+    )
     expected = [(f"random-{k}.{role}", role) for k in "01" for role in ("source", "target")]
     assert [(domain.name, domain.role) for domain in corpus.domains] == expected
-    assert [entry.train.documents for entry in corpus.manifest.domains] == [row.train.documents for row in found.labels]
+    assert [entry.train.documents for entry in corpus.manifest.domains] == [
+        row.train.documents for row in found.labels
+    ]
     assert [entry.valid and entry.valid.documents for entry in corpus.manifest.domains] == [
         row.valid.documents for row in found.labels
     ]
-    assert {row["id"].split("-")[0] for _, domain, row in read_text(tmp_path / "out") if "target" in domain} == {
-        "numbers"
-    }
+    assert {
+        row["id"].split("-")[0]
+        for _, domain, row in read_text(tmp_path / "out")
+        if "target" in domain
+    } == {"numbers"}
 
 
 def test_targets_on_the_command_line_overrule_the_table(text: Path, tmp_path: Path) -> None:
@@ -78,7 +101,10 @@ def test_targets_on_the_command_line_overrule_the_table(text: Path, tmp_path: Pa
 
 def test_a_column_becomes_domains(text: Path, tmp_path: Path) -> None:
     found = relabel(text, tmp_path / "out", ByColumn("kind"))
-    assert [(row.name, row.spelled) for row in found.labels] == [("Code", "Code"), ("Code-docs", "Code & docs")]
+    assert [(row.name, row.spelled) for row in found.labels] == [
+        ("Code", "Code"),
+        ("Code-docs", "Code & docs"),
+    ]
     assert found.mixed == ("Code", "Code-docs")
     for _, domain, row in read_text(tmp_path / "out"):
         assert domain == ("Code-docs" if row["kind"] == "Code & docs" else "Code")
@@ -87,12 +113,21 @@ def test_a_column_becomes_domains(text: Path, tmp_path: Path) -> None:
 def test_a_map_merges(text: Path, tmp_path: Path) -> None:
     way = ByMap.of({"mail": "net", "network": "net", "numbers": "maths"}, "here")
     found = relabel(text, tmp_path / "out", way)
-    assert [(row.name, row.role) for row in found.labels] == [("maths", "target"), ("net", "source")]
+    assert [(row.name, row.role) for row in found.labels] == [
+        ("maths", "target"),
+        ("net", "source"),
+    ]
     assert found.agreement.completeness is not None
     assert found.agreement.homogeneity is not None
     assert found.agreement.homogeneity < 1
-    with pytest.raises(CorpusError, match="the map says nothing of the domain 'numbers': is 'number' meant for it"):
-        relabel(text, tmp_path / "b", ByMap.of({"mail": "net", "network": "net", "number": "maths"}, "here"))
+    with pytest.raises(
+        CorpusError, match="the map says nothing of the domain 'numbers': is 'number' meant for it"
+    ):
+        relabel(
+            text,
+            tmp_path / "b",
+            ByMap.of({"mail": "net", "network": "net", "number": "maths"}, "here"),
+        )
     with pytest.raises(CorpusError, match="here maps 'mail' to 3"):
         ByMap.of({"mail": 3}, "here")
 
@@ -119,11 +154,20 @@ def test_folders_stay_and_are_counted(text: Path, tmp_path: Path) -> None:
     assert found == read_labels(tmp_path / "out")
     assert found.agreement.adjusted_mutual_information == pytest.approx(1)
     for row in found.labels:
-        documents = [r["text"] for split, domain, r in read_text(text) if domain == row.name and split == "train"]
-        assert (row.train.documents, row.train.bytes) == (len(documents), sum(len(t.encode()) for t in documents))
+        documents = [
+            r["text"]
+            for split, domain, r in read_text(text)
+            if domain == row.name and split == "train"
+        ]
+        assert (row.train.documents, row.train.bytes) == (
+            len(documents),
+            sum(len(t.encode()) for t in documents),
+        )
         assert len(row.examples) == 3
         assert all(example.domain == row.name for example in row.examples)
-        assert all(any(" ".join(t.split()).startswith(e.text) for t in documents) for e in row.examples)
+        assert all(
+            any(" ".join(t.split()).startswith(e.text) for t in documents) for e in row.examples
+        )
 
 
 def test_text_without_splits_is_split_as_build_does_it(text: Path, tmp_path: Path) -> None:
@@ -141,7 +185,9 @@ def test_text_without_splits_is_split_as_build_does_it(text: Path, tmp_path: Pat
 def test_parquet_and_text_files(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
-    table = pyarrow.table({"content": ["one two", "drei vier"], "lang": ["en", "de"], "other": [1, 2]})
+    table = pyarrow.table(
+        {"content": ["one two", "drei vier"], "lang": ["en", "de"], "other": [1, 2]}
+    )
     pyarrow.parquet.write_table(table, raw / "words.parquet")
     found = relabel(raw, tmp_path / "out", ByColumn("lang"), text_column="content", valid_share=0)
     assert found.text_column == "content"
@@ -164,7 +210,9 @@ def test_domains_may_be_in_a_column(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_without_its_column_is_named(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"more than 100 bad rows.*mail\.jsonl\.gz line 1: no label under 'topic'"):
+    with pytest.raises(
+        CorpusError, match=r"more than 100 bad rows.*mail\.jsonl\.gz line 1: no label under 'topic'"
+    ):
         relabel(text, tmp_path / "out", ByColumn("topic"))
     small = tmp_path / "small.jsonl"
     small.write_text(
@@ -177,16 +225,25 @@ def test_a_row_without_its_column_is_named(text: Path, tmp_path: Path) -> None:
         (3, "no label under 'topic'"),
         (5, "no label under 'topic' but a list"),
     ]
-    with pytest.raises(CorpusError, match=r"no training document got a label; .*small\.jsonl line 1: no label under"):
+    with pytest.raises(
+        CorpusError,
+        match=r"no training document got a label; .*small\.jsonl line 1: no label under",
+    ):
         relabel(small, tmp_path / "none", ByColumn("Topic"))
 
 
 def test_labels_that_would_be_one_domain_are_refused(tmp_path: Path) -> None:
     place = tmp_path / "a.jsonl"
     place.write_text('{"text": "a", "k": "C++"}\n{"text": "b", "k": "C"}\n')
-    with pytest.raises(CorpusError, match=r"the labels 'C\+\+' and 'C' would both be the domain C: rename"):
+    with pytest.raises(
+        CorpusError, match=r"the labels 'C\+\+' and 'C' would both be the domain C: rename"
+    ):
         relabel(place, tmp_path / "out", ByColumn("k"), valid_share=0)
-    place.write_text('{"text": "a", "k": "数学"}\n{"text": "b", "k": "' + "x" * 65 + '"}\n{"text": "c", "k": "ok"}\n')
+    place.write_text(
+        '{"text": "a", "k": "数学"}\n{"text": "b", "k": "'
+        + "x" * 65
+        + '"}\n{"text": "c", "k": "ok"}\n'
+    )
     found = relabel(place, tmp_path / "out", ByColumn("k"), valid_share=0)
     assert found.bad_rows == 2
     assert "cannot name a domain" in (tmp_path / "out" / "quarantine.jsonl").read_text()
@@ -202,7 +259,9 @@ def test_awkward_rows_survive_or_are_named(tmp_path: Path) -> None:
     ]
     place.write_text("\n".join(rows))
     found = relabel(place, tmp_path / "out", ByFolder(), valid_share=0)
-    assert "longer than 16 MiB with its label" in (tmp_path / "out" / "quarantine.jsonl").read_text()
+    assert (
+        "longer than 16 MiB with its label" in (tmp_path / "out" / "quarantine.jsonl").read_text()
+    )
     assert found.bad_rows == 1
     assert [row for *_, row in read_text(tmp_path / "out")] == [
         {"text": "half a pair elsewhere", "note": "\ud800", "cuvee_domains": ["a", "a"]},
@@ -219,7 +278,9 @@ def test_a_label_without_training_text_is_set_aside(tmp_path: Path) -> None:
     assert found.left_out == {"c": 1}
     assert (tmp_path / "out" / "left_out" / "c.jsonl.gz").exists()
     assert len(find_sources([tmp_path / "out"])[0]) == 4
-    corpus = build([tmp_path / "out"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1)
+    corpus = build(
+        [tmp_path / "out"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1
+    )
     assert corpus.names == ("a", "b")
 
 
@@ -241,7 +302,9 @@ def test_what_is_there_is_not_overwritten(text: Path, tmp_path: Path) -> None:
     (out / "labels.json").write_text("{}")
     with pytest.raises(CorpusError, match="no report of this version"):
         relabel(text, out, ByRole())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"], "nothing hidden stays"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"], (
+        "nothing hidden stays"
+    )
 
 
 def test_what_is_refused_before_anything_is_read(text: Path, tmp_path: Path) -> None:
@@ -270,7 +333,9 @@ def test_what_is_refused_before_anything_is_read(text: Path, tmp_path: Path) -> 
 def test_too_many_labels_are_no_labels(tmp_path: Path) -> None:
     place = tmp_path / "a.jsonl"
     place.write_text("\n".join(json.dumps({"text": f"text {i}", "id": i}) for i in range(2100)))
-    with pytest.raises(CorpusError, match="more than 2048 labels: is 'id' the column with the label"):
+    with pytest.raises(
+        CorpusError, match="more than 2048 labels: is 'id' the column with the label"
+    ):
         relabel(place, tmp_path / "out", ByColumn("id"))
 
 
@@ -317,7 +382,9 @@ def test_what_a_step_has_labelled_is_not_asked_again(
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
-def test_damage_between_two_runs_is_found(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_between_two_runs_is_found(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "BLOCK_ROWS", 40)
     monkeypatch.setattr(Counting, "fail_after", 4)
     monkeypatch.setattr(Counting, "asked", [])
@@ -342,7 +409,11 @@ def test_agreement_by_hand() -> None:
     split = agreement({"a": {"x": 4, "y": 4}, "b": {"z": 8}})
     assert (split.homogeneity, split.completeness) == (pytest.approx(1), pytest.approx(2 / 3))
     one = agreement({"a": {"x": 4, "y": 4}})
-    assert one.model_dump() == {"adjusted_mutual_information": None, "homogeneity": None, "completeness": None}
+    assert one.model_dump() == {
+        "adjusted_mutual_information": None,
+        "homogeneity": None,
+        "completeness": None,
+    }
     many = 20_000_000
     even = agreement({"a": {"x": many, "y": many}, "b": {"x": many, "y": many}})
     assert even.adjusted_mutual_information == pytest.approx(0, abs=1e-6)

@@ -39,7 +39,10 @@ def view(**changes: Any) -> SpaceView:
     [
         ({"doubt_T": np.full(T, 0.2)}, "Flat Q: .* disagree about those differences by 0.2"),
         ({"spread_T": np.full(T, 1e-5), "doubt_T": np.zeros(T)}, "Flat Q"),
-        ({"path_TK": np.tile([0.02, 0.03, 0.95], (T, 1)) + 0.0 * RISING}, "Collapse: maths has over 90 %"),
+        (
+            {"path_TK": np.tile([0.02, 0.03, 0.95], (T, 1)) + 0.0 * RISING},
+            "Collapse: maths has over 90 %",
+        ),
         ({"path_TK": np.tile([0.2, 0.3, 0.5], (T, 1))}, "Constant: .* a static one would do"),
     ],
 )
@@ -53,11 +56,15 @@ def test_a_healthy_policy_raises_no_alarm() -> None:
 
 def test_the_page_holds_everything_and_escapes_what_it_was_told(tmp_path: Path) -> None:
     odd = view(name="a<script>", trace=[])
-    page = write_diagnostics([view(), odd], tmp_path / "deep" / "page.html", "dma", {"Runs": "64"}).read_text()
+    page = write_diagnostics(
+        [view(), odd], tmp_path / "deep" / "page.html", "dma", {"Runs": "64"}
+    ).read_text()
     assert page.count('class="plot"') == 6 + 5
     assert "a&lt;script&gt;" in page
     assert "&lt;b&gt;good" in page
     assert "a<script>" not in page
     assert "default-src 'none'" in page
-    assert not re.search(r'(src|href)="https?:', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+    assert not re.search(
+        r'(src|href)="https?:', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    )
     assert "Target share of the policy over a run, from 10% to 50%" in page

@@ -21,7 +21,13 @@ from cuvee.training.loss import NextTokenLoss
 
 torch.set_num_threads(1)
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 97}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 97,
+}
 PLAIN = [
     {"model_type": "llama", "tie_word_embeddings": True, **SIZES},
     {"model_type": "llama", **SIZES},
@@ -29,7 +35,13 @@ PLAIN = [
     {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 97},
 ]
 OTHER = [
-    {"model_type": "gemma2", "head_dim": 8, "num_key_value_heads": 1, "final_logit_softcapping": 0.05, **SIZES},
+    {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "num_key_value_heads": 1,
+        "final_logit_softcapping": 0.05,
+        **SIZES,
+    },
     {"model_type": "phi", **SIZES},
 ]
 
@@ -37,7 +49,9 @@ OTHER = [
 def model_of(fields: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(0)
     fields = dict(fields)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(fields.pop("model_type"), **fields)
+    )
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn_like(weight)  # so that no bias is zero
     for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
@@ -53,7 +67,9 @@ def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens_BL, counted_BL
 
 
-def reference(model: PreTrainedModel, tokens_BL: torch.Tensor, counted_BL: torch.Tensor) -> torch.Tensor:
+def reference(
+    model: PreTrainedModel, tokens_BL: torch.Tensor, counted_BL: torch.Tensor
+) -> torch.Tensor:
     logits = model(tokens_BL).logits
     loss_BL = functional.cross_entropy(logits[:, :-1].mT, tokens_BL[:, 1:], reduction="none")
     return functional.pad(loss_BL, (0, 1)).masked_fill(~counted_BL, 0.0)
@@ -64,7 +80,9 @@ def reference(model: PreTrainedModel, tokens_BL: torch.Tensor, counted_BL: torch
 def test_loss_and_gradients_are_those_of_whole_logits(
     fields: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_CPU_BLOCK", block)  # 1: blocks of 64 positions, which do not divide 65
+    monkeypatch.setattr(
+        loss_module, "_CPU_BLOCK", block
+    )  # 1: blocks of 64 positions, which do not divide 65
     model, (tokens_BL, counted_BL) = model_of(fields), a_batch()
     expected_BL = reference(model, tokens_BL, counted_BL)
     (expected_BL.sum() / 7.0).backward()
@@ -77,7 +95,9 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     assert not loss_BL.requires_grad
     torch.testing.assert_close(loss_BL, expected_BL.detach())
     torch.testing.assert_close(total.detach(), expected_BL.detach().sum() / 7.0)
-    for own, other in zip((w.grad for w in model.parameters() if w.grad is not None), expected, strict=True):
+    for own, other in zip(
+        (w.grad for w in model.parameters() if w.grad is not None), expected, strict=True
+    ):
         torch.testing.assert_close(own, other)
 
 
@@ -87,7 +107,9 @@ def test_bf16_is_near_float32_and_its_sums_are_float32() -> None:
     total, loss_BL = NextTokenLoss(model, compute=torch.bfloat16)(tokens_BL, counted_BL, 1.0)
     total.backward()
     assert loss_BL.dtype == torch.float32
-    assert all(weight.grad is None or weight.grad.dtype == torch.float32 for weight in model.parameters())
+    assert all(
+        weight.grad is None or weight.grad.dtype == torch.float32 for weight in model.parameters()
+    )
     torch.testing.assert_close(loss_BL, exact_BL, rtol=0.02, atol=0.05)
 
 
@@ -110,7 +132,9 @@ def test_a_model_that_sees_the_future_is_refused() -> None:
 def test_the_meter_gives_every_token_loss_to_its_own_domain(data: st.DataObject, K: int) -> None:
     """Mixed and packed rows, two micro-batches, two ranks: sums of sums are exact."""
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    meters = [LossByDomain().attach(Context(torch.nn.Linear(1, 1), torch.device("cpu"))) for _ in range(2)]
+    meters = [
+        LossByDomain().attach(Context(torch.nn.Linear(1, 1), torch.device("cpu"))) for _ in range(2)
+    ]
     losses, domains, counts = [], [], []
     for meter in meters:
         meter.begin_interval(tuple(Domain(f"d{k}", 1) for k in range(K)))
@@ -119,14 +143,20 @@ def test_the_meter_gives_every_token_loss_to_its_own_domain(data: st.DataObject,
             counted_BL = generator.random(shape) < 0.7
             loss_BL = (generator.random(shape) * counted_BL).astype(np.float32)
             domain_BL = generator.integers(0, K, shape)
-            batch = MicroBatch(*map(torch.from_numpy, (np.zeros(shape), domain_BL, counted_BL)), 3.0)
+            batch = MicroBatch(
+                *map(torch.from_numpy, (np.zeros(shape), domain_BL, counted_BL)), 3.0
+            )
             meter.after_forward(batch, torch.from_numpy(loss_BL))
             losses += loss_BL.ravel().tolist()
             domains += domain_BL.ravel().tolist()
             counts += counted_BL.ravel().tolist()
     measured = meters[0].read(meters[0].sums() + meters[1].sums())["loss"]
     for k in range(K):
-        own = [loss for loss, domain, counted in zip(losses, domains, counts, strict=True) if domain == k and counted]
+        own = [
+            loss
+            for loss, domain, counted in zip(losses, domains, counts, strict=True)
+            if domain == k and counted
+        ]
         assert measured.present[k] == bool(own)
         assert measured.values[k] == pytest.approx(np.mean(own) if own else 0.0, rel=1e-12)
     meters[0].begin_interval((Domain("d0", 1),))

@@ -12,7 +12,7 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.trajectory import Run
 from cuvee.loop import run
 from cuvee.methods import METHODS
-from cuvee.methods.static import Given, SourceOnly, TargetOnly, Temperature
+from cuvee.methods.baselines.static import Given, SourceOnly, TargetOnly, Temperature
 from cuvee.policies.files import save_policy
 from cuvee.testing.policy import ScriptedTrainer
 
@@ -38,7 +38,9 @@ SPACE = Space((Domain("web", 900), Domain("code", 100), Domain("math", 1000, rol
         ("odm", {}, [1 / 3] * 3),
     ],
 )
-def test_the_first_mixture_of_each_method(name: str, options: dict[str, object], expected: list[float]) -> None:
+def test_the_first_mixture_of_each_method(
+    name: str, options: dict[str, object], expected: list[float]
+) -> None:
     method = METHODS[name](**options)
     assert tuple(method.propose(SPACE, ())) == ()
     so_far = run(ScriptedTrainer(SPACE.domains, intervals=1), method.commit(SPACE, ()))
@@ -90,7 +92,11 @@ def test_ac_odm_commits_to_the_frozen_actor_of_its_proxy(tmp_path: Path) -> None
     (policy,) = method.propose(SPACE, ())
     trajectory = run(ScriptedTrainer(SPACE.domains), policy)
     save_policy(tmp_path / "policy", policy)
-    committed = method.commit(SPACE, [Run("proxy", 0, {}, trajectory, policy=str(tmp_path / "policy"))])
-    assert [probe.name for probe in committed.probes] == ["weight_norms"], "no reward is measured on the target"
+    committed = method.commit(
+        SPACE, [Run("proxy", 0, {}, trajectory, policy=str(tmp_path / "policy"))]
+    )
+    assert [probe.name for probe in committed.probes] == ["weight_norms"], (
+        "no reward is measured on the target"
+    )
     other = tuple(Domain(f"x{k}", 100) for k in range(7))
     assert run(ScriptedTrainer(other), committed).weights_TK().shape == (12, 7)

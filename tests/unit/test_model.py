@@ -39,7 +39,9 @@ def test_weights_are_a_function_of_the_seed(name: str) -> None:
 
 
 def test_a_model_has_the_corpus_vocabulary_and_end_of_text() -> None:
-    model = build_model({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, Words(301, 7))
+    model = build_model(
+        {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, Words(301, 7)
+    )
     assert model.config.vocab_size == 301
     assert model.config.eos_token_id == 7
     assert model.get_input_embeddings().weight.shape == (301, 16)
@@ -49,8 +51,14 @@ def test_a_model_has_the_corpus_vocabulary_and_end_of_text() -> None:
 def test_parameters_and_flops_are_those_of_a_count_by_hand(name: str) -> None:
     fields, vocab, length = PRESETS[name], 1000, 64
     with torch.device("meta"):
-        size = size_of(AutoModelForCausalLM.from_config(model_config(name, vocab_size=vocab)), length)
-    d, layers, inner = fields["hidden_size"], fields["num_hidden_layers"], fields["intermediate_size"]
+        size = size_of(
+            AutoModelForCausalLM.from_config(model_config(name, vocab_size=vocab)), length
+        )
+    d, layers, inner = (
+        fields["hidden_size"],
+        fields["num_hidden_layers"],
+        fields["intermediate_size"],
+    )
     if fields["model_type"] == "llama":
         blocks = layers * (4 * d * d + 3 * d * inner + 2 * d) + d
     else:
@@ -82,7 +90,9 @@ def test_a_folder_is_continued_from_as_it_is(tmp_path: Path) -> None:
     model = build_model("llama-0.1m", Words(), seed=5)
     model.save_pretrained(tmp_path)
     again = build_model(str(tmp_path), Words(), seed=6)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     assert again.training
     assert next(again.parameters()).dtype == torch.float32
 
@@ -100,7 +110,9 @@ def test_neither_pickles_nor_remote_code_are_read(tmp_path: Path) -> None:
     build_model("llama-0.1m", Words()).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     ran = tmp_path / "ran"
-    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    (tmp_path / "evil.py").write_text(
+        f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n"
+    )
     fields = json.loads(config.read_text())
     code = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     config.write_text(json.dumps({**fields, "auto_map": code}))

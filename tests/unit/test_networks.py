@@ -10,15 +10,23 @@ from cuvee.agents.learning import seeded
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.core.errors import PolicyError
 
-ARCHITECTURES = [Architecture("mlp", hidden=8), Architecture("transformer", hidden=8, layers=1, heads=2)]
+ARCHITECTURES = [
+    Architecture("mlp", hidden=8),
+    Architecture("transformer", hidden=8, layers=1, heads=2),
+]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.kind)
 @pytest.mark.parametrize("vector", [False, True])
-def test_many_mixtures_are_valued_against_one_encoded_state(architecture: Architecture, vector: bool) -> None:
+def test_many_mixtures_are_valued_against_one_encoded_state(
+    architecture: Architecture, vector: bool
+) -> None:
     critic = seeded(0, lambda: build_critic(Shape(4, 3, 2, vector), architecture))
     generator = torch.Generator().manual_seed(0)
-    domains, globals_ = torch.randn(5, 4, 3, generator=generator), torch.randn(5, 2, generator=generator)
+    domains, globals_ = (
+        torch.randn(5, 4, 3, generator=generator),
+        torch.randn(5, 2, generator=generator),
+    )
     actions = torch.rand(6, 5, 4, generator=generator).softmax(-1)
     encoded = critic.encode(domains, globals_)
     together = critic.value(encoded, actions)
@@ -58,7 +66,9 @@ def test_action_channels_are_of_order_one_at_any_number_of_domains() -> None:
     for K in (2, 50, 1000):
         channels = action_channels(torch.full((K,), 1 / K))
         assert channels.abs().max() < 1e-5
-        assert float(action_channels(torch.tensor([2 / K] + [0.0] * (K - 1)))[0, 0]) == pytest.approx(1)
+        assert float(
+            action_channels(torch.tensor([2 / K] + [0.0] * (K - 1)))[0, 0]
+        ) == pytest.approx(1)
 
 
 def test_logits_are_bounded_and_nearly_unchanged_when_small() -> None:
@@ -71,6 +81,8 @@ def test_an_untrained_actor_plays_its_reference() -> None:
     domains_BKF = torch.randn(5, 4, 3)
     domains_BKF[..., 1] = reference_K
     for kind in ("mlp", "transformer"):
-        actor = seeded(0, lambda kind=kind: build_actor(shape, Architecture(kind, hidden=8, heads=2), 2))
+        actor = seeded(
+            0, lambda kind=kind: build_actor(shape, Architecture(kind, hidden=8, heads=2), 2)
+        )
         weights = bounded(actor(domains_BKF, torch.randn(5, 2))[..., 0]).softmax(-1)
         assert (weights - reference_K.softmax(-1)).abs().max() < 0.05

@@ -15,7 +15,12 @@ torch.set_num_threads(1)
 
 
 def a_model(kind: str = "llama") -> PreTrainedModel:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=31, **sizes))
 
 
@@ -34,7 +39,10 @@ def test_weight_norms_and_their_changes_by_layer(kind: str) -> None:
         return [dict(meter.read(total)) for meter in meters]
 
     def norms() -> np.ndarray:
-        squares = ([(w.detach().double() ** 2).sum().item() for w in layer.parameters()] for layer in layers)
+        squares = (
+            [(w.detach().double() ** 2).sum().item() for w in layer.parameters()]
+            for layer in layers
+        )
         return np.array([np.sqrt(sum(square)) for square in squares])
 
     first = norms()
@@ -47,7 +55,9 @@ def test_weight_norms_and_their_changes_by_layer(kind: str) -> None:
     state = meters[0].state_dict()
     meters[1].load_state_dict(state)
     for read in measure():
-        np.testing.assert_allclose(read["weight_norm_changes"].values, [0, first[1] * 0.5, 0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            read["weight_norm_changes"].values, [0, first[1] * 0.5, 0], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_gradient_norm_is_the_mean_over_steps() -> None:
@@ -63,7 +73,9 @@ def test_gradient_norm_is_the_mean_over_steps() -> None:
             meter.before_update()
     measured = meters[1].read(meters[0].sums() + meters[1].sums())["gradient_norm"]
     assert measured.shape == ()
-    assert float(measured.values) == pytest.approx(2.0 * np.sqrt(sum(w.numel() for w in model.parameters())), rel=1e-5)
+    assert float(measured.values) == pytest.approx(
+        2.0 * np.sqrt(sum(w.numel() for w in model.parameters())), rel=1e-5
+    )
 
 
 def test_a_model_without_layers_is_named() -> None:

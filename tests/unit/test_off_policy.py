@@ -8,17 +8,24 @@ import numpy as np
 import pytest
 import torch
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import divided_shares
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Trajectory
-from cuvee.evaluation import fitted_run
-from cuvee.evaluation.fitted_run import FittedRun, Logged, Regression, as_logged, path_features
-from cuvee.evaluation.off_policy import Judge, static_candidates
+from cuvee.learning.off_policy import OffPolicyEvaluator, static_candidates
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.scoring_sampler import ScoringSampler
-from cuvee.training.continual import continual, feedback_gain
-from cuvee.training.simulator import Simulator
+from cuvee.policies.history.scoring_sampler import ScoringSampler
+from cuvee.simulation import dynamics_model as fitted_run
+from cuvee.simulation.continual import continual, feedback_gain
+from cuvee.simulation.dynamics_model import (
+    DynamicsModel,
+    Logged,
+    Regression,
+    as_logged,
+    path_features,
+)
+from cuvee.simulation.simulator import Simulator
 
 LAWS, DOMAINS = continual(3, 2, seed=0, intervals=8)
 NAMES = [domain.name for domain in DOMAINS]
@@ -58,9 +65,9 @@ def walks() -> list[Trajectory]:
 
 
 @pytest.fixture(scope="module")
-def judge(walks: list[Trajectory]) -> Judge:
+def judge(walks: list[Trajectory]) -> OffPolicyEvaluator:
     returns = [gain_of(one) for one in walks[16:]]
-    return Judge(walks, static_candidates(walks[16:], returns, 0.2))
+    return OffPolicyEvaluator(walks, static_candidates(walks[16:], returns, 0.2))
 
 
 def gain_of(trajectory: Trajectory) -> float:
@@ -68,12 +75,22 @@ def gain_of(trajectory: Trajectory) -> float:
 
 
 def test_what_a_domain_has_had_adds_up_and_fades() -> None:
-    features = path_features(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), np.array([False, True, True]))
-    assert features[:, :3].tolist() == [[0, 0, 0], [0.5, 0, 0], [0.5, 0.5, 0]]  # nothing fades at decay 1
+    features = path_features(
+        np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), np.array([False, True, True])
+    )
+    assert features[:, :3].tolist() == [
+        [0, 0, 0],
+        [0.5, 0, 0],
+        [0.5, 0.5, 0],
+    ]  # nothing fades at decay 1
     own = 6 * 3
-    assert features[:, [own, own + 3]].tolist() == [[0, 0], [0.5, 0], [0.5, 0.25]], "the mean domain of each field"
+    assert features[:, [own, own + 3]].tolist() == [[0, 0], [0.5, 0], [0.5, 0.25]], (
+        "the mean domain of each field"
+    )
     even = path_features(np.array([[0.0, 0.5, 0.5]] * 2), np.array([False, True, True]))
-    assert even[-1, own + 3] == features[-1, own + 3] * 2, "as much of the field in one interval as in two"
+    assert even[-1, own + 3] == features[-1, own + 3] * 2, (
+        "as much of the field in one interval as in two"
+    )
     skewed = path_features(np.array([[0.0, 1.0, 0.0]] * 2), np.array([False, True, True]))
     assert even[-1, own + 5] > skewed[-1, own + 5], "how evenly it was read"
     faded = features[:, [6, 7, 8, own + 6, own + 9]]
@@ -109,19 +126,25 @@ def test_runs_that_measured_exactly_what_the_features_say_are_fitted_but_for_the
         assert fitted.at_end(one.weights_TK) == pytest.approx(expected, abs=off)
 
 
-def test_a_fitted_run_is_a_trainer_in_the_circumstances_of_its_example(walks: list[Trajectory]) -> None:
+def test_a_fitted_run_is_a_trainer_in_the_circumstances_of_its_example(
+    walks: list[Trajectory],
+) -> None:
     fitted = Regression([as_logged(one) for one in walks])
-    path = run(FittedRun(fitted, walks[0]), Fixed(Mixture.normalise(NAMES, [1, 1, 0, 1, 1])))
+    path = run(DynamicsModel(fitted, walks[0]), Fixed(Mixture.normalise(NAMES, [1, 1, 0, 1, 1])))
     assert len(path) == len(walks[0])
     assert path.domains == walks[0].domains
-    assert [signals.step for signals in path.signals] == [signals.step for signals in walks[0].signals]
+    assert [signals.step for signals in path.signals] == [
+        signals.step for signals in walks[0].signals
+    ]
     assert path.last.progress == 1.0
     assert path.last.loss.present.tolist() == [True, True, False, True, True]
     last = fitted.start_Y + fitted.at_end(path.weights_TK())
     assert path.last.probes["evaluation"].values == pytest.approx(last[:2])
 
 
-def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judge, walks: list[Trajectory]) -> None:
+def test_better_policies_are_judged_better_and_the_truth_lies_within(
+    judge: OffPolicyEvaluator, walks: list[Trajectory]
+) -> None:
     best = walks[16 + int(np.argmax([gain_of(one) for one in walks[16:]]))].weights_TK()
     worst = walks[16 + int(np.argmin([gain_of(one) for one in walks[16:]]))].weights_TK()
     good, bad, even = (judge(Path(path)) for path in (best, worst, np.tile(UNIFORM, (8, 1))))
@@ -137,20 +160,26 @@ def test_better_policies_are_judged_better_and_the_truth_lies_within(judge: Judg
     assert bad.gain.mean < 0
 
 
-@pytest.mark.parametrize(("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.3, False)])
+@pytest.mark.parametrize(
+    ("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.3, False)]
+)
 def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_what_would_be_played_instead(
     walks: list[Trajectory], poor: float, supported: bool
 ) -> None:
     """`poor` is how far the static mixture is from the best one towards behaviour; if negative, so far is the policy."""
     best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
-    static_K, planted_K = (best_K + max(0.0, share) * (behaviour_K - best_K) for share in (poor, -poor))
+    static_K, planted_K = (
+        best_K + max(0.0, share) * (behaviour_K - best_K) for share in (poor, -poor)
+    )
     planted_TK = np.tile(planted_K, (8, 1))
     truth = feedback_gain(LAWS, torch.from_numpy(planted_TK))
     assert truth > np.mean([gain_of(one) for one in walks])
     assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (poor < 0)
-    judge = Judge(walks, {"best": static_K})
-    assert (judge.static_K == pytest.approx(static_K)) == (poor <= 0), "played if surely above those divided by role"
+    judge = OffPolicyEvaluator(walks, {"best": static_K})
+    assert (judge.static_K == pytest.approx(static_K)) == (poor <= 0), (
+        "played if surely above those divided by role"
+    )
     judged = judge(Path(planted_TK))
     assert judged.gain.low is not None
     assert (judged.gain.low > 0) == (poor > -0.3), "further off, not even behaviour is surely worse"
@@ -159,14 +188,16 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_wh
     assert judged.supported == judged.figures()["supported"] == supported
 
 
-def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(walks: list[Trajectory]) -> None:
+def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(
+    walks: list[Trajectory],
+) -> None:
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
-    judge = Judge(walks, {"behaviour": behaviour_K})
+    judge = OffPolicyEvaluator(walks, {"behaviour": behaviour_K})
     assert judge.static_K == pytest.approx(list(divided_shares(DOMAINS, *judge.by_role).values()))
     assert judge.static_K != pytest.approx(behaviour_K, abs=0.01)
 
 
-def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:
+def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: OffPolicyEvaluator) -> None:
     alone = np.zeros((8, 5))
     alone[:, 1] = 1.0
     judged = judge(Path(alone))
@@ -176,7 +207,7 @@ def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: Judge) -> None:
     assert judge(Path(np.tile(UNIFORM, (8, 1)))).outside < 0.25
 
 
-def test_judging_is_deterministic_and_says_so_in_plain_json(judge: Judge) -> None:
+def test_judging_is_deterministic_and_says_so_in_plain_json(judge: OffPolicyEvaluator) -> None:
     import json
 
     path = Path(np.tile(UNIFORM, (8, 1)))

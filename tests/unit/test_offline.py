@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from cuvee.agents.base import Observation, Transition
 from cuvee.agents.cql import CQL, CQLSettings
-from cuvee.agents.episodes import Episode, EpisodeBatch, EpisodeSet, ReturnScale
 from cuvee.agents.history import HistoryArchitecture
 from cuvee.agents.learning import RewardScale
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.offline import OfflineLearner, OfflineSettings, cloning_loss, lambda_returns, top_quantile
 from cuvee.agents.simplex import LogisticNormal
 from cuvee.core.errors import PolicyError
+from cuvee.learning.episodes import Episode, EpisodeBatch, EpisodeSet, ReturnScale
+from cuvee.learning.offline import (
+    OfflineLearner,
+    OfflineSettings,
+    cloning_loss,
+    lambda_returns,
+    top_quantile,
+)
 
 F, G = 3, 2
 TINY = HistoryArchitecture(hidden=8, layers=1, heads=1, action=4)
@@ -41,7 +47,9 @@ def learner(data: list[Episode] | None = None, **settings: Any) -> OfflineLearne
     return OfflineLearner(data or episodes(), OfflineSettings(**wanted), seed=1)
 
 
-def batch_of(rewards: list[list[float]], goes_on: list[list[float]], valid: list[list[bool]]) -> EpisodeBatch:
+def batch_of(
+    rewards: list[list[float]], goes_on: list[list[float]], valid: list[list[bool]]
+) -> EpisodeBatch:
     B, T = np.shape(rewards)
     action = torch.full((B, T, 2), 0.5)
     return EpisodeBatch(
@@ -57,7 +65,11 @@ def batch_of(rewards: list[list[float]], goes_on: list[list[float]], valid: list
 
 def test_returns_are_blended_backwards() -> None:
     """Two episodes: one of three intervals with an end, one of two that goes on after its record."""
-    batch = batch_of([[1.0, 2.0, 4.0], [1.0, 2.0, 9.0]], [[1, 1, 0], [1, 1, 1.0]], [[True] * 3, [True, True, False]])
+    batch = batch_of(
+        [[1.0, 2.0, 4.0], [1.0, 2.0, 9.0]],
+        [[1, 1, 0], [1, 1, 1.0]],
+        [[True] * 3, [True, True, False]],
+    )
     value = torch.tensor([[10.0, 20.0, 30.0], [10.0, 20.0, 30.0]])
     found = lambda_returns(batch, value, discount=0.5, trace=0.25)
     last = 4.0
@@ -65,7 +77,9 @@ def test_returns_are_blended_backwards() -> None:
     first = 1 + 0.5 * (0.75 * 10 + 0.25 * middle)
     assert found[0].tolist() == pytest.approx([first, middle, last])
     bootstrapped = 2 + 0.5 * 20  # the record stops here, the run does not
-    assert found[1, :2].tolist() == pytest.approx([1 + 0.5 * (0.75 * 10 + 0.25 * bootstrapped), bootstrapped])
+    assert found[1, :2].tolist() == pytest.approx(
+        [1 + 0.5 * (0.75 * 10 + 0.25 * bootstrapped), bootstrapped]
+    )
 
 
 @pytest.mark.parametrize("trace", [0.0, 1.0])
@@ -89,7 +103,9 @@ def test_shaping_takes_out_what_all_runs_gain_and_keeps_their_order() -> None:
 def test_a_run_that_broke_off_forgoes_what_the_others_went_on_to_gain() -> None:
     whole = episodes(count=3)
     steady = [one._replace(rewards_T=np.ones(4, np.float32)) for one in whole]
-    broken = Episode(*(part[:3] for part in whole[0][:2]), whole[0].actions_TK[:2], np.ones(2, np.float32), True)
+    broken = Episode(
+        *(part[:3] for part in whole[0][:2]), whole[0].actions_TK[:2], np.ones(2, np.float32), True
+    )
     scale = ReturnScale.of(steady, 1.0)
     shaped = scale.shaped(broken, 4, 1.0) * scale.scale
     assert shaped.sum() == pytest.approx(2 - 4)
@@ -116,14 +132,21 @@ def test_padding_changes_no_loss() -> None:
     agent = learner([*short, *long], states=100)
     group = agent.data._groups[3]
     padded = EpisodeBatch(*(part[:2] for part in group))
-    cut = EpisodeBatch(*(part[:, : (3 if i < 2 else 2)] if part.ndim > 1 else part for i, part in enumerate(padded)))
+    cut = EpisodeBatch(
+        *(
+            part[:, : (3 if i < 2 else 2)] if part.ndim > 1 else part
+            for i, part in enumerate(padded)
+        )
+    )
     losses = []
     for batch in (padded, cut):
         policy = agent.actor.net.policy(batch.domains_BTKF, batch.globals_BTG)
         tokens = agent.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]
         agent.generator.manual_seed(0)
         gap, _ = agent.conservative_loss(tokens, batch, policy, unit=1.0)
-        losses.append([gap.item(), cloning_loss(LogisticNormal(*(p[:, :-1] for p in policy)), batch).item()])
+        losses.append(
+            [gap.item(), cloning_loss(LogisticNormal(*(p[:, :-1] for p in policy)), batch).item()]
+        )
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -132,14 +155,19 @@ def test_cloning_is_a_divergence_from_the_best_episodes_alone() -> None:
         action_BTK=torch.tensor([[[0.75, 0.25]], [[1.0, 0.0]]]), best_B=torch.tensor([1.0, 0.0])
     )
     policy = LogisticNormal(torch.zeros(2, 1, 2), torch.ones(2, 1, 2))
-    assert cloning_loss(policy, batch).item() == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5))
-    both = cloning_loss(policy, batch._replace(best_B=torch.ones(2)))  # a weight of zero costs nothing
+    assert cloning_loss(policy, batch).item() == pytest.approx(
+        0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    )
+    both = cloning_loss(
+        policy, batch._replace(best_B=torch.ones(2))
+    )  # a weight of zero costs nothing
     assert both.item() == pytest.approx((0.75 * np.log(1.5) + 0.25 * np.log(0.5) + np.log(2)) / 2)
 
 
 def test_the_best_are_those_of_highest_return_among_runs_with_as_many_domains() -> None:
     data = [
-        one._replace(rewards_T=np.full(4, gain, np.float32)) for one, gain in zip(episodes(5), range(5), strict=True)
+        one._replace(rewards_T=np.full(4, gain, np.float32))
+        for one, gain in zip(episodes(5), range(5), strict=True)
     ]
     data += [one._replace(rewards_T=np.full(4, -9, np.float32)) for one in episodes(1, K=4)]
     data[4] = data[4]._replace(terminated=True)
@@ -167,12 +195,17 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
     data = episodes(B, T=1, K=K)
     cql = CQL(
         Shape(K, F, G),
-        CQLSettings(warmup=1, draws=4, capacity=B, discount=1.0, architecture=Architecture(hidden=16)),
+        CQLSettings(
+            warmup=1, draws=4, capacity=B, discount=1.0, architecture=Architecture(hidden=16)
+        ),
         seed=0,
     )
     for one in data:
         before, after = (Observation(one.domains_TKF[t], one.globals_TG[t]) for t in (0, 1))
-        assert cql.observe(Transition(before, one.actions_TK[0], float(one.rewards_T[0]), after, True)) is None
+        assert (
+            cql.observe(Transition(before, one.actions_TK[0], float(one.rewards_T[0]), after, True))
+            is None
+        )
     flat = cql.buffer.take(np.arange(B))
     agent = learner(data, draws=4, quantile=1.0, cloning=0.0)
     group = agent.data._groups[K]
@@ -206,9 +239,9 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
     assert agent.actor_loss(batch, policy, torch.zeros(B, 1), 0.0, 1.0).item() == pytest.approx(
         climbed.item(), abs=1e-5
     )
-    assert cloning_loss(LogisticNormal(*(part[:, :-1] for part in policy)), batch).item() == pytest.approx(
-        cql.cloning_loss(flat).item(), abs=1e-5
-    )
+    assert cloning_loss(
+        LogisticNormal(*(part[:, :-1] for part in policy)), batch
+    ).item() == pytest.approx(cql.cloning_loss(flat).item(), abs=1e-5)
 
 
 def test_in_units_of_what_mixtures_change_the_term_does_not_depend_on_the_scale_of_values() -> None:
@@ -232,7 +265,10 @@ def test_an_update_moves_the_actor_and_targets_by_tau_alone() -> None:
         actor = [parameter.clone() for parameter in agent.actor.net.parameters()]
         metrics = agent.update()
         assert metrics["actor_refused"] == metrics["critic_refused"] == 0
-        assert any(not torch.equal(old, new) for old, new in zip(actor, agent.actor.net.parameters(), strict=True))
+        assert any(
+            not torch.equal(old, new)
+            for old, new in zip(actor, agent.actor.net.parameters(), strict=True)
+        )
         for name, old in before.items():
             expected = torch.lerp(old, agent.critic.net.state_dict()[name], 0.25)
             torch.testing.assert_close(agent.critic.slow.state_dict()[name], expected)
@@ -242,9 +278,14 @@ def test_until_critics_have_settled_the_actor_stays() -> None:
     agent = learner(settle=2)
     before = [parameter.clone() for parameter in agent.actor.net.parameters()]
     agent.update(), agent.update()
-    assert all(torch.equal(old, new) for old, new in zip(before, agent.actor.net.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, agent.actor.net.parameters(), strict=True)
+    )
     agent.update()
-    assert any(not torch.equal(old, new) for old, new in zip(before, agent.actor.net.parameters(), strict=True))
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(before, agent.actor.net.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("cut", range(7))
@@ -267,21 +308,31 @@ def test_it_resumes_to_the_bit_at_any_update(cut: int) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"rewards_T": np.array([0, np.nan, 0, 0], np.float32)}, r"run-b cannot be learned from: rewards\[1\] is nan"),
+        (
+            {"rewards_T": np.array([0, np.nan, 0, 0], np.float32)},
+            r"run-b cannot be learned from: rewards\[1\] is nan",
+        ),
         ({"globals_TG": np.full((5, G), np.inf, np.float32)}, r"run-b .*globals\[0, 0\] is inf"),
-        ({"domains_TKF": np.full((5, 3, F), 1e30, np.float32)}, r"run-b .*domains\[0, 0, 0\] is 1e\+30"),
+        (
+            {"domains_TKF": np.full((5, 3, F), 1e30, np.float32)},
+            r"run-b .*domains\[0, 0, 0\] is 1e\+30",
+        ),
         ({"actions_TK": np.full((4, 3), 0.5, np.float32)}, r"run-b .*actions\[0\] sums to 1.5"),
         ({"rewards_T": np.zeros(3, np.float32)}, r"run-b .*3 intervals of 3 domains need"),
     ],
 )
-def test_what_nobody_can_learn_from_is_refused_by_name(change: dict[str, Any], complaint: str) -> None:
+def test_what_nobody_can_learn_from_is_refused_by_name(
+    change: dict[str, Any], complaint: str
+) -> None:
     data = episodes(2)
     data[1] = data[1]._replace(**change)
     with pytest.raises(PolicyError, match=complaint):
         OfflineLearner(data, OfflineSettings(architecture=TINY), names=["run-a", "run-b"])
 
 
-@pytest.mark.parametrize("bad", [{"trace": 1.5}, {"batch": 0}, {"budget_ends": False}, {"quantile": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"trace": 1.5}, {"batch": 0}, {"budget_ends": False}, {"quantile": -0.1}]
+)
 def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match=next(iter(bad))):
         OfflineSettings(**bad)
@@ -290,7 +341,9 @@ def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
 
 
 def test_imagined_episodes_are_learned_from_and_not_imitated() -> None:
-    agent = OfflineLearner(episodes(5), OfflineSettings(architecture=TINY, quantile=0.2), imagined=episodes(3, seed=9))
+    agent = OfflineLearner(
+        episodes(5), OfflineSettings(architecture=TINY, quantile=0.2), imagined=episodes(3, seed=9)
+    )
     assert agent.data._groups[3].best_B.sum() == 1
     assert len(agent.data._groups[3].best_B) == 8
     assert agent.data._groups[3].best_B[5:].sum() == 0
@@ -304,10 +357,17 @@ def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
     for one in episodes(64, T=4, seed=3):
         action = rng.dirichlet(np.full(3, 2.0), size=4).astype(np.float32)
         flat = one._replace(
-            domains_TKF=np.tile(np.eye(3, F, dtype=np.float32), (5, 1, 1)), globals_TG=np.zeros((5, G), np.float32)
+            domains_TKF=np.tile(np.eye(3, F, dtype=np.float32), (5, 1, 1)),
+            globals_TG=np.zeros((5, G), np.float32),
         )
-        data.append(flat._replace(actions_TK=action, rewards_T=(-np.square(action - best).sum(-1)).astype(np.float32)))
-    settings = OfflineSettings(architecture=TINY, batch=16, settle=100, actor_rate=5e-3, critic_rate=1e-2, cloning=0.0)
+        data.append(
+            flat._replace(
+                actions_TK=action, rewards_T=(-np.square(action - best).sum(-1)).astype(np.float32)
+            )
+        )
+    settings = OfflineSettings(
+        architecture=TINY, batch=16, settle=100, actor_rate=5e-3, critic_rate=1e-2, cloning=0.0
+    )
     agent = OfflineLearner(data, settings, seed=0)
     seen = torch.from_numpy(data[0].domains_TKF[None]), torch.from_numpy(data[0].globals_TG[None])
 

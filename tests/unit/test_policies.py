@@ -17,7 +17,7 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.guard import Guard, Limits
+from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 
@@ -36,9 +36,13 @@ class TestGuardedExp3(PolicySuite):
         return Guard(Exp3(), Limits(floor=0.01, ceiling=0.9, max_change=0.05))
 
 
-def signals(loss_K: list[float | None], step: int = 1, domains: tuple[Domain, ...] | None = None) -> Signals:
+def signals(
+    loss_K: list[float | None], step: int = 1, domains: tuple[Domain, ...] | None = None
+) -> Signals:
     domains = domains or some_domains(len(loss_K))
-    return Signals(domains, step, 0.5, np.ones(len(loss_K), dtype=np.int64), Measured.from_json(loss_K))
+    return Signals(
+        domains, step, 0.5, np.ones(len(loss_K), dtype=np.int64), Measured.from_json(loss_K)
+    )
 
 
 def after_one(policy: Policy, loss_K: list[float | None]) -> Trajectory:
@@ -59,11 +63,15 @@ def test_exp3_against_hand_computed_values() -> None:
     policy = Exp3(smoothing=0.9)
     so_far = after_one(policy, [4.0, 2.0])
     second = policy.mixture(so_far)
-    assert second.weights_K == pytest.approx(mixed(np.array([0.8, 0.4]), 0.5, math.sqrt(math.log(2) / 4)))
+    assert second.weights_K == pytest.approx(
+        mixed(np.array([0.8, 0.4]), 0.5, math.sqrt(math.log(2) / 4))
+    )
     policy.learn(so_far.append(second, signals([4.0, 2.0], step=2)))
     rewards = np.array([0.9 * 0.8, 0.9 * 0.4]) + 0.1 * np.array([4.0, 2.0]) / second.weights_K
     third = policy.mixture(so_far)
-    assert third.weights_K == pytest.approx(mixed(rewards, math.sqrt(math.log(2) / 4), math.sqrt(math.log(2) / 6)))
+    assert third.weights_K == pytest.approx(
+        mixed(rewards, math.sqrt(math.log(2) / 4), math.sqrt(math.log(2) / 6))
+    )
 
 
 def mixed(rewards: np.ndarray, temperature: float, floor: float) -> np.ndarray:
@@ -75,9 +83,13 @@ def test_exp3_keeps_what_it_knows_of_a_domain_that_was_not_drawn() -> None:
     policy = Exp3(smoothing=0.5)
     so_far = after_one(policy, [4.0, 2.0, None])
     assert policy.state_dict()["rewards"] == pytest.approx({"d0": 6.0, "d1": 3.0, "d2": 0.0})
-    so_far = so_far.append(Mixture.of({"d0": 0.5, "d1": 0.5, "d2": 0.0}), signals([4.0, 2.0, 9.0], step=2))
+    so_far = so_far.append(
+        Mixture.of({"d0": 0.5, "d1": 0.5, "d2": 0.0}), signals([4.0, 2.0, 9.0], step=2)
+    )
     policy.learn(so_far)
-    assert policy.state_dict()["rewards"]["d2"] == 0.0, "a domain of weight 0 has no importance weight"
+    assert policy.state_dict()["rewards"]["d2"] == 0.0, (
+        "a domain of weight 0 has no importance weight"
+    )
 
 
 def test_exp3_learns_a_newcomer_from_the_mean_of_the_others() -> None:
@@ -113,7 +125,9 @@ class Broken:
     def load_state_dict(self, state: object) -> None: ...
 
 
-def play(guard: Guard, domains: tuple[Domain, ...], intervals: int) -> tuple[Trajectory, list[dict[str, object]]]:
+def play(
+    guard: Guard, domains: tuple[Domain, ...], intervals: int
+) -> tuple[Trajectory, list[dict[str, object]]]:
     trainer, records = ScriptedTrainer(domains, intervals), []
     so_far = Trajectory.start(trainer.start(()))
     while not trainer.done:
@@ -126,7 +140,11 @@ def play(guard: Guard, domains: tuple[Domain, ...], intervals: int) -> tuple[Tra
 def test_guard_keeps_the_last_good_mixture_when_a_proposal_is_not_finite() -> None:
     guard = Guard(Broken([0.2, 0.8], [float("nan"), 1.0], [0.4, 0.6]))
     so_far, records = play(guard, some_domains(2), 3)
-    assert [mixture.weights_K.tolist() for mixture in so_far.mixtures] == [[0.2, 0.8], [0.2, 0.8], [0.4, 0.6]]
+    assert [mixture.weights_K.tolist() for mixture in so_far.mixtures] == [
+        [0.2, 0.8],
+        [0.2, 0.8],
+        [0.4, 0.6],
+    ]
     assert [record["verdict"] for record in records] == ["accepted", "refused", "accepted"]
     assert "nan" in str(records[1]["reason"])
 

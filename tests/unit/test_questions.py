@@ -14,10 +14,10 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.recipes.build import build_policy
-from cuvee.recipes.config import CompareConfig, TrainConfig, parse
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig, parse
 
 
 class Space:
@@ -45,7 +45,9 @@ def saved(folder: Path, policy: Policy) -> str:
 @pytest.fixture
 def history(tmp_path: Path) -> str:
     """A policy that was saved with questions of its own."""
-    return saved(tmp_path / "history", HistoryPolicy(evaluation={"general": ["gone"], "target": ["gone"]}))
+    return saved(
+        tmp_path / "history", HistoryPolicy(evaluation={"general": ["gone"], "target": ["gone"]})
+    )
 
 
 @pytest.fixture
@@ -64,17 +66,24 @@ def test_a_run_asks_its_own_questions_or_none(history: str, tmp_path: Path) -> N
     assert not build_policy(config(policy=history), BOTH).probes
 
 
-def test_what_is_asked_tells_runs_apart_and_where_it_lies_does_not(history: str, tmp_path: Path) -> None:
+def test_what_is_asked_tells_runs_apart_and_where_it_lies_does_not(
+    history: str, tmp_path: Path
+) -> None:
     def run_id(asked: dict[str, Any]) -> str:
         return config(policy=history, evaluation=asked).run_id("f")
 
     first = run_id(questions(tmp_path / "a"))
     assert run_id(questions(tmp_path / "b")) == first
-    others = {run_id(questions(tmp_path / "c", "3")), run_id({**questions(tmp_path / "a"), "share": 0.5})}
+    others = {
+        run_id(questions(tmp_path / "c", "3")),
+        run_id({**questions(tmp_path / "a"), "share": 0.5}),
+    }
     assert len({first, config(policy=history).run_id("f"), *others}) == 4
 
 
-def test_a_comparison_asks_those_who_read_feedback(history: str, fixed: str, tmp_path: Path) -> None:
+def test_a_comparison_asks_those_who_read_feedback(
+    history: str, fixed: str, tmp_path: Path
+) -> None:
     content = {"corpus": "c", "methods": ["odm", {"policy": fixed}, {"policy": history}]}
     asked = {"evaluation": questions(tmp_path)}
     runs = parse(CompareConfig, {**content, **asked}, "mine.yaml").runs()
@@ -85,13 +94,19 @@ def test_a_comparison_asks_those_who_read_feedback(history: str, fixed: str, tmp
         parse(CompareConfig, {"corpus": "c", "methods": ["odm"], **asked}, "mine.yaml").runs()
 
 
-def test_what_cannot_be_asked_is_refused_before_anything_is_made(history: str, fixed: str, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_refused_before_anything_is_made(
+    history: str, fixed: str, tmp_path: Path
+) -> None:
     asked = questions(tmp_path)
-    with pytest.raises(ConfigError, match=r"evaluation\.target names .*none\.jsonl, and there is no such file"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.target names .*none\.jsonl, and there is no such file"
+    ):
         config(policy=history, evaluation={**asked, "target": [str(tmp_path / "none.jsonl")]})
     with pytest.raises(ConfigError, match=r"evaluation\.target is missing"):
         config(policy=history, evaluation={"general": asked["general"]})
-    with pytest.raises(ConfigError, match="unknown key 'targets' in evaluation; did you mean 'target'"):
+    with pytest.raises(
+        ConfigError, match="unknown key 'targets' in evaluation; did you mean 'target'"
+    ):
         config(policy=history, evaluation={**asked, "targets": []})
     with pytest.raises(ConfigError, match="evaluation is given, and odm does not ask for it"):
         config(method="odm", evaluation=asked)

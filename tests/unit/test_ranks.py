@@ -11,8 +11,12 @@ from cuvee.evaluation.ranks import rank_correlation
 def test_known_values() -> None:
     assert rank_correlation([1, 2, 3, 4], [10, 100, 1000, 1001]).value == pytest.approx(1.0)
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]).value == pytest.approx(-1.0)
-    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]).value == pytest.approx(0.8)  # 1 − 6·4/(5·24)
-    assert rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]).value == pytest.approx(np.sqrt(0.9))  # ties share rank 1.5
+    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]).value == pytest.approx(
+        0.8
+    )  # 1 − 6·4/(5·24)
+    assert rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]).value == pytest.approx(
+        np.sqrt(0.9)
+    )  # ties share rank 1.5
 
 
 def test_what_never_changes_is_related_to_nothing() -> None:

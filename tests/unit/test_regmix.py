@@ -16,11 +16,11 @@ from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.ranks import rank_correlation
-from cuvee.methods import regmix
-from cuvee.methods.gaussian_process import _most_probable
-from cuvee.methods.regmix import RegMix, draw
-from cuvee.methods.regmix_fit import FITS, check_installed, cross_validated
-from cuvee.methods.regmix_runs import Table
+from cuvee.methods.regmix import method as regmix
+from cuvee.methods.regmix.fit import FITS, check_installed, cross_validated
+from cuvee.methods.regmix.gaussian_process import _most_probable
+from cuvee.methods.regmix.method import RegMix, draw
+from cuvee.methods.regmix.runs import Table
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.fixed import Fixed
 
@@ -44,12 +44,28 @@ def losses_of(mixtures_NK: Any) -> Any:
     return np.array([1.5, 2.0, 2.5, 1.0]) + 1.2 * (0.02 + np.asarray(mixtures_NK) @ help_KK) ** -0.3
 
 
-def run_of(policy: Policy | Mixture, *, name: str = "", progress: float = 1.0, worse: bool = False) -> Run:
+def run_of(
+    policy: Policy | Mixture, *, name: str = "", progress: float = 1.0, worse: bool = False
+) -> Run:
     """A finished proxy under the planted truth."""
-    before = Signals(DOMAINS, 0, 0.0, np.zeros(4, int), Measured.absent(4), {"valid_loss": Measured.all([7.0] * 4)})
+    before = Signals(
+        DOMAINS,
+        0,
+        0.0,
+        np.zeros(4, int),
+        Measured.absent(4),
+        {"valid_loss": Measured.all([7.0] * 4)},
+    )
     mixture = policy if isinstance(policy, Mixture) else policy.mixture(Trajectory.start(before))
     loss_K = losses_of(mixture.weights_K) + 10.0 * worse
-    after = Signals(DOMAINS, 9, progress, np.ones(4, int), Measured.absent(4), {"valid_loss": Measured.all(loss_K)})
+    after = Signals(
+        DOMAINS,
+        9,
+        progress,
+        np.ones(4, int),
+        Measured.absent(4),
+        {"valid_loss": Measured.all(loss_K)},
+    )
     return Run(name or mixture.digest()[:12], 0, {}, Trajectory([before, after], [mixture]))
 
 
@@ -83,8 +99,12 @@ def test_proxies_are_drawn_by_seed_and_more_of_them_keep_those_that_are_there() 
     few, more = RegMix(proxies=8, seed=3), RegMix(proxies=12, seed=3)
     asked = [mixture_of(policy) for policy in more.propose(Space(), ())]
     assert [mixture_of(policy) for policy in few.propose(Space(), ())] == asked[:8]
-    assert [mixture_of(policy) for policy in RegMix(proxies=8, seed=4).propose(Space(), ())] != asked[:8]
-    apart = [first.total_variation(second) for first in asked for second in asked if first is not second]
+    assert [
+        mixture_of(policy) for policy in RegMix(proxies=8, seed=4).propose(Space(), ())
+    ] != asked[:8]
+    apart = [
+        first.total_variation(second) for first in asked for second in asked if first is not second
+    ]
     assert min(apart) > 0.005, "no run is spent on what another one tells"
 
 
@@ -100,7 +120,14 @@ def test_only_what_is_missing_is_proposed_whatever_order_runs_ended_in() -> None
     (missing,) = method.propose(Space(), logged[:4] + logged[5:])
     assert mixture_of(missing) == logged[4].trajectory.mixtures[0]
     reordered = Mixture.of(dict(reversed(logged[4].trajectory.mixtures[0].as_dict().items())))
-    assert tuple(method.propose(Space(), [*logged[:4], replace_mixture(logged[4], reordered), *logged[5:]])) == ()
+    assert (
+        tuple(
+            method.propose(
+                Space(), [*logged[:4], replace_mixture(logged[4], reordered), *logged[5:]]
+            )
+        )
+        == ()
+    )
 
 
 def replace_mixture(run: Run, *mixtures: Mixture) -> Run:
@@ -110,10 +137,17 @@ def replace_mixture(run: Run, *mixtures: Mixture) -> Run:
 
 def some_mixtures(count: int) -> Any:
     """(count, 4) from the prior, no two nearly alike."""
-    return np.array([mixture_of(policy).weights_K for policy in RegMix(proxies=count, seed=1).propose(Space(), ())])
+    return np.array(
+        [
+            mixture_of(policy).weights_K
+            for policy in RegMix(proxies=count, seed=1).propose(Space(), ())
+        ]
+    )
 
 
-@pytest.mark.parametrize(("name", "least"), [("gaussian_process", 0.98), ("lightgbm", 0.9), ("log_linear", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("gaussian_process", 0.98), ("lightgbm", 0.9), ("log_linear", 0.9)]
+)
 def test_each_fit_ranks_mixtures_that_it_has_not_seen(name: str, least: float) -> None:
     mixtures = some_mixtures(144)
     losses = losses_of(mixtures)[:, 1] + 0.01 * np.random.default_rng(2).normal(size=144)
@@ -142,13 +176,17 @@ def test_hyper_parameters_lie_between_what_the_runs_say_and_the_prior() -> None:
         return float(0.5 * (logs - said) @ (logs - said)), logs - said
 
     found, _ = _most_probable(unlikelihood, prior, np.empty((2, 2)), deviations=deviations)
-    assert found == pytest.approx((said + prior / deviations**2) / (1 + 1 / deviations**2), abs=1e-4)
+    assert found == pytest.approx(
+        (said + prior / deviations**2) / (1 + 1 / deviations**2), abs=1e-4
+    )
 
 
 def test_many_mixtures_are_predicted_as_each_by_itself() -> None:
     mixtures = draw(DOMAINS, 5000, np.random.default_rng(0))
     predict = FITS["gaussian_process"](mixtures[:20], losses_of(mixtures[:20])[:, 0])
-    assert predict(mixtures)[[0, 4095, 4096, 4999]] == pytest.approx(predict(mixtures[[0, 4095, 4096, 4999]]))
+    assert predict(mixtures)[[0, 4095, 4096, 4999]] == pytest.approx(
+        predict(mixtures[[0, 4095, 4096, 4999]])
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -187,14 +225,22 @@ def test_best_is_the_fit_that_ranks_unseen_proxies_best_and_says_so(tmp_path: An
     assert isinstance(policy, Fixed)
     evidence = policy.evidence
     assert set(evidence["rank_correlations"]) == set(FITS)
-    assert evidence["rank_correlations"][evidence["fit"]] == max(evidence["rank_correlations"].values()) > 0.8
+    assert (
+        evidence["rank_correlations"][evidence["fit"]]
+        == max(evidence["rank_correlations"].values())
+        > 0.8
+    )
     assert (evidence["rank_correlation"]["runs"], evidence["missing"]) == (40, 0)
-    assert evidence["predicted"]["code"] == pytest.approx(losses_of(mixture_of(policy).weights_K)[1], abs=0.3)
+    assert evidence["predicted"]["code"] == pytest.approx(
+        losses_of(mixture_of(policy).weights_K)[1], abs=0.3
+    )
     save_policy(tmp_path / "policy", policy)
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(loaded, Fixed)
     assert loaded.evidence == evidence
-    assert mixture_of(method.commit(Space(), runs[::-1])) == mixture_of(policy), "the order of runs decides nothing"
+    assert mixture_of(method.commit(Space(), runs[::-1])) == mixture_of(policy), (
+        "the order of runs decides nothing"
+    )
 
 
 @pytest.mark.usefixtures("quick")
@@ -206,7 +252,9 @@ def test_no_domain_is_read_more_often_than_the_cap() -> None:
     assert proxies(limited)[0].id == runs[0].id, "proxies serve targets of any length"
     committed = mixture_of(limited.commit(Space(), runs))
     assert committed["maths"] == pytest.approx(2.0 * 10_000 / 400_000, rel=1e-3)
-    assert (committed.weights_K * 400_000 <= 2.0001 * np.array([domain.tokens for domain in DOMAINS])).all()
+    assert (
+        committed.weights_K * 400_000 <= 2.0001 * np.array([domain.tokens for domain in DOMAINS])
+    ).all()
     with pytest.raises(ConfigError, match="epoch_cap"):
         replace(method, tokens=10_000_000, epoch_cap=2.0).commit(Space(), runs)
 
@@ -219,7 +267,9 @@ def test_the_objective_is_a_mean_or_by_role_or_by_name() -> None:
         return dict(zip(table.valued, table.values_D.tolist(), strict=True))
 
     assert values("valid_loss") == dict.fromkeys(NAMES, 0.25)
-    assert values("source_target") == pytest.approx({"web": 1 / 6, "code": 1 / 6, "mail": 1 / 6, "maths": 0.5})
+    assert values("source_target") == pytest.approx(
+        {"web": 1 / 6, "code": 1 / 6, "mail": 1 / 6, "maths": 0.5}
+    )
     assert values({"code": 3, "web": 1, "mail": 0}) == {"code": 0.75, "web": 0.25}
 
 
@@ -227,10 +277,16 @@ def test_runs_that_say_nothing_are_left_out_and_named() -> None:
     good = proxies(RegMix(proxies=9))
     uniform = Mixture.uniform(NAMES)
     moved = replace_mixture(run_of(uniform, name="moved"), uniform, good[0].trajectory.mixtures[0])
-    stopped, diverged = run_of(uniform, name="stopped", progress=0.4), run_of(uniform, name="diverged", worse=True)
+    stopped, diverged = (
+        run_of(uniform, name="stopped", progress=0.4),
+        run_of(uniform, name="diverged", worse=True),
+    )
     unseen = run_of(uniform, name="unseen")
     unseen = replace(
-        unseen, trajectory=Trajectory([replace(s, probes={}) for s in unseen.trajectory.signals], [uniform])
+        unseen,
+        trajectory=Trajectory(
+            [replace(s, probes={}) for s in unseen.trajectory.signals], [uniform]
+        ),
     )
     table = Table.of(DOMAINS, [moved, stopped, diverged, unseen, *good], "valid_loss")
     assert len(table.mixtures_NK) == 9
@@ -244,7 +300,8 @@ def test_runs_that_say_nothing_are_left_out_and_named() -> None:
 
 def test_what_a_base_model_forgets_is_no_divergence() -> None:
     forgetful = replace(
-        run_of(Mixture.uniform(NAMES), name="forgetful", worse=True), config={"proxy": {"model_sha256": "0"}}
+        run_of(Mixture.uniform(NAMES), name="forgetful", worse=True),
+        config={"proxy": {"model_sha256": "0"}},
     )
     table = Table.of(DOMAINS, [forgetful, *proxies(RegMix(proxies=8))], "valid_loss")
     assert (len(table.mixtures_NK), table.left_out) == (9, {})
@@ -253,7 +310,12 @@ def test_what_a_base_model_forgets_is_no_divergence() -> None:
 def test_a_domain_that_nobody_validated_counts_for_nothing() -> None:
     def without_mail(run: Run) -> Run:
         absent = [
-            replace(s, probes={"valid_loss": Measured(s.probes["valid_loss"].values, [True, True, False, True])})
+            replace(
+                s,
+                probes={
+                    "valid_loss": Measured(s.probes["valid_loss"].values, [True, True, False, True])
+                },
+            )
             for s in run.trajectory.signals
         ]
         return replace(run, trajectory=Trajectory(absent, run.trajectory.mixtures))
@@ -267,10 +329,14 @@ def test_a_domain_that_nobody_validated_counts_for_nothing() -> None:
 def test_a_fit_that_knows_nothing_is_refused() -> None:
     method = RegMix(proxies=16, fit="log_linear")
     with pytest.raises(
-        PolicyError, match=r"0 of 0 proxy runs can be fitted, at least 8 are needed: run the proxies first"
+        PolicyError,
+        match=r"0 of 0 proxy runs can be fitted, at least 8 are needed: run the proxies first",
     ):
         method.commit(Space(), ())
-    runs = [run_of(m.mixture(run_of(Mixture.uniform(NAMES)).trajectory)) for m in method.propose(Space(), ())]
+    runs = [
+        run_of(m.mixture(run_of(Mixture.uniform(NAMES)).trajectory))
+        for m in method.propose(Space(), ())
+    ]
     with pytest.raises(PolicyError, match="3 of 3"):
         method.commit(Space(), runs[:3])
     with pytest.raises(PolicyError, match="may be chance: train more proxies"):
@@ -313,7 +379,7 @@ def test_an_objective_that_does_not_fit_the_corpus_is_refused() -> None:
 
 
 def test_a_fit_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuvee.methods.regmix_fit.find_spec", lambda name: None)
+    monkeypatch.setattr("cuvee.methods.regmix.fit.find_spec", lambda name: None)
     check_installed("gaussian_process")
     with pytest.raises(ConfigError, match=r"cuvee\[regression\]"):
         RegMix().propose(Space(), ())

@@ -18,7 +18,14 @@ def transition(i: int, vector: bool = False, ended: str = "") -> Transition:
     observation = Observation(np.full((3, 2), i, np.float32), np.full(1, i, np.float32))
     following = Observation(np.full((3, 2), i + 1, np.float32), np.full(1, i + 1, np.float32))
     reward: Any = np.full(3, float(i)) if vector else float(i)
-    return Transition(observation, np.full(3, 1 / 3), reward, following, ended == "terminated", ended == "truncated")
+    return Transition(
+        observation,
+        np.full(3, 1 / 3),
+        reward,
+        following,
+        ended == "terminated",
+        ended == "truncated",
+    )
 
 
 @pytest.mark.parametrize("vector", [False, True])

@@ -40,7 +40,9 @@ def shifted(run: Run, by: float) -> Run:
 
 def test_scores_weigh_domains_alike_and_roles_apart() -> None:
     domains = example_domains(sources=3, targets=1)
-    scores = score(domains, np.array([1.0, 2.0, 3.0, 6.0]), {domain.name: 4.0 for domain in domains})
+    scores = score(
+        domains, np.array([1.0, 2.0, 3.0, 6.0]), {domain.name: 4.0 for domain in domains}
+    )
     assert (scores.mean, scores.source, scores.target, scores.balance) == (3.0, 2.0, 6.0, 4.0)
     assert (scores.worst, scores.worst_domain) == (6.0, "target-0")
     assert scores.perplexity == pytest.approx(math.e**3)
@@ -69,7 +71,9 @@ def test_final_table_holds_the_last_validation_and_the_cost() -> None:
 
 def test_paired_differences_are_taken_by_seed() -> None:
     base = [example_run("natural", seed) for seed in range(5)]
-    better = [replace(shifted(run, -0.25), id=run.id + "b", config={"method": "better"}) for run in base]
+    better = [
+        replace(shifted(run, -0.25), id=run.id + "b", config={"method": "better"}) for run in base
+    ]
     table = paired_table(summarise(base + better[::-1]))
     assert table is not None
     assert [cell.text for cell in table.rows[0].cells[:4]] == ["−0.250"] * 4
@@ -80,7 +84,13 @@ def test_paired_differences_are_taken_by_seed() -> None:
 def test_tokens_to_the_baselines_end() -> None:
     base, slow = example_run("natural"), example_run("odm", tokens=5_000)
     table = paired_table(
-        summarise([base, shifted(slow, 1.0), replace(shifted(base, -0.5), id="x", config={"method": "fast"})])
+        summarise(
+            [
+                base,
+                shifted(slow, 1.0),
+                replace(shifted(base, -0.5), id="x", config={"method": "fast"}),
+            ]
+        )
     )
     assert table is not None
     assert table.rows[0].cells[-1].text == "never reached"
@@ -92,7 +102,11 @@ def test_tokens_to_the_baselines_end() -> None:
 def steered(run: Run, label: str, **config: Any) -> Run:
     """The same run under a saved policy."""
     bare = {key: value for key, value in run.config.items() if key != "method"}
-    return replace(run, id=f"{run.id}-{label}", config={**bare, "policy": label, "policy_sha256": "a", **config})
+    return replace(
+        run,
+        id=f"{run.id}-{label}",
+        config={**bare, "policy": label, "policy_sha256": "a", **config},
+    )
 
 
 def test_proxies_count_in_the_cost_and_pay_from_some_size_on() -> None:
@@ -127,7 +141,10 @@ def test_without_proxies_nothing_is_said_of_them() -> None:
 
 
 def test_policies_of_other_content_and_questions_are_no_other_settings(tmp_path: Path) -> None:
-    one, other = (steered(example_run("natural"), label, proxies=asdict(Cost(1))) for label in ("one", "other"))
+    one, other = (
+        steered(example_run("natural"), label, proxies=asdict(Cost(1)))
+        for label in ("one", "other")
+    )
     asked = replace(other, config={**other.config, "evaluation": {"general": ["g.jsonl"]}})
     assert "differ in more than" not in write_report([one, asked], tmp_path / "r.html").read_text()
 
@@ -139,14 +156,18 @@ def test_one_seed_makes_no_claim() -> None:
     assert "interval" not in words
     table = paired_table(summary)
     assert table is not None
-    assert all(cell.shade == 0 for row in table.rows for cell in row.cells), "nothing is called better"
+    assert all(cell.shade == 0 for row in table.rows for cell in row.cells), (
+        "nothing is called better"
+    )
     assert table.rows[0].cells[0].note == "one seed: no interval"
 
 
 @pytest.mark.parametrize(("seeds", "hint"), [(3, True), (5, False)])
 def test_few_seeds_are_called_a_hint(seeds: int, hint: bool) -> None:
     base = [example_run("natural", seed) for seed in range(seeds)]
-    better = [replace(shifted(run, -0.25), id=run.id + "b", config={"method": "better"}) for run in base]
+    better = [
+        replace(shifted(run, -0.25), id=run.id + "b", config={"method": "better"}) for run in base
+    ]
     words = " ".join(headline(summarise(base + better)))
     assert "better ended with the lowest" in words
     assert "−0.250 against the baseline natural" in words
@@ -155,14 +176,24 @@ def test_few_seeds_are_called_a_hint(seeds: int, hint: bool) -> None:
 
 def test_an_interval_over_zero_is_no_difference() -> None:
     base = [example_run("natural", seed) for seed in range(5)]
-    same = [replace(shifted(r, 0.02 * (-1) ** r.seed - 0.001), id=r.id + "b", config={"method": "same"}) for r in base]
+    same = [
+        replace(shifted(r, 0.02 * (-1) ** r.seed - 0.001), id=r.id + "b", config={"method": "same"})
+        for r in base
+    ]
     assert "cannot be told apart" in " ".join(headline(summarise(base + same)))
 
 
 def test_unfinished_and_failed_runs_are_shown_and_count_in_nothing(tmp_path: Path) -> None:
-    done, failed, waiting = example_run("natural"), example_run("odm", done=7), example_run("uniform", done=0)
+    done, failed, waiting = (
+        example_run("natural"),
+        example_run("odm", done=7),
+        example_run("uniform", done=0),
+    )
     full_but_failed = example_run("full")
-    statuses = {failed.id: "failed: the loss is not finite", full_but_failed.id: "failed: out of disk"}
+    statuses = {
+        failed.id: "failed: the loss is not finite",
+        full_but_failed.id: "failed: out of disk",
+    }
     summary = summarise([done, failed, waiting, full_but_failed], statuses=statuses)
     assert paired_table(summary) is None
     assert "nothing is compared yet" in " ".join(headline(summary))
@@ -172,27 +203,40 @@ def test_unfinished_and_failed_runs_are_shown_and_count_in_nothing(tmp_path: Pat
     assert "not finished, 0% of the budget" in states
     assert "failed: out of disk, 100% of the budget" in states
     assert all(cell.shade == 0 for row in domain_table(summary).rows for cell in row.cells)
-    page = write_report([done, failed, waiting, full_but_failed], tmp_path / "r.html", statuses=statuses).read_text()
+    page = write_report(
+        [done, failed, waiting, full_but_failed], tmp_path / "r.html", statuses=statuses
+    ).read_text()
     assert "3 of 4 runs did not finish and count in no comparison" in page
 
 
 def test_a_run_without_any_validation_is_shown(tmp_path: Path) -> None:
     run = example_run("natural")
     bare = replace(
-        run, trajectory=Trajectory([replace(s, probes={}) for s in run.trajectory.signals], run.trajectory.mixtures)
+        run,
+        trajectory=Trajectory(
+            [replace(s, probes={}) for s in run.trajectory.signals], run.trajectory.mixtures
+        ),
     )
     page = write_report([bare], tmp_path / "r.html").read_text()
     assert "Nothing was validated yet" in page
 
 
 def test_unequal_budgets_are_pointed_out(tmp_path: Path) -> None:
-    page = write_report([example_run("natural"), example_run("odm", tokens=10_000)], tmp_path / "r.html").read_text()
+    page = write_report(
+        [example_run("natural"), example_run("odm", tokens=10_000)], tmp_path / "r.html"
+    ).read_text()
     assert "did not train on equally many tokens" in page
 
 
 def test_settings_that_differ_are_pointed_out(tmp_path: Path) -> None:
-    runs = [example_run("natural", config={"train": {"steps": 9}}), example_run("odm", config={"train": {"steps": 8}})]
-    assert "differ in more than method and seed (train)" in write_report(runs, tmp_path / "a.html").read_text()
+    runs = [
+        example_run("natural", config={"train": {"steps": 9}}),
+        example_run("odm", config={"train": {"steps": 8}}),
+    ]
+    assert (
+        "differ in more than method and seed (train)"
+        in write_report(runs, tmp_path / "a.html").read_text()
+    )
     assert "differ in more than" not in write_report(compared(2), tmp_path / "b.html").read_text()
 
 
@@ -201,7 +245,9 @@ def test_what_a_report_refuses() -> None:
         summarise([])
     with pytest.raises(ConfigError, match="'pile' is none of the methods"):
         summarise(compared(1), baseline="pile")
-    other = example_run("odm", domains=[replace(domain, name=f"x-{domain.name}") for domain in example_domains()])
+    other = example_run(
+        "odm", domains=[replace(domain, name=f"x-{domain.name}") for domain in example_domains()]
+    )
     with pytest.raises(ConfigError, match="no domain in common"):
         summarise([example_run("natural"), other])
 
@@ -224,7 +270,10 @@ def test_method_labels(config: dict[str, object], label: str) -> None:
     ("config", "shown"),
     [
         ({"model": "llama-1m"}, "llama-1m"),
-        ({"model": "base-s0-12345678", "model_sha256": "0" * 64}, "continued from base-s0-12345678"),
+        (
+            {"model": "base-s0-12345678", "model_sha256": "0" * 64},
+            "continued from base-s0-12345678",
+        ),
         ({"model": {"model_type": "llama", "hidden_size": 64}}, "model_type llama, hidden_size 64"),
     ],
 )
@@ -234,7 +283,12 @@ def test_models_are_named(config: dict[str, object], shown: str, tmp_path: Path)
 
 
 def test_numbers_as_text() -> None:
-    assert (number(-1.0), signed(0.5), signed(-0.5, 1), number(None)) == ("−1.000", "+0.500", "−0.5", "–")
+    assert (number(-1.0), signed(0.5), signed(-0.5, 1), number(None)) == (
+        "−1.000",
+        "+0.500",
+        "−0.5",
+        "–",
+    )
     assert (amount(999), amount(1_234_567), amount(4.5e15)) == ("999", "1.23 M", "4.5 P")
     assert (duration(3.24), duration(61), duration(7_260)) == ("3.24 s", "1 min 01 s", "2 h 01 min")
 
@@ -258,7 +312,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     run = example_run(
-        "natural", config={"method": {"name": HOSTILE}, "model": HOSTILE, "corpus": HOSTILE, "note": [HOSTILE]}
+        "natural",
+        config={
+            "method": {"name": HOSTILE},
+            "model": HOSTILE,
+            "corpus": HOSTILE,
+            "note": [HOSTILE],
+        },
     )
     odd = replace(run, id=HOSTILE, cost=Cost())
     page = write_report(
@@ -275,8 +335,12 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     tags = Tags(write_report(compared(2), tmp_path / "r.html").read_text())
     assert not {"link", "iframe", "object", "embed", "base"} & set(tags.elements)
-    assert not [value for name, value in tags.attributes if name in {"src", "href", "srcset", "action"}]
-    policy = next(value for _, value in tags.attributes if value and value.startswith("default-src"))
+    assert not [
+        value for name, value in tags.attributes if name in {"src", "href", "srcset", "action"}
+    ]
+    policy = next(
+        value for _, value in tags.attributes if value and value.startswith("default-src")
+    )
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
     assert policy.split("script-src")[1].split(";")[0].count("sha256-") == 2

@@ -20,15 +20,23 @@ from cuvee.policies.rewards import (
     values_of,
 )
 
-DOMAINS = (Domain("a", 100, scores={"mtld": 40.0}), Domain("b", 300, scores={"mtld": 80.0}), Domain("c", 600, "target"))
+DOMAINS = (
+    Domain("a", 100, scores={"mtld": 40.0}),
+    Domain("b", 300, scores={"mtld": 80.0}),
+    Domain("c", 600, "target"),
+)
 GRADIENTS = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
 
 
 def history(
-    *, present: tuple[bool, bool, bool] = (True, True, True), weights: tuple[float, ...] = (0.5, 0.25, 0.25)
+    *,
+    present: tuple[bool, bool, bool] = (True, True, True),
+    weights: tuple[float, ...] = (0.5, 0.25, 0.25),
 ) -> Trajectory:
     gram = Measured(GRADIENTS @ GRADIENTS.T, np.outer(present, present))
-    before = Signals(DOMAINS, 0, 0.0, [0, 0, 0], Measured.absent(3), {"weight_norms": Measured.all([10.0, 20.0])})  # type: ignore[arg-type]
+    before = Signals(
+        DOMAINS, 0, 0.0, [0, 0, 0], Measured.absent(3), {"weight_norms": Measured.all([10.0, 20.0])}
+    )  # type: ignore[arg-type]
     after = Signals(
         DOMAINS,
         10,
@@ -50,7 +58,9 @@ def test_alignment_is_the_cosine_with_the_valued_sum_of_the_others() -> None:
             for others in [sum(values[j] * GRADIENTS[j] for j in range(3) if j != i)]
         ]
         assert valued_alignment(gram, values).values == pytest.approx(expected)
-    assert expected[0] == pytest.approx(1 / np.sqrt(2)), "against b alone, whose gradient is at 45 degrees"
+    assert expected[0] == pytest.approx(1 / np.sqrt(2)), (
+        "against b alone, whose gradient is at 45 degrees"
+    )
 
 
 def test_alignment_of_what_was_not_measured_is_absent() -> None:
@@ -59,7 +69,9 @@ def test_alignment_of_what_was_not_measured_is_absent() -> None:
     aligned = valued_alignment(gram, np.ones(3))
     assert aligned.present.tolist() == [True, True, False]
     assert aligned.values[0] == pytest.approx(1 / np.sqrt(2))
-    assert not valued_alignment(gram, np.array([0.0, 0.0, 1.0])).present.any(), "nothing that is valued has a gradient"
+    assert not valued_alignment(gram, np.array([0.0, 0.0, 1.0])).present.any(), (
+        "nothing that is valued has a gradient"
+    )
     assert not valued_alignment(Measured.absent((3, 3)), np.ones(3)).present.any()
 
 
@@ -72,10 +84,14 @@ def test_the_alignment_reward_is_smoothed_and_importance_corrected() -> None:
     assert first.vector_K == pytest.approx(aligned / np.array([0.5, 0.25, 0.25]) / 3)
     second = reward(history(weights=(0.25, 0.5, 0.25)))
     assert second is not None
-    assert second.vector_K[0] == pytest.approx(0.5 * first.vector_K[0] + 0.5 * aligned[0] / 0.25 / 3)
+    assert second.vector_K[0] == pytest.approx(
+        0.5 * first.vector_K[0] + 0.5 * aligned[0] / 0.25 / 3
+    )
 
 
-def test_gain_is_one_on_average_over_the_valued_domains_and_counts_what_a_domain_does_for_itself() -> None:
+def test_gain_is_one_on_average_over_the_valued_domains_and_counts_what_a_domain_does_for_itself() -> (
+    None
+):
     gram_KK = GRADIENTS @ GRADIENTS.T
     reward = GainReward(smoothing=0.0)(history())
     assert reward is not None
@@ -91,11 +107,16 @@ def test_gain_smooths_both_sides_of_the_ratio_and_resumes() -> None:
     reward(history())
     again = GainReward(smoothing=0.5)
     again.load_state_dict(reward.state_dict())
-    ours, theirs = reward(history(present=(True, True, False))), again(history(present=(True, True, False)))
+    ours, theirs = (
+        reward(history(present=(True, True, False))),
+        again(history(present=(True, True, False))),
+    )
     assert ours is not None and theirs is not None  # noqa: PT018
     assert ours.vector_K.tolist() == theirs.vector_K.tolist()
     gram_KK = GRADIENTS @ GRADIENTS.T
-    now_K = np.append(gram_KK[:2, :2].sum(1), gram_KK[2].sum())  # c was not measured: what was known of it stays
+    now_K = np.append(
+        gram_KK[:2, :2].sum(1), gram_KK[2].sum()
+    )  # c was not measured: what was known of it stays
     smoothed_K = 0.5 * gram_KK.sum(1) + 0.5 * now_K
     assert ours.vector_K == pytest.approx(smoothed_K / smoothed_K.mean())
 
@@ -123,7 +144,9 @@ def test_the_holistic_reward_is_the_sum_of_its_logged_terms() -> None:
     quality = {"a": 1.0, "b": 2.0, "c": 4.0}
     reward = HolisticReward(weights=(1.0, 10.0, 10.0), quality=quality)(history())
     assert reward is not None
-    assert reward.terms["quality"] == pytest.approx(10 * 0.5 * (0.5 * 0.25 + 0.25 * 0.5 + 0.25 * 1.0))
+    assert reward.terms["quality"] == pytest.approx(
+        10 * 0.5 * (0.5 * 0.25 + 0.25 * 0.5 + 0.25 * 1.0)
+    )
     assert reward.terms["stability"] == pytest.approx(10 * 1 / 0.5)
     assert reward.scalar == pytest.approx(sum(reward.terms.values()))
     for off in range(3):
@@ -139,7 +162,10 @@ def test_the_holistic_reward_names_the_domain_without_a_score() -> None:
 
 
 def test_random_rewards_are_the_same_on_a_repeat() -> None:
-    assert RandomReward(seed=1)(history()).vector_K.tolist() == RandomReward(seed=1)(history()).vector_K.tolist()  # type: ignore[union-attr]
+    assert (
+        RandomReward(seed=1)(history()).vector_K.tolist()
+        == RandomReward(seed=1)(history()).vector_K.tolist()
+    )  # type: ignore[union-attr]
 
 
 def test_observations_have_the_named_features_and_stay_within_bounds() -> None:
@@ -155,7 +181,9 @@ def test_observations_have_the_named_features_and_stay_within_bounds() -> None:
     assert domains_KF[:, DOMAIN_FEATURES.index("weight")] == pytest.approx([0.5, -0.25, -0.25])
     assert domains_KF[:, DOMAIN_FEATURES.index("loss")] == pytest.approx([1.0, -1.0, 0.0])
     globals_G = observe(history(), np.ones(3)).globals_G
-    assert globals_G[GLOBAL_FEATURES.index("norm_change")] == pytest.approx(100 * (0.02 + 0.015) / 2)
+    assert globals_G[GLOBAL_FEATURES.index("norm_change")] == pytest.approx(
+        100 * (0.02 + 0.015) / 2
+    )
 
 
 def test_observations_follow_the_domains_when_they_are_reordered() -> None:

@@ -16,12 +16,12 @@ from cuvee.core.errors import CuveeError
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.journal import RunJournal
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
-from cuvee.policies.alarms import AlarmSettings
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.guard import Guard, Limits
+from cuvee.policies.guard.alarms import AlarmSettings
+from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.testing.toy import ToyTrainer
 
 
@@ -38,7 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             policy = Exp3() if seed == 0 else Fixed({"web": 0.8, "code": 0.2, "maths": 0.0})
             run(trainer, Guard(policy, Limits(floor=floor)), journal)
             journal.finish(trainer)
-        store.create("natural", 2, {"method": {"name": "natural", "label": "natural"}}, run_id="planned")
+        store.create(
+            "natural", 2, {"method": {"name": "natural", "label": "natural"}}, run_id="planned"
+        )
     return path
 
 
@@ -99,7 +101,9 @@ def test_parquet_has_a_row_for_each_interval_and_domain(place: Path, tmp_path: P
         signals, k = recorded.signals[row["interval"]], recorded.names.index(row["domain"])
         assert row["tokens"] == signals.tokens_K[k]
         assert row["loss"] == (signals.loss.values[k] if signals.loss.present[k] else None)
-        assert row["weight"] == (recorded.mixtures[row["interval"] - 1].weights_K[k] if row["interval"] else None)
+        assert row["weight"] == (
+            recorded.mixtures[row["interval"] - 1].weights_K[k] if row["interval"] else None
+        )
 
 
 def test_export_needs_a_format(place: Path, tmp_path: Path) -> None:
@@ -116,7 +120,15 @@ def test_audit_tells_what_the_guard_did(place: Path) -> None:
     assert all(record["proposed"] != record["executed"] for record in records)
     assert records[-1]["executed"] == trajectory(place, "mine-floored-s1").mixtures[-1].as_dict()
     shown = cuvee(place, "runs", "audit", "mine-f").stdout.splitlines()
-    assert shown[0].split() == ["step", "verdict", "change", "reward", "proposed", "executed", "why"]
+    assert shown[0].split() == [
+        "step",
+        "verdict",
+        "change",
+        "reward",
+        "proposed",
+        "executed",
+        "why",
+    ]
     assert [line.split()[:2] for line in shown[1:9]] == [[str(t), "limited"] for t in range(8)]
     assert shown[9:] == [
         "",
@@ -129,7 +141,14 @@ def test_audit_tells_what_the_guard_did(place: Path) -> None:
 
 def test_audit_filters_and_says_so_if_there_is_nothing(place: Path) -> None:
     assert cuvee(place, "runs", "audit", "mine-f", "--only", "refused", "--json").stdout == ""
-    assert len(cuvee(place, "runs", "audit", "mine-odm", "--only", "accepted", "--json").stdout.splitlines()) == 8
+    assert (
+        len(
+            cuvee(
+                place, "runs", "audit", "mine-odm", "--only", "accepted", "--json"
+            ).stdout.splitlines()
+        )
+        == 8
+    )
     shown = cuvee(place, "runs", "audit", "mine-f", "--only", "alarm").stdout
     assert "8 decisions: 8 limited" in shown
     assert "planned holds no decision of a guard" in cuvee(place, "runs", "audit", "planned").stdout
@@ -159,17 +178,29 @@ def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
     with Store.open(tmp_path / "s.db") as store:
         for name, shadow in (("acts", False), ("shadows", True)):
             run_id = store.create(name, 0, {"method": {"name": name}}, run_id=name)
-            trainer, journal = ToyTrainer(intervals=8), RunJournal(store, store.claim_run(run_id, "worker"))
-            run(trainer, Guard(Drifts(), Limits(alarms=AlarmSettings(patience=3), shadow=shadow)), journal)
+            trainer, journal = (
+                ToyTrainer(intervals=8),
+                RunJournal(store, store.claim_run(run_id, "worker")),
+            )
+            run(
+                trainer,
+                Guard(Drifts(), Limits(alarms=AlarmSettings(patience=3), shadow=shadow)),
+                journal,
+            )
             journal.finish(trainer)
     shown = cuvee(tmp_path / "s.db", "runs", "audit", "acts").stdout
     assert "ValueError: no [web] in [bold]sight" in shown
     assert "not learned from: ValueError: no lesson" in shown
     assert "8 decisions: 4 accepted, 1 refused, 3 fallback" in shown
     assert "lessons refused: 2" in shown
-    assert "alarm collapse: first at step 4, 4 in all: web gets 0.9980 of the tokens; 3 decisions in a row" in shown
+    assert (
+        "alarm collapse: first at step 4, 4 in all: web gets 0.9980 of the tokens; 3 decisions in a row"
+        in shown
+    )
     assert sum("after collapse" in line for line in shown.splitlines()) == 3
-    refused = cuvee(tmp_path / "s.db", "runs", "audit", "acts", "--only", "refused", "--json").stdout.splitlines()
+    refused = cuvee(
+        tmp_path / "s.db", "runs", "audit", "acts", "--only", "refused", "--json"
+    ).stdout.splitlines()
     assert [json.loads(line)["step"] for line in refused] == [1, 2]
     shadow = cuvee(tmp_path / "s.db", "runs", "audit", "shadows").stdout
     assert "8 decisions: 8 shadow" in shadow
@@ -193,7 +224,15 @@ def test_no_store_is_made_where_none_is(tmp_path: Path) -> None:
 
 def test_a_password_is_never_printed() -> None:
     url = "postgresql://me:s3cret@db.example.com/runs?sslmode=disable"
-    command = [sys.executable, "-c", "from cuvee.cli import main; main()", "runs", "list", "--store", url]
+    command = [
+        sys.executable,
+        "-c",
+        "from cuvee.cli import main; main()",
+        "runs",
+        "list",
+        "--store",
+        url,
+    ]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert failed.returncode == 2
     assert "error: " in failed.stderr

@@ -47,7 +47,9 @@ def test_the_lesser_twin_speaks_for_each_mixture() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.6])
-def test_the_temperature_rises_when_entropy_is_short_and_falls_when_there_is_too_much(spread: float) -> None:
+def test_the_temperature_rises_when_entropy_is_short_and_falls_when_there_is_too_much(
+    spread: float,
+) -> None:
     agent, rng = SAC(Shape(4, 3, 2), SMALL), np.random.default_rng(0)
     for _ in range(16):
         agent.observe(AgentSuite().transition(rng))

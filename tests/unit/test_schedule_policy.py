@@ -34,7 +34,9 @@ def _path(points: object, intervals: int = 4) -> list[float]:
 
 
 def test_linear_between_points() -> None:
-    assert _path([[0.0, {"web": 2, "code": 2}], [1.0, {"web": 1}]]) == pytest.approx([0.5, 0.625, 0.75, 0.875])
+    assert _path([[0.0, {"web": 2, "code": 2}], [1.0, {"web": 1}]]) == pytest.approx(
+        [0.5, 0.625, 0.75, 0.875]
+    )
 
 
 def test_constant_outside_the_points() -> None:

@@ -11,23 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.task import build_task, task_of
 from cuvee.loop import run
-from cuvee.policies import heuristics
 from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.history import heuristics
+from cuvee.policies.history.scoring_sampler import CRITERIA, Character, ScoringSampler
 from cuvee.policies.random_walk import RandomWalk
-from cuvee.policies.scoring_sampler import CRITERIA, Character, ScoringSampler
 from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 QUESTIONS = {"target": ["maths.jsonl"], "general": ["facts.jsonl", "more.jsonl"]}
-FIELD = (Domain("web", 600), Domain("code", 200), Domain("papers", 200), Domain("maths", 100, "target"))
+FIELD = (
+    Domain("web", 600),
+    Domain("code", 200),
+    Domain("papers", 200),
+    Domain("maths", 100, "target"),
+)
 
 
 class TestScoringSampler(PolicySuite):
@@ -51,7 +57,10 @@ class Single(ScoringSampler):
 
 def paths(count: int, intervals: int = 20, **options: Any) -> FloatArray:
     """(count, T, K)"""
-    made = (run(ScriptedTrainer(FIELD, intervals), ScoringSampler(0, n, **options)) for n in range(count))
+    made = (
+        run(ScriptedTrainer(FIELD, intervals), ScoringSampler(0, n, **options))
+        for n in range(count)
+    )
     return np.array([so_far.weights_TK() for so_far in made])
 
 
@@ -60,16 +69,22 @@ def target_share(so_far: Trajectory) -> FloatArray:
 
 
 def test_it_survives_files_and_tasks_whatever_the_order_of_keys(tmp_path: Path) -> None:
-    sampler = ScoringSampler(1, 2, evaluation=QUESTIONS, share=0.05, weight=0.3, start={"web": 2}, candidates=40)
+    sampler = ScoringSampler(
+        1, 2, evaluation=QUESTIONS, share=0.05, weight=0.3, start={"web": 2}, candidates=40
+    )
     expected = run(ScriptedTrainer(FIELD), sampler)
     save_policy(tmp_path / "policy", sampler)
     task = json.loads(json.dumps(task_of({}, sampler), sort_keys=False))
-    task["policy"]["settings"]["evaluation"] = dict(reversed(task["policy"]["settings"]["evaluation"].items()))
+    task["policy"]["settings"]["evaluation"] = dict(
+        reversed(task["policy"]["settings"]["evaluation"].items())
+    )
     _, sent = build_task(task, 0, lambda proxy, seed: ScriptedTrainer(FIELD))
     for same in (load_policy(tmp_path / "policy"), sent):
         (probe,) = same.probes
         assert isinstance(probe, EvaluationSet)
-        assert (probe.fields, probe.share) == (("general", "target"), 0.05), "a database may order keys as it likes"
+        assert (probe.fields, probe.share) == (("general", "target"), 0.05), (
+            "a database may order keys as it likes"
+        )
         assert run(ScriptedTrainer(FIELD), same) == expected
 
 
@@ -126,9 +141,13 @@ def test_some_trajectories_go_straight_from_one_target_share_to_another() -> Non
             continue
         weights_TK = run(ScriptedTrainer(FIELD, 5), sampler).weights_TK()
         assert weights_TK[0, -1] == pytest.approx(character.begin)
-        assert np.diff(weights_TK[:, -1]) == pytest.approx(np.full(4, (character.end - character.begin) / 5))
+        assert np.diff(weights_TK[:, -1]) == pytest.approx(
+            np.full(4, (character.end - character.begin) / 5)
+        )
         source_TK = weights_TK[:, :-1] / weights_TK[:, :-1].sum(axis=1, keepdims=True)
-        assert np.ptp(source_TK, axis=0).max() == pytest.approx(0), "only the share of the field moves"
+        assert np.ptp(source_TK, axis=0).max() == pytest.approx(0), (
+            "only the share of the field moves"
+        )
         moves.append(character.end - character.begin)
     assert 6 <= len(moves) <= 24
     assert min(moves) < -0.3 < 0.3 < max(moves), "down as well as up"
@@ -142,7 +161,9 @@ def test_the_direction_follows_the_feedback() -> None:
         mixture = Mixture.of({"web": 0.45, "code": 0.15, "papers": 0.15, "maths": 0.25})
         after = dataclasses.replace(
             trainer.advance(mixture),
-            probes={"evaluation": Measured.all(so_far.last.probes["evaluation"].values * (1 - change))},
+            probes={
+                "evaluation": Measured.all(so_far.last.probes["evaluation"].values * (1 - change))
+            },
         )
         so_far = so_far.append(mixture, after)
         step = Single("feedback direction").mixture(so_far).weights_K - mixture.weights_K
@@ -164,14 +185,18 @@ def test_it_says_how_it_came_by_a_mixture() -> None:
     assert said["proposal"] in heuristics.PROPOSALS
     assert said["score"] <= said["best_score"]
     start = np.array([0.6, 0.2, 0.2, 0.0])
-    assert said["heuristics"]["smoothness"] == pytest.approx(-0.5 * np.abs(mixture.weights_K - start).sum())
+    assert said["heuristics"]["smoothness"] == pytest.approx(
+        -0.5 * np.abs(mixture.weights_K - start).sum()
+    )
 
 
 def test_trajectories_differ_and_numbers_and_seeds_do_not_collide() -> None:
     drawn = {ScoringSampler(seed, number).character for seed in range(8) for number in range(8)}
     assert len(drawn) == 64
     characters = [Character.draw(np.random.default_rng(n)) for n in range(300)]
-    assert {CRITERIA[int(np.argmax(character.weights))] for character in characters} == set(CRITERIA)
+    assert {CRITERIA[int(np.argmax(character.weights))] for character in characters} == set(
+        CRITERIA
+    )
     assert min(c.end for c in characters) < 0.15 < 0.9 < max(c.end for c in characters)
 
 
@@ -179,9 +204,13 @@ def test_a_trajectory_prefers_the_same_domains_all_along() -> None:
     domains = (*(Domain(f"s{k}", 100) for k in range(8)), Domain("maths", 100, "target"))
     means = []
     for number in range(40):
-        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[:, :-1]
+        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[
+            :, :-1
+        ]
         means.append((weights_TK / weights_TK.sum(axis=1, keepdims=True)).mean(axis=0))
-    distances = [0.5 * np.abs(one - other).sum() for one in means for other in means if one is not other]
+    distances = [
+        0.5 * np.abs(one - other).sum() for one in means for other in means if one is not other
+    ]
     assert np.mean(distances) > 0.2, "means over whole runs differ, and not the steps alone"
 
 
@@ -189,7 +218,9 @@ def test_a_collection_covers_fields_by_tokens_and_flat_ones() -> None:
     domains = (Domain("large", 9_000), Domain("small", 1_000), Domain("maths", 100, "target"))
     shares = []
     for number in range(60):
-        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[:, :2]
+        weights_TK = run(ScriptedTrainer(domains, 20), ScoringSampler(0, number)).weights_TK()[
+            :, :2
+        ]
         shares.append(float((weights_TK[:, 1] / weights_TK.sum(axis=1)).mean()))
     assert np.quantile(shares, 0.1) < 0.2 < 0.4 < np.quantile(shares, 0.9)
 
@@ -197,11 +228,17 @@ def test_a_collection_covers_fields_by_tokens_and_flat_ones() -> None:
 def test_a_collection_covers_paths_from_little_target_to_much() -> None:
     shares = paths(50)[:, :, -1]
     straight = np.array([ScoringSampler(0, number).character.straight for number in range(50)])
-    assert np.quantile(shares[~straight, 0], 0.5) < 0.1, "walks start where the base model was trained"
-    assert np.quantile(shares[:, 0], 0.1) < 0.1 < 0.6 < np.quantile(shares[:, 0], 0.9), "a collection begins anywhere"
+    assert np.quantile(shares[~straight, 0], 0.5) < 0.1, (
+        "walks start where the base model was trained"
+    )
+    assert np.quantile(shares[:, 0], 0.1) < 0.1 < 0.6 < np.quantile(shares[:, 0], 0.9), (
+        "a collection begins anywhere"
+    )
     assert np.quantile(shares[:, -1], 0.9) - np.quantile(shares[:, -1], 0.1) > 0.4
     steps = np.abs(np.diff(shares, axis=1))
-    assert np.quantile(steps, 0.5) < 0.1 < np.quantile(steps, 0.95), "most steps are small, some are not"
+    assert np.quantile(steps, 0.5) < 0.1 < np.quantile(steps, 0.95), (
+        "most steps are small, some are not"
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +259,9 @@ def test_mistakes_are_named(make: Any, said: str) -> None:
 
 
 def walks(count: int, domains: Sequence[Domain], step: float) -> FloatArray:
-    made = (run(ScriptedTrainer(tuple(domains), 10), RandomWalk(seed, step)) for seed in range(count))
+    made = (
+        run(ScriptedTrainer(tuple(domains), 10), RandomWalk(seed, step)) for seed in range(count)
+    )
     return np.array([so_far.weights_TK() for so_far in made])
 
 
@@ -231,7 +270,9 @@ def test_a_random_walk_starts_natural_and_goes_as_far_as_its_steps_are_long() ->
     assert found[:, 0] == pytest.approx(np.tile([6, 2, 2, 1], (60, 1)) / 11)
     ratios = np.log(found[:, :, 0] / found[:, :, 1])
     assert np.diff(ratios, axis=1).std() == pytest.approx(0.3 * np.sqrt(2), rel=0.1)
-    assert ratios[:, -1].std() == pytest.approx(0.3 * np.sqrt(2) * np.sqrt(9), rel=0.3), "steps are independent"
+    assert ratios[:, -1].std() == pytest.approx(0.3 * np.sqrt(2) * np.sqrt(9), rel=0.3), (
+        "steps are independent"
+    )
 
 
 def test_a_random_walk_revives_a_domain_that_has_nothing() -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from cuvee.core.errors import ShardError
-from cuvee.data.shards import (
+from cuvee.data.corpus.shards import (
     bin_path,
     file_size,
     idx_path,
@@ -65,7 +65,9 @@ def test_documents_of_several_sequences_and_empty_ones(tmp_path: Path) -> None:
     prefix = write(tmp_path / "law", lengths=np.array([3, 0, 1, 4, 0], dtype=np.int32))
     content = bytearray(idx_path(prefix).read_bytes())
     assert read_index(prefix).document_starts.tolist() == [0, 3, 4]
-    boundaries = np.array([0, 2, 2, 4, 5, 5], dtype="<i8")  # 3+0 tokens, none, 1+4 tokens, none, none
+    boundaries = np.array(
+        [0, 2, 2, 4, 5, 5], dtype="<i8"
+    )  # 3+0 tokens, none, 1+4 tokens, none, none
     content[-48:] = boundaries.tobytes()
     idx_path(prefix).write_bytes(content)
     assert read_index(prefix).document_starts.tolist() == [0, 3]
@@ -87,7 +89,10 @@ LENGTH_0, POINTER_1, BOUNDARY_0 = HEADER, HEADER + 12 + 8, HEADER + 36
     [
         (lambda content: content[:0], "has 0 bytes, less than the 34 of a header"),
         (lambda content: content[:20], "has 20 bytes, less than"),
-        (lambda content: content[:-1], "has 101 bytes, expected 102 for its 3 sequences and 4 document boundaries"),
+        (
+            lambda content: content[:-1],
+            "has 101 bytes, expected 102 for its 3 sequences and 4 document boundaries",
+        ),
         (lambda content: content + b"\0", "has 103 bytes, expected 102"),
         (patched(0, "<B", 0), "it is no Megatron index"),
         (patched(9, "<Q", 2), "has index version 2, expected 1"),
@@ -104,12 +109,17 @@ LENGTH_0, POINTER_1, BOUNDARY_0 = HEADER, HEADER + 12 + 8, HEADER + 36
         (patched(POINTER_1, "<q", 7), "sequence 1 points at byte 7, expected 6"),
         (patched(POINTER_1, "<q", -(2**63)), "sequence 1 points at byte -9223372036854775808"),
         (patched(BOUNDARY_0, "<q", 1), "document boundaries run from 1 to 3, expected 0 to 3"),
-        (patched(BOUNDARY_0 + 24, "<q", 2**62), "run from 0 to 4611686018427387904, expected 0 to 3"),
+        (
+            patched(BOUNDARY_0 + 24, "<q", 2**62),
+            "run from 0 to 4611686018427387904, expected 0 to 3",
+        ),
         (patched(BOUNDARY_0 + 8, "<q", 3), "document boundary 2 is 2, less than 3 before it"),
         (patched(BOUNDARY_0 + 8, "<q", -1), "document boundary 1 is -1, less than 0 before it"),
     ],
 )
-def test_a_wrong_index_is_named(tmp_path: Path, change: Callable[[bytearray], bytearray], message: str) -> None:
+def test_a_wrong_index_is_named(
+    tmp_path: Path, change: Callable[[bytearray], bytearray], message: str
+) -> None:
     prefix = write(tmp_path / "law")
     idx_path(prefix).write_bytes(change(bytearray(idx_path(prefix).read_bytes())))
     with pytest.raises(ShardError, match=message):
@@ -119,7 +129,9 @@ def test_a_wrong_index_is_named(tmp_path: Path, change: Callable[[bytearray], by
 def test_two_changes_that_cancel_out_do_not(tmp_path: Path) -> None:
     prefix = write(tmp_path / "law")
     content = bytearray(idx_path(prefix).read_bytes())
-    content[HEADER : HEADER + 8] = struct.pack("<ii", 1, 3)  # lengths 1, 3, 4: the sum is right, the pointers are not
+    content[HEADER : HEADER + 8] = struct.pack(
+        "<ii", 1, 3
+    )  # lengths 1, 3, 4: the sum is right, the pointers are not
     idx_path(prefix).write_bytes(content)
     with pytest.raises(ShardError, match="sequence 1 points at byte 6, expected 2"):
         open_shard(prefix, "law")

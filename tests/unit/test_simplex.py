@@ -35,7 +35,8 @@ POLICIES = [
     pytest.param(Dirichlet(torch.tensor([2.5, 3.2, 4.0], dtype=torch.float64)), id="dirichlet"),
     pytest.param(
         LogisticNormal(
-            torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.8, 0.3], dtype=torch.float64)
+            torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64),
+            torch.tensor([0.5, 0.8, 0.3], dtype=torch.float64),
         ),
         id="logistic-normal",
     ),
@@ -43,7 +44,9 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_density_integrates_to_one_and_gives_the_entropy(policy: Dirichlet | LogisticNormal) -> None:
+def test_density_integrates_to_one_and_gives_the_entropy(
+    policy: Dirichlet | LogisticNormal,
+) -> None:
     points, area = triangle()
     log_p = policy.log_prob(points.log())
     assert float(log_p.exp().sum() * area) == pytest.approx(1, abs=2e-3)
@@ -64,7 +67,9 @@ def test_samples_follow_the_density(policy: SimplexPolicy) -> None:
     draw = policy.sample(torch.Generator().manual_seed(1), (40_000,))
     mean = (p[:, None] * points).sum(0)
     assert torch.allclose(draw.weights.mean(0), mean, atol=4e-3)
-    assert torch.allclose(draw.weights.var(0), (p[:, None] * (points - mean).square()).sum(0), atol=2e-3)
+    assert torch.allclose(
+        draw.weights.var(0), (p[:, None] * (points - mean).square()).sum(0), atol=2e-3
+    )
     assert torch.allclose(draw.log_prob, policy.log_prob(draw.log_weights))
 
 
@@ -72,7 +77,9 @@ def test_dirichlet_agrees_with_torch() -> None:
     concentration = torch.tensor([[0.4, 1.0, 7.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
     reference = torch.distributions.Dirichlet(concentration)
     points = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64)
-    assert torch.allclose(Dirichlet(concentration).log_prob(points.log()), reference.log_prob(points))
+    assert torch.allclose(
+        Dirichlet(concentration).log_prob(points.log()), reference.log_prob(points)
+    )
     assert torch.allclose(Dirichlet(concentration).entropy(), reference.entropy())
 
 

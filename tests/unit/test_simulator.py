@@ -14,8 +14,8 @@ from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
+from cuvee.simulation.simulator import ScalingLaws, Simulator
 from cuvee.testing.trainer import TrainerSuite
-from cuvee.training.simulator import ScalingLaws, Simulator
 
 
 class Named:
@@ -63,14 +63,18 @@ def test_what_it_reports_without_noise_is_the_law() -> None:
     signals = [simulator.start(PROBES)]
     signals += [simulator.advance(Mixture.normalise(signals[0].names, row)) for row in path]
     expected = LAWS.losses(torch.from_numpy(path)).numpy()
-    np.testing.assert_allclose([s.probes["valid_loss"].values for s in signals], expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        [s.probes["valid_loss"].values for s in signals], expected, rtol=1e-12
+    )
     np.testing.assert_allclose([s.loss.values for s in signals[1:]], expected[1:], rtol=1e-12)
     assert simulator.valued_loss() == pytest.approx(float(LAWS.objective(torch.from_numpy(path))))
     assert simulator.cost.tokens == sum(int(s.tokens_K.sum()) for s in signals)
 
 
 def test_a_domain_without_tokens_has_no_training_loss_and_is_forgotten() -> None:
-    laws = dataclasses.replace(LAWS, transfer_KK=torch.eye(4, dtype=torch.float64), forgetting_K=torch.full((4,), 0.2))
+    laws = dataclasses.replace(
+        LAWS, transfer_KK=torch.eye(4, dtype=torch.float64), forgetting_K=torch.full((4,), 0.2)
+    )
     simulator = Simulator(laws, seed=0, noise=0.0)
     first = simulator.start(PROBES)
     later = simulator.advance(Mixture.normalise(first.names, [0, 1, 1, 1]))
@@ -136,7 +140,9 @@ def test_mistakes_are_named() -> None:
 
 
 def test_questions_are_answered_as_well_as_source_and_target_domains_are_known() -> None:
-    domains = tuple(Domain(name, 1000, role="target" if name == "d" else "source") for name in "abcd")
+    domains = tuple(
+        Domain(name, 1000, role="target" if name == "d" else "source") for name in "abcd"
+    )
     simulator = Simulator(LAWS, seed=0, noise=0.0, domains=domains)
     found = simulator.start((Named("evaluation"),)).probes
     valid_K = found["valid_loss"].values

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.raw import Source, choose_roles, find_sources
+from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 
 
 def put(path: Path, content: str = "x") -> Path:
@@ -107,8 +107,16 @@ def test_a_wrong_table_is_refused(tmp_path: Path, table: str, message: str) -> N
 
 
 def test_targets_overrule_the_table() -> None:
-    assert choose_roles(["a", "b", "c"], {"a": "target"}, ()) == {"a": "target", "b": "source", "c": "source"}
-    assert choose_roles(["a", "b", "c"], {"a": "target"}, ["c"]) == {"a": "source", "b": "source", "c": "target"}
+    assert choose_roles(["a", "b", "c"], {"a": "target"}, ()) == {
+        "a": "target",
+        "b": "source",
+        "c": "source",
+    }
+    assert choose_roles(["a", "b", "c"], {"a": "target"}, ["c"]) == {
+        "a": "source",
+        "b": "source",
+        "c": "target",
+    }
     with pytest.raises(CorpusError, match="did you mean maths"):
         choose_roles(["law", "maths"], {}, ["math"])
     with pytest.raises(CorpusError, match="the domains are law"):
@@ -131,8 +139,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_content_identifies_a_source(tmp_path: Path) -> None:
-    def source(path: Path) -> Source:
+    def source(path: Path) -> TextSource:
         return find_sources([path])[0][0]
 
-    a, b, c = put(tmp_path / "a.txt", "one"), put(tmp_path / "b.txt", "one"), put(tmp_path / "c.txt", "two")
+    a, b, c = (
+        put(tmp_path / "a.txt", "one"),
+        put(tmp_path / "b.txt", "one"),
+        put(tmp_path / "c.txt", "two"),
+    )
     assert source(a).digest() == source(b).digest() != source(c).digest()

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import reading
-from cuvee.data.documents import Document, Rules, read_documents
-from cuvee.data.raw import find_sources
-from cuvee.data.reading import Bad, read_blocks
+from cuvee.data.ingest import reading
+from cuvee.data.ingest.documents import Document, Rules, read_documents
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.reading import Bad, read_blocks
 
 RULES = Rules("text", None, 0.0)
 
@@ -25,7 +25,12 @@ def read(path: Path, rules: Rules = RULES) -> list[tuple[int, str]]:
     rows = []
     for block in read_blocks(find_sources([path])[0], rules.text_column, rules.domain_column):
         for line, document in read_documents(block, rules):
-            rows.append((line, document.text if isinstance(document, Document) else f"bad: {document.reason}"))
+            rows.append(
+                (
+                    line,
+                    document.text if isinstance(document, Document) else f"bad: {document.reason}",
+                )
+            )
     return rows
 
 
@@ -48,7 +53,9 @@ TEXTS = [(1, "one"), (4, "two\nlines"), (5, "three")]
         ("a.jsonl.zst", lambda content: pa.Codec("zstd").compress(content, asbytes=True)),
     ],
 )
-def test_lines_of_json_plain_and_packed(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_lines_of_json_plain_and_packed(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
     assert read(write(tmp_path / name, pack(LINES))) == TEXTS
 
 
@@ -75,7 +82,9 @@ def test_lines_of_json_plain_and_packed(tmp_path: Path, name: str, pack: Callabl
         (b'{"text": "\\ud800"}', "text with half a surrogate pair"),
     ],
 )
-def test_a_bad_row_has_a_reason_and_leaves_its_neighbours(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_bad_row_has_a_reason_and_leaves_its_neighbours(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n')
     assert read(path) == [(1, "before"), (2, f"bad: {reason}"), (3, "after")]
 
@@ -86,13 +95,17 @@ def test_a_text_file_is_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read(write(tmp_path / "c.txt", b"\xff")) == [(1, "bad: not UTF-8")]
     assert read(write(tmp_path / "d.txt", b"")) == [(1, "bad: empty text")]
     monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1 << 20)
-    assert read(write(tmp_path / "e.txt", b"x" * ((1 << 20) + 1))) == [(1, "bad: longer than 1 MiB")]
+    assert read(write(tmp_path / "e.txt", b"x" * ((1 << 20) + 1))) == [
+        (1, "bad: longer than 1 MiB")
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_damage_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    content = b"".join(json.dumps({"text": f"row {i} of the file"}).encode() + b"\n" for i in range(5000))
+    content = b"".join(
+        json.dumps({"text": f"row {i} of the file"}).encode() + b"\n" for i in range(5000)
+    )
     if name.endswith("gz"):
         path.write_bytes(gzip.compress(content))
     elif name.endswith("zst"):
@@ -111,7 +124,9 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> No
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows = ["one", None, "", "two", "one"]
-    pq.write_table(pa.table({"text": rows, "n": range(5), "topic": list("abcab")}), path, row_group_size=2)
+    pq.write_table(
+        pa.table({"text": rows, "n": range(5), "topic": list("abcab")}), path, row_group_size=2
+    )
     assert read(path) == [
         (1, "one"),
         (2, "bad: 'text' is None, not text"),
@@ -124,7 +139,9 @@ def test_parquet(tmp_path: Path) -> None:
         assert read(path) == [(1, "one"), (2, "zwei")]
     pq.write_table(pa.table({"text": [1, 2]}), path)
     assert read(path)[0] == (1, "bad: 'text' is 1, not text")
-    with pytest.raises(CorpusError, match="has no column 'body'; it has text: choose with --text-column"):
+    with pytest.raises(
+        CorpusError, match="has no column 'body'; it has text: choose with --text-column"
+    ):
         read(path, Rules("body", None, 0.0))
     with pytest.raises(CorpusError, match="choose with --domain-column"):
         read(path, Rules("text", "topic", 0.0))
@@ -137,14 +154,20 @@ def test_parquet_text_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"text": broken, "topic": broken}), path)
     assert read(path) == [(1, "bad: not UTF-8"), (2, "ok")]
-    assert [line for line, text in read(path, Rules("text", "topic", 0.0)) if text.startswith("bad: the domain")] == [1]
+    assert [
+        line
+        for line, text in read(path, Rules("text", "topic", 0.0))
+        if text.startswith("bad: the domain")
+    ] == [1]
 
 
 def test_a_repeated_huge_value_in_parquet_is_not_multiplied(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     huge = "x" * (8 << 20)
     indices = pa.array([0] * 64, pa.int32())
-    pq.write_table(pa.table({"text": pa.DictionaryArray.from_arrays(indices, pa.array([huge]))}), path)
+    pq.write_table(
+        pa.table({"text": pa.DictionaryArray.from_arrays(indices, pa.array([huge]))}), path
+    )
     before = pa.total_allocated_bytes()
     blocks = read_blocks(find_sources([path])[0], "text", None)
     assert len(next(blocks).rows) == 1  # each fills a block of its own
@@ -174,7 +197,9 @@ def test_the_domain_may_come_from_a_column(tmp_path: Path) -> None:
     assert reasons[0].startswith("the domain is 'arts & crafts'")
 
 
-def test_blocks_are_the_same_wherever_reading_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_the_same_wherever_reading_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "BLOCK_ROWS", 3)
     for name in ("a", "b"):
         write(tmp_path / f"{name}.jsonl", b"".join(b'{"text": "%d"}\n' % i for i in range(10)))

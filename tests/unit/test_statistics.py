@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cuvee.evaluation.statistics import bits_per_byte, bootstrap_mean, paired_difference, steps_to_reach
+from cuvee.evaluation.statistics import (
+    bits_per_byte,
+    bootstrap_mean,
+    paired_difference,
+    steps_to_reach,
+)
 
 
 def test_a_shared_seed_effect_cancels() -> None:
@@ -29,13 +34,20 @@ def test_only_seeds_that_both_have_count() -> None:
 def test_one_pair_claims_nothing() -> None:
     estimate = paired_difference({3: 1.0}, {3: 2.0})
     assert estimate is not None
-    assert (estimate.mean, estimate.low, estimate.high, estimate.excludes_zero) == (-1.0, None, None, False)
+    assert (estimate.mean, estimate.low, estimate.high, estimate.excludes_zero) == (
+        -1.0,
+        None,
+        None,
+        False,
+    )
 
 
 def test_the_interval_covers_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     estimates = [bootstrap_mean(generator.normal(0.3, 1.0, 20), resamples=500) for _ in range(300)]
-    covered = np.mean([e.low <= 0.3 <= e.high for e in estimates if e.low is not None and e.high is not None])
+    covered = np.mean(
+        [e.low <= 0.3 <= e.high for e in estimates if e.low is not None and e.high is not None]
+    )
     assert 0.88 <= covered <= 0.98
 
 

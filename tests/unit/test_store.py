@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.errors import StoreError
-from cuvee.fleet.address import ENVIRONMENT, INSECURE, file_system_of, find_address
-from cuvee.fleet.migrate import HEAD
-from cuvee.fleet.store import Store
-from cuvee.fleet.worker_name import is_dead, worker_name
+from cuvee.fleet.store.address import ENVIRONMENT, INSECURE, file_system_of, find_address
+from cuvee.fleet.store.migrate import HEAD
+from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.worker_name import is_dead, worker_name
 from cuvee.testing.store import StoreSuite
 
 CANARIES = ("CANARY-USER", "CANARY1", "CANARY2")
@@ -33,17 +33,28 @@ class TestSQLite(StoreSuite):
             "PRAGMA integrity_check": "ok",
         }
         found = store._database.read(
-            lambda connection: {query: connection.exec_driver_sql(query).scalar_one() for query in wanted}
+            lambda connection: {
+                query: connection.exec_driver_sql(query).scalar_one() for query in wanted
+            }
         )
         assert found == wanted
 
 
-def test_a_path_and_a_url_name_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_and_a_url_name_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "store.sqlite"
     (tmp_path / "url").write_text(f"sqlite:///{path}\nsecond line\n")
     monkeypatch.setenv(ENVIRONMENT, f"@{tmp_path / 'url'}")
     monkeypatch.chdir(tmp_path)
-    for given in (path, str(path), f"sqlite:///{path}", f"@{tmp_path / 'url'}", "store.sqlite", None):
+    for given in (
+        path,
+        str(path),
+        f"sqlite:///{path}",
+        f"@{tmp_path / 'url'}",
+        "store.sqlite",
+        None,
+    ):
         assert find_address(given).url.database == str(path)
 
 
@@ -67,7 +78,9 @@ def test_what_is_no_store_is_refused_without_repeating_a_secret(given: str, mess
     assert not any(canary in str(caught.value) for canary in CANARIES)
 
 
-def test_no_store_at_all_is_an_error_that_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_store_at_all_is_an_error_that_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     with pytest.raises(StoreError, match=ENVIRONMENT):
         find_address(None)
@@ -87,7 +100,9 @@ def test_a_place_where_no_file_can_be_made_is_refused(tmp_path: Path) -> None:
         Store.open("/proc/store.sqlite")
 
 
-def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_without_its_driver_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StoreError, match="psycopg"):
@@ -104,7 +119,9 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "lustre", "9p"])
-def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_file_system_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
         "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
@@ -114,14 +131,16 @@ def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, monkeypatch
     assert file_system_of(Path("/mnt/other"), mounts) == "ext4"
     assert file_system_of(Path("/mnt/my share/local/a"), mounts) == "xfs"
     assert file_system_of(Path("/mnt/my share/runs/a"), mounts) == kind
-    monkeypatch.setattr("cuvee.fleet.address.file_system_of", lambda path: kind)
+    monkeypatch.setattr("cuvee.fleet.store.address.file_system_of", lambda path: kind)
     with pytest.raises(StoreError, match="network file system"):
         Store.open(tmp_path / "store.sqlite")
     assert not (tmp_path / "store.sqlite").exists()
 
 
 @pytest.mark.parametrize("query", ["sslmode=disable", "sslmode=prefer", "service=x&sslmode=allow"])
-def test_runs_do_not_cross_a_network_in_the_clear(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_do_not_cross_a_network_in_the_clear(
+    query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(INSECURE, raising=False)
     url = f"postgresql://u@db.example.org/x?{query}"
     with pytest.raises(StoreError, match="in the clear"):
@@ -130,26 +149,36 @@ def test_runs_do_not_cross_a_network_in_the_clear(query: str, monkeypatch: pytes
     assert find_address(url).secrets["sslmode"] in query
 
 
-def test_tls_is_asked_for_unless_the_server_is_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_asked_for_unless_the_server_is_on_this_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in (INSECURE, "PGHOST", "PGHOSTADDR", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
     assert find_address("postgresql://db.example.org/x").secrets["sslmode"] == "require"
     assert find_address("postgresql://localhost/x?host=10.0.0.1").secrets["sslmode"] == "require"
     assert find_address("postgresql://h/x?sslmode=verify-full").secrets["sslmode"] == "verify-full"
-    for local in ("postgresql://localhost/x", "postgresql://127.0.0.1:5433/x", "postgresql:///x?host=/run/pg"):
+    for local in (
+        "postgresql://localhost/x",
+        "postgresql://127.0.0.1:5433/x",
+        "postgresql:///x?host=/run/pg",
+    ):
         assert "sslmode" not in find_address(local).secrets
     monkeypatch.setenv("PGHOST", "db.example.org")
     assert find_address("postgresql:///x").secrets["sslmode"] == "require"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "does-not-exist.invalid"])
-def test_no_secret_is_shown_when_a_server_cannot_be_reached(host: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_shown_when_a_server_cannot_be_reached(
+    host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     address = find_address(SECRET_URL.format(host=host))
     with pytest.raises(StoreError) as caught:
         Store.open(SECRET_URL.format(host=host), patience=0.2)
     told = io.StringIO()
     traceback.print_exception(caught.value, file=told)
-    text = "\n".join([str(address), repr(address), address.shown, told.getvalue(), *capfd.readouterr()])
+    text = "\n".join(
+        [str(address), repr(address), address.shown, told.getvalue(), *capfd.readouterr()]
+    )
     assert host.split(":")[0] in text
     assert not any(canary in text for canary in CANARIES)
     assert address.scrub("the CANARY1 of CANARY-USER") == "the *** of ***"
@@ -164,10 +193,12 @@ def test_head_is_the_newest_migration() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-    import cuvee.fleet.migrations
+    import cuvee.fleet.store.migrations
 
     config = Config()
-    config.set_main_option("script_location", str(Path(cuvee.fleet.migrations.__file__).parent))
+    config.set_main_option(
+        "script_location", str(Path(cuvee.fleet.store.migrations.__file__).parent)
+    )
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
@@ -189,7 +220,7 @@ def test_a_worker_is_dead_only_if_it_certainly_is() -> None:
 def test_a_killed_worker_of_this_host_need_not_wait_out_its_lease(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     code = (
-        "import os, sys; from cuvee.fleet.store import Store, worker_name\n"
+        "import os, sys; from cuvee.fleet.store.store import Store, worker_name\n"
         "store = Store.open(sys.argv[1]); store.claim_run(store.create('a', 0, {}), worker_name(), 3600.0)\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuvee.core.errors import StoreError
-from cuvee.fleet.foreign import Columns, _Table, import_tables
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.foreign import Columns, _Table, import_tables
+from cuvee.fleet.store.store import Store
 
 COLUMNS = Columns("train_{}", "metric/{}_val_loss")
 MIXTURES = "index,train_web,train_code,train_maths\n"
@@ -67,9 +67,16 @@ def test_rows_are_joined_by_key_and_domains_by_name(store: Store, tmp_path: Path
 def test_a_bad_row_is_set_aside_and_the_others_are_kept(
     store: Store, tmp_path: Path, mixture: str, loss: str, reason: str
 ) -> None:
-    good = "".join(f"{key},0.25,0.25,0.5\n" for key in range(12)), "".join(f"{key},1,2\n" for key in range(12))
-    files = tables(tmp_path, good[0] + mixture + "\n" * bool(mixture), good[1] + loss + "\n" * bool(loss))
-    imported = import_tables(store, *files, group="g", columns=COLUMNS, quarantine=tmp_path / "bad.jsonl", most_bad=0.2)
+    good = (
+        "".join(f"{key},0.25,0.25,0.5\n" for key in range(12)),
+        "".join(f"{key},1,2\n" for key in range(12)),
+    )
+    files = tables(
+        tmp_path, good[0] + mixture + "\n" * bool(mixture), good[1] + loss + "\n" * bool(loss)
+    )
+    imported = import_tables(
+        store, *files, group="g", columns=COLUMNS, quarantine=tmp_path / "bad.jsonl", most_bad=0.2
+    )
     assert len(imported.run_ids) >= 12
     aside = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert any(reason in row["reason"] for row in aside)
@@ -106,7 +113,9 @@ def test_what_is_no_table_of_mixtures_is_refused(
 @given(st.lists(st.text() | st.binary().map(lambda raw: raw.decode("latin-1"))))
 def test_no_text_breaks_the_reader(lines: list[str]) -> None:
     try:
-        table = _Table._parse(csv.reader(["index,a", *lines], strict=True), Path("x"), ("", ""), "index")
+        table = _Table._parse(
+            csv.reader(["index,a", *lines], strict=True), Path("x"), ("", ""), "index"
+        )
     except (StoreError, csv.Error):
         return
     assert len(table.rows) + len(table.bad) <= len(lines)

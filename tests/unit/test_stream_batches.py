@@ -7,16 +7,18 @@ import pytest
 
 from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
-from cuvee.data.memory import MemoryCorpus
-from cuvee.data.pool import TokenPool
-from cuvee.data.stream import MixtureStream
-from cuvee.data.windows import Reader, Windows
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.stream.memory import MemoryCorpus
+from cuvee.data.stream.stream import MixtureStream
+from cuvee.data.stream.windows import Reader, Windows
 from cuvee.testing.stream_measures import make_corpus
 
 
 def one_domain(tokens: list[int], starts: list[int], length: int, batch: int = 1) -> MixtureStream:
     corpus = MemoryCorpus({"web": TokenPool("web", np.array(tokens, np.uint16), np.array(starts))})
-    return MixtureStream(corpus, Mixture.of({"web": 1.0}), batch_size=batch, sequence_length=length, seed=0)
+    return MixtureStream(
+        corpus, Mixture.of({"web": 1.0}), batch_size=batch, sequence_length=length, seed=0
+    )
 
 
 def test_a_domain_shorter_than_a_window_is_padded_and_not_counted() -> None:
@@ -32,7 +34,12 @@ def test_a_domain_shorter_than_a_window_is_padded_and_not_counted() -> None:
 def test_every_token_is_counted_once_in_a_pass() -> None:
     tokens = [*range(1, 23), 0]
     stream = one_domain(tokens, [0], length=5)
-    seen = [token for _ in range(5) for b in [next(stream)] for token in b.tokens_BL[b.counted_BL].tolist()]
+    seen = [
+        token
+        for _ in range(5)
+        for b in [next(stream)]
+        for token in b.tokens_BL[b.counted_BL].tolist()
+    ]
     assert sorted(seen) == sorted(tokens)
 
 
@@ -52,7 +59,10 @@ def test_tokens_by_domain_are_exact_over_all_ranks() -> None:
     corpus = make_corpus({"web": 1000, "note": 9})
     mixture = Mixture.of({"web": 0.5, "note": 0.5})
     streams = [
-        MixtureStream(corpus, mixture, batch_size=6, sequence_length=16, seed=1, rank=r, world_size=3) for r in range(3)
+        MixtureStream(
+            corpus, mixture, batch_size=6, sequence_length=16, seed=1, rank=r, world_size=3
+        )
+        for r in range(3)
     ]
     batches = [next(stream) for stream in streams]
     assert sum(b.tokens_K() for b in batches).tolist() == [48, 27]
@@ -94,7 +104,10 @@ def test_all_ways_of_gathering_agree(length: int, dtypes: tuple[str, ...], gap: 
 
 def windows_short(windows: list[Windows], domain_N: np.ndarray, window_N: np.ndarray) -> np.ndarray:
     return np.array(
-        [windows[d].filled(np.array([w]))[0] < windows[d].length for d, w in zip(domain_N, window_N, strict=True)]
+        [
+            windows[d].filled(np.array([w]))[0] < windows[d].length
+            for d, w in zip(domain_N, window_N, strict=True)
+        ]
     )
 
 
@@ -106,5 +119,7 @@ def test_any_object_with_named_pools_is_a_corpus() -> None:
         def pool(self, name: str, split: str = "train") -> TokenPool:
             return TokenPool(name, np.arange(64, dtype=np.int32), np.zeros(1, np.int64))
 
-    stream = MixtureStream(Mine(), Mixture.of({"web": 1.0}), batch_size=2, sequence_length=32, seed=0)
+    stream = MixtureStream(
+        Mine(), Mixture.of({"web": 1.0}), batch_size=2, sequence_length=32, seed=0
+    )
     assert np.sort(next(stream).tokens_BL.ravel()).tolist() == list(range(64))

@@ -15,9 +15,9 @@ from cuvee.core.errors import (
     MixtureError,
 )
 from cuvee.core.mixture import Mixture
-from cuvee.data.batch import Batch
-from cuvee.data.memory import MemoryCorpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.memory import MemoryCorpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.testing.stream_measures import make_corpus
 
 FIRST = make_corpus({"web": 6000, "code": 3000})
@@ -34,7 +34,13 @@ def places(batches: list[Batch], name: str) -> list[tuple[int, int]]:
     rows: list[tuple[int, int]] = []
     for batch in batches:
         mine = batch.domain_B == (batch.names.index(name) if name in batch.names else -1)
-        rows += sorted(zip(batch.origin.epoch_B[mine].tolist(), batch.origin.window_B[mine].tolist(), strict=True))
+        rows += sorted(
+            zip(
+                batch.origin.epoch_B[mine].tolist(),
+                batch.origin.window_B[mine].tolist(),
+                strict=True,
+            )
+        )
     return rows
 
 
@@ -197,7 +203,9 @@ def test_a_domain_is_known_by_where_it_is_from_and_not_by_its_name() -> None:
     coming.retire_domain("programs")
     coming.add_domain("code", FIRST)
     coming.set_mixture(EVEN)
-    assert sorted(places(batches + draw(coming, 4), "code")) == sorted(places(draw(stream(), 8), "code"))
+    assert sorted(places(batches + draw(coming, 4), "code")) == sorted(
+        places(draw(stream(), 8), "code")
+    )
 
 
 def test_a_damaged_state_is_refused() -> None:

@@ -9,8 +9,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cuvee.core.errors import MixtureError, TrainingError
 from cuvee.core.mixture import Mixture
-from cuvee.data.loader import StreamDataset, StreamLoader
-from cuvee.data.stream import MixtureStream
+from cuvee.data.stream.loader import StreamDataset, StreamLoader
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.testing.stream_measures import Scenario, digest, make_corpus
 
 CORPUS = make_corpus({"web": 6000, "code": 1500, "note": 9})
@@ -36,7 +36,9 @@ def stream() -> MixtureStream:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_any_number_of_workers_gives_the_same_order_and_the_state_of_what_was_delivered(workers: int) -> None:
+def test_any_number_of_workers_gives_the_same_order_and_the_state_of_what_was_delivered(
+    workers: int,
+) -> None:
     source = stream()
     loader, found, state = StreamLoader(source, num_workers=workers), [], None
     for batch in loader:
@@ -51,7 +53,9 @@ def test_any_number_of_workers_gives_the_same_order_and_the_state_of_what_was_de
             break
     assert found == REFERENCE
     resumed = SCENARIO.ranks(1, state)[0]
-    again = [digest([batch]) for batch in StreamLoader(resumed, num_workers=2 - workers % 2, steps=15)]
+    again = [
+        digest([batch]) for batch in StreamLoader(resumed, num_workers=2 - workers % 2, steps=15)
+    ]
     assert again == REFERENCE[15:]
 
 

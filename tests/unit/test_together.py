@@ -15,28 +15,39 @@ from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.norms import GradientNorm, WeightNorms
 from cuvee.testing.toy import ToyTrainer
-from cuvee.training import together as module
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
-from cuvee.training.together import Comparison, Together, can_share, compare, together
+from cuvee.training.together import together as module
+from cuvee.training.together.together import Comparison, Together, can_share, compare, together
 from cuvee.training.trainer import LMTrainer
 from stdlib_corpus import NAMES, stdlib_corpus
 
 pytestmark = pytest.mark.training
 torch.set_num_threads(1)
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 LLAMA = {"model_type": "llama", **SIZES, "tie_word_embeddings": True}
 NEOX = {"model_type": "gpt_neox", **SIZES}
 SETTINGS = TrainerSettings(
-    steps=5, batch_size=4, sequence_length=32, interval=2, validate_every=0, validation_tokens=128, device="cpu"
+    steps=5,
+    batch_size=4,
+    sequence_length=32,
+    interval=2,
+    validate_every=0,
+    validation_tokens=128,
+    device="cpu",
 )
 MIXTURES = [Mixture.normalise(NAMES, weights_K) for weights_K in ([1, 2, 3], [3, 1, 0], [1, 1, 1])]
 
@@ -67,7 +78,9 @@ class Probing(Fixed):
         self.probes = probes or (WeightNorms(), GradientNorm())
 
 
-def play_together(trainers: Sequence[LMTrainer], play: Callable[[int], Trajectory]) -> list[Outcome]:
+def play_together(
+    trainers: Sequence[LMTrainer], play: Callable[[int], Trajectory]
+) -> list[Outcome]:
     """What `play` of each number returned or raised, each in its own thread."""
     group = Together(trainers)
 
@@ -76,7 +89,9 @@ def play_together(trainers: Sequence[LMTrainer], play: Callable[[int], Trajector
             return play(number)
 
     with ThreadPoolExecutor(len(trainers)) as pool:
-        futures: list[Future[Trajectory]] = [pool.submit(placed, number) for number in range(len(trainers))]
+        futures: list[Future[Trajectory]] = [
+            pool.submit(placed, number) for number in range(len(trainers))
+        ]
         assert not wait(futures, timeout=60).not_done
     return [future.exception() or future.result() for future in futures]
 
@@ -88,7 +103,9 @@ def assert_same_numbers(a: LMTrainer, b: LMTrainer, tolerance: float = 1e-4) -> 
     assert state["update"]["steps"] == other["update"]["steps"]
     for part in ("weights", "mean", "variance"):
         for name, array in state["update"][part].items():
-            np.testing.assert_allclose(array, other["update"][part][name], rtol=tolerance, atol=1e-2 * tolerance)
+            np.testing.assert_allclose(
+                array, other["update"][part][name], rtol=tolerance, atol=1e-2 * tolerance
+            )
 
 
 def assert_same_signals(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> None:
@@ -115,9 +132,13 @@ def assert_same_signals(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> None
     ],
     ids=["llama", "neox-accumulated", "bf16"],
 )
-def test_each_trains_as_it_does_alone(make: Make, changes: dict[str, Any], tolerance: float) -> None:
+def test_each_trains_as_it_does_alone(
+    make: Make, changes: dict[str, Any], tolerance: float
+) -> None:
     alone, placed = ([make(seed, **changes) for seed in range(3)] for _ in range(2))
-    expected = [run(trainer, Probing(mixture)) for trainer, mixture in zip(alone, MIXTURES, strict=True)]
+    expected = [
+        run(trainer, Probing(mixture)) for trainer, mixture in zip(alone, MIXTURES, strict=True)
+    ]
     outcomes = play_together(placed, lambda number: run(placed[number], Probing(MIXTURES[number])))
     for number in range(3):
         assert_same_signals(outcomes[number], expected[number], tolerance)
@@ -174,7 +195,9 @@ class Halfway:
             trainer.restore(self.state, policy.probes)
         return self.so_far
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None:
         assert isinstance(trainer, LMTrainer)
         if len(so_far) == 1 and self.state is None:
             self.state, self.so_far = trainer.state_dict(), so_far
@@ -187,16 +210,22 @@ def test_a_run_begun_one_way_goes_on_the_other_way(make: Make, begun_together: b
     journals = [Halfway() for _ in trainers]
     policies = [Fixed(mixture) for mixture in MIXTURES]
     if begun_together:
-        expected = play_together(trainers, lambda number: run(trainers[number], policies[number], journals[number]))
+        expected = play_together(
+            trainers, lambda number: run(trainers[number], policies[number], journals[number])
+        )
     else:
         expected = [run(*each) for each in zip(trainers, policies, journals, strict=False)]
     resumed = [make(seed) for seed in range(3)]
     journals.append(Halfway())
     again = [Halfway(journal.state, journal.so_far) for journal in journals]
     if begun_together:
-        outcomes: Sequence[Outcome] = [run(resumed[number], policies[number], again[number]) for number in range(2)]
+        outcomes: Sequence[Outcome] = [
+            run(resumed[number], policies[number], again[number]) for number in range(2)
+        ]
     else:
-        outcomes = play_together(resumed, lambda number: run(resumed[number], policies[number], again[number]))
+        outcomes = play_together(
+            resumed, lambda number: run(resumed[number], policies[number], again[number])
+        )
     for number in range(2):
         assert_same_signals(outcomes[number], expected[number])
         assert_same_numbers(resumed[number], trainers[number])
@@ -210,14 +239,21 @@ def test_a_run_whose_probe_listens_to_its_modules_trains_on_its_own(make: Make) 
         assert_same_signals(outcomes[number], run(alone[number], policies[number]))
 
 
-def test_an_error_of_the_shared_pass_is_an_error_of_each(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_shared_pass_is_an_error_of_each(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def out_of_memory(*_: Any) -> Any:
         raise torch.OutOfMemoryError("no memory")
 
     trainers = [make(seed) for seed in range(2)]
     monkeypatch.setattr(module, "_stacked", out_of_memory)
-    outcomes = play_together(trainers, lambda number: run(trainers[number], Fixed(MIXTURES[number])))
-    assert all(isinstance(outcome, TrainingError) and "micro_batch_size" in str(outcome) for outcome in outcomes)
+    outcomes = play_together(
+        trainers, lambda number: run(trainers[number], Fixed(MIXTURES[number]))
+    )
+    assert all(
+        isinstance(outcome, TrainingError) and "micro_batch_size" in str(outcome)
+        for outcome in outcomes
+    )
 
 
 def test_only_trainers_of_one_kind_are_put_together(make: Make) -> None:
@@ -226,11 +262,15 @@ def test_only_trainers_of_one_kind_are_put_together(make: Make) -> None:
     assert not can_share([make(0)])
     assert not can_share([make(0), make(1, learning_rate=1e-2)])
     assert not can_share([make(0), make(1, model=NEOX)])
-    assert not can_share([make(seed, model={**LLAMA, "attention_dropout": 0.5}) for seed in range(2)])
+    assert not can_share(
+        [make(seed, model={**LLAMA, "attention_dropout": 0.5}) for seed in range(2)]
+    )
     assert not can_share([ToyTrainer(), ToyTrainer()])
 
 
-def test_the_trial_changes_nothing_and_is_made_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_changes_nothing_and_is_made_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_compared", {})
     trainers = [make(seed) for seed in range(2)]
     first = compare(trainers)
@@ -249,9 +289,15 @@ def assert_same_numbers_before_training(a: LMTrainer, b: LMTrainer) -> None:
 
 @pytest.mark.parametrize(
     ("comparison", "expected"),
-    [(Comparison(2.0, True), True), (Comparison(0.9, True), False), (Comparison(2.0, False), False)],
+    [
+        (Comparison(2.0, True), True),
+        (Comparison(0.9, True), False),
+        (Comparison(2.0, False), False),
+    ],
 )
-def test_the_trial_decides(make: Make, monkeypatch: pytest.MonkeyPatch, comparison: Comparison, expected: bool) -> None:
+def test_the_trial_decides(
+    make: Make, monkeypatch: pytest.MonkeyPatch, comparison: Comparison, expected: bool
+) -> None:
     monkeypatch.setattr(module, "_timed_trial", lambda trainers: comparison)
     monkeypatch.setattr(module, "_compared", {})
     assert (together([make(0), make(1)]) is not None) == expected

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from cuvee.core.errors import CorpusError
-from cuvee.data import tokenizer as module
-from cuvee.data.tokenizer import (
+from cuvee.data.corpus import tokenizer as module
+from cuvee.data.corpus.tokenizer import (
     END_OF_TEXT,
     Encoder,
     find_vocabulary,
@@ -35,7 +35,9 @@ def test_training_is_deterministic_and_knows_every_byte() -> None:
     assert tokenizer.get_vocab_size() == 400
     assert tokenizer.token_to_id(END_OF_TEXT) == 0
     assert find_vocabulary(tokenizer, None, "here") == module.Vocabulary(400, 0)
-    assert parse_tokenizer(train_tokenizer(["a b"], 4096), "here").get_vocab_size() == 257  # nothing else to learn
+    assert (
+        parse_tokenizer(train_tokenizer(["a b"], 4096), "here").get_vocab_size() == 257
+    )  # nothing else to learn
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,9 @@ def test_a_special_token_written_in_a_document_is_text() -> None:
     assert ids[-1] == 0
 
 
-def test_long_documents_are_cut_where_it_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_cut_where_it_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "".join(TEXTS)
     whole = encoder()[0].encode([text, "short", text])
     monkeypatch.setattr(module, "_PIECE_CHARS", 300)
@@ -75,9 +79,13 @@ def test_long_documents_are_cut_where_it_makes_no_difference(monkeypatch: pytest
 
 
 def test_a_foreign_tokenizer_adds_and_drops_nothing() -> None:
-    foreign = Tokenizer(models.WordLevel({"[UNK]": 0, "one": 1, "two": 2, "</s>": 3, "[CLS]": 9}, unk_token="[UNK]"))
+    foreign = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "one": 1, "two": 2, "</s>": 3, "[CLS]": 9}, unk_token="[UNK]")
+    )
     foreign.pre_tokenizer = pre_tokenizers.Whitespace()
-    foreign.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 9)])
+    foreign.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", 9)]
+    )
     foreign.enable_truncation(2)
     foreign.enable_padding(length=8)
     loaded = parse_tokenizer(foreign.to_str(), "here")
@@ -89,14 +97,18 @@ def test_a_foreign_tokenizer_adds_and_drops_nothing() -> None:
 
 def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
     plain = Tokenizer(models.WordLevel({"one": 0, "<stop>": 1}, unk_token="one"))
-    with pytest.raises(CorpusError, match=r"has no end-of-text token <\|endoftext\|> or .*--end-of-text"):
+    with pytest.raises(
+        CorpusError, match=r"has no end-of-text token <\|endoftext\|> or .*--end-of-text"
+    ):
         find_vocabulary(plain, None, "here")
     assert find_vocabulary(plain, "<stop>", "here").end_of_text == 1
     with pytest.raises(CorpusError, match="has no end-of-text token <end>"):
         find_vocabulary(plain, "<end>", "here")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"model": {"type": "BPE"}}', "[" * 10_000, TRAINED[:-2]])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"model": {"type": "BPE"}}', "[" * 10_000, TRAINED[:-2]]
+)
 def test_what_is_no_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(CorpusError, match=r"here is no tokenizer\.json"):
         parse_tokenizer(text, "here")

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.data.label_report import agreement
-from cuvee.data.labels import Labels, LabelSettings, label
-from cuvee.data.model_folder import find_model
-from cuvee.data.topics import ByTopics, _names, find_embedder
+from cuvee.data.corpus.model_folder import find_model
+from cuvee.data.label.labels import Labels, LabelSettings, label
+from cuvee.data.label.report import agreement
+from cuvee.data.label.topics import ByTopics, _names, find_embedder
 from labelled_text import content_of, read_text, sections, write_text
 
 SUBJECTS = {
@@ -77,7 +77,9 @@ def test_real_text_is_told_apart(text: Path, tmp_path: Path) -> None:
     assert all(len(row.words) == 8 for row in found.labels)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(text: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    text: Path, tmp_path: Path
+) -> None:
     cluster(text, tmp_path / "a", 4, seed=3)
     cluster(text, tmp_path / "b", 4, seed=3)
     cluster(text, tmp_path / "c", 4, seed=4)
@@ -104,7 +106,13 @@ def test_topics_are_fitted_on_a_sample_of_training_text_alone(text: Path, tmp_pa
 
 
 def test_names_are_safe_and_unique() -> None:
-    told = [["für", "über", "straße"], ["数", "学"], ["学"], ["for", "uber", "x"], ["fur", "uber", "strae", "y"]]
+    told = [
+        ["für", "über", "straße"],
+        ["数", "学"],
+        ["学"],
+        ["for", "uber", "x"],
+        ["fur", "uber", "strae", "y"],
+    ]
     names = _names([*told, *[["fur", "uber", "strae"]] * 2, ["w" * 80], ["w" * 80]])
     assert names[:5] == ["fur-uber-strae", "topic", "topic-2", "for-uber-x", "fur-uber-strae-y"]
     assert len(set(names)) == len(names)
@@ -115,16 +123,21 @@ def test_what_cannot_be_clustered_is_said(tmp_path: Path) -> None:
     place = tmp_path / "few.jsonl"
     place.write_text("\n".join(json.dumps({"text": f"document {i} of few"}) for i in range(5)))
     with pytest.raises(
-        CorpusError, match=r"26 topics cannot be found in \d different training documents: ask for fewer"
+        CorpusError,
+        match=r"26 topics cannot be found in \d different training documents: ask for fewer",
     ):
         cluster(place, tmp_path / "out", 26)
     with pytest.raises(CorpusError, match="no topics can be told apart by words"):
         cluster(place, tmp_path / "out", 2)
     texts = ["soup and salt", "planet and orbit", "soup and salt and salt"] * 2
-    place.write_text("\n".join(json.dumps({"text": f"{t} {'!' * i}"}) for i, t in enumerate(texts * 4)))
+    place.write_text(
+        "\n".join(json.dumps({"text": f"{t} {'!' * i}"}) for i, t in enumerate(texts * 4))
+    )
     with pytest.raises(CorpusError, match=r"12 topics cannot be found: the documents fall into \d"):
         cluster(place, tmp_path / "out", 12)
-    with pytest.raises(CorpusError, match="30 topics cannot be found in a sample of 20 documents: draw more"):
+    with pytest.raises(
+        CorpusError, match="30 topics cannot be found in a sample of 20 documents: draw more"
+    ):
         ByTopics(30, 0, documents=20)
 
 
@@ -155,7 +168,12 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert path == str(folder)
 
         def encode(self, texts: Sequence[str], **settings: Any) -> Any:
-            return np.array([[sum(w[0] == c for w in text.split()) for c in "abcdefgjlnopstvw"] for text in texts])
+            return np.array(
+                [
+                    [sum(w[0] == c for w in text.split()) for c in "abcdefgjlnopstvw"]
+                    for text in texts
+                ]
+            )
 
     library = types.ModuleType("sentence_transformers")
     library.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
@@ -164,10 +182,17 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_embeddings_in_place_of_words(embedder: Path, subjects: Path, tmp_path: Path) -> None:
-    found = cluster(subjects, tmp_path / "out", 3, embeddings=find_embedder(f"sentence-transformers:{embedder}"))
+    found = cluster(
+        subjects, tmp_path / "out", 3, embeddings=find_embedder(f"sentence-transformers:{embedder}")
+    )
     assert found.by["embeddings"]["model"] == "embedder"
     assert (
-        sum(len(set(row.words) & set(words.split())) == 8 for row in found.labels for words in SUBJECTS.values()) == 3
+        sum(
+            len(set(row.words) & set(words.split())) == 8
+            for row in found.labels
+            for words in SUBJECTS.values()
+        )
+        == 3
     )
 
 
@@ -183,7 +208,9 @@ def test_embeddings_in_place_of_words(embedder: Path, subjects: Path, tmp_path: 
 )
 def test_embedders_bring_no_code(embedder: Path, kind: str, path: str) -> None:
     (embedder / "modules.json").write_text(json.dumps([{"type": kind, "path": path}]))
-    with pytest.raises(CorpusError, match=rf"asks for {re.escape(kind)} in '{re.escape(path)}', which may run code"):
+    with pytest.raises(
+        CorpusError, match=rf"asks for {re.escape(kind)} in '{re.escape(path)}', which may run code"
+    ):
         ByTopics(3, 0, embeddings=find_model(str(embedder)))
 
 
@@ -195,7 +222,9 @@ def test_broken_embedders_are_refused(embedder: Path) -> None:
         find_embedder("all-MiniLM")
 
 
-def test_a_missing_library_is_named_with_the_remedy(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_the_remedy(
+    embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(CorpusError, match=r"not installed: pip install 'cuvee\[embeddings\]'"):
         ByTopics(3, 0, embeddings=find_model(str(embedder)))

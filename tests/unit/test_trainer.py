@@ -18,8 +18,8 @@ from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.probes.norms import GradientNorm, WeightNorms
@@ -65,7 +65,11 @@ def make(corpus: Corpus) -> Make:
     def made(model: Any = SMALL, **changes: Any) -> LMTrainer:
         settings = dataclasses.replace(SETTINGS, **changes)
         stream = MixtureStream(
-            corpus, UNIFORM, batch_size=settings.batch_size, sequence_length=settings.sequence_length, seed=11
+            corpus,
+            UNIFORM,
+            batch_size=settings.batch_size,
+            sequence_length=settings.sequence_length,
+            seed=11,
         )
         return LMTrainer(build_model(model, corpus, seed=2), stream, corpus, settings)
 
@@ -98,10 +102,14 @@ def losses_by_domain(trainer: LMTrainer, batches: list[Any]) -> tuple[np.ndarray
     """Sums and counts by domain, from the model's own logits, one row at a time."""
     sums_K, counts_K = np.zeros(len(NAMES)), np.zeros(len(NAMES))
     for batch in batches:
-        for tokens_L, domain, real_L in zip(batch.tokens_BL, batch.domain_B, batch.counted_BL, strict=True):
+        for tokens_L, domain, real_L in zip(
+            batch.tokens_BL, batch.domain_B, batch.counted_BL, strict=True
+        ):
             tokens_L = torch.from_numpy(tokens_L[real_L])
             logits = trainer.model(tokens_L[None]).logits[0]
-            sums_K[domain] += functional.cross_entropy(logits[:-1].double(), tokens_L[1:], reduction="sum").item()
+            sums_K[domain] += functional.cross_entropy(
+                logits[:-1].double(), tokens_L[1:], reduction="sum"
+            ).item()
             counts_K[domain] += len(tokens_L) - 1
     return sums_K, counts_K
 
@@ -135,8 +143,13 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
         s = SETTINGS
         plain = [p for n, p in reference.named_parameters() if p.ndim < 2 or "embed_tokens" in n]
-        decayed = [p for n, p in reference.named_parameters() if p.ndim >= 2 and "embed_tokens" not in n]
-        groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        decayed = [
+            p for n, p in reference.named_parameters() if p.ndim >= 2 and "embed_tokens" not in n
+        ]
+        groups = [
+            {"params": decayed, "weight_decay": s.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas).step()
         for own, expected in zip(trainer.model.parameters(), reference.parameters(), strict=True):
             # Adam's first step is nearly the sign of the gradient, so where that is 0 but for rounding the two may differ.
@@ -145,7 +158,9 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
-def test_gradient_alignment_comes_out_of_the_same_step(make: Make, micro_batch_size: int | None) -> None:
+def test_gradient_alignment_comes_out_of_the_same_step(
+    make: Make, micro_batch_size: int | None
+) -> None:
     trainer = make(interval=1, micro_batch_size=micro_batch_size)
     trainer.start([GradientAlignment()])
     batch = next(make().stream)
@@ -153,18 +168,26 @@ def test_gradient_alignment_comes_out_of_the_same_step(make: Make, micro_batch_s
     gradients = []
     for k in range(len(NAMES)):
         model.zero_grad()
-        labels = torch.from_numpy(batch.tokens_BL).masked_fill(~torch.tensor(batch.counted_BL), -100)
+        labels = torch.from_numpy(batch.tokens_BL).masked_fill(
+            ~torch.tensor(batch.counted_BL), -100
+        )
         labels[torch.from_numpy(batch.domain_B) != k] = -100
         model(input_ids=torch.from_numpy(batch.tokens_BL), labels=labels).loss.backward()
         gradients.append(model.base_model.layers[-1].mlp.down_proj.weight.grad.double().flatten())
     expected_KK = torch.stack(gradients) @ torch.stack(gradients).T
     signals = trainer.advance(UNIFORM)
-    np.testing.assert_allclose(signals.probes["alignment"].values, expected_KK, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        signals.probes["alignment"].values, expected_KK, rtol=1e-4, atol=1e-9
+    )
 
 
-def test_a_compiled_model_trains_and_measures_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_trains_and_measures_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced as for any compiler, without the minutes that generating code takes."""
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)  # to be as it was after this test
+    monkeypatch.setattr(
+        torch._dynamo.config, "skip_nnmodule_hook_guards", True
+    )  # to be as it was after this test
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
     measured = []
@@ -180,12 +203,18 @@ def test_a_compiled_model_trains_and_measures_the_same(make: Make, monkeypatch: 
         assert set(plain.probes) == set(compiled.probes)
         for name in plain.probes:
             np.testing.assert_allclose(
-                plain.probes[name].values, compiled.probes[name].values, rtol=1e-4, atol=1e-7, err_msg=name
+                plain.probes[name].values,
+                compiled.probes[name].values,
+                rtol=1e-4,
+                atol=1e-7,
+                err_msg=name,
             )
 
 
 def test_the_loss_falls_and_the_last_interval_is_shorter(make: Make) -> None:
-    trainer = make("llama-0.1m", steps=25, interval=10, batch_size=8, sequence_length=64, learning_rate=1e-2)
+    trainer = make(
+        "llama-0.1m", steps=25, interval=10, batch_size=8, sequence_length=64, learning_rate=1e-2
+    )
     signals = [trainer.start(())]
     while not trainer.done:
         signals.append(trainer.advance(UNIFORM))
@@ -208,7 +237,9 @@ def test_validation_is_the_token_weighted_loss_of_fixed_windows(make: Make, corp
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, {0, 3, 6, 7}), (2, {0, 6, 7}), (0, {0, 7})])
-def test_validation_happens_at_both_ends_and_when_it_is_due(make: Make, every: int, expected: set[int]) -> None:
+def test_validation_happens_at_both_ends_and_when_it_is_due(
+    make: Make, every: int, expected: set[int]
+) -> None:
     trainer = make(validate_every=every)
     signals: list[Signals] = [trainer.start(())]
     while not trainer.done:
@@ -230,7 +261,9 @@ def test_cost_counts_validation_and_what_probes_compute(make: Make, tmp_path: Pa
     passes = trainer.cost.tokens + (validated + asked) / 3
     layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
     products = 2 * layer * 6 * 32 * (2 + 2 + 1) + 2 * layer * len(NAMES) ** 2 * len(signals)
-    assert trainer.cost.flops == pytest.approx(passes * trainer.size.flops_per_token + products, rel=1e-12)
+    assert trainer.cost.flops == pytest.approx(
+        passes * trainer.size.flops_per_token + products, rel=1e-12
+    )
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_weights_are_touched(make: Make) -> None:
@@ -240,12 +273,21 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_weights_are_touched(mak
     batches = make(batch_size=3).stream
     batch = [next(batches) for _ in range(4)][-1]
     poisoned = batch.tokens_BL[batch.domain_B == 1][0, 0]
-    elsewhere = {int(t) for row, k in zip(batch.tokens_BL, batch.domain_B, strict=True) if k != 1 for t in row}
+    elsewhere = {
+        int(t)
+        for row, k in zip(batch.tokens_BL, batch.domain_B, strict=True)
+        if k != 1
+        for t in row
+    }
     if int(poisoned) in elsewhere:
-        poisoned = next(t for t in batch.tokens_BL[batch.domain_B == 1].ravel() if int(t) not in elsewhere)
+        poisoned = next(
+            t for t in batch.tokens_BL[batch.domain_B == 1].ravel() if int(t) not in elsewhere
+        )
     trainer.model.get_input_embeddings().weight.data[int(poisoned)] = torch.nan
     before = weights(trainer)
-    with pytest.raises(TrainingError, match=f"step 3: .*loss of {NAMES[1]} is not finite.*learning_rate"):
+    with pytest.raises(
+        TrainingError, match=f"step 3: .*loss of {NAMES[1]} is not finite.*learning_rate"
+    ):
         trainer.advance(UNIFORM)
     assert trainer.step == 3
     for name, weight in trainer.model.named_parameters():
@@ -259,7 +301,9 @@ def test_a_gradient_that_is_not_finite_is_refused(make: Make) -> None:
     before = weights(trainer)
     with pytest.raises(TrainingError, match=r"step 0: the gradient.*norm (inf|nan)"):
         trainer.advance(UNIFORM)
-    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters()
+    )
 
 
 def test_running_out_of_memory_names_what_to_lower(make: Make) -> None:
@@ -270,7 +314,9 @@ def test_running_out_of_memory_names_what_to_lower(make: Make) -> None:
         raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
 
     trainer.model.get_input_embeddings().register_forward_hook(no_memory)
-    with pytest.raises(TrainingError, match=r"step 0: tried to allocate 8 GiB\. Lower micro_batch_size"):
+    with pytest.raises(
+        TrainingError, match=r"step 0: tried to allocate 8 GiB\. Lower micro_batch_size"
+    ):
         trainer.advance(UNIFORM)
 
 
@@ -340,19 +386,28 @@ def test_domains_that_come_and_are_renamed_mid_run_are_measured_and_restored(
 
 
 def test_settings_that_cannot_work_are_named(make: Make) -> None:
-    with pytest.raises(ConfigError, match="sequence_length 64 is more than the model's 48 positions"):
+    with pytest.raises(
+        ConfigError, match="sequence_length 64 is more than the model's 48 positions"
+    ):
         make({**SMALL, "max_position_embeddings": 48}, sequence_length=64)
     with pytest.raises(ConfigError, match="clip is -1"):
         make(clip=-1.0)
     trainer = make()
     with pytest.raises(ConfigError, match="batch_size is 5, the stream's 6"):
-        LMTrainer(trainer.model, trainer.stream, trainer.corpus, dataclasses.replace(SETTINGS, batch_size=5))
+        LMTrainer(
+            trainer.model,
+            trainer.stream,
+            trainer.corpus,
+            dataclasses.replace(SETTINGS, batch_size=5),
+        )
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
             make(device="cuda")
 
 
-def test_a_corpus_without_a_tokenizer_can_be_trained_on(make: Make, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_corpus_without_a_tokenizer_can_be_trained_on(
+    make: Make, corpus: Corpus, tmp_path: Path
+) -> None:
     bare = Corpus.open(corpus.folder)
     unknown = bare.manifest.tokenizer.model_copy(update={"sha256": None})
     bare.manifest = bare.manifest.model_copy(update={"tokenizer": unknown})
@@ -364,7 +419,9 @@ def test_a_corpus_without_a_tokenizer_can_be_trained_on(make: Make, corpus: Corp
     assert not (tmp_path / "model" / "tokenizer.json").exists()
 
 
-def test_the_trained_model_is_an_ordinary_hugging_face_folder(make: Make, corpus: Corpus, tmp_path: Path) -> None:
+def test_the_trained_model_is_an_ordinary_hugging_face_folder(
+    make: Make, corpus: Corpus, tmp_path: Path
+) -> None:
     trainer = make()
     trainer.start(())
     trainer.advance(UNIFORM)

@@ -11,8 +11,7 @@ import torch
 from cuvee.agents.history import HistoryActor, HistoryArchitecture
 from cuvee.agents.learning import seeded
 from cuvee.core.errors import ConfigError
-from cuvee.loop import run
-from cuvee.methods.universal import (
+from cuvee.learning.universal import (
     Senses,
     UniversalSettings,
     Worlds,
@@ -21,12 +20,15 @@ from cuvee.methods.universal import (
     learn_universal,
     rollout,
 )
+from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
-from cuvee.policies.history_policy import HistoryPolicy
-from cuvee.training.continual import Nature, continual, feedback_gain
-from cuvee.training.simulator import ScalingLaws, Simulator
+from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.simulation.continual import WorldParams, continual, feedback_gain
+from cuvee.simulation.simulator import ScalingLaws, Simulator
 
-TINY = UniversalSettings(updates=3, valuations=2, moments=60, sources=4, targets=2, shortest=3, longest=6)
+TINY = UniversalSettings(
+    updates=3, valuations=2, moments=60, sources=4, targets=2, shortest=3, longest=6
+)
 
 
 class Asked:
@@ -42,7 +44,9 @@ def wild(seed: int) -> HistoryPolicy:
 
 
 def test_unrolled_moment_by_moment_the_network_says_what_it_says_at_once() -> None:
-    actor = seeded(1, lambda: HistoryActor(9, 10, HistoryArchitecture(hidden=16, layers=2, heads=2)))
+    actor = seeded(
+        1, lambda: HistoryActor(9, 10, HistoryArchitecture(hidden=16, layers=2, heads=2))
+    )
     domains, globals_, past, said = torch.randn(3, 7, 5, 9), torch.randn(3, 7, 10), None, []
     for t in range(7):
         logits, past = actor.unroll(past, domains[:, t], globals_[:, t])
@@ -50,10 +54,14 @@ def test_unrolled_moment_by_moment_the_network_says_what_it_says_at_once() -> No
     assert torch.allclose(torch.stack(said, 1), actor(domains, globals_), atol=1e-5)
 
 
-@pytest.mark.parametrize(("sources", "targets", "told"), [(1, 1, True), (4, 2, True), (9, 3, False)])
-def test_a_rollout_is_the_run_that_the_policy_would_steer(sources: int, targets: int, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("sources", "targets", "told"), [(1, 1, True), (4, 2, True), (9, 3, False)]
+)
+def test_a_rollout_is_the_run_that_the_policy_would_steer(
+    sources: int, targets: int, told: bool
+) -> None:
     seed, intervals = 5, 9
-    laws, domains = continual(sources, targets, seed, intervals, Nature.draw(seed))
+    laws, domains = continual(sources, targets, seed, intervals, WorldParams.draw(seed))
     policy, senses = wild(3), Senses.perfect(1)
     senses.told_B1.fill_(float(told))
     with torch.no_grad():
@@ -62,28 +70,38 @@ def test_a_rollout_is_the_run_that_the_policy_would_steer(sources: int, targets:
     steered = run(Simulator(laws, seed=0, noise=0.0, domains=domains), policy)
     weights_TK = torch.from_numpy(steered.weights_TK())
     assert torch.allclose(played.weights_BTK[0].double(), weights_TK, atol=1e-4)
-    assert float(played.feedback_BT[0, -1]) == pytest.approx(feedback_gain(laws, weights_TK), abs=1e-4)
+    assert float(played.feedback_BT[0, -1]) == pytest.approx(
+        feedback_gain(laws, weights_TK), abs=1e-4
+    )
     if told:
-        assert played.feedback_BT[0].tolist() == pytest.approx(Feedback()(steered).values.tolist(), abs=1e-4)
+        assert played.feedback_BT[0].tolist() == pytest.approx(
+            Feedback()(steered).values.tolist(), abs=1e-4
+        )
 
 
 def test_worlds_differ_in_kind_and_the_gain_of_a_constant_mixture_is_right() -> None:
-    kinds = [Nature.draw(seed) for seed in range(20)]
+    kinds = [WorldParams.draw(seed) for seed in range(20)]
     assert len(set(kinds)) == 20
     assert all(0 <= kind.forgetting[0] < kind.forgetting[1] < 1 for kind in kinds)
     worlds = [continual(3, 2, seed, 8, kind) for seed, kind in enumerate(kinds)]
     together = Worlds(worlds)
     gain_B = constant_gain(together, together.reference_BK)
-    for (laws, _), reference_K, gain in zip(worlds, together.reference_BK.double(), gain_B.tolist(), strict=True):
+    for (laws, _), reference_K, gain in zip(
+        worlds, together.reference_BK.double(), gain_B.tolist(), strict=True
+    ):
         assert gain == pytest.approx(feedback_gain(laws, reference_K.expand(8, -1)), abs=1e-4)
 
 
 @pytest.mark.training
 def test_learning_is_repeatable_and_ends_above_the_reference_mixture() -> None:
     first, second = (learn_universal(TINY, seed=4).state_dict() for _ in range(2))
-    assert all((first[net][name] == second[net][name]).all() for net in first for name in first[net])
+    assert all(
+        (first[net][name] == second[net][name]).all() for net in first for name in first[net]
+    )
     said: list[float] = []
-    settings = UniversalSettings(updates=60, valuations=0, moments=600, sources=6, targets=3, shortest=8, longest=12)
+    settings = UniversalSettings(
+        updates=60, valuations=0, moments=600, sources=6, targets=3, shortest=8, longest=12
+    )
     learn_universal(settings, 0, lambda _, figures: said.append(figures["above_reference"]))
     assert sum(said[-20:]) > sum(said[:20])
 
@@ -93,7 +111,9 @@ def test_what_it_pays_for_straying_keeps_it_near_the_reference() -> None:
     strayed = {}
     for caution in (0.0, 3.0):
         said: list[float] = []
-        settings = replace(TINY, updates=40, valuations=0, moments=300, shortest=6, longest=8, caution=caution)
+        settings = replace(
+            TINY, updates=40, valuations=0, moments=300, shortest=6, longest=8, caution=caution
+        )
         learn_universal(settings, 0, lambda _, figures, said=said: said.append(figures["strayed"]))
         strayed[caution] = sum(said[-10:])
     assert strayed[3.0] < 0.5 * strayed[0.0]
@@ -109,16 +129,18 @@ def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:
 
 def test_some_worlds_are_of_the_natures_that_are_given() -> None:
     settings = UniversalSettings(real=1.0, pairs=0.0)
-    given = Nature(forgetting=(0.5, 0.5))
+    given = WorldParams(forgetting=(0.5, 0.5))
     worlds = draw_worlds(settings, np.random.default_rng(0), [given])
     forgotten = 1 - (1 - worlds.law["forgetting_K"].double()) ** worlds.intervals
     assert torch.allclose(forgotten, torch.full_like(forgotten, 0.5), atol=1e-4)
 
 
 def test_forgetting_may_follow_the_rate_more_closely_than_learning() -> None:
-    laws, _ = continual(2, 1, 0, 10, Nature(last_rate=0.1, learning=0.5, fading=3.0))
+    laws, _ = continual(2, 1, 0, 10, WorldParams(last_rate=0.1, learning=0.5, fading=3.0))
     assert sum(laws.fade_T) == pytest.approx(10)
-    assert laws.fade_T[0] / laws.fade_T[-1] == pytest.approx((laws.pace_T[0] / laws.pace_T[-1]) ** 6)
+    assert laws.fade_T[0] / laws.fade_T[-1] == pytest.approx(
+        (laws.pace_T[0] / laws.pace_T[-1]) ** 6
+    )
     never_K, late = torch.zeros(3).double(), laws.start_K
     for number in range(5, 10):
         late = laws.step(late, never_K, number)
@@ -129,7 +151,7 @@ def test_forgetting_may_follow_the_rate_more_closely_than_learning() -> None:
 
 
 def test_a_rate_that_falls_moves_less_at_the_end() -> None:
-    kind = Nature(last_rate=0.1)
+    kind = WorldParams(last_rate=0.1)
     laws, _ = continual(2, 1, 0, 10, kind)
     assert sum(laws.pace_T) == pytest.approx(10)
     assert laws.pace_T[0] > 5 * laws.pace_T[-1]
@@ -141,4 +163,6 @@ def test_a_rate_that_falls_moves_less_at_the_end() -> None:
     def worse_if_read_early(one: ScalingLaws) -> float:
         return float((one.losses(early)[-1] - one.losses(early.flip(0))[-1])[2])
 
-    assert worse_if_read_early(laws) < worse_if_read_early(constant), "what is read last counts for less"
+    assert worse_if_read_early(laws) < worse_if_read_early(constant), (
+        "what is read last counts for less"
+    )

@@ -14,12 +14,12 @@ from cuvee.core.files import sha256_of
 from cuvee.core.trajectory import Cost
 from cuvee.loop import run
 from cuvee.policies.files import UNIVERSAL, load_policy, read_provenance, save_policy
-from cuvee.policies.guard import Guard
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.guard.guard import Guard
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.build import build_policy
-from cuvee.recipes.config import CompareConfig, TrainConfig, parse
-from cuvee.training.continual import continual
-from cuvee.training.simulator import Simulator
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig, parse
+from cuvee.simulation.continual import continual
+from cuvee.simulation.simulator import Simulator
 
 CONFIG = {"corpus": "c", "name": "mine", "policy": "universal"}
 
@@ -30,9 +30,10 @@ class Space:
 
 
 def test_it_is_the_one_that_was_judged() -> None:
-    assert sha256_of(UNIVERSAL / "hashes.json") == "edefdb3d9154fb0e5b6e5ac0849470e7e47f3399b4f87f59c4ead419cc4045eb", (
-        "see benchmarks/universal.py"
-    )
+    assert (
+        sha256_of(UNIVERSAL / "hashes.json")
+        == "edefdb3d9154fb0e5b6e5ac0849470e7e47f3399b4f87f59c4ead419cc4045eb"
+    ), "see benchmarks/universal.py"
     assert sum(file.stat().st_size for file in UNIVERSAL.iterdir()) < 1e7
     policy, provenance = load_policy(UNIVERSAL), read_provenance(UNIVERSAL)
     assert isinstance(policy, HistoryPolicy)
@@ -48,7 +49,9 @@ def test_it_is_the_one_that_was_judged() -> None:
 def test_it_steers_any_number_of_domains_under_the_guard(sources: int, targets: int) -> None:
     laws, domains = continual(sources, targets, seed=3, intervals=4)
     corpus: Any = Space(domains)
-    steering = build_policy(parse(TrainConfig, {**CONFIG, "guard": {"ceiling": 0.9}}, "mine"), corpus)
+    steering = build_policy(
+        parse(TrainConfig, {**CONFIG, "guard": {"ceiling": 0.9}}, "mine"), corpus
+    )
     assert isinstance(steering, Guard)
     steered = run(Simulator(laws, seed=0, domains=domains), steering)
     weights_TK = steered.weights_TK()
@@ -59,13 +62,19 @@ def test_it_steers_any_number_of_domains_under_the_guard(sources: int, targets: 
     assert np.abs(np.diff(weights_TK, axis=0)).max() > 1e-4, "it does something over time"
 
 
-def test_a_run_and_a_comparison_call_it_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_and_a_comparison_call_it_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = parse(TrainConfig, CONFIG, "mine")
     assert config.label == "universal"
     assert config.policy
     assert config.policy.proxies == Cost(0, 0.0, 0.0)
     assert config.run_id("f").startswith("mine-universal-s0-")
-    named = parse(CompareConfig, {"corpus": "c", "methods": ["odm", {"policy": "universal", "label": "shipped"}]}, "c")
+    named = parse(
+        CompareConfig,
+        {"corpus": "c", "methods": ["odm", {"policy": "universal", "label": "shipped"}]},
+        "c",
+    )
     assert [run.label for run in named.runs()] == ["odm", "shipped"]
     monkeypatch.chdir(tmp_path)
     save_policy(tmp_path / "universal", HistoryPolicy(seed=5))

@@ -46,7 +46,9 @@ class _MLPActor(nn.Module):
     def __init__(self, shape: Shape, architecture: Architecture, outputs: int) -> None:
         super().__init__()
         self.outputs, self.domains = outputs, shape.domains
-        self.body = mlp(shape.domains * shape.features + shape.globals, shape.domains * outputs, architecture)
+        self.body = mlp(
+            shape.domains * shape.features + shape.globals, shape.domains * outputs, architecture
+        )
 
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         if domains_BKF.shape[-2] != self.domains:
@@ -90,7 +92,9 @@ class _TransformerActor(nn.Module):
     def __init__(self, shape: Shape, architecture: Architecture, outputs: int) -> None:
         super().__init__()
         self.body = DomainTransformer(shape.features, shape.globals, architecture)
-        self.head = nn.Sequential(nn.LayerNorm(architecture.hidden), near_zero(nn.Linear(architecture.hidden, outputs)))
+        self.head = nn.Sequential(
+            nn.LayerNorm(architecture.hidden), near_zero(nn.Linear(architecture.hidden, outputs))
+        )
 
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(domains_BKF, globals_BG))
@@ -119,10 +123,14 @@ class _TransformerCritic(nn.Module):
 
     def value(self, encoded: Tensor, action_BK: Tensor) -> Tensor:
         tokens = encoded.expand(*action_BK.shape, -1)
-        own = nn.functional.gelu(self.with_action(torch.cat([tokens, action_channels(action_BK)], -1)))
+        own = nn.functional.gelu(
+            self.with_action(torch.cat([tokens, action_channels(action_BK)], -1))
+        )
         mean = own.mean(-2, keepdim=True).expand_as(own)
         mixed = (own * action_BK[..., None]).sum(-2, keepdim=True).expand_as(own)
-        value_BK: Tensor = self.head(nn.functional.gelu(self.with_others(torch.cat([own, mean, mixed], -1))))[..., 0]
+        value_BK: Tensor = self.head(
+            nn.functional.gelu(self.with_others(torch.cat([own, mean, mixed], -1)))
+        )[..., 0]
         return value_BK if self.vector else value_BK.mean(-1, keepdim=True)
 
 
@@ -135,7 +143,11 @@ def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Mo
 
 def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
     """A module that implements `Critic`."""
-    return _MLPCritic(shape, architecture) if architecture.kind == "mlp" else _TransformerCritic(shape, architecture)
+    return (
+        _MLPCritic(shape, architecture)
+        if architecture.kind == "mlp"
+        else _TransformerCritic(shape, architecture)
+    )
 
 
 class Twin(nn.Module):
@@ -154,4 +166,6 @@ class Twin(nn.Module):
 
     def values(self, encoded: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, ...]:
         """Each critic's values (*draws, B, R)."""
-        return tuple(critic.value(part, action_BK) for critic, part in zip(self._both, encoded, strict=True))
+        return tuple(
+            critic.value(part, action_BK) for critic, part in zip(self._both, encoded, strict=True)
+        )

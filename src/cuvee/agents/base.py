@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Metrics, State
 
 LARGEST = 1e6
@@ -65,9 +65,7 @@ def fault_of(name: str, values: npt.ArrayLike) -> str | None:
     if good.all():
         return None
     index = tuple(int(i) for i in np.argwhere(~good)[0])
-    return (
-        f"{name}{list(index) if index else ''} is {array[index]:.6g}: it must be finite and at most {LARGEST:g} in size"
-    )
+    return f"{name}{list(index) if index else ''} is {array[index]:.6g}: it must be finite and at most {LARGEST:g} in size"
 
 
 def fault_in(transition: Transition) -> str | None:

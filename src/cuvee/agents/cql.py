@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cuvee.agents.learning import RewardScale, worth
 from cuvee.agents.networks import Shape
-from cuvee.agents.replay import Batch
+from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
 from cuvee.agents.simplex import Draw, flat_log_density, log_weights, sample_flat
 
@@ -55,26 +55,37 @@ class CQL(SAC):
         """One step of behaviour cloning on a batch of the buffer; {} while that holds fewer than `warmup`."""
         if len(self.buffer) < max(self.settings.warmup, 1):
             return {}
-        return self.actor.step("clone", self.cloning_loss(self.buffer.sample(self.settings.batch_size)))
+        return self.actor.step(
+            "clone", self.cloning_loss(self.buffer.sample(self.settings.batch_size))
+        )
 
-    def cloning_loss(self, batch: Batch) -> Tensor:
+    def cloning_loss(self, batch: ReplayBatch) -> Tensor:
         """Mean KL(α_data ‖ centre of π) in nats; a weight of zero in the data costs nothing."""
         centre_BK = self.policy(batch.domains_BKF, batch.globals_BG).centre
         ratio_BK = log_weights(batch.action_BK) - log_weights(centre_BK)
         return (batch.action_BK * ratio_BK).sum(-1).mean()
 
-    def critic_loss(self, batch: Batch, rewards: RewardScale, strength: float) -> Tensor:
+    def critic_loss(self, batch: ReplayBatch, rewards: RewardScale, strength: float) -> Tensor:
         conservative, self._report = self.conservative_loss(batch)
-        return super().critic_loss(batch, rewards, strength) + self.settings.conservatism * conservative
+        return (
+            super().critic_loss(batch, rewards, strength)
+            + self.settings.conservatism * conservative
+        )
 
-    def actor_loss(self, batch: Batch, draw: Draw, rewards: RewardScale, strength: float) -> Tensor:
+    def actor_loss(
+        self, batch: ReplayBatch, draw: Draw, rewards: RewardScale, strength: float
+    ) -> Tensor:
         loss = super().actor_loss(batch, draw, rewards, strength)
-        return loss + self.settings.cloning * self.cloning_loss(batch) if self.settings.cloning else loss
+        return (
+            loss + self.settings.cloning * self.cloning_loss(batch)
+            if self.settings.cloning
+            else loss
+        )
 
-    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+    def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         return super().learn(batch, rewards) | self._report
 
-    def conservative_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def conservative_loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, float]]:
         """How much more the critics promise for proposed mixtures than for those in the data, summed over the twins."""
         proposals, density = self._proposals(batch)
         correction = density if self.settings.reference == "entropy" else torch.zeros_like(density)
@@ -88,15 +99,19 @@ class CQL(SAC):
         gap = torch.stack(gaps).sum()
         return gap, {"conservative_gap": gap.item(), "policy_share": of_policy.item()}
 
-    def _proposals(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _proposals(self, batch: ReplayBatch) -> tuple[Tensor, Tensor]:
         """Mixtures (3·draws, B, K) from the flat Dirichlet, π(s) and π(s′), and their log densities (3·draws, B)."""
         draws, (B, K) = self.settings.draws, batch.action_BK.shape
         with torch.no_grad():
             flat = sample_flat((draws, B, K), self.generator)
             here = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator, (draws,))
-            there = self.policy(batch.next_domains_BKF, batch.next_globals_BG).sample(self.generator, (draws,))
+            there = self.policy(batch.next_domains_BKF, batch.next_globals_BG).sample(
+                self.generator, (draws,)
+            )
             flat_density = torch.full((draws, B), flat_log_density(K))
-        return torch.cat([flat, here.weights, there.weights]), torch.cat([flat_density, here.log_prob, there.log_prob])
+        return torch.cat([flat, here.weights, there.weights]), torch.cat(
+            [flat_density, here.log_prob, there.log_prob]
+        )
 
 
 def log_mean_exp(scores_NB: Tensor) -> Tensor:

@@ -24,12 +24,20 @@ from torch import Tensor
 
 from cuvee.agents.actor_critic import Twin, bounded, build_actor, build_critic
 from cuvee.agents.base import Observation
-from cuvee.agents.learning import Learner, RewardScale, as_weights, least, seeded, td_target, tensors
+from cuvee.agents.learning import (
+    RewardScale,
+    TrainState,
+    as_weights,
+    least,
+    seeded,
+    td_target,
+    tensors,
+)
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.replay import Batch
+from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import project
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 from cuvee.core.protocols import State
 
 
@@ -77,8 +85,8 @@ class DDPG(ReplayAgent):
                 (Twin if s.twin else build_critic)(shape, s.architecture),
             ),
         )
-        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, s.tau, s.average)
-        self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
+        self.actor = self.learners["actor"] = TrainState(actor, s.actor_rate, s.tau, s.average)
+        self.critic = self.learners["critic"] = TrainState(critic, s.critic_rate, s.tau)
         self._noise_K = torch.zeros(0)
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
@@ -96,29 +104,38 @@ class DDPG(ReplayAgent):
         """The next (K,) of a unit-variance process with correlation `noise_memory`; it starts anew when K changes."""
         memory, fresh_K = self.settings.noise_memory, torch.randn(K, generator=self.generator)
         known = len(self._noise_K) == K
-        self._noise_K = memory * self._noise_K + (1 - memory**2) ** 0.5 * fresh_K if known else fresh_K
+        self._noise_K = (
+            memory * self._noise_K + (1 - memory**2) ** 0.5 * fresh_K if known else fresh_K
+        )
         return self._noise_K
 
-    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+    def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         critic_metrics = self.critic.step("critic", self.critic_loss(batch, rewards))
         actor_metrics = self.actor.step("actor", self.actor_loss(batch, rewards))
         self.critic.track()
         self.actor.track()
         return critic_metrics | actor_metrics
 
-    def critic_loss(self, batch: Batch, rewards: RewardScale) -> Tensor:
+    def critic_loss(self, batch: ReplayBatch, rewards: RewardScale) -> Tensor:
         """Mean squared error to the target networks' one-step return."""
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             next_action_BK = bounded(self.actor.slow(*following))[..., 0].softmax(-1)
             slow = self.critic.slow
-            next_value_BR, _ = least(self._values(slow, slow.encode(*following), next_action_BK), next_action_BK)
+            next_value_BR, _ = least(
+                self._values(slow, slow.encode(*following), next_action_BK), next_action_BK
+            )
             target_BR = td_target(batch, next_value_BR, self.settings.discount, rewards)
         critic = self.critic.net
-        values = self._values(critic, critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
-        return sum((torch.nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
+        values = self._values(
+            critic, critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK
+        )
+        return sum(
+            (torch.nn.functional.mse_loss(value_BR, target_BR) for value_BR in values),
+            torch.zeros(()),
+        )
 
-    def actor_loss(self, batch: Batch, rewards: RewardScale) -> Tensor:
+    def actor_loss(self, batch: ReplayBatch, rewards: RewardScale) -> Tensor:
         """Minus what the critics think of the actor's mixtures."""
         critic = self.critic.net
         with torch.no_grad():
@@ -130,7 +147,9 @@ class DDPG(ReplayAgent):
     def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:
         """What each critic says, (…, R)."""
         values: tuple[Tensor, ...] = (
-            critic.values(encoded, action_BK) if self.settings.twin else (critic.value(encoded, action_BK),)
+            critic.values(encoded, action_BK)
+            if self.settings.twin
+            else (critic.value(encoded, action_BK),)
         )
         return values
 

@@ -68,7 +68,13 @@ class Memory:
 
     def __init__(self, architecture: HistoryArchitecture, domains: int, like: Tensor) -> None:
         self.domains, self._window, self.end = domains, architecture.window, 0
-        shape = (2, domains, architecture.heads, min(64, 2 * self._window), architecture.hidden // architecture.heads)
+        shape = (
+            2,
+            domains,
+            architecture.heads,
+            min(64, 2 * self._window),
+            architecture.hidden // architecture.heads,
+        )
         self.buffers = [like.new_empty(shape) for _ in range(architecture.layers)]
 
     @property
@@ -112,7 +118,9 @@ class HistoryNet(nn.Module):
             x = block(x, bias)
         return x
 
-    def step(self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor) -> tuple[Tensor, Memory]:
+    def step(
+        self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Tokens (K, H) of the moment after those in `memory`, and the memory that now holds it too."""
         x = self._embedded(domains_KF, globals_G)
         if memory is None:
@@ -120,14 +128,18 @@ class HistoryNet(nn.Module):
         assert memory.domains == len(domains_KF), "a memory is of one set of domains"
         memory.make_room()
         seen = memory.end + 1 - memory.start
-        bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[None, :, None].to(x.dtype)
+        bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[
+            None, :, None
+        ].to(x.dtype)
         for block, buffer in zip(self.blocks, memory.buffers, strict=True):
             assert isinstance(block, _Block)
             x = block.step(x, buffer, slice(memory.start, memory.end + 1), bias)
         memory.end += 1
         return x, memory
 
-    def unroll(self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor) -> tuple[Tensor, Past]:
+    def unroll(
+        self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor
+    ) -> tuple[Tensor, Past]:
         """`step` for a batch of runs, differentiable: tokens (B, K, H) of the moment after `past`, and what is then past.
 
         For learning where what is done at one moment decides what is seen at the next. Spans `window` moments at most.
@@ -135,7 +147,9 @@ class HistoryNet(nn.Module):
         x = self._embedded(domains_BKF, globals_BG)
         seen = 1 if past is None else past[0][0].shape[-2] + 1
         assert seen <= self.architecture.window, "unrolling keeps all that is past"
-        bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[None, :, None].to(x.dtype)
+        bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[
+            None, :, None
+        ].to(x.dtype)
         now: list[tuple[Tensor, Tensor]] = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
@@ -163,7 +177,9 @@ class _Block(nn.Module):
         super().__init__()
         width, inner = architecture.hidden, architecture.hidden * architecture.expansion
         self.heads = architecture.heads
-        self.norm_domains, self.norm_time, self.norm_forward = (nn.LayerNorm(width) for _ in range(3))
+        self.norm_domains, self.norm_time, self.norm_forward = (
+            nn.LayerNorm(width) for _ in range(3)
+        )
         self.qkv_domains, self.out_domains = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.qkv_time, self.out_time = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.forward_in, self.forward_out = nn.Linear(width, inner), nn.Linear(inner, width)
@@ -171,7 +187,9 @@ class _Block(nn.Module):
     def forward(self, x_BTKH: Tensor, bias: Tensor) -> Tensor:
         B, T, K, H = x_BTKH.shape
         x = self._over_domains(x_BTKH.reshape(B * T, K, H))
-        x = x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)  # once here and once back costs least
+        x = (
+            x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)
+        )  # once here and once back costs least
         qkv = self.qkv_time(self.norm_time(x))
         x = self._feed(x + self.out_time(self._attended(qkv, bias)))
         return x.view(B, K, T, H).transpose(1, 2)
@@ -190,8 +208,15 @@ class _Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = self._over_domains(x_BKH)
         B, K, H = x.shape
-        q, k, v = self.qkv_time(self.norm_time(x)).view(B * K, 3, self.heads, -1, 1).transpose(-1, -2).unbind(1)
-        keys, values = (k, v) if past is None else (torch.cat([past[0], k], -2), torch.cat([past[1], v], -2))
+        q, k, v = (
+            self.qkv_time(self.norm_time(x))
+            .view(B * K, 3, self.heads, -1, 1)
+            .transpose(-1, -2)
+            .unbind(1)
+        )
+        keys, values = (
+            (k, v) if past is None else (torch.cat([past[0], k], -2), torch.cat([past[1], v], -2))
+        )
         attended = scaled_dot_product_attention(q, keys, values, attn_mask=bias)
         return self._feed(x + self.out_time(attended.reshape(B, K, H))), (keys, values)
 
@@ -224,7 +249,9 @@ class HistoryActor(nn.Module):
     The bounds, ±10 in all, are on what a wrong critic can drive away, and leave the reference as it is.
     """
 
-    def __init__(self, features: int, globals_: int, architecture: HistoryArchitecture, spread: float = 0.3) -> None:
+    def __init__(
+        self, features: int, globals_: int, architecture: HistoryArchitecture, spread: float = 0.3
+    ) -> None:
         super().__init__()
         self.spread = spread
         self.net = HistoryNet(features, globals_, architecture)
@@ -242,12 +269,16 @@ class HistoryActor(nn.Module):
         spread_BT1 = (self.spread * out[..., 2].mean(-1, keepdim=True).exp()).clamp(*SPREAD_RANGE)
         return LogisticNormal(logits_BTK, spread_BT1.expand_as(logits_BTK))
 
-    def step(self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor) -> tuple[Tensor, Memory]:
+    def step(
+        self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Logits (K,) of the moment after those in `memory`, and the memory that holds it too."""
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return _blended(domains_KF, self.head(self.norm(tokens_KH))), memory
 
-    def unroll(self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor) -> tuple[Tensor, Past]:
+    def unroll(
+        self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor
+    ) -> tuple[Tensor, Past]:
         """Logits (B, K) of the moment after `past`, and what is then past; see `HistoryNet.unroll`."""
         tokens_BKH, past = self.net.unroll(past, domains_BKF, globals_BG)
         return _blended(domains_BKF, self.head(self.norm(tokens_BKH))), past
@@ -275,7 +306,9 @@ class HistoryCritic(nn.Module):
         self.of_token = nn.Linear(width, both)
         self.of_weight = nn.Linear(_CHANNELS, both, bias=False)
         self.of_state = nn.Linear(width, both)
-        self.of_pooled = nn.ModuleList(nn.Linear(both, architecture.action, bias=False) for _ in range(2))
+        self.of_pooled = nn.ModuleList(
+            nn.Linear(both, architecture.action, bias=False) for _ in range(2)
+        )
         self.heads = nn.ModuleList(near_zero(nn.Linear(architecture.action, 1)) for _ in range(2))
 
     def encode(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
@@ -283,7 +316,9 @@ class HistoryCritic(nn.Module):
         tokens: Tensor = self.norm(self.net(domains_BTKF, globals_BTG))
         return tokens
 
-    def step(self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor) -> tuple[Tensor, Memory]:
+    def step(
+        self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Tokens (K, H) of the moment after those in `memory`, and the memory that holds it too."""
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return self.norm(tokens_KH), memory
@@ -292,7 +327,9 @@ class HistoryCritic(nn.Module):
         """Both critics' values (*draws, …) of mixtures `actions` (*draws, …, K) at the moments of `tokens` (…, K, H)."""
         even = torch.full_like(tokens[..., 0], 1 / tokens.shape[-2])
         seen = gelu(self.of_token(tokens) + self.of_weight(action_channels(actions)))
-        pooled = torch.stack([even.expand_as(actions), actions], -2) @ seen  # (*draws, …, 2, 2·action)
+        pooled = (
+            torch.stack([even.expand_as(actions), actions], -2) @ seen
+        )  # (*draws, …, 2, 2·action)
         state = self.of_state(even[..., None, :] @ tokens)[..., 0, :]
         first, second = (
             head(gelu(part(by_twin.flatten(-2)) + of_state))[..., 0]
@@ -310,4 +347,6 @@ def action_channels(actions: Tensor) -> Tensor:
     batch, an ordinary mixture here; these are bounded and between them resolve small weights and large ones.
     """
     relative = actions * actions.shape[-1]
-    return torch.stack([relative.log1p() - math.log(2), relative / (1 + relative) - 0.5, actions], -1)
+    return torch.stack(
+        [relative.log1p() - math.log(2), relative / (1 + relative) - 0.5, actions], -1
+    )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cuvee.agents.base import Observation, check_observation
-from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.agents.replay import ReplayBatch, ReplayBuffer
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import State
 from cuvee.core.state import digest as digest
 
@@ -27,11 +27,13 @@ def seeded(seed: int, build: Callable[[], T]) -> T:
         return build()
 
 
-class Learner:
+class TrainState:
     """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step; likewise a running
     mean of its weights if `average` > 0 (Polyak and Juditsky 1992)."""
 
-    def __init__(self, net: nn.Module, learning_rate: float, tau: float = 0.0, average: float = 0.0) -> None:
+    def __init__(
+        self, net: nn.Module, learning_rate: float, tau: float = 0.0, average: float = 0.0
+    ) -> None:
         self.net: Any = net
         self.tau, self.average = tau, average
         self.target = copy.deepcopy(net).requires_grad_(False) if tau else None
@@ -67,7 +69,9 @@ class Learner:
         """target ← target + τ (net − target), and the mean likewise."""
         for follower, share in ((self.target, self.tau), (self.mean, self.average)):
             if follower is not None:
-                torch._foreach_lerp_(list(follower.parameters()), list(self.net.parameters()), share)
+                torch._foreach_lerp_(
+                    list(follower.parameters()), list(self.net.parameters()), share
+                )
 
     def state_dict(self) -> State:
         moments = self.optimizer.state_dict()["state"]
@@ -76,7 +80,8 @@ class Learner:
             "target": module_state(self.target) if self.target else {},
             "mean": module_state(self.mean) if self.mean else {},
             "adam": {
-                str(i): {name: value.numpy().copy() for name, value in moments[i].items()} for i in sorted(moments)
+                str(i): {name: value.numpy().copy() for name, value in moments[i].items()}
+                for i in sorted(moments)
             },
         }
 
@@ -87,9 +92,13 @@ class Learner:
         if self.mean:
             load_module(self.mean, state["mean"])
         groups = self.optimizer.state_dict()["param_groups"]
-        if not all(np.isfinite(value).all() for entry in state["adam"].values() for value in entry.values()):
+        if not all(
+            np.isfinite(value).all() for entry in state["adam"].values() for value in entry.values()
+        ):
             raise PolicyError("the saved Adam moments are not finite: use an earlier checkpoint")
-        moments = {int(i): {k: _tensor(v) for k, v in entry.items()} for i, entry in state["adam"].items()}
+        moments = {
+            int(i): {k: _tensor(v) for k, v in entry.items()} for i, entry in state["adam"].items()
+        }
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
@@ -101,7 +110,9 @@ def load_module(module: nn.Module, state: State) -> None:
     """Raises `PolicyError` unless names and shapes are the module's and every number is finite."""
     own = module.state_dict()
     if set(own) != set(state):
-        raise PolicyError(f"the saved network has other parts: {', '.join(sorted(set(own) ^ set(state)))}")
+        raise PolicyError(
+            f"the saved network has other parts: {', '.join(sorted(set(own) ^ set(state)))}"
+        )
     for name, tensor in own.items():
         if tuple(state[name].shape) != tuple(tensor.shape):
             raise PolicyError(
@@ -109,7 +120,9 @@ def load_module(module: nn.Module, state: State) -> None:
                 "agent with the shape and architecture that it was saved with"
             )
         if not np.isfinite(state[name]).all():
-            raise PolicyError(f"{name} was saved with numbers that are not finite: use an earlier checkpoint")
+            raise PolicyError(
+                f"{name} was saved with numbers that are not finite: use an earlier checkpoint"
+            )
     module.load_state_dict({name: _tensor(array) for name, array in state.items()})
 
 
@@ -121,7 +134,9 @@ def tensors(observation: Observation) -> tuple[Tensor, Tensor]:
     """The observation as float32 tensors, after the finite gate."""
     check_observation(observation)
     domains_KF, globals_G = observation
-    return torch.as_tensor(domains_KF, dtype=torch.float32), torch.as_tensor(globals_G, dtype=torch.float32)
+    return torch.as_tensor(domains_KF, dtype=torch.float32), torch.as_tensor(
+        globals_G, dtype=torch.float32
+    )
 
 
 def as_weights(weights_K: Tensor) -> FloatArray:
@@ -148,7 +163,9 @@ class RewardScale(NamedTuple):
         return cls(0.0 if buffer.holds_terminal() else mean, max(deviation, 1e-8))
 
 
-def td_target(batch: Batch, next_value_BR: Tensor, discount: float, rewards: RewardScale) -> Tensor:
+def td_target(
+    batch: ReplayBatch, next_value_BR: Tensor, discount: float, rewards: RewardScale
+) -> Tensor:
     """r̃ + γ V(s′), nothing following a terminal state; (B, R)."""
     reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
     return reward_BR + discount * (1 - batch.terminated_B[:, None]) * next_value_BR

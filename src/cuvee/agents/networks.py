@@ -23,8 +23,12 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "transformer"):
-            raise PolicyError(f"architecture {self.kind!r} is not known: use 'mlp' or 'transformer'")
-        if min(self.hidden, self.layers, self.heads) < 1 or (self.kind == "transformer" and self.hidden % self.heads):
+            raise PolicyError(
+                f"architecture {self.kind!r} is not known: use 'mlp' or 'transformer'"
+            )
+        if min(self.hidden, self.layers, self.heads) < 1 or (
+            self.kind == "transformer" and self.hidden % self.heads
+        ):
             raise PolicyError(
                 f"hidden {self.hidden}, layers {self.layers} and heads {self.heads} must be positive, and the heads "
                 "of a transformer must divide its hidden width"
@@ -96,7 +100,10 @@ class _Block(nn.Module):
 
     def forward(self, x_BKH: Tensor) -> Tensor:
         q, k, v = (
-            self.qkv(self.norm_attention(x_BKH)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
+            self.qkv(self.norm_attention(x_BKH))
+            .unflatten(-1, (3, self.heads, -1))
+            .movedim(-3, 0)
+            .transpose(-2, -3)
         )
         attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
         x_BKH = x_BKH + self.out(attended)

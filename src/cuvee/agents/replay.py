@@ -14,7 +14,7 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import State
 
 
-class Batch(NamedTuple):
+class ReplayBatch(NamedTuple):
     """B transitions as float32 tensors. `reward_BR` has R = 1 (scalar reward) or R = K (vector reward).
 
     A truncated transition is an ordinary one here, since its value is bootstrapped; only `terminated_B` ends a return.
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     terminated_B: Tensor
 
 
-_FIELDS = (*Batch._fields, "truncated_B")
+_FIELDS = (*ReplayBatch._fields, "truncated_B")
 
 
 class ReplayBuffer:
@@ -59,21 +59,29 @@ class ReplayBuffer:
             terminated,
             truncated,
         )
-        row = {name: np.asarray(value, dtype=np.float32) for name, value in zip(_FIELDS, values, strict=True)}
+        row = {
+            name: np.asarray(value, dtype=np.float32)
+            for name, value in zip(_FIELDS, values, strict=True)
+        }
         if not self._arrays:
-            self._arrays = {name: np.zeros((self.capacity, *value.shape), np.float32) for name, value in row.items()}
+            self._arrays = {
+                name: np.zeros((self.capacity, *value.shape), np.float32)
+                for name, value in row.items()
+            }
         for name, value in row.items():
             check_shape(name, value, self._arrays[name].shape[1:])
         for name, value in row.items():
             self._arrays[name][self.added % self.capacity] = value
         self.added += 1
 
-    def sample(self, size: int) -> Batch:
+    def sample(self, size: int) -> ReplayBatch:
         """`size` transitions drawn with replacement. The buffer must not be empty."""
         return self.take(self._rng.integers(len(self), size=size))
 
-    def take(self, index_B: npt.NDArray[np.int64]) -> Batch:
-        return Batch(*(torch.from_numpy(self._arrays[name][index_B]) for name in Batch._fields))
+    def take(self, index_B: npt.NDArray[np.int64]) -> ReplayBatch:
+        return ReplayBatch(
+            *(torch.from_numpy(self._arrays[name][index_B]) for name in ReplayBatch._fields)
+        )
 
     def reward_moments(self) -> tuple[float, float]:
         """Mean and standard deviation over all entries of all rewards held (one scale for all domains)."""
@@ -85,7 +93,12 @@ class ReplayBuffer:
 
     def state_dict(self) -> State:
         arrays = {name: array[: len(self)].copy() for name, array in self._arrays.items()}
-        return {"capacity": self.capacity, "added": self.added, "arrays": arrays, "rng": self._rng.bit_generator.state}
+        return {
+            "capacity": self.capacity,
+            "added": self.added,
+            "arrays": arrays,
+            "rng": self._rng.bit_generator.state,
+        }
 
     def load_state_dict(self, state: State) -> None:
         if state["capacity"] != self.capacity:
@@ -103,5 +116,12 @@ class ReplayBuffer:
 
 
 def _check_saved(name: str, saved: npt.NDArray[Any], held: int) -> None:
-    if name not in _FIELDS or len(saved) != held or saved.dtype != np.float32 or not np.isfinite(saved).all():
-        raise PolicyError(f"the saved replay buffer is damaged: {name} is not {held} rows of finite float32 numbers")
+    if (
+        name not in _FIELDS
+        or len(saved) != held
+        or saved.dtype != np.float32
+        or not np.isfinite(saved).all()
+    ):
+        raise PolicyError(
+            f"the saved replay buffer is damaged: {name} is not {held} rows of finite float32 numbers"
+        )

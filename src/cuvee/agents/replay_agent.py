@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from cuvee.agents.base import Observation, Transition, check_shape, fault_in
-from cuvee.agents.learning import Learner, RewardScale
+from cuvee.agents.learning import RewardScale, TrainState
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.replay import Batch, ReplayBuffer
+from cuvee.agents.replay import ReplayBatch, ReplayBuffer
 from cuvee.agents.simplex import log_weights
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.protocols import Metrics, State
 from cuvee.core.state import digest
 
-_HIGHEST_PRICE = 100.0  # of a nat, in the critic's units: rewards that are all alike would make it infinite
+_HIGHEST_PRICE = (
+    100.0  # of a nat, in the critic's units: rewards that are all alike would make it infinite
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ReplayAgent(ABC):
 
     def __init__(self, shape: Shape, settings: ReplaySettings, seed: int) -> None:
         self.shape = shape
-        self.learners: dict[str, Learner] = {}
+        self.learners: dict[str, TrainState] = {}
         self.buffer = ReplayBuffer(settings.capacity, seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -63,7 +65,7 @@ class ReplayAgent(ABC):
     def act(self, observation: Observation, explore: bool = False) -> FloatArray: ...
 
     @abstractmethod
-    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+    def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         """One step of every network on `batch`."""
 
     def observe(self, transition: Transition) -> str | None:
@@ -72,11 +74,19 @@ class ReplayAgent(ABC):
         if fault is None:
             shape = self.shape
             check_shape(
-                "observation.domains", np.asarray(transition.observation.domains_KF), (shape.domains, shape.features)
+                "observation.domains",
+                np.asarray(transition.observation.domains_KF),
+                (shape.domains, shape.features),
             )
-            check_shape("observation.globals", np.asarray(transition.observation.globals_G), (shape.globals,))
+            check_shape(
+                "observation.globals",
+                np.asarray(transition.observation.globals_G),
+                (shape.globals,),
+            )
             check_shape("action", np.asarray(transition.action_K), (shape.domains,))
-            check_shape("reward", np.asarray(transition.reward), (shape.domains,) if shape.vector else ())
+            check_shape(
+                "reward", np.asarray(transition.reward), (shape.domains,) if shape.vector else ()
+            )
             self.buffer.add(transition)
         return fault
 
@@ -85,12 +95,15 @@ class ReplayAgent(ABC):
             return {}
         rewards = RewardScale.of(self.buffer) if self.settings.scale_rewards else RewardScale()
         rounds = [
-            self.learn(self.buffer.sample(self.settings.batch_size), rewards) for _ in range(self.settings.updates)
+            self.learn(self.buffer.sample(self.settings.batch_size), rewards)
+            for _ in range(self.settings.updates)
         ]
         means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
 
-    def cost_of_distance(self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale) -> Tensor:
+    def cost_of_distance(
+        self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale
+    ) -> Tensor:
         """(…,) what the actor pays for leaving the reference: `caution` / (1 − γ) a nat, since that is the scale of values, in
         the critic's units."""
         s = self.settings

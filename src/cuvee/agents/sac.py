@@ -22,12 +22,20 @@ from torch import Tensor, nn
 
 from cuvee.agents.actor_critic import Twin, bounded, build_actor
 from cuvee.agents.base import Observation
-from cuvee.agents.learning import Learner, RewardScale, as_weights, least, seeded, td_target, tensors
+from cuvee.agents.learning import (
+    RewardScale,
+    TrainState,
+    as_weights,
+    least,
+    seeded,
+    td_target,
+    tensors,
+)
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.replay import Batch
+from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import Dirichlet, Draw, LogisticNormal, SimplexPolicy
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 
 _SPREAD_RANGE = (0.02, 1.5)
 
@@ -60,7 +68,9 @@ PAPER = SACSettings(
 def target_entropy(domains: int, spread: float) -> float:
     """Entropy, in the Aitchison measure, of a logistic-normal over K domains whose logits all have deviation `spread`."""
     free = domains - 1
-    return free * (math.log(spread) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(domains)
+    return free * (math.log(spread) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(
+        domains
+    )
 
 
 class Temperature(nn.Module):
@@ -79,10 +89,14 @@ class SAC(ReplayAgent):
     def __init__(self, shape: Shape, settings: SACSettings | None = None, seed: int = 0) -> None:
         self.settings = s = settings or SACSettings()
         super().__init__(shape, s, seed)
-        actor, critic = seeded(seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture)))
-        self.actor = self.learners["actor"] = Learner(actor, s.actor_rate, average=s.average)
-        self.critic = self.learners["critic"] = Learner(critic, s.critic_rate, s.tau)
-        self.temperature = self.learners["temperature"] = Learner(Temperature(s.temperature), s.temperature_rate)
+        actor, critic = seeded(
+            seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture))
+        )
+        self.actor = self.learners["actor"] = TrainState(actor, s.actor_rate, average=s.average)
+        self.critic = self.learners["critic"] = TrainState(critic, s.critic_rate, s.tau)
+        self.temperature = self.learners["temperature"] = TrainState(
+            Temperature(s.temperature), s.temperature_rate
+        )
         self.target_entropy = target_entropy(shape.domains, s.spread)
 
     def policy(self, *observation: Tensor) -> SimplexPolicy:
@@ -96,7 +110,7 @@ class SAC(ReplayAgent):
                 return as_weights(self.policy(*inputs).sample(self.generator).weights)
             return as_weights(simplex_policy(self.actor.steady(*inputs), self.settings).centre)
 
-    def learn(self, batch: Batch, rewards: RewardScale) -> dict[str, float]:
+    def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         draw = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator)
         excess = (draw.log_ratio_prob + self.target_entropy).detach().mean()
         strength = self.temperature.net.log.detach().exp().item()
@@ -107,21 +121,26 @@ class SAC(ReplayAgent):
         self.actor.track()
         return metrics | {"temperature": strength, "entropy": self.target_entropy - float(excess)}
 
-    def critic_loss(self, batch: Batch, rewards: RewardScale, strength: float) -> Tensor:
+    def critic_loss(self, batch: ReplayBatch, rewards: RewardScale, strength: float) -> Tensor:
         """Half the squared error of both critics to the soft one-step return."""
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             draw = self.policy(*following).sample(self.generator)
             lesser_BR, _ = least(
-                self.critic.slow.values(self.critic.slow.encode(*following), draw.weights), draw.weights
+                self.critic.slow.values(self.critic.slow.encode(*following), draw.weights),
+                draw.weights,
             )
             bonus_B1 = -strength * (draw.log_ratio_prob + self.target_entropy)[:, None]
             target_BR = td_target(batch, lesser_BR + bonus_B1, self.settings.discount, rewards)
         critic = self.critic.net
         values = critic.values(critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
-        return 0.5 * sum((nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(()))
+        return 0.5 * sum(
+            (nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(())
+        )
 
-    def actor_loss(self, batch: Batch, draw: Draw, rewards: RewardScale, strength: float) -> Tensor:
+    def actor_loss(
+        self, batch: ReplayBatch, draw: Draw, rewards: RewardScale, strength: float
+    ) -> Tensor:
         """What entropy costs less what the more cautious critic thinks of the drawn mixtures."""
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
@@ -137,7 +156,9 @@ def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
     mixture by as much as their means exceed their medians.
     """
     logits_BK = bounded(out_BK2[..., 0])
-    spread_B1 = (settings.spread * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(*_SPREAD_RANGE)
+    spread_B1 = (settings.spread * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(
+        *_SPREAD_RANGE
+    )
     if settings.policy == "logistic-normal":
         return LogisticNormal(logits_BK, spread_B1.expand_as(logits_BK))
     # ln of a gamma variate with concentration c has a variance of about 1/c: the same spread, for a weight of 1/K.

@@ -28,11 +28,19 @@ def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -
     """
     # Float64 because θ is a difference of sums over K.
     x_K = x.double()
-    low_K, high_K = (torch.as_tensor(bound, dtype=torch.float64).expand_as(x_K) for bound in (floor, cap))
+    low_K, high_K = (
+        torch.as_tensor(bound, dtype=torch.float64).expand_as(x_K) for bound in (floor, cap)
+    )
     if not bool(torch.isfinite(x_K).all()):
-        raise MixtureError("weights to be projected must be finite: a NaN or infinite weight has no nearest mixture")
+        raise MixtureError(
+            "weights to be projected must be finite: a NaN or infinite weight has no nearest mixture"
+        )
     slack = 1e-9
-    if bool((low_K > high_K + slack).any() | (low_K.sum(-1) > 1 + slack).any() | (high_K.sum(-1) < 1 - slack).any()):
+    if bool(
+        (low_K > high_K + slack).any()
+        | (low_K.sum(-1) > 1 + slack).any()
+        | (high_K.sum(-1) < 1 - slack).any()
+    ):
         raise MixtureError(
             f"no mixture fits between floors that sum to {float(low_K.sum(-1).max()):.6g} and caps that sum to "
             f"{float(high_K.sum(-1).min()):.6g}: floors must sum to at most 1, caps to at least 1, and no floor exceed its cap"
@@ -50,7 +58,11 @@ def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -
     free_K = ~(at_high_K | at_low_K)
     fixed_K = torch.where(at_high_K, high_K, low_K)
     total = torch.where(free_K, x_K, fixed_K).sum(-1, keepdim=True)
-    theta = torch.where(free_K.any(-1, keepdim=True), (total - 1.0) / free_K.sum(-1, keepdim=True).clamp(min=1), middle)
+    theta = torch.where(
+        free_K.any(-1, keepdim=True),
+        (total - 1.0) / free_K.sum(-1, keepdim=True).clamp(min=1),
+        middle,
+    )
     return torch.maximum(torch.minimum(x_K - theta, high_K), low_K).to(x.dtype)
 
 
@@ -115,7 +127,9 @@ class Dirichlet(NamedTuple):
         alpha = self.concentration.expand(*draws, *self.concentration.shape)
         # Gamma(a) = Gamma(a + 1)·U^(1/a), so its logarithm never underflows (Marsaglia and Tsang 2000).
         uniform = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype).clamp(min=1e-30)
-        log_gamma = torch._standard_gamma(alpha + 1, generator=generator).log() + uniform.log() / alpha
+        log_gamma = (
+            torch._standard_gamma(alpha + 1, generator=generator).log() + uniform.log() / alpha
+        )
         log_w = log_gamma.log_softmax(-1)
         return Draw(log_w, self._log_density(log_w))
 
@@ -130,7 +144,11 @@ class Dirichlet(NamedTuple):
         """Differential entropy (…,) with respect to Lebesgue measure; at most −ln Γ(K), that of the flat Dirichlet."""
         alpha, total = self.concentration, self.concentration.sum(-1)
         log_beta = alpha.lgamma().sum(-1) - total.lgamma()
-        return log_beta + (total - alpha.shape[-1]) * total.digamma() - ((alpha - 1) * alpha.digamma()).sum(-1)
+        return (
+            log_beta
+            + (total - alpha.shape[-1]) * total.digamma()
+            - ((alpha - 1) * alpha.digamma()).sum(-1)
+        )
 
 
 class LogisticNormal(NamedTuple):
@@ -162,7 +180,9 @@ class LogisticNormal(NamedTuple):
         distance = log_w - self.logits
         total = precision.sum(-1)
         mean = (precision * distance).sum(-1, keepdim=True) / total[..., None]
-        squares = (precision * (distance - mean).square()).sum(-1)  # = Σ p d² − (Σ p d)²/Σp without the cancellation
+        squares = (precision * (distance - mean).square()).sum(
+            -1
+        )  # = Σ p d² − (Σ p d)²/Σp without the cancellation
         constant = 0.5 * (log_w.shape[-1] - 1) * math.log(2 * math.pi)
         log_ratio_prob = -self.spread.log().sum(-1) - constant - 0.5 * total.log() - 0.5 * squares
         return log_ratio_prob - log_w.sum(-1)
@@ -178,4 +198,6 @@ class LogisticNormal(NamedTuple):
 
     def entropy(self, generator: torch.Generator, draws: int = 64) -> Tensor:
         """Entropy with respect to Lebesgue measure: the exact one above + E Σ ln α, which is estimated from `draws`."""
-        return self.log_ratio_entropy() + self.sample(generator, (draws,)).log_weights.sum(-1).mean(0)
+        return self.log_ratio_entropy() + self.sample(generator, (draws,)).log_weights.sum(-1).mean(
+            0
+        )

@@ -14,7 +14,7 @@ import typer
 from cuvee import __version__
 from cuvee.cli import corpus, demo, learn, report, runs, search, train
 from cuvee.core.errors import CuveeError, TrainingError
-from cuvee.recipes.stopping import Stopped
+from cuvee.recipes.progress.stopping import Stopped
 
 app = typer.Typer(
     name="cuvee",
@@ -56,6 +56,12 @@ def main() -> None:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1 if isinstance(error, TrainingError) else 2)
     except Stopped as stopped:
-        again = shlex.join(["cuvee", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"])
+        again = shlex.join(
+            [
+                "cuvee",
+                *(argument for argument in sys.argv[1:] if argument != "--resume"),
+                "--resume",
+            ]
+        )
         typer.secho(f"{stopped}; continue with: {again}", fg=typer.colors.YELLOW, err=True)
         sys.exit(128 + stopped.signal)

@@ -12,7 +12,7 @@ from cuvee.cli import label
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cuvee.data.corpus import Corpus
+    from cuvee.data.corpus.corpus import Corpus
 
 app = typer.Typer(no_args_is_help=True, help="Label text, and build, show and verify corpora.")
 app.command("label")(label.label)
@@ -23,36 +23,56 @@ def build(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SRC...", help="Files or folders of .jsonl, .json, .txt (.gz, .zst), .parquet, or .bin/.idx pairs."
+            metavar="SRC...",
+            help="Files or folders of .jsonl, .json, .txt (.gz, .zst), .parquet, or .bin/.idx pairs.",
         ),
     ],
-    folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The corpus to make.")],
+    folder: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The corpus to make.")
+    ],
     domain_column: Annotated[
-        str | None, typer.Option(help="The column with a row's domain; else files and folders name it.")
+        str | None,
+        typer.Option(help="The column with a row's domain; else files and folders name it."),
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
     target: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A target domain; may be repeated. Else table.json says.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A target domain; may be repeated. Else table.json says."
+        ),
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to use instead of training one.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json to use instead of training one.")
+    ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(help="Tokens of the byte-level BPE that is trained: 4096 unless given.")
+        int | None,
+        typer.Option(help="Tokens of the byte-level BPE that is trained: 4096 unless given."),
     ] = None,
     end_of_text: Annotated[
-        str | None, typer.Option(help="The token that ends a document, where it is none of the well-known ones.")
+        str | None,
+        typer.Option(
+            help="The token that ends a document, where it is none of the well-known ones."
+        ),
     ] = None,
     valid_share: Annotated[
-        float, typer.Option(help="Share of documents kept for validation, unless sources have train/ and valid/.")
+        float,
+        typer.Option(
+            help="Share of documents kept for validation, unless sources have train/ and valid/."
+        ),
     ] = 0.05,
-    workers: Annotated[int | None, typer.Option(help="Processes that tokenize: one a core unless given.")] = None,
-    max_bad_rows: Annotated[int, typer.Option(help="Stop when more rows than these cannot be used.")] = 100,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that tokenize: one a core unless given.")
+    ] = None,
+    max_bad_rows: Annotated[
+        int, typer.Option(help="Stop when more rows than these cannot be used.")
+    ] = 100,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Make a corpus of text, or finish one whose building was interrupted."""
-    from cuvee.cli.console import Stages, console, progress_bar
-    from cuvee.data.adopt import adopt, find_shards
-    from cuvee.data.build import BuildSettings
-    from cuvee.data.build import build as build_corpus
+    from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.data.ingest.adopt import adopt, find_shards
+    from cuvee.data.ingest.build import BuildSettings
+    from cuvee.data.ingest.build import build as build_corpus
 
     if find_shards(sources):
         corpus = adopt(
@@ -77,22 +97,27 @@ def build(
         bar = progress_bar(disable=not progress)
         try:
             with bar:
-                corpus = build_corpus(sources, folder, settings, workers=workers, progress=Stages(bar))
+                corpus = build_corpus(
+                    sources, folder, settings, workers=workers, progress=Stages(bar)
+                )
         except KeyboardInterrupt:
-            console(stderr=True).print("Interrupted. The same command continues where this one stopped.")
+            console(stderr=True).print(
+                "Interrupted. The same command continues where this one stopped."
+            )
             raise typer.Exit(130) from None
     console().print(_table(corpus))
     if corpus.manifest.bad_rows:
         console().print(
-            f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}", markup=False
+            f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}",
+            markup=False,
         )
 
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")]) -> None:
     """Print the domains of a corpus: documents, tokens, shares, bytes a token, lexical diversity."""
-    from cuvee.cli.console import console
-    from cuvee.data.corpus import Corpus
+    from cuvee.cli.display.console import console
+    from cuvee.data.corpus.corpus import Corpus
 
     console().print(_table(Corpus.open(folder)))
 
@@ -103,14 +128,17 @@ def verify(
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Read every file of a corpus and check it against the hashes in its manifest."""
-    from cuvee.cli.console import Stages, console, progress_bar
-    from cuvee.data.corpus import Corpus
+    from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.data.corpus.corpus import Corpus
 
     corpus = Corpus.open(folder)
     with progress_bar(disable=not progress) as bar:
         stages = Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
-    console().print(f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})", markup=False)
+    console().print(
+        f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})",
+        markup=False,
+    )
 
 
 def _table(corpus: Corpus) -> Table:
@@ -139,7 +167,9 @@ def _table(corpus: Corpus) -> Table:
             f"{entry.scores['mtld']:.1f}" if "mtld" in entry.scores else "–",
             f"{entry.valid.tokens:,}" if entry.valid else "–",
         )
-    known_bytes = [entry.train.text_bytes for entry in entries if entry.train.text_bytes is not None]
+    known_bytes = [
+        entry.train.text_bytes for entry in entries if entry.train.text_bytes is not None
+    ]
     table.add_section()
     table.add_row(
         f"{len(entries)} domains",

@@ -16,43 +16,51 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from cuvee.cli.fleet import FleetView
+    from cuvee.cli.display.fleet import FleetView
     from cuvee.cli.learn import Shown
-    from cuvee.methods.history_learning import LearnProgress
-    from cuvee.recipes.demo import Demo
-    from cuvee.recipes.demo_plan import Stage
-    from cuvee.recipes.environment_text import Gathered
-    from cuvee.recipes.fleet_watch import FleetStatus
-    from cuvee.recipes.watch import Observer, Progress
+    from cuvee.learning.history_learning import LearnProgress
+    from cuvee.recipes.demo.demo import Demo
+    from cuvee.recipes.demo.environment_text import Gathered
+    from cuvee.recipes.demo.plan import Stage
+    from cuvee.recipes.progress.fleet_watch import FleetStatus
+    from cuvee.recipes.progress.watch import Observer, Progress
     from cuvee.report.summary import MethodView
 
 _CORPUS, _BASE, _PROXIES, _AGENT, _TARGETS, _STAGES = 2, 3, 4, 5, 6, 7
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where everything goes.")] = Path(
-        "cuvee-demo"
-    ),
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Show the report in the browser.")] = True,
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where everything goes.")
+    ] = Path("cuvee-demo"),
+    show: Annotated[
+        bool, typer.Option("--open/--no-open", help="Show the report in the browser.")
+    ] = True,
 ) -> None:
     """Data Mixing Agent from beginning to end, on this environment's own text: a base model, proxies, an agent that learns from
     them, and runs on mathematics that it steers, beside others. Shows the report.
 
     Takes less than eight minutes on two cores and downloads nothing. Interrupted, it continues when it is run again.
     """
-    from cuvee.cli.console import console
-    from cuvee.recipes.stopping import Stopped
+    from cuvee.cli.display.console import console
+    from cuvee.recipes.progress.stopping import Stopped
 
     say = console(stderr=True)
     again = shlex.join(["cuvee", *sys.argv[1:]])
     try:
         with say.status("Loading"):
-            from cuvee.recipes import demo as recipe  # loads torch
+            from cuvee.recipes.demo import demo as recipe  # loads torch
         with _View(say) as view:
             made = recipe.demo(folder, view)
     except (Stopped, KeyboardInterrupt) as stopped:
         what = str(stopped) if isinstance(stopped, Stopped) else "interrupted"
-        say.print(f"{what}; continue with: {again}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+        say.print(
+            f"{what}; continue with: {again}",
+            markup=False,
+            highlight=False,
+            style="yellow",
+            soft_wrap=True,
+        )
         raise typer.Exit(128 + stopped.signal if isinstance(stopped, Stopped) else 130) from None
     _print_results(console(), made)
     if show and sys.stdout.isatty() and _has_screen():
@@ -77,13 +85,15 @@ class _View(AbstractContextManager["_View"]):
             self._took()
 
     def stage(self, number: int, stage: Stage) -> None:
-        from cuvee.cli.fleet import FleetView
+        from cuvee.cli.display.fleet import FleetView
+        from cuvee.cli.display.live import view
         from cuvee.cli.learn import Shown
-        from cuvee.cli.live import view
 
         self._shown.close()
         self._took()
-        self._console.print(f"[bold]{number}/{_STAGES} {stage.title}[/bold]: {stage.why}", highlight=False)
+        self._console.print(
+            f"[bold]{number}/{_STAGES} {stage.title}[/bold]: {stage.why}", highlight=False
+        )
         self._began = time.monotonic()
         if number in (_CORPUS, _AGENT):
             self._bar = self._shown.enter_context(_bar(self._console))
@@ -99,10 +109,12 @@ class _View(AbstractContextManager["_View"]):
             self._training = training
 
     def _took(self) -> None:
-        from cuvee.cli.live import time_of
+        from cuvee.cli.display.live import time_of
 
         if self._began is not None:
-            self._console.print(f"    took {time_of(time.monotonic() - self._began)}", highlight=False, style="dim")
+            self._console.print(
+                f"    took {time_of(time.monotonic() - self._began)}", highlight=False, style="dim"
+            )
 
     def gathered(self, gathered: Gathered) -> None:
         size = f"{gathered.documents:>6,} documents {gathered.size / 1e6:>5.1f} MB"
@@ -141,12 +153,18 @@ def _bar(console: Console) -> Bar:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     return Progress(
-        TextColumn("    {task.description}"), BarColumn(), TaskProgressColumn(), console=console, transient=True
+        TextColumn("    {task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        console=console,
+        transient=True,
     )
 
 
 def _has_screen() -> bool:
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 def _print_results(console: Console, made: Demo) -> None:
@@ -160,20 +178,35 @@ def _print_results(console: Console, made: Demo) -> None:
     start, paired = next(view.start for view in summary.runs if view.start), paired_table(summary)
     against = {row.head: row.cells[3] for row in paired.rows} if paired else {}
     table = Table("", box=None, padding=(0, 2, 0, 0))
-    for name in ("source", "kept", "target", "learned", "average", f"vs {summary.baseline}, 95% interval"):
+    for name in (
+        "source",
+        "kept",
+        "target",
+        "learned",
+        "average",
+        f"vs {summary.baseline}, 95% interval",
+    ):
         table.add_column(name, justify="right")
-    table.add_row("base", number(start.source), "", number(start.target), "", number(start.balance), "")
+    table.add_row(
+        "base", number(start.source), "", number(start.target), "", number(start.balance), ""
+    )
     for method in summary.methods:
         cells = []
         for then, now in ((start.source, _source(method)), (start.target, _target(method))):
-            cells += [number(now), signed(now - then) if now is not None and then is not None else ""]
+            cells += [
+                number(now),
+                signed(now - then) if now is not None and then is not None else "",
+            ]
         difference = against.get(method.label)
         beside = f"{difference.text}  {difference.note}" if difference else ""
-        table.add_row(method.label, *cells, number(method.mean(lambda scores: scores.balance)), beside)
+        table.add_row(
+            method.label, *cells, number(method.mean(lambda scores: scores.balance)), beside
+        )
     console.print()
     console.print(table, highlight=False)
     console.print(
-        "Validation loss, nats per token, mean over domains and seeds; below zero is better.", highlight=False
+        "Validation loss, nats per token, mean over domains and seeds; below zero is better.",
+        highlight=False,
     )
     console.print()
     for sentence in headline(summary):
@@ -195,9 +228,14 @@ def _print_next(console: Console, made: Demo) -> None:
         return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
     steered = next(run for run in made.runs if "-agent-" in run.id)
-    console.print(f"\nReport: {made.report.as_uri()}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"What the agent has learned: {made.diagnostics.as_uri()}", markup=False, highlight=False, soft_wrap=True
+        f"\nReport: {made.report.as_uri()}", markup=False, highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"What the agent has learned: {made.diagnostics.as_uri()}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     console.print("\nTo go on:", highlight=False)
     for command in (

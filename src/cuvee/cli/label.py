@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cuvee.data.label_report import Labels
-    from cuvee.data.label_ways import Way
+    from cuvee.data.label.labelers import Way
+    from cuvee.data.label.report import Labels
 
 _WAYS = "column:KEY, folder, map:FILE.yaml, cluster, classifier:FOLDER, classifier:NAME@COMMIT, role or random"
 _DEFAULT_SAMPLE = 20_000
@@ -20,16 +20,26 @@ _DEFAULT_SAMPLE = 20_000
 def label(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SRC...", help="Files or folders of text, as `cuvee corpus build` reads them."),
+        typer.Argument(
+            metavar="SRC...", help="Files or folders of text, as `cuvee corpus build` reads them."
+        ),
     ],
-    folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder of labelled text to make.")],
+    folder: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="The folder of labelled text to make."),
+    ],
     by: Annotated[str, typer.Option(metavar="WAY", help=f"{_WAYS}.")],
     topics: Annotated[
         int | None, typer.Option(metavar="K", help="How many labels: for `cluster` and `random`.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For `cluster` and `random`.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="For `cluster` and `random`.")
+    ] = 0,
     sample: Annotated[
-        int | None, typer.Option(min=2, help=f"Documents that `cluster` is fitted on: {_DEFAULT_SAMPLE} unless given.")
+        int | None,
+        typer.Option(
+            min=2, help=f"Documents that `cluster` is fitted on: {_DEFAULT_SAMPLE} unless given."
+        ),
     ] = None,
     embeddings: Annotated[
         str | None,
@@ -43,23 +53,36 @@ def label(
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A target among the domains of SRC; may be repeated. Else table.json says."),
+        typer.Option(
+            metavar="NAME",
+            help="A target among the domains of SRC; may be repeated. Else table.json says.",
+        ),
     ] = None,
     domain_column: Annotated[
-        str | None, typer.Option(help="The column with a row's domain until now; else files and folders name it.")
+        str | None,
+        typer.Option(
+            help="The column with a row's domain until now; else files and folders name it."
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
     valid_share: Annotated[
-        float, typer.Option(help="Share of documents for validation, unless sources have train/ and valid/.")
+        float,
+        typer.Option(
+            help="Share of documents for validation, unless sources have train/ and valid/."
+        ),
     ] = 0.05,
-    workers: Annotated[int | None, typer.Option(help="Processes that label: one a core unless given.")] = None,
-    max_bad_rows: Annotated[int, typer.Option(help="Stop when more rows than these cannot be used.")] = 100,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that label: one a core unless given.")
+    ] = None,
+    max_bad_rows: Annotated[
+        int, typer.Option(help="Stop when more rows than these cannot be used.")
+    ] = 100,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Give documents the domains that a column, a map, clustering or a classifier finds, or go on where that was interrupted."""
-    from cuvee.cli.console import Stages, console, progress_bar
-    from cuvee.data.labels import LabelSettings
-    from cuvee.data.labels import label as label_sources
+    from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.data.label.labels import LabelSettings
+    from cuvee.data.label.labels import label as label_sources
 
     way = _way(by, topics, seed, sample, embeddings)
     settings = LabelSettings(
@@ -73,9 +96,13 @@ def label(
     bar = progress_bar(disable=not progress)
     try:
         with bar:
-            labels = label_sources(sources, folder, way, settings, workers=workers, progress=Stages(bar))
+            labels = label_sources(
+                sources, folder, way, settings, workers=workers, progress=Stages(bar)
+            )
     except KeyboardInterrupt:
-        console(stderr=True).print("Interrupted. The same command continues where this one stopped.")
+        console(stderr=True).print(
+            "Interrupted. The same command continues where this one stopped."
+        )
         raise typer.Exit(130) from None
     _print(console(), labels, folder)
 
@@ -83,7 +110,7 @@ def label(
 def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings: str | None) -> Way:
     """What `--by` and the options that go with it ask for. Raises `ConfigError` or `CorpusError`."""
     from cuvee.core.errors import ConfigError
-    from cuvee.data import label_ways
+    from cuvee.data.label import labelers as label_ways
 
     kind, _, argument = by.partition(":")
     if topics is None and kind in ("cluster", "random"):
@@ -104,14 +131,14 @@ def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings:
     if kind == "role":
         return label_ways.ByRole()
     if kind == "map":
-        from cuvee.recipes.yaml_file import read_yaml
+        from cuvee.recipes.config.yaml_file import read_yaml
 
         return label_ways.ByMap.of(read_yaml(Path(argument)), argument)
     if kind == "random":
         assert topics is not None
         return label_ways.ByRandom(topics, seed)
     if kind == "cluster":
-        from cuvee.data.topics import ByTopics, find_embedder
+        from cuvee.data.label.topics import ByTopics, find_embedder
 
         assert topics is not None
         return ByTopics(
@@ -121,8 +148,8 @@ def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings:
             find_embedder(embeddings) if embeddings is not None else None,
         )
     if kind == "classifier":
-        from cuvee.data.classifier import ByClassifier
-        from cuvee.data.model_folder import find_model
+        from cuvee.data.corpus.model_folder import find_model
+        from cuvee.data.label.classifier import ByClassifier
 
         return ByClassifier(find_model(argument))
     raise ConfigError(f"there is no way {kind!r} to label: use {_WAYS}")
@@ -186,7 +213,9 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
         )
     if labels.mixed:
         shown = ", ".join(labels.mixed[:4]) + (", …" if len(labels.mixed) > 4 else "")
-        lines.append(f"source and target text together in {shown}: these count as source; --roles keeps the two apart")
+        lines.append(
+            f"source and target text together in {shown}: these count as source; --roles keeps the two apart"
+        )
     if labels.left_out:
         lines.append(
             f"no training text for {', '.join(labels.left_out)}: {sum(labels.left_out.values())} validation documents "
@@ -194,7 +223,9 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
         )
     if labels.bad_rows:
         lines.append(f"{labels.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")
-    column = "" if labels.text_column == "text" else f" --text-column {shlex.quote(labels.text_column)}"
+    column = (
+        "" if labels.text_column == "text" else f" --text-column {shlex.quote(labels.text_column)}"
+    )
     lines.append(
         f"everything is in {folder / 'labels.json'}; next: cuvee corpus build {shlex.quote(str(folder))} -o CORPUS{column}"
     )

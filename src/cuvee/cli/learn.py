@@ -12,25 +12,27 @@ from cuvee.cli.train import Config, Overrides, Quiet
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from cuvee.methods.history_learning import LearnProgress
+    from cuvee.learning.history_learning import LearnProgress
 
 
 def learn(
     config: Config,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The policy's folder. Default: NAME/policy in `out`.")
+        Path | None,
+        typer.Option("--output", "-o", help="The policy's folder. Default: NAME/policy in `out`."),
     ] = None,
     store: Annotated[
-        str | None, typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`.")
+        str | None,
+        typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Learns a policy from the proxy runs that `cuvee search` did with the same file, and says whether they support it."""
     from rich.progress import Progress
 
-    from cuvee.cli.console import console
-    from cuvee.recipes.config import load
+    from cuvee.cli.display.console import console
+    from cuvee.recipes.config.schema import load
     from cuvee.recipes.learn import learn_from_search
     from cuvee.recipes.search import SearchConfig
 
@@ -46,7 +48,9 @@ def learn(
     for sentence in done.verdict:
         typer.echo(sentence)
     typer.echo(f"diagnostics: {done.page}")
-    typer.echo(f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`")
+    typer.echo(
+        f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`"
+    )
 
 
 class Shown:
@@ -57,6 +61,11 @@ class Shown:
         self._task = progress.add_task("reading runs", total=None)
 
     def show(self, now: LearnProgress) -> None:
-        gains = [f"{one['gain']:+.4f} [{one['gain_low']:+.4f}, {one['gain_high']:+.4f}]" for one in now.judged.values()]
+        gains = [
+            f"{one['gain']:+.4f} [{one['gain_low']:+.4f}, {one['gain_high']:+.4f}]"
+            for one in now.judged.values()
+        ]
         judged = f"; judged gain {'; '.join(gains)}" if gains else ""
-        self._progress.update(self._task, description=f"{now.stage}{judged}", total=now.total, completed=now.done)
+        self._progress.update(
+            self._task, description=f"{now.stage}{judged}", total=now.total, completed=now.done
+        )

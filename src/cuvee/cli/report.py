@@ -12,9 +12,12 @@ from cuvee.cli.runs import GroupOption, StoreOption
 
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]…", help="Ids or their beginnings; all runs if none.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN]…", help="Ids or their beginnings; all runs if none."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
     title: Annotated[
         str | None, typer.Option("--title", help="Its heading. Default: the group, or the one run.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cuvee.cli.audit import Only, heaviest
+from cuvee.cli.display.audit import Only, heaviest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,9 +16,13 @@ app = typer.Typer(name="runs", help="List, show, export and audit runs.", no_arg
 
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="SQLite file, URL or @FILE. Default: $CUVEE_STORE, else runs/cuvee.db."),
+    typer.Option(
+        "--store", help="SQLite file, URL or @FILE. Default: $CUVEE_STORE, else runs/cuvee.db."
+    ),
 ]
-GroupOption = Annotated[str | None, typer.Option("--group", help="Only the runs of this comparison.")]
+GroupOption = Annotated[
+    str | None, typer.Option("--group", help="Only the runs of this comparison.")
+]
 _SHOWN_DOMAINS = 4
 
 
@@ -26,10 +30,12 @@ _SHOWN_DOMAINS = 4
 def list_runs(
     store: StoreOption = None,
     group: GroupOption = None,
-    status: Annotated[str | None, typer.Option("--status", help="waiting, running, done or failed.")] = None,
+    status: Annotated[
+        str | None, typer.Option("--status", help="waiting, running, done or failed.")
+    ] = None,
 ) -> None:
     """A table of runs, oldest first."""
-    from cuvee.cli.live import time_of
+    from cuvee.cli.display.live import time_of
     from cuvee.recipes.stores import open_store
 
     table = _table("run", "group", "status", "done", "intervals", "tokens", "FLOPs", "time", "why")
@@ -54,12 +60,16 @@ def watch(store: StoreOption = None, group: GroupOption = None) -> None:
     import time
     from contextlib import suppress
 
-    from cuvee.cli.console import console
-    from cuvee.cli.fleet import FleetView
-    from cuvee.recipes.fleet_watch import FleetWatch
+    from cuvee.cli.display.console import console
+    from cuvee.cli.display.fleet import FleetView
+    from cuvee.recipes.progress.fleet_watch import FleetWatch
     from cuvee.recipes.stores import open_store
 
-    with open_store(store, must_exist=True) as opened, FleetView(console()) as view, suppress(KeyboardInterrupt):
+    with (
+        open_store(store, must_exist=True) as opened,
+        FleetView(console()) as view,
+        suppress(KeyboardInterrupt),
+    ):
         watched = FleetWatch(opened, group)
         while True:
             view.show(status := watched.look())
@@ -72,19 +82,30 @@ def watch(store: StoreOption = None, group: GroupOption = None) -> None:
 def show(
     run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
     store: StoreOption = None,
-    every: Annotated[int, typer.Option("--every", min=0, help="Show each n-th interval; 0 picks about 20.")] = 0,
+    every: Annotated[
+        int, typer.Option("--every", min=0, help="Show each n-th interval; 0 picks about 20.")
+    ] = 0,
 ) -> None:
     """One run: its configuration and its trajectory, interval by interval."""
     import yaml
 
+    from cuvee.recipes.progress.watch import training_loss, valid_loss
     from cuvee.recipes.stores import find_runs, open_store
-    from cuvee.recipes.watch import training_loss, valid_loss
 
     with open_store(store, must_exist=True) as opened:
         summary = find_runs(opened, [run])[0]
         trajectory = opened.trajectory(summary.id)
-    facts = {"run": summary.id, "status": summary.status, "checkpoint": summary.checkpoint, "policy": summary.policy}
-    typer.echo(yaml.safe_dump({**facts, "model": summary.model, "config": dict(summary.config)}, sort_keys=False))
+    facts = {
+        "run": summary.id,
+        "status": summary.status,
+        "checkpoint": summary.checkpoint,
+        "policy": summary.policy,
+    }
+    typer.echo(
+        yaml.safe_dump(
+            {**facts, "model": summary.model, "config": dict(summary.config)}, sort_keys=False
+        )
+    )
     table = _table("step", "tokens", "loss", "valid loss", "change", "heaviest domains")
     every = every or max(1, len(trajectory) // 20)
     tokens = 0
@@ -99,7 +120,11 @@ def show(
             f"{tokens:,}",
             _number(training_loss(signals)),
             _number(valid_loss(signals)),
-            _number(mixture.total_variation(before) if mixture and before and mixture.names == before.names else None),
+            _number(
+                mixture.total_variation(before)
+                if mixture and before and mixture.names == before.names
+                else None
+            ),
             heaviest(mixture.as_dict(), _SHOWN_DOMAINS) if mixture else "",
         )
     _print(table)
@@ -107,8 +132,12 @@ def show(
 
 @app.command("export")
 def export_runs(
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file ending in .parquet or .json.")],
-    runs: Annotated[list[str] | None, typer.Argument(help="Ids or their beginnings; all runs if none.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file ending in .parquet or .json.")
+    ],
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Ids or their beginnings; all runs if none.")
+    ] = None,
     store: StoreOption = None,
     group: GroupOption = None,
 ) -> None:
@@ -128,14 +157,18 @@ def audit(
     store: StoreOption = None,
     only: Annotated[
         Only | None,
-        typer.Option("--only", help="Decisions with this verdict; alarm: those after which one sounded."),
+        typer.Option(
+            "--only", help="Decisions with this verdict; alarm: those after which one sounded."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The records as they are, a line of JSON each.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The records as they are, a line of JSON each.")
+    ] = False,
 ) -> None:
     """Each decision of a run: what the policy proposed, what the guard made of it, and why."""
     import json
 
-    from cuvee.cli.audit import is_meant, summary, table
+    from cuvee.cli.display.audit import is_meant, summary, table
     from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
@@ -166,7 +199,17 @@ def _number(value: float | None) -> str:
 def _table(*columns: str) -> Table:
     from rich.table import Table
 
-    numbers = {"done", "intervals", "tokens", "FLOPs", "time", "step", "loss", "valid loss", "change"}
+    numbers = {
+        "done",
+        "intervals",
+        "tokens",
+        "FLOPs",
+        "time",
+        "step",
+        "loss",
+        "valid loss",
+        "change",
+    }
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
@@ -174,6 +217,6 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    from cuvee.cli.console import console
+    from cuvee.cli.display.console import console
 
     console().print(table, highlight=False)

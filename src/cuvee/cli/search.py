@@ -11,37 +11,45 @@ import typer
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
-    from cuvee.recipes.search import Plan, SearchConfig
+    from cuvee.recipes.search import SearchConfig, SearchPlan
 
 
 def search(
     config: Config,
     overrides: Overrides = None,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each.")
+        int,
+        typer.Option(
+            "--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each."
+        ),
     ] = 2,
     engine: Annotated[
         Literal["local", "ray", "slurm"] | None,
         typer.Option("--engine", help="Where workers live, in place of the file's `engine`."),
     ] = None,
     store: Annotated[
-        str | None, typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`.")
+        str | None,
+        typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")
+    ] = False,
     runs_only: Annotated[
         bool, typer.Option("--runs-only", help="Run the proxies and learn nothing from them yet.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Runs the proxies that a method asks for, none twice, and writes the policy that it commits to."""
-    from cuvee.cli.console import console
-    from cuvee.cli.fleet import FleetView
+    from cuvee.cli.display.console import console
+    from cuvee.cli.display.fleet import FleetView
     from cuvee.recipes import search as recipe
-    from cuvee.recipes.config import load
+    from cuvee.recipes.config.schema import load
 
     wanted = load(recipe.SearchConfig, config, overrides or ())
     given = {"engine": engine, "store": store}
-    wanted = wanted.model_copy(update={name: value for name, value in given.items() if value is not None})
+    wanted = wanted.model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
     if dry_run:
         typer.echo(_said(recipe.plan(wanted), wanted.method.label, workers))
         return
@@ -50,12 +58,12 @@ def search(
             on_change = None if quiet else view.show
             if runs_only:
                 runs = recipe.run_proxies(wanted, workers=workers, on_change=on_change)
-                said = _done(len(runs), wanted, shlex.join([str(config), *(overrides or ())]) + _at(store))
+                said = _done(
+                    len(runs), wanted, shlex.join([str(config), *(overrides or ())]) + _at(store)
+                )
             else:
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
-                said = (
-                    f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
-                )
+                said = f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
     except KeyboardInterrupt as stopped:
         typer.secho(str(stopped) or "stopped", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(130) from None
@@ -75,7 +83,11 @@ def _done(runs: int, config: SearchConfig, what: str) -> str:
 
     if not runs:
         return "the method asks for no proxy runs"
-    how = f"`cuvee learn {what} -o policy/`" if agent_of(config) else "the same command without --runs-only"
+    how = (
+        f"`cuvee learn {what} -o policy/`"
+        if agent_of(config)
+        else "the same command without --runs-only"
+    )
     return f"{runs} runs are done; {how} learns from them"
 
 
@@ -86,8 +98,8 @@ def _at(store: str | None) -> str:
     return " --store …" if "://" in store else f" --store {shlex.quote(store)}"
 
 
-def _said(plan: Plan, method: str, workers: int) -> str:
-    from cuvee.cli.live import time_of
+def _said(plan: SearchPlan, method: str, workers: int) -> str:
+    from cuvee.cli.display.live import time_of
 
     asked = (
         f"{method} asks for {plan.runs} proxy runs next ({plan.logged} are done): "

@@ -14,27 +14,38 @@ if TYPE_CHECKING:
 
     from cuvee.report.tables import Table as Figures
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run: see docs/configuration.md.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="What to run: see docs/configuration.md.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]…", help="In place of the file's values, as in train.learning_rate=3e-3."),
+    typer.Argument(
+        metavar="[KEY=VALUE]…",
+        help="In place of the file's values, as in train.learning_rate=3e-3.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it works.")]
 
 
-def train(config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False) -> None:
+def train(
+    config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False
+) -> None:
     """Trains a model under a method's mixture, and keeps run, model and policy."""
-    from cuvee.cli.live import view
+    from cuvee.cli.display.live import view
     from cuvee.recipes import train as recipe
-    from cuvee.recipes.config import TrainConfig, load
+    from cuvee.recipes.config.schema import TrainConfig, load
 
     wanted = load(TrainConfig, config, overrides or ())
     first = int(os.environ.get("RANK", "0")) == 0
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
     if first:
-        at = f" --store {shlex.quote(wanted.store)}" if wanted.store and "://" not in wanted.store else ""  # no secrets
+        at = (
+            f" --store {shlex.quote(wanted.store)}"
+            if wanted.store and "://" not in wanted.store
+            else ""
+        )  # no secrets
         typer.echo(f"see it with `cuvee runs show {run.id}{at}` or `cuvee report {run.id}{at}`")
 
 
@@ -43,18 +54,20 @@ def compare(
     overrides: Overrides = None,
     resume: Resume = False,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, help="Runs at a time, `threads` CPU threads each.")
+        int,
+        typer.Option("--workers", "-w", min=1, help="Runs at a time, `threads` CPU threads each."),
     ] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The report to write. Default: NAME.html in `out`.")
+        Path | None,
+        typer.Option("--output", "-o", help="The report to write. Default: NAME.html in `out`."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Trains each method with each seed on equal terms, prints what came of it, and writes the report."""
-    from cuvee.cli.console import console
-    from cuvee.cli.live import view
+    from cuvee.cli.display.console import console
+    from cuvee.cli.display.live import view
     from cuvee.recipes import compare as recipe
-    from cuvee.recipes.config import CompareConfig, load
+    from cuvee.recipes.config.schema import CompareConfig, load
     from cuvee.recipes.reporting import tables
     from cuvee.report.page import write_report
 
@@ -63,7 +76,12 @@ def compare(
         runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
     for heading, figures in tables(runs, wanted.baseline_label):
         console().print(_printed(heading, figures), highlight=False)
-    page = write_report(runs, output or wanted.out / f"{wanted.name}.html", wanted.name, baseline=wanted.baseline_label)
+    page = write_report(
+        runs,
+        output or wanted.out / f"{wanted.name}.html",
+        wanted.name,
+        baseline=wanted.baseline_label,
+    )
     typer.echo(f"report: {page}")
 
 
@@ -71,11 +89,15 @@ def _printed(heading: str, figures: Figures) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=heading, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=heading, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+    )
     table.add_column("")
     for column in figures.columns:
         table.add_column(escape(column), justify="right")
     for row in figures.rows:
-        cells = (escape(f"{cell.text}\n{cell.note}" if cell.note else cell.text) for cell in row.cells)
+        cells = (
+            escape(f"{cell.text}\n{cell.note}" if cell.note else cell.text) for cell in row.cells
+        )
         table.add_row(escape(f"{row.head}\n{row.note}"), *cells)
     return table

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import MixtureError
-
-FloatArray = npt.NDArray[np.float64]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUM_TOLERANCE = 1e-9
@@ -47,18 +46,28 @@ class Mixture:
 
     def __post_init__(self) -> None:
         names = check_names(self.names)
-        weights_K = np.array(self.weights_K, dtype=np.float64)  # a copy that nobody else can write to
+        weights_K = np.array(
+            self.weights_K, dtype=np.float64
+        )  # a copy that nobody else can write to
         if weights_K.shape != (len(names),):
-            raise MixtureError(f"{len(names)} domains need {len(names)} weights, got shape {weights_K.shape}")
+            raise MixtureError(
+                f"{len(names)} domains need {len(names)} weights, got shape {weights_K.shape}"
+            )
         if not np.isfinite(weights_K).all():
             bad = int(np.flatnonzero(~np.isfinite(weights_K))[0])
-            raise MixtureError(f"the weight of {names[bad]} is {weights_K[bad]}: weights must be finite")
+            raise MixtureError(
+                f"the weight of {names[bad]} is {weights_K[bad]}: weights must be finite"
+            )
         if (weights_K < 0).any():
             bad = int(np.argmin(weights_K))
-            raise MixtureError(f"the weight of {names[bad]} is {weights_K[bad]:.6g}: weights must not be negative")
+            raise MixtureError(
+                f"the weight of {names[bad]} is {weights_K[bad]:.6g}: weights must not be negative"
+            )
         total = float(weights_K.sum())
         if abs(total - 1.0) > _SUM_TOLERANCE:
-            raise MixtureError(f"weights sum to {total:.12g}, not 1: divide by the sum, or use Mixture.normalise")
+            raise MixtureError(
+                f"weights sum to {total:.12g}, not 1: divide by the sum, or use Mixture.normalise"
+            )
         weights_K.setflags(write=False)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "weights_K", weights_K)
@@ -69,7 +78,9 @@ class Mixture:
         raw_K = np.asarray(weights_K, dtype=np.float64)
         largest = float(raw_K.max(initial=0.0)) if np.isfinite(raw_K).all() else 1.0
         if largest <= 0:
-            raise MixtureError("every weight is zero: at least one domain must have a positive weight")
+            raise MixtureError(
+                "every weight is zero: at least one domain must have a positive weight"
+            )
         scaled_K = raw_K / largest  # so that neither a huge nor a tiny sum overflows
         return cls(tuple(names), scaled_K / scaled_K.sum())
 
@@ -89,7 +100,9 @@ class Mixture:
         try:
             return float(self.weights_K[self.names.index(name)])
         except ValueError:
-            raise MixtureError(f"no domain {name!r} in this mixture; it has {', '.join(self.names)}") from None
+            raise MixtureError(
+                f"no domain {name!r} in this mixture; it has {', '.join(self.names)}"
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -102,7 +115,9 @@ class Mixture:
         return hash((self.names, self.weights_K.tobytes()))
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{name}={weight:.4g}" for name, weight in zip(self.names, self.weights_K, strict=True))
+        shares = ", ".join(
+            f"{name}={weight:.4g}" for name, weight in zip(self.names, self.weights_K, strict=True)
+        )
         return f"Mixture({shares})"
 
     def as_dict(self) -> dict[str, float]:
@@ -113,13 +128,17 @@ class Mixture:
         shares = self.as_dict()
         lost = [name for name, weight in shares.items() if weight > 0 and name not in set(names)]
         if lost:
-            raise MixtureError(f"{', '.join(lost)} has weight but is not among the domains {', '.join(names)}")
+            raise MixtureError(
+                f"{', '.join(lost)} has weight but is not among the domains {', '.join(names)}"
+            )
         return Mixture(tuple(names), np.array([shares.get(name, 0.0) for name in names]))
 
     def total_variation(self, other: Mixture) -> float:
         """½ Σ|a − b|: the share of the batch that changes hands between two mixtures; 0 to 1."""
         if self.names != other.names:
-            raise MixtureError("total variation needs two mixtures over the same domains in the same order")
+            raise MixtureError(
+                "total variation needs two mixtures over the same domains in the same order"
+            )
         return float(0.5 * np.abs(self.weights_K - other.weights_K).sum())
 
     def entropy(self) -> float:

@@ -85,7 +85,9 @@ class Journal(Protocol):
         """Restores trainer and policy to the last record and returns the history, or None if there is none."""
         ...
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None: ...
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None: ...
 
 
 class Fleet(Protocol):

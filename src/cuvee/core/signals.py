@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import SignalError
-from cuvee.core.mixture import FloatArray, check_names
+from cuvee.core.mixture import check_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,9 @@ class Measured:
     @classmethod
     def from_json(cls, data: Any) -> Measured:
         as_objects = np.array(data, dtype=object)
-        present = np.array(np.frompyfunc(lambda entry: entry is not None, 1, 1)(as_objects), dtype=np.bool_)
+        present = np.array(
+            np.frompyfunc(lambda entry: entry is not None, 1, 1)(as_objects), dtype=np.bool_
+        )
         values = np.where(present, as_objects, 0.0).astype(np.float64)
         return cls(values, present)
 
@@ -106,9 +109,13 @@ class Signals:
         check_names(self.names)
         tokens_K = np.array(self.tokens_K, dtype=np.int64)
         if tokens_K.shape != (len(self.domains),) or (tokens_K < 0).any():
-            raise SignalError(f"tokens by domain must be {len(self.domains)} counts ≥ 0, got {tokens_K.tolist()}")
+            raise SignalError(
+                f"tokens by domain must be {len(self.domains)} counts ≥ 0, got {tokens_K.tolist()}"
+            )
         if self.loss.shape != (len(self.domains),):
-            raise SignalError(f"losses by domain must have shape ({len(self.domains)},), got {self.loss.shape}")
+            raise SignalError(
+                f"losses by domain must have shape ({len(self.domains)},), got {self.loss.shape}"
+            )
         if not 0.0 <= self.progress <= 1.0:  # also refuses NaN
             raise SignalError(f"progress is {self.progress}: it must lie between 0 and 1")
         if self.step < 0:
@@ -151,5 +158,7 @@ class Signals:
             progress=data["progress"],
             tokens_K=np.array(data["tokens"], dtype=np.int64),
             loss=Measured.from_json(data["loss"]),
-            probes={name: Measured.from_json(measured) for name, measured in data["probes"].items()},
+            probes={
+                name: Measured.from_json(measured) for name, measured in data["probes"].items()
+            },
         )

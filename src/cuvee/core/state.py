@@ -24,7 +24,9 @@ from cuvee.core.protocols import State
 _FORMAT = 1
 
 
-def save_state(path: Path, state: State, stem: str = "state", extra: Callable[[Path], None] | None = None) -> None:
+def save_state(
+    path: Path, state: State, stem: str = "state", extra: Callable[[Path], None] | None = None
+) -> None:
     """Writes `state` to the folder `path`, whole or not at all. `extra` may add files of its own, which are hashed too."""
     from safetensors.numpy import save_file
 
@@ -33,7 +35,9 @@ def save_state(path: Path, state: State, stem: str = "state", extra: Callable[[P
 
     def fill(folder: Path) -> None:
         save_file(arrays, folder / f"{stem}.safetensors")
-        (folder / f"{stem}.json").write_text(json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False))
+        (folder / f"{stem}.json").write_text(
+            json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False)
+        )
         if extra:
             extra(folder)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -58,7 +62,9 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
         raise CheckpointError(f"{path} does not hold a cuvee state: {error}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         found = document.get("format") if isinstance(document, dict) else document
-        raise CheckpointError(f"{path} has state format {found!r}; this version of cuvee reads format {_FORMAT}")
+        raise CheckpointError(
+            f"{path} has state format {found!r}; this version of cuvee reads format {_FORMAT}"
+        )
     state: dict[str, Any] = _attach(document["state"], arrays, path)
     return state
 
@@ -68,7 +74,9 @@ def verify_folder(path: Path) -> set[str]:
     try:
         hashes = json.loads((path / "hashes.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not complete (hashes.json: {error}); use an earlier copy") from error
+        raise CheckpointError(
+            f"{path} is not complete (hashes.json: {error}); use an earlier copy"
+        ) from error
     if not isinstance(hashes, dict):
         raise CheckpointError(f"{path}/hashes.json holds no table of hashes; use an earlier copy")
     for name, expected in hashes.items():
@@ -76,7 +84,9 @@ def verify_folder(path: Path) -> set[str]:
         if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
             raise CheckpointError(f"{file} is missing; use an earlier copy")
         if sha256_of(file) != expected:
-            raise CheckpointError(f"{file} was altered or cut short after it was written; use an earlier copy")
+            raise CheckpointError(
+                f"{file} was altered or cut short after it was written; use an earlier copy"
+            )
     return set(hashes)
 
 
@@ -103,13 +113,20 @@ def _detach(node: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> An
         arrays[path] = np.ascontiguousarray(node).reshape(node.shape)  # keeps 0-d arrays 0-d
         return {"$array": path}
     if isinstance(node, dict):
-        assert all(isinstance(key, str) and not key.startswith("$") for key in node), f"bad key at {path}"
-        return {key: _detach(value, f"{path}/{key}" if path else key, arrays) for key, value in node.items()}
+        assert all(isinstance(key, str) and not key.startswith("$") for key in node), (
+            f"bad key at {path}"
+        )
+        return {
+            key: _detach(value, f"{path}/{key}" if path else key, arrays)
+            for key, value in node.items()
+        }
     if isinstance(node, (list, tuple)):
         return [_detach(value, f"{path}/{i}", arrays) for i, value in enumerate(node)]
     if isinstance(node, np.generic):
         return node.item()
-    assert node is None or isinstance(node, (bool, int, float, str)), f"{path} is a {type(node).__name__}"
+    assert node is None or isinstance(node, (bool, int, float, str)), (
+        f"{path} is a {type(node).__name__}"
+    )
     return node
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
 
 
@@ -23,7 +24,9 @@ class Trajectory:
     __slots__ = ("_mixtures", "_signals", "_steps")
 
     def __init__(self, signals: Sequence[Signals], mixtures: Sequence[Mixture] = ()) -> None:
-        assert len(signals) == len(mixtures) + 1, "a trajectory has one signal more than it has mixtures"
+        assert len(signals) == len(mixtures) + 1, (
+            "a trajectory has one signal more than it has mixtures"
+        )
         self._signals, self._mixtures, self._steps = list(signals), list(mixtures), len(mixtures)
 
     @classmethod
@@ -31,13 +34,20 @@ class Trajectory:
         return cls([signals])
 
     def append(self, mixture: Mixture, signals: Signals) -> Trajectory:
-        if mixture.names != signals.names:  # domains that were added since the policy was asked had no weight
+        if (
+            mixture.names != signals.names
+        ):  # domains that were added since the policy was asked had no weight
             mixture = mixture.to(signals.names)
         longer = object.__new__(Trajectory)
-        if len(self._mixtures) == self._steps:  # we are the newest: extend the shared lists in place
+        if (
+            len(self._mixtures) == self._steps
+        ):  # we are the newest: extend the shared lists in place
             longer._signals, longer._mixtures = self._signals, self._mixtures
         else:  # somebody already appended to us: branch
-            longer._signals, longer._mixtures = self._signals[: self._steps + 1], self._mixtures[: self._steps]
+            longer._signals, longer._mixtures = (
+                self._signals[: self._steps + 1],
+                self._mixtures[: self._steps],
+            )
         longer._signals.append(signals)
         longer._mixtures.append(mixture)
         longer._steps = self._steps + 1
@@ -74,7 +84,9 @@ class Trajectory:
 
     def weights_TK(self) -> FloatArray:
         """(T, K) mixtures over the present domains; a domain that did not exist yet has 0."""
-        rows = [[mixture.as_dict().get(name, 0.0) for name in self.names] for mixture in self.mixtures]
+        rows = [
+            [mixture.as_dict().get(name, 0.0) for name in self.names] for mixture in self.mixtures
+        ]
         return np.array(rows, dtype=np.float64).reshape(len(self), len(self.names))
 
     def __iter__(self) -> Iterator[tuple[Signals, Mixture, Signals]]:
@@ -92,7 +104,9 @@ class Trajectory:
     __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> dict[str, Any]:
-        spaces: list[tuple[Domain, ...]] = []  # written once for each stretch of intervals that share their domains
+        spaces: list[
+            tuple[Domain, ...]
+        ] = []  # written once for each stretch of intervals that share their domains
         rows = []
         for signals in self.signals:
             if not spaces or spaces[-1] != signals.domains:
@@ -108,7 +122,9 @@ class Trajectory:
     def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
         spaces = [tuple(Domain.from_json(domain) for domain in space) for space in data["domains"]]
         return cls(
-            signals=[Signals.from_json(spaces[signals["space"]], signals) for signals in data["signals"]],
+            signals=[
+                Signals.from_json(spaces[signals["space"]], signals) for signals in data["signals"]
+            ],
             mixtures=[Mixture.from_json(mixture) for mixture in data["mixtures"]],
         )
 
@@ -122,7 +138,9 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+        return Cost(
+            self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds
+        )
 
 
 @dataclass(frozen=True)

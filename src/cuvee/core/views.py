@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Trajectory
 
@@ -35,7 +35,10 @@ def prefixes(trajectory: Trajectory) -> Iterator[Trajectory]:
 def rewards(trajectory: Trajectory, reward: Reward) -> Measured:
     """(T,) the reward of each interval, asked for in order; absent where it is None."""
     found = [reward(so_far) for so_far in prefixes(trajectory) if len(so_far)]
-    return Measured(np.array([value or 0.0 for value in found]), np.array([value is not None for value in found], bool))
+    return Measured(
+        np.array([value or 0.0 for value in found]),
+        np.array([value is not None for value in found], bool),
+    )
 
 
 def returns(rewards_T: npt.ArrayLike, discount: float = 1.0, final: float = 0.0) -> FloatArray:
@@ -79,4 +82,7 @@ def windows(trajectory: Trajectory, length: int, stride: int = 1) -> Iterator[Tr
     """Stretches of `length` intervals as trajectories of their own, every `stride` intervals; none if the run is shorter."""
     assert min(length, stride) > 0, "a window has at least one interval"
     for start in range(0, len(trajectory) - length + 1, stride):
-        yield Trajectory(trajectory.signals[start : start + length + 1], trajectory.mixtures[start : start + length])
+        yield Trajectory(
+            trajectory.signals[start : start + length + 1],
+            trajectory.mixtures[start : start + length],
+        )

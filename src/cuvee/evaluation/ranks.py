@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class RankCorrelation:
     runs: int
 
 
-def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: int = 1000) -> RankCorrelation:
+def rank_correlation(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: int = 1000
+) -> RankCorrelation:
     """Of two measurements (N,) of the same N ≥ 3 runs; percentile bootstrap over runs, from a generator with a fixed seed.
 
     Ties share their mean rank. With few runs the interval is too narrow, as every percentile bootstrap's is.
@@ -30,7 +32,9 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: 
     assert len(first_N) >= 3, "fewer than three runs have no order to speak of"
     generator = np.random.Generator(np.random.PCG64(0))
     drawn = [generator.integers(0, len(first_N), len(first_N)) for _ in range(resamples)]
-    low, high = np.quantile([_spearman(first_N[rows], second_N[rows]) for rows in drawn], [0.025, 0.975])
+    low, high = np.quantile(
+        [_spearman(first_N[rows], second_N[rows]) for rows in drawn], [0.025, 0.975]
+    )
     return RankCorrelation(_spearman(first_N, second_N), float(low), float(high), len(first_N))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cuvee.core.mixture import FloatArray
+from cuvee.core.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Estimate:
 
 
 def paired_difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], *, level: float = 0.95, resamples: int = 10_000
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
 ) -> Estimate | None:
     """Mean of ours − theirs over the seeds that both have, with a percentile bootstrap interval; None if there is none.
 
@@ -46,10 +50,14 @@ def paired_difference(
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
-    return bootstrap_mean([ours[seed] - theirs[seed] for seed in seeds], level=level, resamples=resamples)
+    return bootstrap_mean(
+        [ours[seed] - theirs[seed] for seed in seeds], level=level, resamples=resamples
+    )
 
 
-def bootstrap_mean(values: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000) -> Estimate:
+def bootstrap_mean(
+    values: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000
+) -> Estimate:
     """Mean of `values` (N,) with its percentile bootstrap interval."""
     values_N = np.asarray(values, dtype=np.float64)
     assert values_N.ndim == 1, values_N.shape

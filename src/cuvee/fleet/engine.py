@@ -23,8 +23,8 @@ from typing import Any, Protocol, Required, TypedDict
 from cuvee.core.errors import TrainingError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Cost, Run
-from cuvee.fleet.rows import RunSummary, Tally
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.rows import RunSummary, Tally
+from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer, task_of
 from cuvee.fleet.worker import Orders
 
@@ -87,7 +87,7 @@ class StoreFleet(ABC):
     `make_trainer(proxy, seed)` builds a fresh trainer in a worker's process and must be importable there. Each worker computes
     with `threads` threads (two tiny proxies side by side are much faster than one on two threads). Checkpoints, if a folder is
     given, every `every` intervals. A share `most_failed` of the runs may come to nothing. A worker trains up to `together` runs
-    as one program where a trial shows that to be faster and the numbers to stay the same (see `cuvee.training.together`).
+    as one program where a trial shows that to be faster and the numbers to stay the same (see `cuvee.training.together.together`).
     `on_change` is called with a `Tally` about once a second.
     """
 
@@ -117,7 +117,15 @@ class StoreFleet(ABC):
         self._count, self._max_attempts, self._on_change = workers, max_attempts, on_change
         self._most_failed = most_failed
         self._orders = Orders(
-            store.address, group, make_trainer, checkpoints, every, lease_seconds, threads, together, workers
+            store.address,
+            group,
+            make_trainer,
+            checkpoints,
+            every,
+            lease_seconds,
+            threads,
+            together,
+            workers,
         )
         self._posts: list[_Post] = []
         self._interrupts = self._fruitless = 0
@@ -145,7 +153,9 @@ class StoreFleet(ABC):
 
     def _planned(self) -> list[RunSummary]:
         runs = self._store.runs(self._group)
-        return [run for run in runs if run.seed == self._seed and run.config.get("proxy") == self._proxy]
+        return [
+            run for run in runs if run.seed == self._seed and run.config.get("proxy") == self._proxy
+        ]
 
     def run(self, policies: Sequence[Policy]) -> list[Run]:
         """The finished run of each policy, in this order; a policy that has its run already is not run again.
@@ -170,7 +180,9 @@ class StoreFleet(ABC):
         """Puts the policy's run into the store, if it is not there, and returns its id."""
         task = task_of(self._proxy, policy)
         name = f"{self._group}/{task['policy']['kind']}"
-        return self._store.create(name, self._seed, task, group=self._group, max_attempts=self._max_attempts)
+        return self._store.create(
+            name, self._seed, task, group=self._group, max_attempts=self._max_attempts
+        )
 
     def work_off(self) -> None:
         """Works until no run of the group waits or runs, whoever planned it."""
@@ -194,7 +206,9 @@ class StoreFleet(ABC):
                 self._posts.clear()
         left = self._look().open
         if self._interrupts:
-            raise KeyboardInterrupt(f"stopped: {left} runs of {self._group} are left; run the same again to go on")
+            raise KeyboardInterrupt(
+                f"stopped: {left} runs of {self._group} are left; run the same again to go on"
+            )
 
     def _look(self) -> Tally:
         tally = self._store.tally(self._group)
@@ -214,7 +228,9 @@ class StoreFleet(ABC):
             self._posts.remove(post)
             trouble = post.worker.trouble()
             post.worker.close()
-            self._fruitless = self._fruitless + 1 if trouble and tally.attempts == post.attempts else 0
+            self._fruitless = (
+                self._fruitless + 1 if trouble and tally.attempts == post.attempts else 0
+            )
             if self._fruitless >= _FRUITLESS:
                 raise TrainingError(
                     f"{self._fruitless} workers ended before they took a run ({trouble}): make_trainer must be a function "
@@ -236,7 +252,10 @@ class StoreFleet(ABC):
         if threading.current_thread() is not threading.main_thread():  # where Python has no signals
             yield
             return
-        before = {number: signal.signal(number, self._interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self._interrupted)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:

@@ -20,8 +20,8 @@ from typing import Protocol, cast
 from cuvee.core.errors import CheckpointError, StoreError
 from cuvee.core.protocols import Metrics, Policy, Probe, State, Trainer
 from cuvee.core.trajectory import Cost, Trajectory
-from cuvee.fleet.claim import Claim, ClaimLost
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.claim import Claim, ClaimLost
+from cuvee.fleet.store.store import Store
 
 OnRecord = Callable[[Trajectory, Trainer, Metrics], None]
 
@@ -101,7 +101,9 @@ class RunJournal:
         self._before = resumable.cost
         return self._store.trajectory(self._run_id, last=number)
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None:
         number = len(so_far)
         if number == 1:
             self._claim.append(0, None, so_far.signals[0])
@@ -115,14 +117,22 @@ class RunJournal:
         """Writes the checkpoint of interval `number` now, whatever `every` says."""
         if self._checkpoints:
             trained = cast(ResumableTrainer, trainer).state_dict()
-            self._checkpoints.save(number, {"run": self._run_id, "trainer": trained, "policy": policy.state_dict()})
+            self._checkpoints.save(
+                number, {"run": self._run_id, "trainer": trained, "policy": policy.state_dict()}
+            )
 
     def cost(self, trainer: Trainer) -> Cost:
         """What this attempt has spent: the trainer's count less what it had when it was restored."""
         now, before = cast(ResumableTrainer, trainer).cost, self._before
-        return Cost(now.tokens - before.tokens, now.flops - before.flops, max(0.0, now.seconds - before.seconds))
+        return Cost(
+            now.tokens - before.tokens,
+            now.flops - before.flops,
+            max(0.0, now.seconds - before.seconds),
+        )
 
-    def finish(self, trainer: Trainer, *, policy: str | None = None, model: str | None = None) -> None:
+    def finish(
+        self, trainer: Trainer, *, policy: str | None = None, model: str | None = None
+    ) -> None:
         """Ends the run: done. `policy` and `model` are the folders of a saved policy and an exported model."""
         folder = str(self._checkpoints.folder) if self._checkpoints else None
         self._claim.finish(self.cost(trainer), checkpoint=folder, policy=policy, model=model)
@@ -136,7 +146,9 @@ class RunJournal:
             except ClaimLost:
                 raise
             except Exception as error:
-                with suppress(StoreError):  # the error itself matters more, and the lease runs out by itself
+                with suppress(
+                    StoreError
+                ):  # the error itself matters more, and the lease runs out by itself
                     self._claim.fail(f"{type(error).__name__}: {error}", self.cost(trainer))
                 raise
             except BaseException:

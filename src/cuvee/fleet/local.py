@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Unpack
 
 from cuvee.fleet.engine import FleetError, FleetOptions, StoreFleet, Worker
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer
 from cuvee.fleet.worker import work
 
@@ -42,19 +42,28 @@ class LocalFleet(StoreFleet):
         self._devices = tuple(devices)
 
     def _start(self, slot: int) -> Worker:
-        settings = {"OMP_NUM_THREADS": str(self._orders.threads)}  # read when torch is loaded, before our code runs
+        settings = {
+            "OMP_NUM_THREADS": str(self._orders.threads)
+        }  # read when torch is loaded, before our code runs
         if self._devices:
             settings["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(self._orders, theirs), name=f"cuvee-worker-{slot}")
+        process = context.Process(
+            target=work, args=(self._orders, theirs), name=f"cuvee-worker-{slot}"
+        )
         with _environment(settings), _interrupts_ignored():
             process.start()
         theirs.close()  # so that the pipe ends with the worker
         return _Process(process, ours)
 
     def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
-        return bool(wait([worker.process.sentinel for worker in workers if isinstance(worker, _Process)], seconds))
+        return bool(
+            wait(
+                [worker.process.sentinel for worker in workers if isinstance(worker, _Process)],
+                seconds,
+            )
+        )
 
 
 class _Process:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.fleet.engine import FleetOptions, StoreFleet, Worker
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer
 from cuvee.fleet.worker import work_until_signalled
 
@@ -80,14 +80,24 @@ class RayFleet(StoreFleet):
                 f"the Ray cluster has the hosts {', '.join(sorted(hosts))}, and {self._store.address.shown} can be written "
                 "from one only: use a PostgreSQL store (--store postgresql://… or @FILE)"
             )
-        task = ray.remote(max_calls=1)(work_until_signalled)  # a process of its own, as other engines have it
-        resources = {"num_cpus": self._orders.threads, "num_gpus": self._gpus, "name": f"cuvee {self._group}"}
+        task = ray.remote(max_calls=1)(
+            work_until_signalled
+        )  # a process of its own, as other engines have it
+        resources = {
+            "num_cpus": self._orders.threads,
+            "num_gpus": self._gpus,
+            "name": f"cuvee {self._group}",
+        }
         return _Task(task.options(**resources, max_retries=0).remote(self._orders))
 
     def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
         import ray
 
-        return bool(ray.wait([worker.task for worker in workers if isinstance(worker, _Task)], timeout=seconds)[0])
+        return bool(
+            ray.wait(
+                [worker.task for worker in workers if isinstance(worker, _Task)], timeout=seconds
+            )[0]
+        )
 
 
 def _knock(address: str) -> None:
@@ -113,7 +123,9 @@ class _Task:
             ray.get(self.task)
         except ray.exceptions.TaskCancelledError:
             return None
-        except Exception as error:  # Ray raises what the task raised, in a class that is also of its own
+        except (
+            Exception
+        ) as error:  # Ray raises what the task raised, in a class that is also of its own
             return str(error)
         return None
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.fleet.engine import FleetOptions, StoreFleet, Worker
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer
 from cuvee.fleet.worker import work_until_signalled
 
@@ -84,13 +84,17 @@ class SlurmFleet(StoreFleet):
         try:
             import submitit
         except ImportError:
-            raise ConfigError("the engine slurm needs submitit: pip install 'cuvee[slurm]'") from None
+            raise ConfigError(
+                "the engine slurm needs submitit: pip install 'cuvee[slurm]'"
+            ) from None
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         try:
             executor = submitit.AutoExecutor(self._folder, cluster=self._cluster)
         except RuntimeError as error:
-            raise ConfigError(f"there is no Slurm here ({error}): start the driver where `sbatch` works") from error
+            raise ConfigError(
+                f"there is no Slurm here ({error}): start the driver where `sbatch` works"
+            ) from error
         executor.update_parameters(**self._wanted)
         return executor
 
@@ -100,7 +104,9 @@ class _Job:
         self._job, self._ask_again = job, float("inf")
 
     def alive(self) -> bool:
-        ask = time.monotonic() >= self._ask_again  # of a job that never began, only the queue knows that it is gone
+        ask = (
+            time.monotonic() >= self._ask_again
+        )  # of a job that never began, only the queue knows that it is gone
         if ask:
             self._ask_again = time.monotonic() + _ASK_QUEUE_EVERY
         return not self._job.done(force_check=ask)

@@ -17,7 +17,7 @@ import numpy as np
 from cuvee.core.errors import CuveeError, StoreError
 from cuvee.core.protocols import Policy, Trainer
 from cuvee.policies.files import KINDS
-from cuvee.policies.guard import Guard
+from cuvee.policies.guard.guard import Guard
 
 MakeTrainer = Callable[[Mapping[str, Any], int], Trainer]
 """(proxy configuration, seed) → a fresh trainer. A function at the top of a module, since other processes import it."""
@@ -37,7 +37,9 @@ def task_of(proxy: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     return {"proxy": dict(proxy), "policy": document}
 
 
-def build_task(task: Mapping[str, Any], seed: int, make_trainer: MakeTrainer) -> tuple[Trainer, Policy]:
+def build_task(
+    task: Mapping[str, Any], seed: int, make_trainer: MakeTrainer
+) -> tuple[Trainer, Policy]:
     """Raises `CuveeError` for a task that this version cannot rebuild."""
     try:
         document = task["policy"]
@@ -47,7 +49,9 @@ def build_task(task: Mapping[str, Any], seed: int, make_trainer: MakeTrainer) ->
     except CuveeError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"the task cannot be rebuilt by this version: {type(error).__name__}: {error}") from error
+        raise StoreError(
+            f"the task cannot be rebuilt by this version: {type(error).__name__}: {error}"
+        ) from error
     return make_trainer(proxy, seed), policy
 
 
@@ -78,8 +82,8 @@ def _array(data: str, dtype: str, shape: list[int]) -> np.ndarray[Any, Any]:
         raw = base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(f"an array that is no base64: {error}") from error
-    if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(shape) * np.dtype(
-        dtype
-    ).itemsize != len(raw):
+    if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(
+        shape
+    ) * np.dtype(dtype).itemsize != len(raw):
         raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
     return np.frombuffer(raw, dtype=dtype).reshape(shape).copy()

@@ -21,14 +21,14 @@ from typing import Any
 
 from cuvee.core.protocols import Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
-from cuvee.fleet.address import Address
 from cuvee.fleet.attempts import AttemptCheckpoints
-from cuvee.fleet.claim import Claim, ClaimLost
-from cuvee.fleet.database import Database
 from cuvee.fleet.journal import RunJournal
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.address import Address
+from cuvee.fleet.store.claim import Claim, ClaimLost
+from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.worker_name import worker_name
 from cuvee.fleet.task import MakeTrainer, build_task
-from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
 
@@ -60,7 +60,9 @@ class Drained(BaseException):
 
 def work(orders: Orders, line: Connection) -> None:
     """The main function of a process of this host. Whatever comes through `line`, its end included, asks it to leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver decides what it means
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole terminal; the driver decides what it means
     _work(orders, line.poll)
 
 
@@ -111,7 +113,9 @@ def _work(orders: Orders, asked: Asked) -> None:
 def _claims(store: Store, name: str, orders: Orders, most: int) -> list[Claim]:
     """Up to `most` runs, but no more than leaves as many to each other worker. A run that was tried before is taken alone: it may
     be what ended a process, and with it all runs that were trained there."""
-    share = min(most, math.ceil(store.tally(orders.group).waiting / orders.workers)) if most > 1 else 1
+    share = (
+        min(most, math.ceil(store.tally(orders.group).waiting / orders.workers)) if most > 1 else 1
+    )
     claims: list[Claim] = []
     while claim := store.claim(name, orders.lease_seconds, orders.group):
         if claims and claim.attempt > 1:
@@ -135,9 +139,11 @@ def _attempt(store: Store, claim: Claim, orders: Orders, asked: Asked) -> bool:
     return _train(store, claim, trainer, policy, orders, asked)
 
 
-def _attempt_together(store: Store, claims: Sequence[Claim], orders: Orders, asked: Asked) -> tuple[bool, bool]:
+def _attempt_together(
+    store: Store, claims: Sequence[Claim], orders: Orders, asked: Asked
+) -> tuple[bool, bool]:
     """Whether the process is fit for other runs, and whether these were trained together; if not, all but one are given back."""
-    from cuvee.training.together import together
+    from cuvee.training.together.together import together
 
     built: list[tuple[Claim, Trainer, Policy]] = []
     with ExitStack() as leases:
@@ -155,7 +161,13 @@ def _attempt_together(store: Store, claims: Sequence[Claim], orders: Orders, ask
         else:
             with ThreadPoolExecutor(len(built)) as pool:
                 places = (group.place(trainer) for _, trainer, _ in built)
-                fits = list(pool.map(lambda place, each: _placed(place, store, *each, orders, asked), places, built))
+                fits = list(
+                    pool.map(
+                        lambda place, each: _placed(place, store, *each, orders, asked),
+                        places,
+                        built,
+                    )
+                )
     return all(fits) and len(built) == len(claims), group is not None
 
 
@@ -174,7 +186,9 @@ def _build(claim: Claim, orders: Orders) -> tuple[Trainer, Policy]:
         raise
 
 
-def _train(store: Store, claim: Claim, trainer: Trainer, policy: Policy, orders: Orders, asked: Asked) -> bool:
+def _train(
+    store: Store, claim: Claim, trainer: Trainer, policy: Policy, orders: Orders, asked: Asked
+) -> bool:
     """Whether the process is fit for another run."""
     run_id = claim.run.id
     folder = orders.checkpoints / run_id if orders.checkpoints else None

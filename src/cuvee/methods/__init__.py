@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from cuvee.methods.ac_odm import ACODM
+from cuvee.methods.baselines.random_walk import RandomWalk
+from cuvee.methods.baselines.schedule import Schedule
+from cuvee.methods.baselines.static import (
+    Given,
+    Natural,
+    SourceOnly,
+    TargetOnly,
+    Temperature,
+    Uniform,
+)
 from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.methods.doge import DoGE
 from cuvee.methods.doremi import DoReMi
 from cuvee.methods.hds import HDS
 from cuvee.methods.odm import ODM
-from cuvee.methods.random_walk import RandomWalk
-from cuvee.methods.regmix import RegMix
-from cuvee.methods.schedule import Schedule
-from cuvee.methods.static import Given, Natural, SourceOnly, TargetOnly, Temperature, Uniform
+from cuvee.methods.regmix.method import RegMix
 
 METHODS: dict[str, type[Any]] = {
     "natural": Natural,

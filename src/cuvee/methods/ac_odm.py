@@ -59,7 +59,9 @@ class ACODM:
     def __post_init__(self) -> None:
         for option, allowed in (("mode", ("online", "proxy")), ("critic", ("vector", "scalar"))):
             if getattr(self, option) not in allowed:
-                raise ConfigError(f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}")
+                raise ConfigError(
+                    f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
+                )
         self.policy()  # refuses bad settings now and not when the run starts
 
     def policy(self) -> AgentPolicy:
@@ -71,7 +73,11 @@ class ACODM:
             warm_up=self.warm_up,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
-            reward_settings={"smoothing": self.smoothing, "stride": self.stride, "values": dict(self.values)},
+            reward_settings={
+                "smoothing": self.smoothing,
+                "stride": self.stride,
+                "values": dict(self.values),
+            },
         )
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:

@@ -1,10 +1,10 @@
 """Data Mixing Agent: offline reinforcement learning for continual pre-training (arXiv 2507.15640, ACL 2026).
 
-    state    ρ_0, mixtures α_0 … α_{t−1}, feedback e_0 … e_t, progress           (`policies.history_encoder`)
+    state    ρ_0, mixtures α_0 … α_{t−1}, feedback e_0 … e_t, progress           (`policies.history.encoder`)
     action   the mixture α_t
     reward   r_t = e_{t+1} − e_t,  e_t = λ (g_t − g_0)/|g_0| + (1 − λ) (h_t − h_0)/|h_0|          (`policies.feedback`)
-    data     trajectories of the inductive scoring sampler, one a proxy run        (`policies.scoring_sampler`)
-    agent    cloning of the best trajectories, then CQL on the simplex             (`methods.history_learning`)
+    data     trajectories of the inductive scoring sampler, one a proxy run        (`policies.history.scoring_sampler`)
+    agent    cloning of the best trajectories, then CQL on the simplex             (`learning.history_learning`)
 
 Propose: a scoring sampler for each of `proxies` runs, those that are not done yet, all at once. All start from one base model
 (set `model` to its folder) with one data order and differ in the sampler's `number` alone. Commit: the policy learned from them.
@@ -25,7 +25,7 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.trajectory import Run
 from cuvee.policies.feedback import FIELDS, Feedback
-from cuvee.policies.scoring_sampler import ScoringSampler
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class DataMixingAgent:
         """
         roles = {domain.role for domain in corpus.domains}
         if roles != {"source", "target"}:
-            raise ConfigError("the agent balances a source and a target field: build the corpus with --target NAME")
+            raise ConfigError(
+                "the agent balances a source and a target field: build the corpus with --target NAME"
+            )
         samplers = [self.sampler(number) for number in range(self.proxies)]
         steered = [run.config.get("policy") for run in logged]
         if not any(isinstance(policy, Mapping) for policy in steered):
@@ -85,10 +87,12 @@ class DataMixingAgent:
 
         Raises `PolicyError` if there is nothing to learn from.
         """
-        from cuvee.methods.history_learning import LearnSettings, learn_policy
+        from cuvee.learning.history_learning import LearnSettings, learn_policy
 
         return learn_policy(logged, Feedback(self.weight), LearnSettings.of(self.agent), self.seed)
 
     def files(self) -> dict[str, list[str]]:
         """By their full paths: a worker elsewhere has another working directory."""
-        return {name: [str(Path(file).absolute()) for file in self.evaluation[name]] for name in FIELDS}
+        return {
+            name: [str(Path(file).absolute()) for file in self.evaluation[name]] for name in FIELDS
+        }

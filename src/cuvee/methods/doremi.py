@@ -28,7 +28,9 @@ class DoReMi:
     smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
-        GroupDRO({}, self.rate, self.smoothing)  # refuses bad settings now and not when the run starts
+        GroupDRO(
+            {}, self.rate, self.smoothing
+        )  # refuses bad settings now and not when the run starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         reference, proxy = self._split(corpus, logged)
@@ -51,7 +53,9 @@ class DoReMi:
             (
                 run
                 for run in begun
-                if all(np.array_equal(m.weights_K, uniform.weights_K) for m in run.trajectory.mixtures)
+                if all(
+                    np.array_equal(m.weights_K, uniform.weights_K) for m in run.trajectory.mixtures
+                )
             ),
             None,
         )

@@ -59,9 +59,13 @@ class HDS:
     def __post_init__(self) -> None:
         for option, allowed in (("mode", ("online", "proxy")), ("critic", ("vector", "scalar"))):
             if getattr(self, option) not in allowed:
-                raise ConfigError(f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}")
+                raise ConfigError(
+                    f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
+                )
         if len(self.weights) != 3:
-            raise ConfigError(f"weights are {self.weights}: give three, for influence, quality and stability")
+            raise ConfigError(
+                f"weights are {self.weights}: give three, for influence, quality and stability"
+            )
         self.policy()  # refuses bad settings now and not when the run starts
 
     def policy(self) -> AgentPolicy:

@@ -16,7 +16,9 @@ def commit_learned(logged: Sequence[Run]) -> Policy:
     """The actor of the newest proxy run that kept its policy, frozen. Raises `PolicyError` if there is none."""
     kept = [run.policy for run in logged if run.policy]
     if not kept:
-        raise PolicyError("no proxy run has left a policy yet: run the proxies first (`cuvee search`)")
+        raise PolicyError(
+            "no proxy run has left a policy yet: run the proxies first (`cuvee search`)"
+        )
     policy = load_policy(Path(kept[-1]))
     if not isinstance(policy, AgentPolicy):
         raise PolicyError(f"{kept[-1]} holds a {type(policy).__name__}, not a policy with an agent")

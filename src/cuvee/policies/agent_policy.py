@@ -36,7 +36,10 @@ from cuvee.policies.rewards import (
 )
 from cuvee.probes.norms import WeightNorms
 
-AGENTS: dict[str, tuple[type[Any], type[Any]]] = {"ddpg": (DDPG, DDPGSettings), "sac": (SAC, SACSettings)}
+AGENTS: dict[str, tuple[type[Any], type[Any]]] = {
+    "ddpg": (DDPG, DDPGSettings),
+    "sac": (SAC, SACSettings),
+}
 REWARDS: dict[str, type[Any]] = {
     "gain": GainReward,
     "alignment": AlignmentReward,
@@ -82,7 +85,9 @@ class AgentPolicy:
             "reward_settings": dict(reward_settings or {}),
         }
         self._learning = mode == "learning"
-        self._reward: RewardFunction = _construct(REWARDS[reward], self._settings["reward_settings"])
+        self._reward: RewardFunction = _construct(
+            REWARDS[reward], self._settings["reward_settings"]
+        )
         self._warm_up = Exp3()
         self._agent: Any = None
         self._rewards: dict[str, float] = {}
@@ -93,7 +98,8 @@ class AgentPolicy:
     def probes(self) -> Sequence[Probe]:
         """Frozen, a policy that is not told its rewards needs none, and so nothing is measured for one."""
         wanted = {
-            probe.name: probe for probe in (self._reward.probes if self._learning or self._settings["told"] else ())
+            probe.name: probe
+            for probe in (self._reward.probes if self._learning or self._settings["told"] else ())
         }
         return tuple({**wanted, "weight_norms": WeightNorms()}.values())
 
@@ -132,8 +138,12 @@ class AgentPolicy:
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warm_up"]:
-            start_K = np.exp(observation.domains_KF[:, DOMAIN_FEATURES.index("value")].astype(np.float64))
-            return Mixture.normalise(so_far.names, self._warm_up.mixture(so_far).weights_K * start_K)
+            start_K = np.exp(
+                observation.domains_KF[:, DOMAIN_FEATURES.index("value")].astype(np.float64)
+            )
+            return Mixture.normalise(
+                so_far.names, self._warm_up.mixture(so_far).weights_K * start_K
+            )
         agent = self._agent_for(len(so_far.names))
         return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
 
@@ -162,7 +172,12 @@ class AgentPolicy:
         )
         if decided[1].domains_KF.shape == transition.next_observation.domains_KF.shape:
             metrics["rejected"] = agent.observe(transition)
-        return {**metrics, "reward": reward.scalar, "terms": dict(reward.terms), "agent": agent.update()}
+        return {
+            **metrics,
+            "reward": reward.scalar,
+            "terms": dict(reward.terms),
+            "agent": agent.update(),
+        }
 
     def _tell(self, so_far: Trajectory, reward: Reward | None) -> None:
         if reward is not None and self._settings["told"]:
@@ -174,7 +189,9 @@ class AgentPolicy:
             self._agent = self._build(K)
         elif self._learning and self._agent.shape.domains != K:
             wider = self._build(K)
-            wider.load_state_dict({**self._agent.state_dict(), "buffer": wider.state_dict()["buffer"]})
+            wider.load_state_dict(
+                {**self._agent.state_dict(), "buffer": wider.state_dict()["buffer"]}
+            )
             self._agent = wider
         agent: Agent = self._agent
         return agent
@@ -223,8 +240,17 @@ def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:
         known = {field.name for field in dataclasses.fields(type_)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise PolicyError(f"{type_.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+            raise PolicyError(
+                f"{type_.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
     try:
-        return type_(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+        return type_(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in settings.items()
+            }
+        )
     except TypeError as error:
-        raise PolicyError(f"{type_.__name__} cannot be built from {dict(settings)}: {error}") from error
+        raise PolicyError(
+            f"{type_.__name__} cannot be built from {dict(settings)}: {error}"
+        ) from error

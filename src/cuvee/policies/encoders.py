@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.agents.base import Observation
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import natural_shares
-from cuvee.core.mixture import FloatArray
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -41,7 +41,9 @@ _CLIP = 3.0
 _LEAST_VALUE = 0.05
 
 
-def observe(so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None) -> Observation:
+def observe(
+    so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None
+) -> Observation:
     """(K, 10) features by domain and (5,) of the run, each within ±3, as float32. `values_K` says how much each domain counts,
     `rewards` (K,) what each one's reward was last; without it, or where it is absent, that is 0."""
     rewards = rewards or Measured.absent(len(so_far.names))
@@ -50,7 +52,9 @@ def observe(so_far: Trajectory, values_K: FloatArray, rewards: Measured | None =
     available_K = np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
     drawn_K = _drawn(so_far)
     change = _change(now, before)
-    weights_K = so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)
+    weights_K = (
+        so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)
+    )
     shares_K = np.array(list(natural_shares(so_far.domains).values()))
     everything_K = np.ones(K, dtype=np.bool_)
     domains_KF = np.stack(
@@ -70,9 +74,17 @@ def observe(so_far: Trajectory, values_K: FloatArray, rewards: Measured | None =
     )
     norm_change, norm_spread = _norm_changes(now, before)
     globals_G = np.array(
-        [now.progress, _mean(now.loss) / 10.0, _mean(change), 100.0 * norm_change, 100.0 * norm_spread]
+        [
+            now.progress,
+            _mean(now.loss) / 10.0,
+            _mean(change),
+            100.0 * norm_change,
+            100.0 * norm_spread,
+        ]
     )
-    clipped = (np.clip(features, -_CLIP, _CLIP).astype(np.float32) for features in (domains_KF, globals_G))
+    clipped = (
+        np.clip(features, -_CLIP, _CLIP).astype(np.float32) for features in (domains_KF, globals_G)
+    )
     return Observation(*clipped)
 
 
@@ -85,7 +97,9 @@ def log_value(values_K: FloatArray) -> FloatArray:
 def _drawn(so_far: Trajectory) -> FloatArray:
     """(K,) tokens drawn since the start from the domains that there are now."""
     if all(signals.domains is so_far.domains for signals in so_far.signals):
-        drawn_K: FloatArray = np.array([signals.tokens_K for signals in so_far.signals], dtype=np.float64).sum(axis=0)
+        drawn_K: FloatArray = np.array(
+            [signals.tokens_K for signals in so_far.signals], dtype=np.float64
+        ).sum(axis=0)
         return drawn_K
     totals = dict.fromkeys(so_far.names, 0.0)
     for signals in so_far.signals:
@@ -109,7 +123,12 @@ def _norm_changes(now: Signals, before: Signals | None) -> tuple[float, float]:
     """Mean and spread over layers of the relative change of the weight norms; (0, 0) where they were not measured twice."""
     new = now.probes.get("weight_norms")
     old = before.probes.get("weight_norms") if before else None
-    if new is None or old is None or new.shape != old.shape or not (new.present.all() and old.present.all()):
+    if (
+        new is None
+        or old is None
+        or new.shape != old.shape
+        or not (new.present.all() and old.present.all())
+    ):
         return 0.0, 0.0
     relative = new.values / np.maximum(old.values, 1e-12) - 1.0
     return float(relative.mean()), float(relative.std())

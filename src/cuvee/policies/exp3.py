@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
 from cuvee.core.trajectory import Trajectory
 
@@ -48,7 +49,9 @@ class Exp3:
         rewards_K = self._rewards_K(so_far.names)
         drawn_K = after.loss.present & (executed.weights_K > 0)
         importance_K = after.loss.values[drawn_K] / executed.weights_K[drawn_K]
-        rewards_K[drawn_K] = self._smoothing * rewards_K[drawn_K] + (1.0 - self._smoothing) * importance_K
+        rewards_K[drawn_K] = (
+            self._smoothing * rewards_K[drawn_K] + (1.0 - self._smoothing) * importance_K
+        )
         self._rewards = dict(zip(so_far.names, rewards_K.tolist(), strict=True))
         self._updates += 1
         return {"reward": dict(self._rewards)}

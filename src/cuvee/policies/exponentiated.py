@@ -24,7 +24,11 @@ class ExponentiatedAlignment:
     """Starts uniform. `mu` > 0: the larger, the slower. `values` as in `AlignmentReward`."""
 
     def __init__(
-        self, mu: float = 10.0, floor: float = 0.01, values: Mapping[str, float] | None = None, stride: int = 5
+        self,
+        mu: float = 10.0,
+        floor: float = 0.01,
+        values: Mapping[str, float] | None = None,
+        stride: int = 5,
     ) -> None:
         if not mu > 0:
             raise PolicyError(f"mu is {mu}: it must be above 0")
@@ -44,7 +48,9 @@ class ExponentiatedAlignment:
         """A domain that joins later starts at uniform."""
         K = len(so_far.names)
         raw_K = np.array([self._weights.get(name, 1.0 / K) for name in so_far.names])
-        return Mixture.normalise(so_far.names, (1.0 - self._floor) * raw_K / raw_K.sum() + self._floor / K)
+        return Mixture.normalise(
+            so_far.names, (1.0 - self._floor) * raw_K / raw_K.sum() + self._floor / K
+        )
 
     def learn(self, so_far: Trajectory) -> Metrics:
         gram, executed = so_far.last.probes.get("alignment"), so_far.last_mixture
@@ -52,7 +58,9 @@ class ExponentiatedAlignment:
         if gram is None or not gram.present.any():
             return {"alignment": None}
         alignment = valued_alignment(gram, values_of(so_far, self._values))
-        raised_K = np.log(np.maximum(self.mixture(so_far).weights_K, 1e-300)) + alignment.values / self._mu
+        raised_K = (
+            np.log(np.maximum(self.mixture(so_far).weights_K, 1e-300)) + alignment.values / self._mu
+        )
         weights_K = np.exp(raised_K - raised_K.max())
         self._weights = dict(zip(so_far.names, (weights_K / weights_K.sum()).tolist(), strict=True))
         return {"alignment": dict(zip(so_far.names, alignment.to_json(), strict=True))}

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -32,7 +32,9 @@ def question_files(evaluation: Mapping[str, Sequence[str]] | None) -> dict[str, 
     if evaluation is None:
         return None
     if set(evaluation) != set(FIELDS):
-        raise PolicyError(f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}")
+        raise PolicyError(
+            f"evaluation names the fields {', '.join(evaluation)}: it needs {' and '.join(FIELDS)}"
+        )
     return {name: [str(file) for file in evaluation[name]] for name in FIELDS}
 
 
@@ -44,13 +46,18 @@ class Feedback:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
-            raise PolicyError(f"the weight of general questions is {self.weight}: it must lie between 0 and 1")
+            raise PolicyError(
+                f"the weight of general questions is {self.weight}: it must lie between 0 and 1"
+            )
 
     def __call__(self, trajectory: Trajectory) -> Measured:
         """(T+1,) e_t; absent where nothing was evaluated, and everywhere if the base model was not."""
         first = trajectory.signals[0]
         found = [self.at(first, now) for now in trajectory.signals]
-        return Measured(np.array([value or 0.0 for value in found]), np.array([value is not None for value in found]))
+        return Measured(
+            np.array([value or 0.0 for value in found]),
+            np.array([value is not None for value in found]),
+        )
 
     def at(self, first: Signals, now: Signals) -> float | None:
         """e of the moment `now` in a run that began with `first`; None if either was not evaluated.
@@ -69,5 +76,7 @@ def _scores(signals: Signals) -> FloatArray | None:
     if evaluation is None:
         return None
     if evaluation.shape != (len(FIELDS),):
-        raise PolicyError(f"feedback needs two fields, {' and '.join(FIELDS)}, in this order; got {evaluation.shape}")
+        raise PolicyError(
+            f"feedback needs two fields, {' and '.join(FIELDS)}, in this order; got {evaluation.shape}"
+        )
     return evaluation.values if evaluation.present.all() else None

@@ -17,11 +17,11 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.group_dro import GroupDRO
-from cuvee.policies.guard import Guard
-from cuvee.policies.history_policy import HistoryPolicy
+from cuvee.policies.guard.guard import Guard
+from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.policies.random_walk import RandomWalk
 from cuvee.policies.schedule import Scheduled
-from cuvee.policies.scoring_sampler import ScoringSampler
 
 KINDS: dict[str, type[Any]] = {
     "fixed": Fixed,
@@ -46,7 +46,9 @@ def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None
     bare: Any = policy.policy if isinstance(policy, Guard) else policy
     kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
     if kind is None:
-        raise PolicyError(f"{type(bare).__name__} cannot be saved as a policy file; it knows {', '.join(KINDS)}")
+        raise PolicyError(
+            f"{type(bare).__name__} cannot be saved as a policy file; it knows {', '.join(KINDS)}"
+        )
     document = {
         "kind": kind,
         "settings": bare.settings(),
@@ -72,7 +74,9 @@ def kind_of_policy(path: Path) -> type[Any]:
 def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
     kind = document.get("kind")
     if kind not in KINDS:
-        raise PolicyError(f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}")
+        raise PolicyError(
+            f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}"
+        )
     return KINDS[kind]
 
 
@@ -84,5 +88,7 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not (path / "policy.json").is_file():
-        raise PolicyError(f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote")
+        raise PolicyError(
+            f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote"
+        )
     return load_state(path, stem="policy")

@@ -13,7 +13,9 @@ from cuvee.core.trajectory import Trajectory
 class Fixed:
     probes: Sequence[Probe] = ()
 
-    def __init__(self, weights: Mixture | Mapping[str, float], evidence: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, weights: Mixture | Mapping[str, float], evidence: Mapping[str, Any] | None = None
+    ) -> None:
         self._mixture = weights if isinstance(weights, Mixture) else Mixture.of(weights)
         self.evidence = dict(evidence or {})
         """What the method that chose these weights says for them, `summary` in a line: plain JSON, travels with the policy."""
@@ -26,7 +28,10 @@ class Fixed:
         return {}
 
     def settings(self) -> dict[str, Any]:
-        return {"weights": self._mixture.as_dict(), **({"evidence": self.evidence} if self.evidence else {})}
+        return {
+            "weights": self._mixture.as_dict(),
+            **({"evidence": self.evidence} if self.evidence else {}),
+        }
 
     def state_dict(self) -> State:
         return {}

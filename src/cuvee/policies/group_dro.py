@@ -25,7 +25,9 @@ class GroupDRO:
 
     probes: Sequence[Probe] = ()
 
-    def __init__(self, reference: Mapping[str, float], rate: float = 1.0, smoothing: float = 1e-3) -> None:
+    def __init__(
+        self, reference: Mapping[str, float], rate: float = 1.0, smoothing: float = 1e-3
+    ) -> None:
         if not rate > 0:
             raise PolicyError(f"rate is {rate}: it must be above 0")
         if not 0.0 <= smoothing < 1.0:
@@ -36,7 +38,9 @@ class GroupDRO:
     def mixture(self, so_far: Trajectory) -> Mixture:
         """A domain that joins later starts at uniform."""
         uniform = 1.0 / len(so_far.names)
-        return Mixture.normalise(so_far.names, [self._weights.get(name, uniform) for name in so_far.names])
+        return Mixture.normalise(
+            so_far.names, [self._weights.get(name, uniform) for name in so_far.names]
+        )
 
     def learn(self, so_far: Trajectory) -> Metrics:
         """A domain that was not drawn, or that the reference has no loss of, has no excess."""
@@ -44,10 +48,14 @@ class GroupDRO:
         known_K = np.array([name in self._reference for name in names]) & loss.present
         reference_K = np.array([self._reference.get(name, 0.0) for name in names])
         excess_K = np.where(known_K, np.maximum(loss.values - reference_K, 0.0), 0.0)
-        with np.errstate(divide="ignore"):  # without smoothing a weight may come to 0, and stays there
+        with np.errstate(
+            divide="ignore"
+        ):  # without smoothing a weight may come to 0, and stays there
             logs_K = np.log(self.mixture(so_far).weights_K) + self._rate * excess_K
         raised_K = np.exp(logs_K - logs_K.max())
-        smoothed_K = (1.0 - self._smoothing) * raised_K / raised_K.sum() + self._smoothing / len(names)
+        smoothed_K = (1.0 - self._smoothing) * raised_K / raised_K.sum() + self._smoothing / len(
+            names
+        )
         self._weights = dict(zip(names, smoothed_K.tolist(), strict=True))
         return {"excess": dict(zip(names, excess_K.tolist(), strict=True))}
 

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
-from cuvee.core.mixture import FloatArray, Mixture
+from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
@@ -63,7 +64,9 @@ def valued_alignment(gram: Measured, values_K: FloatArray) -> Measured:
     values_K = np.where(present_K, values_K, 0.0)
     diagonal_K, towards_K = gram_KK.diagonal(), gram_KK @ values_K
     alignment_K = towards_K - values_K * diagonal_K
-    others_K = values_K @ towards_K - 2 * values_K * towards_K + values_K**2 * diagonal_K  # ‖Σ_{j≠i} v_j g_j‖²
+    others_K = (
+        values_K @ towards_K - 2 * values_K * towards_K + values_K**2 * diagonal_K
+    )  # ‖Σ_{j≠i} v_j g_j‖²
     size_K = np.sqrt(np.maximum(others_K, 0.0) * np.maximum(diagonal_K, 0.0))
     measured_K = present_K & (size_K > 0)
     cosine_K = np.divide(alignment_K, size_K, out=np.zeros_like(alignment_K), where=measured_K)
@@ -77,7 +80,9 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
     if given:
         unknown = sorted(set(given) - set(names))
         if unknown:
-            raise PolicyError(f"values name {', '.join(unknown)}, but the run has {', '.join(names)}")
+            raise PolicyError(
+                f"values name {', '.join(unknown)}, but the run has {', '.join(names)}"
+            )
         values_K = np.array([given.get(name, 1.0) for name in names], dtype=np.float64)
         if not values_K.any():
             raise PolicyError("all values are 0: at least one domain must count")
@@ -87,7 +92,9 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
     if validated is None or not validated.present.any():
         return np.ones(len(names))
     known = dict(zip(first.names, validated.present.tolist(), strict=True))
-    return np.array([float(known.get(name, True)) for name in names])  # a domain that joined later counts
+    return np.array(
+        [float(known.get(name, True)) for name in names]
+    )  # a domain that joined later counts
 
 
 class GainReward:
@@ -99,7 +106,9 @@ class GainReward:
     denominator are smoothed apart, by `smoothing`, and then divided, so that 1 is the average and 0 is what junk gets.
     """
 
-    def __init__(self, smoothing: float = 0.9, values: Mapping[str, float] | None = None, stride: int = 1) -> None:
+    def __init__(
+        self, smoothing: float = 0.9, values: Mapping[str, float] | None = None, stride: int = 1
+    ) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
         self._smoothing, self._values = smoothing, dict(values or {})
@@ -113,9 +122,13 @@ class GainReward:
             return None
         values_K, present_K = values_of(so_far, self._values), gram.present.diagonal()
         gain_K = np.where(gram.present, gram.values, 0.0) @ values_K
-        for name, gain, present in zip(so_far.names, gain_K.tolist(), present_K.tolist(), strict=True):
+        for name, gain, present in zip(
+            so_far.names, gain_K.tolist(), present_K.tolist(), strict=True
+        ):
             if present:
-                self._smoothed[name] = self._smoothing * self._smoothed.get(name, gain) + (1 - self._smoothing) * gain
+                self._smoothed[name] = (
+                    self._smoothing * self._smoothed.get(name, gain) + (1 - self._smoothing) * gain
+                )
         smoothed_K = np.array([self._smoothed.get(name, 0.0) for name in so_far.names])
         known_K = values_K * np.array([name in self._smoothed for name in so_far.names])
         average = float(known_K @ smoothed_K) / max(float(known_K.sum()), 1e-12)
@@ -144,7 +157,11 @@ class AlignmentReward:
     ) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-        self._smoothing, self._values, self._least_weight = smoothing, dict(values or {}), least_weight
+        self._smoothing, self._values, self._least_weight = (
+            smoothing,
+            dict(values or {}),
+            least_weight,
+        )
         self._smoothed: dict[str, float] = {}
         self.probes: Sequence[Probe] = (GradientAlignment(stride=stride),)
 
@@ -162,8 +179,12 @@ class AlignmentReward:
         weights_K = np.maximum(mixture.weights_K, self._least_weight / len(names))
         for k, name in enumerate(names):
             if alignment.present[k]:
-                new = float(alignment.values[k] / weights_K[k]) / len(names)  # 1 at uniform weights and cosine 1
-                self._smoothed[name] = self._smoothing * self._smoothed.get(name, new) + (1 - self._smoothing) * new
+                new = float(alignment.values[k] / weights_K[k]) / len(
+                    names
+                )  # 1 at uniform weights and cosine 1
+                self._smoothed[name] = (
+                    self._smoothing * self._smoothed.get(name, new) + (1 - self._smoothing) * new
+                )
         return np.array([self._smoothed.get(name, 0.0) for name in names], dtype=np.float64)
 
     def state_dict(self) -> State:
@@ -211,7 +232,9 @@ class HolisticReward:
         its value: nothing is as diverse as random tokens, and nobody wants more of those."""
         scores: Mapping[str, float]
         if isinstance(self._quality, str):
-            scores = {d.name: d.scores[self._quality] for d in so_far.domains if self._quality in d.scores}
+            scores = {
+                d.name: d.scores[self._quality] for d in so_far.domains if self._quality in d.scores
+            }
         else:
             scores = self._quality
         missing = [name for name in so_far.names if name not in scores]
@@ -219,7 +242,9 @@ class HolisticReward:
             raise PolicyError(
                 f"no quality score {self._quality!r} for {', '.join(missing)}: name a score that all domains have"
             )
-        quality_K = np.array([scores[name] for name in so_far.names]) * values_of(so_far, self._values)
+        quality_K = np.array([scores[name] for name in so_far.names]) * values_of(
+            so_far, self._values
+        )
         return quality_K / max(float(quality_K.max()), 1e-12)
 
     def _calm(self, now: Signals, before: Signals) -> float:
@@ -245,7 +270,9 @@ class RandomReward:
         self.probes: Sequence[Probe] = GainReward(**gain).probes
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        noise_K = np.random.default_rng([self._seed, len(so_far)]).uniform(-1.0, 1.0, len(so_far.names))
+        noise_K = np.random.default_rng([self._seed, len(so_far)]).uniform(
+            -1.0, 1.0, len(so_far.names)
+        )
         mixture = so_far.last_mixture
         assert mixture is not None, "a reward is for an interval that is over"
         scalar = float(mixture.weights_K @ noise_K)

@@ -24,12 +24,20 @@ class Scheduled:
 
     def __init__(self, points: Sequence[tuple[float, Mapping[str, float]]]) -> None:
         if not points:
-            raise PolicyError("a schedule has no points: give [progress, {domain: share, …}] at least once")
+            raise PolicyError(
+                "a schedule has no points: give [progress, {domain: share, …}] at least once"
+            )
         moments = [float(progress) for progress, _ in points]
-        if moments != sorted(moments) or not all(0 <= moment <= 1 for moment in moments):  # false for NaN too
-            raise PolicyError(f"the points of a schedule are at {moments}: they must rise within 0 and 1")
+        if moments != sorted(moments) or not all(
+            0 <= moment <= 1 for moment in moments
+        ):  # false for NaN too
+            raise PolicyError(
+                f"the points of a schedule are at {moments}: they must rise within 0 and 1"
+            )
         self._moments = np.array(moments)
-        self._mixtures = [Mixture.normalise(list(shares), list(shares.values())) for _, shares in points]
+        self._mixtures = [
+            Mixture.normalise(list(shares), list(shares.values())) for _, shares in points
+        ]
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Raises `MixtureError` if a domain of the schedule is not in the run."""
@@ -38,8 +46,14 @@ class Scheduled:
         before, after = max(after - 1, 0), min(after, len(self._moments) - 1)
         first, second = (self._mixtures[i].to(so_far.names) for i in (before, after))
         width = float(self._moments[after] - self._moments[before])
-        share = float(np.clip((progress - self._moments[before]) / width, 0.0, 1.0)) if width > 0 else 0.0
-        return Mixture.normalise(so_far.names, (1.0 - share) * first.weights_K + share * second.weights_K)
+        share = (
+            float(np.clip((progress - self._moments[before]) / width, 0.0, 1.0))
+            if width > 0
+            else 0.0
+        )
+        return Mixture.normalise(
+            so_far.names, (1.0 - share) * first.weights_K + share * second.weights_K
+        )
 
     def learn(self, so_far: Trajectory) -> Metrics:
         return {}

@@ -76,7 +76,9 @@ class GradientAlignment:
 
     def __post_init__(self) -> None:
         if self.layers != "last_mlp" and isinstance(self.layers, str):
-            raise ConfigError(f'layers is {self.layers!r}: it must be "last_mlp" or a list of layer names and patterns')
+            raise ConfigError(
+                f'layers is {self.layers!r}: it must be "last_mlp" or a list of layer names and patterns'
+            )
         for name in ("stride", "sketch", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,14 +103,17 @@ class AlignmentMeter(Meter):
         self._rows_K = np.zeros(0, dtype=np.int64)
         self._flops = 0.0
         self._batch: tuple[DomainRuns, float] | None = None
-        self._taps = [Tap(name, layer, partial(self._listener, name)) for name, layer in found.items()]
+        self._taps = [
+            Tap(name, layer, partial(self._listener, name)) for name, layer in found.items()
+        ]
 
     def begin_interval(self, domains: tuple[Domain, ...]) -> None:
         if len(domains) != self._domains:
             self._domains = len(domains)
             sizes = self._sizes()
             self._layers = {
-                tap.name: GradientSums(self._parts, tap.shape, sizes[tap.name], self._device) for tap in self._taps
+                tap.name: GradientSums(self._parts, tap.shape, sizes[tap.name], self._device)
+                for tap in self._taps
             }
         for sums in self._layers.values():
             sums.reset()
@@ -159,25 +164,42 @@ class AlignmentMeter(Meter):
             blocks = [self._gram_PP(layer.sums_KM for layer in self._layers.values())]
         else:
             blocks = [layer.sums_KM for layer in self._layers.values()]
-        return torch.cat([block.reshape(-1).to(torch.float64) for block in [*blocks, self._tokens_K]])
+        return torch.cat(
+            [block.reshape(-1).to(torch.float64) for block in [*blocks, self._tokens_K]]
+        )
 
     def flops(self) -> float:
         """2·out·in for each position and layer measured, and 2·K² for each number kept, for the inner products."""
-        return self._flops + 2.0 * self._parts**2 * sum(layer.size for layer in self._layers.values())
+        return self._flops + 2.0 * self._parts**2 * sum(
+            layer.size for layer in self._layers.values()
+        )
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         P = self._parts
-        sizes = [P * P, P] if self._ranks == 1 else [*(P * layer.size for layer in self._layers.values()), P]
+        sizes = (
+            [P * P, P]
+            if self._ranks == 1
+            else [*(P * layer.size for layer in self._layers.values()), P]
+        )
         blocks = torch.split(sums, sizes)
         gram_PP = (
-            blocks[0].view(P, P) if self._ranks == 1 else self._gram_PP(block.view(P, -1) for block in blocks[:-1])
+            blocks[0].view(P, P)
+            if self._ranks == 1
+            else self._gram_PP(block.view(P, -1) for block in blocks[:-1])
         )
         halves = (self._halves, self._domains)
-        gram_HKHK, tokens_HK = gram_PP.cpu().numpy().reshape(halves * 2), blocks[-1].cpu().numpy().reshape(halves)
-        found = {NAME: _mean(gram_HKHK.sum(axis=(0, 2)), tokens_HK.sum(axis=0), tokens_HK.sum(axis=0))}
+        gram_HKHK, tokens_HK = (
+            gram_PP.cpu().numpy().reshape(halves * 2),
+            blocks[-1].cpu().numpy().reshape(halves),
+        )
+        found = {
+            NAME: _mean(gram_HKHK.sum(axis=(0, 2)), tokens_HK.sum(axis=0), tokens_HK.sum(axis=0))
+        }
         if self._halves == 2:
             across = _mean(gram_HKHK[0, :, 1], tokens_HK[0], tokens_HK[1])
-            found[UNBIASED] = Measured(0.5 * (across.values + across.values.T), across.present & across.present.T)
+            found[UNBIASED] = Measured(
+                0.5 * (across.values + across.values.T), across.present & across.present.T
+            )
         return found
 
     def close(self) -> None:
@@ -186,7 +208,9 @@ class AlignmentMeter(Meter):
 
     def _gram_PP(self, layers: Iterable[Tensor]) -> Tensor:
         """Σ over layers of S Sᵀ. Products of short stretches are added up in float64, which is as good as all in float64."""
-        gram_PP = torch.zeros(self._parts, self._parts, dtype=torch.float64, device=self._tokens_K.device)
+        gram_PP = torch.zeros(
+            self._parts, self._parts, dtype=torch.float64, device=self._tokens_K.device
+        )
         for sum_PM in layers:
             for part_PM in torch.split(sum_PM, _STRETCH, dim=1):
                 gram_PP += part_PM @ part_PM.t()
@@ -226,4 +250,6 @@ class AlignmentMeter(Meter):
 
 def _mean(gram_KK: np.ndarray, left_K: np.ndarray, right_K: np.ndarray) -> Measured:
     """⟨S_i, S_j⟩ / (n_i n_j), absent where either count is 0."""
-    return Measured(gram_KK / np.maximum(np.outer(left_K, right_K), 1.0), np.outer(left_K > 0, right_K > 0))
+    return Measured(
+        gram_KK / np.maximum(np.outer(left_K, right_K), 1.0), np.outer(left_K > 0, right_K > 0)
+    )

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import ConfigError, CorpusError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.signals import Measured
 from cuvee.probes.base import FORWARD_SHARE, Context, Meter
 from cuvee.probes.questions import Question, read_questions
@@ -62,10 +62,14 @@ class EvaluationSet:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise ConfigError('files is empty: give JSONL files by field, such as {"general": [...], "target": [...]}')
+            raise ConfigError(
+                'files is empty: give JSONL files by field, such as {"general": [...], "target": [...]}'
+            )
         for name, paths in self.files.items():
             if isinstance(paths, (str, Path)) or not paths:
-                raise ConfigError(f"files of field {name!r} must be a list of JSONL files, got {paths!r}")
+                raise ConfigError(
+                    f"files of field {name!r} must be a list of JSONL files, got {paths!r}"
+                )
         if not 0 < self.share <= 1:
             raise ConfigError(f"share is {self.share}: it must be above 0 and not above 1")
         if self.max_items < 1 or self.max_tokens < 2:
@@ -79,7 +83,9 @@ class EvaluationSet:
         """Reads files and picks questions. Raises `CorpusError` for a bad row, naming file and line, and `ConfigError` if the
         trainer brought no tokenizer."""
         if context.tokenizer is None:
-            raise ConfigError("an evaluation set needs the trainer to bring a tokenizer: set Context.tokenizer")
+            raise ConfigError(
+                "an evaluation set needs the trainer to bring a tokenizer: set Context.tokenizer"
+            )
         return EvaluationMeter(self, context)
 
 
@@ -144,7 +150,10 @@ class EvaluationMeter(Meter):
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         sums_N4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
-        found = {NAME: self._by_field(sums_N4[:, 0], sums_N4[:, 1]), f"{NAME}_tokens": Measured.all(tokens)}
+        found = {
+            NAME: self._by_field(sums_N4[:, 0], sums_N4[:, 1]),
+            f"{NAME}_tokens": Measured.all(tokens),
+        }
         if self._probe.accuracy:
             found[f"{NAME}_accuracy"] = self._by_field(sums_N4[:, 2], sums_N4[:, 3])
         return found
@@ -160,12 +169,25 @@ class EvaluationMeter(Meter):
         probe, interval = self._probe, self._context.interval_tokens
         name, paths = list(probe.files.items())[number]
         files = [
-            (sorted(read_questions(Path(path), probe.prompt_key, probe.answer_key), key=attrgetter("rank")), path)
+            (
+                sorted(
+                    read_questions(Path(path), probe.prompt_key, probe.answer_key),
+                    key=attrgetter("rank"),
+                ),
+                path,
+            )
             for path in paths
         ]
         files.sort(key=lambda file: file[0][0].rank)
-        budget = math.inf if interval is None else probe.share * interval / FORWARD_SHARE / len(probe.files)
-        waiting = {i: self._encode(len(self._field_N) + i, questions) for i, (questions, _) in enumerate(files)}
+        budget = (
+            math.inf
+            if interval is None
+            else probe.share * interval / FORWARD_SHARE / len(probe.files)
+        )
+        waiting = {
+            i: self._encode(len(self._field_N) + i, questions)
+            for i, (questions, _) in enumerate(files)
+        }
         self._field_N += [number] * len(files)
         spent, picked = dict.fromkeys(waiting, 0), 0
         while waiting:
@@ -179,7 +201,9 @@ class EvaluationMeter(Meter):
                     )
                 del waiting[i]
                 continue
-            if spent[i] and (picked >= probe.max_items or sum(spent.values()) + encoded.tokens > budget):
+            if spent[i] and (
+                picked >= probe.max_items or sum(spent.values()) + encoded.tokens > budget
+            ):
                 return
             spent[i] += encoded.tokens
             picked += 1
@@ -190,7 +214,9 @@ class EvaluationMeter(Meter):
         for question in questions:
             score_all = self._probe.accuracy and question.has_choices
             answers = question.answers if score_all else (question.answers[question.reference],)
-            texts = self._tokenizer.encode_batch([question.prompt, *answers], add_special_tokens=False)
+            texts = self._tokenizer.encode_batch(
+                [question.prompt, *answers], add_special_tokens=False
+            )
             prompt, *endings = (text.ids for text in texts)
             room = self._limit - max(len(ending) for ending in endings)
             if room < 1 or not prompt or not all(endings):
@@ -219,20 +245,30 @@ class EvaluationMeter(Meter):
         rows = [(question, sequence) for question in batch for sequence in question.sequences]
         longest = max(len(sequence) for _, sequence in rows)
         # Padding on the right: causal attention never sees it from the positions that count.
-        tokens_BL = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for _, sequence in rows])
+        tokens_BL = torch.tensor(
+            [[*sequence, *[0] * (longest - len(sequence))] for _, sequence in rows]
+        )
         answer_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
         for row, (question, sequence) in enumerate(rows):
             answer_BL[row, question.prompt - 1 : len(sequence) - 1] = (
                 True  # a position's logits are about its successor
             )
         tokens_BL, answer_BL = tokens_BL.to(context.device), answer_BL.to(context.device)
-        with torch.autocast(context.device.type, context.compute, enabled=context.compute != torch.float32):
+        with torch.autocast(
+            context.device.type, context.compute, enabled=context.compute != torch.float32
+        ):
             output: Any = context.model(input_ids=tokens_BL)
         logits_BLV = output if isinstance(output, Tensor) else output.logits
         chosen_N = tokens_BL.roll(-1, dims=1)[answer_BL]
-        logprob_N = torch.log_softmax(logits_BLV[answer_BL].float(), -1).gather(1, chosen_N[:, None])[:, 0]
+        logprob_N = torch.log_softmax(logits_BLV[answer_BL].float(), -1).gather(
+            1, chosen_N[:, None]
+        )[:, 0]
         row_N = answer_BL.nonzero()[:, 0]
-        sum_B = logprob_N.new_zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, logprob_N.double()).cpu()
+        sum_B = (
+            logprob_N.new_zeros(len(rows), dtype=torch.float64)
+            .index_add_(0, row_N, logprob_N.double())
+            .cpu()
+        )
         return self._tally(batch, sum_B, answer_BL.sum(1).cpu()).to(context.device)
 
     def _tally(self, batch: Sequence[Encoded], sum_B: Tensor, count_B: Tensor) -> Tensor:

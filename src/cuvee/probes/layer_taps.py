@@ -25,13 +25,18 @@ _MLP_NAMES = {"mlp", "feed_forward", "ffn", "feedforward"}
 class Tap:
     """A forward hook on `layer`. On each forward pass it asks `listener` who wants this pass's gradient; None means nobody."""
 
-    def __init__(self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]) -> None:
+    def __init__(
+        self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]
+    ) -> None:
         self.name, self.shape = name, weight_shape(name, layer)
         self._listener = listener
         # Compilers must leave this alone: they would trace the listener's side effects away. It costs them a graph break.
-        self._handle = layer.register_forward_hook(torch.compiler.disable(self._after_forward), with_kwargs=True)  # type: ignore[no-untyped-call]
+        hook = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]
+        self._handle = layer.register_forward_hook(hook, with_kwargs=True)
 
-    def _after_forward(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+    def _after_forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Any:
         # Re-entrant activation checkpointing runs the forward pass without gradients first and with gradients later.
         listen = self._listener() if torch.is_grad_enabled() and output.requires_grad else None
         if listen is None:
@@ -55,7 +60,9 @@ class _Identity(torch.autograd.Function):
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         with torch.autocast(delta.device.type, enabled=False):
-            ctx.listen(delta, x.to(delta.dtype))  # as the layer's own weight gradient under autocast
+            ctx.listen(
+                delta, x.to(delta.dtype)
+            )  # as the layer's own weight gradient under autocast
         return delta, None, None
 
 
@@ -78,7 +85,11 @@ def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, n
             raise TrainingError(
                 f"no linear layer is named {pattern!r}: names in this model look like {list(linear)[-2:]}"
             )
-    return {name: linear[name] for name in linear if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {
+        name: linear[name]
+        for name in linear
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 def weight_shape(name: str, layer: nn.Module) -> tuple[int, int]:
@@ -91,4 +102,6 @@ def weight_shape(name: str, layer: nn.Module) -> tuple[int, int]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    return isinstance(module, nn.Linear) or (
+        type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    )

@@ -44,7 +44,9 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module):
             return list(module)
-    raise ConfigError(f"{type(model).__name__} has no list of layers, so no norms by layer can be taken")
+    raise ConfigError(
+        f"{type(model).__name__} has no list of layers, so no norms by layer can be taken"
+    )
 
 
 class WeightNormMeter(Meter):
@@ -58,7 +60,9 @@ class WeightNormMeter(Meter):
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        norms = torch.stack([torch.nn.utils.get_total_norm(layer) for layer in self.layers]).double()
+        norms = torch.stack(
+            [torch.nn.utils.get_total_norm(layer) for layer in self.layers]
+        ).double()
         return norms if self.rank == 0 else torch.zeros_like(norms)
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
@@ -87,7 +91,9 @@ class GradientNormMeter(Meter):
 
     def before_update(self) -> None:
         if self.context.rank == 0:
-            gradients = [weight.grad for weight in self.context.model.parameters() if weight.grad is not None]
+            gradients = [
+                weight.grad for weight in self.context.model.parameters() if weight.grad is not None
+            ]
             self._sum_and_count[0] += torch.nn.utils.get_total_norm(gradients)
             self._sum_and_count[1] += 1
 

@@ -30,7 +30,9 @@ class Question:
         return hashlib.sha256(f"{self.prompt}\0{self.answers[self.reference]}".encode()).digest()
 
 
-def read_questions(path: Path, prompt_key: str = "prompt", answer_key: str = "answer") -> list[Question]:
+def read_questions(
+    path: Path, prompt_key: str = "prompt", answer_key: str = "answer"
+) -> list[Question]:
     """One question a line; blank lines are skipped. Two kinds of rows:
 
         {"prompt": …, "answer": …}                                   the prompt is continued by the answer as it stands
@@ -51,7 +53,9 @@ def read_questions(path: Path, prompt_key: str = "prompt", answer_key: str = "an
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{path}:{number}: this is no JSON ({error}); each line must be one object") from error
+            raise CorpusError(
+                f"{path}:{number}: this is no JSON ({error}); each line must be one object"
+            ) from error
         try:
             questions.append(_question(row, prompt_key, answer_key))
         except ValueError as error:
@@ -63,15 +67,21 @@ def read_questions(path: Path, prompt_key: str = "prompt", answer_key: str = "an
 
 def _question(row: Any, prompt_key: str, answer_key: str) -> Question:
     if not isinstance(row, Mapping):
-        raise ValueError(f"a row must be an object with {prompt_key!r} and {answer_key!r}, got {_brief(row)}")
+        raise ValueError(
+            f"a row must be an object with {prompt_key!r} and {answer_key!r}, got {_brief(row)}"
+        )
     verbatim = prompt_key in row
     if not verbatim and "question" not in row:
-        raise ValueError(f"a row needs {prompt_key!r} or 'question'; it has {', '.join(map(str, row)) or 'nothing'}")
+        raise ValueError(
+            f"a row needs {prompt_key!r} or 'question'; it has {', '.join(map(str, row)) or 'nothing'}"
+        )
     prompt = _text(row, prompt_key if verbatim else "question")
     answers, reference = _answers(row, answer_key)
     if verbatim or row.get("text") == prompt + answers[reference]:
         return Question(prompt, answers, reference)
-    return Question(f"Question: {prompt}\nAnswer:", tuple(f" {answer}" for answer in answers), reference)
+    return Question(
+        f"Question: {prompt}\nAnswer:", tuple(f" {answer}" for answer in answers), reference
+    )
 
 
 def _answers(row: Mapping[str, Any], answer_key: str) -> tuple[tuple[str, ...], int]:
@@ -101,7 +111,9 @@ def _checked(what: str, value: Any, *, may_be_empty: bool = False) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not (value or may_be_empty):
-        raise ValueError(f"{what} must be a text{'' if may_be_empty else ' that is not empty'}, got {_brief(value)}")
+        raise ValueError(
+            f"{what} must be a text{'' if may_be_empty else ' that is not empty'}, got {_brief(value)}"
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(f"{what} holds half of a surrogate pair: it is no valid text")
     return value

@@ -31,7 +31,9 @@ class GradientSums:
     Sums add over micro-batches, steps and ranks, sketched or not: every rank draws the same signs.
     """
 
-    def __init__(self, domains: int, shape: tuple[int, int], size: int | None, device: torch.device) -> None:
+    def __init__(
+        self, domains: int, shape: tuple[int, int], size: int | None, device: torch.device
+    ) -> None:
         self.shape = shape
         self.exact = size is None or size >= math.prod(shape)
         if size is None or self.exact:
@@ -39,7 +41,9 @@ class GradientSums:
         else:
             self.size = odd_coprime(size, shape)
             generator = torch.Generator().manual_seed(_SEED)
-            signs = (torch.randint(0, 2, (sum(shape),), generator=generator) * 2 - 1).to(device, torch.float32)
+            signs = (torch.randint(0, 2, (sum(shape),), generator=generator) * 2 - 1).to(
+                device, torch.float32
+            )
             self._row_signs, self._column_signs = signs[: shape[0]], signs[shape[0] :]
         self.sums_KM = torch.zeros(domains, self.size, device=device)
 

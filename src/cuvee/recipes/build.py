@@ -10,11 +10,11 @@ from cuvee.core.domain import natural_shares
 from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
-from cuvee.data.corpus import Corpus
-from cuvee.data.stream import MixtureStream
-from cuvee.policies.guard import Guard
-from cuvee.recipes.config import TrainConfig
-from cuvee.recipes.questions import ReadsFeedback
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.stream.stream import MixtureStream
+from cuvee.policies.guard.guard import Guard
+from cuvee.recipes.config.questions import ReadsFeedback
+from cuvee.recipes.config.schema import TrainConfig
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model
 from cuvee.training.trainer import LMTrainer
@@ -25,11 +25,18 @@ def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     what turns its losses into bits."""
     widths: dict[str, float] = {}
     for name in corpus.names:
-        with suppress(CorpusError):  # not known of shards that came without a tokenizer or without a `valid` split
+        with suppress(
+            CorpusError
+        ):  # not known of shards that came without a tokenizer or without a `valid` split
             widths[name] = corpus.bytes_per_token(name, "valid")
     proxies = config.policy.proxies if config.policy else None
     spent = {"proxies": asdict(proxies)} if proxies else {}
-    return {"name": config.name, **config.identity(corpus.fingerprint), **spent, "bytes_per_token": widths}
+    return {
+        "name": config.name,
+        **config.identity(corpus.fingerprint),
+        **spent,
+        "bytes_per_token": widths,
+    }
 
 
 def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
@@ -53,7 +60,9 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
         policy.check(corpus.domains)
         return policy.evaluating(asked.files, asked.share) if asked else policy.evaluating(None)
     if asked:
-        raise ConfigError(f"evaluation is given, and the policy {config.policy.label} reads no feedback: leave it out")
+        raise ConfigError(
+            f"evaluation is given, and the policy {config.policy.label} reads no feedback: leave it out"
+        )
     return policy
 
 
@@ -79,4 +88,6 @@ def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> LMTraine
         rank=ranks.rank,
         world_size=ranks.size,
     )
-    return LMTrainer(build_model(config.model, corpus, seed=config.seed), stream, corpus, settings, ranks)
+    return LMTrainer(
+        build_model(config.model, corpus, seed=config.seed), stream, corpus, settings, ranks
+    )

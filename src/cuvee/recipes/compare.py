@@ -12,19 +12,23 @@ from multiprocessing.process import BaseProcess
 
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.core.trajectory import Run
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy
-from cuvee.recipes.config import CompareConfig, TrainConfig
-from cuvee.recipes.stopping import Stopped, StopRequest, ToldToStop
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig
+from cuvee.recipes.progress.stopping import Stopped, StopRequest, ToldToStop
+from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
-from cuvee.recipes.watch import Observer, Progress, Unobserved
 
 _LOOK_EVERY = 0.2  # seconds between two looks at the processes
 
 
 def compare(
-    config: CompareConfig, *, resume: bool = False, workers: int = 1, observer: Observer | None = None
+    config: CompareConfig,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    observer: Observer | None = None,
 ) -> list[Run]:
     """Trains what `config` says and returns its runs, seed by seed. A run that is finished is not repeated.
 
@@ -37,7 +41,9 @@ def compare(
     corpus = Corpus.open(config.corpus)
     configs = {one.run_id(corpus.fingerprint): one for one in config.runs()}
     for one in configs.values():
-        build_policy(one, corpus)  # so that a method that does not fit is found out now and not after hours
+        build_policy(
+            one, corpus
+        )  # so that a method that does not fit is found out now and not after hours
     observer = observer or Unobserved()
     with open_store(config.store) as store:
         known = {run.id: run for run in store.runs()}
@@ -48,10 +54,14 @@ def compare(
             if workers == 1:
                 failures = _one_by_one(list(configs.values()), resume, group, observer, stop)
             else:
-                left = {i: one for i, one in configs.items() if i not in known or known[i].status != "done"}
+                left = {
+                    i: one
+                    for i, one in configs.items()
+                    if i not in known or known[i].status != "done"
+                }
                 for run_id in (i for i in configs if i not in left):
                     train(configs[run_id], observer=observer)  # only says so: not worth a process
-                failures = _Crew(left, resume, group, observer, stop).work(workers)
+                failures = _WorkerPool(left, resume, group, observer, stop).work(workers)
         if failures:
             raise failures[0]
         return [store.load(run_id) for run_id in configs]
@@ -71,7 +81,7 @@ def _one_by_one(
     return failures
 
 
-class _Crew:
+class _WorkerPool:
     """Runs in processes of their own, so many at a time: what one of them breaks, the others do not notice.
 
     Each has a line of its own to the process that looks on. One queue for all would be lost with its lock when a process dies
@@ -79,7 +89,12 @@ class _Crew:
     """
 
     def __init__(
-        self, configs: dict[str, TrainConfig], resume: bool, group: str, observer: Observer, stop: StopRequest
+        self,
+        configs: dict[str, TrainConfig],
+        resume: bool,
+        group: str,
+        observer: Observer,
+        stop: StopRequest,
     ) -> None:
         self._waiting = dict(configs)
         self._resume, self._group, self._observer, self._stop = resume, group, observer, stop
@@ -100,17 +115,24 @@ class _Crew:
                         with suppress(OSError):  # that one has just ended
                             line.send("stop")
         finally:
-            for process in self._running.values():  # there are some only if something went wrong here: end them at once
+            for process in (
+                self._running.values()
+            ):  # there are some only if something went wrong here: end them at once
                 process.terminate()
         if self._stop.signal is not None:
             done = total - len(self._waiting)
-            raise Stopped(f"stopped with {done} of {total} runs begun, all that they did is saved", self._stop.signal)
+            raise Stopped(
+                f"stopped with {done} of {total} runs begun, all that they did is saved",
+                self._stop.signal,
+            )
         return self._failures
 
     def _begin(self, run_id: str, config: TrainConfig) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(run_id, config, self._resume, self._group, theirs), name=run_id)
+        process = context.Process(
+            target=_work, args=(run_id, config, self._resume, self._group, theirs), name=run_id
+        )
         process.start()
         theirs.close()  # so that the line ends with the process
         self._running[ours] = process
@@ -138,7 +160,9 @@ class _Crew:
         if process.exitcode:
             died = f"the process of run {process.name} died with exit code {process.exitcode}"
             self._observer.end(process.name, "died")
-            self._failures.append(TrainingError(f"{died}: its output may say why; continue with --resume"))
+            self._failures.append(
+                TrainingError(f"{died}: its output may say why; continue with --resume")
+            )
 
 
 class _Relay:

@@ -10,30 +10,33 @@ import torch
 
 from cuvee.agents.learning import tensors
 from cuvee.agents.simplex import sample_flat
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import natural_shares
-from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Run, Trajectory
-from cuvee.evaluation.fitted_run import domain_change
-from cuvee.evaluation.off_policy import Judgement
 from cuvee.evaluation.statistics import Estimate
-from cuvee.methods.history_learning import Learned
-from cuvee.policies import heuristics
+from cuvee.learning.history_learning import Learned
+from cuvee.learning.off_policy import Judgement
 from cuvee.policies.feedback import Feedback
-from cuvee.policies.history_encoder import encode_trajectory
-from cuvee.policies.history_policy import HistoryPolicy
-from cuvee.policies.scoring_sampler import CRITERIA
+from cuvee.policies.history import heuristics
+from cuvee.policies.history.encoder import encode_trajectory
+from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.policies.history.scoring_sampler import CRITERIA
 from cuvee.report.learning import Judged, SpaceView
+from cuvee.simulation.dynamics_model import domain_change
 
 _DRAWS = 256
 _SCORED = 64
 
 
-def diagnose(learned: Learned, runs: Sequence[Run], feedback: Feedback, quantile: float) -> list[SpaceView]:
+def diagnose(
+    learned: Learned, runs: Sequence[Run], feedback: Feedback, quantile: float
+) -> list[SpaceView]:
     """One view for each domain space that was judged. Of `runs`, those count that the policy was learned from or judged by."""
     known = set(learned.provenance["runs"])
     logged = [run.trajectory for run in runs if run.id in known]
     return [
-        _view(name, judgement, learned, logged, feedback, quantile) for name, judgement in learned.judgements.items()
+        _view(name, judgement, learned, logged, feedback, quantile)
+        for name, judgement in learned.judgements.items()
     ]
 
 
@@ -47,7 +50,9 @@ def _view(
 ) -> SpaceView:
     path = judgement.path
     walks = [
-        walk for walk in logged if walk.names == path.names and len(walk) == len(path) and domain_change(walk) is None
+        walk
+        for walk in logged
+        if walk.names == path.names and len(walk) == len(path) and domain_change(walk) is None
     ]
     returns_N = np.array([feedback(walk).values[-1] for walk in walks])
     best_N = returns_N >= np.quantile(returns_N, 1 - quantile)
@@ -65,12 +70,20 @@ def _view(
         trace=[
             Judged(
                 int(one["update"]),
-                *(float(one["judged"][name][key]) for key in ("over_static", "over_static_low", "over_static_high")),
+                *(
+                    float(one["judged"][name][key])
+                    for key in ("over_static", "over_static_low", "over_static_high")
+                ),
             )
             for one in learned.trace
         ],
-        heuristics=_scores(path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback),
-        verdict=[*verdict(judgement, int(learned.provenance["support"]["update"])), *_left_out(learned)],
+        heuristics=_scores(
+            path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback
+        ),
+        verdict=[
+            *verdict(judgement, int(learned.provenance["support"]["update"])),
+            *_left_out(learned),
+        ],
     )
 
 
@@ -84,12 +97,17 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
         f"further from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
     ]
     if not judgement.supported:
-        said.append("The data do not support this policy: a run that it steers gets the best static mixture instead.")
+        said.append(
+            "The data do not support this policy: a run that it steers gets the best static mixture instead."
+        )
     return said
 
 
 def _left_out(learned: Learned) -> list[str]:
-    return [f"Run {run} judges nothing: {change}." for run, change in learned.provenance["left_out"].items()]
+    return [
+        f"Run {run} judges nothing: {change}."
+        for run, change in learned.provenance["left_out"].items()
+    ]
 
 
 def _apart(estimate: Estimate) -> str:
@@ -116,7 +134,9 @@ def _opinions(
         domains, globals_ = tensors(encode_trajectory(path, feedback))
         tokens_TKH = policy.critic.encode(domains[None], globals_[None])[0, :-1]
         named = torch.minimum(
-            *policy.critic.values(tokens_TKH, torch.from_numpy(np.stack(list(asked.values()))).float())
+            *policy.critic.values(
+                tokens_TKH, torch.from_numpy(np.stack(list(asked.values()))).float()
+            )
         )
         first, second = policy.critic.values(tokens_TKH, flat)
     values = dict(zip(asked, named.double().numpy(), strict=True))

@@ -20,13 +20,17 @@ def export(runs: Sequence[tuple[Run, Sequence[Metrics]]], path: Path) -> None:
         raise ConfigError(f"cannot tell the format of {path}: end its name in .json or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
-        write_atomic(path, json.dumps([_document(run, metrics) for run, metrics in runs], allow_nan=False))
+        write_atomic(
+            path, json.dumps([_document(run, metrics) for run, metrics in runs], allow_nan=False)
+        )
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row for run, _ in runs for row in _rows(run)], _schema(pa)), sink)
+    pq.write_table(
+        pa.Table.from_pylist([row for run, _ in runs for row in _rows(run)], _schema(pa)), sink
+    )
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
@@ -49,7 +53,12 @@ def _schema(pa: Any) -> Any:
         "interval": pa.int32(),
         "step": pa.int64(),
     }
-    measures = {"tokens": pa.int64(), "weight": pa.float64(), "loss": pa.float64(), "valid_loss": pa.float64()}
+    measures = {
+        "tokens": pa.int64(),
+        "weight": pa.float64(),
+        "loss": pa.float64(),
+        "valid_loss": pa.float64(),
+    }
     return pa.schema({**columns, "domain": pa.string(), "role": pa.string(), **measures})
 
 
@@ -67,7 +76,9 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             "interval": t,
             "step": signals.step,
         }
-        measured = zip(signals.domains, signals.tokens_K.tolist(), signals.loss.to_json(), valid_K, strict=True)
+        measured = zip(
+            signals.domains, signals.tokens_K.tolist(), signals.loss.to_json(), valid_K, strict=True
+        )
         for domain, tokens, loss, valid_loss in measured:
             weight = weights.get(domain.name)
             figures = {"tokens": tokens, "weight": weight, "loss": loss, "valid_loss": valid_loss}

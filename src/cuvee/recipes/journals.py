@@ -11,9 +11,9 @@ import torch
 from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.journal import ResumableTrainer
-from cuvee.fleet.store import Store
-from cuvee.recipes.stopping import Stop, Stopped
-from cuvee.recipes.watch import Observer, Progress, training_loss, valid_loss
+from cuvee.fleet.store.store import Store
+from cuvee.recipes.progress.stopping import Stop, Stopped
+from cuvee.recipes.progress.watch import Observer, Progress, training_loss, valid_loss
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Ranks
 
@@ -25,8 +25,16 @@ class SavingJournal(Journal, Protocol):
 class WatchedJournal:
     """Tells an observer of each interval, and ends the run, checkpointed, when any rank was asked to stop."""
 
-    def __init__(self, inner: SavingJournal, run_id: str, ranks: Ranks, stop: Stop, observer: Observer) -> None:
-        self._inner, self._run_id, self._ranks, self._stop, self._observer = inner, run_id, ranks, stop, observer
+    def __init__(
+        self, inner: SavingJournal, run_id: str, ranks: Ranks, stop: Stop, observer: Observer
+    ) -> None:
+        self._inner, self._run_id, self._ranks, self._stop, self._observer = (
+            inner,
+            run_id,
+            ranks,
+            stop,
+            observer,
+        )
         self._began_at = 0.0
         self._tokens = 0
         self._valid_loss: float | None = None
@@ -40,11 +48,15 @@ class WatchedJournal:
             self._began_at = so_far.last.progress
             measured = (valid_loss(signals) for signals in reversed(so_far.signals))
             self._valid_loss = next((loss for loss in measured if loss is not None), None)
-            self._observer.begin(self._run_id, f"continues after step {so_far.last.step:,} ({self._began_at:.0%})")
+            self._observer.begin(
+                self._run_id, f"continues after step {so_far.last.step:,} ({self._began_at:.0%})"
+            )
         self._clock = time.perf_counter()
         return so_far
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None:
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None:
         self._inner.record(so_far, trainer, policy, metrics)
         self._observer.interval(self._progress(so_far))
         asked = self._asked()
@@ -52,7 +64,8 @@ class WatchedJournal:
             self._inner.save(len(so_far), trainer, policy)
             last = so_far.last
             raise Stopped(
-                f"{self._run_id} stopped after step {last.step:,} ({last.progress:.0%}), all of it saved", asked
+                f"{self._run_id} stopped after step {last.step:,} ({last.progress:.0%}), all of it saved",
+                asked,
             )
 
     def _progress(self, so_far: Trajectory) -> Progress:
@@ -94,6 +107,8 @@ class FollowingJournal:
         cast(ResumableTrainer, trainer).restore(state["trainer"], policy.probes)
         return self._store.trajectory(self._run_id, last=number)
 
-    def record(self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics) -> None: ...
+    def record(
+        self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
+    ) -> None: ...
 
     def save(self, number: int, trainer: Trainer, policy: Policy) -> None: ...

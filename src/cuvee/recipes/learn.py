@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cuvee.core.errors import ConfigError, StoreError
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.learning.history_learning import Learned, LearnProgress, LearnSettings, learn
 from cuvee.methods.data_mixing_agent import DataMixingAgent
-from cuvee.methods.history_learning import Learned, LearnProgress, LearnSettings, learn
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import save_policy
 from cuvee.recipes.diagnosis import diagnose
@@ -32,7 +32,9 @@ class LearnResult:
 
 
 def learn_from_search(
-    config: SearchConfig, out: Path | None = None, observer: Callable[[LearnProgress], None] | None = None
+    config: SearchConfig,
+    out: Path | None = None,
+    observer: Callable[[LearnProgress], None] | None = None,
 ) -> LearnResult:
     """Learns from the runs that `cuvee search` with this configuration has done, and writes `out` (default: where the search
     would). Raises `ConfigError` if its method learns nothing so, and `StoreError` if no run is done."""
@@ -53,7 +55,11 @@ def learn_from_search(
     with computing_threads(config.threads):
         learned = learn(runs, Feedback(method.weight), settings, method.seed, working, observer)
         views = diagnose(learned, runs, Feedback(method.weight), settings.quantile)
-    provenance = {"method": config.method.model_dump(mode="json"), "corpus": corpus.fingerprint, "seed": config.seed}
+    provenance = {
+        "method": config.method.model_dump(mode="json"),
+        "corpus": corpus.fingerprint,
+        "seed": config.seed,
+    }
     save_policy(folder, learned.policy, {**provenance, **learned.provenance})
     facts = {
         "Runs": f"{len(learned.provenance['runs'])}, {len(learned.held_out)} of them held out",

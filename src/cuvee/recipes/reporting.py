@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Run
-from cuvee.fleet.rows import RunSummary
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.rows import RunSummary
+from cuvee.fleet.store.store import Store
 from cuvee.report.page import write_report
 from cuvee.report.summary import summarise
 from cuvee.report.tables import Table, final_table, paired_table
@@ -25,6 +25,10 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
     """The page about runs in any state; those that recorded nothing are left out. Raises `StoreError` if that is all."""
     begun = [summary for summary in summaries if summary.intervals]
     if not begun:
-        raise StoreError(f"none of {len(summaries)} runs in {store!r} has recorded anything to report yet")
-    statuses = {one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun}
+        raise StoreError(
+            f"none of {len(summaries)} runs in {store!r} has recorded anything to report yet"
+        )
+    statuses = {
+        one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun
+    }
     return write_report([store.load(one.id) for one in begun], path, title, statuses=statuses)

@@ -16,18 +16,26 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Cost, Run
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.engine import FleetOptions, OnChange, StoreFleet
 from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.store import Store
 from cuvee.loop import explore
 from cuvee.policies.files import save_policy
 from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
-from cuvee.recipes.config import MethodChoice, RunConfig, Seed, TrainConfig, parse, sha256_of_model, short_digest
-from cuvee.recipes.fleet_watch import FleetStatus, FleetWatch
+from cuvee.recipes.config.schema import (
+    MethodChoice,
+    RunConfig,
+    Seed,
+    TrainConfig,
+    parse,
+    sha256_of_model,
+    short_digest,
+)
+from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model, size_of
@@ -102,7 +110,7 @@ class SearchConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What `method` asks for next, and what that would cost; a method may ask again when it has seen those runs."""
 
     runs: int
@@ -114,7 +122,9 @@ class Plan:
 
     @property
     def total(self) -> Cost:
-        return Cost(self.runs * self.each.tokens, self.runs * self.each.flops, self.runs * self.each.seconds)
+        return Cost(
+            self.runs * self.each.tokens, self.runs * self.each.flops, self.runs * self.each.seconds
+        )
 
     def seconds(self, workers: int) -> float:
         """Until all are done with so many workers of the same speed."""
@@ -123,7 +133,9 @@ class Plan:
 
 def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
     """A proxy's trainer, built in a worker. Raises `ConfigError` if corpus or base model are not those of the plan."""
-    content = {key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")}
+    content = {
+        key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")
+    }
     config = parse(TrainConfig, {**content, "seed": seed}, "the task")
     corpus = Corpus.open(config.corpus)
     _check(config.corpus, corpus.fingerprint, proxy["fingerprint"])
@@ -139,18 +151,22 @@ def _check(place: Path, found: str, planned: str) -> None:
         )
 
 
-def plan(config: SearchConfig) -> Plan:
+def plan(config: SearchConfig) -> SearchPlan:
     """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
     corpus, settings = Corpus.open(config.corpus), config.train
     size = size_of(build_model(config.model, corpus, seed=config.seed), settings.sequence_length)
     tokens = settings.total_steps * settings.batch_size * settings.sequence_length
-    pools = [corpus.pool(name, "valid") if corpus.has(name, "valid") else None for name in corpus.names]
-    validated = settings.validations * Validation(settings.validation_tokens, settings.sequence_length).tokens(pools)
+    pools = [
+        corpus.pool(name, "valid") if corpus.has(name, "valid") else None for name in corpus.names
+    ]
+    validated = settings.validations * Validation(
+        settings.validation_tokens, settings.sequence_length
+    ).tokens(pools)
     flops = (tokens + validated * FORWARD_SHARE) * size.flops_per_token
     logged = logged_runs(config)
     proposed = config.method.build(config.seed).propose(corpus, logged)
     seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
-    return Plan(len(proposed), len(logged), Cost(tokens, flops, seconds), judged_by)
+    return SearchPlan(len(proposed), len(logged), Cost(tokens, flops, seconds), judged_by)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
@@ -165,7 +181,9 @@ def _judge(
 ) -> tuple[float, str]:
     """Seconds of one proxy run, and what tells so."""
     if logged:
-        return sum(run.cost.seconds for run in logged) / len(logged), f"the {len(logged)} that are done"
+        return sum(run.cost.seconds for run in logged) / len(
+            logged
+        ), f"the {len(logged)} that are done"
     with computing_threads(config.threads):
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
         mixture = Mixture.of(natural_shares(corpus.domains))
@@ -174,17 +192,27 @@ def _judge(
         while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
             trainer.advance(mixture)
             intervals += 1
-            if intervals == 1 and not trainer.done:  # the first one is slower: memory is asked for, kernels are chosen
+            if (
+                intervals == 1 and not trainer.done
+            ):  # the first one is slower: memory is asked for, kernels are chosen
                 before, step = time.perf_counter(), trainer.step
     each = (time.perf_counter() - before) / (trainer.step - step)
-    return each * config.train.total_steps, f"{trainer.step - step} steps on this machine, without validation"
+    return (
+        each * config.train.total_steps,
+        f"{trainer.step - step} steps on this machine, without validation",
+    )
 
 
 def _without_validation(proxy: Mapping[str, Any]) -> dict[str, Any]:
     return {**proxy, "train": {**proxy["train"], "validate_every": 0, "validation_tokens": 0}}
 
 
-def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[FleetStatus], None] | None = None) -> Path:
+def search(
+    config: SearchConfig,
+    *,
+    workers: int = 1,
+    on_change: Callable[[FleetStatus], None] | None = None,
+) -> Path:
     """Runs the proxies that are missing, and writes the policy for the target. Returns its folder.
 
     Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
@@ -209,20 +237,35 @@ def search(config: SearchConfig, *, workers: int = 1, on_change: Callable[[Fleet
 
 
 def run_proxies(
-    config: SearchConfig, *, workers: int = 1, on_change: Callable[[FleetStatus], None] | None = None
+    config: SearchConfig,
+    *,
+    workers: int = 1,
+    on_change: Callable[[FleetStatus], None] | None = None,
 ) -> list[Run]:
     """The first half of `search`: runs the proxies that are missing and returns all there are."""
     corpus = Corpus.open(config.corpus)
     with open_store(config.store) as store:
         watch = FleetWatch(store, config.group(corpus.fingerprint))
-        fleet = _fleet(config, store, corpus, workers, on_change and (lambda tally: on_change(watch.look(tally))))
+        fleet = _fleet(
+            config,
+            store,
+            corpus,
+            workers,
+            on_change and (lambda tally: on_change(watch.look(tally))),
+        )
         return explore(config.method.build(config.seed), corpus, fleet)
 
 
 def _fleet(
-    config: SearchConfig, store: Store, corpus: Corpus, workers: int = 1, on_change: OnChange | None = None
+    config: SearchConfig,
+    store: Store,
+    corpus: Corpus,
+    workers: int = 1,
+    on_change: OnChange | None = None,
 ) -> StoreFleet:
-    folder = (config.out / config.name).absolute()  # workers elsewhere have another working directory
+    folder = (
+        config.out / config.name
+    ).absolute()  # workers elsewhere have another working directory
     proxy = config.proxy(corpus.fingerprint)
     options: FleetOptions = {
         "group": config.group(corpus.fingerprint),
@@ -241,7 +284,12 @@ def _fleet(
             return RayFleet(store, make_trainer, proxy, **config.ray.model_dump(), **options)
         case "slurm":
             return SlurmFleet(
-                store, make_trainer, proxy, folder=folder / "jobs", **config.slurm.model_dump(), **options
+                store,
+                make_trainer,
+                proxy,
+                folder=folder / "jobs",
+                **config.slurm.model_dump(),
+                **options,
             )
         case _:
             return LocalFleet(store, make_trainer, proxy, **config.local.model_dump(), **options)

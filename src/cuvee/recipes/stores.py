@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuvee.core.errors import StoreError
-from cuvee.fleet.rows import RunSummary
-from cuvee.fleet.store import Store
+from cuvee.fleet.store.rows import RunSummary
+from cuvee.fleet.store.store import Store
 
 DEFAULT_STORE = "runs/cuvee.db"
 
@@ -18,7 +18,9 @@ def open_store(given: str | None, must_exist: bool = False) -> Store:
     place = given or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
     if "://" not in place and not place.startswith("@"):
         if must_exist and not Path(place).is_file():
-            raise StoreError(f"there is no store {place}: name one with --store, or train something first")
+            raise StoreError(
+                f"there is no store {place}: name one with --store, or train something first"
+            )
         Path(place).parent.mkdir(parents=True, exist_ok=True)
     return Store.open(place)
 
@@ -33,7 +35,9 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
         exact = [run for run in known if run.id == wanted]
         matches = exact or [run for run in known if run.id.startswith(wanted)]
         if not matches:
-            raise StoreError(f"no run {wanted!r} in {store!r}: `cuvee runs list` shows what there is")
+            raise StoreError(
+                f"no run {wanted!r} in {store!r}: `cuvee runs list` shows what there is"
+            )
         if len(matches) > 1:
             raise StoreError(
                 f"{wanted!r} begins the ids of {len(matches)} runs: {', '.join(run.id for run in matches)}"

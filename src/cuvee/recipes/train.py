@@ -8,20 +8,20 @@ from pathlib import Path
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Cost, Run
-from cuvee.data.corpus import Corpus
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
-from cuvee.fleet.rows import RunSummary
-from cuvee.fleet.store import Store
-from cuvee.fleet.worker_name import is_dead, worker_name
+from cuvee.fleet.store.rows import RunSummary
+from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.worker_name import is_dead, worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
-from cuvee.policies.guard import Guard
+from cuvee.policies.guard.guard import Guard
 from cuvee.recipes.build import build_policy, build_trainer, record_of
-from cuvee.recipes.config import TrainConfig
+from cuvee.recipes.config.schema import TrainConfig
 from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
-from cuvee.recipes.stopping import Stop, StopRequest
+from cuvee.recipes.progress.stopping import Stop, StopRequest
+from cuvee.recipes.progress.watch import Observer, Unobserved
 from cuvee.recipes.stores import open_store
-from cuvee.recipes.watch import Observer, Unobserved
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Leader, Ranks
 from cuvee.training.placement import computing_threads
@@ -43,17 +43,24 @@ def train(
     """
     observer = observer or Unobserved()
     corpus = Corpus.open(config.corpus)
-    guarded = build_policy(config, corpus)  # so that what cannot steer is found out before anything is created
+    guarded = build_policy(
+        config, corpus
+    )  # so that what cannot steer is found out before anything is created
     run_id = config.run_id(corpus.fingerprint)
     with open_store(config.store) as store:
         known = next((found for found in store.runs() if found.id == run_id), None)
         if known is not None and known.status == "done":
-            observer.end(run_id, f"is finished already: {known.cost.tokens:,} tokens, nothing to do")
+            observer.end(
+                run_id, f"is finished already: {known.cost.tokens:,} tokens, nothing to do"
+            )
             return store.load(run_id)
         refuse_interrupted(known, resume)
         ranks = Ranks.connect()
         try:
-            with computing_threads(config.threads), StopRequest() if stop is None else nullcontext(stop) as asked:
+            with (
+                computing_threads(config.threads),
+                StopRequest() if stop is None else nullcontext(stop) as asked,
+            ):
                 seen = observer if ranks.rank == 0 else Unobserved()
                 return _train(config, corpus, guarded, store, ranks, seen, asked, group)
         finally:
@@ -66,7 +73,9 @@ def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
         return
     where = f"at {known.progress:.0%} of its budget"
     if known.status == "running" and not is_dead(known.worker or ""):
-        raise ConfigError(f"run {known.id} is {where} and {known.worker} has it: wait for that process, or stop it")
+        raise ConfigError(
+            f"run {known.id} is {where} and {known.worker} has it: wait for that process, or stop it"
+        )
     why = f" ({known.reason})" if known.reason else ""
     raise ConfigError(
         f"run {known.id} was interrupted {where}{why}: continue it with --resume, or start another one by giving it "
@@ -96,7 +105,9 @@ def _train(
         so_far = run(trainer, policy, watched(FollowingJournal(store, run_id, checkpoints)))
         return Run(run_id, config.seed, record, so_far, trainer.cost)
     store.create(config.label, config.seed, record, group=group, run_id=run_id)
-    journal = RunJournal(store, store.claim_run(run_id, worker_name()), checkpoints, config.checkpoint_every)
+    journal = RunJournal(
+        store, store.claim_run(run_id, worker_name()), checkpoints, config.checkpoint_every
+    )
     with journal.attempt(trainer):
         run(trainer, policy, watched(journal))
         trainer.export(folder / "model")
@@ -106,7 +117,9 @@ def _train(
         save_policy(folder / "policy", guarded, {**provenance, **spent})
         journal.finish(trainer, policy=str(folder / "policy"), model=str(folder / "model"))
     finished = store.load(run_id)
-    observer.end(run_id, f"is finished: {finished.cost.tokens:,} tokens, model in {_short(folder / 'model')}")
+    observer.end(
+        run_id, f"is finished: {finished.cost.tokens:,} tokens, model in {_short(folder / 'model')}"
+    )
     return finished
 
 

@@ -44,7 +44,9 @@ def _spread(names: Sequence[str], first: float, last: float, chroma: float) -> d
     step = (last - first) / max(len(names) - 1, 1)
     middle = (first + last) / 2
     return {
-        name: _oklch(lightness[i % len(lightness)], chroma, first + i * step if len(names) > 1 else middle)
+        name: _oklch(
+            lightness[i % len(lightness)], chroma, first + i * step if len(names) > 1 else middle
+        )
         for i, name in enumerate(names)
     }
 
@@ -60,7 +62,9 @@ def _oklch(lightness: float, chroma: float, hue: float) -> str:
         -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
         -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
     )
-    return "#" + "".join(f"{round(255 * _gamma(min(max(value, 0.0), 1.0))):02x}" for value in linear)
+    return "#" + "".join(
+        f"{round(255 * _gamma(min(max(value, 0.0), 1.0))):02x}" for value in linear
+    )
 
 
 def _gamma(linear: float) -> float:

@@ -11,9 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
-from cuvee.core.mixture import FloatArray
-from cuvee.report.colours import DASHES, FAINT, GRID, INK, MARKERS, PAPER, domain_colours, method_colour
+from cuvee.report.colours import (
+    DASHES,
+    FAINT,
+    GRID,
+    INK,
+    MARKERS,
+    PAPER,
+    domain_colours,
+    method_colour,
+)
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
 
 _MANY = 16
@@ -37,7 +46,12 @@ def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
 
 
 def add_stack(
-    figure: go.Figure, x_T1: FloatArray, weights_TK: FloatArray, ordered: Sequence[Domain], hover: str, **place: int
+    figure: go.Figure,
+    x_T1: FloatArray,
+    weights_TK: FloatArray,
+    ordered: Sequence[Domain],
+    hover: str,
+    **place: int,
 ) -> None:
     """A path of mixtures (T, K) over `x_T1`, the edges of its intervals, as a stacked area in the order of `ordered`."""
     colours, many = domain_colours(ordered), len(ordered) > _MANY
@@ -45,7 +59,9 @@ def add_stack(
         first_target = domain.is_target and (k == 0 or not ordered[k - 1].is_target)
         figure.add_scatter(
             x=x_T1,
-            y=np.append(weights_TK[:, k], weights_TK[-1:, k]),  # the last mixture was in force up to the end
+            y=np.append(
+                weights_TK[:, k], weights_TK[-1:, k]
+            ),  # the last mixture was in force up to the end
             name=plain(domain.name),
             meta=domain.name,
             mode="lines",
@@ -69,7 +85,9 @@ def add_stack(
             below_T = weights_TK[:, :k].sum(axis=1)
             edge = {"shape": "hv", "width": 2, "color": INK}
             y = np.append(below_T, below_T[-1:])
-            figure.add_scatter(x=x_T1, y=y, mode="lines", line=edge, hoverinfo="skip", showlegend=False, **place)
+            figure.add_scatter(
+                x=x_T1, y=y, mode="lines", line=edge, hoverinfo="skip", showlegend=False, **place
+            )
 
 
 def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Figure:
@@ -113,7 +131,9 @@ def trade_figure(summary: Summary) -> go.Figure:
                 showlegend=False,
             )
     style(figure, "target mean, nats per token", height=360)
-    figure.update_xaxes(title_text="source mean, nats per token", tickformat=None, rangemode="normal")
+    figure.update_xaxes(
+        title_text="source mean, nats per token", tickformat=None, rangemode="normal"
+    )
     return figure
 
 
@@ -122,7 +142,9 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _lines(summary: Summary, at: Callable[[RunView], FloatArray], height: int, title: str) -> go.Figure:
+def _lines(
+    summary: Summary, at: Callable[[RunView], FloatArray], height: int, title: str
+) -> go.Figure:
     figure = go.Figure()
     for index, method in enumerate(summary.methods):
         colour, dash = method_colour(index), DASHES[index % len(DASHES)]
@@ -155,14 +177,24 @@ def _lines(summary: Summary, at: Callable[[RunView], FloatArray], height: int, t
 
 def style(figure: go.Figure, y_title: str, height: int) -> None:
     """What all panels look like; their x axis counts tokens."""
-    axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "color": FAINT, "title_standoff": 8}
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "color": FAINT,
+        "title_standoff": 8,
+    }
     figure.update_layout(
         template="none",
         height=height,
         margin={"l": 56 if y_title else 40, "r": 14, "t": 8, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK},
+        font={
+            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "size": 12,
+            "color": INK,
+        },
         hoverlabel={"bgcolor": PAPER, "bordercolor": GRID, "font": {"color": INK}},
         hovermode="closest",
         dragmode=False,
@@ -180,6 +212,8 @@ def _mean_mixture(method: MethodView, names: list[str]) -> tuple[FloatArray, Flo
 
 
 def _weights(view: RunView, names: list[str]) -> FloatArray:
-    shares: list[Mapping[str, float]] = [mixture.as_dict() for mixture in view.run.trajectory.mixtures]
+    shares: list[Mapping[str, float]] = [
+        mixture.as_dict() for mixture in view.run.trajectory.mixtures
+    ]
     rows = [[share.get(name, 0.0) for name in names] for share in shares]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(names))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.files import write_atomic
-from cuvee.core.mixture import FloatArray
 from cuvee.report.colours import DASHES, FAINT, INK, domain_colours, method_colour
 from cuvee.report.figures import add_stack, plain, style
 from cuvee.report.page import Panel, fill
@@ -51,7 +51,9 @@ class SpaceView:
 
     @property
     def target_T(self) -> FloatArray:
-        return np.asarray(self.path_TK[:, [domain.is_target for domain in self.domains]].sum(axis=1))
+        return np.asarray(
+            self.path_TK[:, [domain.is_target for domain in self.domains]].sum(axis=1)
+        )
 
 
 def alarms(view: SpaceView) -> list[str]:
@@ -66,10 +68,14 @@ def alarms(view: SpaceView) -> list[str]:
     largest_T = view.path_TK.max(axis=1)
     if (largest_T > 0.9).mean() >= 0.5:
         name = view.domains[int(np.bincount(view.path_TK.argmax(axis=1)).argmax())].name
-        found.append(f"Collapse: {name} has over 90 % of the batch in {(largest_T > 0.9).mean():.0%} of the decisions.")
+        found.append(
+            f"Collapse: {name} has over 90 % of the batch in {(largest_T > 0.9).mean():.0%} of the decisions."
+        )
     moved = 0.5 * np.abs(np.diff(view.path_TK, axis=0)).sum(axis=1)
     if len(moved) and moved[len(moved) // 4 :].max(initial=0.0) < 0.005:
-        found.append("Constant: after its first quarter the policy holds one mixture; a static one would do as well.")
+        found.append(
+            "Constant: after its first quarter the policy holds one mixture; a static one would do as well."
+        )
     return found
 
 
@@ -97,7 +103,10 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
             _target_figure(view),
         ),
         "domains": Panel(
-            f"domains-{number}", "By domain", "Share of the batch by domain over a run", _domain_figure(view)
+            f"domains-{number}",
+            "By domain",
+            "Share of the batch by domain over a run",
+            _domain_figure(view),
         ),
         "values": Panel(
             f"values-{number}",
@@ -110,7 +119,11 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
             "How far it tells mixtures apart",
             f"Deviation of Q over mixtures, {view.spread_T.mean():.3g} on average, and disagreement of the twin critics, "
             f"{view.doubt_T.mean():.3g}",
-            _lines(view, {"between mixtures": view.spread_T, "between the twins": view.doubt_T}, "deviation of Q"),
+            _lines(
+                view,
+                {"between mixtures": view.spread_T, "between the twins": view.doubt_T},
+                "deviation of Q",
+            ),
         ),
         "heuristics": Panel(
             f"heuristics-{number}",
@@ -124,7 +137,10 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
             f"{one.update}: {one.gain:.4f}" for one in view.trace
         )
         found["trace"] = Panel(
-            f"trace-{number}", "Judged gain over the best static mixture", words, _trace_figure(view)
+            f"trace-{number}",
+            "Judged gain over the best static mixture",
+            words,
+            _trace_figure(view),
         )
     return found
 
@@ -142,7 +158,11 @@ def _target_figure(view: SpaceView) -> go.Figure:
             x=progress_T,
             y=view.walks_NT[n],
             mode="lines",
-            line={"color": method_colour(1) if best else FAINT, "width": 1.1 if best else 0.6, "shape": "hv"},
+            line={
+                "color": method_colour(1) if best else FAINT,
+                "width": 1.1 if best else 0.6,
+                "shape": "hv",
+            },
             opacity=0.55 if best else 0.3,
             hoverinfo="skip",
             showlegend=False,
@@ -166,7 +186,13 @@ def _domain_figure(view: SpaceView) -> go.Figure:
     figure = go.Figure()
     order = sorted(range(len(view.domains)), key=lambda k: view.domains[k].is_target)
     edges = np.arange(len(view.path_TK) + 1) / len(view.path_TK)
-    add_stack(figure, edges, view.path_TK[:, order], [view.domains[k] for k in order], "%{y:.1%} at %{x:.0%}")
+    add_stack(
+        figure,
+        edges,
+        view.path_TK[:, order],
+        [view.domains[k] for k in order],
+        "%{y:.1%} at %{x:.0%}",
+    )
     style(figure, "share of the batch", height=300)
     _over_progress(figure)
     figure.update_yaxes(range=[0, 1], tickformat=".0%", showgrid=False)
@@ -189,13 +215,19 @@ def _lines(view: SpaceView, curves: Mapping[str, FloatArray], title: str) -> go.
             y=values_T,
             mode="lines",
             name=plain(name),
-            line={"color": method_colour(index + 1), "dash": DASHES[(index + 1) % len(DASHES)], "width": 2},
+            line={
+                "color": method_colour(index + 1),
+                "dash": DASHES[(index + 1) % len(DASHES)],
+                "width": 2,
+            },
             hovertemplate="%{y:.4f}",
         )
     style(figure, title, height=300)
     _over_progress(figure)
     figure.update_yaxes(tickformat=".3~g")
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin_t=34)
+    figure.update_layout(
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin_t=34
+    )
     return figure
 
 
@@ -240,7 +272,10 @@ def _heuristic_figure(view: SpaceView) -> go.Figure:
     style(figure, "", height=300)
     figure.update_xaxes(title_text="score above all walks’, of the largest", tickformat=".0%")
     figure.update_layout(
-        margin_l=130, margin_t=34, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, bargap=0.3
+        margin_l=130,
+        margin_t=34,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        bargap=0.3,
     )
     return figure
 

@@ -30,7 +30,15 @@ from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, tr
 from cuvee.report.summary import Summary, summarise
 from cuvee.report.words import amount, headline, number
 
-_MAY_DIFFER = {"name", "method", "policy", "policy_sha256", "proxies", "seed", "evaluation"}  # questions train nothing
+_MAY_DIFFER = {
+    "name",
+    "method",
+    "policy",
+    "policy_sha256",
+    "proxies",
+    "seed",
+    "evaluation",
+}  # questions train nothing
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,12 @@ def write_report(
 
 def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
     """The page as text."""
-    mixtures, curves, by_domain, trade = _mixtures(summary), _curves(summary), _by_domain(summary), _trade(summary)
+    mixtures, curves, by_domain, trade = (
+        _mixtures(summary),
+        _curves(summary),
+        _by_domain(summary),
+        _trade(summary),
+    )
     domains = summary.runs[0].run.trajectory.domains
     return fill(
         "page.html",
@@ -89,7 +102,9 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
         paired=tables.paired_table(summary),
         domains=tables.domain_table(summary),
         runs=tables.run_table(summary),
-        bits=any(scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P),
+        bits=any(
+            scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P
+        ),
         trade=trade,
         mixtures=mixtures,
         curves=curves,
@@ -100,14 +115,21 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
     )
 
 
-def fill(template: str, title: str, facts: Mapping[str, str], panels: Sequence[Panel], **content: Any) -> str:
+def fill(
+    template: str, title: str, facts: Mapping[str, str], panels: Sequence[Panel], **content: Any
+) -> str:
     """A page as text: `template`, which extends layout.html, with its `content`. `panels` are all whose figures it shows."""
     assets = files("cuvee.report") / "assets"
-    page_js, plotly_js = (assets / "page.js").read_text(), get_plotlyjs().replace("</script", "<\\/script")
+    page_js, plotly_js = (
+        (assets / "page.js").read_text(),
+        get_plotlyjs().replace("</script", "<\\/script"),
+    )
     figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
     now = datetime.datetime.now(datetime.UTC)
     loader = PackageLoader("cuvee.report", "assets")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     return environment.get_template(template).render(
         title=title,
         version=__version__,
@@ -133,8 +155,12 @@ def _script_hash(script: str) -> str:
 
 
 def _style(css: str) -> str:
-    light = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS))
-    dark = " ".join(f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS))
+    light = " ".join(
+        f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS)
+    )
+    dark = " ".join(
+        f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS)
+    )
     keys = f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}"
     return css.replace("{{ method_keys }}", keys)
 
@@ -142,17 +168,24 @@ def _style(css: str) -> str:
 def _facts(summary: Summary) -> dict[str, str]:
     """What was compared, as far as the runs say it."""
     config = summary.runs[0].run.config
-    names = [method.label + (" (baseline)" if method.label == summary.baseline else "") for method in summary.methods]
+    names = [
+        method.label + (" (baseline)" if method.label == summary.baseline else "")
+        for method in summary.methods
+    ]
     sources = sum(not domain.is_target for domain in summary.runs[0].run.trajectory.domains)
     targets = len(summary.runs[0].run.trajectory.domains) - sources
     facts = {
         "Methods": ", ".join(names if len(names) > 1 else [summary.methods[0].label]),
         "Seeds": ", ".join(map(str, summary.seeds)),
-        "Domains": f"{sources} source, {targets} target" if sources and targets else str(sources + targets),
+        "Domains": f"{sources} source, {targets} target"
+        if sources and targets
+        else str(sources + targets),
         "Tokens a run": amount(summary.longest),
     }
     if model := config.get("model"):
-        facts["Model"] = f"continued from {model}" if "model_sha256" in config else _model_name(model)
+        facts["Model"] = (
+            f"continued from {model}" if "model_sha256" in config else _model_name(model)
+        )
     if corpus := config.get("corpus"):
         facts["Corpus"] = f"fingerprint {str(corpus)[:12]}"
     return facts
@@ -178,7 +211,9 @@ def _warnings(summary: Summary) -> list[str]:
             f"The runs differ in more than method and seed ({', '.join(differing)}): not only mixtures are compared."
         )
     if summary.unmeasured:
-        found.append(f"Without validation loss, and so in no mean: {', '.join(summary.unmeasured)}.")
+        found.append(
+            f"Without validation loss, and so in no mean: {', '.join(summary.unmeasured)}."
+        )
     budgets = {int(view.tokens_T1[-1]) for view in summary.runs if view.finished}
     if budgets and max(budgets) > 1.02 * min(budgets):
         found.append(
@@ -192,7 +227,9 @@ def _differing(summary: Summary) -> list[str]:
     """Keys of the configurations that a fair comparison holds equal, and that are not."""
     configs = [view.run.config for view in summary.runs]
     keys = dict.fromkeys(key for config in configs for key in config if key not in _MAY_DIFFER)
-    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+    return [
+        key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)
+    ]
 
 
 def _configs(summary: Summary) -> list[dict[str, str]]:
@@ -200,7 +237,9 @@ def _configs(summary: Summary) -> list[dict[str, str]]:
     return [
         {
             "name": method.label,
-            "text": json.dumps(dict(method.runs[0].run.config), indent=2, ensure_ascii=False, default=str),
+            "text": json.dumps(
+                dict(method.runs[0].run.config), indent=2, ensure_ascii=False, default=str
+            ),
         }
         for method in summary.methods
     ]
@@ -226,8 +265,12 @@ def _mixtures(summary: Summary) -> list[Panel]:
             last = ran[0].run.trajectory.last_mixture
             assert last is not None
             top = sorted(last.as_dict().items(), key=lambda pair: -pair[1])[:3]
-            words = f"Mixture of {method.label} over time; at the end " + ", ".join(f"{n} {w:.0%}" for n, w in top)
-            panels.append(Panel(f"plot-mixture-{index}", heading, words, mixture_figure(summary, method)))
+            words = f"Mixture of {method.label} over time; at the end " + ", ".join(
+                f"{n} {w:.0%}" for n, w in top
+            )
+            panels.append(
+                Panel(f"plot-mixture-{index}", heading, words, mixture_figure(summary, method))
+            )
     return panels
 
 
@@ -239,8 +282,15 @@ def _curves(summary: Summary) -> list[Panel]:
     for name, value in tables.measures(summary):
         if name in headings:
             ends = [f"{method.label} {number(method.mean(value))}" for method in summary.methods]
-            words = f"Validation loss over tokens, {headings[name].lower()}; at the end " + ", ".join(ends)
-            panels.append(Panel(f"plot-loss-{name.lower()}", headings[name], words, curve_figure(summary, value)))
+            words = (
+                f"Validation loss over tokens, {headings[name].lower()}; at the end "
+                + ", ".join(ends)
+            )
+            panels.append(
+                Panel(
+                    f"plot-loss-{name.lower()}", headings[name], words, curve_figure(summary, value)
+                )
+            )
     return panels
 
 
@@ -250,5 +300,9 @@ def _by_domain(summary: Summary) -> list[Panel]:
     for k in order:
         domain = summary.domains[k]
         words = f"Validation loss on {domain.name} over tokens, by method; the table below has the final figures"
-        panels.append(Panel(f"plot-domain-{k}", domain.name, words, domain_figure(summary, k), domain.is_target))
+        panels.append(
+            Panel(
+                f"plot-domain-{k}", domain.name, words, domain_figure(summary, k), domain.is_target
+            )
+        )
     return panels

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
-from cuvee.core.mixture import FloatArray
 from cuvee.core.trajectory import Cost, Run
 from cuvee.evaluation.statistics import bits_per_byte
 
@@ -42,7 +42,9 @@ class Scores:
         return self.mean if self.balance is None else self.balance
 
 
-def score(domains: Sequence[Domain], loss_K: FloatArray, bytes_per_token: Mapping[str, float]) -> Scores:
+def score(
+    domains: Sequence[Domain], loss_K: FloatArray, bytes_per_token: Mapping[str, float]
+) -> Scores:
     target_K = np.array([domain.is_target for domain in domains])
     both = bool(target_K.any() and not target_K.all())
     source = float(loss_K[~target_K].mean()) if both else None
@@ -81,7 +83,9 @@ class RunView:
     @cached_property
     def _points(self) -> list[int]:
         names = {domain.name for domain in self.domains}
-        return [t for t in range(len(self.tokens_T1)) if names and names <= set(validated(self.run, t))]
+        return [
+            t for t in range(len(self.tokens_T1)) if names and names <= set(validated(self.run, t))
+        ]
 
     @cached_property
     def tokens_P(self) -> npt.NDArray[np.int64]:
@@ -90,7 +94,9 @@ class RunView:
 
     @cached_property
     def loss_PK(self) -> FloatArray:
-        rows = [[validated(self.run, t)[domain.name] for domain in self.domains] for t in self._points]
+        rows = [
+            [validated(self.run, t)[domain.name] for domain in self.domains] for t in self._points
+        ]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.domains))
 
     @cached_property
@@ -195,7 +201,9 @@ def validated(run: Run, t: int) -> dict[str, float]:
     if measured is None or measured.shape != (len(signals.domains),):
         return {}
     return {
-        name: float(v) for name, v, seen in zip(signals.names, measured.values, measured.present, strict=True) if seen
+        name: float(v)
+        for name, v, seen in zip(signals.names, measured.values, measured.present, strict=True)
+        if seen
     }
 
 
@@ -219,18 +227,25 @@ def summarise(
     Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no run has the baseline's label.
     """
     if not runs:
-        raise ConfigError("a report needs at least one run, got none: train one with `cuvee train CONFIG.yaml`")
+        raise ConfigError(
+            "a report needs at least one run, got none: train one with `cuvee train CONFIG.yaml`"
+        )
     labels = list(dict.fromkeys(method_label(run.config) for run in runs))
     if baseline is None:
         baseline = "natural" if "natural" in labels else labels[0]
     elif baseline not in labels:
-        raise ConfigError(f"the baseline {baseline!r} is none of the methods that ran: {', '.join(labels)}")
+        raise ConfigError(
+            f"the baseline {baseline!r} is none of the methods that ran: {', '.join(labels)}"
+        )
     labels.sort(key=lambda label: label != baseline)
     common = _common_domains(runs)
     measured = _measured(runs, common)
     views = [_view(run, measured, statuses or {}, bytes_per_token or _widths(run)) for run in runs]
     methods = [
-        MethodView(label, tuple(sorted((v for v in views if v.label == label), key=lambda view: view.run.seed)))
+        MethodView(
+            label,
+            tuple(sorted((v for v in views if v.label == label), key=lambda view: view.run.seed)),
+        )
         for label in labels
     ]
     gone = tuple(domain.name for domain in common if domain not in measured)
@@ -241,7 +256,9 @@ def _widths(run: Run) -> Mapping[str, float]:
     widths = run.config.get("bytes_per_token")
     usable = widths if isinstance(widths, Mapping) else {}
     return {
-        name: float(width) for name, width in usable.items() if isinstance(width, (int, float)) and 0 < width < math.inf
+        name: float(width)
+        for name, width in usable.items()
+        if isinstance(width, (int, float)) and 0 < width < math.inf
     }
 
 
@@ -259,11 +276,16 @@ def _measured(runs: Sequence[Run], common: tuple[Domain, ...]) -> tuple[Domain, 
         found = (validated(run, t) for t in range(len(run.trajectory), -1, -1))
         if last := next((losses for losses in found if losses), None):
             seen.append(set(last))
-    return tuple(domain for domain in common if seen and all(domain.name in names for names in seen))
+    return tuple(
+        domain for domain in common if seen and all(domain.name in names for names in seen)
+    )
 
 
 def _view(
-    run: Run, domains: tuple[Domain, ...], statuses: Mapping[str, str], bytes_per_token: Mapping[str, float]
+    run: Run,
+    domains: tuple[Domain, ...],
+    statuses: Mapping[str, str],
+    bytes_per_token: Mapping[str, float],
 ) -> RunView:
     progress = run.trajectory.last.progress
     given = statuses.get(run.id, "")

@@ -53,14 +53,23 @@ def measures(summary: Summary) -> list[tuple[str, Value]]:
 
 def final_table(summary: Summary) -> Table:
     """One row a method: losses at the last validation, averaged over seeds, and what a run cost, its proxies included."""
-    bits = all(scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P)
+    bits = all(
+        scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P
+    )
     losses = measures(summary)
     numeric: list[tuple[str, Value, int]] = [(name, value, 3) for name, value in losses]
-    numeric += [("Worst domain", lambda scores: scores.worst, 3), ("Perplexity", lambda scores: scores.perplexity, 2)]
+    numeric += [
+        ("Worst domain", lambda scores: scores.worst, 3),
+        ("Perplexity", lambda scores: scores.perplexity, 2),
+    ]
     numeric += [("Bits per byte", lambda scores: scores.bits_per_byte, 3)] if bits else []
     lowest = {
         name: min(
-            (loss for method in summary.methods if method.finished and (loss := method.mean(value)) is not None),
+            (
+                loss
+                for method in summary.methods
+                if method.finished and (loss := method.mean(value)) is not None
+            ),
             default=None,
         )
         for name, value, _ in numeric
@@ -70,7 +79,12 @@ def final_table(summary: Summary) -> Table:
         cells = []
         for name, value, digits in numeric:
             mean = method.mean(value)
-            best = bool(method.finished) and len(summary.methods) > 1 and mean is not None and mean == lowest[name]
+            best = (
+                bool(method.finished)
+                and len(summary.methods) > 1
+                and mean is not None
+                and mean == lowest[name]
+            )
             cells.append(Cell(number(mean, digits), _final_note(method, name, value, digits), best))
         cells += _cost_cells(method)
         rows.append(Row(method.label, _run_count(method), tuple(cells), index))
@@ -89,10 +103,18 @@ def paired_table(summary: Summary) -> Table | None:
         for _, value in losses:
             difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
             pairs = difference.pairs if difference else 0
-            shade = 0 if difference is None or not difference.excludes_zero else (-2 if difference.mean < 0 else 2)
+            shade = (
+                0
+                if difference is None or not difference.excludes_zero
+                else (-2 if difference.mean < 0 else 2)
+            )
             text = signed(difference.mean) if difference else ABSENT
             cells.append(
-                Cell(text, interval(difference) or ("one seed: no interval" if pairs == 1 else ""), shade=shade)
+                Cell(
+                    text,
+                    interval(difference) or ("one seed: no interval" if pairs == 1 else ""),
+                    shade=shade,
+                )
             )
         shares = _shares(method, baseline)
         cells.append(Cell(_tokens_needed(shares)))
@@ -113,13 +135,26 @@ def domain_table(summary: Summary) -> Table:
     order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
     for k in order:
         domain = summary.domains[k]
-        losses = [sum(float(view.loss_PK[-1, k]) for view in m.scored) / len(m.scored) for m in scored]
+        losses = [
+            sum(float(view.loss_PK[-1, k]) for view in m.scored) / len(m.scored) for m in scored
+        ]
         cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
         for method, loss in zip(scored, losses, strict=True):
-            comparable = scored[0].label == summary.baseline and scored[0].finished and method.finished
+            comparable = (
+                scored[0].label == summary.baseline and scored[0].finished and method.finished
+            )
             shade = _shade(loss - losses[0]) if comparable else 0
-            cells.append(Cell(number(loss), f"{_share(method, domain.name):.1%} of tokens", shade=shade))
-        rows.append(Row(domain.name, f"{amount(domain.tokens)} tokens", tuple(cells), target=domain.is_target))
+            cells.append(
+                Cell(number(loss), f"{_share(method, domain.name):.1%} of tokens", shade=shade)
+            )
+        rows.append(
+            Row(
+                domain.name,
+                f"{amount(domain.tokens)} tokens",
+                tuple(cells),
+                target=domain.is_target,
+            )
+        )
     heads = [method.label + ("" if method.finished else " (not finished)") for method in scored]
     return Table(("At the start", *heads), tuple(rows))
 
@@ -131,7 +166,13 @@ def run_table(summary: Summary) -> Table:
         for view in method.runs:
             final = view.final.headline if view.final else None
             cost = view.run.cost
-            texts = (str(view.run.seed), view.status, number(final), amount(cost.tokens), amount(cost.flops))
+            texts = (
+                str(view.run.seed),
+                view.status,
+                number(final),
+                amount(cost.tokens),
+                amount(cost.flops),
+            )
             cells = (Cell(method.label), *map(Cell, texts), Cell(duration(cost.seconds)))
             rows.append(Row(view.run.id, "", cells, index))
     loss = "Source/target average" if summary.has_roles else "Mean loss"
@@ -153,7 +194,11 @@ def _run_count(method: MethodView) -> str:
     if done == total:
         return f"{total} run{'s' if total != 1 else ''}"
     return (
-        f"{done} of {total} finished" if done else method.runs[0].status if total == 1 else f"none of {total} finished"
+        f"{done} of {total} finished"
+        if done
+        else method.runs[0].status
+        if total == 1
+        else f"none of {total} finished"
     )
 
 
@@ -206,7 +251,9 @@ def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float
     reached = [share for share in shares if share is not None]
     if not reached or len(reached) < len(shares) or not (own.tokens and other.flops):
         return Cell("never", "the baseline’s end is not reached")
-    saved = 1.0 - sum(reached) / len(reached) * (own.flops / own.tokens) / (other.flops / other.tokens)
+    saved = 1.0 - sum(reached) / len(reached) * (own.flops / own.tokens) / (
+        other.flops / other.tokens
+    )
     if saved <= 0:
         return Cell("never", "no FLOPs are saved")
     enough = proxies.flops / saved
@@ -219,7 +266,9 @@ def _share(method: MethodView, name: str) -> float:
     for view in method.scored:
         for signals in view.run.trajectory.signals:
             total += int(signals.tokens_K.sum())
-            drawn += int(signals.tokens_K[signals.names.index(name)]) if name in signals.names else 0
+            drawn += (
+                int(signals.tokens_K[signals.names.index(name)]) if name in signals.names else 0
+            )
     return drawn / total if total else 0.0
 
 

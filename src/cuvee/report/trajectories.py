@@ -18,14 +18,20 @@ from cuvee.report.figures import add_stack, plain, style
 _LINES = 80  # more would be a surface
 
 
-def trajectories_figure(collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3) -> go.Figure:
+def trajectories_figure(
+    collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3
+) -> go.Figure:
     """A row for each collection: target share over progress, one thin line a trajectory and the median in bold, then the first
     `stacks` of its trajectories as stacked areas (source below, target hatched on top). Raises `ConfigError` for an empty one."""
     if not collections or not all(collections.values()):
         raise ConfigError("there are no trajectories to draw")
     columns = 1 + min(stacks, max(map(len, collections.values())))
     numbers = [*(f", no. {number}" for number in range(columns - 1))]
-    titles = [plain(f"{label}{ending}") for label in collections for ending in (": target share", *numbers)]
+    titles = [
+        plain(f"{label}{ending}")
+        for label in collections
+        for ending in (": target share", *numbers)
+    ]
     figure = make_subplots(
         rows=len(collections),
         cols=columns,
@@ -41,7 +47,15 @@ def trajectories_figure(collections: Mapping[str, Sequence[Trajectory]], stacks:
             ordered = sorted(trajectory.domains, key=lambda domain: domain.is_target)
             order_K = [trajectory.names.index(domain.name) for domain in ordered]
             weights_TK = trajectory.weights_TK()[:, order_K]
-            add_stack(figure, _edges(trajectory), weights_TK, ordered, "%{y:.1%} at %{x:.0%}", row=row, col=column)
+            add_stack(
+                figure,
+                _edges(trajectory),
+                weights_TK,
+                ordered,
+                "%{y:.1%} at %{x:.0%}",
+                row=row,
+                col=column,
+            )
     style(figure, "", height=60 + 240 * len(collections))
     figure.update_layout(margin_t=40, width=300 * columns)
     figure.update_annotations(font_size=12)
@@ -51,7 +65,9 @@ def trajectories_figure(collections: Mapping[str, Sequence[Trajectory]], stacks:
     return figure
 
 
-def write_trajectories(path: Path | str, collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3) -> Path:
+def write_trajectories(
+    path: Path | str, collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3
+) -> Path:
     """The figure as a page that needs nothing else."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +81,10 @@ def _add_shares(figure: go.Figure, made: Sequence[Trajectory], row: int) -> None
         trajectory.weights_TK()[:, [domain.is_target for domain in trajectory.domains]].sum(axis=1)
         for trajectory in made
     ]
-    lines = [(trajectory, share_T, FAINT, 0.5) for trajectory, share_T in zip(made[:_LINES], shares, strict=False)]
+    lines = [
+        (trajectory, share_T, FAINT, 0.5)
+        for trajectory, share_T in zip(made[:_LINES], shares, strict=False)
+    ]
     if len({len(share_T) for share_T in shares}) == 1:
         lines.append((made[0], np.median(shares, axis=0), INK, 2.5))
     for trajectory, share_T, colour, width in lines:

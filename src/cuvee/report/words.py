@@ -51,7 +51,9 @@ def headline(summary: Summary) -> list[str]:
     """One to three sentences: who ended lowest, by how much, and whether that means anything."""
     ranked = sorted((method for method in summary.methods if method.finished), key=_headline_loss)
     if not ranked:
-        return ["No run has finished yet, so there is nothing to compare. What was measured so far is below."]
+        return [
+            "No run has finished yet, so there is nothing to compare. What was measured so far is below."
+        ]
     measure = "average of source and target loss" if summary.has_roles else "mean validation loss"
     best = ranked[0]
     if len(ranked) == 1:
@@ -92,7 +94,9 @@ def _several_seeds(summary: Summary, ranked: list[MethodView], measure: str) -> 
     difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
     start = f"{best.label} ended with the lowest {measure}, {number(_headline_loss(best))} nats per token"
     if difference is None:
-        return f"{start}, but it shares no seed with {what}{rival.label}, so the two cannot be paired."
+        return (
+            f"{start}, but it shares no seed with {what}{rival.label}, so the two cannot be paired."
+        )
     against = f"{start}: {signed(difference.mean)} against {what}{rival.label}"
     if difference.low is None:
         return f"{against} on the only seed that both have finished. One pair cannot tell a better method from a lucky run."
@@ -100,9 +104,7 @@ def _several_seeds(summary: Summary, ranked: list[MethodView], measure: str) -> 
     if not difference.excludes_zero:
         return f"{against} ({spread}). The interval includes zero: the two cannot be told apart."
     if difference.pairs < ENOUGH_SEEDS:
-        return (
-            f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too narrow: take it as a hint."
-        )
+        return f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too narrow: take it as a hint."
     return f"{against} ({spread})."
 
 
@@ -123,5 +125,8 @@ def _extremes(summary: Summary, ranked: list[MethodView]) -> list[str]:
 
 
 def _both(method: MethodView) -> str:
-    target, source = method.mean(lambda scores: scores.target), method.mean(lambda scores: scores.source)
+    target, source = (
+        method.mean(lambda scores: scores.target),
+        method.mean(lambda scores: scores.source),
+    )
     return f"target {number(target)}, source {number(source)}"

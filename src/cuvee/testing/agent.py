@@ -82,7 +82,10 @@ class AgentSuite:
     def test_exploring_varies(self) -> None:
         agent = self.filled()
         observation = self.observation(np.random.default_rng(0))
-        assert agent.act(observation, explore=True).tobytes() != agent.act(observation, explore=True).tobytes()
+        assert (
+            agent.act(observation, explore=True).tobytes()
+            != agent.act(observation, explore=True).tobytes()
+        )
 
     def test_learning_changes_what_it_does(self) -> None:
         agent = self.filled()
@@ -95,7 +98,9 @@ class AgentSuite:
 
     def test_equal_agents_do_equal_things(self) -> None:
         first, second = self.filled(), self.filled()
-        assert self.play(first, np.random.default_rng(5), 6) == self.play(second, np.random.default_rng(5), 6)
+        assert self.play(first, np.random.default_rng(5), 6) == self.play(
+            second, np.random.default_rng(5), 6
+        )
         assert digest(first.state_dict()) == digest(second.state_dict())
 
     def test_global_random_state_is_neither_read_nor_changed(self) -> None:
@@ -124,7 +129,9 @@ class AgentSuite:
         assert digest(restored.state_dict()) == digest(agent.state_dict())
 
     @pytest.mark.parametrize("poison", POISON)
-    @pytest.mark.parametrize("where", ["domains", "globals", "action", "reward", "next domains", "next globals"])
+    @pytest.mark.parametrize(
+        "where", ["domains", "globals", "action", "reward", "next domains", "next globals"]
+    )
     def test_a_poisoned_transition_is_refused_with_a_reason_and_changes_nothing(
         self, where: str, poison: float
     ) -> None:

@@ -55,7 +55,11 @@ class FailAt(Fault):
 
     def strike(self, call: str) -> None:
         error = OSError(self.code, os.strerror(self.code))
-        raise SafetensorError(f"Error while serializing: I/O error: {error}") if call == "save_file" else error
+        raise (
+            SafetensorError(f"Error while serializing: I/O error: {error}")
+            if call == "save_file"
+            else error
+        )
 
 
 class KillAt(Fault):
@@ -71,7 +75,9 @@ def failing(fault: Fault) -> Iterator[Fault]:
     opener = _opener(fault, io.open)
     with ExitStack() as patches:
         for name in _OS_CALLS:
-            patches.enter_context(mock.patch.object(os, name, _counted(fault, name, getattr(os, name))))
+            patches.enter_context(
+                mock.patch.object(os, name, _counted(fault, name, getattr(os, name)))
+            )
         for module, name, replacement in (
             (builtins, "open", opener),
             (io, "open", opener),

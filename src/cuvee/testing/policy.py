@@ -20,7 +20,9 @@ class ScriptedTrainer:
     """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; the first is absent from
     every third interval. Alignment, weight norms and evaluation are answered, by formula too. Deterministic."""
 
-    def __init__(self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000) -> None:
+    def __init__(
+        self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000
+    ) -> None:
         self.domains, self.intervals, self.tokens = domains, intervals, tokens
         self.t = 0
         self._seen_K = np.zeros(len(domains))
@@ -46,24 +48,40 @@ class ScriptedTrainer:
             present_K[0] = False
         rates_K = 0.2 + 0.1 * np.arange(len(self.domains))
         loss_K = 2.0 + 4.0 * (1.0 + self._seen_K / self.tokens) ** -rates_K
-        gradients_KM = np.cos(np.outer(1.0 + np.arange(len(self.domains)), 1.0 + np.arange(6)) + 0.1 * self.t)
+        gradients_KM = np.cos(
+            np.outer(1.0 + np.arange(len(self.domains)), 1.0 + np.arange(6)) + 0.1 * self.t
+        )
         target_K = np.array([domain.is_target for domain in self.domains])
         field_FK = np.stack([~target_K, target_K])
         positive_KM = 1.0 + gradients_KM
         probes = {
             "evaluation": Measured.mean(field_FK @ -loss_K, field_FK.sum(axis=1)),
             "alignment": Measured(gradients_KM @ gradients_KM.T, np.outer(present_K, present_K)),
-            "alignment_unbiased": Measured(positive_KM @ positive_KM.T, np.outer(present_K, present_K)),
+            "alignment_unbiased": Measured(
+                positive_KM @ positive_KM.T, np.outer(present_K, present_K)
+            ),
             "weight_norms": Measured.all([10.0 + 0.1 * self.t, 20.0 - 0.05 * self.t]),
         }
         measured = Measured(loss_K, present_K)
-        return Signals(self.domains, self.t, self.t / self.intervals, drawn_K.astype(np.int64), measured, probes)
+        return Signals(
+            self.domains,
+            self.t,
+            self.t / self.intervals,
+            drawn_K.astype(np.int64),
+            measured,
+            probes,
+        )
 
 
 def some_domains(K: int = 4) -> tuple[Domain, ...]:
     """K domains of different sizes, the last one a target."""
     return tuple(
-        Domain(f"d{k}", tokens=1000 * (k + 1), role="target" if k == K - 1 else "source", scores={"mtld": 50.0 + k})
+        Domain(
+            f"d{k}",
+            tokens=1000 * (k + 1),
+            role="target" if k == K - 1 else "source",
+            scores={"mtld": 50.0 + k},
+        )
         for k in range(K)
     )
 
@@ -74,7 +92,9 @@ class PolicySuite:
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         raise AssertionError("a subclass makes the policy under test")
 
-    def play(self, policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None) -> Trajectory:
+    def play(
+        self, policy: Policy, trainer: ScriptedTrainer, so_far: Trajectory | None = None
+    ) -> Trajectory:
         so_far = so_far or Trajectory.start(trainer.start(policy.probes))
         while not trainer.done:
             mixture = policy.mixture(so_far)
@@ -86,7 +106,9 @@ class PolicySuite:
         for K in (2, 5, 52):
             domains = some_domains(K)
             so_far = self.play(self.make(domains), ScriptedTrainer(domains))
-            assert all(mixture.names == tuple(d.name for d in domains) for mixture in so_far.mixtures)
+            assert all(
+                mixture.names == tuple(d.name for d in domains) for mixture in so_far.mixtures
+            )
 
     def test_the_same_history_gives_the_same_mixtures(self) -> None:
         domains = some_domains()

@@ -17,7 +17,9 @@ from pathlib import Path
 
 def find_binaries() -> Path | None:
     """The folder of the newest installed server's programs, or None."""
-    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    packaged = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3])
+    )
     on_path = shutil.which("initdb")
     if packaged:
         return packaged[-1].parent
@@ -52,7 +54,17 @@ class PostgresServer:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
-        self._run("pg_ctl", "-D", str(self.data), "-l", str(self._folder / "log"), "-o", options, "-w", "start")
+        self._run(
+            "pg_ctl",
+            "-D",
+            str(self.data),
+            "-l",
+            str(self._folder / "log"),
+            "-o",
+            options,
+            "-w",
+            "start",
+        )
 
     def stop(self, mode: str = "fast") -> None:
         """`mode` is pg_ctl's: "fast" ends every session, "immediate" is a crash."""
@@ -61,9 +73,21 @@ class PostgresServer:
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]
         if os.getuid() == 0:
-            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "PGPASSWORD": self.password}
-        with tempfile.TemporaryFile("w+") as output:  # a pipe would never end: the server keeps pg_ctl's output open
+            command = [
+                "setpriv",
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--clear-groups",
+                *command,
+            ]
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "LC_ALL": "C",
+            "PGPASSWORD": self.password,
+        }
+        with tempfile.TemporaryFile(
+            "w+"
+        ) as output:  # a pipe would never end: the server keeps pg_ctl's output open
             result = subprocess.run(
                 command,
                 cwd=self._folder,
@@ -117,7 +141,11 @@ class LossyLink:
             threading.Thread(target=self._relay, args=(client,), daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._server_port)) as server, contextlib.suppress(OSError):
+        with (
+            client,
+            socket.create_connection(("127.0.0.1", self._server_port)) as server,
+            contextlib.suppress(OSError),
+        ):
             while True:
                 readable, _, _ = select.select([client, server], [], [])
                 for source in readable:

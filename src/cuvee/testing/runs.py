@@ -16,7 +16,10 @@ from cuvee.core.trajectory import Cost, Run, Trajectory
 def example_domains(sources: int = 6, targets: int = 2) -> tuple[Domain, ...]:
     """source-0, source-1, …, then target-0, …; the later ones smaller."""
     made = [Domain(f"source-{k}", 400_000 // (k + 1)) for k in range(sources)]
-    return (*made, *(Domain(f"target-{k}", 200_000 // (k + 1), role="target") for k in range(targets)))
+    return (
+        *made,
+        *(Domain(f"target-{k}", 200_000 // (k + 1), role="target") for k in range(targets)),
+    )
 
 
 def example_run(
@@ -37,11 +40,18 @@ def example_run(
     domains = tuple(domains or example_domains())
     done = intervals if done is None else done
     generator = np.random.default_rng([seed, sum(map(ord, method))])
-    names, target_K = [domain.name for domain in domains], np.array([domain.is_target for domain in domains])
+    names, target_K = (
+        [domain.name for domain in domains],
+        np.array([domain.is_target for domain in domains]),
+    )
     logits_K = generator.normal(0.0, 0.6, len(domains)) + 0.8 * target_K
     floor_K = np.random.default_rng(1).uniform(2.2, 3.6, len(domains))
     read_K = np.zeros(len(domains))
-    signals = [_signals(domains, 0, 0.0, np.zeros(len(domains)), floor_K + 0.9 * target_K + 0.1, validate=True)]
+    signals = [
+        _signals(
+            domains, 0, 0.0, np.zeros(len(domains)), floor_K + 0.9 * target_K + 0.1, validate=True
+        )
+    ]
     mixtures = []
     for t in range(1, done + 1):
         logits_K = logits_K + generator.normal(0.0, 0.15, len(domains))
@@ -52,19 +62,33 @@ def example_run(
         forgotten_K = np.where(target_K, 0.0, 0.25 * (1 - mixture.weights_K) ** 2 * t / intervals)
         loss_K = floor_K + learned_K + forgotten_K + generator.normal(0.0, 0.004, len(domains))
         mixtures.append(mixture)
-        signals.append(_signals(domains, t, t / intervals, drawn_K, loss_K, validate=t % 2 == 0 or t == intervals))
+        signals.append(
+            _signals(
+                domains, t, t / intervals, drawn_K, loss_K, validate=t % 2 == 0 or t == intervals
+            )
+        )
     spent = int(read_K.sum())
     return Run(
         id=f"example-{method}-s{seed}",
         seed=seed,
-        config={"method": {"name": method, "label": method}, "model": "llama-0.1m", **(config or {})},
+        config={
+            "method": {"name": method, "label": method},
+            "model": "llama-0.1m",
+            **(config or {}),
+        },
         trajectory=Trajectory(signals, mixtures),
         cost=Cost(tokens=spent, flops=6.0 * 1.3e5 * spent, seconds=2.5 * done),
     )
 
 
 def _signals(
-    domains: tuple[Domain, ...], t: int, progress: float, tokens_K: Any, loss_K: Any, *, validate: bool
+    domains: tuple[Domain, ...],
+    t: int,
+    progress: float,
+    tokens_K: Any,
+    loss_K: Any,
+    *,
+    validate: bool,
 ) -> Signals:
     train = Measured(loss_K, np.asarray(tokens_K) > 0)
     probes = {"valid_loss": Measured.all(loss_K)} if validate else {}

@@ -22,10 +22,10 @@ from cuvee.core.errors import StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.fleet import schema
-from cuvee.fleet.claim import Claim, ClaimLost
-from cuvee.fleet.rows import Interval, Tally, digest_of, run_key
-from cuvee.fleet.store import Store
+from cuvee.fleet.store import schema
+from cuvee.fleet.store.claim import Claim, ClaimLost
+from cuvee.fleet.store.rows import Interval, Tally, digest_of, run_key
+from cuvee.fleet.store.store import Store
 
 CONFIG = {"model": {"layers": 2, "rate": 1e-3}, "mixture": [0.1, 0.9], "note": "naïve — ∑"}
 
@@ -37,25 +37,34 @@ def example_interval(number: int, seed: int = 0) -> tuple[Mixture | None, Signal
     domains = tuple(Domain(name, 1000 + i, scores={"mtld": 71.3}) for i, name in enumerate(names))
     K = len(names)
     probes = {
-        "alignment": Measured.all(random.standard_normal((K, K)) * 10.0 ** random.integers(-300, 300, (K, K))),
+        "alignment": Measured.all(
+            random.standard_normal((K, K)) * 10.0 ** random.integers(-300, 300, (K, K))
+        ),
         "gradient_norm": Measured.all(random.random()),
         "valid_loss": Measured(random.random(K), random.random(K) < 0.5),
     }
     loss = Measured(np.array([1 / 3, -0.0, 5e-324, 1.7976931348623157e308])[:K], np.arange(K) != 1)
-    signals = Signals(domains, 10 * number, min(1.0, number / 100), random.integers(0, 2**40, K), loss, probes)
+    signals = Signals(
+        domains, 10 * number, min(1.0, number / 100), random.integers(0, 2**40, K), loss, probes
+    )
     return (Mixture.normalise(names, random.random(K)) if number else None), signals
 
 
 def record(claim: Claim, count: int, first: int = 0, seed: int = 0) -> None:
     for number in range(first, count):
         claim.append(
-            number, *example_interval(number, seed), {"reward": 0.1 * number}, Cost(number, float(number), 1.0)
+            number,
+            *example_interval(number, seed),
+            {"reward": 0.1 * number},
+            Cost(number, float(number), 1.0),
         )
 
 
 def expected(count: int, seed: int = 0) -> Trajectory:
     steps = [example_interval(number, seed) for number in range(count)]
-    return Trajectory([signals for _, signals in steps], [mixture for mixture, _ in steps if mixture is not None])
+    return Trajectory(
+        [signals for _, signals in steps], [mixture for mixture, _ in steps if mixture is not None]
+    )
 
 
 class StoreSuite:
@@ -68,7 +77,9 @@ class StoreSuite:
         with Store.open(store_url) as store:
             yield store
 
-    def test_a_run_comes_back_bit_for_bit_from_another_connection(self, store: Store, store_url: str) -> None:
+    def test_a_run_comes_back_bit_for_bit_from_another_connection(
+        self, store: Store, store_url: str
+    ) -> None:
         run_id = store.create("odm", 7, CONFIG, group="first")
         claim = store.claim_run(run_id, "worker")
         record(claim, 6)
@@ -76,11 +87,18 @@ class StoreSuite:
         with Store.open(store_url) as other:
             run, summary = other.load(run_id), other.summary(run_id)
         assert run.trajectory == expected(6)
-        assert (run.id, run.seed, run.config, run.cost) == (run_id, 7, CONFIG, Cost(100, 2.5e15, 3.25))
+        assert (run.id, run.seed, run.config, run.cost) == (
+            run_id,
+            7,
+            CONFIG,
+            Cost(100, 2.5e15, 3.25),
+        )
         assert (summary.status, summary.group, summary.intervals) == ("done", "first", 5)
         assert (summary.checkpoint, summary.policy, summary.model) == ("a/b", "c", "d")
         assert summary.progress == 0.05
-        assert [row["reward"] for row in store.metrics(run_id)] == [0.1 * number for number in range(1, 6)]
+        assert [row["reward"] for row in store.metrics(run_id)] == [
+            0.1 * number for number in range(1, 6)
+        ]
 
     def test_planning_the_same_run_twice_finds_it(self, store: Store) -> None:
         first = store.create("a", 0, CONFIG)
@@ -174,7 +192,9 @@ class StoreSuite:
         with pytest.raises(ClaimLost):
             heir.heartbeat()
 
-    def test_a_living_worker_keeps_its_run_however_long_an_interval_takes(self, store: Store) -> None:
+    def test_a_living_worker_keeps_its_run_however_long_an_interval_takes(
+        self, store: Store
+    ) -> None:
         run_id = store.create("a", 0, {})
         claim = store.claim_run(run_id, "worker", lease_seconds=1.0)
         with claim.kept_alive():
@@ -281,11 +301,15 @@ class StoreSuite:
         claim = store.claim_run(store.create("a", 0, {}), "worker")
         record(claim, 2)
         values: list[Any] = [{}, [], 3, {"step": "x"}, {"names": ["web"], "weights": [1e308]}]
-        for column, value, forged in itertools.product(["signals", "mixture"], values, [False, True]):
+        for column, value, forged in itertools.product(
+            ["signals", "mixture"], values, [False, True]
+        ):
             row = Interval(1, *example_interval(1), {}).row() | {column: value}
             if forged:  # by somebody who knows how digests are made
                 row["digest"] = digest_of([row["space"], row["mixture"], row["signals"]])
-            _update(store, sa.update(schema.intervals).where(schema.intervals.c.number == 1).values(row))
+            _update(
+                store, sa.update(schema.intervals).where(schema.intervals.c.number == 1).values(row)
+            )
             with pytest.raises(StoreError, match="interval 1 of run"):
                 store.load(claim.run.id)
         _update(store, sa.update(schema.spaces).values(domains=[]))
@@ -326,7 +350,9 @@ class StoreSuite:
         from alembic.migration import MigrationContext
 
         found = store._database.read(
-            lambda connection: compare_metadata(MigrationContext.configure(connection), schema.metadata)
+            lambda connection: compare_metadata(
+                MigrationContext.configure(connection), schema.metadata
+            )
         )
         assert found == []
 

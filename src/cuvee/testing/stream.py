@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuvee.core.errors import CheckpointError, CorpusError, CorpusExhausted, FingerprintMismatch, MixtureError
+from cuvee.core.errors import (
+    CheckpointError,
+    CorpusError,
+    CorpusExhausted,
+    FingerprintMismatch,
+    MixtureError,
+)
 from cuvee.core.mixture import Mixture
-from cuvee.data.stream import MixtureStream
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.testing.stream_measures import (
     Factory,
     Scenario,
@@ -41,8 +47,12 @@ class StreamSuite:
         return self.make(sampling=request.param)
 
     def make(self, changes: int = 12, floor: float = 0.0, **settings: Any) -> Scenario:
-        scenario = Scenario.random(make_corpus(SIZES), STEPS, changes, log_seed=3, floor=floor, **settings)
-        return Scenario(scenario.corpus, scenario.start, scenario.changes, scenario.settings, type(self).factory)
+        scenario = Scenario.random(
+            make_corpus(SIZES), STEPS, changes, log_seed=3, floor=floor, **settings
+        )
+        return Scenario(
+            scenario.corpus, scenario.start, scenario.changes, scenario.settings, type(self).factory
+        )
 
     def test_resumes_at_any_step(self, scenario: Scenario) -> None:
         stops = sorted({*special_stops(scenario, STEPS)[::5], 0, 1, 50})
@@ -60,7 +70,9 @@ class StreamSuite:
         assert str(invalid) == "3/3"
 
     @pytest.mark.parametrize("step_between", [False, True])
-    def test_resuming_again_and_again_changes_nothing(self, scenario: Scenario, step_between: bool) -> None:
+    def test_resuming_again_and_again_changes_nothing(
+        self, scenario: Scenario, step_between: bool
+    ) -> None:
         assert measure_repeated_resume(scenario, 30, step_between) == (0, 0)
 
     def test_every_window_once_in_each_pass(self, scenario: Scenario) -> None:
@@ -70,10 +82,14 @@ class StreamSuite:
         assert measure_fidelity(self.make(), STEPS).overall < 1
 
     @pytest.mark.parametrize("world_size", [2, 4, 8, 16])
-    def test_every_rank_gets_its_share_of_every_batch_to_within_one_row(self, world_size: int) -> None:
+    def test_every_rank_gets_its_share_of_every_batch_to_within_one_row(
+        self, world_size: int
+    ) -> None:
         scenario = self.make()
         for batches in scenario.steps(scenario.ranks(world_size), 40):
-            rows_RK = np.array([np.bincount(batch.domain_B, minlength=len(SIZES)) for batch in batches])
+            rows_RK = np.array(
+                [np.bincount(batch.domain_B, minlength=len(SIZES)) for batch in batches]
+            )
             assert (rows_RK.max(axis=0) - rows_RK.min(axis=0) <= 1).all()
 
     def test_odd_weights_are_drawn_or_refused_by_name(self) -> None:
@@ -83,7 +99,10 @@ class StreamSuite:
         assert figures["drawn"] > 0
 
     def test_a_zero_weight_comes_back_where_it_stopped(self) -> None:
-        with_, without = Mixture.of({"web": 0.5, "code": 0.5}), Mixture.of({"web": 1.0, "code": 0.0})
+        with_, without = (
+            Mixture.of({"web": 0.5, "code": 0.5}),
+            Mixture.of({"web": 1.0, "code": 0.0}),
+        )
         corpus = make_corpus({"web": 4000, "code": 4000})
         scenario = Scenario(corpus, with_, {5: without, 30: with_}, factory=type(self).factory)
         code = [
@@ -98,16 +117,26 @@ class StreamSuite:
         scenario = self.make()
         state = scenario.ranks()[0].state_dict()
         other = Scenario(
-            make_corpus(SIZES, seed=1), scenario.start, settings=scenario.settings, factory=type(self).factory
+            make_corpus(SIZES, seed=1),
+            scenario.start,
+            settings=scenario.settings,
+            factory=type(self).factory,
         )
         with pytest.raises(FingerprintMismatch) as refused:
             other.ranks(1, state)
         assert scenario.corpus.fingerprint in str(refused.value)
         assert other.corpus.fingerprint in str(refused.value)
-        others: dict[str, Any] = {"seed": 8, "batch_size": 24, "sequence_length": 8, "sampling": "multinomial"}
+        others: dict[str, Any] = {
+            "seed": 8,
+            "batch_size": 24,
+            "sequence_length": 8,
+            "sampling": "multinomial",
+        }
         for name, value in others.items():
             changed = self.make(**{name: value})
-            with pytest.raises(CheckpointError, match=f"{name}.*{scenario.settings.get(name, 'quota')}.*{value}"):
+            with pytest.raises(
+                CheckpointError, match=f"{name}.*{scenario.settings.get(name, 'quota')}.*{value}"
+            ):
                 changed.ranks(1, state)
 
     def test_a_step_already_drawn_cannot_be_changed(self) -> None:
@@ -151,7 +180,10 @@ class StreamSuite:
         assert (drawn <= [100, 75, 1]).all()
         with pytest.raises(CorpusExhausted, match="raise the caps"):
             next(stream)
-        assert json.loads(json.dumps(scenario.ranks(1, stream.state_dict())[0].state_dict())) == stream.state_dict()
+        assert (
+            json.loads(json.dumps(scenario.ranks(1, stream.state_dict())[0].state_dict()))
+            == stream.state_dict()
+        )
 
     def test_weight_on_a_domain_without_tokens_is_refused(self) -> None:
         corpus = make_corpus({"web": 100, "void": 0})

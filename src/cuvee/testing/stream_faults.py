@@ -8,12 +8,12 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import numpy.typing as npt
 
+from cuvee.core.arrays import IntArray
 from cuvee.core.mixture import Mixture
-from cuvee.data.plan import Planner
-from cuvee.data.schedule import Update
-from cuvee.data.stream import MixtureStream
+from cuvee.data.stream.plan import Planner
+from cuvee.data.stream.row_counts import MixtureUpdate
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.testing.stream_measures import (
     Scenario,
     golden_order,
@@ -25,7 +25,6 @@ from cuvee.testing.stream_measures import (
     measure_worlds,
 )
 
-IntArray = npt.NDArray[np.int64]
 State = dict[str, Any]
 
 
@@ -42,7 +41,7 @@ class Rewinds(MixtureStream):
 class Late(MixtureStream):
     """Brings every update but the first into force one step late."""
 
-    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> Update:
+    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
         step = self.position if at_step is None else at_step
         return super().set_mixture(mixture, step + (self.last_version >= 0))
 
@@ -53,13 +52,15 @@ def drop_a_counter(state: State) -> State:
 
 
 def count_by_rank(state: State) -> State:
-    state["schedule"]["drawn"] = [drawn // state["_worlds"][0] for drawn in state["schedule"]["drawn"]]
+    state["schedule"]["drawn"] = [
+        drawn // state["_worlds"][0] for drawn in state["schedule"]["drawn"]
+    ]
     return state
 
 
 def _shuffle_once() -> Any:
-    keys = "cuvee.data.plan.epoch_keys"
-    from cuvee.data.permutation import epoch_keys
+    keys = "cuvee.data.stream.plan.epoch_keys"
+    from cuvee.data.stream.permutation import epoch_keys
 
     return mock.patch(keys, lambda key_N, epoch_N: epoch_keys(key_N, np.zeros_like(epoch_N)))
 
@@ -67,7 +68,9 @@ def _shuffle_once() -> Any:
 def _step_over_a_boundary() -> Any:
     right = Planner._places
 
-    def wrong(self: Planner, domain_N: IntArray, draw_N: IntArray, before_K: IntArray) -> tuple[IntArray, IntArray]:
+    def wrong(
+        self: Planner, domain_N: IntArray, draw_N: IntArray, before_K: IntArray
+    ) -> tuple[IntArray, IntArray]:
         return right(self, domain_N, draw_N + (draw_N >= self._size_K[domain_N]), before_K)
 
     return mock.patch.object(Planner, "_places", wrong)
@@ -86,10 +89,12 @@ def _another_shuffle() -> Any:
         shifted_N: IntArray = (index_N + offset_N) % size_N
         return shifted_N
 
-    return mock.patch("cuvee.data.plan.permute", affine)
+    return mock.patch("cuvee.data.stream.plan.permute", affine)
 
 
-def planted(scenario: Scenario, end: int, golden: str, golden_samples: int) -> dict[str, Callable[[], bool]]:
+def planted(
+    scenario: Scenario, end: int, golden: str, golden_samples: int
+) -> dict[str, Callable[[], bool]]:
     """Each fault by name, with a call that plants it, measures, and says whether it was caught."""
     stops = sorted({end // 2, *(step + 1 for step in scenario.changes if step + 1 < end)})
 
@@ -111,14 +116,20 @@ def planted(scenario: Scenario, end: int, golden: str, golden_samples: int) -> d
             return golden_order(golden_samples) != golden
 
     return {
-        "1 a counter dropped from the state": lambda: not measure_resume(scenario, stops, end, drop_a_counter).holds,
+        "1 a counter dropped from the state": lambda: (
+            not measure_resume(scenario, stops, end, drop_a_counter).holds
+        ),
         "2 counters by rank": lambda: (
             not measure_worlds(scenario, [(1, 1), (4, 2)], end // 2, end, count_by_rank)[0].holds
         ),
-        "3 iterating rewinds": lambda: measure_repeated_resume(replace(scenario, factory=Rewinds), 20, True)[0] > 0,
+        "3 iterating rewinds": lambda: (
+            measure_repeated_resume(replace(scenario, factory=Rewinds), 20, True)[0] > 0
+        ),
         "4 every pass in one order": shuffle_once,
         "4 off by one at the end of a pass": off_by_one,
-        "5 updates one step late": lambda: measure_fidelity(replace(scenario, factory=Late), end).overall > 1,
+        "5 updates one step late": lambda: (
+            measure_fidelity(replace(scenario, factory=Late), end).overall > 1
+        ),
         "7 no check for finite weights": no_finite_check,
         "8 another shuffle": swapped_shuffle,
     }

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from cuvee.core.errors import CuveeError
 from cuvee.core.mixture import Mixture
-from cuvee.data.batch import Batch
-from cuvee.data.memory import MemoryCorpus
-from cuvee.data.pool import TokenPool
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.memory import MemoryCorpus
+from cuvee.data.stream.stream import MixtureStream
 
 Factory = Callable[..., MixtureStream]
 State = Mapping[str, Any]
@@ -51,12 +51,20 @@ class Scenario:
     corpus: MemoryCorpus
     start: Mixture
     changes: Mapping[int, Mixture] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 48, "sequence_length": 16, "seed": 7})
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: {"batch_size": 48, "sequence_length": 16, "seed": 7}
+    )
     factory: Factory = MixtureStream
 
     @classmethod
     def random(
-        cls, corpus: MemoryCorpus, steps: int, changes: int, log_seed: int, floor: float = 0.0, **settings: Any
+        cls,
+        corpus: MemoryCorpus,
+        steps: int,
+        changes: int,
+        log_seed: int,
+        floor: float = 0.0,
+        **settings: Any,
     ) -> Scenario:
         """`changes` Dirichlet mixtures at random steps; one weight in five is zero, or a part of `floor` that all share."""
         rng = np.random.default_rng(log_seed)
@@ -64,7 +72,11 @@ class Scenario:
 
         def mixture() -> Mixture:
             weights_K = rng.dirichlet(np.full(len(names), 0.7)) * (rng.random(len(names)) < 0.8)
-            weights_K = weights_K / weights_K.sum() if weights_K.any() else np.full(len(names), 1 / len(names))
+            weights_K = (
+                weights_K / weights_K.sum()
+                if weights_K.any()
+                else np.full(len(names), 1 / len(names))
+            )
             return Mixture.normalise(names, (1 - floor) * weights_K + floor / len(names))
 
         when = sorted(rng.choice(np.arange(1, steps), changes, replace=False).tolist())
@@ -104,7 +116,10 @@ class Scenario:
 def digest(batches: Sequence[Batch]) -> str:
     """Hash of one global step: names, and domain, pass, window and tokens of every row in order."""
     sha = hashlib.sha256("\0".join(batches[0].names).encode())
-    for parts in zip(*((b.domain_B, b.origin.epoch_B, b.origin.window_B, b.tokens_BL) for b in batches), strict=True):
+    for parts in zip(
+        *((b.domain_B, b.origin.epoch_B, b.origin.window_B, b.tokens_BL) for b in batches),
+        strict=True,
+    ):
         for part in parts:
             sha.update(np.ascontiguousarray(part).data)
     return sha.hexdigest()
@@ -129,7 +144,9 @@ class Sameness:
 def _compare(reference: Sequence[str], runs: Iterator[tuple[int, list[str]]]) -> Sameness:
     identical, tried, first = 0, 0, None
     for begin, found in runs:
-        wrong = next((begin + i for i, hashed in enumerate(found) if hashed != reference[begin + i]), None)
+        wrong = next(
+            (begin + i for i, hashed in enumerate(found) if hashed != reference[begin + i]), None
+        )
         tried, identical = tried + 1, identical + (wrong is None)
         first = first if wrong is None else min(wrong, first if first is not None else wrong)
     return Sameness(identical, tried, first)
@@ -138,7 +155,9 @@ def _compare(reference: Sequence[str], runs: Iterator[tuple[int, list[str]]]) ->
 Spoil = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def measure_resume(scenario: Scenario, stops: Sequence[int], end: int, spoil: Spoil = lambda state: state) -> Sameness:
+def measure_resume(
+    scenario: Scenario, stops: Sequence[int], end: int, spoil: Spoil = lambda state: state
+) -> Sameness:
     """RELIABILITY 1: the rest of the sequence, in order, after a stop and a resume at each of `stops`."""
     states: dict[int, dict[str, Any]] = {}
     streams, reference = scenario.ranks(), []
@@ -162,23 +181,33 @@ def special_stops(scenario: Scenario, end: int) -> list[int]:
     mixture = streams[0].mixture
     for batches in scenario.steps(streams, end):
         for batch in batches:
-            for domain, epoch in zip(batch.domain_B.tolist(), batch.origin.epoch_B.tolist(), strict=True):
+            for domain, epoch in zip(
+                batch.domain_B.tolist(), batch.origin.epoch_B.tolist(), strict=True
+            ):
                 if epoch > passes.setdefault(batch.names[domain], 0):
                     passes[batch.names[domain]] = epoch
                     special.add(batch.step)
         before, mixture = mixture, streams[0].mixture if streams[0].position < end else mixture
         if before != mixture:
             special.add(streams[0].position)
-    return sorted({step + shift for step in special for shift in (-1, 0, 1) if 0 <= step + shift < end})
+    return sorted(
+        {step + shift for step in special for shift in (-1, 0, 1) if 0 <= step + shift < end}
+    )
 
 
 def measure_worlds(
-    scenario: Scenario, pairs: Sequence[tuple[int, int]], stop: int, end: int, spoil: Spoil = lambda state: state
+    scenario: Scenario,
+    pairs: Sequence[tuple[int, int]],
+    stop: int,
+    end: int,
+    spoil: Spoil = lambda state: state,
 ) -> tuple[Sameness, Sameness]:
     """RELIABILITY 2: saved at W ranks, resumed at W'; and the pairs with a world size that does not divide the batch, each of
     which must be refused by a named error. Returns (valid pairs, invalid pairs)."""
     reference = scenario.digests(scenario.ranks(), end)
-    valid = [(w, v) for w, v in pairs if scenario.batch_size % w == 0 and scenario.batch_size % v == 0]
+    valid = [
+        (w, v) for w, v in pairs if scenario.batch_size % w == 0 and scenario.batch_size % v == 0
+    ]
     saved: dict[int, State] = {}
     wrong_before = set()
     for world in sorted({w for w, _ in valid}):
@@ -186,7 +215,9 @@ def measure_worlds(
         if scenario.digests(streams, stop) != reference[:stop]:
             wrong_before.add(world)
         states = [stream.state_dict() for stream in streams]
-        assert all(state == states[0] for state in states), "the state is global: every rank must save the same"
+        assert all(state == states[0] for state in states), (
+            "the state is global: every rank must save the same"
+        )
         saved[world] = states[0]
 
     def runs() -> Iterator[tuple[int, list[str]]]:
@@ -197,7 +228,9 @@ def measure_worlds(
             yield (0, ["saved on another sequence"]) if world in wrong_before else (stop, found)
 
     refused = sum(
-        _refuses(scenario, max(pair, key=lambda w: scenario.batch_size % w > 0)) for pair in pairs if pair not in valid
+        _refuses(scenario, max(pair, key=lambda w: scenario.batch_size % w > 0))
+        for pair in pairs
+        if pair not in valid
     )
     return _compare(reference, runs()), Sameness(refused, len(pairs) - len(valid))
 
@@ -250,7 +283,9 @@ def measure_visits(scenario: Scenario, end: int) -> Visits:
     for (batch,) in scenario.steps([stream], end):
         for domain in np.unique(batch.domain_B):
             mine = batch.domain_B == domain
-            given[batch.names[domain]].append(np.stack([batch.origin.epoch_B[mine], batch.origin.window_B[mine]]))
+            given[batch.names[domain]].append(
+                np.stack([batch.origin.epoch_B[mine], batch.origin.window_B[mine]])
+            )
     duplicates = skips = spread = repeated = 0
     for name, parts in given.items():
         if not parts:
@@ -308,7 +343,13 @@ def measure_edges(cases: int, seed: int, factory: Factory = MixtureStream) -> di
     """
     rng = np.random.default_rng(seed)
     corpora: dict[tuple[int, int], MemoryCorpus] = {}
-    figures = {"cases": cases, "refused": 0, "drawn": 0, "unnamed_errors": 0, "silent_acceptances": 0}
+    figures = {
+        "cases": cases,
+        "refused": 0,
+        "drawn": 0,
+        "unnamed_errors": 0,
+        "silent_acceptances": 0,
+    }
     for _ in range(cases):
         domains = int(rng.choice([1, 2, 3, 8, 40, 1000], p=[0.2, 0.2, 0.2, 0.2, 0.19, 0.01]))
         variant = domains, int(rng.integers(8))
@@ -318,12 +359,16 @@ def measure_edges(cases: int, seed: int, factory: Factory = MixtureStream) -> di
         corpus = corpora[variant]
         weights_K = _odd_weights(rng, domains)
         total = float(weights_K.sum())
-        legal = bool(np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(total - 1) <= 1e-9)
+        legal = bool(
+            np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(total - 1) <= 1e-9
+        )
         names = [domain.name for domain in corpus.domains]
         try:
             with np.errstate(all="ignore"):
                 mixture = Mixture(tuple(names), weights_K)
-                stream = factory(corpus, mixture, batch_size=int(rng.integers(1, 9)), sequence_length=16, seed=1)
+                stream = factory(
+                    corpus, mixture, batch_size=int(rng.integers(1, 9)), sequence_length=16, seed=1
+                )
                 drawn = [next(stream) for _ in range(3)]
         except CuveeError:
             figures["refused"] += 1
@@ -350,7 +395,9 @@ def _odd_weights(rng: np.random.Generator, domains: int) -> npt.NDArray[np.float
     elif odd in ("nan", "inf", "negative"):
         weights_K[at] = {"nan": np.nan, "inf": np.inf, "negative": -0.1}[str(odd)]
     elif odd == "sum":
-        weights_K = weights_K * (1 + float(rng.choice([-1, 1])) * 10.0 ** -float(rng.integers(1, 7)))
+        weights_K = weights_K * (
+            1 + float(rng.choice([-1, 1])) * 10.0 ** -float(rng.integers(1, 7))
+        )
     return weights_K
 
 
@@ -361,15 +408,23 @@ def golden_order(samples: int, factory: Factory = MixtureStream) -> str:
     scenario = Scenario(
         corpus,
         Mixture(names, np.array([0.4, 0.3, 0.2, 0.1])),
-        {step: Mixture(names, np.roll([0.5, 0.25, 0.125, 0.125], step)) for step in range(10, 200, 17)},
+        {
+            step: Mixture(names, np.roll([0.5, 0.25, 0.125, 0.125], step))
+            for step in range(10, 200, 17)
+        },
         factory=factory,
     )
-    return hashlib.sha256("".join(scenario.digests(scenario.ranks(), -(-samples // 48))).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(scenario.digests(scenario.ranks(), -(-samples // 48))).encode()
+    ).hexdigest()
 
 
 def make_golden_corpus() -> MemoryCorpus:
     """Four domains of counted ids, made without a random generator, whose streams are frozen by no promise of numpy's."""
     sizes = {"web": 30_011, "code": 9_973, "books": 1_600, "notes": 5}
     return MemoryCorpus(
-        {n: TokenPool(n, (np.arange(s) % 997).astype(np.uint16), np.arange(0, s, 50)) for n, s in sizes.items()}
+        {
+            n: TokenPool(n, (np.arange(s) % 997).astype(np.uint16), np.arange(0, s, 50))
+            for n, s in sizes.items()
+        }
     )

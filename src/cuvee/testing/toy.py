@@ -35,7 +35,11 @@ class ToyTrainer:
         pause: float = 0.0,
         faults: Mapping[str, float] | None = None,
     ) -> None:
-        self.domains = (Domain("web", 10**6), Domain("code", 10**5), Domain("maths", 10**4, "target"))
+        self.domains = (
+            Domain("web", 10**6),
+            Domain("code", 10**5),
+            Domain("maths", 10**4, "target"),
+        )
         self._intervals, self._tokens = intervals, tokens
         self._pause, self._faults = pause, dict(faults or {})
         self._generator = np.random.default_rng([seed, noise_seed])
@@ -53,7 +57,9 @@ class ToyTrainer:
     def advance(self, mixture: Mixture) -> Signals:
         time.sleep(self._pause)
         if self._step == 2:
-            self._go_wrong([kind for kind, share in self._faults.items() if share == mixture["web"]])
+            self._go_wrong(
+                [kind for kind, share in self._faults.items() if share == mixture["web"]]
+            )
         drawn_K = self._generator.multinomial(self._tokens, mixture.weights_K)
         self._read_K += drawn_K
         self._step += 1
@@ -77,14 +83,24 @@ class ToyTrainer:
             progress=self._step / self._intervals,
             tokens_K=drawn_K,
             loss=Measured(loss_K, drawn_K > 0),
-            probes={"valid_loss": Measured.all(loss_K), "gradient_norm": Measured.all(1.0 + loss_K.sum())},
+            probes={
+                "valid_loss": Measured.all(loss_K),
+                "gradient_norm": Measured.all(1.0 + loss_K.sum()),
+            },
         )
 
     def state_dict(self) -> State:
         generator = dict(self._generator.bit_generator.state)
-        generator["state"] = {name: str(value) for name, value in generator["state"].items()}  # 128-bit integers
+        generator["state"] = {
+            name: str(value) for name, value in generator["state"].items()
+        }  # 128-bit integers
         cost = {"tokens": self.cost.tokens, "flops": self.cost.flops, "seconds": self.cost.seconds}
-        return {"step": self._step, "read": self._read_K.copy(), "generator": generator, "cost": cost}
+        return {
+            "step": self._step,
+            "read": self._read_K.copy(),
+            "generator": generator,
+            "cost": cost,
+        }
 
     def restore(self, state: State, probes: Sequence[Probe]) -> None:
         generator = dict(state["generator"])

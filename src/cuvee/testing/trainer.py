@@ -49,7 +49,9 @@ class TrainerSuite:
             weights_K[0] = 0.0
         return Mixture.normalise(signals.names, weights_K)
 
-    def play(self, trainer: ResumableTrainer, signals: list[Signals], most: int | None = None) -> list[Signals]:
+    def play(
+        self, trainer: ResumableTrainer, signals: list[Signals], most: int | None = None
+    ) -> list[Signals]:
         signals = list(signals)
         while not trainer.done and (most is None or len(signals) <= most):
             signals.append(trainer.advance(self.mixture(signals[-1])))

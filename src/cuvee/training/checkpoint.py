@@ -33,7 +33,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str, keep: int = 2) -> None:
         if keep < 2:
-            raise CheckpointError(f"keep is {keep}: keep at least 2 checkpoints, in case the newest is damaged")
+            raise CheckpointError(
+                f"keep is {keep}: keep at least 2 checkpoints, in case the newest is damaged"
+            )
         self.folder = Path(folder)
         self.keep = keep
         self._verified: set[Path] = set()
@@ -56,7 +58,9 @@ class Checkpoints:
             self._verified.add(path)
             self._prune(path)
         except (OSError, SafetensorError) as error:
-            good = next((str(path) for path in reversed(self._all()) if self._is_intact(path)), "none")
+            good = next(
+                (str(path) for path in reversed(self._all()) if self._is_intact(path)), "none"
+            )
             raise CheckpointError(
                 f"saving the checkpoint of step {step} in {self.folder} failed: {error}. The last complete one there: {good}. "
                 "Free space on that disk, or let the run write to another, and resume"
@@ -84,7 +88,9 @@ class Checkpoints:
         """Oldest first; whether each is intact, only reading it tells."""
         if not self.folder.is_dir():
             return []
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_order)
+        return sorted(
+            (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_order
+        )
 
     def _free_name(self, step: int) -> Path:
         same = [_order(path)[1] for path in self._all() if _order(path)[0] == step]

@@ -26,7 +26,7 @@ from cuvee.core.errors import TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.trajectory import Trajectory
-from cuvee.data.batch import Batch
+from cuvee.data.stream.batch import Batch
 
 # How long a rank whose collective failed waits for the last of the others to say that it failed there as well.
 _ROLL_CALL_SECONDS = 3.0
@@ -37,7 +37,9 @@ _JOIN_SECONDS = 600.0
 class Ranks:
     """This process among its peers. `Ranks()` is a process alone, for which every exchange is free."""
 
-    def __init__(self, store: Any | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0) -> None:
+    def __init__(
+        self, store: Any | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0
+    ) -> None:
         assert 0 <= rank < size
         assert store is not None or size == 1
         self.rank, self.size, self.timeout = rank, size, timeout
@@ -86,7 +88,13 @@ class Ranks:
         """
         if self.size == 1:
             return counted
-        own = [counted, step, batch.version, *_to_words(batch.mixture_digest), *_to_words(batch.log_digest)]
+        own = [
+            counted,
+            step,
+            batch.version,
+            *_to_words(batch.mixture_digest),
+            *_to_words(batch.log_digest),
+        ]
         counts, *rows = self._gather(own, f"the agreement before step {step}")
         for rank, row in enumerate(rows):
             if row != rows[0]:
@@ -120,7 +128,9 @@ class Ranks:
     def _together(self, what: str) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # timed out, connection lost: every backend has its own words for it
+        except (
+            RuntimeError
+        ) as error:  # timed out, connection lost: every backend has its own words for it
             raise TrainingError(
                 f"rank {self.rank} could not finish {what}: {self._missing()} "
                 f"(waited up to {self.timeout:g} s; {str(error).splitlines()[0]}). Restart from the last checkpoint"

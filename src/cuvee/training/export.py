@@ -11,7 +11,9 @@ from cuvee.core.files import write_folder
 from cuvee.training.model import no_progress_bars
 
 
-def export_model(model: PreTrainedModel, tokenizer: Tokenizer | None, end_of_text: int, folder: Path) -> None:
+def export_model(
+    model: PreTrainedModel, tokenizer: Tokenizer | None, end_of_text: int, folder: Path
+) -> None:
     """Safetensors, configuration and, if there is one, the tokenizer; whole or not at all, replacing what was there."""
 
     def fill(temporary: Path) -> None:
@@ -19,6 +21,8 @@ def export_model(model: PreTrainedModel, tokenizer: Tokenizer | None, end_of_tex
             model.save_pretrained(temporary)
         if tokenizer is not None:
             end = tokenizer.id_to_token(end_of_text)
-            PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end).save_pretrained(temporary)
+            PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer, eos_token=end, bos_token=end
+            ).save_pretrained(temporary)
 
     write_folder(folder, fill)

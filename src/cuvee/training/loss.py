@@ -27,7 +27,13 @@ class NextTokenLoss:
     tried out once on a few tokens. Any other (with an output bias, say, or capped logits) is asked for its own logits.
     """
 
-    def __init__(self, model: PreTrainedModel, *, compute: torch.dtype = torch.float32, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        compute: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
         self.compute = compute
         self.head = model.get_output_embeddings()
         self.blockwise = _has_plain_head(model)
@@ -37,7 +43,9 @@ class NextTokenLoss:
             torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.run = torch.compile(run) if compiled else run
 
-    def __call__(self, tokens_BL: Tensor, counted_BL: Tensor, denominator: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
+    ) -> tuple[Tensor, Tensor]:
         """Returns Σ counted losses / `denominator`, to be backpropagated, and the detached loss_BL, 0 where not counted.
 
         `counted_BL` marks the positions whose next-token loss counts; it is False at the end of each row.
@@ -47,10 +55,14 @@ class NextTokenLoss:
             output = self.run(input_ids=tokens_BL, use_cache=False)
         if not self.blockwise:
             targets_BL = tokens_BL.roll(-1, dims=1)
-            loss_BL = functional.cross_entropy(output.logits.float().mT, targets_BL, reduction="none")
+            loss_BL = functional.cross_entropy(
+                output.logits.float().mT, targets_BL, reduction="none"
+            )
             loss_BL = loss_BL.masked_fill(~counted_BL, 0.0)
             return loss_BL.sum() / denominator, loss_BL.detach()
-        return self.of_hidden(output.last_hidden_state.flatten(0, 1), tokens_BL, counted_BL, denominator)
+        return self.of_hidden(
+            output.last_hidden_state.flatten(0, 1), tokens_BL, counted_BL, denominator
+        )
 
     def of_hidden(
         self, hidden_NH: Tensor, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
@@ -110,7 +122,14 @@ class _BlockwiseLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, head_gradient = ctx.saved_tensors
         upstream = gradients[0]
-        return (hidden_gradient * upstream).to(ctx.hidden_dtype), head_gradient * upstream, None, None, None, None
+        return (
+            (hidden_gradient * upstream).to(ctx.hidden_dtype),
+            head_gradient * upstream,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

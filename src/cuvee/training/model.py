@@ -13,7 +13,13 @@ from typing import Any, Protocol
 
 import tokenizers
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -26,7 +32,9 @@ def _small_init(hidden: int) -> float:
     return math.sqrt(2 / (5 * hidden))
 
 
-def _llama(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> dict[str, Any]:
+def _llama(
+    hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool
+) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -111,18 +119,31 @@ def size_of(model: PreTrainedModel, sequence_length: int) -> Size:
     return Size(total, non_embedding, 6.0 * (non_embedding + head.numel()) + attention)
 
 
-def model_config(spec: str | Mapping[str, Any], *, vocab_size: int, end_of_text: int | None = None) -> PretrainedConfig:
+def model_config(
+    spec: str | Mapping[str, Any], *, vocab_size: int, end_of_text: int | None = None
+) -> PretrainedConfig:
     """The configuration of a preset, or of a mapping with a `model_type`. Raises `ConfigError` on an unknown name or field."""
     if isinstance(spec, str):
         if spec not in PRESETS:
-            raise ConfigError(f"no model {spec!r}{_nearest(spec, PRESETS)}; give a preset or a Hugging Face folder")
+            raise ConfigError(
+                f"no model {spec!r}{_nearest(spec, PRESETS)}; give a preset or a Hugging Face folder"
+            )
         spec = PRESETS[spec]
-    fields = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text, **spec}
+    fields = {
+        "vocab_size": vocab_size,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        **spec,
+    }
     kind = str(fields.pop("model_type", None))
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
-        raise ConfigError(f"model_type {kind!r} is no causal language model{_nearest(kind, CONFIG_MAPPING)}")
+        raise ConfigError(
+            f"model_type {kind!r} is no causal language model{_nearest(kind, CONFIG_MAPPING)}"
+        )
     if fields["vocab_size"] < vocab_size:
-        raise ConfigError(f"vocab_size {fields['vocab_size']} is smaller than the corpus's vocabulary of {vocab_size}")
+        raise ConfigError(
+            f"vocab_size {fields['vocab_size']} is smaller than the corpus's vocabulary of {vocab_size}"
+        )
     known = CONFIG_MAPPING[kind]()
     for name in fields:
         if not hasattr(known, name) and name not in _ROPE_ARGUMENTS:
@@ -140,40 +161,55 @@ def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTra
     New weights are a function of `seed` alone; a folder's weights are read as they are, from safetensors only, and no code
     that it may hold is run. Raises `ConfigError` for a spec that is none or does not fit the corpus.
     """
-    if isinstance(spec, Path) or (isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()):
+    if isinstance(spec, Path) or (
+        isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()
+    ):
         return _from_folder(Path(spec), corpus)
     config = model_config(spec, vocab_size=corpus.vocab_size, end_of_text=corpus.end_of_text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except (
-            Exception
-        ) as error:  # sizes that do not divide, and whatever else a model class asks of its configuration
-            raise ConfigError(f"no {config.model_type} model can be built from this configuration: {error}") from error
+        except Exception as error:  # sizes that do not divide, and whatever else a model class asks of its configuration
+            raise ConfigError(
+                f"no {config.model_type} model can be built from this configuration: {error}"
+            ) from error
     return model.train()
 
 
 def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors")
+        raise ConfigError(
+            f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors"
+        )
     try:
         asks_for_code = "auto_map" in json.loads((folder / "config.json").read_text())
         if not asks_for_code:
             with no_progress_bars():
                 model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                    folder,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
                 )
     except Exception as error:  # files of anybody's making fail in any way
-        raise ConfigError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+        raise ConfigError(
+            f"{folder} cannot be loaded as a causal language model: {error}"
+        ) from error
     if asks_for_code:
-        raise ConfigError(f"{folder} asks to run code of its own (auto_map in config.json), which cuvee never does")
+        raise ConfigError(
+            f"{folder} asks to run code of its own (auto_map in config.json), which cuvee never does"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < corpus.vocab_size:
         raise ConfigError(f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build the corpus "
                           f"with --tokenizer {folder / 'tokenizer.json'}")  # fmt: skip
     own = folder / "tokenizer.json"
-    if own.is_file() and tokenizers.Tokenizer.from_file(str(own)).get_vocab() != corpus.tokenizer().get_vocab():
+    if (
+        own.is_file()
+        and tokenizers.Tokenizer.from_file(str(own)).get_vocab() != corpus.tokenizer().get_vocab()
+    ):
         raise ConfigError(
             f"{folder} was trained with another tokenizer than the corpus: rebuild that with --tokenizer {own}"
         )

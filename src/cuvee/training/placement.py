@@ -35,7 +35,11 @@ def computing_threads(count: int) -> Iterator[None]:
 def compute_type_for(settings: TrainerSettings, device: torch.device) -> torch.dtype:
     """Of matrix products; weights, moments and sums of losses are float32 whatever this is."""
     if settings.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
     return torch.bfloat16 if settings.precision == "bf16" else torch.float32
 
 

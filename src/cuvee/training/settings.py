@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cuvee.core.errors import ConfigError
-from cuvee.training.schedule import Schedule, learning_rate
+from cuvee.training.lr_schedule import Schedule, learning_rate
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,13 +58,25 @@ class TrainerSettings:
         for name in positive:
             _require(name, value := getattr(self, name), 0 < value < math.inf, "greater than 0")
         for name in ("tokens", "micro_batch_size"):
-            _require(name, value := getattr(self, name), value is None or value > 0, "greater than 0")
+            _require(
+                name, value := getattr(self, name), value is None or value > 0, "greater than 0"
+            )
         for name in ("weight_decay", "validate_every", "validation_tokens", "seed"):
             _require(name, value := getattr(self, name), 0 <= value < math.inf, "0 or more")
         for name in ("min_lr_ratio", "warmup", "decay_share"):
             _require(name, value := getattr(self, name), 0 <= value <= 1, "between 0 and 1")
-        _require("sequence_length", self.sequence_length, self.sequence_length >= 2, "2 or more, to have a next token")
-        _require("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        _require(
+            "sequence_length",
+            self.sequence_length,
+            self.sequence_length >= 2,
+            "2 or more, to have a next token",
+        )
+        _require(
+            "betas",
+            self.betas,
+            all(0 <= beta < 1 for beta in self.betas),
+            "two numbers from 0 to below 1",
+        )
 
     @property
     def total_steps(self) -> int:

@@ -22,10 +22,10 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
-from cuvee.data.batch import Batch
-from cuvee.data.corpus import Corpus
-from cuvee.data.pool import TokenPool
-from cuvee.data.stream import MixtureStream
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.base import FORWARD_SHARE, Context, Meter, MicroBatch
 from cuvee.probes.loss import LossByDomain
 from cuvee.training.distributed import Ranks
@@ -34,11 +34,11 @@ from cuvee.training.loss import NextTokenLoss
 from cuvee.training.model import size_of
 from cuvee.training.placement import compute_type_for, device_for, is_compiled
 from cuvee.training.settings import TrainerSettings
-from cuvee.training.update import Update
+from cuvee.training.update import OptimizerStep
 from cuvee.training.validation import Validation, next_token_counts
 
 Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""A training step's forward pass, as `NextTokenLoss` makes it; `cuvee.training.together` puts another in its place."""
+"""A training step's forward pass, as `NextTokenLoss` makes it; `cuvee.training.together.together` puts another in its place."""
 
 # Settings that say where a run computes, not what.
 _FREE_TO_CHANGE = {"device", "compile"}
@@ -83,11 +83,14 @@ class LMTrainer:
             raise ConfigError(
                 f"sequence_length {settings.sequence_length} is more than the model's {longest} positions"
             )
-        compute, compiled = compute_type_for(settings, self.device), is_compiled(settings, self.device)
+        compute, compiled = (
+            compute_type_for(settings, self.device),
+            is_compiled(settings, self.device),
+        )
         self.loss = NextTokenLoss(model, compute=compute, compiled=compiled)
         self.forward: Forward = self.loss
         self.clock = time.perf_counter
-        self.update = Update(model, settings)
+        self.update = OptimizerStep(model, settings)
         self.validation = Validation(settings.validation_tokens, settings.sequence_length)
         self.size = size_of(model, settings.sequence_length)
         self.step = 0
@@ -118,7 +121,9 @@ class LMTrainer:
         self._begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # so that reseeding below is nobody else's business
+        with torch.random.fork_rng(
+            devices=devices
+        ):  # so that reseeding below is nobody else's business
             for _ in range(steps):
                 try:
                     self._train_step(domains)
@@ -128,11 +133,15 @@ class LMTrainer:
                     ) from error
         self._intervals += 1
         every = self.settings.validate_every
-        return self._signals(domains, validate=self.done or (every > 0 and self._intervals % every == 0), began=began)
+        return self._signals(
+            domains, validate=self.done or (every > 0 and self._intervals % every == 0), began=began
+        )
 
     def _train_step(self, domains: tuple[Domain, ...]) -> None:
         batch = next(self.stream)
-        assert batch.names == tuple(domain.name for domain in domains), "domains may change between intervals only"
+        assert batch.names == tuple(domain.name for domain in domains), (
+            "domains may change between intervals only"
+        )
         # What is random in a step depends on nothing but the step, so that a checkpoint needs no generator's state.
         torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
         counted_BL = next_token_counts(batch.counted_BL)
@@ -158,13 +167,17 @@ class LMTrainer:
         self.update.apply(norm, self.settings.learning_rate_at(self.step))
         self.step += 1
 
-    def _micro_batches(self, batch: Batch, counted_BL: np.ndarray[Any, Any], denominator: float) -> list[MicroBatch]:
+    def _micro_batches(
+        self, batch: Batch, counted_BL: np.ndarray[Any, Any], denominator: float
+    ) -> list[MicroBatch]:
         rows = self.settings.micro_batch_size or max(len(counted_BL), 1)
         tokens = torch.from_numpy(batch.tokens_BL).to(self.device)
         counted = torch.from_numpy(counted_BL).to(self.device)
         domain = torch.from_numpy(batch.domain_B).to(self.device)[:, None].expand(tokens.shape)
         parts = (slice(start, start + rows) for start in range(0, len(counted_BL), rows))
-        return [MicroBatch(tokens[part], domain[part], counted[part], denominator) for part in parts]
+        return [
+            MicroBatch(tokens[part], domain[part], counted[part], denominator) for part in parts
+        ]
 
     def _not_finite(self, domains: tuple[Domain, ...], norm: float) -> str:
         """Every rank sees a gradient that is not finite after the sum over ranks, so every rank comes here."""
@@ -172,9 +185,15 @@ class LMTrainer:
         self.ranks.sum(losses, f"the search for the domains at fault in step {self.step}")
         sums_K = losses.view(2, -1)[0]
         at_fault = [
-            domain.name for domain, total in zip(domains, sums_K.tolist(), strict=True) if not np.isfinite(total)
+            domain.name
+            for domain, total in zip(domains, sums_K.tolist(), strict=True)
+            if not np.isfinite(total)
         ]
-        what = f"the loss of {', '.join(at_fault)}" if at_fault else "the gradient, though no domain's loss,"
+        what = (
+            f"the loss of {', '.join(at_fault)}"
+            if at_fault
+            else "the gradient, though no domain's loss,"
+        )
         return (
             f"step {self.step}: {what} is not finite (gradient norm {norm:g}); the weights are those of the step before. "
             f"Resume from the last checkpoint, with a learning_rate below {self.settings.learning_rate:g} if it happens again"
@@ -225,13 +244,17 @@ class LMTrainer:
         """Adds up over ranks, in one collective, what every meter and the validation summed, and reads it."""
         parts = {name: meter.sums() for name, meter in self._meters.items()}
         parts["tokens"] = torch.from_numpy(self._tokens_K).double()
-        parts["flops"] = torch.tensor([sum(meter.flops() for meter in self._meters.values())], dtype=torch.float64)
+        parts["flops"] = torch.tensor(
+            [sum(meter.flops() for meter in self._meters.values())], dtype=torch.float64
+        )
         validated = 0
         if validate:
             parts["valid_loss"], validated = self._validate(domains)
         flat = torch.cat([part.to(self.device, torch.float64) for part in parts.values()])
         self.ranks.sum(flat, f"the sum of measurements after step {self.step}")
-        sums = dict(zip(parts, torch.split(flat, [len(part) for part in parts.values()]), strict=True))
+        sums = dict(
+            zip(parts, torch.split(flat, [len(part) for part in parts.values()]), strict=True)
+        )
         probes: dict[str, Measured] = {}
         for name, meter in self._meters.items():
             probes.update(meter.read(sums[name]))
@@ -250,7 +273,9 @@ class LMTrainer:
         pools = [by_name[domain.name] for domain in domains]
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
-        sums = self.validation.sums(self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size)
+        sums = self.validation.sums(
+            self.loss, pools, self.device, rows, self.ranks.rank, self.ranks.size
+        )
         self.model.train()
         return sums, self.validation.tokens(pools)
 
@@ -259,7 +284,11 @@ class LMTrainer:
         pools: dict[str, TokenPool | None] = {}
         for row in self.stream.state_dict()["domains"]:
             corpus = self.corpora.get(row["fingerprint"])
-            split = corpus.pool(row["source"], "valid") if corpus and corpus.has(row["source"], "valid") else None
+            split = (
+                corpus.pool(row["source"], "valid")
+                if corpus and corpus.has(row["source"], "valid")
+                else None
+            )
             pools[row["name"]] = split
         return pools
 
@@ -306,6 +335,8 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
 
 
 def _comparable(settings: TrainerSettings) -> dict[str, Any]:
-    document = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
+    document = {
+        name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE
+    }
     comparable: dict[str, Any] = json.loads(json.dumps(document))
     return comparable

@@ -17,7 +17,7 @@ from cuvee.training.settings import TrainerSettings
 _ALIGNMENT = 64  # elements: each weight's gradient begins at a multiple, so that vector instructions stay aligned
 
 
-class Update:
+class OptimizerStep:
     """AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on a model's trainable weights.
 
     `weight.grad` of every weight is a view into one flat buffer, whose last element carries the step's loss: one sum over
@@ -25,11 +25,19 @@ class Update:
     """
 
     def __init__(self, model: nn.Module, settings: TrainerSettings) -> None:
-        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self.clip = settings.clip
         self._place_gradients()
-        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        matrices = [weight for weight in self.weights.values() if weight.ndim >= 2 and id(weight) not in embeddings]
+        embeddings = {
+            id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+        }
+        matrices = [
+            weight
+            for weight in self.weights.values()
+            if weight.ndim >= 2 and id(weight) not in embeddings
+        ]
         decayed = {id(weight) for weight in matrices}
         others = [weight for weight in self.weights.values() if id(weight) not in decayed]
         groups = [
@@ -44,7 +52,9 @@ class Update:
         )
 
     def _place_gradients(self) -> None:
-        sizes = [math.ceil(weight.numel() / _ALIGNMENT) * _ALIGNMENT for weight in self.weights.values()]
+        sizes = [
+            math.ceil(weight.numel() / _ALIGNMENT) * _ALIGNMENT for weight in self.weights.values()
+        ]
         device = next(iter(self.weights.values())).device
         self.buffer = torch.zeros(sum(sizes) + 1, device=device)
         start = 0
@@ -56,9 +66,13 @@ class Update:
     def begin(self) -> None:
         self.buffer.zero_()
 
-    def reduce(self, loss: torch.Tensor, ranks: Ranks, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def reduce(
+        self, loss: torch.Tensor, ranks: Ranks, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums the gradients and `loss` over ranks; returns the loss and the gradient norm of the whole batch."""
-        in_place = all(w.grad is g for w, g in zip(self.weights.values(), self._gradients, strict=True))
+        in_place = all(
+            w.grad is g for w, g in zip(self.weights.values(), self._gradients, strict=True)
+        )
         assert in_place, "something replaced a weight's gradient instead of adding to it"
         self.buffer[-1] = loss
         ranks.sum(self.buffer, f"the sum of gradients of step {step}")
@@ -73,7 +87,10 @@ class Update:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and both moments by weight name, float32; no moments before the first step."""
-        state: dict[str, Any] = {"weights": {name: _copy(weight) for name, weight in self.weights.items()}, "steps": 0}
+        state: dict[str, Any] = {
+            "weights": {name: _copy(weight) for name, weight in self.weights.items()},
+            "steps": 0,
+        }
         for name, weight in self.weights.items():
             if moments := self.optimizer.state.get(weight):
                 state["steps"] = int(moments["step"].item())
@@ -93,14 +110,18 @@ class Update:
             )
         for name, array in state["weights"].items():
             if not np.isfinite(array).all():
-                raise CheckpointError(f"{name} is not finite in the checkpoint: go back to an earlier one")
+                raise CheckpointError(
+                    f"{name} is not finite in the checkpoint: go back to an earlier one"
+                )
         for name, weight in self.weights.items():
             weight.copy_(torch.from_numpy(state["weights"][name]))
             if state["steps"]:
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(state["steps"]), device=weight.device),
                     "exp_avg": torch.from_numpy(np.array(state["mean"][name])).to(weight.device),
-                    "exp_avg_sq": torch.from_numpy(np.array(state["variance"][name])).to(weight.device),
+                    "exp_avg_sq": torch.from_numpy(np.array(state["variance"][name])).to(
+                        weight.device
+                    ),
                 }
             else:
                 self.optimizer.state.pop(weight, None)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cuvee.data.pool import TokenPool
+from cuvee.data.corpus.pool import TokenPool
 from cuvee.training.loss import NextTokenLoss
 
 
@@ -53,7 +53,9 @@ class Validation:
         parts = self._parts(pools)
         if not parts:
             return
-        domain_B = np.concatenate([np.full(len(tokens_BL), k, dtype=np.int64) for k, tokens_BL, _ in parts])
+        domain_B = np.concatenate(
+            [np.full(len(tokens_BL), k, dtype=np.int64) for k, tokens_BL, _ in parts]
+        )
         tokens_BL = np.concatenate([tokens_BL for _, tokens_BL, _ in parts])
         counted_BL = np.concatenate([counted_BL for _, _, counted_BL in parts])
         mine = np.arange(rank, len(domain_B), ranks)
@@ -65,7 +67,9 @@ class Validation:
         self, pools: Sequence[TokenPool | None]
     ) -> list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
         return [
-            (k, *self._of(pool)) for k, pool in enumerate(pools) if pool is not None and len(pool) >= 2 and self.most
+            (k, *self._of(pool))
+            for k, pool in enumerate(pools)
+            if pool is not None and len(pool) >= 2 and self.most
         ]
 
     def windows(self, tokens: int) -> npt.NDArray[np.int64]:
@@ -82,9 +86,9 @@ class Validation:
                 tokens_BL[0, : len(pool)] = pool.tokens
                 real_BL = np.arange(self.length)[None] < len(pool)
             else:
-                tokens_BL = np.stack([pool.tokens[i * self.length : (i + 1) * self.length] for i in chosen]).astype(
-                    np.int64
-                )
+                tokens_BL = np.stack(
+                    [pool.tokens[i * self.length : (i + 1) * self.length] for i in chosen]
+                ).astype(np.int64)
                 real_BL = np.ones(tokens_BL.shape, dtype=np.bool_)
             self._windows[pool] = tokens_BL, next_token_counts(real_BL)
         return self._windows[pool]

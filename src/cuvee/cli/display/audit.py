@@ -1,0 +1,108 @@
+"""How the guard's audit records are shown: a row a decision, and a summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Record = Mapping[str, Any]
+Only = Literal["accepted", "limited", "refused", "fallback", "shadow", "alarm"]
+
+_SHOWN_DOMAINS = 2
+_ORDER = ("accepted", "limited", "refused", "fallback", "shadow")
+
+
+def is_meant(record: Record, only: Only | None) -> bool:
+    """Whether a filter lets this record through. `refused` is either a proposal or a lesson."""
+    if only == "alarm":
+        return bool(record.get("alarms"))
+    if only == "refused" and record.get("lesson", "learned") != "learned":
+        return True
+    return only is None or record.get("verdict") == only
+
+
+def table(records: Sequence[Record]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("step", "verdict", "change", "reward"):
+        shown.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for column in ("proposed", "executed"):
+        shown.add_column(column, overflow="fold", max_width=40)
+    shown.add_column("why", overflow="fold")
+    for record in records:
+        proposed, executed = record.get("proposed"), record.get("executed")
+        cells = [
+            f"{record['step']:,}",
+            record["verdict"],
+            _number(record.get("change")),
+            _number(record.get("reward")),
+            heaviest(proposed) if proposed else "none",
+            "as proposed" if executed == proposed else heaviest(executed or {}),
+            "; ".join(_why(record)),
+        ]
+        shown.add_row(
+            *(Text(cell) for cell in cells)
+        )  # a reason may hold brackets, which are no markup
+    return shown
+
+
+def summary(records: Sequence[Record]) -> Iterator[str]:
+    """A few lines about all decisions of a run."""
+    verdicts = Counter(record["verdict"] for record in records)
+    counted = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _ORDER if verdicts[verdict])
+    yield f"{len(records)} decision{'s' * (len(records) != 1)}: {counted}"
+    acted = Counter(limit for record in records for limit in record.get("limits", ()))
+    yield "limits that acted: " + (
+        ", ".join(f"{name} {times}" for name, times in acted.most_common()) or "none"
+    )
+    changed = [record for record in records if record.get("change") is not None]
+    if changed:
+        largest = max(changed, key=lambda record: float(record["change"]))
+        yield f"largest change: {largest['change']:.4f} at step {largest['step']:,}"
+    if lessons := sum(record.get("lesson", "learned") != "learned" for record in records):
+        yield f"lessons refused: {lessons}"
+    yield from _alarms(records)
+
+
+def _alarms(records: Sequence[Record]) -> Iterator[str]:
+    """Each alarm once, as it was first raised."""
+    first: dict[str, tuple[int, str]] = {}
+    sounded: Counter[str] = Counter()
+    for record in records:
+        for name, why in record.get("alarms", {}).items():
+            first.setdefault(name, (record["step"], why))
+            sounded[name] += 1
+    for name, (step, why) in first.items():
+        yield f"alarm {name}: first at step {step:,}, {sounded[name]} in all: {why}"
+    if not first:
+        yield "alarms: none"
+
+
+def _why(record: Record) -> Iterator[str]:
+    if record.get("fallback"):
+        yield f"after {', '.join(record['fallback']['alarms'])}"
+    elif record["verdict"] == "shadow":
+        own = record["own"]
+        yield f"else {own['verdict']}" + (f" ({', '.join(own['limits'])})" if own["limits"] else "")
+    if record.get("limits"):
+        yield ", ".join(record["limits"])
+    if record.get("reason"):
+        yield record["reason"]
+    if record.get("lesson", "learned") != "learned" and record.get("proposed"):
+        yield f"not learned from: {record['lesson']}"
+
+
+def heaviest(weights: Mapping[str, float], most: int = _SHOWN_DOMAINS) -> str:
+    ranked = sorted(weights.items(), key=lambda item: -item[1])
+    return " ".join(f"{name} {weight:.3f}" for name, weight in ranked[:most])
+
+
+def _number(value: Any) -> str:
+    """A bandit's reward is one figure a domain, which no column holds."""
+    return f"{value:.4f}" if isinstance(value, (int, float)) else ""

@@ -1,0 +1,149 @@
+"""The live view of training: rows of runs and bars of the mixture on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from cuvee.cli.display.console import console
+from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
+
+_BARS, _WIDTH = 12, 32
+_LINES = 20  # plain lines a run
+
+
+class LiveView(Observer, AbstractContextManager["LiveView"]):
+    """Redraws in place. With one run going on, its mixture stands below; with several, one row each."""
+
+    def __init__(self, console: Console) -> None:
+        self._running: dict[str, Progress | None] = {}
+        self._live = Live(
+            console=console, get_renderable=self.picture, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def begin(self, run_id: str, note: str) -> None:
+        self._running[run_id] = None
+        self._live.console.print(f"[bold]{escape(run_id)}[/bold] {escape(note)}", highlight=False)
+
+    def interval(self, progress: Progress) -> None:
+        self._running[progress.run_id] = progress
+
+    def end(self, run_id: str, note: str) -> None:
+        self._running.pop(run_id, None)
+        self._live.console.print(f"[bold]{escape(run_id)}[/bold] {escape(note)}", highlight=False)
+
+    def picture(self) -> RenderableType:
+        table = Table(
+            "run",
+            "step",
+            "done",
+            "loss",
+            "valid",
+            "tokens/s",
+            "time left",
+            box=None,
+            padding=(0, 2, 0, 0),
+        )
+        for run_id, progress in list(self._running.items()):
+            table.add_row(run_id, *(_cells(progress) if progress else ("", "starting")))
+        shown = [progress for progress in self._running.values() if progress]
+        return Group(table, _bars(shown[0].mixture)) if len(shown) == 1 else table
+
+
+class PlainView(Observer, AbstractContextManager["PlainView"]):
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._printed: dict[str, int] = {}
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, run_id: str, note: str) -> None:
+        self._say(f"{run_id} {note}")
+
+    def interval(self, progress: Progress) -> None:
+        line = int(progress.progress * _LINES)
+        if line == self._printed.get(progress.run_id):
+            return
+        self._printed[progress.run_id] = line
+        step, done, loss, valid, speed, left = _cells(progress)
+        self._say(
+            f"{progress.run_id} step {step} ({done}) loss {loss} valid {valid} {speed} tokens/s, {left} left"
+        )
+
+    def end(self, run_id: str, note: str) -> None:
+        self._say(f"{run_id} {note}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class QuietView(Unobserved, AbstractContextManager["QuietView"]):
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def view(quiet: bool = False) -> LiveView | PlainView | QuietView:
+    """The view that suits where the standard error goes."""
+    if quiet:
+        return QuietView()
+    to = console(stderr=True)
+    return LiveView(to) if to.is_terminal else PlainView(to)
+
+
+def _cells(progress: Progress) -> tuple[str, str, str, str, str, str]:
+    left = progress.seconds_left
+    return (
+        f"{progress.step:,}",
+        f"{progress.progress:.0%}",
+        _number(progress.loss),
+        _number(progress.valid_loss),
+        f"{progress.tokens_per_second:,.0f}",
+        "?" if left is None else time_of(left),
+    )
+
+
+def _bars(mixture: Mapping[str, float]) -> Table:
+    """The heaviest domains, each with a bar in proportion to the heaviest; the rest in one line."""
+    ranked = sorted(mixture.items(), key=lambda item: -item[1])
+    table = Table("domain", "share", "", box=None, padding=(0, 2, 0, 0))
+    for name, weight in ranked[:_BARS]:
+        table.add_row(name, f"{weight:.3f}", "█" * round(_WIDTH * weight / ranked[0][1]))
+    if len(ranked) > _BARS:
+        table.add_row(
+            f"{len(ranked) - _BARS} others",
+            f"{sum(weight for _, weight in ranked[_BARS:]):.3f}",
+            "",
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def time_of(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    clock = time.gmtime(round(seconds))
+    hours = int(round(seconds) // 3600)
+    return (
+        f"{hours}:{clock.tm_min:02}:{clock.tm_sec:02}"
+        if hours
+        else f"{clock.tm_min}:{clock.tm_sec:02}"
+    )

@@ -1,0 +1,1 @@
+"""The corpus on disk: manifest, shards, tokenizer, and the pools of tokens that they hold."""

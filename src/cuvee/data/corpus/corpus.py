@@ -1,0 +1,184 @@
+"""`Corpus`: ordered, named pools of tokens on disk, described and hashed in a manifest.
+
+DIR/manifest.json                    what is there, with the hash of every file
+DIR/tokenizer.json                   the tokenizer, if there is one
+DIR/train/NAME.bin, NAME.idx         the tokens and documents of a domain, in Megatron-LM's format
+DIR/valid/NAME.bin, NAME.idx         those kept for validation
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cuvee.core.domain import Domain, Split
+from cuvee.core.errors import CorpusError, ShardError
+from cuvee.data.corpus.manifest import NAME, DomainEntry, Manifest, ShardEntry, read_manifest
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.corpus.shards import bin_path, file_size, idx_path, open_shard, scan_shard
+from cuvee.data.corpus.tokenizer import parse_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+_SPARE_FILES = 512
+
+
+class Corpus:
+    """K domains in a fixed order. Tokens are mapped into memory when they are first asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.domains: tuple[Domain, ...] = tuple(entry.to_domain() for entry in manifest.domains)
+        self.names: tuple[str, ...] = tuple(domain.name for domain in self.domains)
+        self.fingerprint: str = manifest.fingerprint
+        self.vocab_size: int = manifest.tokenizer.vocab_size
+        self.end_of_text: int = manifest.tokenizer.end_of_text
+        self._entries = {entry.name: entry for entry in manifest.domains}
+        self._pools: dict[tuple[str, Split], TokenPool] = {}
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Corpus:
+        """Opens a corpus without reading its tokens: the manifest is checked, and the size of every file.
+
+        Raises `CorpusError` if there is no whole corpus there, `ShardError` if a shard is missing or has another size.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CorpusError(
+                f"there is no corpus folder {folder}: `cuvee corpus build SRC -o {folder}` makes one"
+            )
+        if not (folder / NAME).exists():
+            hint = (
+                "its build was interrupted: run the same `cuvee corpus build` again to finish it"
+                if (folder / ".build").exists()
+                else f"it is no corpus: `cuvee corpus build {folder} -o CORPUS` makes one of the text in it"
+            )
+            raise CorpusError(f"{folder} has no {NAME}; {hint}")
+        corpus = cls(folder, read_manifest(folder))
+        for _, shard in corpus._shards():
+            corpus._check_sizes(shard)
+        return corpus
+
+    def has(self, name: str, split: Split) -> bool:
+        """Whether domain `name` has tokens in `split`. All have some in "train"."""
+        return getattr(self._entry(name), split) is not None
+
+    def pool(self, name: str, split: Split = "train") -> TokenPool:
+        """The tokens of one domain. Raises `CorpusError` if there are none, `ShardError` if the files are not right."""
+        if (name, split) not in self._pools:
+            entry = self._shard(name, split)
+            _allow_open_files(len(self.manifest.domains) * 2)
+            self._check_sizes(entry)
+            prefix = self.folder / entry.path
+            pool = open_shard(prefix, name)
+            found = (len(pool), len(pool.document_starts), pool.tokens.dtype.name)
+            expected = (entry.tokens, entry.documents, self.manifest.dtype)
+            if found != expected:
+                raise ShardError(
+                    f"{idx_path(prefix)} has {found[0]} tokens in {found[1]} documents of {found[2]}, but the manifest "
+                    f"says {expected[0]} in {expected[1]} of {expected[2]}: {self._remedy}"
+                )
+            self._pools[name, split] = pool
+        return self._pools[name, split]
+
+    def bytes_per_token(self, name: str, split: Split = "train") -> float:
+        """Bytes of UTF-8 text a token, for bits per byte. Raises `CorpusError` where shards came without a tokenizer."""
+        entry = self._shard(name, split)
+        if entry.text_bytes is None:
+            raise CorpusError(
+                f"bytes a token of {name} are unknown: its shards were taken in without a tokenizer.json"
+            )
+        return entry.text_bytes / entry.tokens
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the shards were written with. Raises `CorpusError` if it is missing or altered."""
+        path = self.folder / TOKENIZER
+        if self.manifest.tokenizer.sha256 is None:
+            raise CorpusError(
+                f"{self.folder} has no tokenizer: its shards were taken in without a tokenizer.json"
+            )
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CorpusError(f"{path} cannot be read: {error.strerror}; {self._remedy}") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer.sha256:
+            raise CorpusError(f"{path} was altered after the corpus was built; {self._remedy}")
+        return parse_tokenizer(content.decode(), str(path))
+
+    def verify(self, progress: Callable[[float], None] | None = None) -> None:
+        """Reads every file whole: hashes, ids within the vocabulary, indices. Raises at the first that is not right."""
+        if self.manifest.tokenizer.sha256 is not None:
+            self.tokenizer()
+        shards = self._shards()
+        for i, (name, entry) in enumerate(shards):
+            self._check_sizes(entry)
+            prefix = self.folder / entry.path
+            found = scan_shard(prefix, np.dtype(self.manifest.dtype), self.vocab_size)
+            expected = (entry.bin_sha256, entry.idx_sha256)
+            for path, sha, right in zip(
+                (bin_path(prefix), idx_path(prefix)), found, expected, strict=True
+            ):
+                if sha != right:
+                    raise ShardError(
+                        f"{path} has sha256 {sha}, expected {right}: it was altered; {self._remedy}"
+                    )
+            open_shard(prefix, name)
+            if progress:
+                progress((i + 1) / len(shards))
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore it, or remove {self.folder} and build the corpus again"
+
+    def _entry(self, name: str) -> DomainEntry:
+        if name not in self._entries:
+            raise CorpusError(
+                f"no domain {name!r} in {self.folder}; it has {', '.join(self.names)}"
+            )
+        return self._entries[name]
+
+    def _shard(self, name: str, split: Split) -> ShardEntry:
+        entry: ShardEntry | None = getattr(self._entry(name), split)
+        if entry is None:
+            raise CorpusError(
+                f"{name} has no {split} documents in {self.folder}: build the corpus with some, or leave it out"
+            )
+        return entry
+
+    def _shards(self) -> Sequence[tuple[str, ShardEntry]]:
+        entries = self.manifest.domains
+        return [
+            (entry.name, shard)
+            for entry in entries
+            for shard in (entry.train, entry.valid)
+            if shard
+        ]
+
+    def _check_sizes(self, shard: ShardEntry) -> None:
+        prefix = self.folder / shard.path
+        for path, expected in (
+            (bin_path(prefix), shard.bin_bytes),
+            (idx_path(prefix), shard.idx_bytes),
+        ):
+            if (size := file_size(path)) != expected:
+                raise ShardError(
+                    f"{path} has {size} bytes, expected {expected}: it was cut short or replaced; {self._remedy}"
+                )
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's own limit if need be: a mapping keeps a file open, and a corpus may have a thousand domains."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))

@@ -1,0 +1,156 @@
+"""The manifest: what a corpus consists of, as `manifest.json`. Written last, so a folder that has one is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cuvee.core.domain import Domain, Role
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import write_atomic
+from cuvee.core.mixture import NAME_PATTERN
+
+FORMAT: Final = 1
+NAME = "manifest.json"
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ShardEntry(_Entry):
+    """One domain's one split. `path` is that of the two files without their endings, below the corpus folder or absolute;
+    `text_bytes` is None where shards came without a tokenizer."""
+
+    path: str
+    documents: Count
+    tokens: Annotated[int, Field(gt=0)]
+    text_bytes: Count | None
+    bin_bytes: Count
+    idx_bytes: Count
+    bin_sha256: Sha256
+    idx_sha256: Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _stay_inside(cls, path: str) -> str:
+        if not path or ".." in PurePosixPath(path).parts or "\0" in path:
+            raise ValueError("a shard's path must not be empty or lead out of the corpus folder")
+        return path
+
+
+class DomainEntry(_Entry):
+    """A domain; `valid` is None if nothing of it is kept for validation."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+    role: Role
+    scores: dict[str, float]
+    train: ShardEntry
+    valid: ShardEntry | None
+
+    def to_domain(self) -> Domain:
+        return Domain(self.name, self.train.tokens, self.role, self.scores)
+
+
+class TokenizerEntry(_Entry):
+    """`sha256` is that of tokenizer.json beside the manifest, None if there is none."""
+
+    sha256: Sha256 | None
+    vocab_size: Annotated[int, Field(gt=0, le=2**31)]
+    end_of_text: Count
+
+
+class SourceEntry(_Entry):
+    """A file that text came from; `digest` is its sha256."""
+
+    label: str
+    size: Count
+    digest: str
+
+
+class Manifest(_Entry):
+    """Everything about a corpus but its tokens. `built_from` identifies sources and settings; `bad_rows` were left out."""
+
+    format: Literal[1] = FORMAT
+    dtype: Annotated[str, Field(pattern="^(uint8|int8|int16|int32|int64|uint16)$")]
+    tokenizer: TokenizerEntry
+    domains: Annotated[tuple[DomainEntry, ...], Field(min_length=1)]
+    sources: tuple[SourceEntry, ...]
+    bad_rows: Count
+    built_from: Sha256
+
+    @field_validator("domains")
+    @classmethod
+    def _unique(cls, domains: tuple[DomainEntry, ...]) -> tuple[DomainEntry, ...]:
+        if len({domain.name for domain in domains}) != len(domains):
+            raise ValueError("domain names must be unique")
+        return domains
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the domains in order, the hashes of their shards, and the tokenizer: what a stream depends on."""
+        return digest(
+            {
+                "domains": [
+                    [
+                        domain.name,
+                        [
+                            [s.bin_sha256, s.idx_sha256] if s else None
+                            for s in (domain.train, domain.valid)
+                        ],
+                    ]
+                    for domain in self.domains
+                ],
+                "tokenizer": [
+                    self.tokenizer.sha256,
+                    self.tokenizer.vocab_size,
+                    self.tokenizer.end_of_text,
+                ],
+            }
+        )
+
+
+def digest(content: Any) -> str:
+    """sha256 of JSON, the same whatever the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = manifest.model_dump(mode="json")
+    content |= {"fingerprint": manifest.fingerprint, "checksum": digest(content)}
+    write_atomic(folder / NAME, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises `CorpusError` unless the manifest is there, of this format, whole and as it was written."""
+    path = folder / NAME
+    again = f"restore it, or remove {folder} and build the corpus again"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{path} is damaged: it is not JSON; {again}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CorpusError(f"{path} is no corpus manifest: it has no format number; {again}")
+    if content["format"] > FORMAT:
+        raise CorpusError(
+            f"{path} has format {content['format']} and this version of cuvee reads up to {FORMAT}: upgrade cuvee"
+        )
+    fingerprint, checksum = content.pop("fingerprint", None), content.pop("checksum", None)
+    try:
+        intact = checksum == digest(content)
+        manifest = Manifest.model_validate_json(json.dumps(content))
+    except (ValidationError, ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise CorpusError(f"{path} is damaged: {reason}; {again}") from error
+    if not intact or fingerprint != manifest.fingerprint:
+        raise CorpusError(f"{path} was altered after it was written; {again}")
+    return manifest

@@ -1,0 +1,194 @@
+"""Tokenizers: a byte-level BPE trained on a sample of the corpus, or any `tokenizer.json`; and encoding in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.errors import CorpusError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+KNOWN_ENDS = (
+    END_OF_TEXT,
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "[EOS]",
+    "<|eos|>",
+    "<｜end▁of▁sentence｜>",
+)
+SMALLEST_VOCAB = 257
+_ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_PIECE_CHARS = 64 << 10
+_GROUP_CHARS = 256 << 10
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`size` is one more than the largest token id; `end_of_text` closes every document."""
+
+    size: int
+    end_of_text: int
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
+    """A byte-level BPE with GPT-2's word boundaries as the text of a `tokenizer.json`; the end of text has id 0.
+
+    Deterministic in `texts` and their order. A small sample may yield fewer than `vocab_size` tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    text: str = tokenizer.to_str()
+    return text
+
+
+def parse_tokenizer(text: str, place: str) -> Tokenizer:
+    """The tokenizer in the text of a `tokenizer.json`. Raises `CorpusError`, naming `place`, if there is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise CorpusError(
+            f"{place} is no tokenizer.json that the tokenizers library reads: {error}"
+        ) from error
+
+
+def find_vocabulary(tokenizer: Tokenizer, end_of_text: str | None, place: str) -> Vocabulary:
+    """The size of the vocabulary and the id of `end_of_text`, by default the first well-known one there is."""
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    wanted = (end_of_text,) if end_of_text is not None else KNOWN_ENDS
+    found = next((token for token in wanted if token in ids), None)
+    if found is None:
+        raise CorpusError(
+            f"{place} has no end-of-text token {' or '.join(wanted)}: name the token that ends a document "
+            "with --end-of-text"
+        )
+    return Vocabulary(size=max(ids.values()) + 1, end_of_text=ids[found])
+
+
+def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
+    """(vocab_size,) bytes of UTF-8 that each id stands for; special tokens stand for none.
+
+    Exact for byte-level tokenizers, whose tokens have one character a byte, and but for spaces at the edge of a text for
+    those that write a space as "▁" and unknown bytes as "<0x1F>".
+    """
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    bytes_V = np.zeros(vocab_size, dtype=np.int64)
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        if byte_level:
+            bytes_V[i] = len(token)
+        else:
+            bytes_V[i] = 1 if _ONE_BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())
+    for i, added in tokenizer.get_added_tokens_decoder().items():
+        bytes_V[i] = 0 if added.special else len(added.content.encode())
+    return bytes_V
+
+
+class Encoder:
+    """Text → token ids, without special tokens: `<|endoftext|>` written out in a document is text like any other."""
+
+    def __init__(self, tokenizer: Tokenizer, end_of_text: int, dtype: np.dtype[Any]) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer, self._end, self._dtype = tokenizer, np.array([end_of_text], dtype), dtype
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The ids of each text, each closed by the end-of-text token.
+
+        A token costs some hundred bytes while it is in the tokenizer's hands, so texts go there in groups, and one longer
+        than 64 Ki characters in pieces cut before the space that begins a word, where byte-level BPE has a boundary anyway.
+        """
+        ids: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
+        for group in _groups(
+            (owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text)
+        ):
+            encodings = self._tokenizer.encode_batch_fast(
+                [piece for _, piece in group], add_special_tokens=False
+            )
+            for (owner, _), encoding in zip(group, encodings, strict=True):
+                ids[owner].append(np.array(encoding.ids, dtype=self._dtype))
+        return [np.concatenate([*parts, self._end]) for parts in ids]
+
+
+@lru_cache(maxsize=1)
+def load_encoder(path: Path, sha256: str, end_of_text: int, dtype: str) -> Encoder:
+    """The encoder of the tokenizer at `path`, whose content is known by `sha256`: loaded once for thousands of blocks."""
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == sha256, f"{path} changed during the build"
+    return Encoder(parse_tokenizer(content.decode(), str(path)), end_of_text, np.dtype(dtype))
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text of a `tokenizer.json`. Raises `CorpusError` if there is none at `path`."""
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"the tokenizer {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keeps the tokenizers library to one thread in this process, which it would otherwise not be."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        end = cut = start + _PIECE_CHARS
+        while (cut := text.rfind(" ", start + _PIECE_CHARS // 2, cut)) > 0 and text[
+            cut + 1
+        ].isspace():
+            pass
+        end = cut if cut > 0 else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    group: list[tuple[int, str]] = []
+    held = 0
+    for owner, piece in pieces:
+        if group and held + len(piece) > _GROUP_CHARS:
+            yield group
+            group, held = [], 0
+        group.append((owner, piece))
+        held += len(piece)
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""Ingest: sources of text → documents → splits → tokens → a corpus."""

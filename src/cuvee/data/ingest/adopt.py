@@ -1,0 +1,268 @@
+"""Adopting: shards that something else wrote become a corpus as they are; a manifest is all that is added.
+
+Where there is a tokenizer, the bytes of the text are added up token by token, and lexical diversity is measured on up to 256
+documents, evenly spaced and decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.domain import Split
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import write_atomic
+from cuvee.data.corpus.corpus import TOKENIZER, Corpus
+from cuvee.data.corpus.manifest import (
+    DomainEntry,
+    Manifest,
+    ShardEntry,
+    TokenizerEntry,
+    digest,
+    write_manifest,
+)
+from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.corpus.shards import bin_path, file_size, idx_path, open_shard, scan_shard
+from cuvee.data.corpus.tokenizer import (
+    Vocabulary,
+    find_vocabulary,
+    parse_tokenizer,
+    read_tokenizer,
+    token_bytes,
+)
+from cuvee.data.ingest.build_folder import is_built
+from cuvee.data.ingest.quality import domain_mtld
+from cuvee.data.ingest.raw import check_domain_name, choose_roles, read_tables, splits_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SAMPLE_DOCUMENTS = 256
+_SAMPLE_TOKENS = 4096
+_CHUNK_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A pair of files, by the path that both have without their endings."""
+
+    name: str
+    split: Split
+    prefix: Path
+
+
+def find_shards(places: Sequence[Path | str]) -> list[_Found]:
+    """The `.bin`/`.idx` pairs among `places`, which are such files or folders laid out like those of text.
+
+    A domain is named after the files, less the `_text_document` that Megatron-LM's preprocessing adds.
+    """
+    found: list[_Found] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            for folder, split in splits_of(place):
+                found += [_pair(path, split or "train") for path in sorted(folder.glob("*.idx"))]
+        elif place.suffix in (".idx", ".bin"):
+            found.append(_pair(place, "train"))
+    return found
+
+
+def adopt(
+    places: Sequence[Path | str],
+    folder: Path | str,
+    *,
+    tokenizer: Path | None = None,
+    vocab_size: int | None = None,
+    end_of_text: str | int | None = None,
+    targets: Sequence[str] = (),
+) -> Corpus:
+    """Writes the manifest of a corpus over existing shards into `folder`, which may be the one that they are in.
+
+    With a `tokenizer` the vocabulary is its own and is copied to `folder`; without one, `vocab_size` and the id
+    `end_of_text` are needed. Every id is checked against the vocabulary, and every document must end with the
+    end-of-text token. Raises `CorpusError`, or `ShardError` for files that are not right.
+    """
+    folder = Path(folder)
+    shards = find_shards(places)
+    for place in places:
+        if not find_shards([place]):
+            raise CorpusError(
+                f"{place} holds no .bin/.idx pairs: shards and text do not go into one corpus"
+            )
+    _check_keys(shards)
+    text = read_tokenizer(tokenizer) if tokenizer else None
+    vocabulary = _vocabulary(text, str(tokenizer), vocab_size, end_of_text)
+    entries: dict[tuple[str, Split], ShardEntry] = {}
+    scores: dict[str, dict[str, float]] = {}
+    dtypes: set[str] = set()
+    for shard in shards:
+        pool = open_shard(shard.prefix, shard.name)
+        _check_ends(pool, shard.prefix, vocabulary.end_of_text)
+        entry = _entry(shard, pool, vocabulary, folder)
+        scores.setdefault(shard.name, {})
+        if text is not None:
+            known = parse_tokenizer(text, str(tokenizer))
+            entry = entry.model_copy(
+                update={"text_bytes": _text_bytes(pool, token_bytes(known, vocabulary.size))}
+            )
+            diversity = domain_mtld(_decode(pool, known))
+            if shard.split == "train" and diversity is not None:
+                scores[shard.name] = {"mtld": diversity}
+        entries[shard.name, shard.split] = entry
+        dtypes.add(pool.tokens.dtype.name)
+    if len(dtypes) > 1:
+        raise CorpusError(
+            f"the shards hold {' and '.join(sorted(dtypes))}: write all with one type of token ids"
+        )
+    names = sorted(scores)
+    roles = choose_roles(names, read_tables(map(Path, places)), targets)
+    domains = tuple(
+        DomainEntry(
+            name=name,
+            role=roles[name],
+            scores=scores[name],
+            train=entries[name, "train"],
+            valid=entries.get((name, "valid")),
+        )
+        for name in names
+    )
+    _write(folder, domains, vocabulary, text, dtypes.pop())
+    return Corpus.open(folder)
+
+
+def _check_keys(shards: Sequence[_Found]) -> None:
+    keys = [(shard.name, shard.split) for shard in shards]
+    if not keys:
+        raise CorpusError("no shards given: name .bin/.idx files, or a folder of them")
+    if twice := sorted({name for name, split in keys if keys.count((name, split)) > 1}):
+        raise CorpusError(
+            f"more than one shard of {', '.join(twice)}: rename some, so that each is a domain of its own"
+        )
+    if lost := sorted({name for name, split in keys if (name, "train") not in keys}):
+        raise CorpusError(
+            f"no training shard of {', '.join(lost)}: add it to train/, or leave it out of valid/"
+        )
+
+
+def _write(
+    folder: Path,
+    domains: tuple[DomainEntry, ...],
+    vocabulary: Vocabulary,
+    text: str | None,
+    dtype: str,
+) -> None:
+    content = text.encode() if text is not None else None
+    tokenizer = TokenizerEntry(
+        sha256=hashlib.sha256(content).hexdigest() if content is not None else None,
+        vocab_size=vocabulary.size,
+        end_of_text=vocabulary.end_of_text,
+    )
+    built_from = digest([tokenizer.model_dump(), *(domain.model_dump() for domain in domains)])
+    if is_built(folder, built_from):
+        return
+    kept = folder / TOKENIZER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if content is not None and not kept.exists():
+            write_atomic(kept, content)
+        if content is not None and kept.read_bytes() != content:
+            raise CorpusError(
+                f"{kept} is another tokenizer: give that one, or choose another folder for the corpus"
+            )
+        manifest = Manifest(
+            dtype=dtype,
+            tokenizer=tokenizer,
+            domains=domains,
+            sources=(),
+            bad_rows=0,
+            built_from=built_from,
+        )
+        write_manifest(folder, manifest)
+    except OSError as error:
+        raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _pair(path: Path, split: Split) -> _Found:
+    prefix = path.with_suffix("")
+    name = check_domain_name(prefix.name.removesuffix("_text_document"), str(path))
+    return _Found(name, split, prefix)
+
+
+def _vocabulary(
+    text: str | None, place: str, vocab_size: int | None, end_of_text: str | int | None
+) -> Vocabulary:
+    if text is not None:
+        if isinstance(end_of_text, int):
+            raise CorpusError(
+                f"end_of_text is {end_of_text}: with a tokenizer give the token, not its id"
+            )
+        return find_vocabulary(parse_tokenizer(text, place), end_of_text, place)
+    if vocab_size is None or end_of_text is None:
+        raise CorpusError(
+            "shards do not say what their ids mean: give the tokenizer.json that they were written with (--tokenizer), "
+            "or --vocab-size together with the id of the end-of-text token (--end-of-text)"
+        )
+    try:
+        end = int(end_of_text)
+    except ValueError:
+        raise CorpusError(
+            f"end_of_text is {end_of_text!r}: without a tokenizer give the id of the token"
+        ) from None
+    if not 0 <= end < vocab_size:
+        raise CorpusError(
+            f"end_of_text is {end}: it must lie within the vocabulary of {vocab_size}"
+        )
+    return Vocabulary(vocab_size, end)
+
+
+def _check_ends(pool: TokenPool, prefix: Path, end_of_text: int) -> None:
+    ends_D = np.append(pool.document_starts[1:], len(pool)) - 1
+    wrong = np.flatnonzero(pool.tokens[ends_D] != end_of_text)
+    if len(wrong):
+        first = int(wrong[0])
+        raise CorpusError(
+            f"{bin_path(prefix)}: document {first} ends with token {int(pool.tokens[ends_D[first]])}, not with the "
+            f"end-of-text token {end_of_text}: name the right one with --end-of-text, or write the shards again with "
+            "Megatron's --append-eod"
+        )
+
+
+def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, folder: Path) -> ShardEntry:
+    bin_sha, idx_sha = scan_shard(shard.prefix, pool.tokens.dtype, vocabulary.size)
+    path, home = shard.prefix.resolve(), folder.resolve()
+    return ShardEntry(
+        path=str(path.relative_to(home) if path.is_relative_to(home) else path),
+        documents=len(pool.document_starts),
+        tokens=len(pool),
+        text_bytes=None,
+        bin_bytes=file_size(bin_path(shard.prefix)),
+        idx_bytes=file_size(idx_path(shard.prefix)),
+        bin_sha256=bin_sha,
+        idx_sha256=idx_sha,
+    )
+
+
+def _text_bytes(pool: TokenPool, bytes_V: npt.NDArray[np.int64]) -> int:
+    chunks = (
+        pool.tokens[start : start + _CHUNK_TOKENS] for start in range(0, len(pool), _CHUNK_TOKENS)
+    )
+    return sum(int(bytes_V[chunk].sum()) for chunk in chunks)
+
+
+def _decode(pool: TokenPool, tokenizer: Tokenizer) -> list[str]:
+    """The text of documents spread evenly over the shard."""
+    starts_D = pool.document_starts
+    ends_D = np.append(starts_D[1:], len(pool))
+    chosen = np.unique(np.linspace(0, len(starts_D) - 1, _SAMPLE_DOCUMENTS).astype(np.int64))
+    spans = [
+        (int(starts_D[i]), min(int(ends_D[i]), int(starts_D[i]) + _SAMPLE_TOKENS)) for i in chosen
+    ]
+    texts: list[str] = tokenizer.decode_batch(
+        [pool.tokens[a:b].tolist() for a, b in spans], skip_special_tokens=True
+    )
+    return texts

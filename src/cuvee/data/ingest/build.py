@@ -1,0 +1,344 @@
+"""Building a corpus: text → survey → tokenizer → shards → manifest.
+
+    survey      every row is read once: counts, bad rows, a sample of each domain          survey.py
+    tokenizer   trained on the sample, or given                                            tokenizer.py
+    encoding    every row is read again and its token ids appended to its domain's shard   encoding.py
+    manifest    indices, hashes, and last of all manifest.json                             manifest.py
+
+The result is the same bytes with any number of workers and after any number of interruptions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.domain import Role
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import fsync_dir, sha256_of, write_atomic
+from cuvee.data.corpus.corpus import TOKENIZER, Corpus
+from cuvee.data.corpus.manifest import (
+    DomainEntry,
+    Manifest,
+    ShardEntry,
+    SourceEntry,
+    TokenizerEntry,
+    digest,
+    write_manifest,
+)
+from cuvee.data.corpus.shards import bin_path, idx_path, token_dtype, write_index
+from cuvee.data.corpus.tokenizer import (
+    SMALLEST_VOCAB,
+    Vocabulary,
+    find_vocabulary,
+    parse_tokenizer,
+    read_tokenizer,
+    single_threaded,
+    train_tokenizer,
+)
+from cuvee.data.ingest.build_folder import is_built, workplace
+from cuvee.data.ingest.documents import Rules
+from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
+from cuvee.data.ingest.survey import Survey, take_survey
+from cuvee.data.ingest.tokenize import SYNC_THREADS, EncodeTask, Written, encode, lengths_path
+from cuvee.data.ingest.worker_pool import WorkerPool
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and the share of it that is done."""
+
+_MOST_ENTRIES = 1_000
+_BUILD_VERSION = (
+    1  # part of what a corpus is built from: raise it when the same text would give other bytes
+)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How text becomes a corpus.
+
+    `domain_column` names the column with each row's domain, `targets` the target domains (else tables beside the sources
+    say). `tokenizer` is a tokenizer.json, else a byte-level BPE of `vocab_size` is trained. `end_of_text` is the token that ends
+    a document, needed where the tokenizer has no well-known one. `valid_share` of the documents, chosen by a hash of
+    their content, is kept for validation where sources have no `train/` and `valid/`.
+    """
+
+    text_column: str = "text"
+    domain_column: str | None = None
+    targets: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    vocab_size: int = 4096
+    end_of_text: str | None = None
+    valid_share: float = 0.05
+    max_bad_rows: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.valid_share < 1:
+            raise CorpusError(
+                f"valid_share is {self.valid_share}: it must be at least 0 and less than 1"
+            )
+        if self.tokenizer is None and not SMALLEST_VOCAB <= self.vocab_size <= 1 << 24:
+            raise CorpusError(
+                f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB}, the bytes and the end of text"
+            )
+        if self.max_bad_rows < 0:
+            raise CorpusError(f"max_bad_rows is {self.max_bad_rows}: it must not be negative")
+
+
+def build(
+    sources: Sequence[Path | str] | Mapping[str, Any],
+    folder: Path | str,
+    settings: BuildSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Builds the corpus of `sources` in `folder`, or continues where an earlier call was interrupted.
+
+    `sources` are files and folders (see `raw.py`), or a mapping from domain names to Hugging Face map-style data sets.
+    `workers` processes tokenize, by default one a core; with 1 everything happens in this process. A corpus that is already
+    there, of the same sources and settings, is opened. Raises `CorpusError`.
+    """
+    settings = settings or BuildSettings()
+    folder = Path(folder)
+    report = progress or (lambda stage, share: None)
+    workers = workers if workers is not None else cores()
+    if workers < 1:
+        raise CorpusError(f"workers is {workers}: at least 1 is needed")
+    found, table = find_sources(sources)
+    if settings.domain_column is None:
+        choose_roles(
+            sorted({source.domain for source in found}), table, settings.targets
+        )  # an early refusal
+    entries = identify(found, report)
+    built_from = _built_from(found, entries, settings, table)
+    if not is_built(folder, built_from):
+        try:
+            with (
+                workplace(folder, built_from) as work,
+                single_threaded(),
+                WorkerPool(workers) as crew,
+            ):
+                building = _Building(found, settings, folder, work, crew, report)
+                survey, vocabulary = building.survey()
+                roles = choose_roles(survey.names, table, settings.targets)
+                written = building.encode(vocabulary, survey.names)
+                write_manifest(
+                    folder,
+                    Manifest(
+                        dtype=token_dtype(vocabulary.size).name,
+                        tokenizer=building.keep_tokenizer(vocabulary),
+                        domains=_domains(
+                            survey, roles, building.finish_shards(written, vocabulary)
+                        ),
+                        sources=_summary(found, entries),
+                        bad_rows=len(survey.bad_rows),
+                        built_from=built_from,
+                    ),
+                )
+                shutil.rmtree(work, ignore_errors=True)
+        except OSError as error:
+            raise CorpusError(
+                f"cannot build {folder}: {error.strerror or error}; mend that and run the same again to continue"
+            ) from error
+    return Corpus.open(folder)
+
+
+@dataclass(frozen=True)
+class _Building:
+    """One build at work: the corpus grows in `folder`, and what is unfinished lies in `work`."""
+
+    sources: Sequence[TextSource]
+    settings: BuildSettings
+    folder: Path
+    work: Path
+    crew: WorkerPool
+    report: Progress
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            self.settings.text_column, self.settings.domain_column, self.settings.valid_share
+        )
+
+    def survey(self) -> tuple[Survey, Vocabulary]:
+        """The survey, and with it the tokenizer: both are kept in `work`."""
+        place = self.settings.tokenizer
+        text = ""
+        if place is not None:  # a bad one is to be refused before hours of reading
+            text = read_tokenizer(place)
+            find_vocabulary(
+                parse_tokenizer(text, str(place)), self.settings.end_of_text, str(place)
+            )
+        if not (self.work / "survey.json").exists():
+            survey, sample = take_survey(
+                self.sources,
+                self.rules,
+                self.crew,
+                self.settings.max_bad_rows,
+                self.folder / "quarantine.jsonl",
+                lambda share: self.report("reading", share),
+            )
+            choose_roles(survey.names, {}, self.settings.targets)
+            if place is None:
+                self.report("training the tokenizer", 0.0)
+                texts = (text for name in survey.names for text in sample.texts(name))
+                text = train_tokenizer(texts, self.settings.vocab_size)
+                self.report("training the tokenizer", 1.0)
+            write_atomic(self.work / TOKENIZER, text)
+            survey.save(self.work / "survey.json")
+        tokenizer = parse_tokenizer(
+            read_tokenizer(self.work / TOKENIZER), str(self.work / TOKENIZER)
+        )
+        vocabulary = find_vocabulary(tokenizer, self.settings.end_of_text, str(place))
+        return Survey.load(self.work / "survey.json"), vocabulary
+
+    def encode(self, vocabulary: Vocabulary, names: Sequence[str]) -> dict[str, Written]:
+        tokenizer = self.work / TOKENIZER
+        task = EncodeTask(
+            self.rules,
+            tokenizer,
+            sha256_of(tokenizer),
+            vocabulary.end_of_text,
+            token_dtype(vocabulary.size).str,
+        )
+        written = encode(
+            self.sources,
+            task,
+            self.crew,
+            self.folder,
+            self.work,
+            lambda share: self.report("tokenizing", share),
+        )
+        if {f"train/{name}" for name in names} != {
+            key for key in written if key.startswith("train/")
+        }:
+            raise CorpusError(
+                f"the sources changed while they were read: remove {self.folder} and build again"
+            )
+        return written
+
+    def finish_shards(
+        self, written: Mapping[str, Written], vocabulary: Vocabulary
+    ) -> dict[str, ShardEntry]:
+        """Writes the indices and hashes everything."""
+
+        def index(key: str) -> None:
+            lengths_D = np.fromfile(lengths_path(self.work, key), np.int32, written[key].documents)
+            write_index(self.folder / key, lengths_D, token_dtype(vocabulary.size))
+
+        with ThreadPoolExecutor(SYNC_THREADS) as threads:
+            list(threads.map(index, written))
+        paths = [
+            path
+            for key in written
+            for path in (bin_path(self.folder / key), idx_path(self.folder / key))
+        ]
+        hashes = []
+        for sha in self.crew.map(sha256_of, ((path,) for path in paths)):
+            hashes.append(sha)
+            self.report("hashing the shards", len(hashes) / len(paths))
+        return {
+            key: ShardEntry(
+                path=key,
+                documents=shard.documents,
+                tokens=shard.tokens,
+                text_bytes=shard.text_bytes,
+                bin_bytes=bin_path(self.folder / key).stat().st_size,
+                idx_bytes=idx_path(self.folder / key).stat().st_size,
+                bin_sha256=hashes[2 * i],
+                idx_sha256=hashes[2 * i + 1],
+            )
+            for i, (key, shard) in enumerate(written.items())
+        }
+
+    def keep_tokenizer(self, vocabulary: Vocabulary) -> TokenizerEntry:
+        kept = self.folder / TOKENIZER
+        write_atomic(kept, (self.work / TOKENIZER).read_bytes())
+        fsync_dir(self.folder)
+        return TokenizerEntry(
+            sha256=sha256_of(kept), vocab_size=vocabulary.size, end_of_text=vocabulary.end_of_text
+        )
+
+
+def identify(sources: Sequence[TextSource], report: Progress) -> list[SourceEntry]:
+    """What each source holds, by its digest. Raises `CorpusError` for one that cannot be read."""
+    entries = []
+    for i, source in enumerate(sources):
+        report("hashing the sources", i / len(sources))
+        try:
+            entries.append(
+                SourceEntry(label=source.label, size=source.size, digest=source.digest())
+            )
+        except OSError as error:
+            raise CorpusError(f"{source.place} cannot be read: {error.strerror}") from error
+    report("hashing the sources", 1.0)
+    return entries
+
+
+def _summary(
+    sources: Sequence[TextSource], entries: Sequence[SourceEntry]
+) -> tuple[SourceEntry, ...]:
+    """The entries, or where they are too many to be read at each opening, one for each domain and split."""
+    if len(entries) <= _MOST_ENTRIES:
+        return tuple(entries)
+    groups: dict[str, list[SourceEntry]] = {}
+    for source, entry in zip(sources, entries, strict=True):
+        groups.setdefault(f"{source.split or 'all'}/{source.domain}", []).append(entry)
+    return tuple(
+        SourceEntry(
+            label=f"{key}, {len(group)} files",
+            size=sum(entry.size for entry in group),
+            digest=digest([entry.digest for entry in group]),
+        )
+        for key, group in groups.items()
+    )
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _built_from(
+    sources: Sequence[TextSource],
+    entries: Sequence[SourceEntry],
+    settings: BuildSettings,
+    table: Mapping[str, Role],
+) -> str:
+    content = asdict(settings)
+    del content["max_bad_rows"]  # it decides whether there is a corpus, not which
+    if settings.tokenizer is not None:
+        del content["vocab_size"]
+        content["tokenizer"] = read_tokenizer(settings.tokenizer)
+    return digest(
+        {
+            "version": _BUILD_VERSION,
+            "settings": content,
+            "roles": dict(table),
+            "sources": [
+                [s.domain, s.split, e.model_dump()] for s, e in zip(sources, entries, strict=True)
+            ],
+        }
+    )
+
+
+def _domains(
+    survey: Survey, roles: Mapping[str, Role], shards: Mapping[str, ShardEntry]
+) -> tuple[DomainEntry, ...]:
+    return tuple(
+        DomainEntry(
+            name=name,
+            role=roles[name],
+            scores={"mtld": survey.mtld[name]} if name in survey.mtld else {},
+            train=shards[f"train/{name}"],
+            valid=shards.get(f"valid/{name}"),
+        )
+        for name in survey.names
+    )

@@ -1,0 +1,100 @@
+"""Documents: the text in a row, its domain and its split, or the reason why there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cuvee.core.domain import Split
+from cuvee.core.mixture import NAME_PATTERN
+from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How rows become documents: the columns to look in, and the share of documents kept for validation."""
+
+    text_column: str
+    domain_column: str | None
+    valid_share: float
+
+
+class Document(NamedTuple):
+    """`text` in `bytes` bytes of UTF-8; `rank` is 64 bits of its hash, by which samples are drawn."""
+
+    domain: str
+    split: Split
+    text: str
+    bytes: int
+    rank: int
+
+
+def read_documents(block: Block, rules: Rules) -> Iterator[tuple[int, Document | Bad]]:
+    """The documents and bad rows of a block with their line numbers; blank lines are passed over."""
+    for line, row in enumerate(block.rows, block.first):
+        if isinstance(row, bytes) and not row.strip():
+            continue
+        yield line, _document(row, block, rules)
+
+
+def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
+    fields = _parse(row, rules) if isinstance(row, bytes) else row
+    if isinstance(fields, Bad):
+        return fields
+    domain = block.domain if rules.domain_column is None else fields.domain
+    if not isinstance(domain, str) or not NAME_PATTERN.fullmatch(domain):
+        return Bad(
+            f"the domain is {shown(domain)}: use 1 to 64 letters, digits, dots, underscores or hyphens"
+        )
+    text = fields.text
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        if not isinstance(text, str):
+            return Bad(f"{rules.text_column!r} is {shown(text)}, not text")
+        content = text.encode()
+    except UnicodeDecodeError:
+        return Bad("not UTF-8")
+    except UnicodeEncodeError:
+        return Bad("text with half a surrogate pair")
+    if len(content) > MAX_ROW_BYTES:
+        return Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+    if not text.strip():
+        return Bad("empty text")
+    if "\0" in text:
+        return Bad("text with a NUL character")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    split = block.split
+    if split is None:
+        split = (
+            "valid" if int.from_bytes(digest[:8], "big") < rules.valid_share * 2**64 else "train"
+        )
+    return Document(domain, split, text, len(content), int.from_bytes(digest[8:], "big"))
+
+
+def _parse(line: bytes, rules: Rules) -> Fields | Bad:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return Bad("not UTF-8")
+    except RecursionError:
+        return Bad("nested too deeply")
+    except ValueError:
+        return Bad("not JSON")
+    if not isinstance(row, dict):
+        return Bad(f"not an object but {shown(row)}")
+    if rules.text_column not in row:
+        return Bad(f"no key {rules.text_column!r}")
+    return Fields(
+        row[rules.text_column], row.get(rules.domain_column) if rules.domain_column else None
+    )
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, and harmless on a terminal."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)[:60]
+    return ascii(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -1,0 +1,254 @@
+"""Reading: the rows of a source in blocks of bounded size, in bounded memory, whatever the file holds.
+
+A line that is too long becomes a bad row and is never held whole. A packed file that swells beyond reason is refused. What is
+read here is cut into rows only; `documents.py` finds the text in them, in the worker processes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, NamedTuple
+
+from cuvee.core.domain import Split
+from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.raw import TextSource
+
+BLOCK_BYTES = 512 << 10
+BLOCK_ROWS = 2_000
+MAX_ROW_BYTES = 16 << 20
+MAX_SWELL = 250
+_SWELL_FREE = 64 << 20
+_BUFFER_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Fields(NamedTuple):
+    """A row whose columns are known: `text` and, where a column names it, `domain`. Anything may be in them."""
+
+    text: Any
+    domain: Any
+
+
+class Bad(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    reason: str
+
+
+Row = bytes | Fields | Bad
+"""`bytes` is a line of JSON, still to be parsed."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one source, the first of them line `first` (from 1).
+
+    `position` is (index of the source, index of the block in it); `share` says how much of all sources is read by its end.
+    """
+
+    position: tuple[int, int]
+    domain: str
+    split: Split | None
+    place: str
+    first: int
+    rows: list[Row]
+    share: float
+
+
+def read_blocks(
+    sources: Sequence[TextSource],
+    text_column: str,
+    domain_column: str | None,
+    after: tuple[int, int] = (-1, 0),
+) -> Iterator[Block]:
+    """The rows of `sources`, always cut into the same blocks, beginning with the one that follows position `after`.
+
+    Raises `CorpusError` if a file is damaged.
+    """
+    total = max(sum(source.size for source in sources), 1)
+    before = 0
+    for index, source in enumerate(sources):
+        if index >= after[0]:
+            for number, (first, rows, consumed) in enumerate(
+                _cut(_read_rows(source, text_column, domain_column))
+            ):
+                if (index, number) > after:
+                    share = min((before + consumed) / total, 1.0)
+                    yield Block(
+                        (index, number),
+                        source.domain,
+                        source.split,
+                        source.place,
+                        first,
+                        rows,
+                        share,
+                    )
+        before += source.size
+
+
+def _cut(numbered: Iterable[tuple[Row, int]]) -> Iterator[tuple[int, list[Row], int]]:
+    rows: list[Row] = []
+    first, held, consumed = 1, 0, 0
+    for row, consumed in numbered:
+        rows.append(row)
+        held += _weight(row)
+        if held >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
+            yield first, rows, consumed
+            first, rows, held = first + len(rows), [], 0
+    if rows:
+        yield first, rows, consumed
+
+
+def _weight(row: Row) -> int:
+    content = row.text if isinstance(row, Fields) else row
+    return len(content) if isinstance(content, (bytes, str)) else 1
+
+
+def _read_rows(
+    source: TextSource, text_column: str, domain_column: str | None
+) -> Iterator[tuple[Row, int]]:
+    """Each row with how much of the source was read by then."""
+    if source.format == "rows":
+        yield from _data_set_rows(source, text_column, domain_column)
+    elif source.format == "parquet":
+        yield from _parquet_rows(source, text_column, domain_column)
+    else:
+        with _opened(source) as (stream, raw):
+            reader = _lines(source, stream) if source.format == "jsonl" else _whole(stream)
+            for row in reader:
+                yield row, raw.tell()
+
+
+@contextmanager
+def _opened(source: TextSource) -> Iterator[tuple[io.BufferedReader | gzip.GzipFile, io.FileIO]]:
+    assert source.path is not None
+    try:
+        with open(source.path, "rb", buffering=0) as raw:
+            if source.path.name.endswith(".gz"):
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    yield unpacked, raw
+            elif source.path.name.endswith(".zst"):
+                import pyarrow
+
+                with pyarrow.CompressedInputStream(
+                    pyarrow.PythonFile(raw, mode="r"), "zstd"
+                ) as unpacked:
+                    yield io.BufferedReader(unpacked, _BUFFER_BYTES), raw
+            else:
+                yield io.BufferedReader(raw, _BUFFER_BYTES), raw
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise CorpusError(
+            f"{source.path} cannot be read or is damaged: {error}; restore it or leave it out"
+        ) from error
+
+
+def _lines(source: TextSource, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
+    allowed = _SWELL_FREE + MAX_SWELL * source.size
+    total, first = 0, True
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        total += len(line)
+        if len(line) <= MAX_ROW_BYTES:
+            yield line.removeprefix(_BOM) if first else line
+        else:
+            while not line.endswith(b"\n") and (line := stream.readline(_BUFFER_BYTES)):
+                total += len(line)
+                _check_swell(source, total, allowed)
+            yield Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+        first = False
+        _check_swell(source, total, allowed)
+
+
+def _check_swell(source: TextSource, total: int, allowed: int) -> None:
+    if total > allowed:
+        raise CorpusError(
+            f"{source.place} has {source.size} bytes and unpacks to more than {allowed}: "
+            "it looks like a decompression bomb; unpack it yourself if it is not"
+        )
+
+
+def _whole(stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
+    """A text file is one document."""
+    content = stream.read(MAX_ROW_BYTES + 1)
+    if len(content) > MAX_ROW_BYTES:
+        yield Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+    else:
+        yield Fields(content.removeprefix(_BOM), None)
+
+
+def _parquet_rows(
+    source: TextSource, text_column: str, domain_column: str | None
+) -> Iterator[tuple[Row, int]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(source.path).names
+        columns = _check_columns(source, names, text_column, domain_column)
+        # As a dictionary, a long text that is repeated a thousand times is held once.
+        with pyarrow.parquet.ParquetFile(
+            source.path, read_dictionary=[text_column], buffer_size=_BUFFER_BYTES, pre_buffer=False
+        ) as file:
+            total, done = file.metadata.num_rows, 0
+            for batch in file.iter_batches(batch_size=512, columns=columns, use_threads=False):
+                labels = (
+                    _values(batch.column(domain_column))
+                    if domain_column
+                    else repeat(None, batch.num_rows)
+                )
+                for text, label in zip(_values(batch.column(text_column)), labels, strict=True):
+                    done += 1
+                    yield _fields(text, label), source.size * done // total
+    except (OSError, MemoryError, pyarrow.ArrowException) as error:
+        raise CorpusError(
+            f"{source.path} cannot be read as Parquet: {error}; restore it or leave it out"
+        ) from error
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """The values of an Arrow array; text as bytes, since Arrow does not promise that it is UTF-8."""
+    import pyarrow
+
+    values, indices = column, range(len(column))
+    if pyarrow.types.is_dictionary(column.type):
+        values, indices = column.dictionary, column.indices.to_pylist()
+    if pyarrow.types.is_string(values.type):
+        values = values.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(values.type):
+        values = values.cast(pyarrow.large_binary())
+    return (None if i is None else values[i].as_py() for i in indices)
+
+
+def _data_set_rows(
+    source: TextSource, text_column: str, domain_column: str | None
+) -> Iterator[tuple[Row, int]]:
+    columns = _check_columns(source, source.rows.column_names, text_column, domain_column)
+    rows = source.rows.select_columns(columns)
+    for start in range(0, len(rows), 512):
+        batch = rows[start : start + 512]
+        labels = batch[domain_column] if domain_column else [None] * len(batch[text_column])
+        for i, fields in enumerate(zip(batch[text_column], labels, strict=True), start + 1):
+            yield _fields(*fields), i
+
+
+def _fields(text: Any, domain: Any) -> Row:
+    if isinstance(text, (str, bytes)) and len(text) > MAX_ROW_BYTES:
+        return Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+    return Fields(text, domain.decode(errors="replace") if isinstance(domain, bytes) else domain)
+
+
+def _check_columns(
+    source: TextSource, names: list[str], text_column: str, domain_column: str | None
+) -> list[str]:
+    columns = [text_column, *([domain_column] if domain_column else [])]
+    for column, option in zip(columns, ("--text-column", "--domain-column"), strict=False):
+        if column not in names:
+            raise CorpusError(
+                f"{source.place} has no column {column!r}; it has {', '.join(names)}: choose with {option}"
+            )
+    return columns

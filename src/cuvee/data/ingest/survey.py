@@ -1,0 +1,204 @@
+"""The survey: a first pass over the text that counts it, finds the bad rows, and draws a sample from every domain.
+
+The sample is the documents of lowest hash, as many as reach a domain's share of 32 MiB. It does not depend on the order of the
+files, the number of workers or what else is in the corpus, holds no document twice, and never looks at validation text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import write_atomic
+from cuvee.data.ingest.build_folder import damaged
+from cuvee.data.ingest.documents import Rules, read_documents
+from cuvee.data.ingest.quality import domain_mtld
+from cuvee.data.ingest.raw import TextSource
+from cuvee.data.ingest.reading import Bad, Block, read_blocks
+from cuvee.data.ingest.worker_pool import WorkerPool
+
+SAMPLE_BYTES = 32 << 20
+MAX_DOMAINS = 4096
+_SAMPLE_CHARS = 64 << 10
+_EVERY_RANK = 2**64
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out: its file, its line and the reason."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass found: the domains that have training text, in order, their MTLD, and the bad rows."""
+
+    names: list[str]
+    mtld: dict[str, float]
+    bad_rows: list[BadRow]
+
+    def save(self, path: Path) -> None:
+        write_atomic(path, json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Survey:
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(
+                content["names"], content["mtld"], [BadRow(**row) for row in content["bad_rows"]]
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise damaged(path) from error
+
+
+@dataclass
+class _BlockCount:
+    """What one block holds: documents by domain in training and validation, bad rows, and texts that may be sampled."""
+
+    share: float
+    trained: set[str] = field(default_factory=set)
+    validated: set[str] = field(default_factory=set)
+    bad_rows: list[BadRow] = field(default_factory=list)
+    candidates: list[tuple[str, int, str]] = field(default_factory=list)
+
+
+class Sample:
+    """Of each domain the documents of lowest rank that together reach its share of `budget` characters.
+
+    The share falls as domains appear, which only ever takes the highest ranks away again: the end does not depend on
+    the order in which domains were met.
+    """
+
+    def __init__(self, budget: int = SAMPLE_BYTES) -> None:
+        self._budget = budget
+        self._heaps: dict[str, list[tuple[int, str]]] = {}
+        self._held: dict[str, int] = {}
+        self._ranks: dict[str, set[int]] = {}
+
+    def add(self, domain: str, rank: int, text: str) -> None:
+        if domain not in self._heaps:
+            self._heaps[domain], self._held[domain], self._ranks[domain] = [], 0, set()
+            for name in self._heaps:
+                self._trim(name)
+        if rank in self._ranks[domain]:  # the same document again
+            return
+        heapq.heappush(self._heaps[domain], (-rank, text))
+        self._ranks[domain].add(rank)
+        self._held[domain] += len(text)
+        self._trim(domain)
+
+    def _trim(self, domain: str) -> None:
+        heap = self._heaps[domain]
+        while heap and self._held[domain] - len(heap[0][1]) >= self._budget // len(self._heaps):
+            rank, text = heapq.heappop(heap)
+            self._ranks[domain].remove(-rank)
+            self._held[domain] -= len(text)
+
+    def limits(self) -> dict[str, int]:
+        """By domain the rank from which on documents need not be offered any more."""
+        share = self._budget // max(len(self._heaps), 1)
+        return {
+            name: -heap[0][0] for name, heap in self._heaps.items() if self._held[name] >= share
+        }
+
+    def texts(self, domain: str) -> list[str]:
+        """In order of rank, that is in random order."""
+        return [text for _, text in sorted(self._heaps.get(domain, []), reverse=True)]
+
+
+def take_survey(
+    sources: Sequence[TextSource],
+    rules: Rules,
+    crew: WorkerPool,
+    max_bad_rows: int,
+    quarantine: Path,
+    progress: Callable[[float], None],
+) -> tuple[Survey, Sample]:
+    """Reads everything once. Writes the bad rows to `quarantine`.
+
+    Raises `CorpusError` if there are more than `max_bad_rows`, or a domain has no training text.
+    """
+    sample = Sample()
+    trained: set[str] = set()
+    validated: set[str] = set()
+    bad_rows: list[BadRow] = []
+
+    def calls() -> Iterator[tuple[Block, Rules, Mapping[str, int]]]:
+        for block in read_blocks(sources, rules.text_column, rules.domain_column):
+            yield block, rules, sample.limits()
+
+    for count in crew.map(_count_block, calls()):
+        trained |= count.trained
+        validated |= count.validated
+        bad_rows += count.bad_rows
+        if len(bad_rows) > max_bad_rows:
+            write_quarantine(quarantine, bad_rows)
+            raise too_many(bad_rows, max_bad_rows, quarantine)
+        if len(trained | validated) > MAX_DOMAINS:
+            raise CorpusError(
+                f"more than {MAX_DOMAINS} domains: is {rules.domain_column!r} the column that names the domain?"
+            )
+        for candidate in count.candidates:
+            sample.add(*candidate)
+        progress(count.share)
+    write_quarantine(quarantine, bad_rows)
+    names = sorted(trained)
+    _check_names(sources, rules, names, validated)
+    scores = {name: domain_mtld(sample.texts(name)) for name in names}
+    return Survey(
+        names, {name: score for name, score in scores.items() if score is not None}, bad_rows
+    ), sample
+
+
+def _count_block(block: Block, rules: Rules, limits: Mapping[str, int]) -> _BlockCount:
+    count = _BlockCount(block.share)
+    for line, document in read_documents(block, rules):
+        if isinstance(document, Bad):
+            count.bad_rows.append(BadRow(block.place, line, document.reason))
+        elif document.split == "valid":
+            count.validated.add(document.domain)
+        else:
+            count.trained.add(document.domain)
+            if document.rank < limits.get(document.domain, _EVERY_RANK):
+                count.candidates.append(
+                    (document.domain, document.rank, document.text[:_SAMPLE_CHARS])
+                )
+    return count
+
+
+def too_many(bad_rows: Sequence[BadRow], limit: int, quarantine: Path) -> CorpusError:
+    """For more bad rows than the `limit` that was set; they are in the file `quarantine`."""
+    first = bad_rows[0]
+    return CorpusError(
+        f"more than {limit} bad rows, the first of them {first.file} line {first.line}: {first.reason}. "
+        f"All are listed in {quarantine}: mend the sources, or allow more with --max-bad-rows"
+    )
+
+
+def _check_names(
+    sources: Sequence[TextSource], rules: Rules, names: Sequence[str], validated: set[str]
+) -> None:
+    expected = validated | (
+        {source.domain for source in sources} if rules.domain_column is None else set()
+    )
+    if lost := sorted(expected - set(names)):
+        raise CorpusError(
+            f"no training text in {', '.join(lost)}: add some, lower the share kept for validation, or leave it out"
+        )
+    if not names:
+        raise CorpusError("the sources hold no document at all")
+
+
+def write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
+    """Writes `bad_rows` to `path`, a line of JSON each; without any, no such file is left."""
+    if bad_rows:
+        write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in bad_rows))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Encoding: the second pass, text → token ids in `.bin` files, by steps that an end at any moment leaves whole.
+
+A step appends the ids of some sixteen MiB of text, syncs the files, and then replaces `progress.json`, which holds how long
+every file is and which block comes next. Who starts again cuts the files back to these lengths and goes on from that block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.files import fsync_dir, write_atomic
+from cuvee.data.corpus.tokenizer import load_encoder
+from cuvee.data.ingest.build_folder import damaged
+from cuvee.data.ingest.documents import Rules, read_documents
+from cuvee.data.ingest.raw import TextSource
+from cuvee.data.ingest.reading import Bad, Block, read_blocks
+from cuvee.data.ingest.worker_pool import WorkerPool
+
+STEP_BLOCKS = 32
+SYNC_THREADS = (
+    16  # that wait for the disk together, which it does in little more than the time of one
+)
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """What a worker needs besides the block."""
+
+    rules: Rules
+    tokenizer: Path
+    tokenizer_sha256: str
+    end_of_text: int
+    dtype: str
+
+
+@dataclass
+class Written:
+    """What is in a shard so far."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+
+@dataclass
+class _Encoded:
+    """The documents of one block that go to one shard."""
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int32]
+    text_bytes: int
+
+
+@dataclass
+class _Progress:
+    """`shards` by key, such as "train/law"; everything up to block `position` is in them; `done` when nothing is left."""
+
+    position: tuple[int, int] = (-1, 0)
+    done: bool = False
+    shards: dict[str, Written] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> _Progress:
+        if not path.exists():
+            return cls()
+        try:
+            content = json.loads(path.read_bytes())
+            shards = {key: Written(**written) for key, written in content["shards"].items()}
+            return cls(tuple(content["position"]), content["done"], shards)
+        except (ValueError, TypeError, KeyError) as error:
+            raise damaged(path) from error
+
+
+def lengths_path(work: Path, key: str) -> Path:
+    """Where the lengths of a shard's documents are gathered until its index can be written."""
+    return work / "lengths" / f"{key}.i32"
+
+
+def encode(
+    sources: Sequence[TextSource],
+    task: EncodeTask,
+    crew: WorkerPool,
+    folder: Path,
+    work: Path,
+    progress: Callable[[float], None],
+) -> dict[str, Written]:
+    """Writes `folder/train/*.bin` and `folder/valid/*.bin` and, in `work`, the lengths of their documents.
+
+    Continues what an earlier call began. Returns what is in each shard, by key. Raises `CorpusError` if the files are not
+    as that call left them.
+    """
+    state = _Progress.load(work / "progress.json")
+    if state.done:
+        return state.shards
+    for split in ("train", "valid"):
+        (folder / split).mkdir(exist_ok=True)
+        lengths_path(work, f"{split}/x").parent.mkdir(parents=True, exist_ok=True)
+    pending: dict[str, list[_Encoded]] = {}
+
+    def calls() -> Iterator[tuple[Block, EncodeTask]]:
+        rules = task.rules
+        for block in read_blocks(
+            sources, rules.text_column, rules.domain_column, after=state.position
+        ):
+            yield block, task
+
+    blocks = 0
+    for position, share, encoded in crew.map(_encode_block, calls()):
+        for key, part in encoded.items():
+            pending.setdefault(key, []).append(part)
+        blocks += 1
+        if blocks >= _step_blocks(len(pending)):
+            _step(state, pending, position, folder, work)
+            blocks = 0
+        progress(share)
+    state.done = True
+    _step(state, pending, state.position, folder, work)
+    return state.shards
+
+
+def _step_blocks(shards: int) -> int:
+    """Blocks to a step: more of them where many shards have to be synced, within what memory holds."""
+    return max(STEP_BLOCKS, min(shards // 8, 8 * STEP_BLOCKS))
+
+
+def _encode_block(
+    block: Block, task: EncodeTask
+) -> tuple[tuple[int, int], float, dict[str, _Encoded]]:
+    documents = [
+        document
+        for _, document in read_documents(block, task.rules)
+        if not isinstance(document, Bad)
+    ]
+    encoder = load_encoder(task.tokenizer, task.tokenizer_sha256, task.end_of_text, task.dtype)
+    ids = encoder.encode([document.text for document in documents])
+    by_key: dict[str, list[int]] = {}
+    for i, document in enumerate(documents):
+        by_key.setdefault(f"{document.split}/{document.domain}", []).append(i)
+    encoded = {
+        key: _Encoded(
+            tokens=np.concatenate([ids[i] for i in members]),
+            lengths=np.array([len(ids[i]) for i in members], dtype=np.int32),
+            text_bytes=sum(documents[i].bytes for i in members),
+        )
+        for key, members in by_key.items()
+    }
+    return block.position, block.share, encoded
+
+
+def _step(
+    state: _Progress,
+    pending: dict[str, list[_Encoded]],
+    position: tuple[int, int],
+    folder: Path,
+    work: Path,
+) -> None:
+    """Makes `pending` durable, then says so."""
+    appended = []
+    for key, parts in pending.items():
+        shard = state.shards.setdefault(key, Written())
+        tokens = np.concatenate([part.tokens for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
+        appended.append((folder / f"{key}.bin", shard.tokens * tokens.itemsize, tokens))
+        appended.append((lengths_path(work, key), shard.documents * lengths.itemsize, lengths))
+        shard.documents += len(lengths)
+        shard.tokens += len(tokens)
+        shard.text_bytes += sum(part.text_bytes for part in parts)
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        list(threads.map(append, *zip(*appended, strict=True)) if appended else ())
+    for split in ("train", "valid"):
+        fsync_dir(folder / split)
+        fsync_dir(lengths_path(work, f"{split}/x").parent)
+    pending.clear()
+    state.position = position
+    write_atomic(work / "progress.json", json.dumps(asdict(state)))
+
+
+def append(path: Path, offset: int, data: npt.NDArray[Any] | bytes) -> None:
+    """Writes `data` durably at `offset`, where whatever an interrupted step has left is cut off."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < offset:
+            raise damaged(path)
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(data if isinstance(data, bytes) else data.tobytes())
+        file.flush()
+        os.fsync(file.fileno())

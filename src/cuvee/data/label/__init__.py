@@ -1,0 +1,1 @@
+"""Labels: documents get other domains, by a column, by clusters or by a classifier."""

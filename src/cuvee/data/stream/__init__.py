@@ -1,0 +1,1 @@
+"""The stream: permutation → row counts → plan → windows → batches."""

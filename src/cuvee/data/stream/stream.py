@@ -1,0 +1,400 @@
+"""`MixtureStream`: batches under a mixture that may change at any step, the same at any world size and worker count.
+
+Which rows a step holds follows from the corpus, the seed and the log of mixtures alone:
+
+    schedule   step → how many rows of each domain            (apportion or multinomial, caps)
+    plan       n-th row of a domain → pass and window         (permutation), and lanes of the batch (order)
+    windows    window → tokens
+
+Ranks and workers are views of that one global sequence, and its state is one row for each domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.domain import Domain, Split
+from cuvee.core.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    FingerprintMismatch,
+    MixtureError,
+)
+from cuvee.core.mixture import Mixture, check_names
+from cuvee.data.stream.apportion import MOST_ROWS
+from cuvee.data.stream.batch import Batch, Origin
+from cuvee.data.stream.domain_state import Pools, StreamDomain
+from cuvee.data.stream.plan import BatchPlan, Planner
+from cuvee.data.stream.row_counts import MixtureUpdate, RowSchedule, Sampling
+from cuvee.data.stream.windows import Reader, document_ordinals
+
+_FORMAT = 1
+_PLAN_ROWS = 32768
+_BLOCK_BYTES = 1 << 24
+
+
+class MixtureStream(Iterator[Batch]):
+    """An endless iterator of global steps, of which this rank sees `batch_size / world_size` rows each.
+
+    `epoch_caps` limits how often a domain may be passed over: `{"books": 1.5}`; domains without a cap repeat for ever.
+    Raises `CorpusExhausted` from `next` when the caps leave less than a batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Pools,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        split: Split = "train",
+        sampling: Sampling = "quota",
+        epoch_caps: Mapping[str, float] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_sizes(batch_size, sequence_length, rank, world_size)
+        if sampling not in ("quota", "multinomial"):
+            raise ConfigError(f"sampling {sampling!r} is not known: use 'quota' or 'multinomial'")
+        self.corpus, self.split = corpus, split
+        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
+        self.rank, self.world_size = rank, world_size
+        self.stride = 1
+        """Steps between those that this copy is going to draw: the number of a loader's workers. It prepares no others."""
+        names = check_names([domain.name for domain in corpus.domains])
+        self.epoch_caps = {name: float(cap) for name, cap in (epoch_caps or {}).items()}
+        if unknown := [name for name in self.epoch_caps if name not in names]:
+            raise ConfigError(
+                f"epoch cap for unknown domain {', '.join(unknown)}: the corpus has {', '.join(names)}"
+            )
+        self._sources = {
+            name: StreamDomain.open(corpus, name, split, sequence_length, self.epoch_caps.get(name))
+            for name in names
+        }
+        self._retired: dict[str, tuple[StreamDomain, int]] = {}
+        self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
+        self._all_counted_BL = np.ones((batch_size // world_size, sequence_length), dtype=np.bool_)
+        self._all_counted_BL.setflags(write=False)
+        self._planner = Planner(seed, batch_size, rank, world_size)
+        self._schedule = RowSchedule(names, self._caps_K(), batch_size, seed, sampling)
+        self._reset()
+        self.set_mixture(mixture)
+
+    # What it is
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._schedule.names
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        return tuple(self._sources[name].domain for name in self.names)
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._schedule.sampling
+
+    @property
+    def position(self) -> int:
+        """The next global step."""
+        return self._schedule.position
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture that the next step executes: what was asked, projected on the domains that still have rows to give."""
+        return self._schedule.executed
+
+    @property
+    def log_digest(self) -> str:
+        """Hash chain over every update in force: ranks that agree on it draw the same batches."""
+        self._schedule.settle()
+        assert self._schedule.current is not None
+        return self._schedule.current.log_digest
+
+    @property
+    def last_version(self) -> int:
+        """Version of the newest update logged, in force or not."""
+        return self._schedule.last_version
+
+    def rows_drawn(self) -> dict[str, int]:
+        """Rows of each domain before the next step, over all ranks."""
+        self._schedule.settle()
+        return dict(zip(self.names, self._schedule.drawn_K().tolist(), strict=True))
+
+    def rows_per_epoch(self) -> dict[str, int]:
+        """⌈N/L⌉ for each domain: how many rows pass over it once."""
+        return {name: len(self._sources[name].windows) for name in self.names}
+
+    def forecast(self) -> dict[str, int | None]:
+        """The step at which each capped domain runs out if the present mixture stays; None for one that never will."""
+        self._schedule.settle()
+        return self._schedule.forecast()
+
+    # Drawing
+
+    def __iter__(self) -> MixtureStream:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._plan is None or self.position not in self._plan:
+            self._draw()
+        assert self._plan is not None
+        step = self.position
+        batch = self._gather(step, self._plan, self._plan.index(step))
+        self._schedule.advance(1)
+        return batch
+
+    def seek(self, step: int) -> None:
+        """Moves to global step `step`: any later one, or an earlier one if the mixture has not changed since."""
+        if self._plan is not None and step in self._plan:
+            self._schedule.position = step
+        else:
+            self._schedule.seek(step)
+            self._trim()
+
+    # Changing
+
+    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
+        """Logs `mixture` as effective from global step `at_step`, by default the next one not yet drawn.
+
+        Every rank must log the same updates before it draws the step in question; `Batch.log_digest` shows whether it did.
+        Raises `MixtureError` for a step already drawn, `CorpusError` for weight on a domain without tokens.
+        """
+        for name, weight in mixture.as_dict().items():
+            if weight > 0 and name in self._sources and not len(self._sources[name].windows):
+                raise CorpusError(f"{name} has no tokens in split {self.split!r}: give it weight 0")
+        update = self._schedule.update(mixture, at_step)
+        self._trim()
+        return update
+
+    def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> MixtureUpdate:
+        """Adds domain `name` of `corpus` from the next step on, with weight 0 until a mixture gives it some.
+
+        A domain that was in the stream before, whatever it was called when it was retired, goes on where it stopped.
+        """
+        if name in self._sources:
+            raise MixtureError(
+                f"the stream already has a domain {name!r}: retire or rename it first"
+            )
+        self._schedule.require_nothing_pending()
+        source = StreamDomain.open(corpus, name, self.split, self.sequence_length, epoch_cap)
+        if present := [other for other, known in self._sources.items() if known.key == source.key]:
+            raise MixtureError(
+                f"domain {name!r} of that corpus is in the stream already, as {present[0]!r}"
+            )
+        self._corpora[corpus.fingerprint] = corpus
+        _, drawn = self._retired.pop(source.key, (source, 0))
+        return self._reshape(
+            {**self._sources, name: source},
+            {**self.rows_drawn(), name: drawn},
+            self._asked().to((*self.names, name)),
+            f"add {name}",
+        )
+
+    def retire_domain(self, name: str) -> MixtureUpdate:
+        """Takes domain `name` out from the next step on; its weight goes to the others in proportion."""
+        source = self._source(name)
+        self._schedule.require_nothing_pending()
+        drawn, shares = self.rows_drawn(), self._asked().as_dict()
+        del shares[name]
+        if not any(shares.values()):
+            raise MixtureError(
+                f"{name} holds all the weight: set a mixture of the other domains before retiring it"
+            )
+        self._retired[source.key] = (source, drawn[name])
+        rest = {other: self._sources[other] for other in shares}
+        return self._reshape(
+            rest, drawn, Mixture.normalise(tuple(rest), list(shares.values())), f"retire {name}"
+        )
+
+    def rename_domain(self, old: str, new: str) -> MixtureUpdate:
+        """Calls domain `old` `new` from the next step on. Its order goes on unchanged."""
+        source = self._source(old)
+        if new in self._sources:
+            raise MixtureError(f"the stream already has a domain {new!r}")
+        self._schedule.require_nothing_pending()
+        names = check_names([new if name == old else name for name in self.names])
+        sources = {
+            name: self._sources[name] if name != new else source.renamed(new) for name in names
+        }
+        drawn = {**self.rows_drawn(), new: self.rows_drawn()[old]}
+        return self._reshape(
+            sources, drawn, Mixture(names, self._asked().weights_K), f"rename {old} {new}"
+        )
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the global sequence: JSON-able, O(K), the same on every rank."""
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.corpus.fingerprint,
+            **{name: getattr(self, name) for name in _FIXED},
+            "schedule": self._schedule.state_dict(),
+            "domains": [source.to_json() for source in self._sources.values()],
+            "retired": [
+                {**source.to_json(), "drawn": drawn} for source, drawn in self._retired.values()
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], corpora: Sequence[Pools] = ()) -> None:
+        """Goes to where `state` was saved, at whatever world size. `corpora` holds those that domains were added from.
+
+        Raises `FingerprintMismatch` if a corpus is not the one it was saved on, `CheckpointError` if the stream was made with
+        another seed, batch size, sequence length, split, sampling or epoch caps.
+        """
+        if state.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"stream state has format {state.get('format')!r}; this version of cuvee reads format {_FORMAT}"
+            )
+        if state.get("fingerprint") != self.corpus.fingerprint:
+            raise FingerprintMismatch(
+                f"the state was saved on corpus {state.get('fingerprint')}, but this stream reads {self.corpus.fingerprint}: "
+                "open the corpus that the run began with"
+            )
+        for name in _FIXED:
+            if state.get(name) != getattr(self, name):
+                raise CheckpointError(
+                    f"the state was saved with {name} {state.get(name)!r}, but this stream has {getattr(self, name)!r}: "
+                    f"make the stream with {name}={state.get(name)!r}"
+                )
+        self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
+        try:
+            sources = {row["name"]: self._from_json(row) for row in state["domains"]}
+            rows = [(self._from_json(row), int(row["drawn"])) for row in state["retired"]]
+            retired = {source.key: (source, drawn) for source, drawn in rows}
+            caps_K = np.array([source.rows for source in sources.values()], dtype=np.int64)
+            schedule = RowSchedule(
+                tuple(sources), caps_K, self.batch_size, self.seed, self.sampling
+            )
+            schedule.load_state_dict(state["schedule"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"the stream state is damaged ({error!r}): use an earlier checkpoint"
+            ) from error
+        self._sources, self._retired, self._schedule = sources, retired, schedule
+        self._reset()
+
+    # Inside
+
+    def _from_json(self, row: Mapping[str, Any]) -> StreamDomain:
+        return StreamDomain.from_json(row, self._corpora, self.split, self.sequence_length)
+
+    def _source(self, name: str) -> StreamDomain:
+        if name not in self._sources:
+            raise MixtureError(f"no domain {name!r} in the stream: it has {', '.join(self.names)}")
+        return self._sources[name]
+
+    def _asked(self) -> Mixture:
+        self._schedule.settle()
+        assert self._schedule.current is not None
+        return self._schedule.current.mixture
+
+    def _caps_K(self) -> npt.NDArray[np.int64]:
+        return np.array([source.rows for source in self._sources.values()], dtype=np.int64)
+
+    def _reshape(
+        self,
+        sources: dict[str, StreamDomain],
+        drawn: Mapping[str, int],
+        mixture: Mixture,
+        kind: str,
+    ) -> MixtureUpdate:
+        caps = {name: source.rows for name, source in sources.items()}
+        update = self._schedule.reshape(drawn, caps, mixture, kind)
+        self._sources = sources
+        self._reset()
+        return update
+
+    def _reset(self) -> None:
+        """Forgets what was prepared and takes the domains anew."""
+        sources = [self._sources[name] for name in self.names]
+        windows = [source.windows for source in sources]
+        self._planner.domains(
+            [source.key for source in sources], np.array([len(w) for w in windows], dtype=np.int64)
+        )
+        self._reader = Reader(windows, self.sequence_length)
+        self._trim()
+
+    def _trim(self) -> None:
+        self._plan: BatchPlan | None = None
+        self._block: npt.NDArray[Any] | None = None
+        self._ahead = 1
+
+    def _draw(self) -> None:
+        """Prepares the next steps: one after a change, then twice as many each time, so that frequent changes stay cheap."""
+        rows = max(
+            _PLAN_ROWS, 64 * len(self.names)
+        )  # enough of each domain to be worth a call of its own
+        if not self._reader.by_row:
+            rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
+        steps = max(1, min(self._ahead, rows // self.batch_size))
+        self._ahead = 2 * steps
+        plan = self._plan = self._planner.plan(
+            self.position, self._schedule.ahead(steps * self.stride), self.stride
+        )
+        self._short_SB = self._reader.short(plan.domain_SB, plan.window_SB)
+        self._padded_S: npt.NDArray[np.bool_] = np.any(self._short_SB, axis=1)
+        if self._reader.by_row:
+            self._place_SB = self._reader.rows(plan.domain_SB, plan.window_SB)
+        else:
+            self._place_SB = plan.row_SB
+            self._block = self._reader.read_sorted(plan.domain_N, plan.window_N)
+
+    def _gather(self, step: int, plan: BatchPlan, index: int) -> Batch:
+        domain_B, window_B, place_B = (
+            plan.domain_SB[index],
+            plan.window_SB[index],
+            self._place_SB[index],
+        )
+        block = self._block
+        rows_BL = (
+            self._reader.read_rows(place_B)
+            if block is None
+            else block.take(place_B, axis=0, mode="clip")
+        )
+        counted_BL = self._all_counted_BL
+        if self._padded_S[index]:
+            counted_BL = counted_BL.copy()
+            for row in np.flatnonzero(self._short_SB[index]).tolist():
+                rows_BL[row] = self._reader.tail(domain_B[row])
+                counted_BL[row, len(self._reader.windows[domain_B[row]].tail) :] = False
+        update = self._schedule.current
+        assert update is not None
+        return Batch(
+            step=step,
+            names=self.names,
+            tokens_BL=rows_BL.astype(np.int64),
+            domain_B=domain_B,
+            counted_BL=counted_BL,
+            origin=Origin(plan.epoch_SB[index], window_B),
+            version=update.version,
+            mixture_digest=update.mixture_digest,
+            log_digest=update.log_digest,
+            documents=partial(
+                document_ordinals, self._reader.windows, domain_B, window_B, self.sequence_length
+            ),
+        )
+
+
+_FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling", "epoch_caps")
+
+
+def _check_sizes(batch_size: int, sequence_length: int, rank: int, world_size: int) -> None:
+    if not 1 <= batch_size <= MOST_ROWS:
+        raise ConfigError(f"batch_size {batch_size} must lie between 1 and {MOST_ROWS}")
+    if sequence_length < 1:
+        raise ConfigError(f"sequence_length {sequence_length} must be at least 1")
+    if world_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"world_size {world_size} does not divide batch_size {batch_size}: every rank must get a whole part of the batch"
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is outside 0 … {world_size - 1}")

@@ -1,0 +1,151 @@
+"""Where a store is: a path or a database URL, and how to speak of it without giving its secrets away."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from cuvee.core.errors import StoreError
+
+ENVIRONMENT = "CUVEE_STORE"
+INSECURE = "CUVEE_STORE_INSECURE"
+
+_NETWORK_FILE_SYSTEM = re.compile(
+    r"(fuse\.)?(ceph|gcsfuse|glusterfs|juicefs|s3fs|sshfs)|9p|afs|beegfs|cifs|gpfs|lustre|nfs4?|orangefs|smb2|smb3|smbfs"
+)
+_ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
+_HARMLESS = frozenset({"sslmode", "connect_timeout", "application_name"})
+_LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Address:
+    """`url` names the place and holds no secret; what is needed to get in is in `secrets`, which no repr shows."""
+
+    url: URL
+    shown: str
+    secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    def scrub(self, text: str) -> str:
+        """`text` without any secret of this address in it."""
+        secrets = {str(value) for name, value in self.secrets.items() if name not in _HARMLESS}
+        for secret in sorted(
+            (secret for secret in secrets if len(secret) > 2), key=len, reverse=True
+        ):
+            text = text.replace(secret, "***")
+        return text
+
+
+def find_address(given: str | Path | None) -> Address:
+    """The store that `given` names: a path, `sqlite:///…`, `postgresql://…`, or `@FILE` whose first line is one of them.
+
+    None means the environment variable CUVEE_STORE, so that a password need not stand in a command line.
+    Raises `StoreError`; no message repeats a URL's user, password or query.
+    """
+    text = str(given) if given is not None else os.environ.get(ENVIRONMENT, "")
+    if text.startswith("@"):
+        text = _first_line(Path(text[1:]))
+    if not text:
+        raise StoreError(
+            f"no store was given: name a file such as runs/store.sqlite, or set {ENVIRONMENT}"
+        )
+    if "://" not in text:
+        return _sqlite(Path(text))
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise StoreError(
+            "the store's URL cannot be read: use sqlite:///PATH or postgresql://HOST/DATABASE"
+        ) from None
+    if url.drivername == "sqlite":
+        if not url.database or url.database == ":memory:" or url.query:
+            raise StoreError(
+                "a SQLite store is a plain file: use sqlite:///PATH with a path and without options"
+            )
+        return _sqlite(Path(url.database))
+    if url.drivername in ("postgresql", "postgres"):
+        return _postgresql(url)
+    raise StoreError(
+        f"{url.drivername!r} is no driver for a store: use sqlite:///PATH or postgresql://HOST/DATABASE"
+    )
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip().splitlines()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise StoreError(
+            f"{path} should hold the store's URL in its first line ({type(error).__name__})"
+        ) from None
+
+
+def _sqlite(path: Path) -> Address:
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'store.sqlite'}")
+    kind = file_system_of(path)
+    if kind and _NETWORK_FILE_SYSTEM.fullmatch(kind):
+        raise StoreError(
+            f"{path} lies on a network file system ({kind}), where SQLite's locks do not hold: "
+            "use a local disk, or PostgreSQL for several hosts"
+        )
+    return Address(URL.create("sqlite", database=str(path)), shown=str(path))
+
+
+def file_system_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The type of the file system that `path` is or would be on; None where the system does not tell (not Linux)."""
+    if not mounts.exists():
+        return None
+    real, best, kind = path.resolve(), -1, None
+    for line in mounts.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mounted_at = Path(
+            before.split()[4].encode().decode("unicode_escape")
+        )  # a blank is written as \040
+        depth = len(mounted_at.parts)
+        if depth >= best and real.is_relative_to(
+            mounted_at
+        ):  # of two mounts on one point the later one is seen
+            best, kind = depth, after.split()[0]
+    return kind
+
+
+def _postgresql(url: URL) -> Address:
+    options = {
+        name: value if isinstance(value, str) else ",".join(value)
+        for name, value in url.query.items()
+    }
+    hosts = ",".join(filter(None, (url.host, options.get("host"), options.get("hostaddr"))))
+    hosts = hosts or ",".join(
+        filter(None, (os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE")))
+    )
+    remote = [
+        host for host in hosts.split(",") if host not in _LOOPBACK and not host.startswith("/")
+    ]
+    exposed = bool(remote or "service" in options) and not os.environ.get(INSECURE)
+    if exposed and options.setdefault("sslmode", "require") not in _ENCRYPTED:
+        raise StoreError(
+            f"sslmode={options['sslmode']} would send runs and password in the clear to another host: use "
+            f"sslmode=require or verify-full, or set {INSECURE}=1 if the network itself is private"
+        )
+    secrets: dict[str, Any] = dict(options)
+    if url.username is not None:
+        secrets["user"] = url.username
+    if url.password is not None:
+        secrets["password"] = str(url.password)
+    bare = URL.create("postgresql+psycopg", host=url.host, port=url.port, database=url.database)
+    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    return Address(
+        bare, shown=f"postgresql://{'***@' if url.username else ''}{place}", secrets=secrets
+    )

@@ -1,0 +1,173 @@
+"""The engine under a store: one way to read, one way to write, both patient with locks, restarts and lost connections.
+
+A piece of work is a function of a connection that runs in one transaction and may be called again when the transaction's
+outcome is unknown (the link broke after COMMIT was sent), so it must find what it wrote the first time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import random
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cuvee.core.errors import StoreError
+from cuvee.fleet.store.address import Address
+
+T = TypeVar("T")
+
+_BUSY_MS = 30_000
+_HOPELESS = re.compile(
+    r"authentication failed|does not exist|pg_hba|translate host name|SSL|not permitted|no password"
+)
+
+
+class Database:
+    """`patience` is how many seconds a lock, a restarting server or a broken link is waited out before `StoreError`."""
+
+    def __init__(self, address: Address, patience: float = 60.0) -> None:
+        self.address, self._patience = address, patience
+        self.engine = _sqlite_engine(address) if address.is_sqlite else _postgresql_engine(address)
+        now = (
+            "(julianday('now') - 2440587.5) * 86400.0"
+            if address.is_sqlite
+            else "extract(epoch FROM clock_timestamp())"
+        )
+        self._now = sa.select(sa.cast(sa.literal_column(now), sa.Double))
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        return self._transact(work, write=False)
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work` in one transaction, durable when this returns; `work` may run more than once."""
+        return self._transact(work, write=True)
+
+    def now(self, connection: sa.Connection) -> float:
+        """Seconds since 1970 by the database's clock, the only clock that leases know."""
+        return float(connection.execute(self._now).scalar_one())
+
+    def insert_missing(self, table: sa.Table) -> Any:
+        """An INSERT that leaves a row that is there already as it is."""
+        insert = sqlite.insert if self.address.is_sqlite else postgresql.insert
+        return insert(table).on_conflict_do_nothing()
+
+    def _transact(self, work: Callable[[sa.Connection], T], write: bool) -> T:
+        deadline, pause = time.monotonic() + self._patience, 0.01
+        while True:
+            try:
+                with self._turn(write, deadline), self.engine.connect() as connection:
+                    connection.execution_options(cuvee_write=write)
+                    with connection.begin():
+                        return work(connection)
+            except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+                if not _is_transient(error) or time.monotonic() > deadline:
+                    raise StoreError(self._explain(error)) from None  # the chain could show a URL
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 2.0)
+
+    @contextmanager
+    def _turn(self, write: bool, deadline: float) -> Iterator[None]:
+        """Lets writers to one SQLite file queue. SQLite's own lock keeps them apart; but whoever waits for it sleeps ever longer
+        while others overtake, so that of eight writers one waits for seconds."""
+        if not write or not self.address.is_sqlite:
+            yield
+            return
+        with open(f"{self.address.url.database}-queue", "ab") as file:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(random.uniform(0.0002, 0.001))
+            yield  # the lock ends with the file, however the process ends
+
+    def _explain(self, error: Exception) -> str:
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        text = re.sub(
+            r'user "[^"]*"', "this user", self.address.scrub(" ".join(str(cause).split()))
+        )
+        if _is_transient(error):
+            return (
+                f"the store {self.address.shown} did not answer for {self._patience:.0f} s: {text}"
+            )
+        return f"the store {self.address.shown} refused: {text}"
+
+
+def _sqlite_engine(address: Address) -> sa.Engine:
+    assert address.url.database is not None
+    try:
+        Path(address.url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the folder of the store {address.shown} cannot be made: {error.strerror}"
+        ) from error
+    engine = sa.create_engine(
+        address.url,
+        connect_args={
+            "isolation_level": None,
+            "timeout": _BUSY_MS / 1000,
+        },  # we say BEGIN ourselves
+        hide_parameters=True,
+        json_serializer=to_json,
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A deferred transaction that turns into a write fails at once when another writer came between.
+        write = connection.get_execution_options()["cuvee_write"]
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(address: Address) -> sa.Engine:
+    if importlib.util.find_spec("psycopg") is None:
+        raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
+    patience_ms = 30_000  # a link that swallows packets is given up after this long
+    defaults = {"connect_timeout": 10, "tcp_user_timeout": patience_ms, "application_name": "cuvee"}
+    return sa.create_engine(
+        address.url,
+        connect_args={**defaults, **address.secrets},
+        hide_parameters=True,
+        json_serializer=to_json,
+    )
+
+
+def to_json(value: Any) -> str:
+    """Floats as their shortest exact decimal. Raises `ValueError` on NaN and infinity, which are no JSON."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _is_transient(error: Exception) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, sqlite3.Error):
+        return isinstance(cause, sqlite3.OperationalError) and (
+            "locked" in str(cause) or "busy" in str(cause)
+        )
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    state = getattr(cause, "sqlstate", None)
+    if (
+        state is not None
+    ):  # serialization, deadlock, shutdown, connection lost, too many connections
+        return state in ("40001", "40P01", "53300") or state[:2] in ("08", "57")
+    return type(cause).__name__ == "OperationalError" and not _HOPELESS.search(str(cause))

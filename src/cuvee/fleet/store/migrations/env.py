@@ -1,0 +1,13 @@
+"""Alembic's entry: migrates over the connection that the store hands in, inside the store's own transaction."""
+
+from alembic import context
+
+from cuvee.fleet.store.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,
+    render_as_batch=True,
+)
+context.run_migrations()

@@ -1,0 +1,462 @@
+"""`Store`: every run there is, in a SQLite file or a PostgreSQL database, the same code on both.
+
+    store = Store.open("runs/store.sqlite")
+    run_id = store.create("odm", seed=0, config=config, group="first")   # finds the run again if it is there
+    claim = store.claim(worker_name(), group="first")                    # or store.claim_run(run_id, worker_name())
+    claim.append(0, None, signals)                                       # see `cuvee.fleet.journal` for the rest
+    claim.finish(cost)
+    run = store.load(run_id)
+
+A write is durable when the call returns, and the same write twice is one write. A worker holds a run by a lease that the
+database's own clock times, and every write carries the attempt's number: once somebody else has the run, the writes of the
+worker that lost it are refused (`ClaimLost`).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from cuvee.core.errors import StoreError
+from cuvee.core.protocols import Metrics
+from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.fleet.store.address import Address, find_address
+from cuvee.fleet.store.claim import BAD, Claim, end_attempt
+from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.migrate import migrate
+from cuvee.fleet.store.rows import Interval, RunSummary, Tally, fingerprint_of, plain_json, run_key
+from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
+from cuvee.fleet.store.worker_name import is_dead, worker_name
+
+__all__ = ["Store", "run_key", "worker_name"]
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TICK = 1e-4  # seconds between two runs planned one after the other
+_LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without terminal escapes
+
+
+class Store:
+    """Made by `Store.open`. Safe to share between threads; a process opens its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url_or_path: str | Path | None = None, patience: float = 60.0) -> Store:
+        """Opens the store at a path, `sqlite:///…`, `postgresql://…` or `@FILE` that holds one of these; None means the
+        environment variable CUVEE_STORE. Creates the file and the tables where they are missing.
+
+        `patience` is how many seconds a lock or a server that is away is waited out. Raises `StoreError`.
+        """
+        database = Database(find_address(url_or_path), patience)
+        try:
+            migrate(database)
+        except BaseException:
+            database.engine.dispose()
+            raise
+        return cls(database)
+
+    @property
+    def address(self) -> Address:
+        """Where it is, to be opened by another process; its secrets are in no repr."""
+        return self._database.address
+
+    def close(self) -> None:
+        self._database.engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self._database.address.shown})"
+
+    # Planning
+
+    def create(
+        self,
+        name: str,
+        seed: int,
+        config: Mapping[str, Any],
+        *,
+        group: str | None = None,
+        run_id: str | None = None,
+        max_attempts: int = 3,
+    ) -> str:
+        """Plans a run and returns its id, by default `run_key(config, seed)`; a run that is there already stays as it is.
+
+        After `max_attempts` failed or lost attempts it is not handed out again. Raises `StoreError` if the id is taken by
+        a run with another configuration or seed.
+        """
+        plain = plain_json(config, "config")
+        run_id = run_key(config, seed) if run_id is None else run_id
+        _check(_ID, run_id, "run id", "1 to 64 letters, digits, dots, underscores or hyphens")
+        for what, label in (("name", name), ("group", group)):
+            if label is not None:
+                _check(_LABEL, label, what, "one line of 1 to 200 printable characters")
+        if max_attempts < 1:
+            raise StoreError(f"max_attempts is {max_attempts}: it must be at least 1")
+        fingerprint = fingerprint_of(config, seed)
+
+        def work(connection: sa.Connection) -> str:
+            last = connection.execute(sa.select(sa.func.max(runs.c.created))).scalar_one() or 0.0
+            now = max(
+                self._database.now(connection), last + _TICK
+            )  # SQLite's clock counts whole milliseconds
+            row = {
+                "id": run_id,
+                "name": name,
+                "cohort": group,
+                "seed": seed,
+                "config": plain,
+                "fingerprint": fingerprint,
+            }
+            start = {
+                "status": "waiting",
+                "attempt": 0,
+                "intervals": 0,
+                "progress": 0.0,
+                "max_attempts": max_attempts,
+            }
+            connection.execute(
+                self._database.insert_missing(runs).values(**row, **start, created=now, updated=now)
+            )
+            return str(
+                connection.execute(
+                    sa.select(runs.c.fingerprint).where(runs.c.id == run_id)
+                ).scalar_one()
+            )
+
+        if self._database.write(work) != fingerprint:
+            raise StoreError(
+                f"run {run_id} exists with another configuration or seed: give this one an id of its own"
+            )
+        return run_id
+
+    def reopen(self, run_id: str, attempts_more: int = 3) -> None:
+        """Lets a failed run be tried so many times more; any other run stays as it is."""
+        bad = (
+            sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD)
+        )
+        change = sa.update(runs).where(runs.c.id == run_id, runs.c.status == "failed")
+        change = change.values(status="waiting", max_attempts=bad.scalar_subquery() + attempts_more)
+        self._database.write(lambda connection: connection.execute(change))
+
+    def add(
+        self, name: str, run: Run, *, group: str | None = None, metrics: Sequence[Metrics] = ()
+    ) -> str:
+        """Records a run that was done elsewhere as done, in one transaction. The same run again is no change.
+
+        Raises `StoreError` if the id is taken by a run that is another one or is not done.
+        """
+        run_id = self.create(name, run.seed, run.config, group=group, run_id=run.id)
+        mixtures = [None, *run.trajectory.mixtures]
+        said = [{}, *metrics, *({} for _ in mixtures[len(metrics) + 1 :])]
+        found = [
+            Interval(*row)
+            for row in zip(count(), mixtures, run.trajectory.signals, said, strict=False)
+        ]
+        rows = [interval.row() for interval in found]
+        paths = {"checkpoint": run.checkpoint, "policy": run.policy}
+        ended = {
+            "status": "done",
+            "attempt": 1,
+            "intervals": len(rows) - 1,
+            "progress": run.trajectory.last.progress,
+        }
+
+        def work(connection: sa.Connection) -> None:
+            now = self._database.now(connection)
+            unstarted = (runs.c.id == run_id) & (runs.c.attempt == 0)
+            if (
+                connection.execute(
+                    sa.update(runs).where(unstarted).values(**ended, **paths, updated=now)
+                ).rowcount
+                == 0
+            ):
+                query = sa.select(intervals.c.digest).join(runs, runs.c.id == intervals.c.run_id)
+                query = query.where(runs.c.id == run_id, runs.c.status == "done").order_by(
+                    intervals.c.number
+                )
+                if list(connection.execute(query).scalars()) != [row["digest"] for row in rows]:
+                    raise StoreError(f"run {run_id} is in {self!r} already with other measurements")
+                return
+            attempt = {
+                "run_id": run_id,
+                "number": 1,
+                "key": uuid.uuid4().hex,
+                "worker": worker_name(),
+                "outcome": "done",
+            }
+            times = {"started": now, "heartbeat": now, "ended": now}
+            connection.execute(sa.insert(attempts).values(**attempt, **times, **asdict(run.cost)))
+            domains = {
+                row["space"]: interval.space_json()
+                for row, interval in zip(rows, found, strict=True)
+            }
+            missing = self._database.insert_missing(spaces)
+            connection.execute(
+                missing, [{"digest": key, "domains": space} for key, space in domains.items()]
+            )
+            connection.execute(
+                sa.insert(intervals), [{"run_id": run_id, "attempt": 1, **row} for row in rows]
+            )
+
+        self._database.write(work)
+        return run_id
+
+    # Claiming
+
+    def claim(
+        self, worker: str, lease_seconds: float = 60.0, group: str | None = None
+    ) -> Claim | None:
+        """Takes the oldest run that waits or whose worker is gone; None if there is none. `worker`: see `worker_name()`."""
+        which = runs.c.cohort == group if group is not None else sa.true()
+        return self._claim(worker, lease_seconds, which, {"waiting"}, skip_locked=True)
+
+    def claim_run(self, run_id: str, worker: str, lease_seconds: float = 60.0) -> Claim:
+        """Takes this run, a failed one too. Raises `StoreError` if it is done or another worker has it."""
+        claim = self._claim(
+            worker, lease_seconds, runs.c.id == run_id, {"waiting", "failed"}, skip_locked=False
+        )
+        if claim is None:
+            summary = self.summary(run_id)
+            if summary.status == "running":
+                raise StoreError(
+                    f"run {run_id} is being worked on by {summary.worker}: wait for it, or stop that process"
+                )
+            raise StoreError(f"run {run_id} is {summary.status}: there is nothing left to do")
+        return claim
+
+    def _claim(
+        self,
+        worker: str,
+        lease_seconds: float,
+        which: sa.ColumnElement[bool],
+        takeable: set[str],
+        *,
+        skip_locked: bool,
+    ) -> Claim | None:
+        if not lease_seconds > 0:
+            raise StoreError(f"the lease is {lease_seconds} s: it must be above 0")
+        key = (
+            uuid.uuid4().hex
+        )  # made before asking, so that asking again after a lost answer finds what was given
+
+        def work(connection: sa.Connection) -> tuple[str, int] | None:
+            given = connection.execute(
+                sa.select(attempts.c.run_id, attempts.c.number).where(attempts.c.key == key)
+            ).first()
+            if given is not None:
+                return str(given.run_id), int(given.number)
+            now = self._database.now(connection)
+            self._reclaim(connection, which, now, skip_locked)
+            query = sa.select(runs.c.id, runs.c.attempt).where(which, runs.c.status.in_(takeable))
+            query = (
+                query.order_by(runs.c.created, runs.c.id)
+                .limit(1)
+                .with_for_update(skip_locked=skip_locked)
+            )
+            found = connection.execute(query).first()
+            if found is None:
+                return None
+            number = found.attempt + 1
+            lease = {
+                "status": "running",
+                "attempt": number,
+                "lease_expires": now + lease_seconds,
+                "updated": now,
+            }
+            connection.execute(sa.update(runs).where(runs.c.id == found.id).values(**lease))
+            new = {
+                "run_id": found.id,
+                "number": number,
+                "key": key,
+                "worker": worker,
+                "outcome": "running",
+            }
+            nothing = {"tokens": 0, "flops": 0.0, "seconds": 0.0}
+            connection.execute(
+                sa.insert(attempts).values(**new, **nothing, started=now, heartbeat=now)
+            )
+            return str(found.id), number
+
+        taken = self._database.write(work)
+        if taken is None:
+            return None
+        return Claim(self._database, self.summary(taken[0]), taken[1], worker, lease_seconds)
+
+    def _reclaim(
+        self,
+        connection: sa.Connection,
+        which: sa.ColumnElement[bool],
+        now: float,
+        skip_locked: bool,
+    ) -> None:
+        """Ends the attempts whose lease ran out or whose worker was a process of this host that no longer exists."""
+        held = sa.select(runs.c.id, runs.c.attempt, runs.c.lease_expires, attempts.c.worker)
+        held = held.join(
+            attempts, (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
+        )
+        held = held.where(which, runs.c.status == "running").with_for_update(
+            skip_locked=skip_locked, of=runs
+        )
+        for row in connection.execute(held).all():
+            dead = is_dead(row.worker)
+            if dead or row.lease_expires < now:
+                why = f"worker {row.worker} {'died' if dead else 'was silent for longer than its lease'}"
+                end_attempt(connection, row.id, row.attempt, "lost", why, now)
+
+    # Reading
+
+    def runs(self, group: str | None = None, status: str | None = None) -> list[RunSummary]:
+        """The runs of a group, or of all, in the order in which they were planned."""
+        if status is not None and status not in STATUSES:
+            raise StoreError(f"{status!r} is no status of a run: use one of {', '.join(STATUSES)}")
+        query = _summaries()
+        query = query.where(runs.c.cohort == group) if group is not None else query
+        query = query.where(runs.c.status == status) if status is not None else query
+        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [_summary(row) for row in rows]
+
+    def tally(self, group: str | None = None) -> Tally:
+        """How many runs of a group stand where, and what they have cost: two small queries, for a live view."""
+        of = runs.c.cohort == group if group is not None else sa.true()
+        count = sa.select(
+            runs.c.status,
+            sa.func.count().label("runs"),
+            sa.func.sum(runs.c.progress).label("progress"),
+        )
+        totals = (
+            sa.func.coalesce(sa.func.sum(attempts.c[name]), 0).label(name)
+            for name in ("tokens", "flops", "seconds")
+        )
+        bad = sa.func.coalesce(sa.func.sum(sa.case((BAD, 1), else_=0)), 0).label("bad")
+        spend = sa.select(sa.func.count().label("attempts"), bad, *totals).join(
+            runs, attempts.c.run_id == runs.c.id
+        )
+
+        def work(connection: sa.Connection) -> Tally:
+            by_status = {
+                row.status: row
+                for row in connection.execute(count.where(of).group_by(runs.c.status))
+            }
+            spent = connection.execute(spend.where(of)).one()
+            return Tally(
+                **{
+                    status: int(by_status[status].runs) if status in by_status else 0
+                    for status in STATUSES
+                },
+                progress=sum(float(row.progress) for row in by_status.values()),
+                attempts=int(spent.attempts),
+                lost_attempts=int(spent.bad),
+                cost=Cost(int(spent.tokens), float(spent.flops), float(spent.seconds)),
+            )
+
+        return self._database.read(work)
+
+    def summary(self, run_id: str) -> RunSummary:
+        query = _summaries().where(runs.c.id == run_id)
+        row = self._database.read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            raise StoreError(
+                f"there is no run {run_id!r} in {self!r}: `cuvee runs list` shows what there is"
+            )
+        return _summary(row)
+
+    def intervals(self, run_id: str, first: int = 0, last: int | None = None) -> list[Interval]:
+        """What was recorded of the intervals `first` to `last`, both included. Raises `StoreError` for a damaged row."""
+        query = (
+            sa.select(intervals, spaces.c.domains).join(spaces).where(intervals.c.run_id == run_id)
+        )
+        query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
+        query = query.where(intervals.c.number <= last) if last is not None else query
+        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
+        found = [Interval.read(dict(row), row["domains"], run_id) for row in rows]
+        if [interval.number for interval in found] != list(range(first, first + len(found))):
+            raise StoreError(
+                f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were deleted"
+            )
+        return found
+
+    def trajectory(self, run_id: str, last: int | None = None) -> Trajectory:
+        """Up to interval `last`, or all of it. Raises `StoreError` if nothing was recorded."""
+        found = self.intervals(run_id, last=last)
+        if not found:
+            self.summary(run_id)  # names a run that does not exist
+            raise StoreError(f"run {run_id} has recorded nothing yet")
+        mixtures = [interval.mixture for interval in found if interval.mixture is not None]
+        return Trajectory([interval.signals for interval in found], mixtures)
+
+    def metrics(self, run_id: str) -> list[Metrics]:
+        """What the policy said after each interval; entry t belongs to `trajectory.mixtures[t]`."""
+        return [interval.metrics for interval in self.intervals(run_id, first=1)]
+
+    def load(self, run_id: str) -> Run:
+        """The run as far as it is recorded. Raises `StoreError` if nothing was."""
+        summary = self.summary(run_id)
+        trajectory = self.trajectory(run_id)
+        return Run(
+            run_id,
+            summary.seed,
+            summary.config,
+            trajectory,
+            summary.cost,
+            summary.checkpoint,
+            summary.policy,
+        )
+
+
+def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> None:
+    if not pattern.fullmatch(value):
+        raise StoreError(f"{what} {value!r} is not allowed: use {allowed}")
+
+
+def _summaries() -> sa.Select[Any]:
+    """Runs in the order of planning, each with what its attempts spent and who has or last had it."""
+    total = (sa.func.sum(attempts.c[name]).label(name) for name in ("tokens", "flops", "seconds"))
+    spent = sa.select(attempts.c.run_id, *total).group_by(attempts.c.run_id).subquery()
+    holds = (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
+    query = sa.select(runs, attempts.c.worker, spent.c.tokens, spent.c.flops, spent.c.seconds)
+    query = query.outerjoin(spent, spent.c.run_id == runs.c.id).outerjoin(attempts, holds)
+    return query.order_by(runs.c.created, runs.c.id)
+
+
+def _summary(row: sa.RowMapping) -> RunSummary:
+    same = (
+        "id",
+        "name",
+        "seed",
+        "config",
+        "status",
+        "reason",
+        "intervals",
+        "progress",
+        "created",
+        "updated",
+    )
+    paths = ("checkpoint", "policy", "model")
+    if (
+        row["status"] not in STATUSES
+        or fingerprint_of(row["config"], row["seed"]) != row["fingerprint"]
+    ):
+        raise StoreError(
+            f"run {row['id']} was altered after it was planned: status, configuration or seed do not fit"
+        )
+    return RunSummary(
+        **{name: row[name] for name in (*same, *paths, "worker")},
+        group=row["cohort"],
+        attempts=row["attempt"],
+        cost=Cost(
+            int(row["tokens"] or 0), float(row["flops"] or 0.0), float(row["seconds"] or 0.0)
+        ),
+    )

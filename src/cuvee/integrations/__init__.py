@@ -1,0 +1,1 @@
+"""cuvee in other people's software."""

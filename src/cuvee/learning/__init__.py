@@ -1,0 +1,1 @@
+"""Learning from logged runs: offline RL, off-policy evaluation, the universal policy."""

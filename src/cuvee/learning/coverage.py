@@ -1,0 +1,103 @@
+"""How much of what could be tried a collection of trajectories has tried: what a policy learned from them can know about.
+
+Trajectories are compared at the same shares of their runs, so their numbers of intervals may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import natural_shares
+from cuvee.core.errors import ConfigError
+from cuvee.core.trajectory import Trajectory
+
+POINTS = 20
+"""Shares of the run at which mixtures are compared."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """`distance` is the mean total variation between two trajectories at the same time; `target_distance` what the target share
+    alone makes of it, `source_distance` that between the source parts, each taken as a mixture of its own. `change` is the mean
+    total variation from one interval to the next.
+
+    `target_share_Q5` has the 10, 25, 50, 75 and 90 % quantiles over trajectories of the target share at the beginning, at
+    each quarter of the run, and at the end (5 rows). `emphasised` is the share of domains that a trajectory, on average, ever
+    gives twice their natural share (or half way to the whole batch, where that is less), `ever_emphasised` that of the domains
+    which any trajectory does. `entropy` has the 5 and the 95 % quantile of the entropy over ln K."""
+
+    trajectories: int
+    distance: float
+    target_distance: float
+    source_distance: float
+    change: float
+    target_share_Q5: FloatArray
+    emphasised: float
+    ever_emphasised: float
+    entropy: tuple[float, float]
+
+
+def coverage(trajectories: Sequence[Trajectory]) -> Coverage:
+    """Raises `ConfigError` for fewer than two, an empty one, or different domains."""
+    weights_NPK = common_weights(trajectories)
+    domains = trajectories[0].domains
+    target_K = np.array([domain.is_target for domain in domains])
+    share_NP = weights_NPK[:, :, target_K].sum(axis=2)
+    source_NPK = weights_NPK[:, :, ~target_K]
+    total_NP1 = source_NPK.sum(axis=2, keepdims=True)
+    source_NPK = np.where(total_NP1 > 0, source_NPK / np.where(total_NP1 > 0, total_NP1, 1.0), 0.0)
+    quarters_Q = np.linspace(0, POINTS - 1, 5).round().astype(int)
+    natural_K = np.array(list(natural_shares(domains).values()))
+    much_K = np.minimum(2 * natural_K, 0.5 * (1 + natural_K))
+    emphasised_NK = np.array([(t.weights_TK() > much_K).any(axis=0) for t in trajectories])
+    entropy_NP = -(weights_NPK * np.log(np.where(weights_NPK > 0, weights_NPK, 1.0))).sum(axis=2)
+    low, high = (
+        np.quantile(entropy_NP / np.log(len(domains)), [0.05, 0.95])
+        if len(domains) > 1
+        else (0.0, 0.0)
+    )
+    return Coverage(
+        trajectories=len(trajectories),
+        distance=_mean_distance(weights_NPK),
+        target_distance=_mean_distance(np.stack([share_NP, 1 - share_NP], axis=2)),
+        source_distance=_mean_distance(source_NPK),
+        change=float(np.mean([_changes(t.weights_TK()) for t in trajectories])),
+        target_share_Q5=np.quantile(share_NP[:, quarters_Q], [0.1, 0.25, 0.5, 0.75, 0.9], axis=0).T,
+        emphasised=float(emphasised_NK.mean()),
+        ever_emphasised=float(emphasised_NK.any(axis=0).mean()),
+        entropy=(float(low), float(high)),
+    )
+
+
+def common_weights(trajectories: Sequence[Trajectory]) -> FloatArray:
+    """(N, `POINTS`, K) the mixtures in force at evenly spaced shares of each run."""
+    if len(trajectories) < 2 or not all(map(len, trajectories)):
+        raise ConfigError("coverage is about two trajectories or more, of an interval or more each")
+    if any(trajectory.names != trajectories[0].names for trajectory in trajectories):
+        raise ConfigError(
+            "trajectories over different domains, or in another order, cannot be compared"
+        )
+    at_P = (np.arange(POINTS) + 0.5) / POINTS
+    return np.stack([t.weights_TK()[np.floor(at_P * len(t)).astype(int)] for t in trajectories])
+
+
+def _mean_distance(weights_NPK: FloatArray) -> float:
+    """Mean total variation over pairs of trajectories and points, one trajectory against all later ones at a time."""
+    N = len(weights_NPK)
+    total = sum(
+        0.5 * np.abs(weights_NPK[n + 1 :] - weights_NPK[n]).sum(axis=2).mean(axis=1).sum()
+        for n in range(N - 1)
+    )
+    return float(total / (N * (N - 1) / 2))
+
+
+def _changes(weights_TK: FloatArray) -> float:
+    return (
+        float(0.5 * np.abs(np.diff(weights_TK, axis=0)).sum(axis=1).mean())
+        if len(weights_TK) > 1
+        else 0.0
+    )

@@ -1,0 +1,296 @@
+"""Learning from whole runs: behaviour cloning, then conservative Q-learning on the simplex over histories.
+
+For Data Mixing Agent (arXiv:2507.15640): what is known of a run at moment t is everything up to t, so the networks read whole
+trajectories (`agents.history`) and every moment of every episode of a batch is learned from at once.
+
+    warm-up  KL(α_data ‖ π) over the episodes in the top quantile by return
+    critics  Σ_j ½ (Q_j(s_t, α_t) − y_t)² + ω Σ_j [ln E_ρ exp Q_j(s_t, α) − Q_j(s_t, α_t)]
+             y_t = r̃_t + γ [(1 − λ) min_j Q'_j(s_{t+1}, α′) + λ y_{t+1}],   α′ ~ π(s_{t+1})
+    actor    −E_π min_j Q_j(s_t, α) / ς + κ (H̄ − H(π)) + χ KL(α_data ‖ π) over the same top quantile
+
+CQL is that of `agents.cql` (Kumar et al. 2020, arXiv:2006.04779), ρ its even blend of the flat Dirichlet, π(s_t) and
+π(s_{t+1}). Deviations:
+
+- y is a λ-return without correction for α_{t+1}, … being the data's (Peng's Q(λ); Kozuno et al. 2021, arXiv:2103.00107):
+  the feedback of one interval is mostly noise, that of a whole run is not. λ = 0 is `agents.cql`.
+- rewards are shaped and scaled (`episodes.ReturnScale`); γ is 1 and the end of the budget is an end, since what counts is
+  the model at the end; `budget_ends=False` with γ < 1 bootstraps through it, as METHODS has it.
+- ς is how much Q differs between proposals in one state, so that χ and κ mean the same at any length of run.
+- π's entropy in the Aitchison measure is exact; its bonus is left out of y, where at its target it is worth nothing on average.
+- the conservative term is taken over `states` moments drawn from the batch, and of Q / ς, weighing ω ς²: an ω in units of returns
+  would push by many times what a mixture can change, since one interval decides about little of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cuvee.agents.cql import log_mean_exp
+from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic
+from cuvee.agents.learning import TrainState, digest, seeded
+from cuvee.agents.sac import Temperature, target_entropy
+from cuvee.agents.simplex import LOG_WEIGHT_FLOOR, LogisticNormal, log_weights, sample_flat
+from cuvee.core.errors import PolicyError
+from cuvee.core.protocols import State
+from cuvee.learning.episodes import Episode, EpisodeBatch, EpisodeSet, ReturnScale, episode_fault
+
+_LEAST_SPREAD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
+
+
+@dataclass(frozen=True)
+class OfflineSettings:
+    """`trace` λ, `conservatism` ω, `cloning` χ, `temperature` κ at the start. `batch` counts episodes, `draws` mixtures from each
+    of the three proposals, `states` the moments a batch at which they are drawn. `spread`: how far π is to vary each weight.
+    `settle`: so many updates are of the critics alone; an actor that follows untrained critics loses what it was cloned from."""
+
+    architecture: HistoryArchitecture = PRESETS["small"]
+    discount: float = 1.0
+    budget_ends: bool = True
+    trace: float = 0.9
+    batch: int = 16
+    quantile: float = 0.2
+    conservatism: float = 0.01
+    cloning: float = 0.2
+    draws: int = 4
+    states: int = 512
+    spread: float = 0.3
+    temperature: float = 0.01
+    temperature_rate: float = 3e-4
+    tau: float = 0.01
+    actor_rate: float = 1e-3
+    critic_rate: float = 2e-3
+    settle: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("discount", "trace", "quantile", "tau"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PolicyError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
+        for name in ("batch", "draws", "states"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.budget_ends and self.discount == 1:
+            raise PolicyError(
+                "without an end (budget_ends: false) values grow for ever: give a discount below 1"
+            )
+
+
+class OfflineLearner:
+    """Holds the networks and the data. Deterministic; `state_dict` resumes at any update to the bit, given the same episodes.
+
+    `imagined` episodes, of a model of the runs, are learned from but not imitated.
+    Raises `PolicyError` naming the episode (by `names`, else by its number) that holds what nobody can learn from.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        settings: OfflineSettings | None = None,
+        seed: int = 0,
+        names: Sequence[str] | None = None,
+        imagined: Sequence[Episode] = (),
+    ) -> None:
+        if not episodes:
+            raise PolicyError("there is no episode to learn from")
+        self.settings = s = settings or OfflineSettings()
+        features, globals_ = episodes[0].domains_TKF.shape[-1], episodes[0].globals_TG.shape[-1]
+        for number, episode in enumerate(episodes):
+            if fault := episode_fault(episode, features, globals_):
+                raise PolicyError(
+                    f"{names[number] if names else f'episode {number}'} cannot be learned from: {fault}"
+                )
+        everything = [*episodes, *imagined]
+        scale = ReturnScale.of(everything, s.discount)
+        self.data = EpisodeSet(everything, scale, s.discount, s.budget_ends)
+        self.data.imitate(
+            [*top_quantile(episodes, s.quantile), *[False] * len(imagined)], everything
+        )
+        actor, critic = seeded(
+            seed,
+            lambda: (
+                HistoryActor(features, globals_, s.architecture, s.spread),
+                HistoryCritic(features, globals_, s.architecture),
+            ),
+        )
+        self.actor = TrainState(actor, s.actor_rate)
+        self.critic = TrainState(critic, s.critic_rate, s.tau)
+        self.temperature = TrainState(Temperature(s.temperature), s.temperature_rate)
+        self.learners = {
+            "actor": self.actor,
+            "critic": self.critic,
+            "temperature": self.temperature,
+        }
+        self.generator = torch.Generator().manual_seed(seed)
+        self._rng = np.random.default_rng(seed)
+        self.updates = 0
+
+    def clone(self) -> dict[str, float]:
+        """One step of behaviour cloning on a batch of the best episodes."""
+        batch = self.data.sample(self.settings.batch, self._rng, best=True)
+        policy = self.actor.net.policy(batch.domains_BTKF[:, :-1], batch.globals_BTG[:, :-1])
+        return self.actor.step("clone", cloning_loss(policy, batch))
+
+    def update(self) -> dict[str, float]:
+        """One step of temperature, critics, targets and actor on a batch."""
+        return self.learn(self.data.sample(self.settings.batch, self._rng))
+
+    def learn(self, batch: EpisodeBatch) -> dict[str, float]:
+        policy = self.actor.net.policy(batch.domains_BTKF, batch.globals_BTG)
+        excess = (
+            target_entropy(batch.action_BTK.shape[-1], self.settings.spread)
+            - policy.log_ratio_entropy()
+        )
+        lacking_BT = excess[:, :-1]
+        strength = self.temperature.net.log.detach().exp().item()
+        lack = masked_mean(lacking_BT.detach(), batch.valid_BT)
+        metrics = self.temperature.step("temperature", -self.temperature.net.log * lack)
+        critic_loss, report = self.critic_loss(batch, policy)
+        metrics |= self.critic.step("critic", critic_loss) | report
+        if self.updates >= self.settings.settle:
+            metrics |= self.actor.step(
+                "actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_spread"])
+            )
+        self.critic.track()
+        self.updates += 1
+        return metrics | {"temperature": strength}
+
+    def critic_loss(
+        self, batch: EpisodeBatch, policy: LogisticNormal
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Squared errors to the λ-returns and the conservative term, over all valid moments, and figures about them."""
+        target_BT = self.targets(batch, policy)
+        tokens = self.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]
+        valid = batch.valid_BT
+        errors = [
+            (value - target_BT).square()
+            for value in self.critic.net.values(tokens, batch.action_BTK)
+        ]
+        error = 0.5 * sum((masked_mean(squared, valid) for squared in errors), torch.zeros(()))
+        gap, q_spread = self.conservative_loss(tokens, batch, policy)
+        report = {"td_error": error.item(), "conservative_gap": gap.item(), "q_spread": q_spread}
+        return error + self.settings.conservatism * q_spread**2 * gap, report
+
+    @torch.no_grad()
+    def targets(self, batch: EpisodeBatch, policy: LogisticNormal) -> Tensor:
+        """λ-returns (B, T): backwards, what comes after a moment is the blend of the slow critics' value and the return."""
+        slow, s = self.critic.slow, self.settings
+        tokens = slow.encode(batch.domains_BTKF, batch.globals_BTG)[:, 1:]
+        drawn = LogisticNormal(policy.logits[:, 1:], policy.spread[:, 1:]).sample(self.generator)
+        value_BT = torch.minimum(*slow.values(tokens, drawn.weights))
+        return lambda_returns(batch, value_BT, s.discount, s.trace)
+
+    def conservative_loss(
+        self, tokens: Tensor, batch: EpisodeBatch, policy: LogisticNormal, unit: float | None = None
+    ) -> tuple[Tensor, float]:
+        """How much more the critics promise for proposals than for the data, summed over twins, in units of ς; and ς, how far Q
+        differs between the proposals of one moment (mean deviation), unless `unit` is given in its place."""
+        index = torch.nonzero(batch.valid_BT.flatten())[:, 0]
+        if len(index) > self.settings.states:
+            index = index[
+                torch.randperm(len(index), generator=self.generator)[: self.settings.states]
+            ]
+        tokens_NKH, action_NK = tokens.flatten(0, 1)[index], batch.action_BTK.flatten(0, 1)[index]
+        proposed = torch.stack(
+            self.critic.net.values(tokens_NKH, self._proposals(policy, index, action_NK))
+        )  # (2, M, N)
+        data = torch.stack(self.critic.net.values(tokens_NKH, action_NK))
+        unit = unit or max(float(proposed.detach().std(1).mean()), _LEAST_SPREAD)
+        gap = torch.stack([log_mean_exp(scores) for scores in proposed / unit]) - data / unit
+        return gap.mean(1).sum(), unit
+
+    @torch.no_grad()
+    def _proposals(self, policy: LogisticNormal, index: Tensor, action_NK: Tensor) -> Tensor:
+        """(3·draws, N, K) from the flat Dirichlet, π at the moments `index` of the flattened batch, and π at the next ones."""
+        draws = self.settings.draws
+        flat = sample_flat((draws, *action_NK.shape), self.generator)
+        parts = [flat]
+        for moments in (slice(None, -1), slice(1, None)):
+            at = LogisticNormal(*(part[:, moments].flatten(0, 1)[index] for part in policy))
+            parts.append(at.sample(self.generator, (draws,)).weights)
+        return torch.cat(parts)
+
+    def actor_loss(
+        self,
+        batch: EpisodeBatch,
+        policy: LogisticNormal,
+        lacking_BT: Tensor,
+        strength: float,
+        q_spread: float,
+    ) -> Tensor:
+        now = LogisticNormal(policy.logits[:, :-1], policy.spread[:, :-1])
+        with torch.no_grad():
+            tokens = self.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]
+        value_BT = torch.minimum(
+            *self.critic.net.values(tokens, now.sample(self.generator).weights)
+        )
+        loss = masked_mean(strength * lacking_BT - value_BT / q_spread, batch.valid_BT)
+        return (
+            loss + self.settings.cloning * cloning_loss(now, batch)
+            if self.settings.cloning
+            else loss
+        )
+
+    def state_dict(self) -> State:
+        return {
+            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
+            "generator": self.generator.get_state().numpy().copy(),
+            "rng": self._rng.bit_generator.state,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state["learners"][name])
+        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
+        self._rng.bit_generator.state = state["rng"]
+        self.updates = int(state["updates"])
+
+    def digest(self) -> str:
+        """sha256 over networks, targets, moments and generators."""
+        return digest(self.state_dict())
+
+
+def top_quantile(episodes: Sequence[Episode], quantile: float) -> list[bool]:
+    """Which episodes have one of the `quantile` highest returns among those of their K, at least one of each; no broken-off one
+    unless all are."""
+    best = [False] * len(episodes)
+    for K in {episode.domains for episode in episodes}:
+        members = [number for number, episode in enumerate(episodes) if episode.domains == K]
+        ranked = sorted(
+            members, key=lambda number: (episodes[number].terminated, -episodes[number].gain)
+        )
+        for number in ranked[: max(1, math.ceil(quantile * len(members)))]:
+            best[number] = True
+    return best
+
+
+def cloning_loss(policy: LogisticNormal, batch: EpisodeBatch) -> Tensor:
+    """Mean KL(α_data ‖ centre of π) in nats over the valid moments of the episodes worth imitating; 0 if there are none."""
+    ratio_BTK = log_weights(batch.action_BTK) - policy.logits.log_softmax(-1).clamp(
+        min=LOG_WEIGHT_FLOOR
+    )
+    valid_BT = batch.valid_BT & (batch.best_B > 0)[:, None]
+    return masked_mean((batch.action_BTK * ratio_BTK).sum(-1), valid_BT)
+
+
+def lambda_returns(batch: EpisodeBatch, value_BT: Tensor, discount: float, trace: float) -> Tensor:
+    """y (B, T); `value_BT` is the value at the moment after each."""
+    following = torch.zeros_like(value_BT[:, 0])
+    out = torch.empty_like(value_BT)
+    blend_BT = trace * nn.functional.pad(
+        batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1)
+    )  # the last has no return after it
+    for t in reversed(range(value_BT.shape[1])):
+        after_B = (1 - blend_BT[:, t]) * value_BT[:, t] + blend_BT[:, t] * following
+        following = out[:, t] = batch.reward_BT[:, t] + discount * batch.goes_on_BT[:, t] * after_B
+    return out
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean over entries where `valid`; 0 if there are none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

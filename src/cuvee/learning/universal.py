@@ -1,0 +1,370 @@
+"""The universal policy: an actor trained by gradient through simulated continual pre-training, in worlds of all kinds.
+
+    world      K domains, T intervals, laws and their `WorldParams` drawn at random              (`simulation.continual`)
+    rollout    the actor steers it from beginning to end; e_T is a differentiable function of the actor's weights
+    actor      ascends (e_T − e_T of the reference mixture) / (|that| + 0.02), so that no world outweighs the others, and pays
+               for each nat that it strays from that mixture: worlds are not real runs
+    critics    regress e_T − e_t on paths that were pushed off the actor's own
+
+Unlike a `DataMixingAgent` it has imitated no proxy runs, and costs none where it is used; real runs enter by the natures that
+they look like (`calibration`), if at all. What it knows is how laws of such a shape are best played, and it finds out which
+laws by the losses and the feedback that it sees. What it sees is what `HistoryEncoder` makes of a run, here for a batch of
+worlds and with gradients; they agree to rounding. So that it copes with real runs, losses are as noisy as those of few
+sequences, rare domains are not always drawn, and in a third of the worlds there is no feedback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss
+
+from cuvee.agents.history import Past
+from cuvee.core.domain import Domain, natural_shares
+from cuvee.policies.history.encoder import reference_mixture
+from cuvee.policies.history.heuristics import role_shares
+from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.simulation.continual import WorldParams, continual
+from cuvee.simulation.simulator import ScalingLaws
+
+World = tuple[ScalingLaws, tuple[Domain, ...]]
+_LAWS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "start_K", "value_K")
+
+
+@dataclass(frozen=True)
+class UniversalSettings:
+    """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
+    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. A share `real`
+    is of natures that real runs look like, where these are given. `caution` is the price of a nat, in gains relative to the
+    reference mixture's. `updates` of the actor, then `valuations` of the critics."""
+
+    updates: int = 2000
+    valuations: int = 150
+    moments: int = 12_000
+    sources: int = 48
+    targets: int = 12
+    pairs: float = 0.15
+    shortest: int = 8
+    longest: int = 80
+    real: float = 0.75
+    caution: float = 0.15
+    rate: float = 1e-3
+
+
+class Worlds:
+    """B worlds of equal K and T, side by side."""
+
+    def __init__(self, worlds: Sequence[World]) -> None:
+        laws = [one for one, _ in worlds]
+        self.intervals = laws[0].intervals
+        steps = range(self.intervals)
+        self.pace_TB1 = [
+            _column([one.pace_T[t] if one.pace_T else 1.0 for one in laws]) for t in steps
+        ]
+        self.fade_TB1 = [
+            _column([one.fade_T[t] if one.fade_T else 1.0 for one in laws]) for t in steps
+        ]
+        self.law = {
+            name: torch.stack([getattr(one, name) for one in laws]).float() for name in _LAWS
+        }
+        self.unit_B1, self.interval_B1 = (
+            _column([getattr(one, name) for one in laws]) for name in ("unit", "interval")
+        )
+        spaces = [domains for _, domains in worlds]
+        self.reference_BK = _rows([reference_mixture(domains) for domains in spaces])
+        self.start_BK = _rows([role_shares(domains, "source") for domains in spaces])
+        self.natural_BK = _rows([list(natural_shares(domains).values()) for domains in spaces])
+        self.tokens_BK = _rows([[float(domain.tokens) for domain in domains] for domains in spaces])
+        self.target_BK = _rows(
+            [[float(domain.is_target) for domain in domains] for domains in spaces]
+        )
+
+    def loss(self, effective_BK: Tensor) -> Tensor:
+        return self.law["floor_K"] + self.law["scale_K"] * (effective_BK / self.unit_B1).pow(
+            -self.law["exponent_K"]
+        )
+
+    def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
+        pace_B1 = self.pace_TB1[number]
+        taught_BK = torch.einsum(
+            "bij,bj->bi", self.law["transfer_KK"], weights_BK * pace_B1 * self.interval_B1
+        )
+        return (1 - self.law["forgetting_K"]).pow(self.fade_TB1[number]) * effective_BK + taught_BK
+
+
+@dataclass(frozen=True)
+class Senses:
+    """How well a run is measured in each of B worlds: whether there is feedback, the deviations of a training loss at an even
+    share and of a field's score, and how many sequences an interval draws, in which a rare domain may not be."""
+
+    told_B1: Tensor
+    noise_B1: Tensor
+    doubt_B1: Tensor
+    sequences_B1: Tensor
+
+    @classmethod
+    def perfect(cls, count: int) -> Senses:
+        one_B1 = torch.ones(count, 1)
+        return cls(one_B1, 0 * one_B1, 0 * one_B1, torch.inf * one_B1)
+
+    @classmethod
+    def draw(cls, count: int, domains: int, rng: np.random.Generator) -> Senses:
+        """A sequence's loss deviates by 0.2 to 0.6 nats, and an even share of an interval has 1 / K of its sequences."""
+
+        def log_uniform(low: float, high: float) -> Tensor:
+            return _column(np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist())
+
+        told_B1 = _column((rng.random(count) < 2 / 3).astype(float).tolist())
+        sequences_B1 = log_uniform(50, 5000)
+        noise_B1 = log_uniform(0.2, 0.6) * (domains / sequences_B1).sqrt()
+        return cls(told_B1, noise_B1, log_uniform(0.0002, 0.01), sequences_B1)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What was seen (B, T, K, F) and (B, T, G), what was played (B, T, K) and the feedback (B, T+1), as it truly was."""
+
+    domains_BTKF: Tensor
+    globals_BTG: Tensor
+    weights_BTK: Tensor
+    feedback_BT: Tensor
+
+
+class _Sight:
+    """What `HistoryEncoder` makes of the moments of a run, one after the other."""
+
+    def __init__(self, worlds: Worlds, senses: Senses, generator: torch.Generator) -> None:
+        self.worlds, self.senses, self.generator = worlds, senses, generator
+        target_BK, K = worlds.target_BK, worlds.target_BK.shape[1]
+        self.targets_B1 = target_BK.sum(-1, keepdim=True)
+        of_role_BK = torch.where(target_BK > 0, self.targets_B1, K - self.targets_B1)
+        self.fixed = [
+            _log(K * worlds.reference_BK),
+            target_BK,
+            _log(2 * worlds.reference_BK * of_role_BK),
+            _log(K * worlds.natural_BK),
+        ]
+        self.known_BK = torch.zeros_like(target_BK)
+        self.first_BK = torch.ones_like(target_BK)
+        self.before_B1 = torch.zeros_like(self.targets_B1)
+
+    def domains(self, last_BK: Tensor, drawn_BK: Tensor, loss_BK: Tensor | None) -> Tensor:
+        """(B, K, F) from the mixture in force, the tokens drawn so far and the true losses, None before the first interval."""
+        reference, target, in_role, share = self.fixed
+        K, relative_BK, seen_BK = (
+            last_BK.shape[1],
+            torch.zeros_like(target),
+            torch.zeros_like(target),
+        )
+        if loss_BK is not None:
+            seen_BK = (
+                self._uniform(target) < 1 - (-last_BK.detach() * self.senses.sequences_B1).exp()
+            ).float()
+            deviation_BK = self.senses.noise_B1 / (K * last_BK.detach()).clamp(min=1e-3).sqrt()
+            measured_BK = loss_BK + deviation_BK * self._normal(target)
+            self.first_BK = torch.where(
+                (seen_BK > 0) & (self.known_BK == 0), measured_BK.detach(), self.first_BK
+            )
+            self.known_BK = torch.maximum(self.known_BK, seen_BK)
+            relative_BK = seen_BK * 5 * (measured_BK / self.first_BK.clamp(min=0.1) - 1)
+        epochs_BK = torch.log1p(drawn_BK / self.worlds.tokens_BK)
+        columns = [
+            reference,
+            _log(K * last_BK),
+            K * last_BK - 1,
+            target,
+            in_role,
+            share,
+            epochs_BK,
+            relative_BK,
+            seen_BK,
+        ]
+        return torch.stack(columns, -1).clamp(-3, 3)
+
+    def run(self, progress: float, last_BK: Tensor, drawn_BK: Tensor, fields_B2: Tensor) -> Tensor:
+        """(B, G) from progress, mixture, tokens and the true feedback of either field alone."""
+        target_BK, told_B1, first = self.worlds.target_BK, self.senses.told_B1, progress == 0
+        doubt_B2 = (
+            torch.zeros_like(fields_B2) if first else self.senses.doubt_B1 * self._normal(fields_B2)
+        )
+        measured_B2 = told_B1 * (fields_B2 + doubt_B2)
+        general_B1, learned_B1 = measured_B2[:, :1], measured_B2[:, 1:]
+        now_B1 = 0.5 * (general_B1 + learned_B1)
+        change_B1, self.before_B1 = now_B1 - self.before_B1, now_B1
+        drawn_BK = drawn_BK / drawn_BK.sum(-1, keepdim=True).clamp(min=1.0)
+        shares = [
+            (part_BK * target_BK).sum(-1, keepdim=True)
+            for part_BK in (last_BK, drawn_BK, self.worlds.natural_BK)
+        ]
+        size_B1 = torch.full_like(told_B1, 0.25 * float(np.log(target_BK.shape[1])))
+        scaled = [5 * now_B1, 5 * general_B1, 5 * learned_B1, 50 * change_B1]
+        numbers = [torch.full_like(told_B1, progress), *scaled, told_B1, *shares, size_B1]
+        return torch.cat(numbers, -1).clamp(-3, 3)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=self.generator)
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator)
+
+
+def rollout(
+    policy: HistoryPolicy,
+    worlds: Worlds,
+    senses: Senses,
+    generator: torch.Generator,
+    push_B1: Tensor | None = None,
+) -> Played:
+    """The policy's actor steers each world from beginning to end, its logits pushed off by so much noise; differentiable."""
+    sight, effective_BK = _Sight(worlds, senses, generator), worlds.law["start_K"]
+    past: Past | None = None
+    loss_BK: Tensor | None = None
+    last_BK, drawn_BK = worlds.start_BK, torch.zeros_like(worlds.start_BK)
+    base_BK, source_BK = worlds.loss(effective_BK), 1 - worlds.target_BK
+    at_first_B2 = torch.stack(
+        [(base_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
+    )
+    fields_B2 = torch.zeros_like(at_first_B2)
+    seen: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
+    for t in range(worlds.intervals):
+        domains_BKF = sight.domains(last_BK, drawn_BK, loss_BK)
+        globals_BG = sight.run(t / worlds.intervals, last_BK, drawn_BK, fields_B2)
+        logits_BK, past = policy.actor.unroll(past, domains_BKF, globals_BG)
+        if push_B1 is not None:
+            logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
+        last_BK = logits_BK.softmax(-1)
+        effective_BK = worlds.step(effective_BK, last_BK, t)
+        drawn_BK, loss_BK = drawn_BK + last_BK * worlds.interval_B1, worlds.loss(effective_BK)
+        now_B2 = torch.stack(
+            [(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
+        )
+        fields_B2 = 1 - now_B2 / at_first_B2
+        for kept, new in zip(
+            seen, (domains_BKF, globals_BG, last_BK, fields_B2.mean(-1)), strict=True
+        ):
+            kept.append(new)
+    return Played(*(torch.stack(kept, 1) for kept in seen))
+
+
+def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
+    """(B,) e at the end of a run under one mixture."""
+    effective_BK = worlds.law["start_K"]
+    for number in range(worlds.intervals):
+        effective_BK = worlds.step(effective_BK, weights_BK, number)
+    base_BK = worlds.loss(worlds.law["start_K"])
+    return ((base_BK - worlds.loss(effective_BK)) * worlds.law["value_K"]).sum(-1)
+
+
+def learn_universal(
+    settings: UniversalSettings,
+    seed: int,
+    observer: Callable[[int, dict[str, float]], None] | None = None,
+    natures: Sequence[WorldParams] = (),
+) -> HistoryPolicy:
+    """The policy. `natures` are those of real runs (`calibration`). `observer` is given the number of each update, and how far
+    above the reference mixture it ended."""
+    policy, rng = HistoryPolicy("small", seed=seed), np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    actor = _Descent(policy.actor, settings.rate, settings.updates)
+    critic = _Descent(policy.critic, settings.rate, settings.valuations)
+    for number in range(settings.updates + settings.valuations):
+        worlds = draw_worlds(settings, rng, natures)
+        count, domains = worlds.start_BK.shape
+        senses = Senses.draw(count, domains, rng)
+        if number < settings.updates:
+            played = rollout(policy, worlds, senses, generator)
+            reference_B = constant_gain(worlds, worlds.reference_BK)
+            above_B = played.feedback_BT[:, -1] - reference_B
+            better = (above_B / (reference_B.abs() + 0.02)).mean()
+            strayed = _strayed(played.weights_BTK, worlds.reference_BK)
+            said = {
+                "above_reference": better.item(),
+                "strayed": strayed.item(),
+                "gradient": actor.step(settings.caution * strayed - better),
+            }
+        else:
+            wrong = _valuation(policy, worlds, senses, rng, generator)
+            said = {"critic_loss": wrong.item(), "gradient": critic.step(wrong)}
+        if observer:
+            observer(number, said)
+    return policy
+
+
+def _strayed(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
+    """Mean KL(α_t ‖ reference) in nats."""
+    ratio_BTK = weights_BTK.clamp(min=1e-9) / reference_BK[:, None].clamp(min=1e-9)
+    return (weights_BTK * ratio_BTK.log()).sum(-1).mean()
+
+
+class _Descent:
+    """Adam whose rate falls to nothing along a cosine. A gradient longer than 1, as a long run may have, is shortened."""
+
+    def __init__(self, net: nn.Module, rate: float, updates: int) -> None:
+        self.parameters = list(net.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(updates, 1))
+
+    def step(self, loss: Tensor) -> float:
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        self.optimizer.step()
+        self.schedule.step()
+        return norm
+
+
+def draw_worlds(
+    settings: UniversalSettings, rng: np.random.Generator, natures: Sequence[WorldParams] = ()
+) -> Worlds:
+    """A batch of worlds of one size, a share `real` of them of `natures` if there are any."""
+
+    def size(low: int, high: int) -> int:
+        return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
+
+    intervals, sources, targets = size(settings.shortest, settings.longest), 1, 1
+    if rng.random() >= settings.pairs:
+        sources, targets = size(1, settings.sources), size(1, settings.targets)
+    count = int(np.clip(settings.moments / ((sources + targets) * intervals), 4, 32))
+
+    def nature(seed: int) -> WorldParams:
+        if natures and rng.random() < settings.real:
+            return natures[seed % len(natures)]
+        return WorldParams.draw(seed)
+
+    seeds = rng.integers(2**31, size=count).tolist()
+    return Worlds([continual(sources, targets, seed, intervals, nature(seed)) for seed in seeds])
+
+
+def _valuation(
+    policy: HistoryPolicy,
+    worlds: Worlds,
+    senses: Senses,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """How wrong both critics are about what is still to come, ten times e_T − e_t, on paths that are not the actor's own."""
+    push_B1 = _column(rng.uniform(0.0, 1.5, len(worlds.start_BK)).tolist())
+    with torch.no_grad():
+        played = rollout(policy, worlds, senses, generator, push_B1)
+    tokens = policy.critic.encode(played.domains_BTKF, played.globals_BTG)
+    to_come_BT = 10 * (played.feedback_BT[:, -1:] - played.feedback_BT[:, :-1])
+    return sum(
+        (huber_loss(q_BT, to_come_BT) for q_BT in policy.critic.values(tokens, played.weights_BTK)),
+        torch.zeros(()),
+    )
+
+
+def _log(relative_BK: Tensor) -> Tensor:
+    return 0.5 * relative_BK.clamp(min=float(np.exp(-6.0))).log()
+
+
+def _rows(rows: Sequence[object]) -> Tensor:
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None]

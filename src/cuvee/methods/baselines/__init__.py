@@ -1,0 +1,1 @@
+"""Baselines: mixtures and schedules that nothing was learned for."""

@@ -1,0 +1,1 @@
+"""RegMix: a regression from mixtures to losses over many static proxy runs."""

@@ -1,0 +1,198 @@
+"""RegMix: the mixture as a regression over small static runs (Liu et al. 2024, arXiv 2407.01492, ICLR 2025).
+
+    prior     α ~ Dirichlet(s b),   b_i ∝ √(n_i / Σn),   ln s ~ U(ln 0.1, ln 5);   shares below 2e-4 become 0
+    propose   N proxies, each under one such α from start to end
+    commit    fit the losses by domain from α (`methods.regmix.fit`), predict 100,000 α from the same prior, and take the mean
+              of the 128 with the lowest objective; none of them reads a domain more than `epoch_cap` times in `tokens` tokens
+
+b and the range of s are those of the released configuration (temperature 0.5, strength 0.1 to 5).
+
+Deviations. Losses are fitted by domain and then weighed (why: `methods.regmix.fit`), by default with the fit that ranks unseen
+proxies best. The released code draws s from 15 levels and rounds shares to multiples of 2e-4; here s is continuous, nothing is
+rounded, and any two proxies differ by half a percent of the batch. It caps repetition in the proxies' draw too, by rejection;
+here only candidates are capped, so that one set of proxies serves targets of any length, and a share over the cap is cut and
+the rest scaled up, since with many small domains rejection leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Domains, Policy
+from cuvee.core.trajectory import Run
+from cuvee.methods.regmix.fit import FITS, Fitted, check_installed, fit
+from cuvee.methods.regmix.runs import FEWEST_RUNS, Objective, Table, check_objective
+from cuvee.policies.fixed import Fixed
+
+_TEMPERATURE = 0.5
+_STRENGTHS = (0.1, 5.0)
+_SMALLEST_SHARE = 2e-4
+_CANDIDATES, _KEPT = 100_000, 128
+_NEARLY_SAME = 0.005  # total variation that two proxies differ by, at least
+_BLOCK, _MOST_BLOCKS = 256, 64
+_SAME = 1e-9  # total variation between a proxy's mixture and what its run says that it was
+
+
+@dataclass(frozen=True)
+class RegMix:
+    """`proxies` is N. `objective`: the mean validation loss over domains; half the mean of the source's and half that of the
+    target's; or weights by name. `tokens` is the target run's budget, None for no cap."""
+
+    proxies: int = 64
+    fit: Literal["best", "gaussian_process", "lightgbm", "log_linear"] = "best"
+    objective: Objective = "valid_loss"
+    tokens: int | None = None
+    epoch_cap: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.proxies < FEWEST_RUNS:
+            raise ConfigError(f"proxies is {self.proxies}: a fit needs at least {FEWEST_RUNS}")
+        if self.fit not in ("best", *FITS):
+            raise ConfigError(f"fit is {self.fit!r}: use best, {', '.join(FITS)}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(
+                f"tokens is {self.tokens}: give the target run's budget, 1 or more, or leave it out"
+            )
+        if not self.epoch_cap > 0:
+            raise ConfigError(f"epoch_cap is {self.epoch_cap}: it must be above 0")
+        check_objective(self.objective)
+
+    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
+        """The proxies that no logged run was, whatever order they ended in. More `proxies` keep the ones that are there."""
+        check_installed(self.fit)  # now, and not when all the proxies have been paid for
+        names = tuple(domain.name for domain in corpus.domains)
+        drawn_NK = self._drawn(corpus.domains)
+        there = [run.trajectory.mixtures[0] for run in logged if len(run.trajectory)]
+        there_MK = np.array(
+            [mixture.to(names).weights_K for mixture in there if set(mixture.names) <= set(names)]
+        )
+        if len(there_MK):
+            drawn_NK = drawn_NK[
+                [(_total_variation(there_MK, drawn_K) > _SAME).all() for drawn_K in drawn_NK]
+            ]
+        return [Fixed(Mixture.normalise(names, drawn_K)) for drawn_K in drawn_NK]
+
+    def _drawn(self, domains: tuple[Domain, ...]) -> FloatArray:
+        """(N, K) mixtures from the prior that differ: with few domains, many of its draws are one domain and nothing else."""
+        generator = np.random.Generator(np.random.PCG64(self.seed))
+        found_NK = np.empty((0, len(domains)))
+        for _ in range(_MOST_BLOCKS):
+            for drawn_K in draw(domains, _BLOCK, generator):
+                if (_total_variation(found_NK, drawn_K) > _NEARLY_SAME).all():
+                    found_NK = np.vstack([found_NK, drawn_K])
+                if len(found_NK) == self.proxies:
+                    return found_NK
+        raise ConfigError(
+            f"proxies is {self.proxies}, but over {len(domains)} domains only {len(found_NK)} mixtures were found that "
+            f"differ by more than {_NEARLY_SAME:g}: ask for fewer"
+        )
+
+    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """`Fixed`, with what it rests on as its `evidence`: the fit, its cross-validated rank correlation, runs left out and why.
+
+        Raises `PolicyError` if too few runs can be used, or if no fit ranks unseen ones better than chance.
+        """
+        ceilings_K = self._ceilings(corpus.domains)
+        table = Table.of(corpus.domains, logged, self.objective)
+        fits = [fit(name, *table.arrays) for name in (FITS if self.fit == "best" else (self.fit,))]
+        best = max(fits, key=lambda fitted: fitted.ranks.value)
+        if best.ranks.low <= 0:
+            raise PolicyError(
+                f"the fit ({best.name}) ranks proxies that it has not seen with Spearman {best.ranks.value:.2f} "
+                f"({best.ranks.low:.2f} to {best.ranks.high:.2f}), which may be chance: train more proxies (proxies is "
+                f"{self.proxies}), train each longer, or validate on more tokens (train.validation_tokens)"
+            )
+        candidates_MK = draw(
+            corpus.domains, _CANDIDATES, np.random.Generator(np.random.PCG64([self.seed, 1]))
+        )
+        candidates_MK = capped(candidates_MK, ceilings_K, _shares(corpus.domains))
+        predicted_M = best.losses(candidates_MK) @ table.values_D
+        chosen_K = candidates_MK[np.argpartition(predicted_M, _KEPT)[:_KEPT]].mean(axis=0)
+        missing = len(self.propose(corpus, logged))
+        evidence = {
+            "method": "regmix",
+            "summary": f"{best.name} ranks proxies that it has not seen with Spearman {best.ranks.value:.3f} "
+            f"({best.ranks.low:.3f} to {best.ranks.high:.3f}); {best.ranks.runs} runs fitted, {len(table.left_out)} left out, "
+            f"{missing} missing",
+            "fit": best.name,
+            "rank_correlation": asdict(best.ranks),
+            "rank_correlations": {fitted.name: fitted.ranks.value for fitted in fits},
+            "predicted": _predicted(best, chosen_K, table),
+            "left_out": table.left_out,
+            "missing": missing,
+        }
+        return Fixed(
+            Mixture.normalise([domain.name for domain in corpus.domains], chosen_K), evidence
+        )
+
+    def _ceilings(self, domains: tuple[Domain, ...]) -> FloatArray:
+        """(K,) the share with which each domain is read `epoch_cap` times in the target run."""
+        if self.tokens is None:
+            return np.ones(len(domains))
+        ceilings_K = np.array(
+            [min(1.0, self.epoch_cap * domain.tokens / self.tokens) for domain in domains]
+        )
+        if ceilings_K.sum() < 1.0:
+            there = sum(domain.tokens for domain in domains)
+            raise ConfigError(
+                f"the {there:,} tokens of the corpus, each read {self.epoch_cap:g} times (epoch_cap), are fewer than the "
+                f"target's {self.tokens:,} (tokens): raise epoch_cap, or train on less"
+            )
+        return ceilings_K
+
+
+def draw(domains: tuple[Domain, ...], count: int, generator: np.random.Generator) -> FloatArray:
+    """(count, K) mixtures from the prior.
+
+    Gamma variates with shapes far below 1 underflow, so they are drawn as logarithms: ln G(a) = ln G(a + 1) + ln(U) / a.
+    """
+    base_K = _shares(domains) ** _TEMPERATURE
+    low, high = np.log(_STRENGTHS)
+    shapes_MK = np.exp(generator.uniform(low, high, (count, 1))) * (base_K / base_K.sum())
+    logs_MK = (
+        np.log(generator.standard_gamma(shapes_MK + 1.0))
+        + np.log1p(-generator.random(shapes_MK.shape)) / shapes_MK
+    )
+    mixtures_MK = np.exp(logs_MK - logs_MK.max(axis=1, keepdims=True))
+    mixtures_MK /= mixtures_MK.sum(axis=1, keepdims=True)
+    mixtures_MK[mixtures_MK < _SMALLEST_SHARE] = 0.0
+    return np.asarray(mixtures_MK / mixtures_MK.sum(axis=1, keepdims=True))
+
+
+def capped(mixtures_MK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray) -> FloatArray:
+    """(M, K) each share cut to its ceiling and the others scaled up, until both hold. The ceilings sum to 1 or more.
+
+    Where all that a mixture has is at its ceiling, the rest goes to the other domains by their natural shares `shares_K`.
+    """
+    within_MK = mixtures_MK + 1e-12 * shares_K
+    full_MK = np.zeros(within_MK.shape, dtype=np.bool_)
+    while True:
+        free_MK = np.where(full_MK, 0.0, within_MK)
+        room_M1 = 1.0 - np.where(full_MK, ceilings_K, 0.0).sum(axis=1, keepdims=True)
+        total_M1 = free_MK.sum(axis=1, keepdims=True)
+        scaled_MK = free_MK * (room_M1 / np.where(total_M1 > 0, total_M1, 1.0))
+        over_MK = ~full_MK & (scaled_MK > ceilings_K)
+        if not over_MK.any():
+            return np.where(full_MK, ceilings_K, scaled_MK)
+        full_MK |= over_MK
+
+
+def _total_variation(mixtures_MK: FloatArray, mixture_K: FloatArray) -> FloatArray:
+    return np.asarray(0.5 * np.abs(mixtures_MK - mixture_K).sum(axis=1))
+
+
+def _shares(domains: tuple[Domain, ...]) -> FloatArray:
+    return np.array(list(natural_shares(domains).values()))
+
+
+def _predicted(best: Fitted, chosen_K: FloatArray, table: Table) -> dict[str, float]:
+    return dict(zip(table.valued, best.losses(chosen_K[None])[0].tolist(), strict=True))

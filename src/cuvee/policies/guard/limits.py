@@ -1,0 +1,136 @@
+"""`Limits`: the settings of the guard, and the mixtures that they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.policies.guard.alarms import AlarmSettings
+
+Bound = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a policy may not do, when it is stopped, and what steers then.
+
+    `floor` and `ceiling` are one share for all domains or a share by name (unnamed: 0 and 1). `max_change` is the largest total
+    variation between two decisions, 1 for no limit. `epochs` is how often a domain may be read over the run, for all or by name
+    (unnamed: any number). `fallback` holds the shares of the static mixture, which need not sum to 1; natural ones if not given.
+    After an alarm it steers for `cooldown` intervals, or to the end; with `shadow` all the time.
+    """
+
+    floor: Bound = 0.0
+    ceiling: Bound = 1.0
+    max_change: float = 1.0
+    epochs: Bound | None = None
+    fallback: Mapping[str, float] | None = None
+    cooldown: int | None = None
+    shadow: bool = False
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
+
+    def bounds(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+        """(K,) floors and (K,) ceilings, epochs aside. Raises `PolicyError` if no mixture satisfies them, or if any other limit
+        cannot be meant."""
+        floor_K, ceiling_K = (
+            _shares("floor", self.floor, names, 0.0),
+            _shares("ceiling", self.ceiling, names, 1.0),
+        )
+        if (floor_K > ceiling_K).any():
+            bad = int(np.flatnonzero(floor_K > ceiling_K)[0])
+            raise PolicyError(
+                f"the floor of {names[bad]} ({floor_K[bad]:g}) is above its ceiling ({ceiling_K[bad]:g})"
+            )
+        if floor_K.sum() > 1.0 + 1e-9:
+            raise PolicyError(
+                f"the floors of {len(names)} domains sum to {floor_K.sum():g}: lower them to 1 or less"
+            )
+        if ceiling_K.sum() < 1.0 - 1e-9:
+            raise PolicyError(
+                f"the ceilings of {len(names)} domains sum to {ceiling_K.sum():g}: raise them to 1 or more"
+            )
+        if not 0.0 < self.max_change <= 1.0:
+            raise PolicyError(f"max_change is {self.max_change}: it must be above 0 and at most 1")
+        if self.cooldown is not None and self.cooldown < 1:
+            raise PolicyError(
+                f"cooldown is {self.cooldown}: it must be 1 interval or more; leave it out for no retry"
+            )
+        _by_name("fallback", self.fallback or {}, names, 0.0)
+        self.epochs_K(names)
+        return floor_K, ceiling_K
+
+    def epochs_K(self, names: Sequence[str]) -> FloatArray:
+        """(K,) how often each domain may be read; infinite where there is no cap."""
+        epochs_K = _by_name("epochs", np.inf if self.epochs is None else self.epochs, names, np.inf)
+        if not (epochs_K > 0).all():  # also refuses NaN
+            bad = int(np.flatnonzero(~(epochs_K > 0))[0])
+            raise PolicyError(
+                f"epochs of {names[bad]} is {epochs_K[bad]:g}: it must be above 0; a ceiling of 0 leaves a domain out"
+            )
+        return epochs_K
+
+    def static(self, domains: Sequence[Domain]) -> Mixture:
+        """The mixture that steers when the policy must not, before limits."""
+        names = [domain.name for domain in domains]
+        shares = natural_shares(tuple(domains)) if self.fallback is None else self.fallback
+        return Mixture.normalise(names, [shares.get(name, 0.0) for name in names])
+
+
+def nearest_within(mixture: Mixture, floor_K: FloatArray, ceiling_K: FloatArray) -> Mixture:
+    """The nearest mixture within the bounds; `mixture` itself, bit for bit, if it is there already."""
+    if ((floor_K <= mixture.weights_K) & (mixture.weights_K <= ceiling_K)).all():
+        return mixture
+    return Mixture.normalise(mixture.names, project_to_box(mixture.weights_K, floor_K, ceiling_K))
+
+
+def within_reach(
+    wanted: Mixture, last: Mixture | None, held: Mixture | None, max_change: float
+) -> Mixture:
+    """The mixture on the way from `held` to `wanted` that is at most `max_change` from `last` in total variation.
+
+    `held` is the nearest mixture to `last` within the bounds, and `last` itself unless the bounds have moved. Both ends lie
+    within the bounds, which are convex, so any point between them does too. Where even `held` is further away, it is `held`.
+    """
+    if last is None or held is None or wanted.total_variation(last) <= max_change:
+        return wanted
+    left, change = max_change - held.total_variation(last), wanted.total_variation(held)
+    if left <= 0 or change <= 0:
+        return held
+    moved_K = held.weights_K + min(1.0, left / change) * (wanted.weights_K - held.weights_K)
+    return Mixture.normalise(wanted.names, np.maximum(moved_K, 0.0))
+
+
+def project_to_box(weights_K: FloatArray, floor_K: FloatArray, ceiling_K: FloatArray) -> FloatArray:
+    """The point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`: clip(weights − λ) for the one λ that sums to 1."""
+    low, high = float((weights_K - ceiling_K).min()), float((weights_K - floor_K).max())
+    for _ in range(100):  # the sum falls as λ rises; a hundred halvings exhaust a float
+        middle = 0.5 * (low + high)
+        if np.clip(weights_K - middle, floor_K, ceiling_K).sum() > 1.0:
+            low = middle
+        else:
+            high = middle
+    return np.clip(weights_K - high, floor_K, ceiling_K)
+
+
+def _shares(what: str, bound: Bound, names: Sequence[str], default: float) -> FloatArray:
+    shares_K = _by_name(what, bound, names, default)
+    for name, share in zip(names, shares_K.tolist(), strict=True):
+        if not 0.0 <= share <= 1.0:
+            raise PolicyError(f"the {what} of {name} is {share}: it must lie between 0 and 1")
+    return shares_K
+
+
+def _by_name(what: str, bound: Bound, names: Sequence[str], default: float) -> FloatArray:
+    by_name = bound if isinstance(bound, Mapping) else dict.fromkeys(names, bound)
+    for name in by_name:
+        if name not in names:
+            raise PolicyError(
+                f"{what} names the domain {name!r}, which the run does not have: {', '.join(names)}"
+            )
+    return np.array([by_name.get(name, default) for name in names], dtype=np.float64)

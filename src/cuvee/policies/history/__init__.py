@@ -1,0 +1,1 @@
+"""Policies that read the whole history of a run (Data Mixing Agent)."""

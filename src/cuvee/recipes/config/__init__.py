@@ -1,0 +1,1 @@
+"""Configurations: what they may say, and how YAML becomes one."""

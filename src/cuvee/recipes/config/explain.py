@@ -1,0 +1,122 @@
+"""Turns pydantic's findings into sentences that name the key, the value and the nearest right key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+_PLAIN = (  # what pydantic says, and what somebody who writes YAML would
+    (r"^Value error, ", ""),
+    (r"^Input should be ", "it must be "),
+    (r"a valid tuple|a valid list", "a list"),
+    (
+        r"a valid dictionary or instance of MethodChoice",
+        "the name of a method or a section with `name: …`",
+    ),
+    (r"a valid dictionary or instance of PolicyChoice", "a policy's folder"),
+    (r"a valid dictionary|a dictionary or an instance of \w+", "a section of `key: value` lines"),
+    (r"a valid string", "text"),
+    (r"^Input is not a valid path.*", "it must be a path"),
+    (
+        r"^String should match pattern .*",
+        "it must be 1 to 64 letters, digits, dots, underscores or hyphens",
+    ),
+    (r"^\w+ should have at least (\d+) items? after validation.*", r"it must have at least \1"),
+    (r", unable to parse string as an? \w+|, got a number with a fractional part", ""),
+)
+
+
+def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
+    """One clause for each wrong key of `content`, which was to become a `kind`: a pydantic model or a dataclass."""
+    unknown: list[str] = []
+    wrong: dict[str, list[str]] = {}
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and any(
+            _below(problem["loc"], other["loc"]) for other in problems
+        ):
+            continue  # there would be enough if those were right
+        keys, section = _locate(problem["loc"], kind, content, problem["type"])
+        if problem["type"] in _UNKNOWN:
+            where = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
+            unknown.append(
+                f"unknown key {keys[-1]!r}{where}{nearest(keys[-1], _sections(section))}"
+            )
+        elif problem["type"] in _MISSING:
+            wrong.setdefault(f"{'.'.join(keys)} is missing", [])
+        else:
+            what = f"{'.'.join(keys) or 'the configuration'} is {problem['input']!r}"
+            wrong.setdefault(what, []).append(_plain(problem["msg"]))
+    return "; ".join(
+        [*unknown, *(f"{what}: {' or '.join(why)}" if why else what for what, why in wrong.items())]
+    )
+
+
+def _below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place
+
+
+def _plain(message: str) -> str:
+    for pattern, words in _PLAIN:
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' with the closest of `known`, or all of them if none is close, or nothing if there is none."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""
+
+
+def _locate(
+    location: tuple[int | str, ...], kind: type[Any], content: Any, problem: str
+) -> tuple[list[str], type[Any] | None]:
+    """The keys that lead to a problem and the section that it is in.
+
+    A part of pydantic's location that is no key of `content` names an alternative of a union, unless a key is missing.
+    """
+    keys: list[str] = []
+    section: type[Any] | None = kind
+    for depth, part in enumerate(location, start=1):
+        within = (
+            part in content
+            if isinstance(content, dict)
+            else isinstance(content, list) and isinstance(part, int)
+        )
+        if not within and not (problem in _MISSING and depth == len(location)):
+            continue
+        keys.append(str(part))
+        if within and depth < len(location):
+            content = content[part]
+            section = section if isinstance(part, int) else _sections(section).get(part)
+    return keys, section
+
+
+def _sections(kind: type[Any] | None) -> dict[str, type[Any] | None]:
+    """Each key of `kind` with the model or dataclass under it, if there is one."""
+    if kind is None:
+        return {}
+    if issubclass(kind, BaseModel):
+        return {name: _section(field.annotation) for name, field in kind.model_fields.items()}
+    hints = typing.get_type_hints(kind)
+    return {field.name: _section(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def _section(annotation: Any) -> type[Any] | None:
+    """The first model or dataclass within."""
+    if isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    ):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _section(part))), None)

@@ -1,0 +1,328 @@
+"""Real text in eleven domains out of the user's own Python environment: the demo's corpus, without a download.
+
+Nothing is imported to be read: packages are found by `find_spec`, sources are parsed with `ast`, licences and descriptions
+come from the metadata of installed distributions. Docstrings and code are told apart, so that no text is in two domains.
+The same environment gives the same bytes: files are visited in the order of the hash of their path, until a domain is full.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuvee.core.domain import Role
+from cuvee.core.errors import CorpusError
+from cuvee.core.files import write_folder
+
+_LARGEST_FILE = 400_000  # bytes; longer ones are generated tables
+_DOCUMENT = 4_000  # characters a document at most, so that train and valid can be split finely
+_SHORTEST = 200
+_TESTS = frozenset({"tests", "test", "testing"})
+_FEWEST_BYTES = 100_000
+_FEWEST_DOMAINS = 8
+
+
+@dataclass(frozen=True)
+class TextDomain:
+    """One domain: where its documents come from and when it is full."""
+
+    name: str
+    role: Role
+    largest: int
+    """Bytes of text at most."""
+    documents: Callable[[], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    name: str
+    role: Role
+    documents: int
+    size: int
+    """Bytes of UTF-8 text."""
+
+
+def text_domains() -> tuple[TextDomain, ...]:
+    """Nine source domains and two target domains. Sizes differ on purpose: a natural mixture is not a uniform one."""
+    library = (
+        "sqlalchemy",
+        "pydantic",
+        "huggingface_hub",
+        "transformers",
+        "numpy",
+        "alembic",
+        "rich",
+        "fsspec",
+    )
+    return (
+        TextDomain("python-manual", "source", 1_500_000, _python_manual),
+        TextDomain("python-stdlib", "source", 2_500_000, lambda: _code(_stdlib_files())),
+        TextDomain(
+            "library-docs",
+            "source",
+            3_000_000,
+            lambda: _docstrings(_package_files(library, "*.py")),
+        ),
+        TextDomain(
+            "library-code",
+            "source",
+            2_500_000,
+            lambda: _code(_package_files(("torch", *library), "*.py")),
+        ),
+        TextDomain(
+            "unit-tests",
+            "source",
+            1_500_000,
+            lambda: _code(_package_files(("numpy",), "test_*.py", tests=True)),
+        ),
+        TextDomain(
+            "type-stubs",
+            "source",
+            1_000_000,
+            lambda: _texts(_package_files(("numpy", "torch"), "*.pyi")),
+        ),
+        TextDomain("cpp-headers", "source", 2_500_000, lambda: _texts(_header_files())),
+        TextDomain("licences", "source", 600_000, _licences),
+        TextDomain("readmes", "source", 600_000, _descriptions),
+        TextDomain(
+            "mathematics",
+            "target",
+            2_000_000,
+            lambda: _docstrings(_package_files(("sympy", "mpmath"), "*.py")),
+        ),
+        TextDomain(
+            "graph-theory",
+            "target",
+            1_200_000,
+            lambda: _docstrings(_package_files(("networkx",), "*.py")),
+        ),
+    )
+
+
+def gather(
+    folder: Path, on_domain: Callable[[Gathered], None] = lambda gathered: None
+) -> tuple[Gathered, ...]:
+    """Writes `folder/<domain>.jsonl`, one `{"text": …}` a line, whole or not at all, and says what was found.
+
+    Documents are unique over all domains. A domain of which this environment has less than 100 kB is left out; raises
+    `CorpusError` if fewer than eight domains or no target domain remain.
+    """
+    found: list[Gathered] = []
+
+    def fill(temporary: Path) -> None:
+        seen: set[bytes] = set()
+        for domain in text_domains():
+            gathered = _write(domain, temporary / f"{domain.name}.jsonl", seen)
+            if gathered.size >= _FEWEST_BYTES:
+                found.append(gathered)
+                on_domain(gathered)
+            else:
+                (temporary / f"{domain.name}.jsonl").unlink()
+        if len(found) < _FEWEST_DOMAINS or not any(gathered.role == "target" for gathered in found):
+            names = ", ".join(gathered.name for gathered in found) or "none"
+            raise CorpusError(
+                f"this Python environment holds too little text for the demo (found: {names}); install cuvee with its "
+                "dependencies by pip into a virtual environment, or build a corpus of your own with `cuvee corpus build`"
+            )
+
+    write_folder(folder, fill)
+    return tuple(found)
+
+
+def _write(domain: TextDomain, path: Path, seen: set[bytes]) -> Gathered:
+    documents = size = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for text in domain.documents():
+            for piece in split_text(text):
+                digest = hashlib.sha256(" ".join(piece.split()).encode()).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+                file.write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
+                documents, size = documents + 1, size + len(piece.encode())
+            if size >= domain.largest:
+                break
+    return Gathered(domain.name, domain.role, documents, size)
+
+
+def split_text(text: str, largest: int = _DOCUMENT) -> Iterator[str]:
+    """Pieces of at most `largest` characters, cut at the last blank line, else line end, that fits; short rests are dropped."""
+    rest = text.strip()
+    while len(rest) >= _SHORTEST:
+        if len(rest) <= largest:
+            cut = len(rest)
+        else:
+            half = largest // 2
+            cut = (
+                max(rest.rfind("\n\n", half, largest), 0)
+                or max(rest.rfind("\n", half, largest), 0)
+                or largest
+            )
+        piece, rest = rest[:cut].strip("\n"), rest[cut:].strip("\n")
+        if len(piece) >= _SHORTEST:
+            yield piece
+
+
+def _shuffled(files: Iterable[Path], root: Path) -> Iterator[Path]:
+    """An order that does not depend on the file system and does not begin with everything called a…"""
+    usable = (file for file in files if file.is_file() and file.stat().st_size <= _LARGEST_FILE)
+    yield from sorted(
+        usable, key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
+    )
+
+
+def _package_root(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)  # finds a top-level package without importing it
+    except (ImportError, ValueError):
+        return None
+    return (
+        Path(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else None
+    )
+
+
+def _package_files(names: tuple[str, ...], pattern: str, *, tests: bool = False) -> Iterator[Path]:
+    """The packages take turns, so that a domain that fills up early still has something of each."""
+    yield from _in_turn(
+        [_files_of(root, pattern, tests) for name in names if (root := _package_root(name))]
+    )
+
+
+def _files_of(root: Path, pattern: str, tests: bool) -> Iterator[Path]:
+    kept = (
+        file
+        for file in root.rglob(pattern)
+        if bool(_TESTS & set(file.relative_to(root).parts)) == tests
+    )
+    yield from _shuffled(kept, root)
+
+
+def _in_turn(turns: list[Iterator[Path]]) -> Iterator[Path]:
+    while turns:
+        for files in list(turns):
+            if (file := next(files, None)) is None:
+                turns.remove(files)
+            else:
+                yield file
+
+
+def _header_files() -> Iterator[Path]:
+    if root := _package_root("torch"):
+        include = root / "include"
+        parts = [include / part for part in ("ATen", "c10", "torch") if (include / part).is_dir()]
+        files = (
+            file for part in parts for file in part.rglob("*.h") if file.parent.name != "ops"
+        )  # ops is generated
+        yield from _shuffled(files, include)
+
+
+def _stdlib_files() -> Iterator[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    elsewhere = {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "pydoc_data",
+        "encodings",
+        "lib2to3",
+    }
+    files = (
+        file for file in root.rglob("*.py") if not elsewhere & set(file.relative_to(root).parts)
+    )
+    yield from _shuffled(files, root)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _texts(files: Iterator[Path]) -> Iterator[str]:
+    for file in files:
+        yield _read(file)
+
+
+def _parse(source: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _documented(tree: ast.Module) -> Iterator[tuple[str, ast.Expr, str]]:
+    """(name, the statement that is the docstring, its text) of the module and everything defined in it."""
+    pending: list[tuple[str, ast.AST]] = [("", tree)]
+    while pending:
+        prefix, node = pending.pop()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                pending.append((f"{prefix}.{child.name}".lstrip("."), child))
+        assert isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and (text := ast.get_docstring(node)):
+            yield prefix, first, text
+
+
+def _docstrings(files: Iterator[Path]) -> Iterator[str]:
+    for file in files:
+        if tree := _parse(_read(file)):
+            for name, _, text in _documented(tree):
+                yield f"{name}\n\n{text}" if name else text
+
+
+def _code(files: Iterator[Path]) -> Iterator[str]:
+    """Sources without their docstrings, which belong to another domain."""
+    for file in files:
+        source = _read(file)
+        if tree := _parse(source):
+            lines = source.splitlines()
+            for _, node, _ in _documented(tree):
+                for line in range(node.lineno - 1, node.end_lineno or node.lineno):
+                    lines[line] = ""
+            yield "\n".join(lines)
+
+
+def _python_manual() -> Iterator[str]:
+    """The language reference that `help("topic")` shows, then the docstrings of the standard library."""
+    from pydoc_data.topics import topics
+
+    yield from (topics[name] for name in sorted(topics))
+    yield from _docstrings(_stdlib_files())
+
+
+def _distributions() -> list[importlib.metadata.Distribution]:
+    named = [
+        (distribution.metadata["Name"] or "", distribution)
+        for distribution in importlib.metadata.distributions()
+    ]
+    return [distribution for _, distribution in sorted(named, key=lambda pair: pair[0].lower())]
+
+
+def _licences() -> Iterator[str]:
+    for distribution in _distributions():
+        for file in distribution.files or ():
+            named = file.name.lower().startswith(("licen", "copying", "notice", "authors"))
+            if named and any(part.endswith(".dist-info") for part in file.parts):
+                yield _read(Path(str(distribution.locate_file(file))))
+
+
+def _descriptions() -> Iterator[str]:
+    """What the package index shows of each distribution."""
+    for distribution in _distributions():
+        payload = distribution.metadata.get_payload()  # type: ignore[attr-defined]
+        yield payload if isinstance(payload, str) else ""

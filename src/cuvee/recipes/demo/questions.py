@@ -1,0 +1,51 @@
+"""The demo's questions: stretches of held-out text, each to be continued. What asks them is never what judges at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cuvee.core.files import write_folder
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.training.validation import Validation
+
+FIELDS = {"source": "general", "target": "target"}
+_MOST = 48  # questions a domain
+
+
+def write_questions(corpus: Corpus, folder: Path, validation: Validation) -> dict[str, list[str]]:
+    """One JSONL file a domain, as paths by field, for `evaluation`. Files that are there stay what they are.
+
+    A question is a window of the `valid` split that lies in one document and that `validation` does not read, cut after
+    the first quarter of its tokens. A domain that has none asks nothing.
+    """
+
+    def fill(temporary: Path) -> None:
+        for name in corpus.names:
+            if rows := _questions(corpus, name, validation):
+                (temporary / f"{name}.jsonl").write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows)
+                )
+
+    if not folder.is_dir():
+        write_folder(folder, fill)
+    found: dict[str, list[str]] = {field: [] for field in FIELDS.values()}
+    for domain in corpus.domains:
+        if (path := folder / f"{domain.name}.jsonl").exists():
+            found[FIELDS[domain.role]].append(str(path))
+    return found
+
+
+def _questions(corpus: Corpus, name: str, validation: Validation) -> list[dict[str, str]]:
+    if not corpus.has(name, "valid"):
+        return []
+    tokens, length = corpus.pool(name, "valid").tokens, validation.length
+    free = np.setdiff1d(np.arange(len(tokens) // length), validation.windows(len(tokens)))
+    windows = [tokens[i * length : (i + 1) * length].tolist() for i in free]
+    whole = [window for window in windows if corpus.end_of_text not in window]
+    chosen = [whole[i * len(whole) // _MOST] for i in range(_MOST)] if len(whole) > _MOST else whole
+    decode, cut = corpus.tokenizer().decode, length // 4
+    rows = [{"prompt": decode(window[:cut]), "answer": decode(window[cut:])} for window in chosen]
+    return [row for row in rows if row["prompt"] and row["answer"]]

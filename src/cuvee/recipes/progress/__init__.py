@@ -1,0 +1,1 @@
+"""What recipes report while they work, and how they are stopped."""

@@ -1,0 +1,209 @@
+"""A `Trainer` fitted to logged runs: what a run would measure under a path of mixtures that nobody has tried.
+
+    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
+
+y are feedback's two fields and the losses by domain; n is the share of the budget that a domain has had, with what is long ago
+counting less: models forget. ψ has them by domain; then for the mean domain of each field, and each field's mean of their
+logarithms, which tells how evenly it was read. ȳ is the mean of the data at that stage. W is a ridge regression over all moments
+of all runs, the ridge chosen by leaving runs out; it shrinks what the K domains share √K times less. Feedback tells mostly of
+fields, which would else have to be put together from domains, each of them shrunk. Where every run is a path through the same
+features, this is a far better use of few runs than a Q function is (docs/methods/data_mixing_agent.md has the figures).
+
+Pure numpy; deterministic. A policy is rolled out in it by `cuvee.loop.run`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.errors import PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Probe
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Trajectory
+
+_DECAYS = (1.0, 0.9, 0.7)  # over a twentieth of the budget
+_EPSILON = 0.02
+_RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_FOLDS = 5
+_FIELDS = 2  # of feedback, which come first
+
+
+def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> FloatArray:
+    """ψ before and after each interval (T+1, 6·K + S): by domain, then S columns that domains share, progress among them.
+    `target_K` marks target domains; a field without domains has no columns."""
+    T, K = weights_TK.shape
+    fields = [field_K for field_K in (~target_K, target_K) if field_K.any()]
+    own, shared = [], []
+    for decay in _DECAYS:
+        had_TK = np.zeros((T + 1, K))
+        for t in range(T):
+            had_TK[t + 1] = decay ** (20 / T) * had_TK[t] + weights_TK[t] / T
+        logs_TK = np.log1p(had_TK / _EPSILON)
+        own += [had_TK, logs_TK]
+        for field_K in fields:
+            mean_T = had_TK[:, field_K].mean(axis=1)
+            shared += [mean_T, np.log1p(mean_T / _EPSILON), logs_TK[:, field_K].mean(axis=1)]
+    progress_T = np.arange(T + 1) / T
+    return np.concatenate(
+        [*own, np.stack([*shared, progress_T, np.sqrt(progress_T)], axis=1)], axis=1
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Logged:
+    """A logged run as numbers: `weights_TK` (T, K) as played, `measured_TY` (T+1, Y), what is to be predicted, and which domains
+    are of the target field, `target_K` (K,)."""
+
+    weights_TK: FloatArray
+    measured_TY: FloatArray
+    target_K: npt.NDArray[np.bool_]
+
+
+class Regression:
+    """The ridge regression over `runs`, which have equally many intervals and domains. At least 2 are needed."""
+
+    def __init__(self, runs: Sequence[Logged]) -> None:
+        assert len(runs) > 1, "one run has no spread to learn from"
+        assert len({run.weights_TK.shape for run in runs}) == 1, (
+            "runs of one regression are equally long"
+        )
+        self._target_K = runs[0].target_K
+        raw = np.stack([path_features(run.weights_TK, self._target_K) for run in runs])
+        self._centre_F, self._scale_F = (
+            raw.mean(axis=(0, 1)),
+            np.maximum(raw.std(axis=(0, 1)), 1e-9),
+        )
+        x_NTF = self._standardised(raw)
+        y_NTY = np.stack([run.measured_TY - run.measured_TY[0] for run in runs])
+        self.start_Y = np.mean([run.measured_TY[0] for run in runs], axis=0)
+        self._stage_TY = y_NTY.mean(axis=0)
+        y_NTY = y_NTY - self._stage_TY
+        self._gram_NFF = np.einsum("ntf,ntg->nfg", x_NTF, x_NTF, optimize=True)
+        self._cross_NFY = np.einsum("ntf,nty->nfy", x_NTF, y_NTY, optimize=True)
+        self.runs = len(runs)
+        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :_FIELDS])
+        self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
+
+    def at_end(self, weights_TK: FloatArray) -> FloatArray:
+        """(Y,) what a run along `weights_TK` (T, K) would measure at its end, less what it measured at its start."""
+        return np.asarray(self.at_ends(weights_TK, [self.weights_FY])[0])
+
+    def at_ends(self, weights_TK: FloatArray, solutions: Sequence[FloatArray]) -> FloatArray:
+        """(S, Y) the same by each of other `solutions` (F, Y) of this regression, see `resampled`."""
+        x_F = self._standardised(path_features(weights_TK, self._target_K)[-1])
+        return np.stack([self._stage_TY[-1] + x_F @ solution_FY for solution_FY in solutions])
+
+    def after(self, weights_TK: FloatArray, whole: int) -> FloatArray:
+        """(Y,) what is measured after the first intervals, played as in `weights_TK` (t, K), of `whole`."""
+        padded_TK = np.concatenate(
+            [weights_TK, np.zeros((whole - len(weights_TK), weights_TK.shape[1]))]
+        )
+        x_F = self._standardised(path_features(padded_TK, self._target_K)[len(weights_TK)])
+        return np.asarray(self.start_Y + self._stage_TY[len(weights_TK)] + x_F @ self.weights_FY)
+
+    def resampled(self, counts_N: FloatArray) -> FloatArray:
+        """(F, Y) the solution if run n had been logged `counts_N[n]` times."""
+        return self._solve(counts_N, self.ridge)
+
+    def redrawn(self, rng: np.random.Generator) -> Regression:
+        """The same, fitted to as many runs drawn with replacement: another regression that the data do not rule out."""
+        other = copy.copy(self)
+        other.weights_FY = self.resampled(
+            rng.multinomial(self.runs, np.full(self.runs, 1 / self.runs)).astype(np.float64)
+        )
+        return other
+
+    def _choose(self, last_NF: FloatArray, wanted_NY: FloatArray) -> float:
+        """The ridge that best predicts feedback at the end of runs left out."""
+        fold_N = np.arange(self.runs) % min(_FOLDS, self.runs)
+        spread_Y = np.maximum(wanted_NY.std(axis=0), 1e-12)
+        errors = []
+        for ridge in _RIDGES:
+            missed = [
+                (
+                    wanted_NY[fold_N == fold]
+                    - last_NF[fold_N == fold]
+                    @ self._solve((fold_N != fold) * 1.0, ridge)[:, :_FIELDS]
+                )
+                / spread_Y
+                for fold in np.unique(fold_N)
+            ]
+            errors.append(float(np.square(np.concatenate(missed)).mean()))
+        return _RIDGES[int(np.argmin(errors))]
+
+    def _solve(self, counts_N: FloatArray, ridge: float) -> FloatArray:
+        gram_FF, K = np.tensordot(counts_N, self._gram_NFF, axes=1), len(self._target_K)
+        penalty_F = np.full(len(gram_FF), ridge / K**0.5)
+        penalty_F[: 2 * len(_DECAYS) * K] = ridge
+        penalty_F[-1] = 1e-6  # the constant
+        return np.linalg.solve(
+            gram_FF + np.diag(penalty_F), np.tensordot(counts_N, self._cross_NFY, axes=1)
+        )
+
+    def _standardised(self, raw: FloatArray) -> FloatArray:
+        scaled = (raw - self._centre_F) / self._scale_F
+        return np.concatenate([scaled, np.ones_like(scaled[..., :1])], axis=-1)
+
+
+def domain_change(trajectory: Trajectory) -> str | None:
+    """When and how the domains of a run first changed, in words; None if they never did, as a regression needs it."""
+    for number, (before, _, after) in enumerate(trajectory, start=1):
+        if before.names != after.names:
+            changes = [f"{name} came" for name in after.names if name not in before.names]
+            changes += [f"{name} went" for name in before.names if name not in after.names]
+            return f"its domains changed in interval {number} ({', '.join(changes) or 'in order'})"
+    return None
+
+
+def as_logged(trajectory: Trajectory) -> Logged:
+    """Evaluation fields, then losses by domain (absent ones as they were last known), as numbers.
+
+    Raises `PolicyError` if domains came or went in the course of the run, whose measurements then are of different things.
+    """
+    if change := domain_change(trajectory):
+        raise PolicyError(f"a run cannot be fitted: {change}. Leave it out")
+    losses_TK = np.array([signals.loss.filled(np.nan) for signals in trajectory.signals])
+    for t in range(1, len(losses_TK)):
+        losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t - 1], losses_TK[t])
+    for t in reversed(range(len(losses_TK) - 1)):
+        losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t + 1], losses_TK[t])
+    fields_T2 = np.array([signals.probes["evaluation"].values for signals in trajectory.signals])
+    measured_TY = np.concatenate([fields_T2, np.nan_to_num(losses_TK, nan=0.0)], axis=1)
+    target_K = np.array([domain.is_target for domain in trajectory.domains])
+    return Logged(trajectory.weights_TK(), measured_TY, target_K)
+
+
+class DynamicsModel:
+    """`cuvee.core.protocols.Trainer`: a run as the regression has it, in the circumstances of the logged `example`."""
+
+    def __init__(self, regression: Regression, example: Trajectory) -> None:
+        self._regression, self._example = regression, example
+        self._played: list[FloatArray] = []
+
+    @property
+    def done(self) -> bool:
+        return len(self._played) >= len(self._example)
+
+    def start(self, probes: Sequence[Probe]) -> Signals:
+        return self._example.signals[0]
+
+    def advance(self, mixture: Mixture) -> Signals:
+        then = self._example.signals[len(self._played) + 1]
+        self._played.append(mixture.weights_K)
+        measured_Y = self._regression.after(np.array(self._played), len(self._example))
+        tokens_K = np.rint(mixture.weights_K * then.tokens_K.sum()).astype(np.int64)
+        return Signals(
+            domains=then.domains,
+            step=then.step,
+            progress=then.progress,
+            tokens_K=tokens_K,
+            loss=Measured(np.where(tokens_K > 0, measured_Y[2:], 0.0), tokens_K > 0),
+            probes={"evaluation": Measured.all(measured_Y[:2])},
+        )

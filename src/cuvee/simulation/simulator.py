@@ -1,0 +1,294 @@
+"""A `Trainer` without a model: losses follow a scaling law with transfer between domains, in CPU milliseconds.
+
+    n_i(t+1) = (1 − f_i)^φ n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
+    L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)                  as in Hoffmann et al. 2022 (arXiv:2203.15556), one law a domain
+
+η(t) and φ(t), 1 by default, are how fast is learned and forgotten, relative to their means: as the learning rate has it, or a
+power of it. T (diagonal 1) says how much a token of j teaches of i. Where domains are forgotten at different rates the order
+matters, so the best schedule beats the best constant mixture; with f = 0 it cannot. `ScalingLaws.losses` is differentiable,
+and `best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
+
+A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
+s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports. The probe "evaluation" reports how
+source and target domains do on average, as log-probabilities: questions about general matters and about the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain
+from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Probe, State
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Cost
+
+_LAYERS = 4
+_FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
+
+
+@dataclass(frozen=True)
+class ScalingLaws:
+    """The truth behind a simulated run; float64 tensors over K domains.
+
+    `floor_K` E, `scale_K` A, `exponent_K` β, `transfer_KK` T, `forgetting_K` f (0 ≤ f < 1, per interval), `start_K` the
+    effective tokens before the run, `value_K` how much each domain's loss counts, `interval` N tokens, `unit` N₀ tokens,
+    `pace_T` η of each interval, `fade_T` φ.
+    """
+
+    floor_K: Tensor
+    scale_K: Tensor
+    exponent_K: Tensor
+    transfer_KK: Tensor
+    forgetting_K: Tensor
+    start_K: Tensor
+    value_K: Tensor
+    intervals: int
+    interval: float = 1e6
+    unit: float = 1e6
+    pace_T: tuple[float, ...] = ()
+    fade_T: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        K = self.domains
+        for name in ("scale_K", "exponent_K", "forgetting_K", "start_K", "value_K"):
+            if getattr(self, name).shape != (K,):
+                raise ConfigError(
+                    f"{name} has shape {tuple(getattr(self, name).shape)}, {K} domains need ({K},)"
+                )
+        for name in ("pace_T", "fade_T"):
+            if (count := len(getattr(self, name))) not in (0, self.intervals):
+                raise ConfigError(
+                    f"{name} has {count} numbers, {self.intervals} intervals need as many, or none"
+                )
+        transfer = self.transfer_KK
+        if transfer.shape != (K, K) or bool(
+            (transfer < 0).any() | (transfer.diagonal() != 1).any()
+        ):
+            raise ConfigError(
+                f"transfer between {K} domains must be a ({K}, {K}) matrix ≥ 0 with ones on its diagonal"
+            )
+        if bool(
+            (self.forgetting_K < 0).any()
+            | (self.forgetting_K >= 1).any()
+            | (self.start_K <= 0).any()
+        ):
+            raise ConfigError(
+                "forgetting must lie in [0, 1) and every domain must start with some effective tokens"
+            )
+
+    @property
+    def domains(self) -> int:
+        return len(self.floor_K)
+
+    @classmethod
+    def draw(
+        cls, domains: int, seed: int, *, intervals: int = 25, forgetting: float = 0.3
+    ) -> ScalingLaws:
+        """Random laws. Domains are points on a sphere: near ones teach each other, and a few are forgotten fast."""
+        rng = np.random.default_rng([seed, domains])
+        points_KD = rng.normal(size=(domains, 6))
+        points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
+        transfer_KK = np.exp(4 * (points_KD @ points_KD.T - 1))
+        np.fill_diagonal(transfer_KK, 1.0)
+        return cls(
+            floor_K=torch.from_numpy(rng.uniform(1.0, 2.5, domains)),
+            scale_K=torch.from_numpy(rng.uniform(0.5, 4.0, domains)),
+            exponent_K=torch.from_numpy(rng.uniform(0.2, 0.7, domains)),
+            transfer_KK=torch.from_numpy(transfer_KK),
+            forgetting_K=torch.from_numpy(forgetting * rng.uniform(0, 1, domains) ** 2),
+            start_K=torch.from_numpy(rng.uniform(0.2, 1.0, domains) * 1e6 / domains),
+            value_K=torch.from_numpy(rng.dirichlet(np.ones(domains))),
+            intervals=intervals,
+        )
+
+    def step(self, effective_K: Tensor, weights_K: Tensor, number: int) -> Tensor:
+        """Effective tokens (…, K) after interval `number` (from 0) under `weights_K` (…, K)."""
+        pace, fade = (one[number] if one else 1.0 for one in (self.pace_T, self.fade_T))
+        left_K = (1 - self.forgetting_K) if fade == 1.0 else (1 - self.forgetting_K) ** fade
+        return left_K * effective_K + (weights_K * (pace * self.interval)) @ self.transfer_KK.T
+
+    def loss(self, effective_K: Tensor) -> Tensor:
+        """Loss by domain (…, K) in nats per token."""
+        return self.floor_K + self.scale_K * (effective_K / self.unit).pow(-self.exponent_K)
+
+    def alignment(self, effective_K: Tensor) -> Tensor:
+        """Gram matrix (K, K) of the domains' gradients."""
+        slope_K = (
+            self.scale_K * self.exponent_K * (effective_K / self.unit).pow(-self.exponent_K - 1)
+        )
+        root_K = slope_K.sqrt()
+        return root_K[:, None] * root_K * (self.transfer_KK + self.transfer_KK.T) / 2
+
+    def losses(self, weights_TK: Tensor) -> Tensor:
+        """Loss by domain (T+1, K) along a path of mixtures (T, K); differentiable."""
+        effective_K, losses = self.start_K, [self.loss(self.start_K)]
+        for number, weights_K in enumerate(weights_TK):
+            effective_K = self.step(effective_K, weights_K, number)
+            losses.append(self.loss(effective_K))
+        return torch.stack(losses)
+
+    def objective(self, weights_TK: Tensor) -> Tensor:
+        """The valued loss Σ v_i L_i at the end of a path; what the optima minimise."""
+        return self.losses(weights_TK)[-1] @ self.value_K
+
+    def best_static(self, steps: int = 400) -> Tensor:
+        """The constant mixture (K,) that ends lowest, by Adam through the simulator."""
+        return self._climb(1, steps)[0]
+
+    def best_schedule(self, steps: int = 400) -> Tensor:
+        """The path (T, K) that ends lowest."""
+        return self._climb(self.intervals, steps)
+
+    def _climb(self, rows: int, steps: int) -> Tensor:
+        logits_TK = torch.zeros(rows, self.domains, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([logits_TK], lr=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            torch.autograd.backward(
+                self.objective(logits_TK.softmax(-1).expand(self.intervals, -1))
+            )
+            optimizer.step()
+            schedule.step()
+        return logits_TK.detach().softmax(-1)
+
+
+@dataclass
+class Simulator:
+    """`cuvee.core.protocols.Trainer` over `ScalingLaws`. Deterministic from `seed`; measured losses carry noise.
+
+    `noise` is the standard deviation, in nats, of a training loss measured on an even share of the tokens; a smaller share
+    is noisier by the root. "valid_loss", measured on the same tokens each time, carries a tenth of it. In "alignment" it is
+    the deviation of a cosine.
+    """
+
+    laws: ScalingLaws
+    seed: int
+    noise: float = 0.02
+    steps_per_interval: int = 100
+    domains: tuple[Domain, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        laws = self.laws
+        if not self.domains:
+            tokens = math.ceil(laws.interval * laws.intervals)
+            self.domains = tuple(Domain(f"domain{i}", tokens) for i in range(laws.domains))
+        if len(self.domains) != laws.domains:
+            raise ConfigError(f"the laws are for {laws.domains} domains, got {len(self.domains)}")
+        self._effective_K = laws.start_K.clone()
+        self._rng = np.random.default_rng(self.seed)
+        self._probes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.laws.intervals * self.steps_per_interval
+
+    def start(self, probes: Sequence[Probe]) -> Signals:
+        self._attach(probes)
+        return self._signals(np.zeros(self.laws.domains, np.int64))
+
+    def advance(self, mixture: Mixture) -> Signals:
+        """Trains one interval. Raises `TrainingError` past the end."""
+        if self.done:
+            raise TrainingError(
+                f"the simulated run ended at step {self.step}: start another to go on"
+            )
+        weights_K = mixture.to([domain.name for domain in self.domains]).weights_K
+        self._effective_K = self.laws.step(
+            self._effective_K,
+            torch.from_numpy(weights_K.copy()),
+            self.step // self.steps_per_interval,
+        )
+        tokens_K = np.rint(weights_K * self.laws.interval).astype(np.int64)
+        self.step += self.steps_per_interval
+        self.cost = self.cost + self._price(int(tokens_K.sum()))
+        return self._signals(tokens_K)
+
+    def _attach(self, probes: Sequence[Probe]) -> None:
+        self._probes = tuple(probe.name for probe in probes)
+        if any(getattr(probe, "halves", False) for probe in probes):
+            self._probes = (*self._probes, "alignment_unbiased")
+        known = ("alignment", "weight_norms", "evaluation", "valid_loss", "loss")
+        unknown = [probe.name for probe in probes if probe.name not in known]
+        if unknown:
+            raise ConfigError(
+                f"the simulator cannot measure {', '.join(unknown)}: it knows {', '.join(known)}"
+            )
+
+    def _signals(self, tokens_K: np.ndarray[Any, Any]) -> Signals:
+        laws, K = self.laws, self.laws.domains
+        true_K = laws.loss(self._effective_K).numpy()
+        share_K = tokens_K / max(tokens_K.sum(), 1)
+        train_K = true_K + self.noise * self._rng.normal(size=K) / np.sqrt(
+            K * np.maximum(share_K, 1e-6)
+        )
+        gram_KK = laws.alignment(self._effective_K).numpy()
+        root_K = np.sqrt(gram_KK.diagonal())
+        gram_noise_KK = self._rng.normal(size=(K, K)) * self.noise * root_K[:, None] * root_K
+        valid_K = true_K + 0.1 * self.noise * self._rng.normal(size=K)
+        done = self.step / (laws.intervals * self.steps_per_interval)
+        norms = np.arange(1, _LAYERS + 1) * (10 + np.log1p(done * 10)) + 0.01 * self._rng.normal(
+            size=_LAYERS
+        )
+        target_K = np.array([domain.is_target for domain in self.domains])
+        of_field_FK = np.stack([~target_K, target_K])
+        noisy_KK = gram_KK + (gram_noise_KK + gram_noise_KK.T) / 2
+        measured = {
+            "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
+            "alignment": Measured.all(noisy_KK),
+            "alignment_unbiased": Measured.all(
+                noisy_KK
+            ),  # the simulator's noise has no bias to begin with
+            "weight_norms": Measured.all(norms),
+            "valid_loss": Measured.all(valid_K),
+        }
+        return Signals(
+            domains=self.domains,
+            step=self.step,
+            progress=done,
+            tokens_K=tokens_K,
+            loss=Measured(np.where(tokens_K > 0, train_K, 0.0), tokens_K > 0),
+            probes={
+                name: measured[name] for name in ("valid_loss", *self._probes) if name in measured
+            },
+        )
+
+    @staticmethod
+    def _price(tokens: int) -> Cost:
+        return Cost(tokens=tokens, flops=_FLOPS_PER_TOKEN * tokens)
+
+    def valued_loss(self) -> float:
+        """The truth that the optima are about, without noise."""
+        return float(self.laws.loss(self._effective_K) @ self.laws.value_K)
+
+    def state_dict(self) -> State:
+        return {
+            "step": self.step,
+            "tokens": self.cost.tokens,
+            "effective": self._effective_K.numpy().copy(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        """Goes on where `state` was saved. Raises `CheckpointError` if it is of another number of domains."""
+        effective_K: FloatArray = np.array(state["effective"])
+        if effective_K.shape != (self.laws.domains,):
+            raise CheckpointError(
+                f"the state has {len(effective_K)} domains, this simulator {self.laws.domains}"
+            )
+        self._attach(probes)
+        self._effective_K = torch.from_numpy(effective_K)
+        self.step, self.cost = int(state["step"]), self._price(int(state["tokens"]))
+        self._rng.bit_generator.state = state["rng"]

@@ -1,0 +1,1 @@
+"""Several trainers in one process, their passes batched."""
