@@ -1,4 +1,8 @@
-"""Array types that every room uses. A suffix on a name gives the axes: K domains, T timesteps, B rows, L tokens."""
+"""Array types used by every package.
+
+A suffix on a variable name lists its axes: K domains, T timesteps, B rows, L tokens, N runs or
+items. `weights_K` has shape (K,) and `losses_TK` has shape (T, K).
+"""
 
 from __future__ import annotations
 

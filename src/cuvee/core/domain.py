@@ -1,4 +1,4 @@
-"""`Domain`: what is known of one named pool of tokens before training."""
+"""`Domain`: the facts about one named pool of tokens that are known before training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Split = Literal["train", "valid"]
 
 @dataclass(frozen=True)
 class Domain:
-    """What is known of one domain before training.
+    """The facts about one domain that are known before training.
 
-    `tokens` is the number of training tokens available, `target` says that the run is meant to learn this domain rather
-    than not to forget it, `scores` holds per-domain constants such as `{"mtld": 71.3}` (lexical diversity).
+    `tokens` is the number of training tokens available. `role` is "target" for a domain that the
+    run is meant to learn, and "source" for one that it should not forget. `scores` holds constants
+    of the domain, such as `{"mtld": 71.3}` (lexical diversity).
     """
 
     name: str
@@ -45,7 +46,10 @@ class Domain:
 
 
 def natural_shares(domains: tuple[Domain, ...]) -> dict[str, float]:
-    """Each domain's share of all tokens available: the mixture that reads everything once."""
+    """Return each domain's share of all available tokens, by name.
+
+    Training under this mixture reads every domain at the same rate.
+    """
     total = sum(domain.tokens for domain in domains)
     return {domain.name: domain.tokens / total for domain in domains}
 
@@ -53,8 +57,12 @@ def natural_shares(domains: tuple[Domain, ...]) -> dict[str, float]:
 def divided_shares(
     domains: tuple[Domain, ...], target: float, flatness: float = 0.0
 ) -> dict[str, float]:
-    """The mixture that gives `target` to target domains and the rest to source domains, in each role by tokens to the power
-    1 − `flatness`: 0 is in proportion to them, 1 all alike. Where a role has no domains with tokens, the other has it all."""
+    """Return shares by name; target domains together get `target`, source domains the rest.
+
+    Within a role, a domain's share is in proportion to tokens ** (1 − `flatness`): 0 means in
+    proportion to the tokens, 1 means equal shares. If one role has no domain with tokens, the other
+    role gets everything.
+    """
     sizes = {
         domain.name: domain.tokens ** (1 - flatness) if domain.tokens else 0.0 for domain in domains
     }

@@ -1,14 +1,17 @@
-"""What can go wrong for a user. Every message names the value and the remedy; a broken invariant of our own asserts."""
+"""Errors that a user can cause. Each message names the offending value and the remedy.
+
+Broken internal invariants are assertions, not `CuveeError`s.
+"""
 
 from __future__ import annotations
 
 
 class CuveeError(Exception):
-    """A mistake that the user can mend. The command line prints it without a traceback."""
+    """A mistake that the user can fix. The command line prints the message without a traceback."""
 
 
 class MixtureError(CuveeError):
-    """Weights that are no point on the simplex, or that name the wrong domains."""
+    """Weights that are not a point on the simplex, or that name the wrong domains."""
 
 
 class SignalError(CuveeError):
@@ -16,19 +19,19 @@ class SignalError(CuveeError):
 
 
 class CorpusError(CuveeError):
-    """A corpus, a raw source or a domain that cannot be used as asked."""
+    """A corpus, a raw source or a domain that cannot be used as requested."""
 
 
 class ShardError(CorpusError):
-    """A `.bin`/`.idx` file that is truncated, inconsistent or not what its manifest says."""
+    """A `.bin`/`.idx` file that is truncated, inconsistent or different from its manifest entry."""
 
 
 class FingerprintMismatch(CorpusError):
-    """State saved on one corpus was offered to another. The message holds both fingerprints."""
+    """State saved on one corpus was loaded on another. The message holds both fingerprints."""
 
 
 class CorpusExhausted(CorpusError):
-    """Every domain has met its epoch cap: there is nothing left to draw."""
+    """Every domain has reached its epoch cap, so no window is left to draw."""
 
 
 class ConfigError(CuveeError):
@@ -40,12 +43,12 @@ class PolicyError(CuveeError):
 
 
 class CheckpointError(CuveeError):
-    """A checkpoint that is incomplete, altered or made for something else."""
+    """A checkpoint that is incomplete, was altered, or belongs to a different run."""
 
 
 class StoreError(CuveeError):
-    """A run store that cannot be reached, is of another version, or refused a write."""
+    """A run store that cannot be reached, has another version, or rejected a write."""
 
 
 class TrainingError(CuveeError):
-    """A run that cannot go on: a loss that is not finite, a device without memory, ranks that disagree."""
+    """A run that cannot continue: non-finite loss, out of memory, ranks that disagree."""

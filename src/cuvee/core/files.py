@@ -1,4 +1,4 @@
-"""Durable files. A reader sees the old content or the new, never a part, whatever is killed and whenever the power goes."""
+"""Durable files: after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def fsync_dir(path: Path) -> None:
-    """Makes renames and new names in a folder durable."""
+    """Make renamed and newly created entries of the folder `path` durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -19,6 +19,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_tree(path: Path) -> None:
+    """Make every file and folder below `path` durable."""
     for folder, _, names in os.walk(path):
         for name in names:
             with open(Path(folder) / name, "rb") as file:
@@ -27,7 +28,7 @@ def fsync_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces `path` by `data`: temporary name, fsync, rename, fsync of the folder."""
+    """Replace the file `path` by `data` durably (temporary file, fsync, rename, fsync)."""
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,9 +44,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Creates the folder `path` whole or not at all: `fill` writes into a temporary one, which is fsynced and renamed.
+    """Create the folder `path` atomically.
 
-    A folder already there is replaced; its content stays readable until the new one is complete on disk.
+    `fill` writes into a temporary folder, which is then fsynced and renamed to `path`. An existing
+    folder is replaced; its content stays readable until the new one is complete on disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -69,5 +71,6 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of the file `path` in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,18 @@ _SUM_TOLERANCE = 1e-9
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns `names` as a tuple. Raises `MixtureError` if one is repeated, empty or outside `[A-Za-z0-9._-]{1,64}`."""
+    """Return `names` as a tuple.
+
+    Raises `MixtureError` if there are none, or if one is repeated or outside
+    `[A-Za-z0-9._-]{1,64}`.
+    """
     if not names:
         raise MixtureError("a mixture needs at least one domain, got none")
     for name in names:
         if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
             raise MixtureError(
-                f"domain name {name!r} is not allowed: use 1 to 64 letters, digits, dots, underscores or hyphens"
+                f"domain name {name!r} is not allowed: use 1 to 64 letters, digits, dots, "
+                "underscores or hyphens"
             )
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -35,10 +40,13 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Weights over named domains: ≥ 0, finite, summing to 1 within 1e-9; immutable.
+    """Immutable weights over named domains: non-negative, finite, summing to 1 within 1e-9.
 
-    The constructor keeps the bits it is given, so a mixture that was saved and loaded is the same mixture;
-    `Mixture.normalise` is for weights that still have to be divided by their sum.
+    The constructor keeps `weights_K` (K,) bit for bit, so a saved and loaded mixture is identical.
+    Use `Mixture.normalise` for weights that do not sum to 1 yet. Raises `MixtureError`.
+
+        mixture = Mixture.of({"web": 0.7, "code": 0.3})
+        mixture["web"]  # 0.7
     """
 
     names: tuple[str, ...]
@@ -48,7 +56,7 @@ class Mixture:
         names = check_names(self.names)
         weights_K = np.array(
             self.weights_K, dtype=np.float64
-        )  # a copy that nobody else can write to
+        )  # a copy: the caller may change its own
         if weights_K.shape != (len(names),):
             raise MixtureError(
                 f"{len(names)} domains need {len(names)} weights, got shape {weights_K.shape}"
@@ -74,23 +82,27 @@ class Mixture:
 
     @classmethod
     def normalise(cls, names: Sequence[str], weights_K: npt.ArrayLike) -> Mixture:
-        """The mixture in proportion to non-negative `weights_K` (K,). Raises `MixtureError` if they sum to nothing."""
+        """Return the mixture in proportion to the non-negative `weights_K` (K,).
+
+        Raises `MixtureError` if all of them are zero, or if one is negative or not finite.
+        """
         raw_K = np.asarray(weights_K, dtype=np.float64)
         largest = float(raw_K.max(initial=0.0)) if np.isfinite(raw_K).all() else 1.0
         if largest <= 0:
             raise MixtureError(
                 "every weight is zero: at least one domain must have a positive weight"
             )
-        scaled_K = raw_K / largest  # so that neither a huge nor a tiny sum overflows
+        scaled_K = raw_K / largest  # keeps the sum from overflowing or underflowing
         return cls(tuple(names), scaled_K / scaled_K.sum())
 
     @classmethod
     def uniform(cls, names: Sequence[str]) -> Mixture:
+        """Return the mixture that gives each name the same weight."""
         return cls.normalise(names, np.ones(len(names)))
 
     @classmethod
     def of(cls, shares: Mapping[str, float]) -> Mixture:
-        """`Mixture.of({"web": 0.7, "code": 0.3})`; shares are taken as given and must sum to 1."""
+        """Return the mixture with these shares by name; they must sum to 1."""
         return cls(tuple(shares), np.array(list(shares.values()), dtype=np.float64))
 
     def __len__(self) -> int:
@@ -121,10 +133,14 @@ class Mixture:
         return f"Mixture({shares})"
 
     def as_dict(self) -> dict[str, float]:
+        """Return the weights by domain name."""
         return dict(zip(self.names, self.weights_K.tolist(), strict=True))
 
     def to(self, names: Sequence[str]) -> Mixture:
-        """The same weights over `names`: domains that are new get 0. Raises `MixtureError` if a weighted one is missing."""
+        """Return the same weights over `names`; names that are new get weight 0.
+
+        Raises `MixtureError` if a domain with positive weight is not in `names`.
+        """
         shares = self.as_dict()
         lost = [name for name, weight in shares.items() if weight > 0 and name not in set(names)]
         if lost:
@@ -134,7 +150,10 @@ class Mixture:
         return Mixture(tuple(names), np.array([shares.get(name, 0.0) for name in names]))
 
     def total_variation(self, other: Mixture) -> float:
-        """½ Σ|a − b|: the share of the batch that changes hands between two mixtures; 0 to 1."""
+        """Return ½ Σ|a − b|, between 0 and 1: the share of the batch by which two mixtures differ.
+
+        Raises `MixtureError` if the two mixtures have different domains or a different order.
+        """
         if self.names != other.names:
             raise MixtureError(
                 "total variation needs two mixtures over the same domains in the same order"
@@ -142,12 +161,15 @@ class Mixture:
         return float(0.5 * np.abs(self.weights_K - other.weights_K).sum())
 
     def entropy(self) -> float:
-        """−Σ α ln α in nats: 0 for one domain, ln K for uniform."""
+        """Return −Σ α ln α in nats: 0 for a single domain, ln K for the uniform mixture."""
         positive = self.weights_K[self.weights_K > 0]
         return float(-(positive * np.log(positive)).sum())
 
     def digest(self) -> str:
-        """sha256 over names and the exact bits of the weights, by which ranks check that they agree."""
+        """Return the sha256 of the names and the exact bits of the weights.
+
+        Ranks compare it to check that they train under the same mixture.
+        """
         sha = hashlib.sha256("\0".join(self.names).encode())
         sha.update(self.weights_K.astype("<f8").tobytes())
         return sha.hexdigest()

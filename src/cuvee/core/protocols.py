@@ -1,4 +1,7 @@
-"""The interfaces that everything else implements: `Policy`, `Method`, `Trainer`, and what a run and a search lean on."""
+"""The interfaces between packages: `Policy`, `Method`, `Trainer`, `Journal`, `Fleet`.
+
+`cuvee.loop` is written against these interfaces only.
+"""
 
 from __future__ import annotations
 
@@ -11,88 +14,116 @@ from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Run, Trajectory
 
 State = Mapping[str, Any]
-"""Nested dictionaries with string keys whose leaves are numpy arrays or JSON scalars and lists. `cuvee.core.state` saves it."""
+"""Nested dictionaries with string keys. Leaves are numpy arrays, JSON scalars or lists.
+
+`cuvee.core.state` writes it to disk."""
 
 Metrics = Mapping[str, Any]
-"""What a policy says of one decision: JSON-able figures by name, logged with the interval and never read back."""
+"""JSON-compatible metrics of one decision, by name. They are logged with the interval."""
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Names something to be measured on a model. What it is and how it is measured belongs to the trainer's side."""
+    """A named request to measure something on the model during training.
+
+    The trainer decides which names it supports and how it measures them.
+    """
 
     @property
     def name(self) -> str: ...
 
 
 class Domains(Protocol):
-    """The part of a corpus that a method needs: what the domains are, not the text in them."""
+    """The part of a corpus that a method needs: the list of domains, without their text."""
 
     @property
     def domains(self) -> tuple[Domain, ...]: ...
 
 
 class Policy(Protocol):
-    """History → next mixture; may learn on the way; never touches model or data."""
+    """Chooses the next mixture from the history of a run.
+
+    It may learn from the run. It never sees the model or the data.
+    """
 
     @property
     def probes(self) -> Sequence[Probe]:
-        """What it wants measured; nothing else is measured."""
+        """The probes that this policy needs. Nothing else is measured."""
         ...
 
-    def mixture(self, so_far: Trajectory) -> Mixture: ...
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """Return the mixture for the next interval."""
+        ...
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        """Called once after each interval; a no-op when frozen."""
+        """Learn from the last interval. Called once after each interval; does nothing if frozen."""
         ...
 
-    def state_dict(self) -> State: ...
+    def state_dict(self) -> State:
+        """Return everything needed to resume this policy."""
+        ...
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        ...
 
 
 class Method(Protocol):
-    """Ask / tell over proxy runs."""
+    """Turns logged proxy runs into a policy for the target run (an ask/tell interface)."""
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        """Policies to try on proxies next, given what was logged; () means that there is enough."""
+        """Return the policies to try next on proxies, given the runs so far.
+
+        An empty sequence means that no more proxy runs are needed.
+        """
         ...
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """The policy for the target run."""
+        """Return the policy for the target run."""
         ...
 
 
 class Trainer(Protocol):
-    """Something that trains under a mixture and reports signals: a real model, a simulator, somebody else's loop."""
+    """Trains under a mixture and reports signals: a real model, a simulator or an external loop."""
 
     @property
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether the token budget is used up."""
+        ...
 
     def start(self, probes: Sequence[Probe]) -> Signals:
-        """Attaches the probes and measures before the first step."""
+        """Attach the probes and measure once before the first step."""
         ...
 
     def advance(self, mixture: Mixture) -> Signals:
-        """Trains one interval."""
+        """Train one interval under `mixture` and return its signals."""
         ...
 
 
 class Journal(Protocol):
-    """Where a run is written down, so that it can go on after anything."""
+    """The durable record of a run, from which it can be resumed."""
 
     def resume(self, trainer: Trainer, policy: Policy) -> Trajectory | None:
-        """Restores trainer and policy to the last record and returns the history, or None if there is none."""
+        """Restore trainer and policy to the last record and return the trajectory up to it.
+
+        Returns None if nothing has been recorded yet.
+        """
         ...
 
     def record(
         self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
-    ) -> None: ...
+    ) -> None:
+        """Record the last interval of `so_far`, with the states of trainer and policy."""
+        ...
 
 
 class Fleet(Protocol):
-    """Runs proxies and keeps what they did."""
+    """Runs proxies and keeps their logged runs."""
 
-    def load(self) -> list[Run]: ...
+    def load(self) -> list[Run]:
+        """Return the proxy runs that are already finished."""
+        ...
 
-    def run(self, policies: Sequence[Policy]) -> list[Run]: ...
+    def run(self, policies: Sequence[Policy]) -> list[Run]:
+        """Run one proxy for each policy and return the runs in the same order."""
+        ...

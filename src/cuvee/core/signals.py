@@ -1,4 +1,7 @@
-"""`Signals`: the raw facts of one interval of training. No reward, no scaling: those are views, made where they are used."""
+"""`Signals`: the raw measurements of one interval of training.
+
+They hold neither rewards nor scaled values. Those are computed from trajectories in `views.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ from cuvee.core.mixture import check_names
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """An array in which every entry is finite or explicitly absent. `values` holds 0 where `present` is False; nobody reads it.
+    """An array in which every entry is finite or explicitly absent.
 
-    A domain that was missing from a batch has no loss: absent, never 0 and never NaN.
+    `present` marks the measured entries; `values` is 0 in the others. For example, the loss of a
+    domain without tokens in a batch is absent: neither 0 nor NaN. Raises `SignalError` if a present
+    value is not finite.
     """
 
     values: FloatArray
@@ -40,17 +45,18 @@ class Measured:
 
     @classmethod
     def all(cls, values: npt.ArrayLike) -> Measured:
-        """Every entry measured."""
+        """Return an array in which every entry is present."""
         array = np.asarray(values, dtype=np.float64)
         return cls(array, np.ones(array.shape, dtype=np.bool_))
 
     @classmethod
     def absent(cls, shape: int | tuple[int, ...]) -> Measured:
+        """Return an array of this shape in which every entry is absent."""
         return cls(np.zeros(shape), np.zeros(shape, dtype=np.bool_))
 
     @classmethod
     def mean(cls, sums: npt.ArrayLike, counts: npt.ArrayLike) -> Measured:
-        """sums / counts, absent where the count is 0."""
+        """Return sums / counts, absent where the count is 0."""
         sums_, counts_ = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
         present = counts_ > 0
         return cls(sums_ / np.where(present, counts_, 1.0), present)
@@ -60,7 +66,7 @@ class Measured:
         return self.values.shape
 
     def filled(self, default: float | FloatArray) -> FloatArray:
-        """A writable copy with `default` where nothing was measured."""
+        """Return a writable copy with `default` in the absent entries."""
         return np.where(self.present, self.values, default)
 
     def __eq__(self, other: object) -> bool:
@@ -74,7 +80,7 @@ class Measured:
     __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> Any:
-        """Nested lists with `null` where absent."""
+        """Return nested lists with None for absent entries."""
         listed = np.full(self.shape, None, dtype=object)
         listed[self.present] = self.values[self.present]
         return listed.tolist()
@@ -91,11 +97,15 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """One interval, measured at its end. `Signals` number 0 is measured before the first step.
+    """The measurements at the end of one interval.
 
-    `step` counts optimizer steps done, `progress` is the share of the token budget used (0 to 1), `tokens_K` (K,) the
-    tokens drawn from each domain in this interval, `loss` (K,) the mean training loss of each in nats per token, and
-    `probes` whatever the policy's probes measured, by probe name.
+    The first signals of a run are measured before its first step.
+
+    `step` is the number of optimizer steps done. `progress` is the used share of the token budget,
+    from 0 to 1. `tokens_K` (K,) counts the tokens drawn from each domain in this interval. `loss`
+    (K,) is the mean training loss of each domain in nats per token. `probes` holds the results of
+    the policy's probes by probe name. Raises `SignalError` for a wrong shape or a value out of
+    range.
     """
 
     domains: tuple[Domain, ...]
@@ -141,7 +151,7 @@ class Signals:
     __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the domains, which a trajectory writes once."""
+        """Return everything except the domains, which the trajectory writes once."""
         return {
             "step": self.step,
             "progress": self.progress,

@@ -1,10 +1,10 @@
-"""State on disk: nested dictionaries of arrays and JSON values as one folder of safetensors and JSON, with hashes.
+"""Write nested dictionaries of arrays and JSON values to a folder, with hashes.
 
-    folder/state.safetensors   every numpy leaf, by its path: "optimizer/exp_avg/3"
+    folder/state.safetensors   every numpy leaf, under its path: "optimizer/exp_avg/3"
     folder/state.json          the same tree with {"$array": path} in place of the arrays
     folder/hashes.json         sha256 of every other file in the folder
 
-No state, policy or checkpoint is ever read from a pickle.
+Nothing is ever read from a pickle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _FORMAT = 1
 def save_state(
     path: Path, state: State, stem: str = "state", extra: Callable[[Path], None] | None = None
 ) -> None:
-    """Writes `state` to the folder `path`, whole or not at all. `extra` may add files of its own, which are hashed too."""
+    """Write `state` to the folder `path` atomically.
+
+    `extra` may write more files into the folder; they are hashed as well.
+    """
     from safetensors.numpy import save_file
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -48,7 +51,10 @@ def save_state(
 
 
 def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
-    """Reads and verifies a folder that `save_state` wrote. Raises `CheckpointError` if anything is missing or altered."""
+    """Read and verify a folder that `save_state` wrote.
+
+    Raises `CheckpointError` if a file is missing or was altered.
+    """
     from safetensors.numpy import load_file
 
     hashed = verify_folder(path)
@@ -58,7 +64,7 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
     try:
         document = json.loads((path / f"{stem}.json").read_text())
         arrays = load_file(path / f"{stem}.safetensors")
-    except Exception as error:  # hashes match, so whoever wrote it wrote something else
+    except Exception as error:  # the hashes match, so the folder was written by another program
         raise CheckpointError(f"{path} does not hold a cuvee state: {error}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         found = document.get("format") if isinstance(document, dict) else document
@@ -70,7 +76,10 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
 
 
 def verify_folder(path: Path) -> set[str]:
-    """Returns the names of all files, each of which has the hash that was written. Raises `CheckpointError` naming the file."""
+    """Check every file against its recorded hash and return the file names.
+
+    Raises `CheckpointError` naming the first file that is missing or altered.
+    """
     try:
         hashes = json.loads((path / "hashes.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -78,7 +87,7 @@ def verify_folder(path: Path) -> set[str]:
             f"{path} is not complete (hashes.json: {error}); use an earlier copy"
         ) from error
     if not isinstance(hashes, dict):
-        raise CheckpointError(f"{path}/hashes.json holds no table of hashes; use an earlier copy")
+        raise CheckpointError(f"{path}/hashes.json is not a table of hashes; use an earlier copy")
     for name, expected in hashes.items():
         file = path / name
         if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
@@ -91,7 +100,7 @@ def verify_folder(path: Path) -> set[str]:
 
 
 def digest(state: State) -> str:
-    """sha256 over everything in `state`, to the bit: whatever has equal digests will behave alike."""
+    """Return the sha256 of everything in `state`, bit for bit."""
     sha = hashlib.sha256()
 
     def feed(node: Any) -> None:

@@ -1,4 +1,4 @@
-"""`Trajectory`: T mixtures and the T+1 signals around them, append-only, lossless as JSON. `Run`: one with its circumstances."""
+"""`Trajectory`: the mixtures and signals of a run. `Run`: a trajectory with seed and cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from cuvee.core.signals import Signals
 
 
 class Trajectory:
-    """signals₀, mixture₀, signals₁, … : `mixtures[t]` was in force between `signals[t]` and `signals[t + 1]`.
+    """An append-only history: signals₀, mixture₀, signals₁, mixture₁, …
 
-    `append` returns a new trajectory and leaves this one as it was; the two share storage, so a run of T intervals costs
-    O(T) and not O(T²).
+    `mixtures[t]` was in force between `signals[t]` and `signals[t + 1]`. `append` returns a new
+    trajectory and leaves this one unchanged. The two share storage, so a run of T intervals takes
+    O(T) memory.
     """
 
     __slots__ = ("_mixtures", "_signals", "_steps")
@@ -27,55 +28,62 @@ class Trajectory:
         assert len(signals) == len(mixtures) + 1, (
             "a trajectory has one signal more than it has mixtures"
         )
-        self._signals, self._mixtures, self._steps = list(signals), list(mixtures), len(mixtures)
+        self._signals = list(signals)
+        self._mixtures = list(mixtures)
+        self._steps = len(mixtures)
 
     @classmethod
     def start(cls, signals: Signals) -> Trajectory:
+        """Return the trajectory of a run before its first interval."""
         return cls([signals])
 
     def append(self, mixture: Mixture, signals: Signals) -> Trajectory:
-        if (
-            mixture.names != signals.names
-        ):  # domains that were added since the policy was asked had no weight
+        """Return this trajectory with one more interval.
+
+        Domains that `mixture` does not have, because they were added during the interval, get
+        weight 0.
+        """
+        if mixture.names != signals.names:
             mixture = mixture.to(signals.names)
         longer = object.__new__(Trajectory)
-        if (
-            len(self._mixtures) == self._steps
-        ):  # we are the newest: extend the shared lists in place
-            longer._signals, longer._mixtures = self._signals, self._mixtures
-        else:  # somebody already appended to us: branch
-            longer._signals, longer._mixtures = (
-                self._signals[: self._steps + 1],
-                self._mixtures[: self._steps],
-            )
+        if len(self._mixtures) == self._steps:  # this is the newest: extend the lists in place
+            longer._signals = self._signals
+            longer._mixtures = self._mixtures
+        else:  # another trajectory was already appended to this one: copy
+            longer._signals = self._signals[: self._steps + 1]
+            longer._mixtures = self._mixtures[: self._steps]
         longer._signals.append(signals)
         longer._mixtures.append(mixture)
         longer._steps = self._steps + 1
         return longer
 
     def __len__(self) -> int:
-        """T, the number of intervals done."""
+        """T, the number of finished intervals."""
         return self._steps
 
     @property
     def signals(self) -> Sequence[Signals]:
+        """The T + 1 signals."""
         return self._signals[: self._steps + 1]
 
     @property
     def mixtures(self) -> Sequence[Mixture]:
+        """The T mixtures."""
         return self._mixtures[: self._steps]
 
     @property
     def last(self) -> Signals:
+        """The newest signals."""
         return self._signals[self._steps]
 
     @property
     def last_mixture(self) -> Mixture | None:
+        """The mixture of the last interval, or None before the first."""
         return self._mixtures[self._steps - 1] if self._steps else None
 
     @property
     def domains(self) -> tuple[Domain, ...]:
-        """The domains as they are now; they may have been fewer earlier."""
+        """The current domains. Earlier signals may have fewer."""
         return self.last.domains
 
     @property
@@ -83,14 +91,14 @@ class Trajectory:
         return self.last.names
 
     def weights_TK(self) -> FloatArray:
-        """(T, K) mixtures over the present domains; a domain that did not exist yet has 0."""
+        """Return the (T, K) weights over the current domains; 0 before a domain was added."""
         rows = [
             [mixture.as_dict().get(name, 0.0) for name in self.names] for mixture in self.mixtures
         ]
         return np.array(rows, dtype=np.float64).reshape(len(self), len(self.names))
 
     def __iter__(self) -> Iterator[tuple[Signals, Mixture, Signals]]:
-        """(before, mixture, after) of each interval."""
+        """Yield (signals before, mixture, signals after) of each interval."""
         for t in range(self._steps):
             yield self._signals[t], self._mixtures[t], self._signals[t + 1]
 
@@ -104,9 +112,8 @@ class Trajectory:
     __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> dict[str, Any]:
-        spaces: list[
-            tuple[Domain, ...]
-        ] = []  # written once for each stretch of intervals that share their domains
+        # A list of domains is written once for each stretch of intervals that share it.
+        spaces: list[tuple[Domain, ...]] = []
         rows = []
         for signals in self.signals:
             if not spaces or spaces[-1] != signals.domains:
@@ -131,7 +138,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took: training tokens, floating-point operations, wall seconds. Costs add."""
+    """A cost in training tokens, floating-point operations and wall-clock seconds."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -145,7 +152,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """A trajectory with what it takes to repeat and to price it. `checkpoint` and `policy` are folders, if kept."""
+    """A trajectory with the seed and configuration that reproduce it and with its cost.
+
+    `checkpoint` and `policy` are the folders of the saved model and policy, or None if not kept.
+    """
 
     id: str
     seed: int

@@ -1,6 +1,6 @@
-"""Views of a trajectory, derived when they are needed and never stored: rewards, returns, transitions, windows.
+"""Quantities derived from a trajectory on demand: rewards, returns, transitions, windows.
 
-Trajectories hold raw facts, so the same logs serve any reward, any encoding and any horizon.
+A trajectory stores raw facts, so the same logs serve any reward, encoding and horizon.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Trajectory
 
 Reward = Callable[[Trajectory], float | None]
-"""The reward of the last interval of a trajectory; None if what it needs was not measured."""
+"""Return the reward of the last interval of a trajectory, or None if an input is not measured."""
 
 Encoding = Callable[[Trajectory], npt.NDArray[Any]]
-"""What an agent sees at the end of a trajectory, as a vector (S,)."""
+"""Return the vector (S,) that an agent observes at the end of a trajectory."""
 
 
 def prefixes(trajectory: Trajectory) -> Iterator[Trajectory]:
-    """The trajectory as it was before each interval and at its end: T + 1 of them, O(T) in total."""
+    """Yield the T + 1 prefixes of a trajectory, shortest first, in O(T) in total."""
     so_far = Trajectory.start(trajectory.signals[0])
     yield so_far
     for _, mixture, after in trajectory:
@@ -33,7 +33,10 @@ def prefixes(trajectory: Trajectory) -> Iterator[Trajectory]:
 
 
 def rewards(trajectory: Trajectory, reward: Reward) -> Measured:
-    """(T,) the reward of each interval, asked for in order; absent where it is None."""
+    """Return the (T,) reward of each interval, absent where `reward` returns None.
+
+    `reward` is called once for each interval, in order.
+    """
     found = [reward(so_far) for so_far in prefixes(trajectory) if len(so_far)]
     return Measured(
         np.array([value or 0.0 for value in found]),
@@ -42,9 +45,10 @@ def rewards(trajectory: Trajectory, reward: Reward) -> Measured:
 
 
 def returns(rewards_T: npt.ArrayLike, discount: float = 1.0, final: float = 0.0) -> FloatArray:
-    """(T,) G_t = r_t + γ G_{t+1}, with G_T = `final`, the value of what comes after."""
+    """Return the (T,) discounted returns G_t = r_t + γ G_{t+1}, with G_T = `final`."""
     rewards_T = np.asarray(rewards_T, dtype=np.float64)
-    returns_T, following = np.zeros(len(rewards_T)), final
+    returns_T = np.zeros(len(rewards_T))
+    following = final
     for t in reversed(range(len(rewards_T))):
         following = returns_T[t] = rewards_T[t] + discount * following
     return returns_T
@@ -52,7 +56,10 @@ def returns(rewards_T: npt.ArrayLike, discount: float = 1.0, final: float = 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """(s, a, r, s′) of the intervals whose reward was measured. `ends_N` marks those after which the run was over."""
+    """The transitions (s, a, r, s′) of the N intervals whose reward was measured.
+
+    `ends_N` marks the last interval of a run.
+    """
 
     states_NS: npt.NDArray[Any]
     actions_NK: FloatArray
@@ -65,7 +72,10 @@ class Transitions:
 
 
 def transitions(trajectory: Trajectory, encode: Encoding, reward: Reward) -> Transitions:
-    """One transition an interval, but for those without a reward. Actions are over the present domains, see `weights_TK`."""
+    """Return one transition for each interval with a reward.
+
+    Actions are weights over the current domains, as in `Trajectory.weights_TK`.
+    """
     states = np.stack([encode(so_far) for so_far in prefixes(trajectory)])
     rewarded = rewards(trajectory, reward)
     kept = np.flatnonzero(rewarded.present)
@@ -79,7 +89,10 @@ def transitions(trajectory: Trajectory, encode: Encoding, reward: Reward) -> Tra
 
 
 def windows(trajectory: Trajectory, length: int, stride: int = 1) -> Iterator[Trajectory]:
-    """Stretches of `length` intervals as trajectories of their own, every `stride` intervals; none if the run is shorter."""
+    """Yield stretches of `length` intervals, one every `stride` intervals, as trajectories.
+
+    Yields nothing if the run is shorter than `length`.
+    """
     assert min(length, stride) > 0, "a window has at least one interval"
     for start in range(0, len(trajectory) - length + 1, stride):
         yield Trajectory(

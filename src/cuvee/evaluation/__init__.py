@@ -1,1 +1,4 @@
-"""What a finished run is worth, and whether two runs differ."""
+"""Statistics that compare runs.
+
+`statistics.py` has paired differences over seeds; `ranks.py` has rank correlation.
+"""

@@ -1,4 +1,4 @@
-"""Rank correlation with a bootstrap interval: does one measurement order runs as another does? Pure numpy, deterministic."""
+"""Rank correlation of two measurements over runs, with a bootstrap interval. Deterministic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from cuvee.core.arrays import FloatArray
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's ρ over `runs` runs with its interval at 95 %. A measurement that is the same for all of them has ρ = 0."""
+    """Spearman's ρ over `runs` runs, with its 95 % interval from `low` to `high`.
+
+    ρ is 0 if either measurement is the same for all runs.
+    """
 
     value: float
     low: float
@@ -23,13 +26,14 @@ class RankCorrelation:
 def rank_correlation(
     first: npt.ArrayLike, second: npt.ArrayLike, *, resamples: int = 1000
 ) -> RankCorrelation:
-    """Of two measurements (N,) of the same N ≥ 3 runs; percentile bootstrap over runs, from a generator with a fixed seed.
+    """Return Spearman's ρ between two measurements (N,) of the same N ≥ 3 runs.
 
-    Ties share their mean rank. With few runs the interval is too narrow, as every percentile bootstrap's is.
+    The interval is a percentile bootstrap over runs with a fixed seed. It is too narrow if N is
+    small, like every percentile bootstrap. Ties get their mean rank.
     """
     first_N, second_N = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     assert first_N.shape == second_N.shape == (len(first_N),), (first_N.shape, second_N.shape)
-    assert len(first_N) >= 3, "fewer than three runs have no order to speak of"
+    assert len(first_N) >= 3, f"rank correlation needs at least 3 runs, got {len(first_N)}"
     generator = np.random.Generator(np.random.PCG64(0))
     drawn = [generator.integers(0, len(first_N), len(first_N)) for _ in range(resamples)]
     low, high = np.quantile(
@@ -45,7 +49,7 @@ def _spearman(first_N: FloatArray, second_N: FloatArray) -> float:
 
 
 def _ranks(values_N: FloatArray) -> FloatArray:
-    """Centred ranks; equal values have their mean."""
+    """Return centred ranks (N,); equal values get their mean rank."""
     _, which_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
     ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2)[which_N] - (len(values_N) + 1) / 2
     return ranks

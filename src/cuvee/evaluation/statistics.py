@@ -1,7 +1,7 @@
-"""Comparing runs honestly: paired differences over seeds with a bootstrap interval, and how soon a run gets where another ended.
+"""Compare runs: paired differences over seeds with a bootstrap interval, and speed to a given loss.
 
-Differences are paired because runs of one seed share model weights, data order and evaluation (METHODS, "Comparing honestly"):
-what the seed does to both cancels. Pure numpy; every function is deterministic.
+Differences are paired because runs with the same seed share initial weights, data order and
+evaluation, so the effect of the seed cancels. Pure numpy; every function is deterministic.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cuvee.core.arrays import FloatArray
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `pairs` paired observations with its interval at `level`.
+    """A mean over `pairs` paired observations, with its interval at confidence `level`.
 
-    One pair says nothing of the spread: then `low` and `high` are None, and nobody may claim a difference from it.
+    `low` and `high` are None if there is only one pair: one pair supports no claim of a difference.
     """
 
     mean: float
@@ -42,10 +42,11 @@ def paired_difference(
     level: float = 0.95,
     resamples: int = 10_000,
 ) -> Estimate | None:
-    """Mean of ours − theirs over the seeds that both have, with a percentile bootstrap interval; None if there is none.
+    """Return the mean of ours − theirs over the shared seeds, or None if there are none.
 
-    Resamples whole pairs with replacement (Efron & Tibshirani 1993, §8.3), from a generator with a fixed seed. With few
-    pairs the interval is too narrow; at least 5 seeds are needed for a claim.
+    `ours` and `theirs` map seeds to values. The interval is a percentile bootstrap over whole pairs
+    (Efron & Tibshirani 1993, §8.3) with a fixed seed. It is too narrow if there are few pairs; use
+    at least 5 seeds before claiming a difference.
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
@@ -58,7 +59,7 @@ def paired_difference(
 def bootstrap_mean(
     values: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000
 ) -> Estimate:
-    """Mean of `values` (N,) with its percentile bootstrap interval."""
+    """Return the mean of `values` (N,) with its percentile bootstrap interval."""
     values_N = np.asarray(values, dtype=np.float64)
     assert values_N.ndim == 1, values_N.shape
     assert len(values_N), "a mean needs at least one value"
@@ -71,10 +72,11 @@ def bootstrap_mean(
 
 
 def steps_to_reach(steps: npt.ArrayLike, losses: npt.ArrayLike, goal: float) -> float | None:
-    """The optimizer step at which a loss curve first comes down to `goal`, linear between measurements; None if it never does.
+    """Return the optimizer step at which a loss curve first reaches `goal`, else None.
 
-    `steps` (T,) ascending, `losses` (T,) measured at them. Divided by the baseline's step for the same goal, it is the share
-    of the baseline's steps that a run needs.
+    `steps` (T,) is ascending and `losses` (T,) holds the loss at each step; values between them are
+    interpolated linearly. Divide the result by the baseline's step for the same goal to get the
+    share of the baseline's steps that a run needs.
     """
     steps_T: FloatArray = np.asarray(steps, dtype=np.float64)
     losses_T: FloatArray = np.asarray(losses, dtype=np.float64)
@@ -90,6 +92,6 @@ def steps_to_reach(steps: npt.ArrayLike, losses: npt.ArrayLike, goal: float) -> 
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """A loss that does not depend on the tokenizer: nats per token over the bytes that a token stands for, in bits."""
+    """Convert a loss in nats per token to bits per byte, which does not depend on the tokenizer."""
     assert bytes_per_token > 0
     return nats_per_token / math.log(2.0) / bytes_per_token
