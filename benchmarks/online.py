@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from online_room import Trial, by_example, by_hand, next_paths
 
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import natural_K
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
@@ -187,7 +187,7 @@ class Bench:
         }
         if variant == "tiny":
             self.common["guard"] = {"epochs": {self.smallest: TINY_EPOCHS}}
-        self.shares_K = np.array(list(natural_shares(corpus.domains).values()))
+        self.shares_K = natural_K(corpus.domains)
 
     @property
     def smallest(self) -> str:

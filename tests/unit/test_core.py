@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, MixtureError, SignalError
 from cuvee.core.files import write_folder
 from cuvee.core.mixture import Mixture
@@ -105,8 +105,9 @@ def test_signals_refuse_what_cannot_be(change: dict[str, object]) -> None:
         Signals(**{**good, **change})  # type: ignore[arg-type]
 
 
-def test_natural_shares() -> None:
-    assert natural_shares((Domain("a", 10), Domain("b", 30))) == {"a": 0.25, "b": 0.75}
+def test_the_natural_mixture() -> None:
+    natural = Mixture.natural((Domain("a", 10), Domain("b", 30)))
+    assert natural.as_dict() == {"a": 0.25, "b": 0.75}
 
 
 def test_a_trajectory_is_append_only_even_when_it_branches() -> None:

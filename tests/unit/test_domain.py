@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cuvee.core.domain import Domain, divided_shares, natural_shares
+from cuvee.core.domain import Domain, divided_shares, natural_K
 
 DOMAINS = (Domain("a", 900), Domain("b", 100), Domain("empty", 0), Domain("maths", 500, "target"))
 
 
 def test_natural_shares_follow_tokens() -> None:
-    assert natural_shares(DOMAINS) == pytest.approx(
-        {"a": 0.6, "b": 1 / 15, "empty": 0.0, "maths": 1 / 3}
-    )
+    assert natural_K(DOMAINS) == pytest.approx([0.6, 1 / 15, 0.0, 1 / 3])
 
 
 @pytest.mark.parametrize(("flatness", "of_a"), [(0.0, 0.9), (0.5, 0.75), (1.0, 0.5)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cuvee.agents.history import HistoryActor
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, natural_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
@@ -267,6 +267,6 @@ def test_bad_settings_are_named() -> None:
 
 def test_a_natural_share_of_nothing_is_no_fault() -> None:
     domains = (Domain("a", 10**9), Domain("b", 0), Domain("c", 7, "target"))
-    assert natural_shares(domains)["b"] == 0
+    assert natural_K(domains)[1] == 0
     mixture = HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer(domains).start(())))
     assert np.isfinite(mixture.weights_K).all()

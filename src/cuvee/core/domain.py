@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
+from cuvee.core.arrays import FloatArray
+
 Role = Literal["source", "target"]
-
-
 Split = Literal["train", "valid"]
 
 
@@ -45,13 +47,13 @@ class Domain:
         )
 
 
-def natural_shares(domains: tuple[Domain, ...]) -> dict[str, float]:
-    """Return each domain's share of all available tokens, by name.
+def natural_K(domains: Sequence[Domain]) -> FloatArray:
+    """Return (K,) each domain's share of all available tokens.
 
     Training under this mixture reads every domain at the same rate.
     """
     total = sum(domain.tokens for domain in domains)
-    return {domain.name: domain.tokens / total for domain in domains}
+    return np.array([domain.tokens / total for domain in domains])
 
 
 def divided_shares(

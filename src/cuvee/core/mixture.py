@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain, natural_K
 from cuvee.core.errors import MixtureError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -99,6 +100,11 @@ class Mixture:
     def uniform(cls, names: Sequence[str]) -> Mixture:
         """Return the mixture that gives each name the same weight."""
         return cls.normalise(names, np.ones(len(names)))
+
+    @classmethod
+    def natural(cls, domains: Sequence[Domain]) -> Mixture:
+        """Each domain in proportion to its available tokens."""
+        return cls(tuple(domain.name for domain in domains), natural_K(domains))
 
     @classmethod
     def of(cls, shares: Mapping[str, float]) -> Mixture:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import natural_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Trajectory
 
@@ -51,8 +51,8 @@ def coverage(trajectories: Sequence[Trajectory]) -> Coverage:
     total_NP1 = source_NPK.sum(axis=2, keepdims=True)
     source_NPK = np.where(total_NP1 > 0, source_NPK / np.where(total_NP1 > 0, total_NP1, 1.0), 0.0)
     quarters_Q = np.linspace(0, POINTS - 1, 5).round().astype(int)
-    natural_K = np.array(list(natural_shares(domains).values()))
-    much_K = np.minimum(2 * natural_K, 0.5 * (1 + natural_K))
+    shares_K = natural_K(domains)
+    much_K = np.minimum(2 * shares_K, 0.5 * (1 + shares_K))
     emphasised_NK = np.array([(t.weights_TK() > much_K).any(axis=0) for t in trajectories])
     entropy_NP = -(weights_NPK * np.log(np.where(weights_NPK > 0, weights_NPK, 1.0))).sum(axis=2)
     low, high = (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cuvee.agents.base import Observation
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import natural_K
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -55,7 +55,7 @@ def observe(
     weights_K = (
         so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)
     )
-    shares_K = np.array(list(natural_shares(so_far.domains).values()))
+    shares_K = natural_K(so_far.domains)
     everything_K = np.ones(K, dtype=np.bool_)
     domains_KF = np.stack(
         [

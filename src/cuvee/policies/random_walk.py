@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.core.domain import natural_shares
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
@@ -33,7 +32,7 @@ class RandomWalk:
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         K, last = len(so_far.names), so_far.last_mixture
-        shares = last.as_dict() if last is not None else natural_shares(so_far.domains)
+        shares = (last or Mixture.natural(so_far.domains)).as_dict()
         log_K = np.log(np.maximum([shares.get(name, 0.0) for name in so_far.names], _LEAST / K))
         if last is not None:
             log_K += self._step * np.random.default_rng([self._seed, len(so_far)]).normal(size=K)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from cuvee.core.domain import natural_shares
 from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
@@ -81,7 +80,7 @@ def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> LMTraine
     settings = replace(config.train, seed=config.seed)
     stream = MixtureStream(
         corpus,
-        Mixture.of(natural_shares(corpus.domains)),
+        Mixture.natural(corpus.domains),
         batch_size=settings.batch_size,
         sequence_length=settings.sequence_length,
         seed=config.seed,

@@ -11,7 +11,7 @@ import torch
 from cuvee.agents.learning import tensors
 from cuvee.agents.simplex import sample_flat
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import natural_K
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.statistics import Estimate
 from cuvee.learning.history_learning import Learned
@@ -122,11 +122,10 @@ def _opinions(
     T, K = len(path), len(path.names)
     own_TK = path.weights_TK()
     last_TK = np.concatenate([heuristics.role_shares(path.domains, "source")[None], own_TK[:-1]])
-    natural_K = np.array(list(natural_shares(path.domains).values()))
     asked: dict[str, Any] = {
         "own": own_TK,
         "the last mixture": last_TK,
-        "natural": np.broadcast_to(natural_K, (T, K)),
+        "natural": np.broadcast_to(natural_K(path.domains), (T, K)),
         "uniform": np.full((T, K), 1 / K),
     }
     flat = sample_flat((_DRAWS, T, K), torch.Generator().manual_seed(0))

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cuvee.core.domain import natural_shares
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
@@ -186,7 +185,7 @@ def _judge(
         ), f"the {len(logged)} that are done"
     with computing_threads(config.threads):
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
-        mixture = Mixture.of(natural_shares(corpus.domains))
+        mixture = Mixture.natural(corpus.domains)
         trainer.start(proposed[0].probes)
         before, step, intervals = time.perf_counter(), 0, 0
         while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):

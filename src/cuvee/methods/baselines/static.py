@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cuvee.core.domain import Domain, Role, natural_shares
+from cuvee.core.domain import Domain, Role, natural_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
@@ -27,9 +27,7 @@ class Static:
     """Needs no proxies; commits to `Fixed(self.mixture_for(domains))`."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
-        return Mixture.normalise(
-            [domain.name for domain in domains], list(natural_shares(domains).values())
-        )
+        return Mixture.normalise([domain.name for domain in domains], natural_K(domains))
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()
@@ -62,7 +60,7 @@ class Temperature(Static):
             raise ConfigError(f"tau is {self.tau}: the temperature must be above 0")
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
-        log_K = np.log(np.array(list(natural_shares(domains).values()))) / self.tau
+        log_K = np.log(natural_K(domains)) / self.tau
         return Mixture.normalise([domain.name for domain in domains], np.exp(log_K - log_K.max()))
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, natural_K
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
@@ -114,7 +114,7 @@ class RegMix:
         candidates_MK = draw(
             corpus.domains, _CANDIDATES, np.random.Generator(np.random.PCG64([self.seed, 1]))
         )
-        candidates_MK = capped(candidates_MK, ceilings_K, _shares(corpus.domains))
+        candidates_MK = capped(candidates_MK, ceilings_K, natural_K(corpus.domains))
         predicted_M = best.losses(candidates_MK) @ table.values_D
         chosen_K = candidates_MK[np.argpartition(predicted_M, _KEPT)[:_KEPT]].mean(axis=0)
         missing = len(self.propose(corpus, logged))
@@ -155,7 +155,7 @@ def draw(domains: tuple[Domain, ...], count: int, generator: np.random.Generator
 
     Gamma variates with shapes far below 1 underflow, so they are drawn as logarithms: ln G(a) = ln G(a + 1) + ln(U) / a.
     """
-    base_K = _shares(domains) ** _TEMPERATURE
+    base_K = natural_K(domains) ** _TEMPERATURE
     low, high = np.log(_STRENGTHS)
     shapes_MK = np.exp(generator.uniform(low, high, (count, 1))) * (base_K / base_K.sum())
     logs_MK = (
@@ -188,10 +188,6 @@ def capped(mixtures_MK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray
 
 def _total_variation(mixtures_MK: FloatArray, mixture_K: FloatArray) -> FloatArray:
     return np.asarray(0.5 * np.abs(mixtures_MK - mixture_K).sum(axis=1))
-
-
-def _shares(domains: tuple[Domain, ...]) -> FloatArray:
-    return np.array(list(natural_shares(domains).values()))
 
 
 def _predicted(best: Fitted, chosen_K: FloatArray, table: Table) -> dict[str, float]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cuvee.core.domain import natural_shares
+from cuvee.core.domain import natural_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, State
@@ -105,14 +105,12 @@ class Collapse(Alarm):
         share = float(proposed.weights_K[heaviest])
         if self.settings.collapse is not None and share >= self.settings.collapse:
             return f"{proposed.names[heaviest]} gets {share:.4f} of the tokens"
-        targets = [domain.name for domain in moment.signals.domains if domain.is_target]
+        domains, given = moment.signals.domains, proposed.as_dict()
+        targets = [domain.name for domain in domains if domain.is_target]
         if self.settings.starved is None or not targets:
             return None
-        natural, given = natural_shares(moment.signals.domains), proposed.as_dict()
-        due, got = (
-            sum(natural[name] for name in targets),
-            sum(given.get(name, 0.0) for name in targets),
-        )
+        due = float(natural_K(domains)[[domain.is_target for domain in domains]].sum())
+        got = sum(given.get(name, 0.0) for name in targets)
         if got < self.settings.starved * due:
             return f"the target domains ({', '.join(targets)}) get {got:.2e} of the tokens, of which they hold {due:.2e}"
         return None

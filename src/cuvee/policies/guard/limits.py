@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, natural_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.policies.guard.alarms import AlarmSettings
@@ -78,8 +78,9 @@ class Limits:
     def static(self, domains: Sequence[Domain]) -> Mixture:
         """The mixture that steers when the policy must not, before limits."""
         names = [domain.name for domain in domains]
-        shares = natural_shares(tuple(domains)) if self.fallback is None else self.fallback
-        return Mixture.normalise(names, [shares.get(name, 0.0) for name in names])
+        if self.fallback is None:
+            return Mixture.normalise(names, natural_K(domains))
+        return Mixture.normalise(names, [self.fallback.get(name, 0.0) for name in names])
 
 
 def nearest_within(mixture: Mixture, floor_K: FloatArray, ceiling_K: FloatArray) -> Mixture:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cuvee.agents.base import Observation, check_observation
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, natural_shares
+from cuvee.core.domain import Domain, natural_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
@@ -129,7 +129,7 @@ class HistoryEncoder:
             K * weights_K - 1,
             target_K,
             _log(in_role_K),
-            _log(K * np.array(list(natural_shares(domains).values()))),
+            _log(K * natural_K(domains)),
             np.log1p(drawn_K / np.maximum(available_K, 1.0)),
             loss.values,
             loss.present,
@@ -145,7 +145,7 @@ class HistoryEncoder:
     ) -> npt.NDArray[np.float32]:
         target_K, e = _targets(now.domains), said["feedback"]
         change = 0.0 if e is None or self._before is None else e - self._before
-        shares_K = np.array(list(natural_shares(now.domains).values()))
+        shares_K = natural_K(now.domains)
         numbers = [
             now.progress,
             *(5.0 * (said[name] or 0.0) for name in self._parts),

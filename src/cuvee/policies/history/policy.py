@@ -22,7 +22,7 @@ from cuvee.agents.base import Observation
 from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic, Memory
 from cuvee.agents.learning import as_weights, load_module, module_state, seeded, tensors
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, divided_shares, natural_shares
+from cuvee.core.domain import Domain, divided_shares, natural_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
@@ -264,7 +264,7 @@ def _rivals(so_far: Trajectory) -> dict[str, FloatArray]:
         "last": role_shares(so_far.domains, "source")
         if last is None
         else last.to(so_far.names).weights_K,
-        "natural": np.array(list(natural_shares(so_far.domains).values())),
+        "natural": natural_K(so_far.domains),
         "uniform": np.full(K, 1 / K),
     }
 
