@@ -9,9 +9,10 @@ DIR/valid/NAME.bin, NAME.idx         those kept for validation
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,6 +66,10 @@ class Corpus:
         for _, shard in corpus._shards():
             corpus._check_sizes(shard)
         return corpus
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or a copy opens the same folder again; it contains no tokens."""
+        return _reopen, (Path(os.path.abspath(self.folder)), self.fingerprint)
 
     def has(self, name: str, split: Split) -> bool:
         """Whether domain `name` has tokens in `split`. All have some in "train"."""
@@ -171,6 +176,15 @@ class Corpus:
                 raise ShardError(
                     f"{path} has {size} bytes, expected {expected}: it was cut short or replaced; {self._remedy}"
                 )
+
+
+def _reopen(folder: Path, fingerprint: str) -> Corpus:
+    corpus = Corpus.open(folder)
+    if corpus.fingerprint != fingerprint:
+        raise CorpusError(
+            f"{folder} was built anew after this object was pickled or copied: open the corpus again"
+        )
+    return corpus
 
 
 def _allow_open_files(count: int) -> None:

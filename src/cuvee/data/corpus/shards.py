@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from cuvee.core.errors import ShardError
 from cuvee.core.files import write_atomic
+from cuvee.data.corpus.mapped import FileStamp
 from cuvee.data.corpus.pool import TokenPool
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -97,7 +100,16 @@ def open_shard(prefix: Path, name: str) -> TokenPool:
     except (OSError, ValueError) as error:
         raise ShardError(f"{path} cannot be mapped: {error}") from error
     # A plain view indexes several times faster than the memmap subclass, and keeps the mapping alive as its base.
-    return TokenPool(name, mapped.view(np.ndarray), index.document_starts)
+    stamps = (FileStamp.of(path), FileStamp.of(idx_path(prefix)))
+    reopen = partial(_reopen, Path(os.path.abspath(prefix)), name, stamps)
+    return TokenPool(name, mapped.view(np.ndarray), index.document_starts, reopen)
+
+
+def _reopen(prefix: Path, name: str, stamps: Sequence[FileStamp]) -> TokenPool:
+    """The pool that a pickle stands for. Raises `ShardError` if its files have changed."""
+    for stamp in stamps:
+        stamp.check()
+    return open_shard(prefix, name)
 
 
 def scan_shard(prefix: Path, dtype: np.dtype[Any], vocab_size: int) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -37,10 +38,25 @@ class StreamDataset(IterableDataset[Batch]):
         self.steps = steps
         self._next = 0
         self._resume_at: int | None = None
+        self._start_log()
+
+    def _start_log(self) -> None:
         descriptor, self._log = tempfile.mkstemp(prefix="cuvee-stream-", suffix=".jsonl")
         os.close(descriptor)
         self._offset = 0
         weakref.finalize(self, _remove_in, os.getpid(), self._log)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process shares the log of mixtures; any other copy gets a log of its own."""
+        state = self.__dict__.copy()
+        if get_spawning_popen() is None:
+            del state["_log"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "_log" not in state:
+            self._start_log()
 
     def set_mixture(self, mixture: Mixture, at_step: int) -> MixtureUpdate:
         """Logs a mixture here and for the workers. No worker may have drawn `at_step` yet."""

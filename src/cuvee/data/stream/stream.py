@@ -11,6 +11,7 @@ Ranks and workers are views of that one global sequence, and its state is one ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -80,9 +81,6 @@ class MixtureStream(Iterator[Batch]):
         }
         self._retired: dict[str, tuple[StreamDomain, int]] = {}
         self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
-        self._all_counted_BL = np.ones((batch_size // world_size, sequence_length), dtype=np.bool_)
-        self._all_counted_BL.setflags(write=False)
-        self._planner = Planner(seed, batch_size, rank, world_size)
         self._schedule = RowSchedule(names, self._caps_K(), batch_size, seed, sampling)
         self._reset()
         self.set_mixture(mixture)
@@ -282,6 +280,18 @@ class MixtureStream(Iterator[Batch]):
         self._sources, self._retired, self._schedule = sources, retired, schedule
         self._reset()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies: what decides the order, without the batches that were prepared."""
+        return {name: value for name, value in self.__dict__.items() if name not in _PREPARED}
+
+    def __copy__(self) -> MixtureStream:
+        """Copies advance independently, so no part that changes is shared."""
+        return copy.deepcopy(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
     # Inside
 
     def _from_json(self, row: Mapping[str, Any]) -> StreamDomain:
@@ -317,10 +327,14 @@ class MixtureStream(Iterator[Batch]):
         """Forgets what was prepared and takes the domains anew."""
         sources = [self._sources[name] for name in self.names]
         windows = [source.windows for source in sources]
+        self._planner = Planner(self.seed, self.batch_size, self.rank, self.world_size)
         self._planner.domains(
             [source.key for source in sources], np.array([len(w) for w in windows], dtype=np.int64)
         )
         self._reader = Reader(windows, self.sequence_length)
+        shape = (self.batch_size // self.world_size, self.sequence_length)
+        self._all_counted_BL = np.ones(shape, dtype=np.bool_)
+        self._all_counted_BL.setflags(write=False)
         self._trim()
 
     def _trim(self) -> None:
@@ -384,6 +398,17 @@ class MixtureStream(Iterator[Batch]):
         )
 
 
+_PREPARED = {
+    "_planner",
+    "_reader",
+    "_all_counted_BL",
+    "_plan",
+    "_block",
+    "_ahead",
+    "_short_SB",
+    "_padded_S",
+    "_place_SB",
+}
 _FIXED = ("seed", "batch_size", "sequence_length", "split", "sampling", "epoch_caps")
 
 

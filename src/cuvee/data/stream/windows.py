@@ -28,6 +28,9 @@ class Windows:
         self.whole_WL = self.tokens[: self.whole * length].reshape(self.whole, length)
         self.tail = self.tokens[self.whole * length :]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Windows, (self.pool, self.length)
+
     def __len__(self) -> int:
         return self.whole + (len(self.tail) > 0)
 
@@ -57,6 +60,10 @@ class Reader:
         self._whole_K = np.array([w.whole for w in windows], dtype=np.int64)
         self._tails = any(w.tail.size for w in windows)
         self._step, self._first_K, self._one = self._as_one_array()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Built anew from the copied windows: the one array spans memory that belongs to other objects."""
+        return Reader, (self.windows, self.length)
 
     @property
     def by_row(self) -> bool:
