@@ -5,6 +5,9 @@ Broken internal invariants are assertions, not `CuveeError`s.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CuveeError(Exception):
     """A mistake that the user can fix. The command line prints the message without a traceback."""
@@ -52,3 +55,12 @@ class StoreError(CuveeError):
 
 class TrainingError(CuveeError):
     """A run that cannot continue: non-finite loss, out of memory, ranks that disagree."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' with the closest of `known`, or all of them if none is close, or '' if there are none."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""

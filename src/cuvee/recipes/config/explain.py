@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import typing
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from cuvee.core.errors import nearest
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
@@ -68,15 +68,6 @@ def _plain(message: str) -> str:
     for pattern, words in _PLAIN:
         message = re.sub(pattern, words, message)
     return message
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' with the closest of `known`, or all of them if none is close, or nothing if there is none."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
 
 
 def _locate(

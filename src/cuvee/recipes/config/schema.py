@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from cuvee.core.errors import ConfigError, CuveeError, PolicyError
+from cuvee.core.errors import ConfigError, CuveeError, PolicyError, nearest
 from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
@@ -35,7 +35,7 @@ from cuvee.core.trajectory import Cost
 from cuvee.methods import METHODS
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
-from cuvee.recipes.config.explain import explain, nearest
+from cuvee.recipes.config.explain import explain
 from cuvee.recipes.config.questions import Evaluation
 from cuvee.recipes.config.yaml_file import override, read_yaml
 from cuvee.training.settings import TrainerSettings

@@ -1,0 +1,158 @@
+"""Registries: the parts that a configuration or a file may name.
+
+    from cuvee.core.registry import register_policy
+
+    @register_policy("staircase")
+    class Staircase: ...
+
+A registry finds a part in three places:
+
+1. cuvee's own modules. They are imported when a name is first looked up, so adding a part edits no list;
+2. installed packages with an entry point in the registry's group: `cuvee.methods`, `cuvee.policies`, …;
+3. the modules of a configuration's key `plugins: [module, …]`, which `import_plugins` imports.
+
+Policy files, runs and tasks hold the name of a part and nothing else, so a file never decides what is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import threading
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from cuvee.core.errors import ConfigError, nearest
+
+Part = TypeVar("Part", bound=type[Any])
+
+
+class Registry:
+    """Name → class. `kind` is what one part is called in messages, `homes` are cuvee's own packages that hold such parts."""
+
+    def __init__(self, kind: str, group: str, homes: tuple[str, ...]) -> None:
+        self.kind, self.group = kind, group
+        self._homes = homes
+        self._parts: dict[str, type[Any]] = {}
+        self._plugins: dict[str, EntryPoint] = {}
+        self._searched = False
+        self._lock = threading.RLock()
+
+    def register(self, name: str) -> Callable[[Part], Part]:
+        """A class decorator. Raises `ConfigError` for a name that another class has, or that is no identifier."""
+        if not name.isidentifier():
+            raise ConfigError(
+                f"{name!r} is no name for a {self.kind}: use letters, digits and underscores"
+            )
+
+        def add(part: Part) -> Part:
+            known = self._parts.setdefault(name, part)
+            if _place(known) != _place(part):
+                self._refuse(name, _place(known), _place(part))
+            self._parts[name] = part
+            return part
+
+        return add
+
+    def get(self, name: str) -> type[Any]:
+        """The class of that name. Raises `ConfigError`, with the nearest name, if there is none."""
+        if name not in self._parts:
+            self._search()
+        if name in self._plugins and name not in self._parts:
+            self._load(self._plugins[name])
+        if name not in self._parts:
+            raise ConfigError(f"no {self.kind} {name!r}{nearest(str(name), self.names())}")
+        return self._parts[name]
+
+    def name_of(self, part: type[Any]) -> str | None:
+        """The name under which a class is registered, or None."""
+        if part not in self._parts.values():
+            self._search()
+            for plugin in self._plugins.values():
+                self._load(plugin)
+        return next((name for name, known in self._parts.items() if known is part), None)
+
+    def names(self) -> list[str]:
+        """All names, sorted. Entry points are listed without being imported."""
+        self._search()
+        return sorted({*self._parts, *self._plugins})
+
+    def _search(self) -> None:
+        """Imports cuvee's own parts and lists the installed ones, once."""
+        with self._lock:
+            if self._searched:
+                return
+            for home in self._homes:
+                _import_all(home)
+            for plugin in entry_points(group=self.group):
+                known = self._plugins.setdefault(plugin.name, plugin).value
+                if plugin.name in self._parts:
+                    known = _place(self._parts[plugin.name])
+                if known != plugin.value:
+                    self._refuse(plugin.name, known, plugin.value)
+            self._searched = True
+
+    def _load(self, plugin: EntryPoint) -> None:
+        try:
+            part = plugin.load()
+        except Exception as error:
+            raise ConfigError(
+                f"the {self.kind} {plugin.name!r} of the installed package cannot be imported from {plugin.value} "
+                f"({type(error).__name__}: {error}): repair or uninstall that package"
+            ) from error
+        self.register(plugin.name)(part)
+
+    def _refuse(self, name: str, first: str, second: str) -> None:
+        raise ConfigError(
+            f"two {self.kind} classes are called {name!r}: {first} and {second}; rename one"
+        )
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Imports the modules of a configuration's `plugins`, which register their parts. Raises `ConfigError` if one fails."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"plugins names {module!r}, which cannot be imported ({type(error).__name__}: {error}): "
+                "install it, or put its folder on PYTHONPATH"
+            ) from error
+
+
+def _place(part: type[Any]) -> str:
+    """`module:Class`, as an entry point spells it."""
+    return f"{part.__module__}:{part.__qualname__}"
+
+
+def _import_all(package: str) -> None:
+    home = importlib.import_module(package)
+    for module in pkgutil.walk_packages(home.__path__, f"{package}."):
+        importlib.import_module(module.name)
+
+
+METHODS = Registry("method", "cuvee.methods", ("cuvee.methods",))
+POLICIES = Registry("policy", "cuvee.policies", ("cuvee.policies", "cuvee.methods"))
+AGENTS = Registry("agent", "cuvee.agents", ("cuvee.agents",))
+ENCODERS = Registry("encoder", "cuvee.encoders", ("cuvee.policies",))
+REWARDS = Registry("reward", "cuvee.rewards", ("cuvee.policies",))
+TRAINERS = Registry("trainer", "cuvee.trainers", ("cuvee.training",))
+PROBES = Registry("probe", "cuvee.probes", ("cuvee.probes",))
+
+register_method = METHODS.register
+"""A dataclass whose fields are the method's options; see `core.protocols.Method`."""
+register_policy = POLICIES.register
+"""A policy with `settings()`, which its constructor takes back; see `core.protocols.Policy`."""
+register_agent = AGENTS.register
+"""An agent with a class attribute `settings_type`; see `agents.base.Agent`."""
+register_encoder = ENCODERS.register
+"""What an agent observes; see `policies.encoders.Encoder`."""
+register_reward = REWARDS.register
+"""What an agent is rewarded for; see `policies.rewards.RewardFunction`."""
+register_trainer = TRAINERS.register
+"""See `core.protocols.Trainer`."""
+register_probe = PROBES.register
+"""See `core.protocols.Probe`."""
