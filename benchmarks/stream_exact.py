@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.data.stream.loader import StreamLoader
+from cuvee import StreamLoader
 from cuvee.testing.stream_faults import planted
 from cuvee.testing.stream_measures import (
     Sameness,

@@ -19,6 +19,8 @@ _HOMES = {
     "MixtureStream": "cuvee.data.stream.stream",
     "Run": "cuvee.core.trajectory",
     "Signals": "cuvee.core.signals",
+    "StreamDataset": "cuvee.data.stream.loader",
+    "StreamLoader": "cuvee.data.stream.loader",
     "Trajectory": "cuvee.core.trajectory",
     "run": "cuvee.loop",
     "search": "cuvee.loop",

@@ -1,9 +1,7 @@
 """Views of a trajectory give back what it holds, under any reward."""
 
-import numpy as np
-
 from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import prefixes, returns, rewards, transitions, windows
+from cuvee.core.views import prefixes, returns, rewards
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.testing.toy import ToyTrainer
@@ -15,10 +13,6 @@ def gain(so_far: Trajectory) -> float | None:
     """The fall of the mean validation loss; unknown for the third interval."""
     before, after = (signals.probes["valid_loss"].values.mean() for signals in so_far.signals[-2:])
     return None if len(so_far) == 3 else float(before - after)
-
-
-def encode(so_far: Trajectory) -> np.ndarray:
-    return np.array([len(so_far), so_far.last.progress])
 
 
 def test_prefixes_are_the_trajectory_at_each_moment() -> None:
@@ -39,19 +33,3 @@ def test_returns_satisfy_their_recursion() -> None:
     assert returns([1.0, 2.0, 4.0], 0.5).tolist() == [3.0, 4.0, 4.0]
     assert returns([1.0, 2.0, 4.0], 0.5, final=8.0).tolist() == [4.0, 6.0, 8.0]
     assert returns([]).tolist() == []
-
-
-def test_transitions_join_what_belongs_together() -> None:
-    found = transitions(SO_FAR, encode, gain)
-    assert len(found) == 5
-    assert found.states_NS[:, 0].tolist() == [0, 1, 3, 4, 5]
-    assert (found.next_states_NS[:, 0] - found.states_NS[:, 0]).tolist() == [1] * 5
-    assert found.ends_N.tolist() == [False] * 4 + [True]
-    assert found.actions_NK.tolist() == SO_FAR.weights_TK()[[0, 1, 3, 4, 5]].tolist()
-
-
-def test_windows_are_trajectories() -> None:
-    found = list(windows(SO_FAR, 4, stride=2))
-    assert [window.signals[0].step for window in found] == [0, 2]
-    assert found[1] == Trajectory(SO_FAR.signals[2:7], SO_FAR.mixtures[2:6])
-    assert list(windows(SO_FAR, 7)) == []

@@ -7,9 +7,9 @@ import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from cuvee import StreamDataset, StreamLoader
 from cuvee.core.errors import MixtureError, TrainingError
 from cuvee.core.mixture import Mixture
-from cuvee.data.stream.loader import StreamDataset, StreamLoader
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.testing.stream_measures import Scenario, digest, make_corpus
 

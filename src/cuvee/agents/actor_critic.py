@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,6 @@ from cuvee.agents.networks import Architecture, DomainTransformer, Shape, mlp, n
 from cuvee.core.errors import PolicyError
 
 _ACTION_CHANNELS = 2
-
-
-class Critic(Protocol):
-    """Values (…, R) of mixtures in a state, R = K for a vector critic and 1 for a scalar one."""
-
-    def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
-        """What `value` needs to know of the state, (B, …)."""
-        ...
-
-    def value(self, encoded: Tensor, action_BK: Tensor) -> Tensor:
-        """`action_BK` is (*draws, B, K), any number of mixtures for each encoded state; returns (*draws, B, R)."""
-        ...
 
 
 def action_channels(action_BK: Tensor) -> Tensor:
@@ -142,7 +130,12 @@ def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Mo
 
 
 def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
-    """A module that implements `Critic`."""
+    """A module with two methods.
+
+    `encode(domains_BKF, globals_BG)` returns what the values of a state need to know of it, (B, …).
+    `value(encoded, action_BK)` returns the values (*draws, B, R) of mixtures (*draws, B, K), any number
+    of mixtures for each encoded state. R is K for a vector critic and 1 for a scalar one.
+    """
     return (
         _MLPCritic(shape, architecture)
         if architecture.kind == "mlp"

@@ -1,4 +1,4 @@
-"""Quantities derived from a trajectory on demand: rewards, returns, transitions, windows.
+"""Quantities derived from a trajectory on demand: rewards and returns.
 
 A trajectory stores raw facts, so the same logs serve any reward, encoding and horizon.
 """
@@ -6,7 +6,6 @@ A trajectory stores raw facts, so the same logs serve any reward, encoding and h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,50 +51,3 @@ def returns(rewards_T: npt.ArrayLike, discount: float = 1.0, final: float = 0.0)
     for t in reversed(range(len(rewards_T))):
         following = returns_T[t] = rewards_T[t] + discount * following
     return returns_T
-
-
-@dataclass(frozen=True, eq=False)
-class Transitions:
-    """The transitions (s, a, r, s′) of the N intervals whose reward was measured.
-
-    `ends_N` marks the last interval of a run.
-    """
-
-    states_NS: npt.NDArray[Any]
-    actions_NK: FloatArray
-    rewards_N: FloatArray
-    next_states_NS: npt.NDArray[Any]
-    ends_N: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.rewards_N)
-
-
-def transitions(trajectory: Trajectory, encode: Encoding, reward: Reward) -> Transitions:
-    """Return one transition for each interval with a reward.
-
-    Actions are weights over the current domains, as in `Trajectory.weights_TK`.
-    """
-    states = np.stack([encode(so_far) for so_far in prefixes(trajectory)])
-    rewarded = rewards(trajectory, reward)
-    kept = np.flatnonzero(rewarded.present)
-    return Transitions(
-        states_NS=states[kept],
-        actions_NK=trajectory.weights_TK()[kept],
-        rewards_N=rewarded.values[kept],
-        next_states_NS=states[kept + 1],
-        ends_N=kept + 1 == len(trajectory),
-    )
-
-
-def windows(trajectory: Trajectory, length: int, stride: int = 1) -> Iterator[Trajectory]:
-    """Yield stretches of `length` intervals, one every `stride` intervals, as trajectories.
-
-    Yields nothing if the run is shorter than `length`.
-    """
-    assert min(length, stride) > 0, "a window has at least one interval"
-    for start in range(0, len(trajectory) - length + 1, stride):
-        yield Trajectory(
-            trajectory.signals[start : start + length + 1],
-            trajectory.mixtures[start : start + length],
-        )
