@@ -32,7 +32,8 @@ from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.fleet.local import LocalFleet
-from cuvee.fleet.store.store import Store, schema
+from cuvee.fleet.store import schema
+from cuvee.fleet.store.store import Store
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.postgres import find_binaries, postgres_server
 from cuvee.testing.store import example_interval

@@ -30,7 +30,8 @@ from store_faults import duplicates, lost_answers, power_loss, writers
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Trajectory
-from cuvee.fleet.store.store import Store, schema
+from cuvee.fleet.store import schema
+from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.testing.postgres import find_binaries, postgres_server
 from cuvee.testing.toy import ToyTrainer

@@ -25,8 +25,9 @@ import sqlalchemy as sa
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
+from cuvee.fleet.store import schema
 from cuvee.fleet.store.claim import Claim
-from cuvee.fleet.store.store import Store, schema
+from cuvee.fleet.store.store import Store
 from cuvee.testing.postgres import LossyLink, PostgresServer
 from cuvee.testing.store import example_interval, expected, record
 

@@ -20,7 +20,8 @@ from cuvee.policies.feedback import Feedback
 from cuvee.recipes import learn
 from cuvee.recipes.config.schema import CompareConfig, load
 from cuvee.recipes.demo import demo as recipe
-from cuvee.recipes.demo.demo import Demo, DemoView, demo, environment_text
+from cuvee.recipes.demo import environment_text
+from cuvee.recipes.demo.demo import Demo, DemoView, demo
 from cuvee.recipes.demo.environment_text import Gathered, gather, text_domains
 from cuvee.recipes.demo.plan import DemoPlan, Stage
 from cuvee.recipes.demo.questions import write_questions
