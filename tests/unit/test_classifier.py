@@ -352,7 +352,7 @@ def test_weights_that_are_not_finite_are_noticed(folder: Path, tmp_path: Path) -
         ("../../etc/x@" + COMMIT, "there is no folder"),
         (
             f"nobody/nothing@{COMMIT}",
-            "config.json of nobody/nothing@0123.* is not on this machine and the hub cannot",
+            "config.json of nobody/nothing@0123.* is not cached and the hub cannot",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_what_is_not_a_whole_corpus_is_refused_with_a_remedy(folder: Path, tmp_p
         ("[" * 100_000, "is damaged"),
         (
             whole.replace('"format": 1', '"format": 2'),
-            "has format 2 and this version of cuvee reads up to 1: upgrade",
+            "has format 2, but this version of cuvee reads up to 1: upgrade",
         ),
         (whole.replace('"format": 1', '"format": 0'), "is damaged"),
         (
@@ -132,7 +132,7 @@ def test_a_shard_cut_after_opening_is_seen(folder: Path) -> None:
     corpus = Corpus.open(folder)
     path = folder / "train" / "mail.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ShardError, match="it was cut short or replaced"):
+    with pytest.raises(ShardError, match="it was truncated or replaced"):
         corpus.pool("mail")
 
 
@@ -212,7 +212,7 @@ def test_shards_from_elsewhere_become_a_corpus_as_they_are(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
     corpus.verify()
     for refused in (corpus.tokenizer, lambda: corpus.bytes_per_token("law")):
-        with pytest.raises(CorpusError, match=r"taken in without a tokenizer\.json"):
+        with pytest.raises(CorpusError, match=r"imported without a tokenizer\.json"):
             refused()
     again = adopt([place], tmp_path / "corpus", vocab_size=8, end_of_text="7", targets=["mail"])
     assert again.fingerprint == corpus.fingerprint

@@ -113,8 +113,8 @@ LENGTH_0, POINTER_1, BOUNDARY_0 = HEADER, HEADER + 12 + 8, HEADER + 36
             patched(BOUNDARY_0 + 24, "<q", 2**62),
             "run from 0 to 4611686018427387904, expected 0 to 3",
         ),
-        (patched(BOUNDARY_0 + 8, "<q", 3), "document boundary 2 is 2, less than 3 before it"),
-        (patched(BOUNDARY_0 + 8, "<q", -1), "document boundary 1 is -1, less than 0 before it"),
+        (patched(BOUNDARY_0 + 8, "<q", 3), "document boundary 2 is 2, less than the previous 3"),
+        (patched(BOUNDARY_0 + 8, "<q", -1), "document boundary 1 is -1, less than the previous 0"),
     ],
 )
 def test_a_wrong_index_is_named(

@@ -1,9 +1,11 @@
 """`Corpus`: ordered, named pools of tokens on disk, described and hashed in a manifest.
 
-DIR/manifest.json                    what is there, with the hash of every file
-DIR/tokenizer.json                   the tokenizer, if there is one
-DIR/train/NAME.bin, NAME.idx         the tokens and documents of a domain, in Megatron-LM's format
-DIR/valid/NAME.bin, NAME.idx         those kept for validation
+The files of a corpus in the folder DIR:
+
+    DIR/manifest.json               the description, with the hash of every file
+    DIR/tokenizer.json              the tokenizer, if there is one
+    DIR/train/NAME.bin, NAME.idx    training tokens of one domain in Megatron-LM's format
+    DIR/valid/NAME.bin, NAME.idx    validation tokens of one domain
 """
 
 from __future__ import annotations
@@ -31,7 +33,14 @@ _SPARE_FILES = 512
 
 
 class Corpus:
-    """K domains in a fixed order. Tokens are mapped into memory when they are first asked for."""
+    """K domains in a fixed order. A domain's tokens are memory-mapped when they are first needed.
+
+    Example:
+
+        corpus = Corpus.open("corpus")
+        corpus.names                # ("code", "web")
+        corpus.pool("web").tokens   # (N,) token ids
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -46,20 +55,23 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path | str) -> Corpus:
-        """Opens a corpus without reading its tokens: the manifest is checked, and the size of every file.
+        """Open the corpus in `folder`; check the manifest and all file sizes, but read no tokens.
 
-        Raises `CorpusError` if there is no whole corpus there, `ShardError` if a shard is missing or has another size.
+        Raises `CorpusError` if there is no complete corpus, and `ShardError` if a shard is missing
+        or has another size than the manifest records.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise CorpusError(
-                f"there is no corpus folder {folder}: `cuvee corpus build SRC -o {folder}` makes one"
+                f"there is no corpus folder {folder}: `cuvee corpus build SRC -o {folder}` "
+                "builds one"
             )
         if not (folder / NAME).exists():
             hint = (
                 "its build was interrupted: run the same `cuvee corpus build` again to finish it"
                 if (folder / ".build").exists()
-                else f"it is no corpus: `cuvee corpus build {folder} -o CORPUS` makes one of the text in it"
+                else f"it is no corpus: `cuvee corpus build {folder} -o CORPUS` builds one "
+                "from text in it"
             )
             raise CorpusError(f"{folder} has no {NAME}; {hint}")
         corpus = cls(folder, read_manifest(folder))
@@ -72,11 +84,15 @@ class Corpus:
         return _reopen, (Path(os.path.abspath(self.folder)), self.fingerprint)
 
     def has(self, name: str, split: Split) -> bool:
-        """Whether domain `name` has tokens in `split`. All have some in "train"."""
+        """Return whether domain `name` has tokens in `split`. Every domain has training tokens."""
         return getattr(self._entry(name), split) is not None
 
     def pool(self, name: str, split: Split = "train") -> TokenPool:
-        """The tokens of one domain. Raises `CorpusError` if there are none, `ShardError` if the files are not right."""
+        """Return the tokens of one domain and split.
+
+        Raises `CorpusError` if the domain has none, and `ShardError` if its files differ from the
+        manifest.
+        """
         if (name, split) not in self._pools:
             entry = self._shard(name, split)
             _allow_open_files(len(self.manifest.domains) * 2)
@@ -87,27 +103,35 @@ class Corpus:
             expected = (entry.tokens, entry.documents, self.manifest.dtype)
             if found != expected:
                 raise ShardError(
-                    f"{idx_path(prefix)} has {found[0]} tokens in {found[1]} documents of {found[2]}, but the manifest "
+                    f"{idx_path(prefix)} has {found[0]} tokens in {found[1]} documents of "
+                    f"{found[2]}, but the manifest "
                     f"says {expected[0]} in {expected[1]} of {expected[2]}: {self._remedy}"
                 )
             self._pools[name, split] = pool
         return self._pools[name, split]
 
     def bytes_per_token(self, name: str, split: Split = "train") -> float:
-        """Bytes of UTF-8 text a token, for bits per byte. Raises `CorpusError` where shards came without a tokenizer."""
+        """Return the mean UTF-8 bytes of text per token, which converts losses to bits per byte.
+
+        Raises `CorpusError` if the shards were imported without a tokenizer.
+        """
         entry = self._shard(name, split)
         if entry.text_bytes is None:
             raise CorpusError(
-                f"bytes a token of {name} are unknown: its shards were taken in without a tokenizer.json"
+                f"bytes per token of {name} are unknown: its shards were imported without a "
+                "tokenizer.json"
             )
         return entry.text_bytes / entry.tokens
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the shards were written with. Raises `CorpusError` if it is missing or altered."""
+        """Return the tokenizer that wrote the shards.
+
+        Raises `CorpusError` if it is missing or was altered.
+        """
         path = self.folder / TOKENIZER
         if self.manifest.tokenizer.sha256 is None:
             raise CorpusError(
-                f"{self.folder} has no tokenizer: its shards were taken in without a tokenizer.json"
+                f"{self.folder} has no tokenizer: its shards were imported without a tokenizer.json"
             )
         try:
             content = path.read_bytes()
@@ -118,7 +142,11 @@ class Corpus:
         return parse_tokenizer(content.decode(), str(path))
 
     def verify(self, progress: Callable[[float], None] | None = None) -> None:
-        """Reads every file whole: hashes, ids within the vocabulary, indices. Raises at the first that is not right."""
+        """Read all files and check their hashes, token ids and indices.
+
+        Calls `progress` with the share that is done. Raises `ShardError` or `CorpusError` at the
+        first file that is wrong.
+        """
         if self.manifest.tokenizer.sha256 is not None:
             self.tokenizer()
         shards = self._shards()
@@ -153,7 +181,8 @@ class Corpus:
         entry: ShardEntry | None = getattr(self._entry(name), split)
         if entry is None:
             raise CorpusError(
-                f"{name} has no {split} documents in {self.folder}: build the corpus with some, or leave it out"
+                f"{name} has no {split} documents in {self.folder}: build the corpus with some, "
+                "or leave the domain out"
             )
         return entry
 
@@ -174,7 +203,8 @@ class Corpus:
         ):
             if (size := file_size(path)) != expected:
                 raise ShardError(
-                    f"{path} has {size} bytes, expected {expected}: it was cut short or replaced; {self._remedy}"
+                    f"{path} has {size} bytes, expected {expected}: it was truncated or replaced; "
+                    f"{self._remedy}"
                 )
 
 
@@ -188,7 +218,10 @@ def _reopen(folder: Path, fingerprint: str) -> Corpus:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the process's own limit if need be: a mapping keeps a file open, and a corpus may have a thousand domains."""
+    """Raise the limit on open files if it is too low for `count` memory mappings.
+
+    A memory mapping keeps its file open, and a corpus can have a thousand domains.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""The manifest: what a corpus consists of, as `manifest.json`. Written last, so a folder that has one is complete."""
+"""`manifest.json` describes a corpus. It is written last, so a corpus that has one is complete."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ class _Entry(BaseModel):
 
 
 class ShardEntry(_Entry):
-    """One domain's one split. `path` is that of the two files without their endings, below the corpus folder or absolute;
-    `text_bytes` is None where shards came without a tokenizer."""
+    """The shard of one domain and split.
+
+    `path` is the common path of the `.bin` and `.idx` file without the ending. It is relative to
+    the corpus folder, or absolute. `text_bytes` is None if the shard was imported without a
+    tokenizer.
+    """
 
     path: str
     documents: Count
@@ -47,7 +51,7 @@ class ShardEntry(_Entry):
 
 
 class DomainEntry(_Entry):
-    """A domain; `valid` is None if nothing of it is kept for validation."""
+    """One domain. `valid` is None if it has no validation documents."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
     role: Role
@@ -60,7 +64,7 @@ class DomainEntry(_Entry):
 
 
 class TokenizerEntry(_Entry):
-    """`sha256` is that of tokenizer.json beside the manifest, None if there is none."""
+    """The tokenizer. `sha256` is the hash of the corpus's tokenizer.json, None without one."""
 
     sha256: Sha256 | None
     vocab_size: Annotated[int, Field(gt=0, le=2**31)]
@@ -68,7 +72,7 @@ class TokenizerEntry(_Entry):
 
 
 class SourceEntry(_Entry):
-    """A file that text came from; `digest` is its sha256."""
+    """A file that text was read from. `digest` is its sha256."""
 
     label: str
     size: Count
@@ -76,7 +80,10 @@ class SourceEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """Everything about a corpus but its tokens. `built_from` identifies sources and settings; `bad_rows` were left out."""
+    """The complete description of a corpus, without its tokens.
+
+    `built_from` identifies the sources and settings. `bad_rows` counts the rows that were left out.
+    """
 
     format: Literal[1] = FORMAT
     dtype: Annotated[str, Field(pattern="^(uint8|int8|int16|int32|int64|uint16)$")]
@@ -95,7 +102,10 @@ class Manifest(_Entry):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the domains in order, the hashes of their shards, and the tokenizer: what a stream depends on."""
+        """sha256 of everything that a stream depends on.
+
+        That is the domains in order, the hashes of their shards and the tokenizer.
+        """
         return digest(
             {
                 "domains": [
@@ -118,31 +128,36 @@ class Manifest(_Entry):
 
 
 def digest(content: Any) -> str:
-    """sha256 of JSON, the same whatever the order of keys."""
+    """Return the sha256 of `content` as JSON; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with its fingerprint and checksum, atomically."""
     content = manifest.model_dump(mode="json")
     content |= {"fingerprint": manifest.fingerprint, "checksum": digest(content)}
     write_atomic(folder / NAME, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `CorpusError` unless the manifest is there, of this format, whole and as it was written."""
+    """Read and check the manifest in `folder`.
+
+    Raises `CorpusError` if it is missing, damaged, altered or of a newer format.
+    """
     path = folder / NAME
-    again = f"restore it, or remove {folder} and build the corpus again"
+    remedy = f"restore it, or remove {folder} and build the corpus again"
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path} is damaged: it is not JSON; {again}") from error
+        raise CorpusError(f"{path} is damaged: it is not JSON; {remedy}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise CorpusError(f"{path} is no corpus manifest: it has no format number; {again}")
+        raise CorpusError(f"{path} is no corpus manifest: it has no format number; {remedy}")
     if content["format"] > FORMAT:
         raise CorpusError(
-            f"{path} has format {content['format']} and this version of cuvee reads up to {FORMAT}: upgrade cuvee"
+            f"{path} has format {content['format']}, but this version of cuvee reads up to "
+            f"{FORMAT}: upgrade cuvee"
         )
     fingerprint, checksum = content.pop("fingerprint", None), content.pop("checksum", None)
     try:
@@ -150,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(json.dumps(content))
     except (ValidationError, ValueError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise CorpusError(f"{path} is damaged: {reason}; {again}") from error
+        raise CorpusError(f"{path} is damaged: {reason}; {remedy}") from error
     if not intact or fingerprint != manifest.fingerprint:
-        raise CorpusError(f"{path} was altered after it was written; {again}")
+        raise CorpusError(f"{path} was altered after it was written; {remedy}")
     return manifest

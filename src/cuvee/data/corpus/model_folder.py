@@ -1,4 +1,7 @@
-"""A foreign model on disk: a folder, or a name on the Hugging Face hub at one commit. Never code, never a pickle."""
+"""Find a pre-trained model: a local folder, or a Hugging Face repository at one commit.
+
+Models are never unpickled, and code that comes with a model is never run.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ _CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`path` holds config.json, model.safetensors and tokenizer.json; `digest` is a sha256 over them; `spec` was asked for."""
+    """A model on disk.
+
+    `path` holds config.json, model.safetensors and tokenizer.json. `digest` is a sha256 over them.
+    `spec` is the name or path that the user gave.
+    """
 
     spec: str
     path: Path
@@ -34,15 +41,16 @@ class ModelFolder:
         return {"model": name, "sha256": self.digest}
 
     def config(self) -> dict[str, Any]:
-        """What is in config.json."""
+        """Return the content of config.json."""
         return _read_json(self.path / "config.json")
 
 
 def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
-    """The model that `spec` names: a folder, or NAME@COMMIT on the hub, fetched unless it was before.
+    """Return the model that `spec` names: a folder, or NAME@COMMIT on the Hugging Face hub.
 
-    `others` are files it may have besides the usual ones. Raises `CorpusError` for a name without a full commit hash, for
-    weights that are no safetensors, and for a model that asks to run code of its own.
+    A model on the hub is downloaded unless it is already cached. `others` names optional files to
+    fetch besides the usual three. Raises `CorpusError` if the full commit hash is missing, if the
+    weights are not safetensors, or if the model requires its own code.
     """
     files = ("config.json", WEIGHTS, TOKENIZER, *others)
     path = Path(spec)
@@ -54,8 +62,8 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
             )
         if not _COMMIT.fullmatch(commit):
             raise CorpusError(
-                f"{spec} does not say which state of the model is meant: add the full commit hash of 40 digits that the hub "
-                f"shows under its files and versions, {name}@…"
+                f"{spec} names no commit: add the full commit hash of 40 digits that the hub "
+                f'shows under "Files and versions", {name}@…'
             )
         path = _fetch(name, commit, files)
     if not (path / WEIGHTS).is_file():
@@ -69,7 +77,7 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
     for file in (path / "config.json", path / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _read_json(file):
             raise CorpusError(
-                f"{spec} asks to run code of its own (auto_map in {file.name}), which cuvee never does"
+                f"{spec} asks to run code of its own (auto_map in {file.name}); cuvee never runs it"
             )
     sha = hashlib.sha256()
     for file in (path / name for name in files):
@@ -79,7 +87,7 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
 
 
 def _fetch(name: str, commit: str, files: Sequence[str]) -> Path:
-    """The folder with those of `files` that the model has: from the cache, else from the hub."""
+    """Download the files that the model has, unless cached, and return their folder."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -92,11 +100,12 @@ def _fetch(name: str, commit: str, files: Sequence[str]) -> Path:
         except LocalEntryNotFoundError as error:
             if file in ("config.json", WEIGHTS):
                 raise CorpusError(
-                    f"{file} of {name}@{commit} is not on this machine and the hub cannot be reached: {error}"
+                    f"{file} of {name}@{commit} is not cached and the hub cannot be reached: "
+                    f"{error}"
                 ) from error
         except EntryNotFoundError:
-            pass  # it has no such file
-        except Exception as error:  # the hub's answers, the network, the disk
+            pass  # this file is optional, or its absence is reported later
+        except Exception as error:  # HTTP errors, the network, the disk
             raise CorpusError(f"cannot fetch {file} of {name}@{commit}: {error}") from error
         if isinstance(known, str):
             folder = Path(known).parents[file.count("/")]

@@ -1,4 +1,4 @@
-"""`TokenPool`: the tokens of one domain and split as one flat array, with where its documents begin."""
+"""`TokenPool`: all tokens of one domain and split, with the offsets of its documents."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from cuvee.data.corpus.mapped import portable
 
 @dataclass(frozen=True, eq=False)
 class TokenPool:
-    """`tokens` (N,) is a read-only, usually memory-mapped array of uint16 or int32 ids in which every document ends with
-    the end-of-text token; `document_starts` (D,) are the ascending offsets at which documents begin, the first of them 0.
+    """The tokens of one domain and split.
 
-    Pickles and copies name the file that an array is mapped from and map it again. Arrays that are in no file are pickled
-    by value. `reopen`, if given, opens the same pool from its files and takes the place of both arrays in a pickle.
+    `tokens` (N,) is a read-only, usually memory-mapped array of integer ids, uint16 or int32 if
+    cuvee wrote it. Every document ends with the end-of-text token. `document_starts` (D,) holds the
+    ascending offsets of the documents; the first is 0.
+
+    A pickle or copy stores the path of the file that an array is mapped from and maps it again.
+    Arrays that are not in a file are pickled by value. `reopen`, if given, is pickled in place of
+    both arrays and opens the same pool from its files.
     """
 
     name: str

@@ -1,11 +1,13 @@
-"""Shards: the token ids of one domain and split as `PREFIX.bin` and `PREFIX.idx`, Megatron-LM's MMapIndexedDataset format.
+r"""Shards: the token ids of one domain and split in Megatron-LM's MMapIndexedDataset format.
 
-    .bin   token ids one after another, nothing else
-    .idx   "MMIDIDX\\0\\0", version u64 = 1, dtype code u8, sequence count u64, document count u64,
-           sequence lengths i32 in tokens, sequence pointers i64 in bytes, document boundaries i64 in sequences
+    PREFIX.bin   token ids, one after another
+    PREFIX.idx   "MMIDIDX\0\0", version u64 = 1, dtype code u8, sequence count u64,
+                 document count u64, sequence lengths i32 in tokens,
+                 sequence pointers i64 in bytes, document boundaries i64 in sequences
 
-cuvee writes one sequence a document. Files from elsewhere may have several. Neither file is trusted: each count, pointer and
-length is checked against the size of the files before anything is allocated for it, and whatever is wrong raises `ShardError`.
+cuvee writes one sequence per document; other programs may write several. Files are not trusted:
+every count, pointer and length is checked against the file sizes before memory is allocated for
+it. All functions raise `ShardError` for files that are missing or wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _SCAN_BYTES = 1 << 22
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """uint16 below 65,500 ids, else int32: Megatron's own rule."""
+    """Return uint16 for vocabularies below 65,500 ids, else int32, as Megatron does."""
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
 
 
@@ -48,7 +50,7 @@ def idx_path(prefix: Path) -> Path:
 
 
 def write_index(prefix: Path, lengths_D: npt.NDArray[np.int32], dtype: np.dtype[Any]) -> None:
-    """Writes `prefix.idx` for documents of `lengths_D` tokens that lie one after another in `prefix.bin`."""
+    """Write `prefix.idx` for documents of `lengths_D` tokens stored one after another."""
     code = next(code for code, name in _DTYPE_NAMES.items() if np.dtype(name) == dtype)
     ends_D = np.cumsum(lengths_D, dtype=np.int64) * dtype.itemsize
     pointers_D = ends_D - lengths_D.astype(np.int64) * dtype.itemsize
@@ -60,7 +62,11 @@ def write_index(prefix: Path, lengths_D: npt.NDArray[np.int32], dtype: np.dtype[
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """What a valid `.idx` says: `tokens` ids of `dtype`; documents begin at `document_starts` (D,), none of them empty."""
+    """The content of a valid `.idx` file.
+
+    `tokens` is the number of ids of type `dtype`. `document_starts` (D,) holds the offsets of the
+    non-empty documents.
+    """
 
     dtype: np.dtype[Any]
     tokens: int
@@ -68,7 +74,7 @@ class ShardIndex:
 
 
 def read_index(prefix: Path) -> ShardIndex:
-    """Reads `prefix.idx` and checks it against itself and against the size of `prefix.bin`. Raises `ShardError`."""
+    """Read `prefix.idx` and check it against itself and the size of `prefix.bin`."""
     path = idx_path(prefix)
     bin_bytes = file_size(bin_path(prefix))
     try:
@@ -90,7 +96,7 @@ def read_index(prefix: Path) -> ShardIndex:
 
 
 def open_shard(prefix: Path, name: str) -> TokenPool:
-    """The memory-mapped tokens of `prefix.bin` with the documents of `prefix.idx`, both checked. Raises `ShardError`."""
+    """Memory-map `prefix.bin` and return its tokens with the documents of `prefix.idx`."""
     index = read_index(prefix)
     path = bin_path(prefix)
     if index.tokens == 0:
@@ -99,21 +105,24 @@ def open_shard(prefix: Path, name: str) -> TokenPool:
         mapped = np.memmap(path, dtype=index.dtype, mode="r", shape=(index.tokens,))
     except (OSError, ValueError) as error:
         raise ShardError(f"{path} cannot be mapped: {error}") from error
-    # A plain view indexes several times faster than the memmap subclass, and keeps the mapping alive as its base.
+    # A plain view indexes several times faster than a memmap, and keeps the mapping alive.
     stamps = (FileStamp.of(path), FileStamp.of(idx_path(prefix)))
     reopen = partial(_reopen, Path(os.path.abspath(prefix)), name, stamps)
     return TokenPool(name, mapped.view(np.ndarray), index.document_starts, reopen)
 
 
 def _reopen(prefix: Path, name: str, stamps: Sequence[FileStamp]) -> TokenPool:
-    """The pool that a pickle stands for. Raises `ShardError` if its files have changed."""
+    """Open the pool that was pickled. Raises `ShardError` if its files have changed since."""
     for stamp in stamps:
         stamp.check()
     return open_shard(prefix, name)
 
 
 def scan_shard(prefix: Path, dtype: np.dtype[Any], vocab_size: int) -> tuple[str, str]:
-    """Reads both files whole: their sha256, `.bin` first. Raises `ShardError` at the first id outside the vocabulary."""
+    """Read both files and return the sha256 of `.bin` and of `.idx`.
+
+    Raises `ShardError` at the first id outside the vocabulary.
+    """
     path = bin_path(prefix)
     sha = hashlib.sha256()
     position = 0
@@ -125,7 +134,8 @@ def scan_shard(prefix: Path, dtype: np.dtype[Any], vocab_size: int) -> tuple[str
                 if len(ids) and (int(ids.max()) >= vocab_size or int(ids.min()) < 0):
                     bad = int(np.flatnonzero((ids >= vocab_size) | (ids < 0))[0])
                     raise ShardError(
-                        f"{path}: token {position + bad} is {int(ids[bad])}, outside the vocabulary of {vocab_size}"
+                        f"{path}: token {position + bad} is {int(ids[bad])}, outside the "
+                        f"vocabulary of {vocab_size}"
                     )
                 position += len(ids)
         with open(idx_path(prefix), "rb") as file:
@@ -135,7 +145,7 @@ def scan_shard(prefix: Path, dtype: np.dtype[Any], vocab_size: int) -> tuple[str
 
 
 def file_size(path: Path) -> int:
-    """Bytes of `path`. Raises `ShardError` if it is no readable file."""
+    """Return the size of `path` in bytes."""
     try:
         if not path.is_file():
             raise ShardError(f"{path} is missing: restore it, or build the corpus again")
@@ -162,7 +172,8 @@ def _read_header(path: Path, header: bytes, size: int) -> tuple[np.dtype[Any], i
     expected = _HEADER.size + 12 * sequences + 8 * boundaries
     if size != expected:
         raise ShardError(
-            f"{path} has {size} bytes, expected {expected} for its {sequences} sequences and {boundaries} document boundaries"
+            f"{path} has {size} bytes, expected {expected} for its {sequences} sequences and "
+            f"{boundaries} document boundaries"
         )
     return dtype, sequences, boundaries
 
@@ -200,7 +211,8 @@ def _check_pointers(
     if len(wrong):
         first = int(wrong[0])
         raise ShardError(
-            f"{path}: sequence {first} points at byte {pointers_S[first]}, expected {expected_S[first]}"
+            f"{path}: sequence {first} points at byte {pointers_S[first]}, "
+            f"expected {expected_S[first]}"
         )
 
 
@@ -212,5 +224,6 @@ def _check_boundaries(path: Path, documents: npt.NDArray[np.int64], sequences: i
     if len(falls):
         first = int(falls[0]) + 1
         raise ShardError(
-            f"{path}: document boundary {first} is {documents[first]}, less than {documents[first - 1]} before it"
+            f"{path}: document boundary {first} is {documents[first]}, less than the previous "
+            f"{documents[first - 1]}"
         )

@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on a sample of the corpus, or any `tokenizer.json`; and encoding in bounded memory."""
+"""Tokenizers: train a byte-level BPE or load any `tokenizer.json`, and encode in bounded memory."""
 
 from __future__ import annotations
 
@@ -39,16 +39,17 @@ _GROUP_CHARS = 256 << 10
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`size` is one more than the largest token id; `end_of_text` closes every document."""
+    """The size of a vocabulary (largest id + 1) and the id of its end-of-text token."""
 
     size: int
     end_of_text: int
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
-    """A byte-level BPE with GPT-2's word boundaries as the text of a `tokenizer.json`; the end of text has id 0.
+    """Train a byte-level BPE with GPT-2's word boundaries and return its `tokenizer.json`.
 
-    Deterministic in `texts` and their order. A small sample may yield fewer than `vocab_size` tokens.
+    The end-of-text token has id 0. The result depends only on `texts` and their order. A small
+    sample may yield fewer than `vocab_size` tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -68,35 +69,43 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def parse_tokenizer(text: str, place: str) -> Tokenizer:
-    """The tokenizer in the text of a `tokenizer.json`. Raises `CorpusError`, naming `place`, if there is none."""
+    """Return the tokenizer in the text of a `tokenizer.json`.
+
+    Raises `CorpusError`, naming `place`, if the text is not one.
+    """
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
         raise CorpusError(
             f"{place} is no tokenizer.json that the tokenizers library reads: {error}"
         ) from error
 
 
 def find_vocabulary(tokenizer: Tokenizer, end_of_text: str | None, place: str) -> Vocabulary:
-    """The size of the vocabulary and the id of `end_of_text`, by default the first well-known one there is."""
+    """Return the size of the vocabulary and the id of the token `end_of_text`.
+
+    By default the token is the first one of `KNOWN_ENDS` that exists. Raises `CorpusError` if there
+    is none.
+    """
     ids = tokenizer.get_vocab(with_added_tokens=True)
     wanted = (end_of_text,) if end_of_text is not None else KNOWN_ENDS
     found = next((token for token in wanted if token in ids), None)
     if found is None:
         raise CorpusError(
-            f"{place} has no end-of-text token {' or '.join(wanted)}: name the token that ends a document "
-            "with --end-of-text"
+            f"{place} has no end-of-text token {' or '.join(wanted)}: name the token that ends "
+            "a document with --end-of-text"
         )
     return Vocabulary(size=max(ids.values()) + 1, end_of_text=ids[found])
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
-    """(vocab_size,) bytes of UTF-8 that each id stands for; special tokens stand for none.
+    """Return the (vocab_size,) number of UTF-8 bytes of each token; special tokens have 0.
 
-    Exact for byte-level tokenizers, whose tokens have one character a byte, and but for spaces at the edge of a text for
-    those that write a space as "▁" and unknown bytes as "<0x1F>".
+    The counts are exact for byte-level tokenizers, which use one character per byte. For tokenizers
+    that write a space as "▁" and unknown bytes as "<0x1F>", they are exact except for spaces at the
+    start and end of a text.
     """
     byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
     bytes_V = np.zeros(vocab_size, dtype=np.int64)
@@ -111,19 +120,25 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 class Encoder:
-    """Text → token ids, without special tokens: `<|endoftext|>` written out in a document is text like any other."""
+    """Encodes text to token ids without special tokens.
+
+    The characters `<|endoftext|>` in a document are encoded like any other text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, end_of_text: int, dtype: np.dtype[Any]) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        self._tokenizer, self._end, self._dtype = tokenizer, np.array([end_of_text], dtype), dtype
+        self._tokenizer = tokenizer
+        self._end = np.array([end_of_text], dtype)
+        self._dtype = dtype
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """The ids of each text, each closed by the end-of-text token.
+        """Return the ids of each text, each followed by the end-of-text token.
 
-        A token costs some hundred bytes while it is in the tokenizer's hands, so texts go there in groups, and one longer
-        than 64 Ki characters in pieces cut before the space that begins a word, where byte-level BPE has a boundary anyway.
+        The tokenizers library needs some hundred bytes of memory per token. Texts are therefore
+        encoded in groups. A text longer than 64 Ki characters is cut before a space that begins a
+        word, where byte-level BPE has a token boundary anyway.
         """
         ids: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
         for group in _groups(
@@ -139,14 +154,17 @@ class Encoder:
 
 @lru_cache(maxsize=1)
 def load_encoder(path: Path, sha256: str, end_of_text: int, dtype: str) -> Encoder:
-    """The encoder of the tokenizer at `path`, whose content is known by `sha256`: loaded once for thousands of blocks."""
+    """Load the encoder of the tokenizer at `path`, once per process.
+
+    `sha256` is the expected hash of the file.
+    """
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == sha256, f"{path} changed during the build"
     return Encoder(parse_tokenizer(content.decode(), str(path)), end_of_text, np.dtype(dtype))
 
 
 def read_tokenizer(path: Path) -> str:
-    """The text of a `tokenizer.json`. Raises `CorpusError` if there is none at `path`."""
+    """Return the text of the file `path`. Raises `CorpusError` if it cannot be read."""
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -155,7 +173,7 @@ def read_tokenizer(path: Path) -> str:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Keeps the tokenizers library to one thread in this process, which it would otherwise not be."""
+    """Limit the tokenizers library to one thread in this process."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
