@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+_CWD = -100  # AT_FDCWD: relative paths are relative to the working directory
+_RENAME_EXCHANGE = 2
 
 
 def fsync_dir(path: Path) -> None:
@@ -30,7 +35,7 @@ def fsync_tree(path: Path) -> None:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace the file `path` by `data` durably (temporary file, fsync, rename, fsync)."""
     payload = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _hidden(path, "tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(payload)
@@ -50,24 +55,51 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     folder is replaced; its content stays readable until the new one is complete on disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _hidden(path, "tmp")
     try:
         temporary.mkdir()
         fill(temporary)
         fsync_tree(temporary)
         if path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-            shutil.rmtree(retired, ignore_errors=True)
-            os.rename(path, retired)
-            os.rename(temporary, path)
-            shutil.rmtree(retired)
+            _exchange(temporary, path)
+            fsync_dir(path.parent)
+            remove_folder(temporary)
         else:
             os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_dir(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove the folder `path`, if it exists, under a hidden name.
+
+    A process that is killed here leaves either the whole folder or a folder that nothing reads.
+    """
+    doomed = _hidden(path, "old")
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """A name beside `path` that nothing reads and no other process uses, not even one of another host."""
+    return path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(6)}.{ending}")
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: in one system call where the platform and the file system can."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(new), os.fsencode(old)
+    if renameat2 and renameat2(_CWD, names[0], _CWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    retired = _hidden(old, "old")
+    os.rename(old, retired)
+    os.rename(new, old)
+    os.rename(retired, new)
 
 
 def sha256_of(path: Path) -> str:

@@ -22,6 +22,7 @@ from cuvee.core.files import sha256_of, write_folder
 from cuvee.core.protocols import State
 
 _FORMAT = 1
+_MOST_HASHES = 1 << 24  # characters of hashes.json
 
 
 def save_state(
@@ -64,14 +65,22 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
     try:
         document = json.loads((path / f"{stem}.json").read_text())
         arrays = load_file(path / f"{stem}.safetensors")
+        found = document.get("format")
+        state = _attach(document.get("state"), arrays, path) if found == _FORMAT else {}
+    except CheckpointError:
+        raise
     except Exception as error:  # the hashes match, so the folder was written by another program
-        raise CheckpointError(f"{path} does not hold a cuvee state: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        found = document.get("format") if isinstance(document, dict) else document
         raise CheckpointError(
-            f"{path} has state format {found!r}; this version of cuvee reads format {_FORMAT}"
+            f"{path} does not hold a cuvee state ({type(error).__name__}: {error}); use an earlier copy"
+        ) from error
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"{path} has state format {ascii(found)[:40]}; this version of cuvee reads format {_FORMAT}"
         )
-    state: dict[str, Any] = _attach(document["state"], arrays, path)
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}, not a state; use an earlier copy"
+        )
     return state
 
 
@@ -81,7 +90,8 @@ def verify_folder(path: Path) -> set[str]:
     Raises `CheckpointError` naming the first file that is missing or altered.
     """
     try:
-        hashes = json.loads((path / "hashes.json").read_text())
+        with open(path / "hashes.json", encoding="utf-8") as listing:
+            hashes = json.loads(listing.read(_MOST_HASHES))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not complete (hashes.json: {error}); use an earlier copy"
@@ -90,9 +100,16 @@ def verify_folder(path: Path) -> set[str]:
         raise CheckpointError(f"{path}/hashes.json is not a table of hashes; use an earlier copy")
     for name, expected in hashes.items():
         file = path / name
-        if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
-            raise CheckpointError(f"{file} is missing; use an earlier copy")
-        if sha256_of(file) != expected:
+        try:
+            outside = ".." in Path(name).parts or Path(name).is_absolute()
+            if outside or not file.is_file():
+                raise CheckpointError(f"{file} is missing; use an earlier copy")
+            found = sha256_of(file)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({error}); use an earlier copy"
+            ) from error
+        if found != expected:
             raise CheckpointError(
                 f"{file} was altered or cut short after it was written; use an earlier copy"
             )

@@ -1,34 +1,60 @@
-"""`AttemptCheckpoints`: each attempt at a run writes to a folder of its own, so that a worker that lost it spoils nothing."""
+"""`AttemptCheckpoints`: each attempt at a run writes to its own folder, so that a worker that lost its claim overwrites nothing."""
 
 from __future__ import annotations
 
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+from cuvee.core.errors import CheckpointError
+from cuvee.core.files import remove_folder
 from cuvee.core.protocols import State
 from cuvee.training.checkpoint import Checkpoints
 
+_NAME = re.compile(r"attempt-(\d{1,9})")
+
 
 class AttemptCheckpoints:
-    """Checkpoints of one run below `folder`: attempt-1, attempt-2, …. Reads them all, writes to its own, and removes the
-    others once it holds a checkpoint itself."""
+    """Checkpoints of one run below `folder`: attempt-1, attempt-2, ….
+
+    Reads all attempts, writes to its own, and removes the earlier ones once its own holds a checkpoint.
+    """
 
     def __init__(self, folder: Path, attempt: int) -> None:
-        self.folder, self._mine = folder, folder / f"attempt-{attempt}"
-        self._checkpoints = Checkpoints(self._mine)
+        self.folder, self._attempt = folder, attempt
+        self._checkpoints = Checkpoints(folder / f"attempt-{attempt}")
 
     def save(self, step: int, state: State) -> Path:
+        """Saves `state` for this attempt. Raises `CheckpointError` if the disk refuses."""
         path = self._checkpoints.save(step, state)
-        for other in self._attempts():
-            if other != self._mine:
-                shutil.rmtree(other, ignore_errors=True)
+        for number, other in self._attempts():
+            if number < self._attempt:
+                remove_folder(other)
+        for leftover in self.folder.glob(".attempt-*.old"):  # of a removal that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         return path
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest by step over all attempts."""
-        found = [latest for folder in self._attempts() if (latest := Checkpoints(folder).latest())]
+        """(step, state) of the newest checkpoint over all attempts, or None. Warns of each attempt that cannot be read.
+
+        Raises `CheckpointError` if there are attempts with checkpoints but none can be read.
+        """
+        found: list[tuple[int, dict[str, Any]]] = []
+        failed: CheckpointError | None = None
+        for _, folder in self._attempts():
+            try:
+                latest = Checkpoints(folder).latest()
+            except CheckpointError as error:
+                failed = error
+                warnings.warn(f"passed over an unreadable attempt: {error}", stacklevel=2)
+            else:
+                found += [latest] if latest else []
+        if failed and not found:
+            raise failed
         return max(found, key=lambda latest: latest[0], default=None)
 
-    def _attempts(self) -> list[Path]:
-        return sorted(self.folder.glob("attempt-*")) if self.folder.is_dir() else []
+    def _attempts(self) -> list[tuple[int, Path]]:
+        names = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("attempt-*"))
+        return sorted((int(name[1]), path) for name, path in names if name)

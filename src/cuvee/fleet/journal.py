@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, cast
 
-from cuvee.core.errors import CheckpointError, StoreError
+from cuvee.core.errors import CheckpointError, CuveeError, StoreError
 from cuvee.core.protocols import Metrics, Policy, Probe, State, Trainer
 from cuvee.core.trajectory import Cost, Trajectory
 from cuvee.fleet.store.claim import Claim, ClaimLost
@@ -96,8 +96,16 @@ class RunJournal:
                 "give the store that belongs to it, or remove the folder to start from the beginning"
             )
         resumable = cast(ResumableTrainer, trainer)
-        resumable.restore(state["trainer"], policy.probes)
-        policy.load_state_dict(state["policy"])
+        try:
+            resumable.restore(state["trainer"], policy.probes)
+            policy.load_state_dict(state["policy"])
+        except CuveeError:
+            raise
+        except Exception as error:  # a state of another program can be wrong in any way
+            raise CheckpointError(
+                f"the checkpoint of interval {number} in {folder} does not fit this run "
+                f"({type(error).__name__}: {error}): remove the folder to start from the beginning"
+            ) from error
         self._before = resumable.cost
         return self._store.trajectory(self._run_id, last=number)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cuvee.core.errors import PolicyError
+from cuvee.core.errors import CuveeError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.state import load_state, save_state
 from cuvee.policies.agent_policy import AgentPolicy
@@ -61,8 +61,16 @@ def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None
 def load_policy(path: Path) -> Policy:
     """Raises `PolicyError` or `CheckpointError` if `path` holds no complete, unaltered policy of a known kind."""
     document = _read(path)
-    policy: Policy = _kind(path, document)(**document["settings"])
-    policy.load_state_dict(document["state"])
+    kind = _kind(path, document)
+    try:
+        policy: Policy = kind(**document["settings"])
+        policy.load_state_dict(document["state"])
+    except CuveeError:
+        raise
+    except Exception as error:  # a file of another program can be wrong in any way
+        raise PolicyError(
+            f"{path} does not hold a policy that can be loaded ({type(error).__name__}: {error}); use an earlier copy"
+        ) from error
     return policy
 
 
@@ -73,7 +81,7 @@ def kind_of_policy(path: Path) -> type[Any]:
 
 def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
     kind = document.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise PolicyError(
             f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}"
         )
@@ -82,8 +90,8 @@ def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
 
 def read_provenance(path: Path) -> Mapping[str, Any]:
     """What `save_policy` was told of how the policy came to be. Raises as `load_policy` does."""
-    provenance: Mapping[str, Any] = _read(path).get("provenance") or {}
-    return provenance
+    provenance = _read(path).get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

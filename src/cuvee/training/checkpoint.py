@@ -8,7 +8,6 @@ next save.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cuvee.core.errors import CheckpointError
-from cuvee.core.files import fsync_dir
+from cuvee.core.files import fsync_dir, remove_folder
 from cuvee.core.protocols import State
 from cuvee.core.state import load_state, save_state, verify_folder
 
@@ -28,7 +27,8 @@ _NAME = re.compile(r"step-(\d{9,})(?:\.(\d+))?")
 class Checkpoints:
     """Keeps the newest `keep` intact checkpoints in `folder`, at least two, so that a damaged one has a predecessor.
 
-    One process writes to a folder at a time.
+    One process writes to a folder at a time. A process that has lost its run, and does not know it yet, removes only what was
+    there when it began and what it wrote itself, so that the checkpoints of its successor remain.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2) -> None:
@@ -39,6 +39,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = keep
         self._verified: set[Path] = set()
+        self._removable: set[Path] = set(self.folder.iterdir()) if self.folder.is_dir() else set()
 
     def save(self, step: int, state: State) -> Path:
         """Makes `state` durable as the checkpoint of `step` and returns its folder.
@@ -53,6 +54,7 @@ class Checkpoints:
                 fsync_dir(path.parent)
             self._clear_leftovers()
             path = self._free_name(step)
+            self._removable.add(path)
             save_state(path, state)
             verify_folder(path)
             self._verified.add(path)
@@ -101,7 +103,9 @@ class Checkpoints:
         intact = 0
         for path in reversed(self._all()):
             if _order(path) > _order(newest) or intact >= self.keep:
-                self._remove(path)
+                if path in self._removable:
+                    self._verified.discard(path)
+                    remove_folder(path)
             elif self._is_intact(path):
                 intact += 1
 
@@ -114,16 +118,9 @@ class Checkpoints:
             self._verified.add(path)
         return True
 
-    def _remove(self, path: Path) -> None:
-        """Under a name that nobody reads, so that a kill halfway leaves no checkpoint that lacks files."""
-        doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
-        os.rename(path, doomed)
-        self._verified.discard(path)
-        shutil.rmtree(doomed)
-
     def _clear_leftovers(self) -> None:
         for path in self.folder.glob(".step-*"):
-            if path.suffix in (".tmp", ".old"):
+            if path.suffix in (".tmp", ".old") and path in self._removable:
                 shutil.rmtree(path)
 
 

@@ -79,7 +79,8 @@ def _locked(work: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path, work: Path) -> None:
-    """Removes what a build of something else left behind."""
+    """Removes what a build of something else left behind, so that no later build takes a part of it for its own."""
+    write_atomic(work / _STAMP, "none")
     for name in ("train", "valid"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in work.iterdir():
