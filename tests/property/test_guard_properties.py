@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.core.domain import Domain
+from cuvee.core.epochs import allowed, epochs_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
@@ -133,13 +134,13 @@ def test_what_is_executed_is_within_limits_whatever_a_policy_does(case: Any) -> 
     domains, limits, policy, intervals = case
     names = tuple(domain.name for domain in domains)
     floor_K, ceiling_K = limits.bounds(names)
-    allowed_K = limits.epochs_K(names) * [domain.tokens for domain in domains]
+    allowed_K = allowed(epochs_K(limits.epochs, names), [domain.tokens for domain in domains])
     guard, drawn_K = Guard(policy, limits), np.zeros(len(domains))
     so_far = Trajectory.start(signals(domains, 0, intervals, np.zeros(len(domains), np.int64)))
     for t in range(intervals):
         last, mixture = so_far.last_mixture, guard.mixture(so_far)
         lowered_K = capped_ceilings(
-            limits.epochs_K(names), so_far, EpochBudget().outlook(so_far), ceiling_K
+            epochs_K(limits.epochs, names), so_far, EpochBudget().outlook(so_far), ceiling_K
         )
         tokens_K = np.floor(mixture.weights_K * TOKENS).astype(np.int64)
         so_far = so_far.append(mixture, signals(domains, t + 1, intervals, tokens_K))

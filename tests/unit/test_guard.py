@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import PolicyError
+from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
@@ -397,11 +397,15 @@ def test_limits_that_acted_are_named() -> None:
 def test_other_limits_that_cannot_be_meant_are_named() -> None:
     start = Trajectory.start(ScriptedTrainer(some_domains(4)).start(()))
     for limits, named in [
-        (Limits(epochs=0.0), "epochs of d0 is 0"),
-        (Limits(epochs=float("nan")), "epochs of d0 is nan"),
-        (Limits(epochs={"latin": 2}), "epochs names the domain 'latin'"),
         (Limits(fallback={"latin": 2}), "fallback names the domain 'latin'"),
         (Limits(cooldown=0), "cooldown is 0"),
     ]:
         with pytest.raises(PolicyError, match=named):
             Guard(Exp3(), limits).mixture(start)
+    for epochs, named in [
+        (0.0, "epoch cap of d0 is 0"),
+        (float("nan"), "epoch cap of d0 is nan"),
+        ({"latin": 2}, "epoch cap for unknown domain latin"),
+    ]:
+        with pytest.raises(ConfigError, match=named):
+            Guard(Exp3(), Limits(epochs=epochs)).mixture(start)

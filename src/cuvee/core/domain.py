@@ -56,6 +56,11 @@ def natural_K(domains: Sequence[Domain]) -> FloatArray:
     return np.array([domain.tokens / total for domain in domains])
 
 
+def available_K(domains: Sequence[Domain]) -> FloatArray:
+    """Return (K,) the training tokens of each domain."""
+    return np.array([float(domain.tokens) for domain in domains])
+
+
 def divided_shares(
     domains: tuple[Domain, ...], target: float, flatness: float = 0.0
 ) -> dict[str, float]:

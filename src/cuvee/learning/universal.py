@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from cuvee.agents.history import Past
-from cuvee.core.domain import Domain, natural_K
+from cuvee.core.domain import Domain, available_K, natural_K
 from cuvee.policies.history.encoder import reference_mixture
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.policy import HistoryPolicy
@@ -78,7 +78,7 @@ class Worlds:
         self.reference_BK = _rows([reference_mixture(domains) for domains in spaces])
         self.start_BK = _rows([role_shares(domains, "source") for domains in spaces])
         self.natural_BK = _rows([natural_K(domains) for domains in spaces])
-        self.tokens_BK = _rows([[float(domain.tokens) for domain in domains] for domains in spaces])
+        self.tokens_BK = _rows([available_K(domains) for domains in spaces])
         self.target_BK = _rows(
             [[float(domain.is_target) for domain in domains] for domains in spaces]
         )

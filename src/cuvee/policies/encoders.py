@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from cuvee.agents.base import Observation
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import natural_K
+from cuvee.core.domain import available_K, natural_K
+from cuvee.core.epochs import TokensRead
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -49,8 +50,7 @@ def observe(
     rewards = rewards or Measured.absent(len(so_far.names))
     now, before = so_far.last, so_far.signals[-2] if len(so_far) else None
     K = len(so_far.names)
-    available_K = np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
-    drawn_K = _drawn(so_far)
+    drawn_K = TokensRead.during(so_far).of(so_far.names)
     change = _change(now, before)
     weights_K = (
         so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)
@@ -64,7 +64,7 @@ def observe(
             _standardised(change.values, change.present),
             now.loss.present.astype(np.float64),
             K * weights_K - 1.0,
-            np.log1p(drawn_K / np.maximum(available_K, 1.0)),
+            np.log1p(drawn_K / np.maximum(available_K(so_far.domains), 1.0)),
             _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
             np.array([float(domain.is_target) for domain in so_far.domains]),
             log_value(values_K),
@@ -92,21 +92,6 @@ def log_value(values_K: FloatArray) -> FloatArray:
     """ln v (K,), 0 for the largest: the logits of the mixture from which agents start and warm up. A domain that does not count
     gets a twentieth of what the others get, in a large batch enough to find out whether it helps them."""
     return np.log(np.maximum(values_K / max(float(values_K.max()), 1e-12), _LEAST_VALUE))
-
-
-def _drawn(so_far: Trajectory) -> FloatArray:
-    """(K,) tokens drawn since the start from the domains that there are now."""
-    if all(signals.domains is so_far.domains for signals in so_far.signals):
-        drawn_K: FloatArray = np.array(
-            [signals.tokens_K for signals in so_far.signals], dtype=np.float64
-        ).sum(axis=0)
-        return drawn_K
-    totals = dict.fromkeys(so_far.names, 0.0)
-    for signals in so_far.signals:
-        for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):
-            if name in totals:
-                totals[name] += tokens
-    return np.array(list(totals.values()))
 
 
 def _change(now: Signals, before: Signals | None) -> Measured:

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from cuvee.core.domain import Domain, Split
-from cuvee.core.errors import ConfigError, CorpusError, FingerprintMismatch
+from cuvee.core.epochs import allowed, check_epochs
+from cuvee.core.errors import CorpusError, FingerprintMismatch
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.permutation import MOST_THINGS
 from cuvee.data.stream.row_counts import UNLIMITED
 from cuvee.data.stream.windows import Windows
+
+_ROUNDING = 1e-9  # so that 0.1 epochs of 30 rows are 3 rows
 
 
 class Pools(Protocol):
@@ -45,10 +50,7 @@ class StreamDomain:
         cls, corpus: Pools, name: str, split: Split, length: int, cap: float | None
     ) -> StreamDomain:
         """Raises `CorpusError` if the corpus has no such domain, `ConfigError` for a cap that is not positive."""
-        if cap is not None and not cap > 0:
-            raise ConfigError(
-                f"the epoch cap of {name} is {cap}: it must be positive; give weight 0 to leave a domain out"
-            )
+        check_epochs(f"the epoch cap of {name}", np.inf if cap is None else cap)
         domain = next((domain for domain in corpus.domains if domain.name == name), None)
         if domain is None:
             raise CorpusError(
@@ -69,7 +71,8 @@ class StreamDomain:
     @property
     def rows(self) -> int:
         """How many rows it may ever give."""
-        return UNLIMITED if self.cap is None else int(self.cap * len(self.windows) + 1e-9)
+        rows = allowed(np.inf if self.cap is None else self.cap, len(self.windows))
+        return int(rows + _ROUNDING) if np.isfinite(rows) else UNLIMITED
 
     def renamed(self, name: str) -> StreamDomain:
         return replace(self, domain=replace(self.domain, name=name))

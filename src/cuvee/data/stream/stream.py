@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.domain import Domain, Split
+from cuvee.core.epochs import epochs_K
 from cuvee.core.errors import (
     CheckpointError,
     ConfigError,
@@ -71,10 +72,7 @@ class MixtureStream(Iterator[Batch]):
         """Steps between those that this copy is going to draw: the number of a loader's workers. It prepares no others."""
         names = check_names([domain.name for domain in corpus.domains])
         self.epoch_caps = {name: float(cap) for name, cap in (epoch_caps or {}).items()}
-        if unknown := [name for name in self.epoch_caps if name not in names]:
-            raise ConfigError(
-                f"epoch cap for unknown domain {', '.join(unknown)}: the corpus has {', '.join(names)}"
-            )
+        epochs_K(self.epoch_caps, names)  # refuses caps of unknown domains
         self._sources = {
             name: StreamDomain.open(corpus, name, split, sequence_length, self.epoch_caps.get(name))
             for name in names

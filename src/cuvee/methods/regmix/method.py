@@ -23,7 +23,8 @@ from typing import Literal
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, natural_K
+from cuvee.core.domain import Domain, available_K, natural_K
+from cuvee.core.epochs import allowed, check_epochs, largest_shares
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
@@ -62,8 +63,7 @@ class RegMix:
             raise ConfigError(
                 f"tokens is {self.tokens}: give the target run's budget, 1 or more, or leave it out"
             )
-        if not self.epoch_cap > 0:
-            raise ConfigError(f"epoch_cap is {self.epoch_cap}: it must be above 0")
+        check_epochs("epoch_cap", self.epoch_cap)
         check_objective(self.objective)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
@@ -138,9 +138,7 @@ class RegMix:
         """(K,) the share with which each domain is read `epoch_cap` times in the target run."""
         if self.tokens is None:
             return np.ones(len(domains))
-        ceilings_K = np.array(
-            [min(1.0, self.epoch_cap * domain.tokens / self.tokens) for domain in domains]
-        )
+        ceilings_K = largest_shares(allowed(self.epoch_cap, available_K(domains)), self.tokens)
         if ceilings_K.sum() < 1.0:
             there = sum(domain.tokens for domain in domains)
             raise ConfigError(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import available_K
+from cuvee.core.epochs import TokensRead, allowed, largest_shares
 from cuvee.core.errors import CorpusExhausted, PolicyError
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
@@ -45,7 +47,7 @@ class EpochBudget:
         self._forget()
 
     def _forget(self) -> None:
-        self._drawn: dict[str, int] = {}
+        self._read = TokensRead()
         self._newest: Signals | None = None
         self._counted, self._interval, self._stray = 0, 0, 0.0
 
@@ -56,18 +58,17 @@ class EpochBudget:
         mixtures = so_far.mixtures
         for t in range(self._counted, len(signals)):
             self._add(signals[t], mixtures[t - 1].weights_K if t else None)
-        drawn, progress = sum(self._drawn.values()), so_far.last.progress
+        drawn, progress = self._read.total, so_far.last.progress
         interval = float(self._interval or self._first_interval or 0) or None
         return Outlook(
-            drawn_K=np.array([self._drawn.get(name, 0) for name in so_far.names], dtype=np.float64),
+            drawn_K=self._read.of(so_far.names),
             interval=interval,
             to_come=drawn * (1.0 - progress) / progress if drawn and progress > 0 else None,
             margin=min(2.0 * self._stray, _LARGEST_MARGIN * self._interval),
         )
 
     def _add(self, signals: Signals, weights_K: FloatArray | None) -> None:
-        for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):
-            self._drawn[name] = self._drawn.get(name, 0) + tokens
+        self._read.add(signals)
         total = int(signals.tokens_K.sum())
         if weights_K is not None:
             self._stray = max(
@@ -89,7 +90,7 @@ def capped_ceilings(
     """
     if np.isinf(epochs_K).all():
         return ceiling_K
-    allowed_K = epochs_K * np.array([domain.tokens for domain in so_far.domains], dtype=np.float64)
+    allowed_K = allowed(epochs_K, available_K(so_far.domains))
     if outlook.interval is None:
         return _before_anything_is_known(allowed_K, so_far, ceiling_K)
     left_K = np.maximum(allowed_K - outlook.drawn_K, 0.0)
@@ -117,7 +118,7 @@ def capped_ceilings(
 def _ceilings(
     left_K: FloatArray, ceiling_K: FloatArray, interval: float, to_come: float
 ) -> FloatArray:
-    soon_K = np.minimum(ceiling_K, left_K / interval)
+    soon_K = np.minimum(ceiling_K, largest_shares(left_K, interval))
     if not np.isfinite(to_come) or to_come <= interval:
         return soon_K
     scarce_K = left_K < ceiling_K * to_come
@@ -125,7 +126,7 @@ def _ceilings(
     spare = float(np.minimum(left_K, ceiling_K * to_come).sum()) - to_come
     if others >= 1.0 or soon_K[scarce_K].sum() <= 1.0 - others + spare / interval:
         return soon_K
-    return np.minimum(ceiling_K, left_K / to_come)
+    return np.minimum(ceiling_K, largest_shares(left_K, to_come))
 
 
 def _before_anything_is_known(
@@ -134,16 +135,16 @@ def _before_anything_is_known(
     """As if the first interval read as much as the whole corpus, or as much as the caps and ceilings allow, if that is less."""
     most = float(sum(domain.tokens for domain in so_far.domains))
     low, high = 0.0, most
-    if np.minimum(ceiling_K, allowed_K / most).sum() < 1.0:
+    if np.minimum(ceiling_K, largest_shares(allowed_K, most)).sum() < 1.0:
         for _ in range(100):
             middle = 0.5 * (low + high)
             low, high = (
                 (middle, high)
-                if np.minimum(ceiling_K, allowed_K / middle).sum() >= 1.0
+                if np.minimum(ceiling_K, largest_shares(allowed_K, middle)).sum() >= 1.0
                 else (low, middle)
             )
         most = low
-    return np.minimum(ceiling_K, allowed_K / most) if most > 0 else ceiling_K
+    return np.minimum(ceiling_K, largest_shares(allowed_K, most)) if most > 0 else ceiling_K
 
 
 def _refuse_what_cannot_end(

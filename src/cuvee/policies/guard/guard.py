@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
+from cuvee.core.epochs import epochs_K
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
@@ -99,8 +100,8 @@ class Guard:
 
     def _bounds(self, so_far: Trajectory) -> Bounds:
         floor_K, ceiling_K = self._limits.bounds(so_far.names)
-        epochs_K = self._limits.epochs_K(so_far.names)
-        lowered_K = capped_ceilings(epochs_K, so_far, self._ledger.outlook(so_far), ceiling_K)
+        caps_K, outlook = epochs_K(self._limits.epochs, so_far.names), self._ledger.outlook(so_far)
+        lowered_K = capped_ceilings(caps_K, so_far, outlook, ceiling_K)
         return Bounds(floor_K, ceiling_K, np.minimum(floor_K, lowered_K), lowered_K)
 
     def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain, natural_K
+from cuvee.core.epochs import EpochCaps, epochs_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.policies.guard.alarms import AlarmSettings
@@ -29,7 +30,7 @@ class Limits:
     floor: Bound = 0.0
     ceiling: Bound = 1.0
     max_change: float = 1.0
-    epochs: Bound | None = None
+    epochs: EpochCaps = None
     fallback: Mapping[str, float] | None = None
     cooldown: int | None = None
     shadow: bool = False
@@ -37,7 +38,7 @@ class Limits:
 
     def bounds(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """(K,) floors and (K,) ceilings, epochs aside. Raises `PolicyError` if no mixture satisfies them, or if any other limit
-        cannot be meant."""
+        cannot be meant, and `ConfigError` for an epoch cap that cannot."""
         floor_K, ceiling_K = (
             _shares("floor", self.floor, names, 0.0),
             _shares("ceiling", self.ceiling, names, 1.0),
@@ -62,18 +63,8 @@ class Limits:
                 f"cooldown is {self.cooldown}: it must be 1 interval or more; leave it out for no retry"
             )
         _by_name("fallback", self.fallback or {}, names, 0.0)
-        self.epochs_K(names)
+        epochs_K(self.epochs, names)
         return floor_K, ceiling_K
-
-    def epochs_K(self, names: Sequence[str]) -> FloatArray:
-        """(K,) how often each domain may be read; infinite where there is no cap."""
-        epochs_K = _by_name("epochs", np.inf if self.epochs is None else self.epochs, names, np.inf)
-        if not (epochs_K > 0).all():  # also refuses NaN
-            bad = int(np.flatnonzero(~(epochs_K > 0))[0])
-            raise PolicyError(
-                f"epochs of {names[bad]} is {epochs_K[bad]:g}: it must be above 0; a ceiling of 0 leaves a domain out"
-            )
-        return epochs_K
 
     def static(self, domains: Sequence[Domain]) -> Mixture:
         """The mixture that steers when the policy must not, before limits."""

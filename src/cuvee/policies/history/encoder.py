@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from cuvee.agents.base import Observation, check_observation
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain, natural_K
+from cuvee.core.domain import Domain, available_K, natural_K
+from cuvee.core.epochs import TokensRead
 from cuvee.core.errors import PolicyError
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
@@ -78,7 +79,7 @@ class HistoryEncoder:
         }
         self._first: Signals | None = None
         self._before: float | None = None
-        self._drawn: dict[str, float] = {}
+        self._read = TokensRead()
         self._first_loss: dict[str, float] = {}
         self.moments = 0
 
@@ -98,9 +99,8 @@ class HistoryEncoder:
         ):  # against a base score of almost nothing, absent
             said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
         self._first, self.moments = first, self.moments + 1
-        for name, tokens in zip(now.names, now.tokens_K.tolist(), strict=True):
-            self._drawn[name] = self._drawn.get(name, 0.0) + tokens
-        drawn_K = np.array([self._drawn[name] for name in now.names])
+        self._read.add(now)
+        drawn_K = self._read.of(now.names)
         observation = Observation(
             self._of_domains(domains, reference_K, weights_K, drawn_K, self._relative(now)),
             self._of_run(now, weights_K, drawn_K, said),
@@ -118,10 +118,7 @@ class HistoryEncoder:
         loss: Measured,
     ) -> npt.NDArray[np.float32]:
         K = len(domains)
-        target_K, available_K = (
-            _targets(domains),
-            np.array([float(domain.tokens) for domain in domains]),
-        )
+        target_K = _targets(domains)
         in_role_K = 2 * reference_K * np.where(target_K > 0, target_K.sum(), K - target_K.sum())
         columns = [
             _log(K * reference_K),
@@ -130,7 +127,7 @@ class HistoryEncoder:
             target_K,
             _log(in_role_K),
             _log(K * natural_K(domains)),
-            np.log1p(drawn_K / np.maximum(available_K, 1.0)),
+            np.log1p(drawn_K / np.maximum(available_K(domains), 1.0)),
             loss.values,
             loss.present,
         ]

@@ -1,0 +1,99 @@
+"""Epoch caps: how many tokens of each domain a run may read, and how many it has read.
+
+    C_k = epochs_k · n_k        what may be read of a domain that holds n_k
+    c_k = min(1, L_k / N)       its largest share of the next N tokens, when L_k of C_k are left
+
+All three users of epoch caps share this arithmetic. The stream applies caps in whole rows
+(`data.stream.domain_state`), the guard to the next interval (`policies.guard.epochs`), and RegMix to
+a whole target run (`methods.regmix.method`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.errors import ConfigError
+from cuvee.core.signals import Signals
+from cuvee.core.trajectory import Trajectory
+
+EpochCaps = float | Mapping[str, float] | None
+"""How often a domain may be read in a run: for all domains, by name, or without limit.
+
+Domains that a mapping does not name have no cap.
+"""
+
+
+def epochs_K(caps: EpochCaps, names: Sequence[str]) -> FloatArray:
+    """Return (K,) how often each domain may be read, infinite where there is no cap.
+
+    Raises `ConfigError` for a cap that is not above 0, or for a domain that is not in `names`.
+    """
+    everywhere = np.inf if caps is None or isinstance(caps, Mapping) else caps
+    by_name = caps if isinstance(caps, Mapping) else {}
+    if unknown := [name for name in by_name if name not in names]:
+        raise ConfigError(
+            f"epoch cap for unknown domain {', '.join(unknown)}: there is {', '.join(names)}"
+        )
+    found = {name: float(by_name.get(name, everywhere)) for name in names}
+    for name, epochs in found.items():
+        check_epochs(f"the epoch cap of {name}", epochs)
+    return np.array(list(found.values()))
+
+
+def check_epochs(what: str, epochs: float) -> None:
+    """Raise `ConfigError`, which calls the cap `what`, unless it is above 0."""
+    if not epochs > 0:  # also refuses NaN
+        raise ConfigError(
+            f"{what} is {epochs}: it must be above 0; a weight or a ceiling of 0 leaves a domain out"
+        )
+
+
+def allowed(epochs: npt.ArrayLike, available: npt.ArrayLike) -> FloatArray:
+    """Return how much of each domain may be read, in the unit of `available`.
+
+    Infinite where there is no cap. Arguments are scalars or arrays that broadcast.
+    """
+    epochs, available = np.asarray(epochs, np.float64), np.asarray(available, np.float64)
+    capped = np.isfinite(epochs)
+    return np.where(capped, np.where(capped, epochs, 0.0) * available, np.inf)
+
+
+def largest_shares(left_K: FloatArray, tokens: float) -> FloatArray:
+    """Return (K,) the largest share of the next `tokens` tokens that each domain may have."""
+    return np.minimum(1.0, left_K / tokens)
+
+
+class TokensRead:
+    """Counts the tokens of each domain that a run has read.
+
+    Sums are kept by name, so domains may be added and retired.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, float] = {}
+
+    @classmethod
+    def during(cls, trajectory: Trajectory) -> TokensRead:
+        """Return the count over all intervals of a trajectory."""
+        count = cls()
+        for signals in trajectory.signals:
+            count.add(signals)
+        return count
+
+    def add(self, signals: Signals) -> None:
+        """Add one interval, in O(K)."""
+        for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):
+            self._read[name] = self._read.get(name, 0.0) + tokens
+
+    def of(self, names: Sequence[str]) -> FloatArray:
+        """Return (K,) the tokens that were read of the named domains."""
+        return np.array([self._read.get(name, 0.0) for name in names])
+
+    @property
+    def total(self) -> float:
+        """The tokens of all domains, those that have been retired included."""
+        return sum(self._read.values())
