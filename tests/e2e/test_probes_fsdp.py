@@ -16,40 +16,27 @@ from torch.distributed.fsdp import fully_shard
 from alignment_reference import domains, error, mixed_rows, model_of, rows_of_one_domain, train_step
 from cuvee.core.signals import Measured
 from cuvee.probes.alignment import GradientAlignment
-from cuvee.probes.base import Context, Meter, MicroBatch
-from cuvee.probes.loss import LossByDomain
+from cuvee.probes.base import Context, MicroBatch
+from cuvee.probes.meters import Meters
+from cuvee.probes.norms import GradientNorm, WeightNorms
 
 pytestmark = pytest.mark.training
 RANKS = 2
 KINDS = ("llama", "gpt_neox")
 
 
-class Both(Meter):
-    """Drives the two meters as a trainer drives all of its own."""
+def meters_on(context: Context) -> Meters:
+    meters = Meters([GradientAlignment(stride=1), WeightNorms(), GradientNorm()], context)
+    meters.begin_interval(domains())
+    return meters
 
-    def __init__(self, context: Context) -> None:
-        self.meters = [LossByDomain().attach(context), GradientAlignment(stride=1).attach(context)]
-        for moment in (
-            "begin_interval",
-            "begin_step",
-            "before_forward",
-            "after_forward",
-            "before_update",
-        ):
-            setattr(
-                self,
-                moment,
-                lambda *facts, moment=moment: [getattr(m, moment)(*facts) for m in self.meters],
-            )
 
-    def measure(self) -> dict[str, Measured]:
-        found: dict[str, Measured] = {}
-        for meter in self.meters:
-            sums = meter.sums()
-            if distributed.is_initialized():
-                distributed.all_reduce(sums)
-            found.update(meter.read(sums))
-        return found
+def measure(meters: Meters) -> dict[str, Measured]:
+    sums = meters.sums()
+    if distributed.is_initialized():
+        distributed.all_reduce(sums)
+    measured = meters.read(sums)
+    return {"loss": measured.loss, **measured.probes}
 
 
 def share(batch: MicroBatch, rank: int) -> MicroBatch:
@@ -68,15 +55,15 @@ def run_rank(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (RANKS,))
     for kind in KINDS:
         model = model_of(kind)
-        both = Both(Context(model, torch.device("cpu"), rank=rank, world_size=RANKS))
-        both.begin_interval(domains())
+        context = Context(model, torch.device("cpu"), rank=rank, world_size=RANKS)
+        meters = meters_on(context)
         for layer in next(
             module for module in model.modules() if isinstance(module, torch.nn.ModuleList)
         ):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        train_step(model, [share(rows_of_one_domain(0), rank), share(mixed_rows(1), rank)], both)
-        for name, measured in both.measure().items():
+        train_step(model, [share(rows_of_one_domain(0), rank), share(mixed_rows(1), rank)], meters)
+        for name, measured in measure(meters).items():
             np.save(Path(folder) / f"{kind}-{name}-{rank}.npy", measured.values)
     distributed.barrier()
     distributed.destroy_process_group()
@@ -86,13 +73,15 @@ def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None
     torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
     for kind in KINDS:
         model = model_of(kind)
-        alone = Both(Context(model, torch.device("cpu")))
-        alone.begin_interval(domains())
+        alone = meters_on(Context(model, torch.device("cpu")))
         train_step(model, [rows_of_one_domain(0), mixed_rows(1)], alone)
-        expected = alone.measure()
+        expected = measure(alone)
         for rank in range(RANKS):
             loss_K = np.load(tmp_path / f"{kind}-loss-{rank}.npy")
             assert loss_K == pytest.approx(expected["loss"].values, rel=1e-5)
+            for norm in ("weight_norms", "gradient_norm"):
+                found = np.load(tmp_path / f"{kind}-{norm}-{rank}.npy")
+                np.testing.assert_allclose(found, expected[norm].values, rtol=1e-5)
             assert (
                 error(expected["alignment"], np.load(tmp_path / f"{kind}-alignment-{rank}.npy"))
                 < 1e-5

@@ -134,9 +134,8 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
         trainer = make(micro_batch_size=rows, clip=0.05, warmup=0.0)
         reference = make().model
         trainer.start(())
-        trainer._begin_interval(trainer.stream.domains)
         batch = next(make().stream)
-        trainer._train_step(trainer.stream.domains)
+        trainer._train_step(trainer._meters, trainer.stream.domains)
         tokens, real = torch.from_numpy(batch.tokens_BL), torch.tensor(batch.counted_BL)
         labels = tokens.masked_fill(~real, -100)
         reference(input_ids=tokens, labels=labels).loss.backward()

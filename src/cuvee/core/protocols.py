@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
-from cuvee.core.trajectory import Run, Trajectory
+from cuvee.core.trajectory import Cost, Run, Trajectory
 
 State = Mapping[str, Any]
 """Nested dictionaries with string keys. Leaves are numpy arrays, JSON scalars or lists.
@@ -84,11 +85,19 @@ class Method(Protocol):
 
 
 class Trainer(Protocol):
-    """Trains under a mixture and reports signals: a real model, a simulator or an external loop."""
+    """Trains under a mixture and reports signals: a real model, a simulator or an external loop.
+
+    `cuvee.testing.trainer.TrainerSuite` tests what is promised here.
+    """
 
     @property
     def done(self) -> bool:
         """Whether the token budget is used up."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has spent since its first step, including the time before a restart."""
         ...
 
     def start(self, probes: Sequence[Probe]) -> Signals:
@@ -97,6 +106,21 @@ class Trainer(Protocol):
 
     def advance(self, mixture: Mixture) -> Signals:
         """Train one interval under `mixture` and return its signals."""
+        ...
+
+    def state_dict(self) -> State:
+        """Return a copy of everything that the rest of the run depends on. Called between intervals."""
+        ...
+
+    def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        """Attach the probes and continue from `state`. Replaces `start`.
+
+        Raises `CheckpointError` for the state of another run.
+        """
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model to `folder`. A trainer without a model writes nothing."""
         ...
 
 

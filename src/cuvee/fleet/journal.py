@@ -12,29 +12,18 @@ and the store takes the same row twice but not another one, so a run that does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from cuvee.core.errors import CheckpointError, CuveeError, StoreError
-from cuvee.core.protocols import Metrics, Policy, Probe, State, Trainer
+from cuvee.core.protocols import Metrics, Policy, State, Trainer
 from cuvee.core.trajectory import Cost, Trajectory
 from cuvee.fleet.store.claim import Claim, ClaimLost
 from cuvee.fleet.store.store import Store
 
 OnRecord = Callable[[Trajectory, Trainer, Metrics], None]
-
-
-class ResumableTrainer(Trainer, Protocol):
-    """What a journal needs of a trainer. `restore` stands in for `start`."""
-
-    @property
-    def cost(self) -> Cost: ...
-
-    def state_dict(self) -> State: ...
-
-    def restore(self, state: State, probes: Sequence[Probe]) -> None: ...
 
 
 class CheckpointFolder(Protocol):
@@ -95,9 +84,8 @@ class RunJournal:
                 f"{folder} is at interval {number} but the store has {recorded} of run {self._run_id}: "
                 "give the store that belongs to it, or remove the folder to start from the beginning"
             )
-        resumable = cast(ResumableTrainer, trainer)
         try:
-            resumable.restore(state["trainer"], policy.probes)
+            trainer.restore(state["trainer"], policy.probes)
             policy.load_state_dict(state["policy"])
         except CuveeError:
             raise
@@ -106,7 +94,7 @@ class RunJournal:
                 f"the checkpoint of interval {number} in {folder} does not fit this run "
                 f"({type(error).__name__}: {error}): remove the folder to start from the beginning"
             ) from error
-        self._before = resumable.cost
+        self._before = trainer.cost
         return self._store.trajectory(self._run_id, last=number)
 
     def record(
@@ -124,14 +112,12 @@ class RunJournal:
     def save(self, number: int, trainer: Trainer, policy: Policy) -> None:
         """Writes the checkpoint of interval `number` now, whatever `every` says."""
         if self._checkpoints:
-            trained = cast(ResumableTrainer, trainer).state_dict()
-            self._checkpoints.save(
-                number, {"run": self._run_id, "trainer": trained, "policy": policy.state_dict()}
-            )
+            state = {"trainer": trainer.state_dict(), "policy": policy.state_dict()}
+            self._checkpoints.save(number, {"run": self._run_id, **state})
 
     def cost(self, trainer: Trainer) -> Cost:
         """What this attempt has spent: the trainer's count less what it had when it was restored."""
-        now, before = cast(ResumableTrainer, trainer).cost, self._before
+        now, before = trainer.cost, self._before
         return Cost(
             now.tokens - before.tokens,
             now.flops - before.flops,

@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class AlignmentMeter(Meter):
         self._halves = 2 if probe.halves else 1
         self._rows_K = np.zeros(0, dtype=np.int64)
         self._flops = 0.0
-        self._batch: tuple[DomainRuns, float] | None = None
+        self._batch: tuple[DomainRuns, MicroBatch] | None = None
         self._taps = [
             Tap(name, layer, partial(self._listener, name)) for name, layer in found.items()
         ]
@@ -131,7 +131,7 @@ class AlignmentMeter(Meter):
         if not self._measuring:
             return
         domain_BL = self._halved(batch.domain_BL) if self._halves == 2 else batch.domain_BL
-        self._batch = DomainRuns.of(domain_BL), batch.denominator
+        self._batch = DomainRuns.of(domain_BL), batch
         domain_T = domain_BL.reshape(-1).to(self._device)
         self._tokens_K.index_add_(0, domain_T, batch.counted_BL.reshape(-1).to(self._tokens_K))
 
@@ -202,6 +202,24 @@ class AlignmentMeter(Meter):
             )
         return found
 
+    def interval_state(self) -> dict[str, Any]:
+        return {
+            "steps": self._steps,
+            "flops": self._flops,
+            "rows": self._rows_K.copy(),
+            "tokens": self._tokens_K.cpu().numpy().copy(),
+            "layers": {
+                name: layer.sums_KM.cpu().numpy().copy() for name, layer in self._layers.items()
+            },
+        }
+
+    def load_interval_state(self, state: Mapping[str, Any]) -> None:
+        self._steps, self._flops = int(state["steps"]), float(state["flops"])
+        self._rows_K = np.array(state["rows"])
+        self._tokens_K.copy_(torch.from_numpy(state["tokens"]))
+        for name, layer in self._layers.items():
+            layer.sums_KM.copy_(torch.from_numpy(state["layers"][name]))
+
     def close(self) -> None:
         for tap in self._taps:
             tap.remove()
@@ -230,9 +248,10 @@ class AlignmentMeter(Meter):
         """For the micro-batch whose forward pass is under way, also when its activations are being recomputed."""
         if self._batch is None:
             return None
-        runs, denominator = self._batch
+        runs, batch = self._batch
 
         def listen(delta_BLO: Tensor, x_BLI: Tensor) -> None:
+            denominator = batch.bound()
             layer = self._layers[name]
             if delta_BLO.shape[:-1].numel() != runs.positions:
                 raise TrainingError(

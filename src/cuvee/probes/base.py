@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cuvee.core.domain import Domain
+from cuvee.core.errors import TrainingError
 from cuvee.core.signals import Measured
 
 FORWARD_SHARE = 1 / 3
@@ -50,7 +51,7 @@ class Context:
     """Floating-point operations of training on one token, forward and backward; 0 if the trainer does not count."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MicroBatch:
     """One forward pass. `counted_BL` marks the positions whose next-token loss counts.
 
@@ -63,7 +64,16 @@ class MicroBatch:
     domain_BL: Tensor
     """int64 index of each position's domain among the interval's domains: the domain of the loss at that position."""
     counted_BL: Tensor
-    denominator: float
+    denominator: float | None = None
+    """May be None during the forward pass; set it before `backward`."""
+
+    def bound(self) -> float:
+        """The denominator, asked for during the backward pass. Raises `TrainingError` if it was never set."""
+        if self.denominator is None:
+            raise TrainingError(
+                "the backward pass began before the micro-batch had a denominator: set `denominator` before `backward`"
+            )
+        return self.denominator
 
 
 class Meter:
@@ -99,14 +109,18 @@ class Meter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
+    def interval_state(self) -> dict[str, Any]:
+        """This rank's sums of the interval so far, copied, for a checkpoint between two steps of one interval."""
+        return {}
+
+    def load_interval_state(self, state: Mapping[str, Any]) -> None:
+        """Continues the interval that `interval_state` was called in; follows `begin_interval`."""
+
     def close(self) -> None:
         """Removes hooks."""
 
 
-class TorchProbe(Protocol):
-    """A `Probe` that can be measured on a torch model."""
-
-    @property
-    def name(self) -> str: ...
-
-    def attach(self, context: Context) -> Meter: ...
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (`DTensor`), which every rank of its mesh must ask for; any other as it is."""
+    full = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()

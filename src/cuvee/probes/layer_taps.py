@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cuvee.core.errors import TrainingError
+from cuvee.probes.base import whole
 
 Listener = Callable[[Tensor, Tensor], None]
 """Takes output gradient δ (…, out) and input x (…, in) of one use of a layer; runs inside the backward pass."""
@@ -60,9 +61,8 @@ class _Identity(torch.autograd.Function):
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         with torch.autocast(delta.device.type, enabled=False):
-            ctx.listen(
-                delta, x.to(delta.dtype)
-            )  # as the layer's own weight gradient under autocast
+            # In the type of the layer's own weight gradient under autocast.
+            ctx.listen(whole(delta), whole(x).to(delta.dtype))
         return delta, None, None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ class LossMeter(Meter):
 
     def sums(self) -> Tensor:
         return self._sums_2K.flatten()
+
+    def interval_state(self) -> dict[str, Any]:
+        return {"sums": self._sums_2K.cpu().numpy().copy()}
+
+    def load_interval_state(self, state: Mapping[str, Any]) -> None:
+        self._sums_2K.copy_(torch.from_numpy(state["sums"]))
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         loss_K, count_K = sums.view(2, -1).cpu().numpy()

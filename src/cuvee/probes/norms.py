@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.signals import Measured
-from cuvee.probes.base import Context, Meter
+from cuvee.probes.base import Context, Meter, whole
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,12 @@ class WeightNormMeter(Meter):
     def __init__(self, name: str, context: Context) -> None:
         self.name = name
         self.rank = context.rank
-        self.layers = [list(layer.parameters()) for layer in transformer_layers(context.model)]
+        self.layers = transformer_layers(context.model)
         self._last: np.ndarray[Any, Any] | None = None
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        norms = torch.stack(
-            [torch.nn.utils.get_total_norm(layer) for layer in self.layers]
-        ).double()
+        norms = torch.stack([_norm(list(layer.parameters())) for layer in self.layers]).double()
         return norms if self.rank == 0 else torch.zeros_like(norms)
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
@@ -90,16 +88,29 @@ class GradientNormMeter(Meter):
         self._sum_and_count.zero_()
 
     def before_update(self) -> None:
+        weights = list(self.context.model.parameters())
+        sharded = any(hasattr(weight, "full_tensor") for weight in weights)
+        if self.context.rank > 0 and not sharded:
+            return
+        norm = _norm([weight.grad for weight in weights if weight.grad is not None])
         if self.context.rank == 0:
-            gradients = [
-                weight.grad for weight in self.context.model.parameters() if weight.grad is not None
-            ]
-            self._sum_and_count[0] += torch.nn.utils.get_total_norm(gradients)
+            self._sum_and_count[0] += norm
             self._sum_and_count[1] += 1
 
     def sums(self) -> Tensor:
         return self._sum_and_count.clone()
 
+    def interval_state(self) -> dict[str, Any]:
+        return {"sum_and_count": self._sum_and_count.cpu().numpy().copy()}
+
+    def load_interval_state(self, state: Mapping[str, Any]) -> None:
+        self._sum_and_count.copy_(torch.from_numpy(state["sum_and_count"]))
+
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         total, steps = sums.cpu().numpy()
         return {self.name: Measured.mean(total, steps)}
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """‖·‖₂ over all of them. Where they are sharded, every rank takes part."""
+    return whole(torch.nn.utils.get_total_norm(tensors))

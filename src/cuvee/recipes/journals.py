@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 
 from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
-from cuvee.fleet.journal import ResumableTrainer
 from cuvee.fleet.store.store import Store
 from cuvee.recipes.progress.stopping import Stop, Stopped
 from cuvee.recipes.progress.watch import Observer, Progress, training_loss, valid_loss
@@ -104,7 +103,7 @@ class FollowingJournal:
         if latest is None:
             return None
         number, state = latest
-        cast(ResumableTrainer, trainer).restore(state["trainer"], policy.probes)
+        trainer.restore(state["trainer"], policy.probes)
         return self._store.trajectory(self._run_id, last=number)
 
     def record(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cuvee import loop
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Policy
+from cuvee.core.protocols import Policy, Trainer
 from cuvee.core.trajectory import Cost, Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.engine import FleetOptions, OnChange, StoreFleet
@@ -21,7 +23,6 @@ from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.store import Store
-from cuvee.loop import explore
 from cuvee.policies.files import save_policy
 from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
@@ -130,7 +131,7 @@ class SearchPlan:
         return math.ceil(self.runs / workers) * self.each.seconds
 
 
-def make_trainer(proxy: Mapping[str, Any], seed: int) -> Any:
+def make_trainer(proxy: Mapping[str, Any], seed: int) -> Trainer:
     """A proxy's trainer, built in a worker. Raises `ConfigError` if corpus or base model are not those of the plan."""
     content = {
         key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")
@@ -152,7 +153,9 @@ def _check(place: Path, found: str, planned: str) -> None:
 
 def plan(config: SearchConfig) -> SearchPlan:
     """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
-    corpus, settings = Corpus.open(config.corpus), config.train
+    with _opened(config) as (corpus, fleet):
+        logged = fleet.load()
+    settings = config.train
     size = size_of(build_model(config.model, corpus, seed=config.seed), settings.sequence_length)
     tokens = settings.total_steps * settings.batch_size * settings.sequence_length
     pools = [
@@ -162,7 +165,6 @@ def plan(config: SearchConfig) -> SearchPlan:
         settings.validation_tokens, settings.sequence_length
     ).tokens(pools)
     flops = (tokens + validated * FORWARD_SHARE) * size.flops_per_token
-    logged = logged_runs(config)
     proposed = config.method.build(config.seed).propose(corpus, logged)
     seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
     return SearchPlan(len(proposed), len(logged), Cost(tokens, flops, seconds), judged_by)
@@ -170,9 +172,8 @@ def plan(config: SearchConfig) -> SearchPlan:
 
 def logged_runs(config: SearchConfig) -> list[Run]:
     """The proxy runs of this search that are done."""
-    corpus = Corpus.open(config.corpus)
-    with open_store(config.store) as store:
-        return _fleet(config, store, corpus).load()
+    with _opened(config) as (_, fleet):
+        return fleet.load()
 
 
 def _judge(
@@ -187,18 +188,17 @@ def _judge(
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
         mixture = Mixture.natural(corpus.domains)
         trainer.start(proposed[0].probes)
-        before, step, intervals = time.perf_counter(), 0, 0
+        before, step, first, intervals = time.perf_counter(), 0, 0, 0
         while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
-            trainer.advance(mixture)
+            step = trainer.advance(mixture).step
             intervals += 1
-            if (
-                intervals == 1 and not trainer.done
-            ):  # the first one is slower: memory is asked for, kernels are chosen
-                before, step = time.perf_counter(), trainer.step
-    each = (time.perf_counter() - before) / (trainer.step - step)
+            # The first interval is slower: memory is asked for, kernels are chosen.
+            if intervals == 1 and not trainer.done:
+                before, first = time.perf_counter(), step
+    each = (time.perf_counter() - before) / (step - first)
     return (
         each * config.train.total_steps,
-        f"{trainer.step - step} steps on this machine, without validation",
+        f"{step - first} steps on this machine, without validation",
     )
 
 
@@ -216,11 +216,9 @@ def search(
 
     Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
     """
-    corpus = Corpus.open(config.corpus)
-    logged = run_proxies(config, workers=workers, on_change=on_change)
-    policy = config.method.build(config.seed).commit(corpus, logged)
-    with open_store(config.store) as store:
-        cost = _fleet(config, store, corpus).spent()
+    with _opened(config, workers, on_change) as (corpus, fleet):
+        policy = loop.search(config.method.build(config.seed), corpus, fleet)
+        cost = fleet.spent()
     folder = config.out / config.name / "policy"
     save_policy(
         folder,
@@ -242,25 +240,30 @@ def run_proxies(
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> list[Run]:
     """The first half of `search`: runs the proxies that are missing and returns all there are."""
+    with _opened(config, workers, on_change) as (corpus, fleet):
+        return loop.explore(config.method.build(config.seed), corpus, fleet)
+
+
+@contextmanager
+def _opened(
+    config: SearchConfig,
+    workers: int = 1,
+    on_change: Callable[[FleetStatus], None] | None = None,
+) -> Iterator[tuple[Corpus, StoreFleet]]:
+    """The corpus, and the fleet over the store; both are opened once, and the store is closed at the end of the block."""
     corpus = Corpus.open(config.corpus)
     with open_store(config.store) as store:
         watch = FleetWatch(store, config.group(corpus.fingerprint))
-        fleet = _fleet(
-            config,
-            store,
-            corpus,
-            workers,
-            on_change and (lambda tally: on_change(watch.look(tally))),
-        )
-        return explore(config.method.build(config.seed), corpus, fleet)
+        tell: OnChange | None = on_change and (lambda tally: on_change(watch.look(tally)))
+        yield corpus, _fleet(config, store, corpus, workers, tell)
 
 
 def _fleet(
     config: SearchConfig,
     store: Store,
     corpus: Corpus,
-    workers: int = 1,
-    on_change: OnChange | None = None,
+    workers: int,
+    on_change: OnChange | None,
 ) -> StoreFleet:
     folder = (
         config.out / config.name

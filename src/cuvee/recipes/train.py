@@ -110,16 +110,17 @@ def _train(
     )
     with journal.attempt(trainer):
         run(trainer, policy, watched(journal))
-        trainer.export(folder / "model")
+        model = folder / "model"
+        trainer.export(model)
         provenance = {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed}
         before = config.policy.proxies if config.policy else Cost()
         spent = {} if before is None else {"proxies": asdict(before + trainer.cost)}
         save_policy(folder / "policy", guarded, {**provenance, **spent})
-        journal.finish(trainer, policy=str(folder / "policy"), model=str(folder / "model"))
+        exported = str(model) if model.exists() else None
+        journal.finish(trainer, policy=str(folder / "policy"), model=exported)
     finished = store.load(run_id)
-    observer.end(
-        run_id, f"is finished: {finished.cost.tokens:,} tokens, model in {_short(folder / 'model')}"
-    )
+    where = f", model in {_short(model)}" if exported else ""
+    observer.end(run_id, f"is finished: {finished.cost.tokens:,} tokens{where}")
     return finished
 
 

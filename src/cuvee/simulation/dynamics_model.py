@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,9 @@ import numpy.typing as npt
 from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Probe
+from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Cost, Trajectory
 
 _DECAYS = (1.0, 0.9, 0.7)  # over a twentieth of the budget
 _EPSILON = 0.02
@@ -191,6 +192,11 @@ class DynamicsModel:
     def done(self) -> bool:
         return len(self._played) >= len(self._example)
 
+    @property
+    def cost(self) -> Cost:
+        """Nothing: no token is read."""
+        return Cost()
+
     def start(self, probes: Sequence[Probe]) -> Signals:
         return self._example.signals[0]
 
@@ -207,3 +213,12 @@ class DynamicsModel:
             loss=Measured(np.where(tokens_K > 0, measured_Y[2:], 0.0), tokens_K > 0),
             probes={"evaluation": Measured.all(measured_Y[:2])},
         )
+
+    def state_dict(self) -> State:
+        return {"played": np.array(self._played)}
+
+    def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        self._played = list(state["played"])
+
+    def export(self, folder: Path) -> None:
+        """Writes nothing: there is no model."""

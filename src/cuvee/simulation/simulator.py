@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -292,3 +293,6 @@ class Simulator:
         self._effective_K = torch.from_numpy(effective_K)
         self.step, self.cost = int(state["step"]), self._price(int(state["tokens"]))
         self._rng.bit_generator.state = state["rng"]
+
+    def export(self, folder: Path) -> None:
+        """Writes nothing: there is no model."""

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,9 @@ class ToyTrainer:
         self._generator.bit_generator.state = generator
         self._step, self._read_K = int(state["step"]), np.array(state["read"])
         self.cost = Cost(**state["cost"])
+
+    def export(self, folder: Path) -> None:
+        """Writes nothing: there is no model."""
 
 
 def make_toy(proxy: Mapping[str, Any], seed: int) -> ToyTrainer:

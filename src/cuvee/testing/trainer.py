@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Probe, State
+from cuvee.core.protocols import Probe, Trainer
 from cuvee.core.signals import Signals
 from cuvee.core.state import load_state, save_state
-from cuvee.core.trajectory import Cost
-
-
-class ResumableTrainer(Protocol):
-    """A `core.protocols.Trainer` that can be stopped, priced and taken up again."""
-
-    cost: Cost
-
-    @property
-    def done(self) -> bool: ...
-
-    def start(self, probes: Sequence[Probe]) -> Signals: ...
-
-    def advance(self, mixture: Mixture) -> Signals: ...
-
-    def state_dict(self) -> State: ...
-
-    def restore(self, state: State, probes: Sequence[Probe]) -> None: ...
 
 
 class TrainerSuite:
@@ -38,7 +20,7 @@ class TrainerSuite:
     probes: Sequence[Probe] = ()
 
     def make(self) -> Any:
-        """A fresh `ResumableTrainer` of a few intervals over at least two domains; each call gives an equal one."""
+        """A fresh `Trainer` of a few intervals over at least two domains; each call gives an equal one."""
         raise AssertionError("a subclass makes the trainer under test")
 
     def mixture(self, signals: Signals) -> Mixture:
@@ -50,7 +32,7 @@ class TrainerSuite:
         return Mixture.normalise(signals.names, weights_K)
 
     def play(
-        self, trainer: ResumableTrainer, signals: list[Signals], most: int | None = None
+        self, trainer: Trainer, signals: list[Signals], most: int | None = None
     ) -> list[Signals]:
         signals = list(signals)
         while not trainer.done and (most is None or len(signals) <= most):

@@ -26,8 +26,8 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.stream import MixtureStream
-from cuvee.probes.base import FORWARD_SHARE, Context, Meter, MicroBatch
-from cuvee.probes.loss import LossByDomain
+from cuvee.probes.base import FORWARD_SHARE, Context, MicroBatch
+from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Ranks
 from cuvee.training.export import export_model
 from cuvee.training.loss import NextTokenLoss
@@ -96,7 +96,7 @@ class LMTrainer:
         self.step = 0
         self.cost = Cost()
         self._intervals = 0
-        self._meters: dict[str, Meter] = {}
+        self._meters: Meters | None = None
 
     @property
     def done(self) -> bool:
@@ -105,20 +105,20 @@ class LMTrainer:
     def start(self, probes: Sequence[Probe]) -> Signals:
         """Attaches the probes and measures before the first step."""
         began = self.clock()
-        self._attach(probes)
+        meters = self._attach(probes)
         domains = self.stream.domains
-        self._begin_interval(domains)
-        return self._signals(domains, validate=True, began=began)
+        meters.begin_interval(domains)
+        return self._signals(meters, domains, validate=True, began=began)
 
     def advance(self, mixture: Mixture) -> Signals:
         """Trains one interval under `mixture`. Raises `TrainingError` if a loss or gradient is not finite, before the weights
         are touched, or if ranks disagree or go missing."""
-        assert self._meters, "call start or restore before advance"
+        assert self._meters is not None, "call start or restore before advance"
         assert not self.done, "the budget is used up"
         began = self.clock()
         self.stream.set_mixture(mixture)
-        domains = self.stream.domains
-        self._begin_interval(domains)
+        meters, domains = self._meters, self.stream.domains
+        meters.begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(
@@ -126,18 +126,17 @@ class LMTrainer:
         ):  # so that reseeding below is nobody else's business
             for _ in range(steps):
                 try:
-                    self._train_step(domains)
+                    self._train_step(meters, domains)
                 except torch.OutOfMemoryError as error:
                     raise TrainingError(
                         f"step {self.step}: {error} Lower micro_batch_size or sequence_length"
                     ) from error
         self._intervals += 1
         every = self.settings.validate_every
-        return self._signals(
-            domains, validate=self.done or (every > 0 and self._intervals % every == 0), began=began
-        )
+        validate = self.done or (every > 0 and self._intervals % every == 0)
+        return self._signals(meters, domains, validate=validate, began=began)
 
-    def _train_step(self, domains: tuple[Domain, ...]) -> None:
+    def _train_step(self, meters: Meters, domains: tuple[Domain, ...]) -> None:
         batch = next(self.stream)
         assert batch.names == tuple(domain.name for domain in domains), (
             "domains may change between intervals only"
@@ -146,24 +145,20 @@ class LMTrainer:
         torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
         counted_BL = next_token_counts(batch.counted_BL)
         denominator = float(self.ranks.agree(self.step, batch, int(counted_BL.sum())))
-        self._tokens_K += batch.tokens_K()
         self.update.begin()
-        for meter in self._meters.values():
-            meter.begin_step(self.step)
+        meters.begin_step(self.step)
+        meters.add_tokens(batch.tokens_K())
         total = torch.zeros((), device=self.device)
         for micro in self._micro_batches(batch, counted_BL, denominator):
-            for meter in self._meters.values():
-                meter.before_forward(micro)
+            meters.before_forward(micro)
             loss, loss_BL = self.forward(micro.tokens_BL, micro.counted_BL, denominator)
-            for meter in self._meters.values():
-                meter.after_forward(micro, loss_BL)
+            meters.after_forward(micro, loss_BL)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         step_loss, norm = self.update.reduce(total, self.ranks, self.step)
         if not torch.isfinite(step_loss + norm):
-            raise TrainingError(self._not_finite(domains, float(norm)))
-        for meter in self._meters.values():
-            meter.before_update()
+            raise TrainingError(self._not_finite(meters, domains, float(norm)))
+        meters.before_update()
         self.update.apply(norm, self.settings.learning_rate_at(self.step))
         self.step += 1
 
@@ -179,9 +174,9 @@ class LMTrainer:
             MicroBatch(tokens[part], domain[part], counted[part], denominator) for part in parts
         ]
 
-    def _not_finite(self, domains: tuple[Domain, ...], norm: float) -> str:
+    def _not_finite(self, meters: Meters, domains: tuple[Domain, ...], norm: float) -> str:
         """Every rank sees a gradient that is not finite after the sum over ranks, so every rank comes here."""
-        losses = self._meters["loss"].sums()
+        losses = meters.loss.sums()
         self.ranks.sum(losses, f"the search for the domains at fault in step {self.step}")
         sums_K = losses.view(2, -1)[0]
         at_fault = [
@@ -199,11 +194,11 @@ class LMTrainer:
             f"Resume from the last checkpoint, with a learning_rate below {self.settings.learning_rate:g} if it happens again"
         )
 
-    def _attach(self, probes: Sequence[Probe]) -> None:
+    def _attach(self, probes: Sequence[Probe]) -> Meters:
         if self.ranks.size > 1:  # not worth hashing the weights for oneself
             self.ranks.same("corpus, settings and weights", self._fingerprint())
-        for meter in self._meters.values():
-            meter.close()
+        if self._meters is not None:
+            self._meters.close()
         s = self.settings
         context = Context(
             model=self.model,
@@ -215,17 +210,8 @@ class LMTrainer:
             compute=self.loss.compute,
             flops_per_token=self.size.flops_per_token,
         )
-        self._meters = {"loss": LossByDomain().attach(context)}
-        for probe in probes:
-            if isinstance(probe, LossByDomain):
-                continue  # always there
-            if not hasattr(probe, "attach"):
-                raise ConfigError(
-                    f"probe {probe.name!r} cannot be measured on a torch model: it has no attach(context)"
-                )
-            if probe.name in self._meters:
-                raise ConfigError(f"two probes are called {probe.name!r}: rename one")
-            self._meters[probe.name] = probe.attach(context)
+        self._meters = Meters(probes, context)
+        return self._meters
 
     def _fingerprint(self) -> str:
         sha = hashlib.sha256(
@@ -235,37 +221,24 @@ class LMTrainer:
             sha.update(weight.detach().cpu().numpy().data)
         return sha.hexdigest()
 
-    def _begin_interval(self, domains: tuple[Domain, ...]) -> None:
-        self._tokens_K = np.zeros(len(domains), dtype=np.int64)
-        for meter in self._meters.values():
-            meter.begin_interval(domains)
-
-    def _signals(self, domains: tuple[Domain, ...], *, validate: bool, began: float) -> Signals:
-        """Adds up over ranks, in one collective, what every meter and the validation summed, and reads it."""
-        parts = {name: meter.sums() for name, meter in self._meters.items()}
-        parts["tokens"] = torch.from_numpy(self._tokens_K).double()
-        parts["flops"] = torch.tensor(
-            [sum(meter.flops() for meter in self._meters.values())], dtype=torch.float64
-        )
-        validated = 0
-        if validate:
-            parts["valid_loss"], validated = self._validate(domains)
-        flat = torch.cat([part.to(self.device, torch.float64) for part in parts.values()])
+    def _signals(
+        self, meters: Meters, domains: tuple[Domain, ...], *, validate: bool, began: float
+    ) -> Signals:
+        """Adds up the sums of the meters and of the validation over ranks, in one collective, and reads them."""
+        own = meters.sums()
+        valid_sums, validated = self._validate(domains) if validate else (own.new_zeros(0), 0)
+        flat = torch.cat([own, valid_sums.to(own)])
         self.ranks.sum(flat, f"the sum of measurements after step {self.step}")
-        sums = dict(
-            zip(parts, torch.split(flat, [len(part) for part in parts.values()]), strict=True)
-        )
-        probes: dict[str, Measured] = {}
-        for name, meter in self._meters.items():
-            probes.update(meter.read(sums[name]))
+        measured = meters.read(flat[: len(own)])
+        probes = measured.probes
         if validate:
-            probes["valid_loss"] = Measured.mean(*sums["valid_loss"].view(2, -1).cpu().numpy())
-        tokens_K = sums["tokens"].cpu().numpy().astype(np.int64)
-        tokens, seconds = int(tokens_K.sum()), self.clock() - began
+            valid_2K = flat[len(own) :].view(2, -1).cpu().numpy()
+            probes["valid_loss"] = Measured.mean(*valid_2K)
+        tokens, seconds = int(measured.tokens_K.sum()), self.clock() - began
         passes = (tokens + validated * FORWARD_SHARE) * self.size.flops_per_token
-        self.cost += Cost(tokens, passes + float(sums["flops"]), seconds)
+        self.cost += Cost(tokens, passes + measured.flops, seconds)
         progress = self.step / self.settings.total_steps
-        return Signals(domains, self.step, progress, tokens_K, probes.pop("loss"), probes)
+        return Signals(domains, self.step, progress, measured.tokens_K, measured.loss, probes)
 
     def _validate(self, domains: tuple[Domain, ...]) -> tuple[Tensor, int]:
         """This rank's sums, and how many tokens all ranks read for them."""
@@ -300,7 +273,7 @@ class LMTrainer:
             "settings": _comparable(self.settings),
             "update": self.update.state_dict(),
             "stream": self.stream.state_dict(),
-            "meters": {name: meter.state_dict() for name, meter in self._meters.items()},
+            "meters": self._meters.state_dict() if self._meters else {},
             "cost": asdict(self.cost),
         }
 
@@ -317,9 +290,7 @@ class LMTrainer:
         self.stream.load_state_dict(state["stream"], list(self.corpora.values()))
         self.step, self._intervals = state["step"], state["intervals"]
         self.cost = Cost(**state["cost"])
-        self._attach(probes)
-        for name, meter in self._meters.items():
-            meter.load_state_dict(state["meters"].get(name, {}))
+        self._attach(probes).load_state_dict(state["meters"])
 
     def export(self, folder: Path | str) -> None:
         """Writes the model and its tokenizer, if the corpus has one, as an ordinary Hugging Face folder."""
