@@ -52,8 +52,8 @@ def test_a_line_of_100_mb_is_one_bad_row_and_never_held_whole(tmp_path: Path, su
 
 
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_SWELL_FREE", 1 << 20)
-    monkeypatch.setattr(reading, "MAX_SWELL", 20)
+    monkeypatch.setattr(reading, "_FREE_EXPANSION_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "MAX_EXPANSION", 20)
     flat = gzip.compress(b"\0" * (40 << 20))
     lines = gzip.compress(b'{"text": "x"}\n' * (1 << 18))
     for content in (flat, lines):

@@ -244,8 +244,8 @@ def test_with_their_tokenizer_shards_know_their_text(built: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give the tokenizer.json that they were written with"),
-        ({"vocab_size": 8}, "--vocab-size together with the id"),
+        ({}, "give the tokenizer.json that wrote them"),
+        ({"vocab_size": 8}, "--vocab-size and the id of the end-of-text token"),
         (
             {"vocab_size": 8, "end_of_text": "</s>"},
             "end_of_text is '</s>': without a tokenizer give the id",

@@ -130,7 +130,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         find_sources([tmp_path])
     with pytest.raises(CorpusError, match="no sources given"):
         find_sources([])
-    with pytest.raises(CorpusError, match=r"no ending that is known.*\.jsonl"):
+    with pytest.raises(CorpusError, match=r"has no known ending.*\.jsonl"):
         find_sources([put(tmp_path / "law.csv")])
     with pytest.raises(CorpusError, match="domain name 'my law'"):
         find_sources([put(tmp_path / "my law.jsonl")])

@@ -1,1 +1,7 @@
-"""Ingest: sources of text → documents → splits → tokens → a corpus."""
+"""Build a corpus from text, or import existing shards. Start with `build.py`.
+
+The steps in order: `raw.py` finds the source files, `reading.py` cuts them into blocks of rows,
+`documents.py` turns rows into documents, `survey.py` counts and samples them, and `tokenize.py`
+writes token ids. `build_folder.py` makes a build resumable, and `worker_pool.py` runs the
+processes. `adopt.py` imports Megatron shards. `quality.py` measures lexical diversity.
+"""

@@ -1,7 +1,7 @@
-"""Adopting: shards that something else wrote become a corpus as they are; a manifest is all that is added.
+"""Import shards that another program wrote: only a manifest is added.
 
-Where there is a tokenizer, the bytes of the text are added up token by token, and lexical diversity is measured on up to 256
-documents, evenly spaced and decoded.
+If there is a tokenizer, the bytes of text are summed over all tokens. Lexical diversity is measured
+on up to 256 evenly spaced documents, which are decoded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CHUNK_TOKENS = 1 << 22
 
 @dataclass(frozen=True)
 class _Found:
-    """A pair of files, by the path that both have without their endings."""
+    """A `.bin`/`.idx` pair. `prefix` is the common path without the ending."""
 
     name: str
     split: Split
@@ -58,9 +58,10 @@ class _Found:
 
 
 def find_shards(places: Sequence[Path | str]) -> list[_Found]:
-    """The `.bin`/`.idx` pairs among `places`, which are such files or folders laid out like those of text.
+    """Return the `.bin`/`.idx` pairs in `places`.
 
-    A domain is named after the files, less the `_text_document` that Megatron-LM's preprocessing adds.
+    `places` are such files, or folders with the same layout as folders of text. A domain is named
+    after its files, without the `_text_document` that Megatron-LM's preprocessing appends.
     """
     found: list[_Found] = []
     for place in map(Path, places):
@@ -81,11 +82,12 @@ def adopt(
     end_of_text: str | int | None = None,
     targets: Sequence[str] = (),
 ) -> Corpus:
-    """Writes the manifest of a corpus over existing shards into `folder`, which may be the one that they are in.
+    """Write the manifest of a corpus over existing shards into `folder`.
 
-    With a `tokenizer` the vocabulary is its own and is copied to `folder`; without one, `vocab_size` and the id
-    `end_of_text` are needed. Every id is checked against the vocabulary, and every document must end with the
-    end-of-text token. Raises `CorpusError`, or `ShardError` for files that are not right.
+    `folder` may be the folder that holds the shards. `tokenizer` is a tokenizer.json, which is
+    copied to `folder`; without it, `vocab_size` and the id `end_of_text` are required. Every id
+    must be in the vocabulary, and every document must end with the end-of-text token. Raises
+    `CorpusError`, or `ShardError` for wrong files.
     """
     folder = Path(folder)
     shards = find_shards(places)
@@ -141,11 +143,11 @@ def _check_keys(shards: Sequence[_Found]) -> None:
         raise CorpusError("no shards given: name .bin/.idx files, or a folder of them")
     if twice := sorted({name for name, split in keys if keys.count((name, split)) > 1}):
         raise CorpusError(
-            f"more than one shard of {', '.join(twice)}: rename some, so that each is a domain of its own"
+            f"more than one shard of {', '.join(twice)}: rename them so that each domain has one"
         )
-    if lost := sorted({name for name, split in keys if (name, "train") not in keys}):
+    if missing := sorted({name for name, split in keys if (name, "train") not in keys}):
         raise CorpusError(
-            f"no training shard of {', '.join(lost)}: add it to train/, or leave it out of valid/"
+            f"no training shard of {', '.join(missing)}: add it to train/, or remove it from valid/"
         )
 
 
@@ -172,7 +174,7 @@ def _write(
             write_atomic(kept, content)
         if content is not None and kept.read_bytes() != content:
             raise CorpusError(
-                f"{kept} is another tokenizer: give that one, or choose another folder for the corpus"
+                f"{kept} is a different tokenizer: pass that one, or choose another folder"
             )
         manifest = Manifest(
             dtype=dtype,
@@ -204,8 +206,8 @@ def _vocabulary(
         return find_vocabulary(parse_tokenizer(text, place), end_of_text, place)
     if vocab_size is None or end_of_text is None:
         raise CorpusError(
-            "shards do not say what their ids mean: give the tokenizer.json that they were written with (--tokenizer), "
-            "or --vocab-size together with the id of the end-of-text token (--end-of-text)"
+            "shards do not record their vocabulary: give the tokenizer.json that wrote them "
+            "(--tokenizer), or --vocab-size and the id of the end-of-text token (--end-of-text)"
         )
     try:
         end = int(end_of_text)
@@ -226,15 +228,17 @@ def _check_ends(pool: TokenPool, prefix: Path, end_of_text: int) -> None:
     if len(wrong):
         first = int(wrong[0])
         raise CorpusError(
-            f"{bin_path(prefix)}: document {first} ends with token {int(pool.tokens[ends_D[first]])}, not with the "
-            f"end-of-text token {end_of_text}: name the right one with --end-of-text, or write the shards again with "
-            "Megatron's --append-eod"
+            f"{bin_path(prefix)}: document {first} ends with token "
+            f"{int(pool.tokens[ends_D[first]])}, not with the "
+            f"end-of-text token {end_of_text}: name the right one with --end-of-text, or write "
+            "the shards again with Megatron's --append-eod"
         )
 
 
 def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, folder: Path) -> ShardEntry:
     bin_sha, idx_sha = scan_shard(shard.prefix, pool.tokens.dtype, vocabulary.size)
-    path, home = shard.prefix.resolve(), folder.resolve()
+    path = shard.prefix.resolve()
+    home = folder.resolve()
     return ShardEntry(
         path=str(path.relative_to(home) if path.is_relative_to(home) else path),
         documents=len(pool.document_starts),
@@ -255,7 +259,7 @@ def _text_bytes(pool: TokenPool, bytes_V: npt.NDArray[np.int64]) -> int:
 
 
 def _decode(pool: TokenPool, tokenizer: Tokenizer) -> list[str]:
-    """The text of documents spread evenly over the shard."""
+    """Return the text of documents spread evenly over the shard."""
     starts_D = pool.document_starts
     ends_D = np.append(starts_D[1:], len(pool))
     chosen = np.unique(np.linspace(0, len(starts_D) - 1, _SAMPLE_DOCUMENTS).astype(np.int64))

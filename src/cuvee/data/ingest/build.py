@@ -1,11 +1,11 @@
-"""Building a corpus: text → survey → tokenizer → shards → manifest.
+"""Build a corpus: text → survey → tokenizer → shards → manifest.
 
-    survey      every row is read once: counts, bad rows, a sample of each domain          survey.py
-    tokenizer   trained on the sample, or given                                            tokenizer.py
-    encoding    every row is read again and its token ids appended to its domain's shard   encoding.py
-    manifest    indices, hashes, and last of all manifest.json                             manifest.py
+    survey      reads every row once: counts, bad rows, a sample of each domain     survey.py
+    tokenizer   trained on the sample, or given                                     tokenizer.py
+    encoding    reads every row again and appends its token ids to a shard          tokenize.py
+    manifest    writes indices and hashes, and manifest.json last                   manifest.py
 
-The result is the same bytes with any number of workers and after any number of interruptions.
+The bytes of the result do not depend on the number of workers or of interruptions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cuvee.data.corpus.tokenizer import (
     single_threaded,
     train_tokenizer,
 )
-from cuvee.data.ingest.build_folder import is_built, workplace
+from cuvee.data.ingest.build_folder import is_built, open_build_folder
 from cuvee.data.ingest.documents import Rules
 from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.survey import Survey, take_survey
@@ -51,22 +51,27 @@ from cuvee.data.ingest.tokenize import SYNC_THREADS, EncodeTask, Written, encode
 from cuvee.data.ingest.worker_pool import WorkerPool
 
 Progress = Callable[[str, float], None]
-"""Called with the name of a stage and the share of it that is done."""
+"""Called with the name of a stage and the share of it that is done, from 0 to 1."""
 
 _MOST_ENTRIES = 1_000
-_BUILD_VERSION = (
-    1  # part of what a corpus is built from: raise it when the same text would give other bytes
-)
+# Part of what identifies a corpus. Increase it when the same text would give other bytes.
+_BUILD_VERSION = 1
 
 
 @dataclass(frozen=True)
 class BuildSettings:
     """How text becomes a corpus.
 
-    `domain_column` names the column with each row's domain, `targets` the target domains (else tables beside the sources
-    say). `tokenizer` is a tokenizer.json, else a byte-level BPE of `vocab_size` is trained. `end_of_text` is the token that ends
-    a document, needed where the tokenizer has no well-known one. `valid_share` of the documents, chosen by a hash of
-    their content, is kept for validation where sources have no `train/` and `valid/`.
+    - `text_column`: the column with the text.
+    - `domain_column`: the column with each row's domain. By default the file name gives the domain.
+    - `targets`: the target domains. By default the tables beside the sources mark them.
+    - `tokenizer`: a tokenizer.json. By default a byte-level BPE of `vocab_size` is trained.
+    - `end_of_text`: the token that ends a document. Required if the tokenizer has no well-known
+      one.
+    - `valid_share`: the share of documents kept for validation, chosen by a hash of their content.
+      It
+      is ignored for sources that have `train/` and `valid/` folders.
+    - `max_bad_rows`: the number of unusable rows above which the build stops.
     """
 
     text_column: str = "text"
@@ -85,7 +90,8 @@ class BuildSettings:
             )
         if self.tokenizer is None and not SMALLEST_VOCAB <= self.vocab_size <= 1 << 24:
             raise CorpusError(
-                f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB}, the bytes and the end of text"
+                f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB} (all bytes "
+                f"and the end-of-text token) and at most {1 << 24}"
             )
         if self.max_bad_rows < 0:
             raise CorpusError(f"max_bad_rows is {self.max_bad_rows}: it must not be negative")
@@ -99,11 +105,16 @@ def build(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Builds the corpus of `sources` in `folder`, or continues where an earlier call was interrupted.
+    """Build the corpus of `sources` in `folder`, or resume an interrupted build.
 
-    `sources` are files and folders (see `raw.py`), or a mapping from domain names to Hugging Face map-style data sets.
-    `workers` processes tokenize, by default one a core; with 1 everything happens in this process. A corpus that is already
-    there, of the same sources and settings, is opened. Raises `CorpusError`.
+    `sources` are files and folders (see `raw.py`), or a mapping from domain names to Hugging Face
+    map-style data sets. `workers` processes tokenize, by default one per core; with 1, everything
+    runs in this process. If the corpus of the same sources and settings exists already, it is
+    opened. Raises `CorpusError`.
+
+    Example:
+
+        corpus = build(["data/web.jsonl", "data/code.jsonl"], "corpus")
     """
     settings = settings or BuildSettings()
     folder = Path(folder)
@@ -112,20 +123,18 @@ def build(
     if workers < 1:
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
     found, table = find_sources(sources)
-    if settings.domain_column is None:
-        choose_roles(
-            sorted({source.domain for source in found}), table, settings.targets
-        )  # an early refusal
+    if settings.domain_column is None:  # report unknown targets before hours of reading
+        choose_roles(sorted({source.domain for source in found}), table, settings.targets)
     entries = identify(found, report)
     built_from = _built_from(found, entries, settings, table)
     if not is_built(folder, built_from):
         try:
             with (
-                workplace(folder, built_from) as work,
+                open_build_folder(folder, built_from) as work,
                 single_threaded(),
-                WorkerPool(workers) as crew,
+                WorkerPool(workers) as pool,
             ):
-                building = _Building(found, settings, folder, work, crew, report)
+                building = _Building(found, settings, folder, work, pool, report)
                 survey, vocabulary = building.survey()
                 roles = choose_roles(survey.names, table, settings.targets)
                 written = building.encode(vocabulary, survey.names)
@@ -145,20 +154,21 @@ def build(
                 shutil.rmtree(work, ignore_errors=True)
         except OSError as error:
             raise CorpusError(
-                f"cannot build {folder}: {error.strerror or error}; mend that and run the same again to continue"
+                f"cannot build {folder}: {error.strerror or error}; fix that and run the same "
+                "command again to resume"
             ) from error
     return Corpus.open(folder)
 
 
 @dataclass(frozen=True)
 class _Building:
-    """One build at work: the corpus grows in `folder`, and what is unfinished lies in `work`."""
+    """A build in progress. The corpus grows in `folder`; unfinished work is kept in `work`."""
 
     sources: Sequence[TextSource]
     settings: BuildSettings
     folder: Path
     work: Path
-    crew: WorkerPool
+    pool: WorkerPool
     report: Progress
 
     @property
@@ -168,10 +178,10 @@ class _Building:
         )
 
     def survey(self) -> tuple[Survey, Vocabulary]:
-        """The survey, and with it the tokenizer: both are kept in `work`."""
+        """Return the survey and the vocabulary; keep survey and tokenizer in `work`."""
         place = self.settings.tokenizer
         text = ""
-        if place is not None:  # a bad one is to be refused before hours of reading
+        if place is not None:  # reject a bad tokenizer before hours of reading
             text = read_tokenizer(place)
             find_vocabulary(
                 parse_tokenizer(text, str(place)), self.settings.end_of_text, str(place)
@@ -180,7 +190,7 @@ class _Building:
             survey, sample = take_survey(
                 self.sources,
                 self.rules,
-                self.crew,
+                self.pool,
                 self.settings.max_bad_rows,
                 self.folder / "quarantine.jsonl",
                 lambda share: self.report("reading", share),
@@ -200,6 +210,7 @@ class _Building:
         return Survey.load(self.work / "survey.json"), vocabulary
 
     def encode(self, vocabulary: Vocabulary, names: Sequence[str]) -> dict[str, Written]:
+        """Write all token ids and return the counts of each shard. Raises `CorpusError`."""
         tokenizer = self.work / TOKENIZER
         task = EncodeTask(
             self.rules,
@@ -211,7 +222,7 @@ class _Building:
         written = encode(
             self.sources,
             task,
-            self.crew,
+            self.pool,
             self.folder,
             self.work,
             lambda share: self.report("tokenizing", share),
@@ -227,7 +238,7 @@ class _Building:
     def finish_shards(
         self, written: Mapping[str, Written], vocabulary: Vocabulary
     ) -> dict[str, ShardEntry]:
-        """Writes the indices and hashes everything."""
+        """Write the index of each shard, hash all files and return the manifest entries."""
 
         def index(key: str) -> None:
             lengths_D = np.fromfile(lengths_path(self.work, key), np.int32, written[key].documents)
@@ -241,7 +252,7 @@ class _Building:
             for path in (bin_path(self.folder / key), idx_path(self.folder / key))
         ]
         hashes = []
-        for sha in self.crew.map(sha256_of, ((path,) for path in paths)):
+        for sha in self.pool.map(sha256_of, ((path,) for path in paths)):
             hashes.append(sha)
             self.report("hashing the shards", len(hashes) / len(paths))
         return {
@@ -259,6 +270,7 @@ class _Building:
         }
 
     def keep_tokenizer(self, vocabulary: Vocabulary) -> TokenizerEntry:
+        """Copy the tokenizer into the corpus folder and return its manifest entry."""
         kept = self.folder / TOKENIZER
         write_atomic(kept, (self.work / TOKENIZER).read_bytes())
         fsync_dir(self.folder)
@@ -268,7 +280,7 @@ class _Building:
 
 
 def identify(sources: Sequence[TextSource], report: Progress) -> list[SourceEntry]:
-    """What each source holds, by its digest. Raises `CorpusError` for one that cannot be read."""
+    """Return an entry with the digest of each source. Raises `CorpusError`."""
     entries = []
     for i, source in enumerate(sources):
         report("hashing the sources", i / len(sources))
@@ -285,7 +297,10 @@ def identify(sources: Sequence[TextSource], report: Progress) -> list[SourceEntr
 def _summary(
     sources: Sequence[TextSource], entries: Sequence[SourceEntry]
 ) -> tuple[SourceEntry, ...]:
-    """The entries, or where they are too many to be read at each opening, one for each domain and split."""
+    """Return the entries, or one entry per domain and split if there are more than 1,000.
+
+    The manifest is read each time a corpus is opened, so it must stay small.
+    """
     if len(entries) <= _MOST_ENTRIES:
         return tuple(entries)
     groups: dict[str, list[SourceEntry]] = {}
@@ -302,7 +317,7 @@ def _summary(
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -313,7 +328,7 @@ def _built_from(
     table: Mapping[str, Role],
 ) -> str:
     content = asdict(settings)
-    del content["max_bad_rows"]  # it decides whether there is a corpus, not which
+    del content["max_bad_rows"]  # it does not change the content of the corpus
     if settings.tokenizer is not None:
         del content["vocab_size"]
         content["tokenizer"] = read_tokenizer(settings.tokenizer)

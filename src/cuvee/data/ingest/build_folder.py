@@ -1,4 +1,4 @@
-"""The workplace: the folder of a corpus while it is being built, with a hidden `.build` in it for what is unfinished."""
+"""The folder of a corpus during a build, with unfinished work in its subfolder `.build`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _STAMP = "built_from"
 
 
 @contextmanager
-def workplace(folder: Path, built_from: str) -> Iterator[Path]:
-    """The folder `.build` in `folder`, as an interrupted build of the same sources and settings left it, else empty.
+def open_build_folder(folder: Path, built_from: str) -> Iterator[Path]:
+    """Create or reopen `folder/.build` for a build, and lock it against other processes.
 
-    Held by one process at a time. Raises `CorpusError` if `folder` holds anything that is not such a build.
+    The content of an interrupted build is kept if its sources and settings were the same
+    (`built_from`); otherwise it is removed. Raises `CorpusError` if `folder` holds anything else,
+    or if another process holds the lock.
     """
     work = folder / BUILD
     try:
@@ -42,25 +44,30 @@ def workplace(folder: Path, built_from: str) -> Iterator[Path]:
             _clear(folder, work)
         if unfinished != built_from:
             write_atomic(stamp, built_from)
-        for leftover in list(folder.rglob(".*.tmp")):  # of a write that was killed
+        for leftover in list(folder.rglob(".*.tmp")):  # temporary files of a killed process
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield work
 
 
 def damaged(path: Path) -> CorpusError:
-    """For a file of an unfinished build that is not as the build left it."""
+    """Return the error for a file that was changed while its build was interrupted."""
     return CorpusError(
-        f"{path} was altered while the build was interrupted: remove its corpus folder and build again"
+        f"{path} was altered while the build was interrupted: remove the corpus folder and "
+        "build again"
     )
 
 
 def is_built(folder: Path, built_from: str) -> bool:
-    """Whether `folder` holds the finished corpus of these sources and settings. Raises if it holds another one."""
+    """Return whether `folder` holds the finished corpus of these sources and settings.
+
+    Raises `CorpusError` if it holds another corpus.
+    """
     if not (folder / manifest.NAME).exists():
         return False
     if manifest.read_manifest(folder).built_from != built_from:
         raise CorpusError(
-            f"{folder} already holds a corpus of other sources or settings: choose another folder, or remove this one"
+            f"{folder} already holds a corpus of other sources or settings: choose another "
+            "folder, or remove this one"
         )
     shutil.rmtree(folder / BUILD, ignore_errors=True)
     return True
@@ -79,7 +86,10 @@ def _locked(work: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path, work: Path) -> None:
-    """Removes what a build of something else left behind, so that no later build takes a part of it for its own."""
+    """Remove the files of an unfinished build with other sources or settings.
+
+    The stamp is invalidated first, so that no later build resumes from a part of these files.
+    """
     write_atomic(work / _STAMP, "none")
     for name in ("train", "valid"):
         shutil.rmtree(folder / name, ignore_errors=True)

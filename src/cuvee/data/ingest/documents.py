@@ -1,4 +1,4 @@
-"""Documents: the text in a row, its domain and its split, or the reason why there is none."""
+"""Documents: the text in a row with its domain and split, or the reason why the row is unusable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
 
 @dataclass(frozen=True)
 class Rules:
-    """How rows become documents: the columns to look in, and the share of documents kept for validation."""
+    """How rows become documents: the columns to read and the share of documents for validation."""
 
     text_column: str
     domain_column: str | None
@@ -23,7 +23,7 @@ class Rules:
 
 
 class Document(NamedTuple):
-    """`text` in `bytes` bytes of UTF-8; `rank` is 64 bits of its hash, by which samples are drawn."""
+    """A document. `bytes` is its size in UTF-8; `rank` is 64 bits of its hash, for sampling."""
 
     domain: str
     split: Split
@@ -33,7 +33,7 @@ class Document(NamedTuple):
 
 
 def read_documents(block: Block, rules: Rules) -> Iterator[tuple[int, Document | Bad]]:
-    """The documents and bad rows of a block with their line numbers; blank lines are passed over."""
+    """Yield (line number, document or bad row) for each row of a block, skipping blank lines."""
     for line, row in enumerate(block.rows, block.first):
         if isinstance(row, bytes) and not row.strip():
             continue
@@ -47,7 +47,8 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
     domain = block.domain if rules.domain_column is None else fields.domain
     if not isinstance(domain, str) or not NAME_PATTERN.fullmatch(domain):
         return Bad(
-            f"the domain is {shown(domain)}: use 1 to 64 letters, digits, dots, underscores or hyphens"
+            f"the domain is {shown(domain)}: use 1 to 64 letters, digits, dots, underscores or "
+            "hyphens"
         )
     text = fields.text
     try:
@@ -94,7 +95,7 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, and harmless on a terminal."""
+    """Return `value` for a message: short, and without control characters."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)[:60]
     return ascii(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"

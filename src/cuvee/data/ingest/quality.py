@@ -1,4 +1,4 @@
-"""Lexical diversity: how soon a domain's words repeat, as one number that does not grow with the length of the text."""
+"""Lexical diversity (MTLD) of a domain, a number that does not grow with the length of the text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ SAMPLE_WORDS = 50_000
 
 
 def mtld(words: Sequence[str], threshold: float = _THRESHOLD) -> float | None:
-    """Measure of textual lexical diversity: the mean length of a run of words that keeps its type-token ratio up.
+    """Return the measure of textual lexical diversity (MTLD), or None without words.
 
-    McCarthy and Jarvis (2010), Behavior Research Methods 42, 381-392: a run, called a factor, ends where the ratio of
-    different words to words comes down to `threshold`; what is left over counts as the part (1 - ratio)/(1 - threshold)
-    of a factor; the words are divided by the factors, and the mean is taken over reading forwards and backwards. Words
-    that never repeat have no factor at all: then the answer is their number, a lower bound. None without words.
+    McCarthy and Jarvis (2010), Behavior Research Methods 42, 381-392. A factor is a run of words
+    that ends where the ratio of different words to all words falls to `threshold`. An unfinished
+    run counts as the part (1 - ratio)/(1 - threshold) of a factor. MTLD is the number of words over
+    the number of factors, averaged over reading forwards and backwards. If no word repeats there is
+    no factor; then the result is the number of words, which is a lower bound.
     """
     if not words:
         return None
@@ -25,7 +26,7 @@ def mtld(words: Sequence[str], threshold: float = _THRESHOLD) -> float | None:
 
 
 def domain_mtld(texts: Iterable[str]) -> float | None:
-    """MTLD of the first 50,000 words of `texts`, read one after another in lower case."""
+    """Return the MTLD of the first 50,000 words of `texts` in lower case, read in order."""
     words = (match.group() for text in texts for match in _WORD.finditer(text.lower()))
     return mtld(list(islice(words, SAMPLE_WORDS)))
 

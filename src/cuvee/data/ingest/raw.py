@@ -1,12 +1,14 @@
-"""Raw text: which files hold it, what domain each belongs to, and which domains are the target.
+"""Find raw text: the files, the domain of each, and the target domains.
 
-    SRC a file                      its domain is the file's name
-    SRC a folder                    each file in it is a domain by its name, each folder in it a domain by its name,
-                                    with every file below; .txt files right in it form one domain, named after the folder
-    SRC a folder with train/, valid/   both are read so, and the split is kept
+    SRC is a file      its name is the domain
+    SRC is a folder    each file and each subfolder in it is a domain, named after it. A subfolder
+                       includes all files below it. The .txt files directly in SRC form one domain,
+                       named after SRC.
+    SRC has train/ and valid/   both are read in this way, and define the splits
 
-A file's name counts without `.jsonl.gz` and the like, and without `-00003-of-00010`, so that the parts of one data set stay
-together. `table.json` beside the sources may give roles: `[{"domain": "math", "role": "target"}, …]`.
+Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
+the parts of one data set form one domain. A file `table.json` beside the sources may give roles:
+`[{"domain": "math", "role": "target"}, …]`.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ _TABLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class TextSource:
-    """One file of raw text, or the rows of one data set held in memory.
+    """One file of raw text, or one data set in memory.
 
-    `domain` is the domain of all its rows unless a column says otherwise; `split` is None where documents are split by
-    hash; `label` names it in the manifest and `place` in messages; `size` is in bytes, or rows for a data set.
+    `domain` is the domain of all rows unless a column gives it. `split` is None if documents are
+    split by hash. `label` identifies the source in the manifest. `size` is in bytes, or in rows for
+    a data set.
     """
 
     domain: str
@@ -54,10 +57,11 @@ class TextSource:
 
     @property
     def place(self) -> str:
+        """The path or label to show in messages."""
         return str(self.path) if self.path else self.label
 
     def digest(self) -> str:
-        """Identifies the content: the sha256 of a file, the fingerprint of a data set."""
+        """Return the sha256 of a file, or the fingerprint of a data set."""
         if self.path is not None:
             return sha256_of(self.path)
         return f"{self.rows._fingerprint}:{len(self.rows)}"
@@ -66,10 +70,10 @@ class TextSource:
 def find_sources(
     places: Sequence[Path | str] | Mapping[str, Any],
 ) -> tuple[list[TextSource], dict[str, Role]]:
-    """The sources in `places` in a fixed order, and the roles that tables beside them give.
+    """Return the sources in `places` in a fixed order, and the roles from tables beside them.
 
-    `places` are files and folders, or a mapping from domain names to Hugging Face map-style data sets.
-    Raises `CorpusError` for what is missing, empty, unreadable or badly named.
+    `places` are files and folders, or a mapping from domain names to Hugging Face map-style data
+    sets. Raises `CorpusError` if a place is missing, empty, unreadable or badly named.
     """
     if isinstance(places, Mapping):
         return [_data_set(name, rows) for name, rows in places.items()], {}
@@ -83,7 +87,7 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     sources: list[TextSource] = []
     for place in places:
         if not place.exists():
-            raise CorpusError(f"there is no file or folder {place}; give the place of the raw text")
+            raise CorpusError(f"there is no file or folder {place}; give the path of the raw text")
         if place.is_dir():
             found = [
                 source
@@ -106,15 +110,17 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
 
 
 def check_domain_name(name: Any, place: str) -> str:
+    """Return `name`. Raises `CorpusError`, naming `place`, if it is not a valid domain name."""
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise CorpusError(
-            f"{place} gives the domain name {name!r}: use 1 to 64 letters, digits, dots, underscores or hyphens"
+            f"{place} gives the domain name {name!r}: use 1 to 64 letters, digits, dots, "
+            "underscores or hyphens"
         )
     return name
 
 
 def read_tables(places: Iterable[Path]) -> dict[str, Role]:
-    """The roles that `table.json` files in or beside `places` give, by domain."""
+    """Return the roles by domain from `table.json` files in or beside `places`."""
     roles: dict[str, Role] = {}
     for place in places:
         path = (place if place.is_dir() else place.parent) / _TABLE
@@ -126,7 +132,10 @@ def read_tables(places: Iterable[Path]) -> dict[str, Role]:
 def choose_roles(
     names: Sequence[str], table: Mapping[str, Role], targets: Sequence[str]
 ) -> dict[str, Role]:
-    """A role for each of `names`: `targets` if there are any, else what the tables say, else source."""
+    """Return the role of each name: from `targets` if given, else from the table, else "source".
+
+    Raises `CorpusError` if a target is not among `names`.
+    """
     for target in targets:
         if target not in names:
             near = get_close_matches(target, names, n=1)
@@ -138,13 +147,18 @@ def choose_roles(
 
 
 def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
-    """The folders of domains in `folder`: its train/ and valid/, or itself with no split given."""
-    has_train, has_valid = (folder / "train").is_dir(), (folder / "valid").is_dir()
+    """Return the folders in `folder` that hold domains, with the split of each.
+
+    These are its train/ and valid/, or the folder itself with split None. Raises `CorpusError` if
+    only one of the two exists.
+    """
+    has_train = (folder / "train").is_dir()
+    has_valid = (folder / "valid").is_dir()
     if has_train != has_valid:
-        there, lacking = ("train", "valid") if has_train else ("valid", "train")
+        present, missing = ("train", "valid") if has_train else ("valid", "train")
         raise CorpusError(
-            f"{folder} has a folder {there}/ but none called {lacking}/: give it both to keep them apart, or name the "
-            f"folder {folder / there} itself to have its documents split"
+            f"{folder} has a folder {present}/ but none called {missing}/: add it to define the "
+            f"splits, or give {folder / present} itself to split its documents"
         )
     return (
         [(folder / "train", "train"), (folder / "valid", "valid")]
@@ -176,9 +190,7 @@ def _label(path: Path, root: Path) -> str:
 def _file(path: Path, label: str, split: Split | None, domain: str | None = None) -> TextSource:
     suffix = _suffix(path)
     if not suffix:
-        raise CorpusError(
-            f"{path} has no ending that is known: expected one of {', '.join(_SUFFIXES)}"
-        )
+        raise CorpusError(f"{path} has no known ending: expected one of {', '.join(_SUFFIXES)}")
     name = domain or _PART.sub("", path.name.removesuffix(suffix))
     return TextSource(
         domain=check_domain_name(name, str(path)),
@@ -202,8 +214,8 @@ def _data_set(name: str, rows: Any) -> TextSource:
         hasattr(rows, "_fingerprint") and hasattr(rows, "column_names") and hasattr(rows, "__len__")
     ):
         raise CorpusError(
-            f"{name} is a {type(rows).__name__}: give a map-style `datasets.Dataset` (choose a split of a DatasetDict, "
-            "and write an IterableDataset to Parquet first)"
+            f"{name} is a {type(rows).__name__}: give a map-style `datasets.Dataset` (choose a "
+            "split of a DatasetDict; write an IterableDataset to Parquet first)"
         )
     return TextSource(
         domain=name, split=None, format="rows", label=f"dataset:{name}", size=len(rows), rows=rows

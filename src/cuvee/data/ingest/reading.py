@@ -1,7 +1,8 @@
-"""Reading: the rows of a source in blocks of bounded size, in bounded memory, whatever the file holds.
+"""Read sources as blocks of rows, in bounded memory for any file.
 
-A line that is too long becomes a bad row and is never held whole. A packed file that swells beyond reason is refused. What is
-read here is cut into rows only; `documents.py` finds the text in them, in the worker processes.
+A line that is too long becomes a bad row and is never held in memory as a whole. A compressed file
+that expands too much is refused. This module only cuts files into rows; `documents.py` parses them
+in the worker processes.
 """
 
 from __future__ import annotations
@@ -22,34 +23,35 @@ from cuvee.data.ingest.raw import TextSource
 BLOCK_BYTES = 512 << 10
 BLOCK_ROWS = 2_000
 MAX_ROW_BYTES = 16 << 20
-MAX_SWELL = 250
-_SWELL_FREE = 64 << 20
+MAX_EXPANSION = 250  # times the size of the compressed file
+_FREE_EXPANSION_BYTES = 64 << 20  # allowed for a file of any size
 _BUFFER_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
 class Fields(NamedTuple):
-    """A row whose columns are known: `text` and, where a column names it, `domain`. Anything may be in them."""
+    """A row with known columns: `text` and, if a column gives it, `domain`, of any type."""
 
     text: Any
     domain: Any
 
 
 class Bad(NamedTuple):
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and the reason."""
 
     reason: str
 
 
 Row = bytes | Fields | Bad
-"""`bytes` is a line of JSON, still to be parsed."""
+"""A row of a source. `bytes` is a line of JSON that is not parsed yet."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of one source, the first of them line `first` (from 1).
+    """Consecutive rows of one source. `first` is the line number of the first row, counted from 1.
 
-    `position` is (index of the source, index of the block in it); `share` says how much of all sources is read by its end.
+    `position` is (index of the source, index of the block in it). `share` is the share of all
+    sources that is read at the end of the block.
     """
 
     position: tuple[int, int]
@@ -67,9 +69,10 @@ def read_blocks(
     domain_column: str | None,
     after: tuple[int, int] = (-1, 0),
 ) -> Iterator[Block]:
-    """The rows of `sources`, always cut into the same blocks, beginning with the one that follows position `after`.
+    """Yield the rows of `sources` in blocks, starting after position `after`.
 
-    Raises `CorpusError` if a file is damaged.
+    The blocks are the same in every call. Raises `CorpusError` if a file is damaged or lacks a
+    column.
     """
     total = max(sum(source.size for source in sources), 1)
     before = 0
@@ -94,13 +97,17 @@ def read_blocks(
 
 def _cut(numbered: Iterable[tuple[Row, int]]) -> Iterator[tuple[int, list[Row], int]]:
     rows: list[Row] = []
-    first, held, consumed = 1, 0, 0
+    first = 1
+    held = 0
+    consumed = 0
     for row, consumed in numbered:
         rows.append(row)
         held += _weight(row)
         if held >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
             yield first, rows, consumed
-            first, rows, held = first + len(rows), [], 0
+            first += len(rows)
+            rows = []
+            held = 0
     if rows:
         yield first, rows, consumed
 
@@ -113,7 +120,7 @@ def _weight(row: Row) -> int:
 def _read_rows(
     source: TextSource, text_column: str, domain_column: str | None
 ) -> Iterator[tuple[Row, int]]:
-    """Each row with how much of the source was read by then."""
+    """Yield each row with the amount of the source that has been read so far."""
     if source.format == "rows":
         yield from _data_set_rows(source, text_column, domain_column)
     elif source.format == "parquet":
@@ -149,8 +156,9 @@ def _opened(source: TextSource) -> Iterator[tuple[io.BufferedReader | gzip.GzipF
 
 
 def _lines(source: TextSource, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
-    allowed = _SWELL_FREE + MAX_SWELL * source.size
-    total, first = 0, True
+    allowed = _FREE_EXPANSION_BYTES + MAX_EXPANSION * source.size
+    total = 0
+    first = True
     while line := stream.readline(MAX_ROW_BYTES + 1):
         total += len(line)
         if len(line) <= MAX_ROW_BYTES:
@@ -158,22 +166,22 @@ def _lines(source: TextSource, stream: io.BufferedReader | gzip.GzipFile) -> Ite
         else:
             while not line.endswith(b"\n") and (line := stream.readline(_BUFFER_BYTES)):
                 total += len(line)
-                _check_swell(source, total, allowed)
+                _check_expansion(source, total, allowed)
             yield Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
         first = False
-        _check_swell(source, total, allowed)
+        _check_expansion(source, total, allowed)
 
 
-def _check_swell(source: TextSource, total: int, allowed: int) -> None:
+def _check_expansion(source: TextSource, total: int, allowed: int) -> None:
     if total > allowed:
         raise CorpusError(
-            f"{source.place} has {source.size} bytes and unpacks to more than {allowed}: "
-            "it looks like a decompression bomb; unpack it yourself if it is not"
+            f"{source.place} has {source.size} bytes and expands to more than {allowed}: "
+            "it looks like a decompression bomb; decompress it yourself if it is not"
         )
 
 
 def _whole(stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
-    """A text file is one document."""
+    """Yield a text file as one document."""
     content = stream.read(MAX_ROW_BYTES + 1)
     if len(content) > MAX_ROW_BYTES:
         yield Bad(f"longer than {MAX_ROW_BYTES >> 20} MiB")
@@ -190,11 +198,12 @@ def _parquet_rows(
     try:
         names = pyarrow.parquet.read_schema(source.path).names
         columns = _check_columns(source, names, text_column, domain_column)
-        # As a dictionary, a long text that is repeated a thousand times is held once.
+        # Dictionary encoding holds a long text that repeats many times only once.
         with pyarrow.parquet.ParquetFile(
             source.path, read_dictionary=[text_column], buffer_size=_BUFFER_BYTES, pre_buffer=False
         ) as file:
-            total, done = file.metadata.num_rows, 0
+            total = file.metadata.num_rows
+            done = 0
             for batch in file.iter_batches(batch_size=512, columns=columns, use_threads=False):
                 labels = (
                     _values(batch.column(domain_column))
@@ -211,10 +220,11 @@ def _parquet_rows(
 
 
 def _values(column: Any) -> Iterator[Any]:
-    """The values of an Arrow array; text as bytes, since Arrow does not promise that it is UTF-8."""
+    """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8."""
     import pyarrow
 
-    values, indices = column, range(len(column))
+    values = column
+    indices = range(len(column))
     if pyarrow.types.is_dictionary(column.type):
         values, indices = column.dictionary, column.indices.to_pylist()
     if pyarrow.types.is_string(values.type):
@@ -249,6 +259,7 @@ def _check_columns(
     for column, option in zip(columns, ("--text-column", "--domain-column"), strict=False):
         if column not in names:
             raise CorpusError(
-                f"{source.place} has no column {column!r}; it has {', '.join(names)}: choose with {option}"
+                f"{source.place} has no column {column!r}; it has {', '.join(names)}: choose with "
+                f"{option}"
             )
     return columns

@@ -1,7 +1,8 @@
-"""The survey: a first pass over the text that counts it, finds the bad rows, and draws a sample from every domain.
+"""The survey: a first pass that counts text, finds bad rows and samples every domain.
 
-The sample is the documents of lowest hash, as many as reach a domain's share of 32 MiB. It does not depend on the order of the
-files, the number of workers or what else is in the corpus, holds no document twice, and never looks at validation text.
+A domain's sample consists of its documents with the lowest hashes, up to its share of 32 MiB. It
+does not depend on the order of files or the number of workers. It holds no document twice and no
+validation text.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _EVERY_RANK = 2**64
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out: its file, its line and the reason."""
+    """A row that was left out, with its file, line number and reason."""
 
     file: str
     line: int
@@ -38,17 +39,23 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass found: the domains that have training text, in order, their MTLD, and the bad rows."""
+    """The result of the first pass.
+
+    `names` are the domains with training text in alphabetical order; `mtld` is their lexical
+    diversity.
+    """
 
     names: list[str]
     mtld: dict[str, float]
     bad_rows: list[BadRow]
 
     def save(self, path: Path) -> None:
+        """Write the survey to `path` atomically."""
         write_atomic(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Survey:
+        """Read a survey. Raises `CorpusError` if the file is damaged."""
         try:
             content = json.loads(path.read_bytes())
             return cls(
@@ -60,7 +67,7 @@ class Survey:
 
 @dataclass
 class _BlockCount:
-    """What one block holds: documents by domain in training and validation, bad rows, and texts that may be sampled."""
+    """The counts of one block: its domains, bad rows and candidate texts for the sample."""
 
     share: float
     trained: set[str] = field(default_factory=set)
@@ -70,10 +77,10 @@ class _BlockCount:
 
 
 class Sample:
-    """Of each domain the documents of lowest rank that together reach its share of `budget` characters.
+    """The documents of lowest rank in each domain, up to its share of `budget` characters.
 
-    The share falls as domains appear, which only ever takes the highest ranks away again: the end does not depend on
-    the order in which domains were met.
+    The share shrinks when new domains appear. This only removes the highest ranks, so the final
+    sample does not depend on the order in which domains appear.
     """
 
     def __init__(self, budget: int = SAMPLE_BYTES) -> None:
@@ -83,11 +90,14 @@ class Sample:
         self._ranks: dict[str, set[int]] = {}
 
     def add(self, domain: str, rank: int, text: str) -> None:
+        """Offer a document; a document with the same rank is added only once."""
         if domain not in self._heaps:
-            self._heaps[domain], self._held[domain], self._ranks[domain] = [], 0, set()
+            self._heaps[domain] = []
+            self._held[domain] = 0
+            self._ranks[domain] = set()
             for name in self._heaps:
                 self._trim(name)
-        if rank in self._ranks[domain]:  # the same document again
+        if rank in self._ranks[domain]:  # a duplicate document
             return
         heapq.heappush(self._heaps[domain], (-rank, text))
         self._ranks[domain].add(rank)
@@ -102,28 +112,28 @@ class Sample:
             self._held[domain] -= len(text)
 
     def limits(self) -> dict[str, int]:
-        """By domain the rank from which on documents need not be offered any more."""
+        """Return by domain the rank from which documents can no longer enter the sample."""
         share = self._budget // max(len(self._heaps), 1)
         return {
             name: -heap[0][0] for name, heap in self._heaps.items() if self._held[name] >= share
         }
 
     def texts(self, domain: str) -> list[str]:
-        """In order of rank, that is in random order."""
+        """Return a domain's texts in order of rank, which is a random order."""
         return [text for _, text in sorted(self._heaps.get(domain, []), reverse=True)]
 
 
 def take_survey(
     sources: Sequence[TextSource],
     rules: Rules,
-    crew: WorkerPool,
+    pool: WorkerPool,
     max_bad_rows: int,
     quarantine: Path,
     progress: Callable[[float], None],
 ) -> tuple[Survey, Sample]:
-    """Reads everything once. Writes the bad rows to `quarantine`.
+    """Read all sources once, write the bad rows to `quarantine`, and return survey and sample.
 
-    Raises `CorpusError` if there are more than `max_bad_rows`, or a domain has no training text.
+    Raises `CorpusError` if there are more than `max_bad_rows`, or if a domain has no training text.
     """
     sample = Sample()
     trained: set[str] = set()
@@ -134,7 +144,7 @@ def take_survey(
         for block in read_blocks(sources, rules.text_column, rules.domain_column):
             yield block, rules, sample.limits()
 
-    for count in crew.map(_count_block, calls()):
+    for count in pool.map(_count_block, calls()):
         trained |= count.trained
         validated |= count.validated
         bad_rows += count.bad_rows
@@ -143,7 +153,8 @@ def take_survey(
             raise too_many(bad_rows, max_bad_rows, quarantine)
         if len(trained | validated) > MAX_DOMAINS:
             raise CorpusError(
-                f"more than {MAX_DOMAINS} domains: is {rules.domain_column!r} the column that names the domain?"
+                f"more than {MAX_DOMAINS} domains: is {rules.domain_column!r} the column with "
+                "the domain?"
             )
         for candidate in count.candidates:
             sample.add(*candidate)
@@ -174,11 +185,11 @@ def _count_block(block: Block, rules: Rules, limits: Mapping[str, int]) -> _Bloc
 
 
 def too_many(bad_rows: Sequence[BadRow], limit: int, quarantine: Path) -> CorpusError:
-    """For more bad rows than the `limit` that was set; they are in the file `quarantine`."""
+    """Return the error for more than `limit` bad rows; `quarantine` is the file that lists them."""
     first = bad_rows[0]
     return CorpusError(
-        f"more than {limit} bad rows, the first of them {first.file} line {first.line}: {first.reason}. "
-        f"All are listed in {quarantine}: mend the sources, or allow more with --max-bad-rows"
+        f"more than {limit} bad rows, first {first.file} line {first.line}: {first.reason}. "
+        f"All are listed in {quarantine}: fix the sources, or allow more with --max-bad-rows"
     )
 
 
@@ -188,16 +199,17 @@ def _check_names(
     expected = validated | (
         {source.domain for source in sources} if rules.domain_column is None else set()
     )
-    if lost := sorted(expected - set(names)):
+    if missing := sorted(expected - set(names)):
         raise CorpusError(
-            f"no training text in {', '.join(lost)}: add some, lower the share kept for validation, or leave it out"
+            f"no training text in {', '.join(missing)}: add some, lower the share kept for "
+            "validation, or leave the domain out"
         )
     if not names:
-        raise CorpusError("the sources hold no document at all")
+        raise CorpusError("the sources hold no documents: give at least one with text")
 
 
 def write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
-    """Writes `bad_rows` to `path`, a line of JSON each; without any, no such file is left."""
+    """Write `bad_rows` to `path`, one JSON object per line; remove the file if there are none."""
     if bad_rows:
         write_atomic(path, "".join(json.dumps(asdict(row)) + "\n" for row in bad_rows))
     else:

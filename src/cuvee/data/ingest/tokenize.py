@@ -1,7 +1,8 @@
-"""Encoding: the second pass, text → token ids in `.bin` files, by steps that an end at any moment leaves whole.
+"""Encoding: the second pass writes token ids to `.bin` files in steps that survive a crash.
 
-A step appends the ids of some sixteen MiB of text, syncs the files, and then replaces `progress.json`, which holds how long
-every file is and which block comes next. Who starts again cuts the files back to these lengths and goes on from that block.
+A step appends the ids of about 16 MiB of text, syncs the files and then replaces `progress.json`.
+That file records the length of every file and the next block to read. On restart, files are
+truncated to the recorded lengths and reading resumes at that block.
 """
 
 from __future__ import annotations
@@ -26,14 +27,12 @@ from cuvee.data.ingest.reading import Bad, Block, read_blocks
 from cuvee.data.ingest.worker_pool import WorkerPool
 
 STEP_BLOCKS = 32
-SYNC_THREADS = (
-    16  # that wait for the disk together, which it does in little more than the time of one
-)
+SYNC_THREADS = 16  # concurrent fsyncs take little longer than one
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """What a worker needs besides the block."""
+    """The settings that a worker needs to encode a block."""
 
     rules: Rules
     tokenizer: Path
@@ -44,7 +43,7 @@ class EncodeTask:
 
 @dataclass
 class Written:
-    """What is in a shard so far."""
+    """What a shard contains so far."""
 
     documents: int = 0
     tokens: int = 0
@@ -62,7 +61,11 @@ class _Encoded:
 
 @dataclass
 class _Progress:
-    """`shards` by key, such as "train/law"; everything up to block `position` is in them; `done` when nothing is left."""
+    """The state of an encoding that is saved after each step.
+
+    `shards` maps keys such as "train/law" to their counts. They include everything up to block
+    `position`. `done` is True at the end.
+    """
 
     position: tuple[int, int] = (-1, 0)
     done: bool = False
@@ -70,6 +73,7 @@ class _Progress:
 
     @classmethod
     def load(cls, path: Path) -> _Progress:
+        """Read the saved progress, else start. Raises `CorpusError` if the file is damaged."""
         if not path.exists():
             return cls()
         try:
@@ -81,22 +85,22 @@ class _Progress:
 
 
 def lengths_path(work: Path, key: str) -> Path:
-    """Where the lengths of a shard's documents are gathered until its index can be written."""
+    """Return the file that collects the document lengths of a shard until its index is written."""
     return work / "lengths" / f"{key}.i32"
 
 
 def encode(
     sources: Sequence[TextSource],
     task: EncodeTask,
-    crew: WorkerPool,
+    pool: WorkerPool,
     folder: Path,
     work: Path,
     progress: Callable[[float], None],
 ) -> dict[str, Written]:
-    """Writes `folder/train/*.bin` and `folder/valid/*.bin` and, in `work`, the lengths of their documents.
+    """Write `folder/train/*.bin` and `folder/valid/*.bin` and, in `work`, their document lengths.
 
-    Continues what an earlier call began. Returns what is in each shard, by key. Raises `CorpusError` if the files are not
-    as that call left them.
+    Resumes an interrupted call. Returns the counts of each shard by key. Raises `CorpusError` if
+    the files were changed since that call.
     """
     state = _Progress.load(work / "progress.json")
     if state.done:
@@ -114,7 +118,7 @@ def encode(
             yield block, task
 
     blocks = 0
-    for position, share, encoded in crew.map(_encode_block, calls()):
+    for position, share, encoded in pool.map(_encode_block, calls()):
         for key, part in encoded.items():
             pending.setdefault(key, []).append(part)
         blocks += 1
@@ -128,7 +132,7 @@ def encode(
 
 
 def _step_blocks(shards: int) -> int:
-    """Blocks to a step: more of them where many shards have to be synced, within what memory holds."""
+    """Return the blocks per step: more if many shards need an fsync, bounded by memory."""
     return max(STEP_BLOCKS, min(shards // 8, 8 * STEP_BLOCKS))
 
 
@@ -163,7 +167,7 @@ def _step(
     folder: Path,
     work: Path,
 ) -> None:
-    """Makes `pending` durable, then says so."""
+    """Append `pending` to the shards durably, then record it in `progress.json`."""
     appended = []
     for key, parts in pending.items():
         shard = state.shards.setdefault(key, Written())
@@ -185,7 +189,11 @@ def _step(
 
 
 def append(path: Path, offset: int, data: npt.NDArray[Any] | bytes) -> None:
-    """Writes `data` durably at `offset`, where whatever an interrupted step has left is cut off."""
+    """Truncate the file at `offset` and write `data` there durably.
+
+    Truncation removes what an interrupted step left behind. Raises `CorpusError` if the file is
+    shorter than `offset`.
+    """
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         size = os.fstat(file.fileno()).st_size
         if size < offset:

@@ -1,4 +1,4 @@
-"""`WorkerPool`: worker processes, one core each, that answer in the order they were asked and never outlive their parent."""
+"""`WorkerPool`: worker processes that return results in order and end with their parent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP
 
 
 class WorkerPool:
-    """`workers` spawned processes, or with one worker this very process. Use it in a `with` statement."""
+    """A pool of `workers` spawned processes. Use it in a `with` block.
+
+    With one worker, functions run in this process.
+    """
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
             self._pool = ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_settle
+                workers, mp_context=get_context("spawn"), initializer=_set_up_worker
             )
 
     def __enter__(self) -> WorkerPool:
@@ -45,7 +48,11 @@ class WorkerPool:
     def map(
         self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]
     ) -> Iterator[Result]:
-        """`function(*call)` for each call, in order; calls are drawn only a little ahead of the answers taken."""
+        """Yield `function(*call)` for each call, in order.
+
+        Calls are drawn at most 2 × `workers` ahead of the results. Raises `CorpusError` if a worker
+        dies.
+        """
         if self._pool is None:
             yield from (function(*call) for call in calls)
             return
@@ -59,13 +66,14 @@ class WorkerPool:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise CorpusError(
-                "a worker process died, perhaps for want of memory: run the same again to continue, with fewer workers "
+                "a worker process died, perhaps out of memory: run the same command again with "
+                "fewer workers to resume "
                 '(from a script, call build under `if __name__ == "__main__":`)'
             ) from error
 
 
-def _settle() -> None:
-    """In a worker: one thread, Ctrl-C is the parent's business, and an end when the parent has ended."""
+def _set_up_worker() -> None:
+    """Set up a worker: one thread, Ctrl-C is ignored, and it exits when its parent does."""
     os.environ.update(_ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

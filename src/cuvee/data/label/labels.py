@@ -24,7 +24,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import fsync_dir, fsync_tree, write_atomic
 from cuvee.data.corpus.manifest import digest
 from cuvee.data.ingest.build import Progress, cores, identify
-from cuvee.data.ingest.build_folder import workplace
+from cuvee.data.ingest.build_folder import open_build_folder
 from cuvee.data.ingest.documents import Rules, read_documents
 from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
@@ -106,7 +106,7 @@ def label(
     if not _is_labelled(folder, stamp):
         try:
             with (
-                workplace(hidden, stamp) as work,
+                open_build_folder(hidden, stamp) as work,
                 WorkerPool(workers if way.parallel else 1) as crew,
             ):
                 rules = Rules(settings.text_column, settings.domain_column, settings.valid_share)
