@@ -14,6 +14,8 @@ from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
+from cuvee.simulation.continual import WorldParams, continual
+from cuvee.simulation.laws import Laws
 from cuvee.simulation.simulator import ScalingLaws, Simulator
 from cuvee.testing.trainer import TrainerSuite
 
@@ -149,3 +151,24 @@ def test_questions_are_answered_as_well_as_source_and_target_domains_are_known()
     assert found["evaluation"].values == pytest.approx([-valid_K[:3].mean(), -valid_K[3]])
     without_target = Simulator(LAWS, seed=0).start((Named("evaluation"),)).probes["evaluation"]
     assert without_target.present.tolist() == [True, False]
+
+
+def test_worlds_side_by_side_follow_the_formulas_of_each() -> None:
+    worlds = [continual(3, 2, seed, 8, WorldParams.draw(seed))[0] for seed in range(7)]
+    together = Laws.stack(worlds, torch.float64)
+    weights_BK = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
+    for number in range(8):
+        pace_B1, fade_B1 = (
+            torch.tensor(
+                [[path_T[number] if path_T else 1.0] for path_T in paths], dtype=torch.float64
+            )
+            for paths in ([one.pace_T for one in worlds], [one.fade_T for one in worlds])
+        )
+        after_BK = together.after(together.start_K, weights_BK, pace_B1, fade_B1)
+        for b, one in enumerate(worlds):
+            alone_K = one.step(one.start_K, weights_BK[b], number)
+            # A vectorised power or sum may differ in its last bits from a scalar one.
+            torch.testing.assert_close(after_BK[b], alone_K, rtol=1e-14, atol=0)
+            torch.testing.assert_close(
+                together.loss(after_BK)[b], one.loss(after_BK[b]), rtol=1e-14, atol=0
+            )

@@ -131,7 +131,7 @@ def test_some_worlds_are_of_the_natures_that_are_given() -> None:
     settings = UniversalSettings(real=1.0, pairs=0.0)
     given = WorldParams(forgetting=(0.5, 0.5))
     worlds = draw_worlds(settings, np.random.default_rng(0), [given])
-    forgotten = 1 - (1 - worlds.law["forgetting_K"].double()) ** worlds.intervals
+    forgotten = 1 - (1 - worlds.laws.forgetting_K.double()) ** worlds.intervals
     assert torch.allclose(forgotten, torch.full_like(forgotten, 0.5), atol=1e-4)
 
 

@@ -29,10 +29,10 @@ from cuvee.policies.history.encoder import reference_mixture
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.simulation.continual import WorldParams, continual
+from cuvee.simulation.laws import Laws
 from cuvee.simulation.simulator import ScalingLaws
 
 World = tuple[ScalingLaws, tuple[Domain, ...]]
-_LAWS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "start_K", "value_K")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,7 @@ class Worlds:
         self.fade_TB1 = [
             _column([one.fade_T[t] if one.fade_T else 1.0 for one in laws]) for t in steps
         ]
-        self.law = {
-            name: torch.stack([getattr(one, name) for one in laws]).float() for name in _LAWS
-        }
-        self.unit_B1, self.interval_B1 = (
-            _column([getattr(one, name) for one in laws]) for name in ("unit", "interval")
-        )
+        self.laws = Laws.stack(laws, torch.float32)
         spaces = [domains for _, domains in worlds]
         self.reference_BK = _rows([reference_mixture(domains) for domains in spaces])
         self.start_BK = _rows([role_shares(domains, "source") for domains in spaces])
@@ -83,17 +78,10 @@ class Worlds:
             [[float(domain.is_target) for domain in domains] for domains in spaces]
         )
 
-    def loss(self, effective_BK: Tensor) -> Tensor:
-        return self.law["floor_K"] + self.law["scale_K"] * (effective_BK / self.unit_B1).pow(
-            -self.law["exponent_K"]
-        )
-
     def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
-        pace_B1 = self.pace_TB1[number]
-        taught_BK = torch.einsum(
-            "bij,bj->bi", self.law["transfer_KK"], weights_BK * pace_B1 * self.interval_B1
-        )
-        return (1 - self.law["forgetting_K"]).pow(self.fade_TB1[number]) * effective_BK + taught_BK
+        """Effective tokens (B, K) after interval `number` (from 0)."""
+        pace_B1, fade_B1 = self.pace_TB1[number], self.fade_TB1[number]
+        return self.laws.after(effective_BK, weights_BK, pace_B1, fade_B1)
 
 
 @dataclass(frozen=True)
@@ -220,11 +208,11 @@ def rollout(
     push_B1: Tensor | None = None,
 ) -> Played:
     """The policy's actor steers each world from beginning to end, its logits pushed off by so much noise; differentiable."""
-    sight, effective_BK = _Sight(worlds, senses, generator), worlds.law["start_K"]
+    sight, effective_BK = _Sight(worlds, senses, generator), worlds.laws.start_K
     past: Past | None = None
     loss_BK: Tensor | None = None
     last_BK, drawn_BK = worlds.start_BK, torch.zeros_like(worlds.start_BK)
-    base_BK, source_BK = worlds.loss(effective_BK), 1 - worlds.target_BK
+    base_BK, source_BK = worlds.laws.loss(effective_BK), 1 - worlds.target_BK
     at_first_B2 = torch.stack(
         [(base_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
     )
@@ -238,7 +226,10 @@ def rollout(
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
         last_BK = logits_BK.softmax(-1)
         effective_BK = worlds.step(effective_BK, last_BK, t)
-        drawn_BK, loss_BK = drawn_BK + last_BK * worlds.interval_B1, worlds.loss(effective_BK)
+        drawn_BK, loss_BK = (
+            drawn_BK + last_BK * worlds.laws.interval,
+            worlds.laws.loss(effective_BK),
+        )
         now_B2 = torch.stack(
             [(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
         )
@@ -252,11 +243,11 @@ def rollout(
 
 def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
     """(B,) e at the end of a run under one mixture."""
-    effective_BK = worlds.law["start_K"]
+    effective_BK = worlds.laws.start_K
     for number in range(worlds.intervals):
         effective_BK = worlds.step(effective_BK, weights_BK, number)
-    base_BK = worlds.loss(worlds.law["start_K"])
-    return ((base_BK - worlds.loss(effective_BK)) * worlds.law["value_K"]).sum(-1)
+    base_BK = worlds.laws.loss(worlds.laws.start_K)
+    return ((base_BK - worlds.laws.loss(effective_BK)) * worlds.laws.value_K).sum(-1)
 
 
 def learn_universal(

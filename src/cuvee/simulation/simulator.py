@@ -32,27 +32,19 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
+from cuvee.simulation.laws import Laws
 
 _LAYERS = 4
 _FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
 
 
-@dataclass(frozen=True)
-class ScalingLaws:
-    """The truth behind a simulated run; float64 tensors over K domains.
+@dataclass(frozen=True, kw_only=True)
+class ScalingLaws(Laws):
+    """The laws of one simulated run: float64 tensors over K domains.
 
-    `floor_K` E, `scale_K` A, `exponent_K` β, `transfer_KK` T, `forgetting_K` f (0 ≤ f < 1, per interval), `start_K` the
-    effective tokens before the run, `value_K` how much each domain's loss counts, `interval` N tokens, `unit` N₀ tokens,
-    `pace_T` η of each interval, `fade_T` φ.
+    `pace_T` η and `fade_T` φ hold one number for each of the `intervals`, or none, which is 1.
     """
 
-    floor_K: Tensor
-    scale_K: Tensor
-    exponent_K: Tensor
-    transfer_KK: Tensor
-    forgetting_K: Tensor
-    start_K: Tensor
-    value_K: Tensor
     intervals: int
     interval: float = 1e6
     unit: float = 1e6
@@ -115,12 +107,7 @@ class ScalingLaws:
     def step(self, effective_K: Tensor, weights_K: Tensor, number: int) -> Tensor:
         """Effective tokens (…, K) after interval `number` (from 0) under `weights_K` (…, K)."""
         pace, fade = (one[number] if one else 1.0 for one in (self.pace_T, self.fade_T))
-        left_K = (1 - self.forgetting_K) if fade == 1.0 else (1 - self.forgetting_K) ** fade
-        return left_K * effective_K + (weights_K * (pace * self.interval)) @ self.transfer_KK.T
-
-    def loss(self, effective_K: Tensor) -> Tensor:
-        """Loss by domain (…, K) in nats per token."""
-        return self.floor_K + self.scale_K * (effective_K / self.unit).pow(-self.exponent_K)
+        return self.after(effective_K, weights_K, pace, fade)
 
     def alignment(self, effective_K: Tensor) -> Tensor:
         """Gram matrix (K, K) of the domains' gradients."""
