@@ -3,7 +3,7 @@
     python benchmarks/agent_checks.py --check sizes --corpus DIR --questions FILE…          do small proxies rank as targets do?
     python benchmarks/agent_checks.py --check spaces --corpus DIR --questions FILE…         what if domains are other ones?
     python benchmarks/agent_checks.py --check conservatism --corpus DIR --questions FILE…   what does the weight of CQL do?
-    … --proxies 8 --seeds 1 --tokens 40000 --every 40 --out NEW --agent '{"clones": 10, "updates": 20}'     to see it work
+    … --proxies 8 --seeds 1 --tokens 40000 --every 40 --out NEW --agent '{"bc_updates": 10, "updates": 20}'     to see it work
 
 Corpus, questions, halves, runs and judge are those of `agent.py`. With its --out and --tokens, what it has trained is not
 trained again: base model, proxies, static target runs. (--every is of an --out: another one needs another folder.)
@@ -25,7 +25,7 @@ another space is another order of the same text, so gains can be compared betwee
 **conservatism.** One set of proxies; an agent learns from it with each weight ω. `kept` is the actor that off-policy evaluation
 picks from a course of learning, as `cuvee learn` does, `last` the one at its end. Both steer target runs, unless they are the
 same network as another one (`same_as`: an agent that keeps its beginning is `sft`). Gains are against the best static target
-share. `q_spread` is by how much Q differs between mixtures in one state at the end of learning, `q_doubt` between the twins.
+share. `q_std` is by how much Q differs between mixtures in one state at the end of learning, `q_doubt` between the twins.
 
 Gains are relative drops of the judged average, paired by seed, with bootstrap intervals in `ci95` from two seeds on. The last
 line printed is one JSON object; stop and start it again at will.
@@ -213,7 +213,7 @@ class Course(NamedTuple):
         return {
             name: round(float(values_T.mean()), 5)
             for view in diagnose(at_end, self.runs, Feedback(), self.settings.quantile)
-            for name, values_T in (("q_spread", view.spread_T), ("q_doubt", view.doubt_T))
+            for name, values_T in (("q_std", view.spread_T), ("q_doubt", view.doubt_T))
         }
 
 
@@ -228,9 +228,12 @@ def course(bench: Bench, field: Field, base: Path, **changed: Any) -> Course:
     learned = learn(runs, Feedback(), settings, config.seed, folder)
     saved = Checkpoints(folder).latest()
     assert saved is not None, folder
-    last, learners = acting(learned.policy), saved[1]["learner"]["learners"]
+    last, train_states = acting(learned.policy), saved[1]["learner"]["train_states"]
     last.load_state_dict(
-        {name: learners[name]["mean"] or learners[name]["net"] for name in ("actor", "critic")}
+        {
+            name: train_states[name]["mean"] or train_states[name]["net"]
+            for name in ("actor", "critic")
+        }
     )
     return Course(learned, last, runs, settings)
 
@@ -326,7 +329,7 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
 
     play("sft", cloned.learned.policy)
     for weight in options.weights:
-        done = course(bench, field, base, conservatism=weight)
+        done = course(bench, field, base, cql_alpha=weight)
         last = done.learned.trace[-1]["update"]
         by_weight[f"{weight:g}"] = {
             "kept": {

@@ -71,7 +71,7 @@ def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
     shape = Shape(domains, FEATURES, 1, vector)
     agent: Any
     if kind == "sac":
-        agent = SAC(shape, SACSettings(spread=0.5, batch_size=128), seed)
+        agent = SAC(shape, SACSettings(std=0.5, batch_size=128), seed)
     elif vector:
         agent = DDPG(
             shape, DDPGSettings(architecture=Architecture("transformer", hidden=32, layers=1)), seed
@@ -163,10 +163,10 @@ class Course:
 
 def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
     course = Course(domains, seed)
-    common: dict[str, Any] = {"discount": 1.0, "tau": 0.02, "actor_rate": 3e-4, "batch_size": 64}
+    common: dict[str, Any] = {"discount": 1.0, "tau": 0.02, "actor_lr": 3e-4, "batch_size": 64}
     agent: Any
     if kind == "sac":
-        agent = SAC(course.shape, SACSettings(**common, spread=0.5), seed)
+        agent = SAC(course.shape, SACSettings(**common, std=0.5), seed)
     else:
         agent = DDPG(course.shape, DDPGSettings(**common, twin=True), seed)
     before = agent.actor.state_dict()["net"]

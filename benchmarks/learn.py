@@ -115,13 +115,13 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     for preset in ("small", "full"):
-        settings = LearnSettings.of({**options, "architecture": preset, "settle": 0})
+        settings = LearnSettings.of({**options, "architecture": preset, "critic_warmup_steps": 0})
         agent = OfflineLearner(episodes, settings, seed=0)
         parameters = sum(
             p.numel() for net in (agent.actor.net, agent.critic.net) for p in net.parameters()
         )
         parts = {
-            "clone": (agent.clone, settings.clones),
+            "clone": (agent.clone, settings.bc_updates),
             "update": (agent.update, settings.updates),
         }
         timed: dict[str, float] = {}
@@ -134,7 +134,10 @@ def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
             timed[name] = (time.perf_counter() - started) / slice_
             timed[f"{name}_processor"] = (time.process_time() - used) / slice_
         minutes, busy = (
-            (timed[f"clone{kind}"] * settings.clones + timed[f"update{kind}"] * settings.updates)
+            (
+                timed[f"clone{kind}"] * settings.bc_updates
+                + timed[f"update{kind}"] * settings.updates
+            )
             / 60
             for kind in ("", "_processor")
         )

@@ -167,7 +167,7 @@ def train(
             "corpora": list(corpora),
             "cost": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "draws": DRAWS,
-            "natures": [dataclasses.asdict(one) for one in alike],
+            "world_params": [dataclasses.asdict(one) for one in alike],
         },
         "settings": dataclasses.asdict(settings),
         "seed": seed,

@@ -153,7 +153,9 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(
 
 def test_a_run_that_fails_does_not_stop_the_others(place: Path) -> None:
     methods = "methods=[natural, {name: odm, smoothing: 0.5, label: other}]"
-    config = configured(place, "seeds=[3]", methods, "train.learning_rate=1e30", "train.clip=1e30")
+    config = configured(
+        place, "seeds=[3]", methods, "train.learning_rate=1e30", "train.max_grad_norm=1e30"
+    )
     with pytest.raises(TrainingError, match="is not finite"):
         compare(config)
     with Store.open(place / "runs.db") as store:

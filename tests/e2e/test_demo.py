@@ -42,7 +42,7 @@ PLAN = DemoPlan(
     base=SETTINGS,
     proxy=replace(SETTINGS, validate_every=0, validation_tokens=0),
     proxies=8,
-    agent={"clones": 2, "updates": 2, "judge_every": 2},
+    agent={"bc_updates": 2, "updates": 2, "eval_every": 2},
     continued=SETTINGS,
     methods=("natural", "target_only"),
     seeds=(0, 1),

@@ -24,11 +24,11 @@ pytestmark = pytest.mark.training
 
 AGENT = {
     "architecture": {"hidden": 8, "layers": 1, "heads": 1, "action": 4},
-    "clones": 2,
+    "bc_updates": 2,
     "updates": 2,
-    "judge_every": 1,
-    "settle": 0,
-    "batch": 4,
+    "eval_every": 1,
+    "critic_warmup_steps": 0,
+    "batch_size": 4,
 }
 
 

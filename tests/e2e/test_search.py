@@ -22,7 +22,11 @@ from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
 
-SMALL = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4}
+SMALL = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+    "learning_starts": 2,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def config(tmp_path: Path, corpus: Path) -> Path:
     document = {
         "corpus": str(corpus),
         "model": "llama-0.1m",
-        "method": {"name": "ac_odm", "mode": "proxy", "warm_up": 3, "agent": SMALL},
+        "method": {"name": "ac_odm", "mode": "proxy", "warmup_intervals": 3, "agent": SMALL},
         "train": {
             "steps": 12,
             "batch_size": 4,

@@ -188,7 +188,7 @@ _AS_NATURAL = {"source_only", "target_only"}
     "method", sorted(set(METHODS) - _NEED_OPTIONS - _NEED_PROXIES - _AS_NATURAL - {"odm"})
 )
 def test_every_method_goes_on_as_if_it_had_not_been_stopped(place: Path, method: str) -> None:
-    options = {"name": method, **({"warm_up": 2} if method in ("ac_odm", "hds") else {})}
+    options = {"name": method, **({"warmup_intervals": 2} if method in ("ac_odm", "hds") else {})}
     overrides = (
         f"method={json.dumps(options)}",
         "train.steps=16",
@@ -275,7 +275,7 @@ def test_a_shard_that_was_cut_short_is_named(place: Path, corpus: Path) -> None:
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_nothing_else(place: Path) -> None:
     with pytest.raises(TrainingError, match="is not finite"):
-        here(place, "train.learning_rate=1e30", "train.clip=1e30", "train.precision=fp32")
+        here(place, "train.learning_rate=1e30", "train.max_grad_norm=1e30", "train.precision=fp32")
     with Store.open(place / "runs.db") as store:
         (summary,) = store.runs()
     assert summary.status == "waiting"

@@ -16,7 +16,7 @@ from cuvee.agents.sac import SAC, SACSettings
 BEST = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
 STATE = Observation(np.zeros((5, 1), np.float32), np.zeros(1, np.float32))
 SHAPE = Shape(5, 1, 1)
-COMMON: dict[str, Any] = {"actor_rate": 1e-3, "architecture": Architecture(hidden=32)}
+COMMON: dict[str, Any] = {"actor_lr": 1e-3, "architecture": Architecture(hidden=32)}
 
 
 def loss(action_K: np.ndarray) -> float:
@@ -43,7 +43,7 @@ def test_an_agent_finds_the_best_mixture_from_noisy_rewards(kind: str) -> None:
     agent = (
         DDPG(SHAPE, DDPGSettings(**COMMON))
         if kind == "ddpg"
-        else SAC(SHAPE, SACSettings(**COMMON, spread=0.5))
+        else SAC(SHAPE, SACSettings(**COMMON, std=0.5))
     )
     assert regret_after(agent, 700) < 0.05
 
@@ -58,7 +58,7 @@ def test_the_figure_notices_a_reward_of_the_wrong_sign() -> None:
 def test_cql_beats_the_data_it_learns_from(reference: Any) -> None:
     """Logged mixtures scatter around one that is half way between uniform and the best; the policy ends better than those."""
     rng = np.random.default_rng(0)
-    settings = CQLSettings(**COMMON, discount=0.5, conservatism=0.1, draws=4, reference=reference)
+    settings = CQLSettings(**COMMON, discount=0.5, cql_alpha=0.1, draws=4, reference=reference)
     agent = CQL(SHAPE, settings)
     data = rng.dirichlet(30 * (0.5 * BEST + 0.1), size=600)
     for action_K in data:

@@ -106,7 +106,7 @@ def reference(kind: Any, agent: Any, batch: ReplayBatch, **kwargs: Any) -> Any:
         **kwargs,
     )
     model.critic = ForeignCritic(copy.deepcopy(agent.critic.net), 1e-3)
-    model.critic_target = ForeignCritic(copy.deepcopy(agent.critic.slow), 1e-3)
+    model.critic_target = ForeignCritic(copy.deepcopy(agent.critic.target_net), 1e-3)
     samples = ReplayBufferSamples(
         flat(batch.domains_BKF, batch.globals_BG),
         batch.action_BK,
@@ -126,11 +126,11 @@ def assert_same_parameters(ours: nn.Module, theirs: nn.Module) -> None:
 
 def test_ddpg_agrees() -> None:
     batch = some_batch()
-    settings = DDPGSettings(discount=0.95, tau=0.01, actor_rate=1e-3, critic_rate=1e-3, **COMMON)
+    settings = DDPGSettings(discount=0.95, tau=0.01, actor_lr=1e-3, critic_lr=1e-3, **COMMON)
     agent = DDPG(Shape(K, F, G), settings)
     model = reference(sb3.DDPG, agent, batch)
     model.actor = ForeignActor(copy.deepcopy(agent.actor.net), 1e-3)
-    model.actor_target = ForeignActor(copy.deepcopy(agent.actor.slow), 1e-3)
+    model.actor_target = ForeignActor(copy.deepcopy(agent.actor.target_net), 1e-3)
     for _ in range(3):
         metrics = agent.learn(batch, NO_SCALE)
         model.train(gradient_steps=1, batch_size=B)
@@ -139,8 +139,8 @@ def test_ddpg_agrees() -> None:
         assert metrics["actor_loss"] == pytest.approx(logged["train/actor_loss"], abs=1e-5)
     assert_same_parameters(agent.critic.net, model.critic)
     assert_same_parameters(agent.actor.net, model.actor)
-    assert_same_parameters(agent.critic.slow, model.critic_target)
-    assert_same_parameters(agent.actor.slow, model.actor_target)
+    assert_same_parameters(agent.critic.target_net, model.critic_target)
+    assert_same_parameters(agent.actor.target_net, model.actor_target)
 
 
 class ForeignPolicy(nn.Module):
@@ -168,9 +168,9 @@ def test_sac_agrees(policy: Any) -> None:
     settings = SACSettings(
         discount=0.95,
         tau=0.01,
-        actor_rate=1e-3,
-        critic_rate=1e-3,
-        temperature_rate=1e-3,
+        actor_lr=1e-3,
+        critic_lr=1e-3,
+        temperature_lr=1e-3,
         policy=policy,
         **COMMON,
     )
@@ -191,6 +191,6 @@ def test_sac_agrees(policy: Any) -> None:
         )
         assert metrics["temperature"] == pytest.approx(logged["train/ent_coef"], abs=1e-6)
     assert_same_parameters(agent.critic.net, model.critic)
-    assert_same_parameters(agent.critic.slow, model.critic_target)
+    assert_same_parameters(agent.critic.target_net, model.critic_target)
     assert_same_parameters(agent.actor.net, model.actor.inner)
     torch.testing.assert_close(agent.temperature.net.log, model.log_ent_coef[0], **CLOSE)

@@ -22,7 +22,7 @@ from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 SMALL = {
     "architecture": {"hidden": 8, "layers": 1, "heads": 2},
-    "warmup": 2,
+    "learning_starts": 2,
     "batch_size": 4,
     "capacity": 50,
 }
@@ -31,7 +31,7 @@ SMALL = {
 def small(agent: str, reward: str, **options: Any) -> AgentPolicy:
     quality = {"quality": {f"d{k}": 1.0 + k for k in range(60)}} if reward == "holistic" else {}
     return AgentPolicy(
-        agent, reward, warm_up=3, agent_settings=SMALL, reward_settings=quality, **options
+        agent, reward, warmup_intervals=3, agent_settings=SMALL, reward_settings=quality, **options
     )
 
 
@@ -52,7 +52,7 @@ class TestHDS(PolicySuite):
 
 class TestTold(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return small("ddpg", "gain", vector=True, told=True)
+        return small("ddpg", "gain", vector=True, observe_reward=True)
 
 
 class TestRandomReward(PolicySuite):
@@ -105,7 +105,7 @@ def test_a_frozen_policy_measures_no_reward_and_never_changes() -> None:
 def test_an_agent_that_is_told_sees_the_rewards_of_the_interval_before() -> None:
     domains, seen = some_domains(4), {}
     for told in (False, True):
-        policy = small("ddpg", "gain", vector=True, told=told)
+        policy = small("ddpg", "gain", vector=True, observe_reward=told)
         so_far, _ = play(policy, domains)
         seen[told] = policy.explain(so_far)["domains"]["reward"]
     assert set(seen[False].values()) == {0.0}
@@ -118,7 +118,7 @@ def test_an_agent_that_is_told_sees_the_rewards_of_the_interval_before() -> None
 
 
 def test_frozen_it_is_still_told() -> None:
-    learned = small("ddpg", "gain", vector=True, told=True)
+    learned = small("ddpg", "gain", vector=True, observe_reward=True)
     play(learned, some_domains(4))
     frozen = learned.frozen()
     assert {probe.name for probe in frozen.probes} == {probe.name for probe in learned.probes}
@@ -165,7 +165,7 @@ def test_bad_settings_are_named() -> None:
         AgentPolicy("dqn", "alignment")
     with pytest.raises(PolicyError, match="taw"):
         play(
-            AgentPolicy("ddpg", "alignment", warm_up=0, agent_settings={"taw": 0.1}),
+            AgentPolicy("ddpg", "alignment", warmup_intervals=0, agent_settings={"taw": 0.1}),
             some_domains(3),
         )
     with pytest.raises(PolicyError, match="smoothing"):

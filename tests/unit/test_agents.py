@@ -21,7 +21,7 @@ from cuvee.core.errors import PolicyError
 from cuvee.testing.agent import AgentSuite
 
 SMALL: dict[str, Any] = {
-    "warmup": 16,
+    "learning_starts": 16,
     "capacity": 26,
     "batch_size": 8,
     "architecture": Architecture(hidden=8),
@@ -54,7 +54,7 @@ class TestDDPGTwin(AgentSuite):
     def make(self) -> DDPG:
         return DDPG(
             Shape(4, 3, 2, vector=True, reference=1),
-            DDPGSettings(**SMALL, twin=True, caution=0.2),
+            DDPGSettings(**SMALL, twin=True, kl_coef=0.2),
             seed=1,
         )
 
@@ -73,7 +73,7 @@ class TestSACDirichletVector(AgentSuite):
 
 class TestCQL(AgentSuite):
     def make(self) -> CQL:
-        settings = {**SMALL, "architecture": TRANSFORMER, "draws": 3, "cloning": 0.5}
+        settings = {**SMALL, "architecture": TRANSFORMER, "draws": 3, "bc_coef": 0.5}
         return CQL(Shape(4, 3, 2), CQLSettings(**settings), seed=1)
 
 
@@ -96,11 +96,11 @@ def ready(kind: str, vector: bool = False) -> Any:
 @pytest.mark.parametrize("kind", ["ddpg", "sac", "cql"])
 def test_every_network_moves_and_every_target_moves_by_tau_alone(kind: str, vector: bool) -> None:
     agent = ready(kind, vector)
-    before = {name: learner.state_dict() for name, learner in agent.learners.items()}
+    before = {name: train_state.state_dict() for name, train_state in agent.train_states.items()}
     agent.update()
-    assert any(learner.target for learner in agent.learners.values())
-    for name, learner in agent.learners.items():
-        moved = learner.state_dict()
+    assert any(train_state.target for train_state in agent.train_states.values())
+    for name, train_state in agent.train_states.items():
+        moved = train_state.state_dict()
         # The last layer starts near zero, so at first gradients upstream of it are small but not absent.
         assert any(
             (moved["net"][part] != old).any() for part, old in before[name]["net"].items()
@@ -113,7 +113,7 @@ def test_every_network_moves_and_every_target_moves_by_tau_alone(kind: str, vect
 @pytest.mark.parametrize("kind", ["ddpg", "sac", "cql"])
 def test_nothing_is_learned_before_the_warm_up(kind: str) -> None:
     agent = ready(kind)
-    fresh = type(agent)(agent.shape, dataclasses.replace(agent.settings, warmup=21))
+    fresh = type(agent)(agent.shape, dataclasses.replace(agent.settings, learning_starts=21))
     fresh.load_state_dict(agent.state_dict())
     assert fresh.update() == {}
     assert fresh.digest() == agent.digest()
@@ -127,8 +127,8 @@ def test_the_state_of_one_kind_of_agent_is_refused_by_another() -> None:
 def test_a_state_with_numbers_that_are_not_finite_is_refused() -> None:
     agent = ready("ddpg")
     state: Any = agent.state_dict()
-    name = next(iter(state["learners"]["actor"]["net"]))
-    state["learners"]["actor"]["net"][name].flat[0] = np.nan
+    name = next(iter(state["train_states"]["actor"]["net"]))
+    state["train_states"]["actor"]["net"][name].flat[0] = np.nan
     with pytest.raises(PolicyError, match="finite"):
         ready("ddpg").load_state_dict(state)
 
@@ -143,11 +143,13 @@ def test_other_shapes_than_the_agent_was_built_for_are_refused_by_name() -> None
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_is_not_taken() -> None:
-    learner = TrainState(torch.nn.Linear(2, 1), 0.1)
-    before = learner.state_dict()["net"]["weight"]
-    metrics = learner.step("critic", learner.net(torch.tensor([[1e38, 1e38]])).square().sum())
+    train_state = TrainState(torch.nn.Linear(2, 1), 0.1)
+    before = train_state.state_dict()["net"]["weight"]
+    metrics = train_state.step(
+        "critic", train_state.net(torch.tensor([[1e38, 1e38]])).square().sum()
+    )
     assert metrics["critic_refused"] == 1
-    assert (learner.state_dict()["net"]["weight"] == before).all()
+    assert (train_state.state_dict()["net"]["weight"] == before).all()
 
 
 def batch_of(reward: float, terminated: bool, R: int = 1) -> ReplayBatch:
@@ -188,7 +190,12 @@ def test_worth_of_a_vector_value_is_its_mean_under_the_mixture() -> None:
 
 
 def test_the_papers_numbers_are_kept_as_presets() -> None:
-    assert (ddpg.PAPER.tau, ddpg.PAPER.actor_rate, ddpg.PAPER.batch_size, ddpg.PAPER.warmup) == (
+    assert (
+        ddpg.PAPER.tau,
+        ddpg.PAPER.actor_lr,
+        ddpg.PAPER.batch_size,
+        ddpg.PAPER.learning_starts,
+    ) == (
         1e-3,
         1e-4,
         32,
@@ -199,7 +206,7 @@ def test_the_papers_numbers_are_kept_as_presets() -> None:
         "weights",
         1024,
     )
-    assert (sac.PAPER.tau, sac.PAPER.critic_rate, sac.PAPER.discount, sac.PAPER.capacity) == (
+    assert (sac.PAPER.tau, sac.PAPER.critic_lr, sac.PAPER.discount, sac.PAPER.capacity) == (
         1e-3,
         1e-4,
         0.95,
@@ -224,7 +231,7 @@ def test_a_running_mean_of_the_actor_acts_when_nothing_is_explored(
     kind: Any, settings: Any
 ) -> None:
     plain, steady, again = (
-        kind(Shape(4, 3, 2), settings(**SMALL, average=share)) for share in (0.0, 0.1, 0.1)
+        kind(Shape(4, 3, 2), settings(**SMALL, ema_rate=share)) for share in (0.0, 0.1, 0.1)
     )
     suite, rng = AgentSuite(), np.random.default_rng(0)
     transitions = [suite.transition(rng) for _ in range(40)]

@@ -16,8 +16,8 @@ from cuvee.policies.guard.alarms import (
     Alarms,
     AlarmSettings,
     Collapse,
-    Moment,
     RunDivergence,
+    Timestep,
     ValueDivergence,
 )
 
@@ -30,7 +30,7 @@ def moment(
     tokens: list[int] | None = None,
     target: bool = False,
     **rest: Any,
-) -> Moment:
+) -> Timestep:
     K = len(proposed or loss or [0, 0])
     domains = tuple(
         Domain(f"d{k}", 1000, "target" if target and k == 0 else "source") for k in range(K)
@@ -38,10 +38,10 @@ def moment(
     measured = Measured.from_json(loss) if loss else Measured.absent(K)
     signals = Signals(domains, 1, 0.5, np.array(tokens or [100] * K), measured)
     mixture = Mixture(signals.names, np.array(proposed)) if proposed else None
-    return Moment(signals, mixture, rest.pop("metrics", {}), **rest)
+    return Timestep(signals, mixture, rest.pop("metrics", {}), **rest)
 
 
-def heard(alarm: Alarm, *moments: Moment) -> list[bool]:
+def heard(alarm: Alarm, *moments: Timestep) -> list[bool]:
     return [alarm.update(each) is not None for each in moments]
 
 

@@ -22,8 +22,8 @@ class Asked:
     name = "evaluation"
 
 
-def runs_of(nature: WorldParams, count: int = 10, told: bool = True) -> list[Run]:
-    laws, domains = continual(4, 1, 3, 8, nature)
+def runs_of(params: WorldParams, count: int = 10, told: bool = True) -> list[Run]:
+    laws, domains = continual(4, 1, 3, 8, params)
     found = []
     for number in range(count):
         sampler = ScoringSampler(0, number)
@@ -53,7 +53,7 @@ def test_kept_are_the_natures_whose_target_is_as_new_as_that_of_the_runs() -> No
     for begun in (0.003, 0.3):
         kept = calibrate(runs_of(WorldParams(begun=begun * WorldParams.known)), draws=300, keep=15)
         assert [one.distance for one in kept] == sorted(one.distance for one in kept)
-        newness.append(np.mean([np.log(one.nature.begun / one.nature.known) for one in kept]))
+        newness.append(np.mean([np.log(one.params.begun / one.params.known) for one in kept]))
     assert newness[0] < newness[1] - np.log(3)
 
 
@@ -62,7 +62,7 @@ def test_it_is_repeatable_and_the_order_of_domains_means_nothing() -> None:
     kept = calibrate(runs, draws=30, keep=5)
     assert kept == calibrate(runs, draws=30, keep=5)
     again = calibrate([turned(one) for one in runs], draws=30, keep=5)
-    assert [one.nature for one in again] == [one.nature for one in kept]
+    assert [one.params for one in again] == [one.params for one in kept]
     assert [one.distance for one in again] == pytest.approx([one.distance for one in kept])
 
 

@@ -17,7 +17,11 @@ from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.simplex import flat_log_density
 
 K = 3
-SMALL: dict[str, Any] = {"warmup": 8, "batch_size": 16, "architecture": Architecture(hidden=16)}
+SMALL: dict[str, Any] = {
+    "learning_starts": 8,
+    "batch_size": 16,
+    "architecture": Architecture(hidden=16),
+}
 STATE = Observation(np.ones((K, 1), np.float32), np.zeros(1, np.float32))
 
 
@@ -81,7 +85,7 @@ def test_the_conservative_term_of_a_linear_critic_by_hand(reference: Any) -> Non
 def test_the_flat_part_estimates_the_integral_over_the_simplex() -> None:
     """For Q = w·α with one non-zero entry c, ∫ exp Q dα over K = 3 is (e^c − 1 − c) / c²."""
     agent = agent_with(
-        DATA, draws=60_000, spread=1.2
+        DATA, draws=60_000, std=1.2
     )  # wide, so that the policy's draws cover the simplex too
     agent.critic.net = LinearTwins()
     with torch.no_grad():
@@ -94,7 +98,7 @@ def test_the_flat_part_estimates_the_integral_over_the_simplex() -> None:
 
 
 def test_the_whole_critic_loss_is_sac_plus_the_weighted_term() -> None:
-    plain, cautious = (agent_with(DATA, conservatism=weight, draws=4) for weight in (0.0, 2.0))
+    plain, cautious = (agent_with(DATA, cql_alpha=weight, draws=4) for weight in (0.0, 2.0))
     batch = plain.buffer.take(np.arange(16))
     base = plain.critic_loss(batch, RewardScale(), 0.1)
     total = cautious.critic_loss(batch, RewardScale(), 0.1)
@@ -104,7 +108,7 @@ def test_the_whole_critic_loss_is_sac_plus_the_weighted_term() -> None:
 
 def test_cloning_brings_the_policy_to_the_data_zero_weights_included() -> None:
     target = np.array([0.7, 0.3, 0.0])
-    agent = agent_with(np.tile(target, (32, 1)), actor_rate=3e-2)
+    agent = agent_with(np.tile(target, (32, 1)), actor_lr=3e-2)
     losses = [agent.clone()["clone_loss"] for _ in range(150)]
     assert losses[-1] < 0.02 < losses[0]
     np.testing.assert_allclose(agent.act(STATE), target, atol=0.02)
@@ -118,7 +122,7 @@ def test_conservatism_lowers_what_is_promised_outside_the_data() -> None:
     """Data near one mixture: with the term, a far one must look worse than the data; the reward says nothing of it."""
     near = np.random.default_rng(0).dirichlet(np.array([20.0, 5.0, 5.0]), size=64)
     agent = agent_with(
-        near, rewards=np.random.default_rng(1).normal(size=64), conservatism=5.0, draws=8
+        near, rewards=np.random.default_rng(1).normal(size=64), cql_alpha=5.0, draws=8
     )
     for _ in range(60):
         metrics = agent.update()

@@ -47,12 +47,16 @@ def test_noise_with_a_memory_wanders_at_the_same_deviation() -> None:
 
 
 @pytest.mark.parametrize("vector", [False, True])
-@pytest.mark.parametrize("options", [{}, {"twin": True}, {"caution": 0.2}])
+@pytest.mark.parametrize("options", [{}, {"twin": True}, {"kl_coef": 0.2}])
 def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(
     vector: bool, options: Any
 ) -> None:
     settings = DDPGSettings(
-        warmup=1, batch_size=32, actor_rate=1e-3, architecture=Architecture(hidden=16), **options
+        learning_starts=1,
+        batch_size=32,
+        actor_lr=1e-3,
+        architecture=Architecture(hidden=16),
+        **options,
     )
     agent, suite, rng = (
         DDPG(Shape(4, 3, 2, vector), settings),
@@ -88,7 +92,7 @@ def test_caution_draws_the_actor_to_its_reference() -> None:
     """With rewards that do not depend on the mixture, all that moves the actor is what distance costs."""
     shape = Shape(4, 3, 2, reference=1)
     settings = DDPGSettings(
-        warmup=1, actor_rate=1e-2, caution=1.0, architecture=Architecture(hidden=16)
+        learning_starts=1, actor_lr=1e-2, kl_coef=1.0, architecture=Architecture(hidden=16)
     )
     agent, rng = DDPG(shape, settings), np.random.default_rng(0)
     reference_K = np.array([0.0, -2.0, 0.0, 1.0], np.float32)

@@ -41,7 +41,7 @@ def after(policy: GroupDRO, losses: list[float | None]) -> list[float]:
 
 def test_against_hand_computed_values() -> None:
     """Excess ln 2, 0 (below the reference), 0 (absent): raised 2 : 1 : 1, so ½, ¼, ¼, and then a tenth of uniform."""
-    policy = GroupDRO({"d0": 2.0, "d1": 2.0, "d2": 2.0}, rate=1.0, smoothing=0.1)
+    policy = GroupDRO({"d0": 2.0, "d1": 2.0, "d2": 2.0}, step_size=1.0, smoothing=0.1)
     weights = after(policy, [2.0 + float(np.log(2)), 1.0, None])
     assert weights == pytest.approx([0.45 + 1 / 30, 0.225 + 1 / 30, 0.225 + 1 / 30])
 
@@ -51,7 +51,7 @@ def test_a_domain_that_the_reference_does_not_know_has_no_excess() -> None:
 
 
 def test_a_huge_excess_does_not_overflow() -> None:
-    weights = after(GroupDRO({"d0": 0.0, "d1": 0.0}, rate=1e6, smoothing=0.0), [9.0, 1.0])
+    weights = after(GroupDRO({"d0": 0.0, "d1": 0.0}, step_size=1e6, smoothing=0.0), [9.0, 1.0])
     assert weights == [1.0, 0.0]
 
 
@@ -63,7 +63,7 @@ def logged(policy: Policy, name: str) -> Run:
 
 
 def test_a_reference_then_a_proxy_and_then_the_mean_of_its_path() -> None:
-    method = DoReMi(rate=0.1)
+    method = DoReMi(step_size=0.1)
     (reference,) = method.propose(Space(), ())
     runs = [logged(reference, "reference")]
     (proxy,) = method.propose(Space(), runs)
@@ -94,5 +94,5 @@ def test_a_reference_that_was_not_validated_is_refused() -> None:
     bare = Run("bare", 0, {}, run(ScriptedTrainer(Space().domains), reference))
     with pytest.raises(PolicyError, match="validation_tokens"):
         DoReMi().propose(Space(), [bare])
-    with pytest.raises(PolicyError, match="rate"):
-        DoReMi(rate=0.0)
+    with pytest.raises(PolicyError, match="step_size"):
+        DoReMi(step_size=0.0)

@@ -33,8 +33,8 @@ def test_a_policy_comes_back_with_what_it_has_learned() -> None:
 
 def test_an_agent_comes_back_to_the_bit_and_goes_on_alike() -> None:
     network = {"hidden": 8, "layers": 1, "heads": 2}
-    settings = {"architecture": network, "warmup": 2, "batch_size": 4, "capacity": 50}
-    policy = AgentPolicy("ddpg", "alignment", warm_up=3, agent_settings=settings)
+    settings = {"architecture": network, "learning_starts": 2, "batch_size": 4, "capacity": 50}
+    policy = AgentPolicy("ddpg", "alignment", warmup_intervals=3, agent_settings=settings)
     domains = some_domains(3)
     so_far = run(ScriptedTrainer(domains, 8), policy)
     task = json.loads(json.dumps(task_of({}, policy)))

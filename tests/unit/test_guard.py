@@ -27,7 +27,7 @@ from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 SMALL = {
     "architecture": {"hidden": 8, "layers": 1, "heads": 2},
-    "warmup": 2,
+    "learning_starts": 2,
     "batch_size": 4,
     "capacity": 50,
 }
@@ -137,9 +137,11 @@ def test_what_is_not_believable_is_absent_and_named(changes: dict[str, Any], sai
     "make",
     [
         Exp3,
-        lambda: AgentPolicy("ddpg", "alignment", warm_up=2, agent_settings=SMALL),
-        lambda: AgentPolicy("ddpg", "alignment", vector=True, warm_up=2, agent_settings=SMALL),
-        lambda: AgentPolicy("sac", "alignment", warm_up=2, agent_settings=SMALL),
+        lambda: AgentPolicy("ddpg", "alignment", warmup_intervals=2, agent_settings=SMALL),
+        lambda: AgentPolicy(
+            "ddpg", "alignment", vector=True, warmup_intervals=2, agent_settings=SMALL
+        ),
+        lambda: AgentPolicy("sac", "alignment", warmup_intervals=2, agent_settings=SMALL),
     ],
 )
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ class Forgetful(AgentPolicy):
 
 def test_a_lesson_that_raises_leaves_the_policy_as_it_was() -> None:
     domains = some_domains(3)
-    guard = Guard(Forgetful("sac", "alignment", warm_up=2, agent_settings=SMALL))
+    guard = Guard(Forgetful("sac", "alignment", warmup_intervals=2, agent_settings=SMALL))
     trainer = ScriptedTrainer(domains)
     so_far = Trajectory.start(trainer.start(guard.probes))
     while not trainer.done:
@@ -334,7 +336,7 @@ def simulator(seed: int) -> Simulator:
     "limits", [{}, {"fallback": {"domain0": 1, "domain2": 2, "domain3": 1}, "ceiling": 0.4}]
 )
 def test_a_shadow_run_trains_as_a_static_run_does_bit_by_bit(limits: dict[str, Any]) -> None:
-    policy = AgentPolicy("sac", "alignment", warm_up=3, agent_settings=SMALL)
+    policy = AgentPolicy("sac", "alignment", warmup_intervals=3, agent_settings=SMALL)
     shadow_trainer, static_trainer = simulator(3), simulator(3)
     shadow, records = play(Guard(policy, Limits(**limits, shadow=True)), shadow_trainer)
     mixture = Limits(**limits).static(shadow_trainer.domains)
@@ -361,7 +363,7 @@ def test_a_record_says_what_was_known_proposed_done_and_learned() -> None:
             return {"intervals": len(so_far)}
 
     guard = Guard(
-        Explains("ddpg", "alignment", warm_up=2, agent_settings=SMALL), Limits(ceiling=0.3)
+        Explains("ddpg", "alignment", warmup_intervals=2, agent_settings=SMALL), Limits(ceiling=0.3)
     )
     so_far, records = play(guard, ScriptedTrainer(some_domains(4)))
     for t, record in enumerate(records):

@@ -35,12 +35,12 @@ from cuvee.simulation.simulator import Simulator
 
 TINY: dict[str, Any] = {
     "architecture": {"hidden": 8, "layers": 1, "heads": 1, "action": 4},
-    "clones": 2,
+    "bc_updates": 2,
     "updates": 4,
-    "judge_every": 2,
-    "batch": 4,
+    "eval_every": 2,
+    "batch_size": 4,
     "draws": 2,
-    "settle": 1,
+    "critic_warmup_steps": 1,
 }
 
 
@@ -197,10 +197,10 @@ def _without_feedback(trajectory: Trajectory) -> Trajectory:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"conservatisme": 1}, "no option conservatisme"),
+        ({"cql_alfa": 1}, "the agent has no cql_alfa"),
         ({"architecture": "huge"}, "'huge': use small or full"),
         ({"held_out": 1.0}, "held_out is 1.0"),
-        ({"judge_every": 0}, "judge_every"),
+        ({"eval_every": 0}, "eval_every"),
     ],
 )
 def test_mistaken_settings_are_named(options: dict[str, Any], said: str) -> None:
@@ -301,12 +301,12 @@ def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:
 def test_another_policy_is_learned_on_from(tmp_path: Path) -> None:
     first = learn(RUNS, Feedback(), settings(), seed=3).policy
     save_policy(tmp_path / "first", first)
-    onwards = settings(clones=0, initial=str(tmp_path / "first"))
+    onwards = settings(bc_updates=0, initial=str(tmp_path / "first"))
     learned = learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning")
     assert [one["update"] for one in learned.trace] == [0, 2, 4]
     assert learned.provenance["learning"]["initial"] == digest(first.state_dict()["actor"])
     unchanged = learn(
-        RUNS, Feedback(), settings(clones=0, updates=0, initial=str(tmp_path / "first")), seed=4
+        RUNS, Feedback(), settings(bc_updates=0, updates=0, initial=str(tmp_path / "first")), seed=4
     ).policy
     assert digest(unchanged.state_dict()["actor"]) == digest(first.state_dict()["actor"])
     assert (

@@ -36,7 +36,7 @@ def test_one_network_serves_any_number_of_domains(preset: str, K: int) -> None:
         draw = policy.sample(torch.Generator().manual_seed(0), (5,))
         assert draw.log_prob.shape == (5, 1, 3)
         assert torch.equal(policy.logits, actor(domains, globals_))
-        assert policy.spread.flatten()[0] == pytest.approx(0.3, rel=0.2)
+        assert policy.std.flatten()[0] == pytest.approx(0.3, rel=0.2)
 
 
 def test_an_untrained_actor_goes_half_way_from_what_is_in_force_to_the_reference() -> None:

@@ -87,8 +87,12 @@ def test_doge_commits_to_the_mean_of_its_proxys_path() -> None:
 
 
 def test_ac_odm_commits_to_the_frozen_actor_of_its_proxy(tmp_path: Path) -> None:
-    small = {"architecture": {"hidden": 8, "layers": 1, "heads": 2}, "warmup": 2, "batch_size": 4}
-    method = METHODS["ac_odm"](mode="proxy", warm_up=3, agent=small)
+    small = {
+        "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+        "learning_starts": 2,
+        "batch_size": 4,
+    }
+    method = METHODS["ac_odm"](mode="proxy", warmup_intervals=3, agent=small)
     (policy,) = method.propose(SPACE, ())
     trajectory = run(ScriptedTrainer(SPACE.domains), policy)
     save_policy(tmp_path / "policy", policy)

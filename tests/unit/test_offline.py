@@ -43,7 +43,13 @@ def episodes(count: int = 6, T: int = 4, K: int = 3, seed: int = 0) -> list[Epis
 
 
 def learner(data: list[Episode] | None = None, **settings: Any) -> OfflineLearner:
-    wanted = {"architecture": TINY, "batch": 4, "draws": 2, "settle": 0, **settings}
+    wanted = {
+        "architecture": TINY,
+        "batch_size": 4,
+        "draws": 2,
+        "critic_warmup_steps": 0,
+        **settings,
+    }
     return OfflineLearner(data or episodes(), OfflineSettings(**wanted), seed=1)
 
 
@@ -71,7 +77,7 @@ def test_returns_are_blended_backwards() -> None:
         [[True] * 3, [True, True, False]],
     )
     value = torch.tensor([[10.0, 20.0, 30.0], [10.0, 20.0, 30.0]])
-    found = lambda_returns(batch, value, discount=0.5, trace=0.25)
+    found = lambda_returns(batch, value, discount=0.5, td_lambda=0.25)
     last = 4.0
     middle = 2 + 0.5 * (0.75 * 20 + 0.25 * last)
     first = 1 + 0.5 * (0.75 * 10 + 0.25 * middle)
@@ -82,11 +88,11 @@ def test_returns_are_blended_backwards() -> None:
     )
 
 
-@pytest.mark.parametrize("trace", [0.0, 1.0])
-def test_the_ends_of_the_blend_are_the_next_value_and_the_whole_return(trace: float) -> None:
+@pytest.mark.parametrize("td_lambda", [0.0, 1.0])
+def test_the_ends_of_the_blend_are_the_next_value_and_the_whole_return(td_lambda: float) -> None:
     batch = batch_of([[1.0, 2.0, 4.0]], [[1, 1, 0.0]], [[True] * 3])
-    found = lambda_returns(batch, torch.tensor([[10.0, 20.0, 30.0]]), 1.0, trace)[0].tolist()
-    assert found == pytest.approx([7, 6, 4] if trace else [11, 22, 4])
+    found = lambda_returns(batch, torch.tensor([[10.0, 20.0, 30.0]]), 1.0, td_lambda)[0].tolist()
+    assert found == pytest.approx([7, 6, 4] if td_lambda else [11, 22, 4])
 
 
 def test_shaping_takes_out_what_all_runs_gain_and_keeps_their_order() -> None:
@@ -196,7 +202,11 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
     cql = CQL(
         Shape(K, F, G),
         CQLSettings(
-            warmup=1, draws=4, capacity=B, discount=1.0, architecture=Architecture(hidden=16)
+            learning_starts=1,
+            draws=4,
+            capacity=B,
+            discount=1.0,
+            architecture=Architecture(hidden=16),
         ),
         seed=0,
     )
@@ -207,7 +217,7 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
             is None
         )
     flat = cql.buffer.take(np.arange(B))
-    agent = learner(data, draws=4, quantile=1.0, cloning=0.0)
+    agent = learner(data, draws=4, quantile=1.0, bc_coef=0.0)
     group = agent.data._groups[K]
     batch = group._replace(reward_BT=torch.from_numpy(np.array([one.rewards_T for one in data])))
     cql.critic.net, agent.critic.net = LinearTwins(False), LinearTwins(True)
@@ -261,7 +271,9 @@ def test_in_units_of_what_mixtures_change_the_term_does_not_depend_on_the_scale_
 def test_an_update_moves_the_actor_and_targets_by_tau_alone() -> None:
     agent = learner(tau=0.25)
     for _ in range(3):
-        before = {name: value.clone() for name, value in agent.critic.slow.state_dict().items()}
+        before = {
+            name: value.clone() for name, value in agent.critic.target_net.state_dict().items()
+        }
         actor = [parameter.clone() for parameter in agent.actor.net.parameters()]
         metrics = agent.update()
         assert metrics["actor_refused"] == metrics["critic_refused"] == 0
@@ -271,11 +283,11 @@ def test_an_update_moves_the_actor_and_targets_by_tau_alone() -> None:
         )
         for name, old in before.items():
             expected = torch.lerp(old, agent.critic.net.state_dict()[name], 0.25)
-            torch.testing.assert_close(agent.critic.slow.state_dict()[name], expected)
+            torch.testing.assert_close(agent.critic.target_net.state_dict()[name], expected)
 
 
 def test_until_critics_have_settled_the_actor_stays() -> None:
-    agent = learner(settle=2)
+    agent = learner(critic_warmup_steps=2)
     before = [parameter.clone() for parameter in agent.actor.net.parameters()]
     agent.update(), agent.update()
     assert all(
@@ -331,7 +343,7 @@ def test_what_nobody_can_learn_from_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "bad", [{"trace": 1.5}, {"batch": 0}, {"budget_ends": False}, {"quantile": -0.1}]
+    "bad", [{"td_lambda": 1.5}, {"batch_size": 0}, {"budget_ends": False}, {"quantile": -0.1}]
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match=next(iter(bad))):
@@ -366,7 +378,12 @@ def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
             )
         )
     settings = OfflineSettings(
-        architecture=TINY, batch=16, settle=100, actor_rate=5e-3, critic_rate=1e-2, cloning=0.0
+        architecture=TINY,
+        batch_size=16,
+        critic_warmup_steps=100,
+        actor_lr=5e-3,
+        critic_lr=1e-2,
+        bc_coef=0.0,
     )
     agent = OfflineLearner(data, settings, seed=0)
     seen = torch.from_numpy(data[0].domains_TKF[None]), torch.from_numpy(data[0].globals_TG[None])
@@ -381,5 +398,5 @@ def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
     cloned = distance()
     for _ in range(500):
         metrics = agent.update()
-    assert metrics["q_spread"] > 0.05
+    assert metrics["q_std"] > 0.05
     assert distance() < 0.6 * cloned

@@ -14,7 +14,7 @@ from cuvee.agents.sac import SAC, SACSettings, simplex_policy, target_entropy
 from cuvee.agents.simplex import Dirichlet, LogisticNormal
 from cuvee.testing.agent import AgentSuite
 
-SMALL = SACSettings(warmup=16, batch_size=16, architecture=Architecture(hidden=8))
+SMALL = SACSettings(learning_starts=16, batch_size=16, architecture=Architecture(hidden=8))
 
 
 @pytest.mark.parametrize("K", [2, 5, 52])
@@ -27,7 +27,7 @@ def test_target_entropy_is_that_of_a_policy_with_the_asked_spread(K: int) -> Non
 def test_a_new_policy_varies_each_weight_by_the_asked_spread(K: int) -> None:
     generator = torch.Generator().manual_seed(0)
     for kind in ("logistic-normal", "dirichlet"):
-        policy = simplex_policy(torch.zeros(K, 2), SACSettings(policy=kind, spread=0.2))  # type: ignore[arg-type]
+        policy = simplex_policy(torch.zeros(K, 2), SACSettings(policy=kind, std=0.2))  # type: ignore[arg-type]
         log_w = policy.sample(generator, (4000,)).log_weights
         centred = log_w - log_w.mean(-1, keepdim=True)
         assert float(centred.std(0).mean()) == pytest.approx(0.2 * math.sqrt(1 - 1 / K), rel=0.1)
@@ -46,14 +46,14 @@ def test_the_lesser_twin_speaks_for_each_mixture() -> None:
     assert value[:, 0].tolist() == [1.0, 4.0]
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.6])
+@pytest.mark.parametrize("std", [0.1, 0.6])
 def test_the_temperature_rises_when_entropy_is_short_and_falls_when_there_is_too_much(
-    spread: float,
+    std: float,
 ) -> None:
     agent, rng = SAC(Shape(4, 3, 2), SMALL), np.random.default_rng(0)
     for _ in range(16):
         agent.observe(AgentSuite().transition(rng))
-    agent.target_entropy = target_entropy(4, spread)  # the policy starts at a spread of 0.3
+    agent.target_entropy = target_entropy(4, std)  # the policy starts at a std of 0.3
     before = agent.temperature.net.log.item()
     agent.update()
-    assert (agent.temperature.net.log.item() > before) == (spread > 0.3)
+    assert (agent.temperature.net.log.item() > before) == (std > 0.3)

@@ -131,7 +131,7 @@ def test_loss_by_domain_is_that_of_each_row_alone(make: Make, micro_batch_size: 
 def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
     """Against PyTorch's own loss, clipping and AdamW, on unequal rows and with accumulation."""
     for rows in (None, 4):
-        trainer = make(micro_batch_size=rows, clip=0.05, warmup=0.0)
+        trainer = make(micro_batch_size=rows, max_grad_norm=0.05, warmup_ratio=0.0)
         reference = make().model
         trainer.start(())
         batch = next(make().stream)
@@ -389,8 +389,8 @@ def test_settings_that_cannot_work_are_named(make: Make) -> None:
         ConfigError, match="sequence_length 64 is more than the model's 48 positions"
     ):
         make({**SMALL, "max_position_embeddings": 48}, sequence_length=64)
-    with pytest.raises(ConfigError, match="clip is -1"):
-        make(clip=-1.0)
+    with pytest.raises(ConfigError, match="max_grad_norm is -1"):
+        make(max_grad_norm=-1.0)
     trainer = make()
     with pytest.raises(ConfigError, match="batch_size is 5, the stream's 6"):
         LMTrainer(

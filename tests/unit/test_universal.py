@@ -27,7 +27,7 @@ from cuvee.simulation.continual import WorldParams, continual, feedback_gain
 from cuvee.simulation.simulator import ScalingLaws, Simulator
 
 TINY = UniversalSettings(
-    updates=3, valuations=2, moments=60, sources=4, targets=2, shortest=3, longest=6
+    updates=3, critic_updates=2, timesteps=60, sources=4, targets=2, shortest=3, longest=6
 )
 
 
@@ -100,7 +100,7 @@ def test_learning_is_repeatable_and_ends_above_the_reference_mixture() -> None:
     )
     said: list[float] = []
     settings = UniversalSettings(
-        updates=60, valuations=0, moments=600, sources=6, targets=3, shortest=8, longest=12
+        updates=60, critic_updates=0, timesteps=600, sources=6, targets=3, shortest=8, longest=12
     )
     learn_universal(settings, 0, lambda _, figures: said.append(figures["above_reference"]))
     assert sum(said[-20:]) > sum(said[:20])
@@ -112,7 +112,13 @@ def test_what_it_pays_for_straying_keeps_it_near_the_reference() -> None:
     for caution in (0.0, 3.0):
         said: list[float] = []
         settings = replace(
-            TINY, updates=40, valuations=0, moments=300, shortest=6, longest=8, caution=caution
+            TINY,
+            updates=40,
+            critic_updates=0,
+            timesteps=300,
+            shortest=6,
+            longest=8,
+            kl_coef=caution,
         )
         learn_universal(settings, 0, lambda _, figures, said=said: said.append(figures["strayed"]))
         strayed[caution] = sum(said[-10:])
@@ -136,7 +142,7 @@ def test_some_worlds_are_of_the_natures_that_are_given() -> None:
 
 
 def test_forgetting_may_follow_the_rate_more_closely_than_learning() -> None:
-    laws, _ = continual(2, 1, 0, 10, WorldParams(last_rate=0.1, learning=0.5, fading=3.0))
+    laws, _ = continual(2, 1, 0, 10, WorldParams(final_lr_ratio=0.1, learning=0.5, fading=3.0))
     assert sum(laws.fade_T) == pytest.approx(10)
     assert laws.fade_T[0] / laws.fade_T[-1] == pytest.approx(
         (laws.pace_T[0] / laws.pace_T[-1]) ** 6
@@ -151,7 +157,7 @@ def test_forgetting_may_follow_the_rate_more_closely_than_learning() -> None:
 
 
 def test_a_rate_that_falls_moves_less_at_the_end() -> None:
-    kind = WorldParams(last_rate=0.1)
+    kind = WorldParams(final_lr_ratio=0.1)
     laws, _ = continual(2, 1, 0, 10, kind)
     assert sum(laws.pace_T) == pytest.approx(10)
     assert laws.pace_T[0] > 5 * laws.pace_T[-1]

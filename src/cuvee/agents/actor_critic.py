@@ -1,6 +1,6 @@
 """Actors and critics over domains.
 
-An actor maps an observation to P numbers a domain (a logit, and for stochastic policies a log spread). A critic first
+An actor maps an observation to P numbers a domain (a logit, and for stochastic policies a log std). A critic first
 encodes the observation, which is dear, and then values any number of mixtures against it, which is cheap.
 """
 

@@ -33,11 +33,11 @@ from cuvee.agents.simplex import Draw, flat_log_density, log_weights, sample_fla
 
 @dataclass(frozen=True)
 class CQLSettings(SACSettings):
-    """`conservatism` ω, `cloning` χ, `draws` from each proposal; the buffer must hold all the data (`capacity`)."""
+    """`cql_alpha` ω, `bc_coef` χ, `draws` from each proposal; the buffer must hold all the data (`capacity`)."""
 
     capacity: int = 100_000
-    conservatism: float = 1.0
-    cloning: float = 0.0
+    cql_alpha: float = 1.0
+    bc_coef: float = 0.0
     draws: int = 10
     reference: Literal["entropy", "proposals"] = "proposals"
 
@@ -52,8 +52,8 @@ class CQL(SAC):
         self._report: dict[str, float] = {}
 
     def clone(self) -> dict[str, float]:
-        """One step of behaviour cloning on a batch of the buffer; {} while that holds fewer than `warmup`."""
-        if len(self.buffer) < max(self.settings.warmup, 1):
+        """One step of behaviour cloning on a batch of the buffer; {} while that holds fewer than `learning_starts`."""
+        if len(self.buffer) < max(self.settings.learning_starts, 1):
             return {}
         return self.actor.step(
             "clone", self.cloning_loss(self.buffer.sample(self.settings.batch_size))
@@ -68,8 +68,7 @@ class CQL(SAC):
     def critic_loss(self, batch: ReplayBatch, rewards: RewardScale, strength: float) -> Tensor:
         conservative, self._report = self.conservative_loss(batch)
         return (
-            super().critic_loss(batch, rewards, strength)
-            + self.settings.conservatism * conservative
+            super().critic_loss(batch, rewards, strength) + self.settings.cql_alpha * conservative
         )
 
     def actor_loss(
@@ -77,8 +76,8 @@ class CQL(SAC):
     ) -> Tensor:
         loss = super().actor_loss(batch, draw, rewards, strength)
         return (
-            loss + self.settings.cloning * self.cloning_loss(batch)
-            if self.settings.cloning
+            loss + self.settings.bc_coef * self.cloning_loss(batch)
+            if self.settings.bc_coef
             else loss
         )
 

@@ -10,7 +10,7 @@ Fujimoto et al. 2018, arXiv:1802.09477): a single one is optimistic somewhere, a
 
 Differences from AC-ODM's release: the actor is stepped by its own optimizer (there it never is), and rewards are scaled
 where they are read instead of where they are stored. `PAPER` keeps the published numbers; with the defaults the agent
-learns in 5,000 steps, which it cannot with those (docs/agents.md). `caution` c is ours, and 0 unless given.
+learns in 5,000 steps, which it cannot with those (docs/agents.md). `kl_coef` c is ours, and 0 unless given.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class DDPGSettings(ReplaySettings):
 PAPER = DDPGSettings(
     discount=0.95,
     tau=0.001,
-    actor_rate=1e-4,
-    critic_rate=1e-4,
+    actor_lr=1e-4,
+    critic_lr=1e-4,
     batch_size=32,
     capacity=10_000,
-    warmup=833,
+    learning_starts=833,
     scale_rewards=False,
     architecture=Architecture("mlp", hidden=1024, layer_norm=False),
     noise=0.02,
@@ -85,14 +85,14 @@ class DDPG(ReplayAgent):
                 (Twin if s.twin else build_critic)(shape, s.architecture),
             ),
         )
-        self.actor = self.learners["actor"] = TrainState(actor, s.actor_rate, s.tau, s.average)
-        self.critic = self.learners["critic"] = TrainState(critic, s.critic_rate, s.tau)
+        self.actor = self.train_states["actor"] = TrainState(actor, s.actor_lr, s.tau, s.ema_rate)
+        self.critic = self.train_states["critic"] = TrainState(critic, s.critic_lr, s.tau)
         self._noise_K = torch.zeros(0)
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
         inputs = tensors(observation)
         with torch.no_grad():
-            logits_K = bounded((self.actor.net if explore else self.actor.steady)(*inputs))[..., 0]
+            logits_K = bounded((self.actor.net if explore else self.actor.ema_net)(*inputs))[..., 0]
         if not explore:
             return as_weights(logits_K.softmax(-1))
         noise_K = self.settings.noise * self._wander(len(logits_K))
@@ -120,10 +120,11 @@ class DDPG(ReplayAgent):
         """Mean squared error to the target networks' one-step return."""
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
-            next_action_BK = bounded(self.actor.slow(*following))[..., 0].softmax(-1)
-            slow = self.critic.slow
+            next_action_BK = bounded(self.actor.target_net(*following))[..., 0].softmax(-1)
+            target_net = self.critic.target_net
             next_value_BR, _ = least(
-                self._values(slow, slow.encode(*following), next_action_BK), next_action_BK
+                self._values(target_net, target_net.encode(*following), next_action_BK),
+                next_action_BK,
             )
             target_BR = td_target(batch, next_value_BR, self.settings.discount, rewards)
         critic = self.critic.net

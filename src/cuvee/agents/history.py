@@ -28,7 +28,7 @@ from cuvee.agents.networks import near_zero
 from cuvee.agents.simplex import LogisticNormal
 from cuvee.core.errors import PolicyError
 
-SPREAD_RANGE = (0.02, 1.5)
+STD_RANGE = (0.02, 1.5)
 _CHANNELS = 3
 
 
@@ -161,9 +161,9 @@ class HistoryNet(nn.Module):
         embedded: Tensor = self.embed(domains) + self.embed_globals(globals_)[..., None, :]
         return embedded
 
-    def _time_bias(self, moments: int) -> Tensor:
+    def _time_bias(self, timesteps: int) -> Tensor:
         """(1, heads, T, T): −slope·distance to the past within the window, −∞ to all else."""
-        time_T = torch.arange(moments, device=self.slopes.device)
+        time_T = torch.arange(timesteps, device=self.slopes.device)
         distance_TT = time_T[:, None] - time_T
         hidden = (distance_TT < 0) | (distance_TT >= self.architecture.window)
         bias = -self.slopes[:, None, None] * distance_TT
@@ -250,10 +250,10 @@ class HistoryActor(nn.Module):
     """
 
     def __init__(
-        self, features: int, globals_: int, architecture: HistoryArchitecture, spread: float = 0.3
+        self, features: int, globals_: int, architecture: HistoryArchitecture, std: float = 0.3
     ) -> None:
         super().__init__()
-        self.spread = spread
+        self.std = std
         self.net = HistoryNet(features, globals_, architecture)
         self.norm = nn.LayerNorm(architecture.hidden)
         self.head = near_zero(nn.Linear(architecture.hidden, 3))
@@ -263,11 +263,11 @@ class HistoryActor(nn.Module):
         return _blended(domains_BTKF, self.head(self.norm(self.net(domains_BTKF, globals_BTG))))
 
     def policy(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> LogisticNormal:
-        """The distribution over mixtures at every moment. Domains share one deviation, `spread` at first."""
+        """The distribution over mixtures at every moment. Domains share one deviation, `std` at first."""
         out = self.head(self.norm(self.net(domains_BTKF, globals_BTG)))
         logits_BTK = _blended(domains_BTKF, out)
-        spread_BT1 = (self.spread * out[..., 2].mean(-1, keepdim=True).exp()).clamp(*SPREAD_RANGE)
-        return LogisticNormal(logits_BTK, spread_BT1.expand_as(logits_BTK))
+        std_BT1 = (self.std * out[..., 2].mean(-1, keepdim=True).exp()).clamp(*STD_RANGE)
+        return LogisticNormal(logits_BTK, std_BT1.expand_as(logits_BTK))
 
     def step(
         self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor

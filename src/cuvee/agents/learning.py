@@ -1,4 +1,4 @@
-"""What all agents do alike: seeded networks, guarded optimizer steps, slow targets, reward scales, state as numpy."""
+"""What all agents do alike: seeded networks, guarded optimizer steps, target networks, reward scales, state as numpy."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def seeded(seed: int, build: Callable[[], T]) -> T:
 
 class TrainState:
     """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step; likewise a running
-    mean of its weights if `average` > 0 (Polyak and Juditsky 1992)."""
+    mean of its weights if `ema_rate` > 0 (Polyak and Juditsky 1992)."""
 
     def __init__(
-        self, net: nn.Module, learning_rate: float, tau: float = 0.0, average: float = 0.0
+        self, net: nn.Module, learning_rate: float, tau: float = 0.0, ema_rate: float = 0.0
     ) -> None:
         self.net: Any = net
-        self.tau, self.average = tau, average
+        self.tau, self.ema_rate = tau, ema_rate
         self.target = copy.deepcopy(net).requires_grad_(False) if tau else None
-        self.mean = copy.deepcopy(net).requires_grad_(False) if average else None
+        self.mean = copy.deepcopy(net).requires_grad_(False) if ema_rate else None
         self.optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate, fused=True)
 
     def step(self, name: str, loss: Tensor) -> dict[str, float]:
@@ -54,20 +54,20 @@ class TrainState:
         return {f"{name}_loss": loss.item(), f"{name}_gradient": norm, f"{name}_refused": 0.0}
 
     @property
-    def slow(self) -> Any:
+    def target_net(self) -> Any:
         """The target network."""
-        assert self.target is not None, "this learner was built without a target network"
+        assert self.target is not None, "this network was built without a target network"
         return self.target
 
     @property
-    def steady(self) -> Any:
+    def ema_net(self) -> Any:
         """The running mean, or the network itself where none is kept: what to act with when nothing is learned any more."""
         return self.mean if self.mean is not None else self.net
 
     @torch.no_grad()
     def track(self) -> None:
         """target ← target + τ (net − target), and the mean likewise."""
-        for follower, share in ((self.target, self.tau), (self.mean, self.average)):
+        for follower, share in ((self.target, self.tau), (self.mean, self.ema_rate)):
             if follower is not None:
                 torch._foreach_lerp_(
                     list(follower.parameters()), list(self.net.parameters()), share
@@ -150,7 +150,7 @@ class RewardScale(NamedTuple):
     """r̃ = (r − mean) / scale. One scale for all domains, so the best mixture is the same for r̃ as for r.
 
     Rewards are stored raw; this view is taken anew from the buffer at each update. Taking out the mean spares the critic a
-    constant r̄/(1−γ), which slow targets take some 20/τ updates to reach. It is worth as much in every state as long as
+    constant r̄/(1−γ), which target networks take some 20/τ updates to reach. It is worth as much in every state as long as
     no run ends; once a terminal transition is held the mean stays in.
     """
 

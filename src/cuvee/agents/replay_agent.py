@@ -26,27 +26,32 @@ _HIGHEST_PRICE = (
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """Nothing is learned before `warmup` transitions are held; then `updates` batches at each call of `update`.
+    """Nothing is learned before the buffer holds `learning_starts` transitions. Then each call of `update`
+    learns from `updates` batches.
 
-    `tau` is the share by which a target network moves at each batch. `scale_rewards` shows the critic rewards of mean 0
-    and deviation 1 (`RewardScale`); the buffer keeps them raw either way. `caution` is what a nat of KL divergence from
-    the reference (`Shape`; else uniform) must be worth, in rewards an interval: where rewards hardly depend on the mixture, the
-    best one is a corner, and without caution the actor goes there as fast as its rate allows.
-    `average` is the share by which a running mean of the actor moves at each batch, which acts when there is no exploring (0: the
-    actor itself does): the last of many actors is one that some noise has moved, and a frozen policy keeps it for good.
+    `tau` is the share by which a target network moves at each batch. With `scale_rewards`, the critic sees
+    rewards of mean 0 and deviation 1 (`RewardScale`); the buffer keeps them raw either way.
+
+    `kl_coef` is the price of a nat of KL divergence from the reference mixture (`Shape`; else uniform), in
+    rewards of one interval. Where rewards hardly depend on the mixture, the best mixture is a corner of the
+    simplex, and without this price the actor goes there as fast as its learning rate allows.
+
+    `ema_rate` is the share by which an exponential moving average of the actor moves at each batch. The
+    average acts when there is no exploration; with a rate of 0 the actor itself does. The last iterate of
+    an actor carries the noise of the last batches, and a frozen policy would keep that noise.
     """
 
     discount: float = 0.95
     tau: float = 0.005
-    actor_rate: float = 1e-4
-    critic_rate: float = 1e-3
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-3
     batch_size: int = 32
     capacity: int = 10_000
-    warmup: int = 100
+    learning_starts: int = 100
     updates: int = 1
     scale_rewards: bool = True
-    caution: float = 0.0
-    average: float = 0.0
+    kl_coef: float = 0.0
+    ema_rate: float = 0.0
     architecture: Architecture = field(default_factory=Architecture)
 
 
@@ -57,7 +62,7 @@ class ReplayAgent(ABC):
 
     def __init__(self, shape: Shape, settings: ReplaySettings, seed: int) -> None:
         self.shape = shape
-        self.learners: dict[str, TrainState] = {}
+        self.train_states: dict[str, TrainState] = {}
         self.buffer = ReplayBuffer(settings.capacity, seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -91,7 +96,7 @@ class ReplayAgent(ABC):
         return fault
 
     def update(self) -> Metrics:
-        if len(self.buffer) < max(self.settings.warmup, 1):
+        if len(self.buffer) < max(self.settings.learning_starts, 1):
             return {}
         rewards = RewardScale.of(self.buffer) if self.settings.scale_rewards else RewardScale()
         rounds = [
@@ -104,21 +109,23 @@ class ReplayAgent(ABC):
     def cost_of_distance(
         self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale
     ) -> Tensor:
-        """(…,) what the actor pays for leaving the reference: `caution` / (1 − γ) a nat, since that is the scale of values, in
+        """(…,) what the actor pays for leaving the reference: `kl_coef` / (1 − γ) per nat, since that is the scale of values, in
         the critic's units."""
         s = self.settings
-        if not s.caution:
+        if not s.kl_coef:
             return action_BK.new_zeros(action_BK.shape[:-1])
         feature = self.shape.reference
         reference_BK = torch.zeros_like(action_BK) if feature is None else domains_BKF[..., feature]
         divergence_B = (action_BK * (log_weights(action_BK) - reference_BK.log_softmax(-1))).sum(-1)
-        price = min(s.caution / rewards.scale, _HIGHEST_PRICE)
+        price = min(s.kl_coef / rewards.scale, _HIGHEST_PRICE)
         return price / max(1.0 - s.discount, 1e-2) * divergence_B
 
     def state_dict(self) -> State:
         return {
             "agent": type(self).__name__,
-            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
+            "train_states": {
+                name: train_state.state_dict() for name, train_state in self.train_states.items()
+            },
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state().numpy().copy(),
         }
@@ -128,8 +135,8 @@ class ReplayAgent(ABC):
             raise PolicyError(
                 f"the saved agent is a {state['agent']}, this one a {type(self).__name__}: build the same kind"
             )
-        for name, learner in self.learners.items():
-            learner.load_state_dict(state["learners"][name])
+        for name, train_state in self.train_states.items():
+            train_state.load_state_dict(state["train_states"][name])
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
 

@@ -6,7 +6,7 @@
 
 π is logistic-normal or Dirichlet, and its density is taken with respect to the Aitchison measure Π dα/α. With the usual
 measure dα the entropy bonus holds Σ ln α, a barrier that draws every mixture towards uniform and outweighs the critic at
-large K. The target entropy H is that of a logistic-normal of deviation `spread`: "vary each weight by about 20 %" means
+large K. The target entropy H is that of a logistic-normal of deviation `std`: "vary each weight by about 20 %" means
 the same at any K and any mixture. H also stands in the critic's target, so that a bonus at its target adds nothing there
 and values do not drift as λ is learned; at a given λ that shifts all values alike.
 """
@@ -37,40 +37,38 @@ from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import Dirichlet, Draw, LogisticNormal, SimplexPolicy
 from cuvee.core.arrays import FloatArray
 
-_SPREAD_RANGE = (0.02, 1.5)
+_STD_RANGE = (0.02, 1.5)
 
 
 @dataclass(frozen=True)
 class SACSettings(ReplaySettings):
-    """`spread`: how far, relatively, the policy is to vary each weight. `temperature`: λ at the start."""
+    """`std`: how far, relatively, the policy is to vary each weight. `temperature`: λ at the start."""
 
     policy: Literal["logistic-normal", "dirichlet"] = "logistic-normal"
-    spread: float = 0.3
+    std: float = 0.3
     temperature: float = 0.01
-    temperature_rate: float = 3e-4
+    temperature_lr: float = 3e-4
 
 
 PAPER = SACSettings(
     discount=0.95,
     tau=0.001,
-    actor_rate=1e-4,
-    critic_rate=1e-4,
+    actor_lr=1e-4,
+    critic_lr=1e-4,
     batch_size=32,
     capacity=10_000,
-    warmup=834,
+    learning_starts=834,
     scale_rewards=False,
     architecture=Architecture("transformer", hidden=256, layers=2),
     temperature=1.0,
-    temperature_rate=1e-4,
+    temperature_lr=1e-4,
 )
 
 
-def target_entropy(domains: int, spread: float) -> float:
-    """Entropy, in the Aitchison measure, of a logistic-normal over K domains whose logits all have deviation `spread`."""
+def target_entropy(domains: int, std: float) -> float:
+    """Entropy, in the Aitchison measure, of a logistic-normal over K domains whose logits all have deviation `std`."""
     free = domains - 1
-    return free * (math.log(spread) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(
-        domains
-    )
+    return free * (math.log(std) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(domains)
 
 
 class Temperature(nn.Module):
@@ -92,12 +90,12 @@ class SAC(ReplayAgent):
         actor, critic = seeded(
             seed, lambda: (build_actor(shape, s.architecture, 2), Twin(shape, s.architecture))
         )
-        self.actor = self.learners["actor"] = TrainState(actor, s.actor_rate, average=s.average)
-        self.critic = self.learners["critic"] = TrainState(critic, s.critic_rate, s.tau)
-        self.temperature = self.learners["temperature"] = TrainState(
-            Temperature(s.temperature), s.temperature_rate
+        self.actor = self.train_states["actor"] = TrainState(actor, s.actor_lr, ema_rate=s.ema_rate)
+        self.critic = self.train_states["critic"] = TrainState(critic, s.critic_lr, s.tau)
+        self.temperature = self.train_states["temperature"] = TrainState(
+            Temperature(s.temperature), s.temperature_lr
         )
-        self.target_entropy = target_entropy(shape.domains, s.spread)
+        self.target_entropy = target_entropy(shape.domains, s.std)
 
     def policy(self, *observation: Tensor) -> SimplexPolicy:
         """The distribution over mixtures at observations ((…, K, F), (…, G))."""
@@ -108,7 +106,7 @@ class SAC(ReplayAgent):
         with torch.no_grad():
             if explore:
                 return as_weights(self.policy(*inputs).sample(self.generator).weights)
-            return as_weights(simplex_policy(self.actor.steady(*inputs), self.settings).centre)
+            return as_weights(simplex_policy(self.actor.ema_net(*inputs), self.settings).centre)
 
     def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         draw = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator)
@@ -127,7 +125,9 @@ class SAC(ReplayAgent):
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             draw = self.policy(*following).sample(self.generator)
             lesser_BR, _ = least(
-                self.critic.slow.values(self.critic.slow.encode(*following), draw.weights),
+                self.critic.target_net.values(
+                    self.critic.target_net.encode(*following), draw.weights
+                ),
                 draw.weights,
             )
             bonus_B1 = -strength * (draw.log_ratio_prob + self.target_entropy)[:, None]
@@ -150,16 +150,14 @@ class SAC(ReplayAgent):
 
 
 def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
-    """Network outputs (…, K, 2) as a distribution: bounded logits, and one deviation for all domains, `spread` at first.
+    """Network outputs (…, K, 2) as a distribution: bounded logits, and one deviation for all domains, `std` at first.
 
     Were each domain to have its own, small weights, which cost little, would take it all, and the centre would miss the best
     mixture by as much as their means exceed their medians.
     """
     logits_BK = bounded(out_BK2[..., 0])
-    spread_B1 = (settings.spread * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(
-        *_SPREAD_RANGE
-    )
+    std_B1 = (settings.std * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(*_STD_RANGE)
     if settings.policy == "logistic-normal":
-        return LogisticNormal(logits_BK, spread_B1.expand_as(logits_BK))
+        return LogisticNormal(logits_BK, std_B1.expand_as(logits_BK))
     # ln of a gamma variate with concentration c has a variance of about 1/c: the same spread, for a weight of 1/K.
-    return Dirichlet(logits_BK.shape[-1] * spread_B1.pow(-2) * logits_BK.softmax(-1) + 1e-3)
+    return Dirichlet(logits_BK.shape[-1] * std_B1.pow(-2) * logits_BK.softmax(-1) + 1e-3)

@@ -154,13 +154,13 @@ class Dirichlet(NamedTuple):
 class LogisticNormal(NamedTuple):
     """softmax(z), z_k ~ N(`logits_k`, `spread_k`²), each (…, K), with its exact density.
 
-    softmax forgets a common shift c of z; integrating the Gaussian over c leaves, with d = ln α − logits, p = 1/spread²:
-    ln π(α) = −Σ ln α − Σ ln spread − ½(K−1) ln 2π − ½ ln Σp − ½ (Σ p d² − (Σ p d)²/Σp).
+    softmax forgets a common shift c of z; integrating the Gaussian over c leaves, with d = ln α − logits, p = 1/std²:
+    ln π(α) = −Σ ln α − Σ ln std − ½(K−1) ln 2π − ½ ln Σp − ½ (Σ p d² − (Σ p d)²/Σp).
     Treats all domains alike, unlike the additive log-ratio form, which singles out the last.
     """
 
     logits: Tensor
-    spread: Tensor
+    std: Tensor
 
     @property
     def centre(self) -> Tensor:
@@ -169,14 +169,14 @@ class LogisticNormal(NamedTuple):
     def sample(self, generator: torch.Generator, draws: tuple[int, ...] = ()) -> Draw:
         shape = (*draws, *self.logits.shape)
         noise = torch.randn(shape, generator=generator, dtype=self.logits.dtype)
-        log_w = (self.logits + self.spread * noise).log_softmax(-1)
+        log_w = (self.logits + self.std * noise).log_softmax(-1)
         return Draw(log_w, self._log_density(log_w))
 
     def log_prob(self, log_weights: Tensor) -> Tensor:
         return self._log_density(log_weights.clamp(min=LOG_WEIGHT_FLOOR))
 
     def _log_density(self, log_w: Tensor) -> Tensor:
-        precision = self.spread.pow(-2)
+        precision = self.std.pow(-2)
         distance = log_w - self.logits
         total = precision.sum(-1)
         mean = (precision * distance).sum(-1, keepdim=True) / total[..., None]
@@ -184,15 +184,15 @@ class LogisticNormal(NamedTuple):
             -1
         )  # = Σ p d² − (Σ p d)²/Σp without the cancellation
         constant = 0.5 * (log_w.shape[-1] - 1) * math.log(2 * math.pi)
-        log_ratio_prob = -self.spread.log().sum(-1) - constant - 0.5 * total.log() - 0.5 * squares
+        log_ratio_prob = -self.std.log().sum(-1) - constant - 0.5 * total.log() - 0.5 * squares
         return log_ratio_prob - log_w.sum(-1)
 
     def log_ratio_entropy(self) -> Tensor:
         """Entropy with respect to the Aitchison measure, exact: that of the K−1 free directions of the Gaussian."""
         free = self.logits.shape[-1] - 1
         return (
-            self.spread.log().sum(-1)
-            + 0.5 * self.spread.pow(-2).sum(-1).log()
+            self.std.log().sum(-1)
+            + 0.5 * self.std.pow(-2).sum(-1).log()
             + 0.5 * free * math.log(2 * math.pi * math.e)
         )
 

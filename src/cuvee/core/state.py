@@ -20,8 +20,10 @@ import numpy as np
 from cuvee.core.errors import CheckpointError
 from cuvee.core.files import sha256_of, write_folder
 from cuvee.core.protocols import State
+from cuvee.core.renamed import upgrade
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 had other names for some keys, see `core.renamed`."""
 _MOST_HASHES = 1 << 24  # characters of hashes.json
 
 
@@ -66,16 +68,19 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
         document = json.loads((path / f"{stem}.json").read_text())
         arrays = load_file(path / f"{stem}.safetensors")
         found = document.get("format")
-        state = _attach(document.get("state"), arrays, path) if found == _FORMAT else {}
+        tree = upgrade(document.get("state")) if found == 1 else document.get("state")
+        state = _attach(tree, arrays, path) if found in (1, _FORMAT) else {}
     except CheckpointError:
         raise
     except Exception as error:  # the hashes match, so the folder was written by another program
         raise CheckpointError(
             f"{path} does not hold a cuvee state ({type(error).__name__}: {error}); use an earlier copy"
         ) from error
-    if found != _FORMAT:
+    if found not in (1, _FORMAT):
+        newer = isinstance(found, int) and found > _FORMAT
         raise CheckpointError(
-            f"{path} has state format {ascii(found)[:40]}; this version of cuvee reads format {_FORMAT}"
+            f"{path} has state format {ascii(found)[:40]}; this version of cuvee reads formats 1 to {_FORMAT}: "
+            + ("upgrade cuvee" if newer else "use an earlier copy")
         )
     if not isinstance(state, dict):
         raise CheckpointError(

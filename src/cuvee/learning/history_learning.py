@@ -1,6 +1,6 @@
 """From logged runs to a policy: cloning, conservative Q-learning, and when to stop (Data Mixing Agent, arXiv 2507.15640 §3).
 
-A share of the runs is held out: they judge, beside the others, and nothing is learned from them. Every `judge_every` updates the
+A share of the runs is held out: they judge, beside the others, and nothing is learned from them. Every `eval_every` updates the
 actor is judged (`learning.off_policy`), first of all as cloning left it. Of those within reach of the data, the actor whose
 gain over the best static mixture has the highest lower bound is kept. So a learner that goes astray costs time and not
 quality, and "SFT only" is `updates=0`.
@@ -23,6 +23,7 @@ from cuvee.agents.history import PRESETS, HistoryArchitecture
 from cuvee.agents.learning import digest, load_module, module_state
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import State
+from cuvee.core.renamed import unknown_settings
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.learning.episodes import Episode
 from cuvee.learning.merging import coarser
@@ -43,15 +44,15 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
-    """`OfflineSettings`, and: `clones` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
+    """`OfflineSettings`, and: `bc_updates` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
     space's runs that judge and are not learned from (0: nobody judges, and the last actor is kept). `imagined` walks are learned
     from beside the logged ones, see `imagine`. `initial` is the folder of a policy whose actor is learned on from, or
     `universal`. `coarse`: each run is learned from as coarser domain spaces would have logged it, too. `architecture` is a
     preset's name or its fields."""
 
-    clones: int = 300
+    bc_updates: int = 300
     updates: int = 1000
-    judge_every: int = 100
+    eval_every: int = 100
     held_out: float = 0.25
     imagined: int = 0
     initial: str = ""
@@ -63,17 +64,15 @@ class LearnSettings(OfflineSettings):
             raise ConfigError(
                 f"held_out is {self.held_out}: it is a share of the runs, from 0 to below 1"
             )
-        if self.judge_every < 1 or min(self.clones, self.updates) < 0:
-            raise ConfigError("judge_every must be 1 or more, clones and updates 0 or more")
+        if self.eval_every < 1 or min(self.bc_updates, self.updates) < 0:
+            raise ConfigError("eval_every must be 1 or more, bc_updates and updates 0 or more")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
         """From plain JSON. Raises `ConfigError` naming an option that there is not."""
         known = [one.name for one in dataclasses.fields(cls)]
         if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(
-                f"the agent has no option {', '.join(unknown)}; it has {', '.join(known)}"
-            )
+            raise ConfigError(unknown_settings("the agent", unknown, known))
         given = options.get("architecture", "small")
         if isinstance(given, str) and given not in PRESETS:
             raise ConfigError(
@@ -192,7 +191,7 @@ class _Learning:
 
     @property
     def total(self) -> int:
-        return self.settings.clones + self.settings.updates
+        return self.settings.bc_updates + self.settings.updates
 
     def finish(self) -> Learned:
         started = time.perf_counter()
@@ -211,16 +210,16 @@ class _Learning:
                 return self._learned()
             metrics = (
                 self.learner.clone()
-                if self.position < self.settings.clones
+                if self.position < self.settings.bc_updates
                 else self.learner.update()
             )
             self.position += 1
 
     def _due(self) -> bool:
-        learned = self.position - self.settings.clones
+        learned = self.position - self.settings.bc_updates
         judged = self.trace[-1]["update"] if self.trace else -1
         return learned > judged and (
-            learned % self.settings.judge_every == 0 or self.position == self.total
+            learned % self.settings.eval_every == 0 or self.position == self.total
         )
 
     def _judge(self) -> None:
@@ -236,7 +235,7 @@ class _Learning:
             default=float(self.position),
         )
         self.trace.append(
-            {"update": self.position - self.settings.clones, "worst": worst, "judged": figures}
+            {"update": self.position - self.settings.bc_updates, "worst": worst, "judged": figures}
         )
         if self.best is None or worst > self.best["worst"]:
             actor, critic = (
@@ -310,7 +309,7 @@ class _Learning:
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.observer:
-            stage = "cloning" if self.position <= self.settings.clones else "learning"
+            stage = "cloning" if self.position <= self.settings.bc_updates else "learning"
             judged = self.trace[-1]["judged"] if self.trace else {}
             self.observer(LearnProgress(stage, self.position, self.total, metrics, judged))
 

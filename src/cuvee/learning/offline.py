@@ -40,38 +40,41 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import State
 from cuvee.learning.episodes import Episode, EpisodeBatch, EpisodeSet, ReturnScale, episode_fault
 
-_LEAST_SPREAD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
+_MIN_STD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
 
 
 @dataclass(frozen=True)
 class OfflineSettings:
-    """`trace` λ, `conservatism` ω, `cloning` χ, `temperature` κ at the start. `batch` counts episodes, `draws` mixtures from each
-    of the three proposals, `states` the moments a batch at which they are drawn. `spread`: how far π is to vary each weight.
-    `settle`: so many updates are of the critics alone; an actor that follows untrained critics loses what it was cloned from."""
+    """Symbols as above: `td_lambda` λ, `cql_alpha` ω, `bc_coef` χ, `discount` γ; `temperature` is κ at
+    the start. `batch_size` counts episodes. `draws` mixtures are taken from each of the three proposals,
+    at `states` timesteps of a batch. `std` is how far π is to vary each weight, relatively.
+
+    The first `critic_warmup_steps` updates leave the actor as it is: an actor that follows untrained
+    critics unlearns what behaviour cloning taught it."""
 
     architecture: HistoryArchitecture = PRESETS["small"]
     discount: float = 1.0
     budget_ends: bool = True
-    trace: float = 0.9
-    batch: int = 16
+    td_lambda: float = 0.9
+    batch_size: int = 16
     quantile: float = 0.2
-    conservatism: float = 0.01
-    cloning: float = 0.2
+    cql_alpha: float = 0.01
+    bc_coef: float = 0.2
     draws: int = 4
     states: int = 512
-    spread: float = 0.3
+    std: float = 0.3
     temperature: float = 0.01
-    temperature_rate: float = 3e-4
+    temperature_lr: float = 3e-4
     tau: float = 0.01
-    actor_rate: float = 1e-3
-    critic_rate: float = 2e-3
-    settle: int = 200
+    actor_lr: float = 1e-3
+    critic_lr: float = 2e-3
+    critic_warmup_steps: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("discount", "trace", "quantile", "tau"):
+        for name in ("discount", "td_lambda", "quantile", "tau"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PolicyError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
-        for name in ("batch", "draws", "states"):
+        for name in ("batch_size", "draws", "states"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not self.budget_ends and self.discount == 1:
@@ -113,14 +116,14 @@ class OfflineLearner:
         actor, critic = seeded(
             seed,
             lambda: (
-                HistoryActor(features, globals_, s.architecture, s.spread),
+                HistoryActor(features, globals_, s.architecture, s.std),
                 HistoryCritic(features, globals_, s.architecture),
             ),
         )
-        self.actor = TrainState(actor, s.actor_rate)
-        self.critic = TrainState(critic, s.critic_rate, s.tau)
-        self.temperature = TrainState(Temperature(s.temperature), s.temperature_rate)
-        self.learners = {
+        self.actor = TrainState(actor, s.actor_lr)
+        self.critic = TrainState(critic, s.critic_lr, s.tau)
+        self.temperature = TrainState(Temperature(s.temperature), s.temperature_lr)
+        self.train_states = {
             "actor": self.actor,
             "critic": self.critic,
             "temperature": self.temperature,
@@ -131,18 +134,18 @@ class OfflineLearner:
 
     def clone(self) -> dict[str, float]:
         """One step of behaviour cloning on a batch of the best episodes."""
-        batch = self.data.sample(self.settings.batch, self._rng, best=True)
+        batch = self.data.sample(self.settings.batch_size, self._rng, best=True)
         policy = self.actor.net.policy(batch.domains_BTKF[:, :-1], batch.globals_BTG[:, :-1])
         return self.actor.step("clone", cloning_loss(policy, batch))
 
     def update(self) -> dict[str, float]:
         """One step of temperature, critics, targets and actor on a batch."""
-        return self.learn(self.data.sample(self.settings.batch, self._rng))
+        return self.learn(self.data.sample(self.settings.batch_size, self._rng))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, float]:
         policy = self.actor.net.policy(batch.domains_BTKF, batch.globals_BTG)
         excess = (
-            target_entropy(batch.action_BTK.shape[-1], self.settings.spread)
+            target_entropy(batch.action_BTK.shape[-1], self.settings.std)
             - policy.log_ratio_entropy()
         )
         lacking_BT = excess[:, :-1]
@@ -151,9 +154,9 @@ class OfflineLearner:
         metrics = self.temperature.step("temperature", -self.temperature.net.log * lack)
         critic_loss, report = self.critic_loss(batch, policy)
         metrics |= self.critic.step("critic", critic_loss) | report
-        if self.updates >= self.settings.settle:
+        if self.updates >= self.settings.critic_warmup_steps:
             metrics |= self.actor.step(
-                "actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_spread"])
+                "actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_std"])
             )
         self.critic.track()
         self.updates += 1
@@ -171,18 +174,18 @@ class OfflineLearner:
             for value in self.critic.net.values(tokens, batch.action_BTK)
         ]
         error = 0.5 * sum((masked_mean(squared, valid) for squared in errors), torch.zeros(()))
-        gap, q_spread = self.conservative_loss(tokens, batch, policy)
-        report = {"td_error": error.item(), "conservative_gap": gap.item(), "q_spread": q_spread}
-        return error + self.settings.conservatism * q_spread**2 * gap, report
+        gap, q_std = self.conservative_loss(tokens, batch, policy)
+        report = {"td_error": error.item(), "conservative_gap": gap.item(), "q_std": q_std}
+        return error + self.settings.cql_alpha * q_std**2 * gap, report
 
     @torch.no_grad()
     def targets(self, batch: EpisodeBatch, policy: LogisticNormal) -> Tensor:
         """λ-returns (B, T): backwards, what comes after a moment is the blend of the slow critics' value and the return."""
-        slow, s = self.critic.slow, self.settings
-        tokens = slow.encode(batch.domains_BTKF, batch.globals_BTG)[:, 1:]
-        drawn = LogisticNormal(policy.logits[:, 1:], policy.spread[:, 1:]).sample(self.generator)
-        value_BT = torch.minimum(*slow.values(tokens, drawn.weights))
-        return lambda_returns(batch, value_BT, s.discount, s.trace)
+        target_net, s = self.critic.target_net, self.settings
+        tokens = target_net.encode(batch.domains_BTKF, batch.globals_BTG)[:, 1:]
+        drawn = LogisticNormal(policy.logits[:, 1:], policy.std[:, 1:]).sample(self.generator)
+        value_BT = torch.minimum(*target_net.values(tokens, drawn.weights))
+        return lambda_returns(batch, value_BT, s.discount, s.td_lambda)
 
     def conservative_loss(
         self, tokens: Tensor, batch: EpisodeBatch, policy: LogisticNormal, unit: float | None = None
@@ -199,7 +202,7 @@ class OfflineLearner:
             self.critic.net.values(tokens_NKH, self._proposals(policy, index, action_NK))
         )  # (2, M, N)
         data = torch.stack(self.critic.net.values(tokens_NKH, action_NK))
-        unit = unit or max(float(proposed.detach().std(1).mean()), _LEAST_SPREAD)
+        unit = unit or max(float(proposed.detach().std(1).mean()), _MIN_STD)
         gap = torch.stack([log_mean_exp(scores) for scores in proposed / unit]) - data / unit
         return gap.mean(1).sum(), unit
 
@@ -209,8 +212,8 @@ class OfflineLearner:
         draws = self.settings.draws
         flat = sample_flat((draws, *action_NK.shape), self.generator)
         parts = [flat]
-        for moments in (slice(None, -1), slice(1, None)):
-            at = LogisticNormal(*(part[:, moments].flatten(0, 1)[index] for part in policy))
+        for timesteps in (slice(None, -1), slice(1, None)):
+            at = LogisticNormal(*(part[:, timesteps].flatten(0, 1)[index] for part in policy))
             parts.append(at.sample(self.generator, (draws,)).weights)
         return torch.cat(parts)
 
@@ -220,32 +223,34 @@ class OfflineLearner:
         policy: LogisticNormal,
         lacking_BT: Tensor,
         strength: float,
-        q_spread: float,
+        q_std: float,
     ) -> Tensor:
-        now = LogisticNormal(policy.logits[:, :-1], policy.spread[:, :-1])
+        now = LogisticNormal(policy.logits[:, :-1], policy.std[:, :-1])
         with torch.no_grad():
             tokens = self.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]
         value_BT = torch.minimum(
             *self.critic.net.values(tokens, now.sample(self.generator).weights)
         )
-        loss = masked_mean(strength * lacking_BT - value_BT / q_spread, batch.valid_BT)
+        loss = masked_mean(strength * lacking_BT - value_BT / q_std, batch.valid_BT)
         return (
-            loss + self.settings.cloning * cloning_loss(now, batch)
-            if self.settings.cloning
+            loss + self.settings.bc_coef * cloning_loss(now, batch)
+            if self.settings.bc_coef
             else loss
         )
 
     def state_dict(self) -> State:
         return {
-            "learners": {name: learner.state_dict() for name, learner in self.learners.items()},
+            "train_states": {
+                name: train_state.state_dict() for name, train_state in self.train_states.items()
+            },
             "generator": self.generator.get_state().numpy().copy(),
             "rng": self._rng.bit_generator.state,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: State) -> None:
-        for name, learner in self.learners.items():
-            learner.load_state_dict(state["learners"][name])
+        for name, train_state in self.train_states.items():
+            train_state.load_state_dict(state["train_states"][name])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._rng.bit_generator.state = state["rng"]
         self.updates = int(state["updates"])
@@ -278,11 +283,13 @@ def cloning_loss(policy: LogisticNormal, batch: EpisodeBatch) -> Tensor:
     return masked_mean((batch.action_BTK * ratio_BTK).sum(-1), valid_BT)
 
 
-def lambda_returns(batch: EpisodeBatch, value_BT: Tensor, discount: float, trace: float) -> Tensor:
+def lambda_returns(
+    batch: EpisodeBatch, value_BT: Tensor, discount: float, td_lambda: float
+) -> Tensor:
     """y (B, T); `value_BT` is the value at the moment after each."""
     following = torch.zeros_like(value_BT[:, 0])
     out = torch.empty_like(value_BT)
-    blend_BT = trace * nn.functional.pad(
+    blend_BT = td_lambda * nn.functional.pad(
         batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1)
     )  # the last has no return after it
     for t in reversed(range(value_BT.shape[1])):

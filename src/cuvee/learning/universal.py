@@ -38,21 +38,21 @@ World = tuple[ScalingLaws, tuple[Domain, ...]]
 @dataclass(frozen=True)
 class UniversalSettings:
     """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
-    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `moments` domain-moments. A share `real`
-    is of natures that real runs look like, where these are given. `caution` is the price of a nat, in gains relative to the
-    reference mixture's. `updates` of the actor, then `valuations` of the critics."""
+    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `timesteps` domain-moments. A share `real`
+    is of natures that real runs look like, where these are given. `kl_coef` is the price of a nat, in gains relative to the
+    reference mixture's. `updates` of the actor, then `critic_updates` of the critics."""
 
     updates: int = 2000
-    valuations: int = 150
-    moments: int = 12_000
+    critic_updates: int = 150
+    timesteps: int = 12_000
     sources: int = 48
     targets: int = 12
     pairs: float = 0.15
     shortest: int = 8
     longest: int = 80
     real: float = 0.75
-    caution: float = 0.15
-    rate: float = 1e-3
+    kl_coef: float = 0.15
+    lr: float = 1e-3
 
 
 class Worlds:
@@ -254,16 +254,16 @@ def learn_universal(
     settings: UniversalSettings,
     seed: int,
     observer: Callable[[int, dict[str, float]], None] | None = None,
-    natures: Sequence[WorldParams] = (),
+    world_params: Sequence[WorldParams] = (),
 ) -> HistoryPolicy:
-    """The policy. `natures` are those of real runs (`calibration`). `observer` is given the number of each update, and how far
+    """The policy. `world_params` are those of real runs (`calibration`). `observer` is given the number of each update, and how far
     above the reference mixture it ended."""
     policy, rng = HistoryPolicy("small", seed=seed), np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    actor = _Descent(policy.actor, settings.rate, settings.updates)
-    critic = _Descent(policy.critic, settings.rate, settings.valuations)
-    for number in range(settings.updates + settings.valuations):
-        worlds = draw_worlds(settings, rng, natures)
+    actor = _Descent(policy.actor, settings.lr, settings.updates)
+    critic = _Descent(policy.critic, settings.lr, settings.critic_updates)
+    for number in range(settings.updates + settings.critic_updates):
+        worlds = draw_worlds(settings, rng, world_params)
         count, domains = worlds.start_BK.shape
         senses = Senses.draw(count, domains, rng)
         if number < settings.updates:
@@ -275,7 +275,7 @@ def learn_universal(
             said = {
                 "above_reference": better.item(),
                 "strayed": strayed.item(),
-                "gradient": actor.step(settings.caution * strayed - better),
+                "gradient": actor.step(settings.kl_coef * strayed - better),
             }
         else:
             wrong = _valuation(policy, worlds, senses, rng, generator)
@@ -309,9 +309,9 @@ class _Descent:
 
 
 def draw_worlds(
-    settings: UniversalSettings, rng: np.random.Generator, natures: Sequence[WorldParams] = ()
+    settings: UniversalSettings, rng: np.random.Generator, world_params: Sequence[WorldParams] = ()
 ) -> Worlds:
-    """A batch of worlds of one size, a share `real` of them of `natures` if there are any."""
+    """A batch of worlds of one size, a share `real` of them of `world_params` if there are any."""
 
     def size(low: int, high: int) -> int:
         return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
@@ -319,15 +319,15 @@ def draw_worlds(
     intervals, sources, targets = size(settings.shortest, settings.longest), 1, 1
     if rng.random() >= settings.pairs:
         sources, targets = size(1, settings.sources), size(1, settings.targets)
-    count = int(np.clip(settings.moments / ((sources + targets) * intervals), 4, 32))
+    count = int(np.clip(settings.timesteps / ((sources + targets) * intervals), 4, 32))
 
-    def nature(seed: int) -> WorldParams:
-        if natures and rng.random() < settings.real:
-            return natures[seed % len(natures)]
+    def params(seed: int) -> WorldParams:
+        if world_params and rng.random() < settings.real:
+            return world_params[seed % len(world_params)]
         return WorldParams.draw(seed)
 
     seeds = rng.integers(2**31, size=count).tolist()
-    return Worlds([continual(sources, targets, seed, intervals, nature(seed)) for seed in seeds])
+    return Worlds([continual(sources, targets, seed, intervals, params(seed)) for seed in seeds])
 
 
 def _valuation(

@@ -29,13 +29,13 @@ from cuvee.policies.agent_policy import AgentPolicy
 AGENT: Mapping[str, Any] = {
     "updates": 4,
     "tau": 0.02,
-    "warmup": 4,
+    "learning_starts": 4,
     "batch_size": 32,
-    "actor_rate": 2e-3,
-    "critic_rate": 2e-3,
+    "actor_lr": 2e-3,
+    "critic_lr": 2e-3,
     "noise": 0.05,
-    "caution": 0.35,
-    "average": 0.005,
+    "kl_coef": 0.35,
+    "ema_rate": 0.005,
     "architecture": {"hidden": 32},
 }
 """For the few hundred decisions of one run. The paper's settings (`agents.ddpg.PAPER`) need tens of thousands."""
@@ -49,7 +49,7 @@ class ACODM:
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
     reward: Literal["gain", "alignment", "random"] = "gain"
-    warm_up: int = 4
+    warmup_intervals: int = 4
     smoothing: float = 0.9
     stride: int = 1
     values: Mapping[str, float] = field(default_factory=dict)
@@ -69,8 +69,8 @@ class ACODM:
             "ddpg",
             self.reward,
             vector=self.critic == "vector",
-            told=self.mode == "online",
-            warm_up=self.warm_up,
+            observe_reward=self.mode == "online",
+            warmup_intervals=self.warmup_intervals,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
             reward_settings={

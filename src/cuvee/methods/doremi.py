@@ -24,19 +24,21 @@ from cuvee.policies.group_dro import GroupDRO
 
 @dataclass(frozen=True)
 class DoReMi:
-    rate: float = 1.0
+    step_size: float = 1.0
     smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
         GroupDRO(
-            {}, self.rate, self.smoothing
+            {}, self.step_size, self.smoothing
         )  # refuses bad settings now and not when the run starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         reference, proxy = self._split(corpus, logged)
         if reference is None:
             return (Fixed(Mixture.uniform([domain.name for domain in corpus.domains])),)
-        return () if proxy else (GroupDRO(_final_losses(reference), self.rate, self.smoothing),)
+        return (
+            () if proxy else (GroupDRO(_final_losses(reference), self.step_size, self.smoothing),)
+        )
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         _, proxy = self._split(corpus, logged)

@@ -28,13 +28,13 @@ from cuvee.policies.agent_policy import AgentPolicy
 AGENT: Mapping[str, Any] = {
     "updates": 6,
     "tau": 0.02,
-    "warmup": 4,
+    "learning_starts": 4,
     "batch_size": 32,
-    "actor_rate": 1e-3,
-    "critic_rate": 1e-3,
-    "spread": 0.2,
-    "caution": 0.35,
-    "average": 0.005,
+    "actor_lr": 1e-3,
+    "critic_lr": 1e-3,
+    "std": 0.2,
+    "kl_coef": 0.35,
+    "ema_rate": 0.005,
     "architecture": {"hidden": 32},
 }
 """For the few hundred decisions of one run. The paper's settings (`agents.sac.PAPER`) need tens of thousands."""
@@ -49,7 +49,7 @@ class HDS:
     critic: Literal["vector", "scalar"] = "vector"
     weights: tuple[float, float, float] = (1.0, 0.1, 0.1)
     quality: str | Mapping[str, float] = "mtld"
-    warm_up: int = 4
+    warmup_intervals: int = 4
     smoothing: float = 0.9
     stride: int = 1
     values: Mapping[str, float] = field(default_factory=dict)
@@ -73,8 +73,8 @@ class HDS:
             "sac",
             "holistic",
             vector=self.critic == "vector",
-            told=self.mode == "online",
-            warm_up=self.warm_up,
+            observe_reward=self.mode == "online",
+            warmup_intervals=self.warmup_intervals,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
             reward_settings={

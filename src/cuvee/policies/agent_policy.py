@@ -21,6 +21,7 @@ from cuvee.agents.sac import SAC, SACSettings
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.renamed import unknown_settings
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
@@ -49,9 +50,11 @@ REWARDS: dict[str, type[Any]] = {
 
 
 class AgentPolicy:
-    """`vector`: a reward, and a critic's value, for each domain instead of one for all. `told`: the agent sees each domain's last
-    reward, and so learns within one run what its networks would need many for; frozen, it still has to be told. `warm_up` counts
-    intervals.
+    """`vector`: a reward, and a critic's value, for each domain instead of one for all.
+
+    `observe_reward`: the last reward of each domain is one of its features. The agent then learns within
+    one run what its networks would otherwise need many runs for. Such a policy needs the feature when
+    frozen, too. `warmup_intervals`: intervals at the start in which ODM acts.
 
     `agent_settings` and `reward_settings` are what the classes named by `agent` and `reward` take. All arguments are JSON values,
     so that a policy file can hold them.
@@ -63,8 +66,8 @@ class AgentPolicy:
         reward: str,
         *,
         vector: bool = False,
-        told: bool = False,
-        warm_up: int = 20,
+        observe_reward: bool = False,
+        warmup_intervals: int = 20,
         seed: int = 0,
         mode: Literal["learning", "frozen"] = "learning",
         agent_settings: Mapping[str, Any] | None = None,
@@ -78,8 +81,8 @@ class AgentPolicy:
             "agent": agent,
             "reward": reward,
             "vector": vector,
-            "told": told,
-            "warm_up": warm_up,
+            "observe_reward": observe_reward,
+            "warmup_intervals": warmup_intervals,
             "seed": seed,
             "agent_settings": dict(agent_settings or {}),
             "reward_settings": dict(reward_settings or {}),
@@ -88,7 +91,7 @@ class AgentPolicy:
         self._reward: RewardFunction = _construct(
             REWARDS[reward], self._settings["reward_settings"]
         )
-        self._warm_up = Exp3()
+        self._warmup = Exp3()
         self._agent: Any = None
         self._rewards: dict[str, float] = {}
         self._seen: tuple[Signals, Observation] | None = None
@@ -99,7 +102,9 @@ class AgentPolicy:
         """Frozen, a policy that is not told its rewards needs none, and so nothing is measured for one."""
         wanted = {
             probe.name: probe
-            for probe in (self._reward.probes if self._learning or self._settings["told"] else ())
+            for probe in (
+                self._reward.probes if self._learning or self._settings["observe_reward"] else ()
+            )
         }
         return tuple({**wanted, "weight_norms": WeightNorms()}.values())
 
@@ -137,26 +142,24 @@ class AgentPolicy:
         return self._seen[1]
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
-        if self._learning and len(so_far) < self._settings["warm_up"]:
+        if self._learning and len(so_far) < self._settings["warmup_intervals"]:
             start_K = np.exp(
                 observation.domains_KF[:, DOMAIN_FEATURES.index("value")].astype(np.float64)
             )
-            return Mixture.normalise(
-                so_far.names, self._warm_up.mixture(so_far).weights_K * start_K
-            )
+            return Mixture.normalise(so_far.names, self._warmup.mixture(so_far).weights_K * start_K)
         agent = self._agent_for(len(so_far.names))
         return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
 
     def learn(self, so_far: Trajectory) -> Metrics:
         if not self._learning:
-            self._tell(so_far, self._reward(so_far) if self._settings["told"] else None)
+            self._tell(so_far, self._reward(so_far) if self._settings["observe_reward"] else None)
             return {}
         decided, executed = self._decided, so_far.last_mixture
         assert decided is not None, "learn follows mixture"
         assert executed is not None, "learn follows mixture"
-        warming = len(so_far) <= self._settings["warm_up"]
+        warming = len(so_far) <= self._settings["warmup_intervals"]
         if warming:
-            self._warm_up.learn(so_far)
+            self._warmup.learn(so_far)
         metrics: dict[str, Any] = {"acted": "warm-up" if warming else self._settings["agent"]}
         reward = self._reward(so_far)
         if reward is None:
@@ -180,7 +183,7 @@ class AgentPolicy:
         }
 
     def _tell(self, so_far: Trajectory, reward: Reward | None) -> None:
-        if reward is not None and self._settings["told"]:
+        if reward is not None and self._settings["observe_reward"]:
             self._rewards = dict(zip(so_far.names, reward.vector_K.tolist(), strict=True))
 
     def _agent_for(self, K: int) -> Agent:
@@ -218,7 +221,7 @@ class AgentPolicy:
         return {
             "reward": self._reward.state_dict(),
             "rewards": dict(self._rewards),
-            "warm_up": self._warm_up.state_dict(),
+            "warmup": self._warmup.state_dict(),
             "domains": self._agent.shape.domains if self._agent else None,
             "agent": self._agent.state_dict() if self._agent else None,
         }
@@ -226,7 +229,7 @@ class AgentPolicy:
     def load_state_dict(self, state: State) -> None:
         self._reward.load_state_dict(state["reward"])
         self._rewards = dict(state["rewards"])
-        self._warm_up.load_state_dict(state["warm_up"])
+        self._warmup.load_state_dict(state["warmup"])
         self._seen = self._decided = None
         self._agent = None
         if state["domains"] is not None:
@@ -240,9 +243,7 @@ def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:
         known = {field.name for field in dataclasses.fields(type_)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise PolicyError(
-                f"{type_.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
+            raise PolicyError(unknown_settings(type_.__name__, unknown, known))
     try:
         return type_(
             **{

@@ -21,18 +21,18 @@ from cuvee.core.trajectory import Trajectory
 
 
 class GroupDRO:
-    """Starts uniform. `reference` holds ℓ_ref by name in nats per token; `rate` is η > 0, `smoothing` is c, in [0, 1)."""
+    """Starts uniform. `reference` holds ℓ_ref by name in nats per token; `step_size` is η > 0, `smoothing` is c, in [0, 1)."""
 
     probes: Sequence[Probe] = ()
 
     def __init__(
-        self, reference: Mapping[str, float], rate: float = 1.0, smoothing: float = 1e-3
+        self, reference: Mapping[str, float], step_size: float = 1.0, smoothing: float = 1e-3
     ) -> None:
-        if not rate > 0:
-            raise PolicyError(f"rate is {rate}: it must be above 0")
+        if not step_size > 0:
+            raise PolicyError(f"step_size is {step_size}: it must be above 0")
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-        self._reference, self._rate, self._smoothing = dict(reference), rate, smoothing
+        self._reference, self._step_size, self._smoothing = dict(reference), step_size, smoothing
         self._weights: dict[str, float] = {}
 
     def mixture(self, so_far: Trajectory) -> Mixture:
@@ -51,7 +51,7 @@ class GroupDRO:
         with np.errstate(
             divide="ignore"
         ):  # without smoothing a weight may come to 0, and stays there
-            logs_K = np.log(self.mixture(so_far).weights_K) + self._rate * excess_K
+            logs_K = np.log(self.mixture(so_far).weights_K) + self._step_size * excess_K
         raised_K = np.exp(logs_K - logs_K.max())
         smoothed_K = (1.0 - self._smoothing) * raised_K / raised_K.sum() + self._smoothing / len(
             names
@@ -60,7 +60,11 @@ class GroupDRO:
         return {"excess": dict(zip(names, excess_K.tolist(), strict=True))}
 
     def settings(self) -> dict[str, Any]:
-        return {"reference": self._reference, "rate": self._rate, "smoothing": self._smoothing}
+        return {
+            "reference": self._reference,
+            "step_size": self._step_size,
+            "smoothing": self._smoothing,
+        }
 
     def state_dict(self) -> State:
         return {"weights": dict(self._weights)}

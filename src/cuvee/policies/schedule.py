@@ -27,14 +27,14 @@ class Scheduled:
             raise PolicyError(
                 "a schedule has no points: give [progress, {domain: share, …}] at least once"
             )
-        moments = [float(progress) for progress, _ in points]
-        if moments != sorted(moments) or not all(
-            0 <= moment <= 1 for moment in moments
+        places = [float(progress) for progress, _ in points]
+        if places != sorted(places) or not all(
+            0 <= place <= 1 for place in places
         ):  # false for NaN too
             raise PolicyError(
-                f"the points of a schedule are at {moments}: they must rise within 0 and 1"
+                f"the points of a schedule are at {places}: they must rise within 0 and 1"
             )
-        self._moments = np.array(moments)
+        self._progress = np.array(places)
         self._mixtures = [
             Mixture.normalise(list(shares), list(shares.values())) for _, shares in points
         ]
@@ -42,12 +42,12 @@ class Scheduled:
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Raises `MixtureError` if a domain of the schedule is not in the run."""
         progress = so_far.last.progress
-        after = int(np.searchsorted(self._moments, progress, side="right"))
-        before, after = max(after - 1, 0), min(after, len(self._moments) - 1)
+        after = int(np.searchsorted(self._progress, progress, side="right"))
+        before, after = max(after - 1, 0), min(after, len(self._progress) - 1)
         first, second = (self._mixtures[i].to(so_far.names) for i in (before, after))
-        width = float(self._moments[after] - self._moments[before])
+        width = float(self._progress[after] - self._progress[before])
         share = (
-            float(np.clip((progress - self._moments[before]) / width, 0.0, 1.0))
+            float(np.clip((progress - self._progress[before]) / width, 0.0, 1.0))
             if width > 0
             else 0.0
         )
@@ -61,8 +61,8 @@ class Scheduled:
     def settings(self) -> dict[str, Any]:
         return {
             "points": [
-                [float(moment), mixture.as_dict()]
-                for moment, mixture in zip(self._moments, self._mixtures, strict=True)
+                [float(place), mixture.as_dict()]
+                for place, mixture in zip(self._progress, self._mixtures, strict=True)
             ]
         }
 

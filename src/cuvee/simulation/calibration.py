@@ -33,7 +33,7 @@ _FEWEST = 8
 class Likeness:
     """A nature and how far its world is from the logged runs; 1 is as far as one where mixtures make no difference."""
 
-    nature: WorldParams
+    params: WorldParams
     distance: float
 
 
@@ -63,8 +63,8 @@ class _Space:
         weights_NTK = np.stack([run.trajectory.weights_TK()[:, order] for run in runs])
         return cls(sources, len(domains) - sources, weights_NTK, fields_NT2)
 
-    def distance(self, nature: WorldParams, seed: int) -> float:
-        played_NT2 = self._play(nature, seed)
+    def distance(self, params: WorldParams, seed: int) -> float:
+        played_NT2 = self._play(params, seed)
         x_NT3, y_NT3 = (
             np.concatenate([one, one.mean(-1, keepdims=True)], -1)
             for one in (played_NT2, self.fields_NT2)
@@ -76,9 +76,9 @@ class _Space:
         level_3 = np.square(x_T3 - y_T3).mean(0) / y_NT3[:, -1].var(0)
         return float(apart_3.mean() + 0.1 * level_3.mean())
 
-    def _play(self, nature: WorldParams, seed: int) -> FloatArray:
+    def _play(self, params: WorldParams, seed: int) -> FloatArray:
         intervals = self.weights_NTK.shape[1]
-        laws, domains = continual(self.sources, self.targets, seed, intervals, nature)
+        laws, domains = continual(self.sources, self.targets, seed, intervals, params)
         weights_NTK = torch.from_numpy(self.weights_NTK[..., np.argsort(_by_size(domains))])
         is_target_K = np.array([domain.is_target for domain in domains])
         roles_K2 = torch.from_numpy(np.stack([~is_target_K, is_target_K], 1)).double()
@@ -107,9 +107,11 @@ def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list
             "(`cuvee search`), with question files"
         )
     drawn: list[int] = np.random.default_rng([seed, 5]).integers(2**31, size=draws).tolist()
-    natures, found = [(WorldParams.draw(one), one) for one in drawn], list[Likeness]()
+    world_params, found = [(WorldParams.draw(one), one) for one in drawn], list[Likeness]()
     for space in logged:
-        distances = [Likeness(nature, space.distance(nature, world)) for nature, world in natures]
+        distances = [
+            Likeness(params, space.distance(params, world)) for params, world in world_params
+        ]
         found += sorted(distances, key=lambda one: one.distance)[:keep]
     return found
 

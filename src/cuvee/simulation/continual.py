@@ -35,7 +35,7 @@ class WorldParams:
     """How fast transfer falls with distance on the sphere."""
     forgetting: tuple[float, float] = (0.1, 0.95)
     """Between which shares of what is known of a domain are forgotten over a run that never reads it."""
-    last_rate: float = 1.0
+    final_lr_ratio: float = 1.0
     """The learning rate at the end, relative to the beginning; it falls along a cosine."""
     learning: float = 1.0
     fading: float = 1.0
@@ -64,18 +64,18 @@ class WorldParams:
             begun=known * _log_uniform(rng, 0.003, 0.3),
             nearness=float(rng.uniform(1.5, 8.0)),
             forgetting=(1 - float(np.exp(-0.6 * decay)), 1 - float(np.exp(-1.5 * decay))),
-            last_rate=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
+            final_lr_ratio=float(rng.uniform(0.0, 0.2)) if rng.random() < 0.8 else 1.0,
             learning=float(rng.uniform(0.3, 1.2)),
             fading=float(rng.uniform(1.0, 4.0)),
             variety=float(rng.uniform(0.0, 1.0)),
         )
 
 
-def _paces(last_rate: float, intervals: int, power: float) -> tuple[float, ...]:
+def _paces(final_lr_ratio: float, intervals: int, power: float) -> tuple[float, ...]:
     """A power of the rate of each interval, relative to its mean."""
-    if last_rate == 1.0:
+    if final_lr_ratio == 1.0:
         return ()
-    rate_T = last_rate + (1 - last_rate) * 0.5 * (
+    rate_T = final_lr_ratio + (1 - final_lr_ratio) * 0.5 * (
         1 + np.cos(np.pi * (np.arange(intervals) + 0.5) / intervals)
     )
     return tuple((rate_T**power / (rate_T**power).mean()).tolist())
@@ -86,20 +86,20 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def continual(
-    sources: int, targets: int, seed: int, intervals: int = 20, nature: WorldParams | None = None
+    sources: int, targets: int, seed: int, intervals: int = 20, params: WorldParams | None = None
 ) -> tuple[ScalingLaws, tuple[Domain, ...]]:
     """Laws and domains, source domains first. Sizes, laws, transfer and forgetting are drawn from `seed`."""
-    nature = nature or WorldParams()
+    params = params or WorldParams()
     K, rng = sources + targets, np.random.default_rng([seed, sources, targets])
     is_target_K = np.arange(K) >= sources
     points_KD = rng.normal(size=(K, 5))
     points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
-    transfer_KK = np.exp(nature.nearness * (points_KD @ points_KD.T - 1))
+    transfer_KK = np.exp(params.nearness * (points_KD @ points_KD.T - 1))
     np.fill_diagonal(transfer_KK, 1.0)
     share_K = np.concatenate([rng.dirichlet(np.full(n, 2.0)) for n in (sources, targets)])
 
     def drawn(low: float, high: float) -> FloatArray:
-        middle, reach = 0.5 * (low + high), 0.5 * nature.variety * (high - low)
+        middle, reach = 0.5 * (low + high), 0.5 * params.variety * (high - low)
         return np.asarray(rng.uniform(middle - reach, middle + reach, K))
 
     laws = ScalingLaws(
@@ -107,13 +107,13 @@ def continual(
         scale_K=torch.from_numpy(np.exp(drawn(float(np.log(0.2)), float(np.log(4.0))))),
         exponent_K=torch.from_numpy(drawn(0.15, 0.6)),
         transfer_KK=torch.from_numpy(transfer_KK),
-        forgetting_K=torch.from_numpy(1 - (1 - drawn(*nature.forgetting)) ** (1 / intervals)),
-        start_K=torch.from_numpy(np.where(is_target_K, nature.begun, nature.known) * share_K + 1e4),
+        forgetting_K=torch.from_numpy(1 - (1 - drawn(*params.forgetting)) ** (1 / intervals)),
+        start_K=torch.from_numpy(np.where(is_target_K, params.begun, params.known) * share_K + 1e4),
         value_K=torch.ones(K, dtype=torch.float64),
         intervals=intervals,
-        pace_T=_paces(nature.last_rate, intervals, nature.learning),
-        fade_T=_paces(nature.last_rate, intervals, nature.fading),
-        interval=nature.budget
+        pace_T=_paces(params.final_lr_ratio, intervals, params.learning),
+        fade_T=_paces(params.final_lr_ratio, intervals, params.fading),
+        interval=params.budget
         / intervals,  # so that a run is one budget, however often it is re-weighted
     )
     loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)

@@ -15,20 +15,20 @@ def learning_rate(
     peak: float,
     schedule: Schedule,
     warmup_steps: int,
-    decay_share: float,
+    decay_ratio: float,
     min_ratio: float,
 ) -> float:
     """The rate of optimizer step `step` (0-based). Both schedules warm up linearly and end at `min_ratio · peak`.
 
     "cosine" (Loshchilov & Hutter, arXiv 1608.03983) falls from the end of the warm-up on; "wsd", warm-up, stable, decay
-    (Hu et al., arXiv 2404.06395), stays at the peak and falls linearly over the last `decay_share` of all steps.
-    The last step, `total_steps − 1`, is the one that runs at the minimum; with a `decay_share` of 0, "wsd" never falls.
+    (Hu et al., arXiv 2404.06395), stays at the peak and falls linearly over the last `decay_ratio` of all steps.
+    The last step, `total_steps − 1`, is the one that runs at the minimum; with a `decay_ratio` of 0, "wsd" never falls.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     last = total_steps - 1
     if schedule == "wsd":
-        begin = max(warmup_steps, last - round(decay_share * total_steps))
+        begin = max(warmup_steps, last - round(decay_ratio * total_steps))
         fall = _share(step, begin, last)
     else:
         fall = 0.5 * (1.0 - math.cos(math.pi * _share(step, warmup_steps, last)))

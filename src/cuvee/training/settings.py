@@ -29,15 +29,15 @@ class TrainerSettings:
     learning_rate: float = 1e-3
     min_lr_ratio: float = 0.1
     """The last step's rate as a share of the peak."""
-    warmup: float = 0.05
+    warmup_ratio: float = 0.05
     """Share of the steps over which the rate rises."""
     schedule: Schedule = "cosine"
-    decay_share: float = 0.2
+    decay_ratio: float = 0.2
     """Share of the steps over which "wsd" falls at the end."""
     weight_decay: float = 0.1
     """Decoupled, on weight matrices only: neither on norms and biases nor on embeddings."""
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """The largest global gradient norm."""
     precision: Precision = "auto"
     """"bf16" runs forward and backward under autocast with weights kept in float32. auto: bf16 on GPUs that have it."""
@@ -54,7 +54,14 @@ class TrainerSettings:
     """Of what is random inside a step (dropout)."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "sequence_length", "learning_rate", "clip", "interval")
+        positive = (
+            "steps",
+            "batch_size",
+            "sequence_length",
+            "learning_rate",
+            "max_grad_norm",
+            "interval",
+        )
         for name in positive:
             _require(name, value := getattr(self, name), 0 < value < math.inf, "greater than 0")
         for name in ("tokens", "micro_batch_size"):
@@ -63,7 +70,7 @@ class TrainerSettings:
             )
         for name in ("weight_decay", "validate_every", "validation_tokens", "seed"):
             _require(name, value := getattr(self, name), 0 <= value < math.inf, "0 or more")
-        for name in ("min_lr_ratio", "warmup", "decay_share"):
+        for name in ("min_lr_ratio", "warmup_ratio", "decay_ratio"):
             _require(name, value := getattr(self, name), 0 <= value <= 1, "between 0 and 1")
         _require(
             "sequence_length",
@@ -97,8 +104,8 @@ class TrainerSettings:
             total_steps=self.total_steps,
             peak=self.learning_rate,
             schedule=self.schedule,
-            warmup_steps=math.ceil(self.warmup * self.total_steps),
-            decay_share=self.decay_share,
+            warmup_steps=math.ceil(self.warmup_ratio * self.total_steps),
+            decay_ratio=self.decay_ratio,
             min_ratio=self.min_lr_ratio,
         )
 

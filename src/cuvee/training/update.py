@@ -28,7 +28,7 @@ class OptimizerStep:
         self.weights = {
             name: weight for name, weight in model.named_parameters() if weight.requires_grad
         }
-        self.clip = settings.clip
+        self.max_grad_norm = settings.max_grad_norm
         self._place_gradients()
         embeddings = {
             id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -80,7 +80,7 @@ class OptimizerStep:
 
     def apply(self, norm: torch.Tensor, learning_rate: float) -> None:
         """Clips to the largest global norm and changes the weights."""
-        self.buffer.mul_(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
+        self.buffer.mul_(torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()

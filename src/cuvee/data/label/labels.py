@@ -107,12 +107,12 @@ def label(
         try:
             with (
                 open_build_folder(hidden, stamp) as work,
-                WorkerPool(workers if way.parallel else 1) as crew,
+                WorkerPool(workers if way.parallel else 1) as pool,
             ):
                 rules = Rules(settings.text_column, settings.domain_column, settings.valid_share)
                 asked = Roles(tuple(sorted(table.items())), settings.targets)
                 task = LabelTask(way, rules, asked, settings.by_role, work, stamp)
-                _Labelling(found, settings, task, crew, report).run(work / "out", folder)
+                _Labelling(found, settings, task, pool, report).run(work / "out", folder)
         except OSError as error:
             raise CorpusError(
                 f"cannot write {folder}: {error.strerror or error}; mend that and run the same again to continue"
@@ -128,7 +128,7 @@ class _Labelling:
     sources: Sequence[TextSource]
     settings: LabelSettings
     task: LabelTask
-    crew: WorkerPool
+    pool: WorkerPool
     report: Progress
 
     def run(self, out: Path, folder: Path) -> None:
@@ -139,7 +139,7 @@ class _Labelling:
                 self.sources,
                 self.task.rules,
                 way.sample,
-                self.crew,
+                self.pool,
                 self._stage("reading a sample"),
             )
             self.report("finding topics", 0.0)
@@ -147,7 +147,7 @@ class _Labelling:
             write_atomic(work / "fitted", "")
             self.report("finding topics", 1.0)
         found = label_documents(
-            self.sources, self.task, self.crew, out, self._check, self._stage("labelling")
+            self.sources, self.task, self.pool, out, self._check, self._stage("labelling")
         )
         domains = sorted({domain for by_domain in found.counts.values() for domain in by_domain})
         if not found.counts.get("train"):
@@ -199,7 +199,7 @@ class _Labelling:
 
 
 def draw_sample(
-    sources: Sequence[TextSource], rules: Rules, wanted: int, crew: WorkerPool, progress: Any
+    sources: Sequence[TextSource], rules: Rules, wanted: int, pool: WorkerPool, progress: Any
 ) -> list[str]:
     """The beginnings of the `wanted` training documents of lowest hash, none twice: the same whatever the order of files."""
     lowest: list[tuple[int, str]] = []  # a heap, the highest hash on top
@@ -209,7 +209,7 @@ def draw_sample(
         for block in read_blocks(sources, rules.text_column, rules.domain_column):
             yield block, rules, -lowest[0][0] if len(lowest) == wanted else 1 << 64
 
-    for share, drawn in crew.map(_draw, calls()):
+    for share, drawn in pool.map(_draw, calls()):
         for rank, text in drawn:
             if rank not in held:
                 held.add(rank)

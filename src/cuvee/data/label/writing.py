@@ -140,7 +140,7 @@ class LabelProgress:
 def label_documents(
     sources: Sequence[TextSource],
     task: LabelTask,
-    crew: WorkerPool,
+    pool: WorkerPool,
     folder: Path,
     check: Callable[[Labelled], None],
     progress: Callable[[float], None],
@@ -163,7 +163,7 @@ def label_documents(
             yield block, task
 
     blocks = 0
-    for position, share, found, lines in crew.map(_label_block, calls()):
+    for position, share, found, lines in pool.map(_label_block, calls()):
         for key, part in lines.items():
             pending.setdefault(key, []).append(part)
         state.found.merge(found)

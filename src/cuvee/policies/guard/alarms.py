@@ -55,7 +55,7 @@ class AlarmSettings:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Timestep:
     """A decision and what came of it, as alarms are told. `signals` are the believable ones; `refused` says why the policy did
     not learn from them; `learns` is whether it has a state that could go wrong, unlike a mixture that a user wrote down."""
 
@@ -74,12 +74,12 @@ class Alarm(ABC):
         self.bad = 0
 
     @abstractmethod
-    def complaint(self, moment: Moment) -> str | None:
+    def complaint(self, timestep: Timestep) -> str | None:
         """What is wrong with this one decision."""
 
-    def update(self, moment: Moment) -> str | None:
+    def update(self, timestep: Timestep) -> str | None:
         """The complaint, once there were `patience` in a row."""
-        complaint = self.complaint(moment)
+        complaint = self.complaint(timestep)
         self.bad = self.bad + 1 if complaint else 0
         return (
             f"{complaint}; {self.bad} decisions in a row"
@@ -97,15 +97,15 @@ class Alarm(ABC):
 class Collapse(Alarm):
     name = "collapse"
 
-    def complaint(self, moment: Moment) -> str | None:
-        proposed = moment.proposed
-        if proposed is None or len(proposed) < 2 or not moment.learns:
+    def complaint(self, timestep: Timestep) -> str | None:
+        proposed = timestep.proposed
+        if proposed is None or len(proposed) < 2 or not timestep.learns:
             return None
         heaviest = int(proposed.weights_K.argmax())
         share = float(proposed.weights_K[heaviest])
         if self.settings.collapse is not None and share >= self.settings.collapse:
             return f"{proposed.names[heaviest]} gets {share:.4f} of the tokens"
-        domains, given = moment.signals.domains, proposed.as_dict()
+        domains, given = timestep.signals.domains, proposed.as_dict()
         targets = [domain.name for domain in domains if domain.is_target]
         if self.settings.starved is None or not targets:
             return None
@@ -122,12 +122,12 @@ class ValueDivergence(Alarm):
 
     name = "value_divergence"
 
-    def complaint(self, moment: Moment) -> str | None:
-        if moment.refused:
-            return f"learning was refused ({moment.refused})"
-        if rejected := moment.metrics.get("rejected"):
+    def complaint(self, timestep: Timestep) -> str | None:
+        if timestep.refused:
+            return f"learning was refused ({timestep.refused})"
+        if rejected := timestep.metrics.get("rejected"):
             return f"the agent refused what it was shown ({rejected})"
-        figures = moment.metrics.get("agent")
+        figures = timestep.metrics.get("agent")
         if not isinstance(figures, Mapping) or self.settings.value is None:
             return None
         for name, figure in figures.items():
@@ -153,8 +153,8 @@ class RunDivergence(Alarm):
         self.level: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
-    def complaint(self, moment: Moment) -> str | None:
-        signals, rises, weighed, tokens = moment.signals, {}, 0.0, 0
+    def complaint(self, timestep: Timestep) -> str | None:
+        signals, rises, weighed, tokens = timestep.signals, {}, 0.0, 0
         for k, name in enumerate(signals.names):
             if not signals.loss.present[k]:
                 continue
@@ -194,9 +194,9 @@ class Alarms:
             RunDivergence(settings),
         )
 
-    def update(self, moment: Moment) -> dict[str, str]:
+    def update(self, timestep: Timestep) -> dict[str, str]:
         """Why each alarm sounds, for those that do."""
-        said = {alarm.name: alarm.update(moment) for alarm in self._alarms}
+        said = {alarm.name: alarm.update(timestep) for alarm in self._alarms}
         return {name: why for name, why in said.items() if why}
 
     def calm(self) -> None:

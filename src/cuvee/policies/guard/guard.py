@@ -24,7 +24,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.guard.alarms import Alarms, Moment
+from cuvee.policies.guard.alarms import Alarms, Timestep
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
 from cuvee.policies.guard.limits import Limits, nearest_within, within_reach
 from cuvee.policies.guard.sanitizer import SignalSanitizer
@@ -152,8 +152,8 @@ class Guard:
         before = self._policy.state_dict()
         state = digest(before)
         metrics, refusal = self._teach(view, fault, before, state)
-        moment = Moment(view.last, self._proposed, metrics, refusal, learns=bool(before))
-        sounding = self._alarms.update(moment)
+        timestep = Timestep(view.last, self._proposed, metrics, refusal, learns=bool(before))
+        sounding = self._alarms.update(timestep)
         self._refused["proposals"] += self._proposed is None
         self._refused["lessons"] += refusal is not None
         self._change_over(len(so_far), sounding)

@@ -81,14 +81,14 @@ class HistoryEncoder:
         self._before: float | None = None
         self._read = TokensRead()
         self._first_loss: dict[str, float] = {}
-        self.moments = 0
+        self.timesteps = 0
 
     def observe(self, so_far: Trajectory) -> Observation:
         """(K, 9) features by domain and (10,) of the run at the newest moment, float32, each within ±3.
 
         Raises `PolicyError` if there are no source or no target domains, and then has not observed it.
         """
-        assert len(so_far) == self.moments, "each moment is observed once, in order"
+        assert len(so_far) == self.timesteps, "each moment is observed once, in order"
         now, domains = so_far.last, so_far.domains
         reference_K, source_K = reference_mixture(domains), role_shares(domains, "source")
         in_force = so_far.last_mixture
@@ -98,7 +98,7 @@ class HistoryEncoder:
             over="ignore", invalid="ignore"
         ):  # against a base score of almost nothing, absent
             said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
-        self._first, self.moments = first, self.moments + 1
+        self._first, self.timesteps = first, self.timesteps + 1
         self._read.add(now)
         drawn_K = self._read.of(now.names)
         observation = Observation(

@@ -219,8 +219,8 @@ class _Reading:
             self._begin()
         unread = (so_far,) if known == len(so_far) else islice(prefixes(so_far), known, None)
         try:
-            for moment in unread:
-                self._read(moment, actor)
+            for prefix in unread:
+                self._read(prefix, actor)
         except Exception:  # whatever it was, half of a history is none
             self._begin()
             raise

@@ -207,9 +207,9 @@ class ScoringSampler:
         """(K,) how much more of a domain there is to be than of another of its field."""
         return np.asarray(np.exp(self._character.taste * self._generator(0, K).normal(size=K)))
 
-    def _generator(self, *moment: int) -> np.random.Generator:
+    def _generator(self, *timestep: int) -> np.random.Generator:
         """Random numbers of one step, so that a run that goes on draws what it would have drawn."""
-        return np.random.default_rng([self._settings["seed"], self._settings["number"], *moment])
+        return np.random.default_rng([self._settings["seed"], self._settings["number"], *timestep])
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)

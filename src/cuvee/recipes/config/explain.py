@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cuvee.core.errors import nearest
+from cuvee.core.renamed import new_name
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
@@ -47,9 +48,10 @@ def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
         keys, section = _locate(problem["loc"], kind, content, problem["type"])
         if problem["type"] in _UNKNOWN:
             where = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
-            unknown.append(
-                f"unknown key {keys[-1]!r}{where}{nearest(keys[-1], _sections(section))}"
-            )
+            known = _sections(section)
+            new = new_name(keys[-1], known)
+            hint = f"; it is called {new!r} now" if new else nearest(keys[-1], known)
+            unknown.append(f"unknown key {keys[-1]!r}{where}{hint}")
         elif problem["type"] in _MISSING:
             wrong.setdefault(f"{'.'.join(keys)} is missing", [])
         else:

@@ -84,7 +84,7 @@ class DemoPlan:
     proxy: TrainerSettings = _PROXY
     proxies: int = 24
     agent: Mapping[str, Any] = field(
-        default_factory=lambda: {"clones": 150, "updates": 300, "judge_every": 75}
+        default_factory=lambda: {"bc_updates": 150, "updates": 300, "eval_every": 75}
     )
     continued: TrainerSettings = _CONTINUED
     methods: tuple[str, ...] = ("natural", "uniform", "target_only", "odm")

@@ -1,0 +1,186 @@
+"""Files of format 1, written by the code of commit 6999e59, are read under the names of today."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.agents.cql import CQLSettings
+from cuvee.core.errors import CheckpointError, ConfigError, PolicyError
+from cuvee.core.files import sha256_of
+from cuvee.core.renamed import AGENT, LEARN, TRAIN, new_name, upgrade
+from cuvee.core.state import load_state, save_state
+from cuvee.core.trajectory import Trajectory
+from cuvee.learning.history_learning import LearnSettings
+from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.policies.files import UNIVERSAL, load_policy, read_provenance, save_policy
+from cuvee.policies.guard.guard import Guard
+from cuvee.recipes.config.schema import TrainConfig, parse
+from cuvee.testing.policy import ScriptedTrainer, some_domains
+from cuvee.training.checkpoint import Checkpoints
+from cuvee.training.settings import TrainerSettings
+
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
+DECIDED = json.loads((FORMAT_1 / "decided.json").read_text())
+"""What the old code decided after loading each file: weights (T, K)."""
+
+
+def play(policy: Any, trainer: ScriptedTrainer, so_far: Trajectory | None = None) -> Trajectory:
+    so_far = so_far or Trajectory.start(trainer.start(policy.probes))
+    while not trainer.done:
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        policy.learn(so_far)
+    return so_far
+
+
+@pytest.mark.parametrize("name", ["sac", "group_dro"])
+def test_a_policy_of_format_1_decides_as_it_did(name: str, tmp_path: Path) -> None:
+    policy = load_policy(FORMAT_1 / name)
+    decided = play(policy, ScriptedTrainer(some_domains(3), 4)).weights_TK()
+    np.testing.assert_allclose(decided, DECIDED[name], rtol=1e-5)  # CPUs differ in the last bits
+    save_policy(tmp_path / name, load_policy(FORMAT_1 / name))
+    again = play(load_policy(tmp_path / name), ScriptedTrainer(some_domains(3), 4)).weights_TK()
+    assert (again == decided).all()
+    assert json.loads((tmp_path / name / "policy.json").read_text())["format"] == 2
+
+
+def test_settings_of_format_1_have_the_new_names() -> None:
+    policy = load_policy(FORMAT_1 / "sac")
+    assert isinstance(policy, AgentPolicy)
+    settings = policy.settings()
+    assert (settings["observe_reward"], settings["warmup_intervals"]) == (True, 3)
+    agent = settings["agent_settings"]
+    assert {name: agent[name] for name in ("learning_starts", "actor_lr", "kl_coef", "std")} == {
+        "learning_starts": 2,
+        "actor_lr": 1e-2,
+        "kl_coef": 0.1,
+        "std": 0.2,
+    }
+    assert agent.keys().isdisjoint(AGENT)
+    assert read_provenance(FORMAT_1 / "sac")["method"] == {"name": "x", "warm_up": 3}, "as written"
+
+
+def test_a_checkpoint_of_format_1_resumes() -> None:
+    found = Checkpoints(FORMAT_1 / "checkpoints").latest()
+    assert found
+    step, state = found
+    known = {field.name for field in dataclasses.fields(TrainerSettings)}
+    assert set(state["trainer"]["settings"]) <= known
+    agent = {
+        "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+        "learning_starts": 2,
+        "batch_size": 4,
+        "capacity": 8,
+        "actor_lr": 1e-2,
+        "critic_lr": 1e-2,
+        "kl_coef": 0.1,
+        "ema_rate": 0.05,
+    }
+
+    def guarded() -> Guard:
+        options: Any = {"vector": True, "observe_reward": True, "warmup_intervals": 3, "seed": 1}
+        return Guard(AgentPolicy("ddpg", "gain", agent_settings=agent, **options))
+
+    whole = play(guarded(), ScriptedTrainer(some_domains(3), 8))
+    np.testing.assert_allclose(whole.weights_TK()[step:], DECIDED["checkpoint"], rtol=1e-5)
+    trainer = ScriptedTrainer(some_domains(3), 8)
+    so_far = Trajectory.start(trainer.start(()))
+    for mixture in whole.mixtures[:step]:
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+    resumed = guarded()
+    resumed.load_state_dict(state["policy"])
+    decided = play(resumed, trainer, so_far).weights_TK()[step:]
+    np.testing.assert_allclose(decided, DECIDED["checkpoint"], rtol=1e-5)
+
+
+def test_the_state_of_a_course_of_learning_has_the_new_names() -> None:
+    old = {"judge_every": 5, "settle": 0, "trace": 0.9, "batch": 4, "actor_rate": 1e-3}
+    state = {"identity": {"settings": old}, "learner": {"learners": {}, "generator": None}}
+    upgraded = upgrade(state)
+    assert upgraded["learner"] == {"train_states": {}, "generator": None}
+    assert upgraded["identity"]["settings"] == {LEARN[key]: value for key, value in old.items()}
+
+
+def test_the_shipped_policy_has_the_weights_it_was_trained_with() -> None:
+    assert json.loads((UNIVERSAL / "policy.json").read_text())["format"] == 2
+    assert sha256_of(UNIVERSAL / "policy.safetensors").startswith("55593bd7050ed378")
+
+
+@pytest.mark.parametrize(
+    ("format_", "remedy"),
+    [(3, "upgrade cuvee"), (0, "use an earlier copy"), (None, "use an earlier copy")],
+)
+def test_other_formats_are_refused(format_: int | None, remedy: str, tmp_path: Path) -> None:
+    save_state(tmp_path / "s", {"step": 1})
+    file = tmp_path / "s" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": format_}))
+    hashes = tmp_path / "s" / "hashes.json"
+    known = json.loads(hashes.read_text())
+    hashes.write_text(json.dumps({**known, "state.json": sha256_of(file)}))
+    with pytest.raises(CheckpointError, match=f"reads formats 1 to 2: {remedy}"):
+        load_state(tmp_path / "s")
+
+
+def test_a_file_of_format_1_must_be_whole(tmp_path: Path) -> None:
+    shutil.copytree(FORMAT_1 / "sac", tmp_path / "sac")
+    text = (tmp_path / "sac" / "policy.json").read_text()
+    (tmp_path / "sac" / "policy.json").write_text(text.replace('"told"', '"tolt"'))
+    with pytest.raises(CheckpointError, match="altered"):
+        load_policy(tmp_path / "sac")
+
+
+# Old keys in configurations
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": {"clip": 1.0}}, "unknown key 'clip' in train; it is called 'max_grad_norm' now"),
+        (
+            {"train": {"warmup": 0.1}},
+            "unknown key 'warmup' in train; it is called 'warmup_ratio' now",
+        ),
+        (
+            {"method": {"name": "hds", "warm_up": 3}},
+            "unknown key 'warm_up' in hds; it is called 'warmup_intervals' now",
+        ),
+        (
+            {"method": {"name": "doremi", "rate": 0.5}},
+            "unknown key 'rate' in doremi; it is called 'step_size' now",
+        ),
+        (
+            {"method": {"name": "ac_odm", "agent": {"average": 0.1, "warmup": 4}}},
+            r"average \(it is called ema_rate now\), warmup \(it is called learning_starts now\)",
+        ),
+    ],
+)
+def test_an_old_key_is_refused_with_the_new_name(content: dict[str, Any], message: str) -> None:
+    def steered() -> None:
+        method = parse(TrainConfig, {"corpus": "c", **content}, "mine").method.build()
+        corpus: Any = None
+        play(method.commit(corpus, ()), ScriptedTrainer(some_domains(3), 5))
+
+    with pytest.raises((ConfigError, PolicyError), match=message):
+        steered()
+
+
+def test_an_old_setting_of_learning_is_refused_with_the_new_name() -> None:
+    with pytest.raises(ConfigError, match=r"judge_every \(it is called eval_every now\)"):
+        LearnSettings.of({"judge_every": 5})
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"), [(TRAIN, TrainerSettings), (AGENT, CQLSettings), (LEARN, LearnSettings)]
+)
+def test_every_new_name_is_a_key_of_today(names: dict[str, str], kind: type[Any]) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    assert set(names.values()) <= known
+    assert known.isdisjoint(names)
+    assert {old: new_name(old, known) for old in names} == names
