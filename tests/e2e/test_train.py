@@ -19,12 +19,12 @@ import yaml
 from cuvee.core.errors import ConfigError, CuveeError, ShardError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store.store import Store
-from cuvee.methods import METHODS
 from cuvee.policies.files import load_policy
 from cuvee.recipes.config.schema import TrainConfig, load
 from cuvee.recipes.progress.stopping import Stopped
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.train import train
+from registered import methods_that_steer_alone
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
@@ -179,14 +179,10 @@ def test_a_stopped_run_is_saved_and_goes_on(
     assert here(place, resume=True).trajectory == unbroken.trajectory
 
 
-_NEED_OPTIONS = {"given", "schedule"}
-_NEED_PROXIES = {"data_mixing_agent", "doremi", "regmix"}
 _AS_NATURAL = {"source_only", "target_only"}
 
 
-@pytest.mark.parametrize(
-    "method", sorted(set(METHODS) - _NEED_OPTIONS - _NEED_PROXIES - _AS_NATURAL - {"odm"})
-)
+@pytest.mark.parametrize("method", sorted({*methods_that_steer_alone()} - _AS_NATURAL - {"odm"}))
 def test_every_method_goes_on_as_if_it_had_not_been_stopped(place: Path, method: str) -> None:
     options = {"name": method, **({"warmup_intervals": 2} if method in ("ac_odm", "hds") else {})}
     overrides = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import PolicyError
+from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
@@ -161,7 +161,7 @@ def test_order_of_domains_does_not_matter_to_a_transformer() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(PolicyError, match="dqn"):
+    with pytest.raises(ConfigError, match="dqn"):
         AgentPolicy("dqn", "alignment")
     with pytest.raises(PolicyError, match="taw"):
         play(

@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from cuvee.core.errors import CheckpointError, CuveeError
 from cuvee.core.mixture import Mixture
+from cuvee.core.registry import POLICIES
 from cuvee.core.state import load_state, verify_folder
-from cuvee.policies.files import KINDS, load_policy, read_provenance, save_policy
+from cuvee.policies.files import load_policy, read_provenance, save_policy
 from cuvee.policies.fixed import Fixed
 
 DOCUMENTS: dict[str, str] = {
@@ -80,7 +81,7 @@ def test_a_table_of_hashes_that_names_other_files_is_refused_by_name(
 JUNK: list[Any] = [None, 1, "x", [1], {"a": 1}, {"mixture": [1]}, {"names": [1], "weights": "x"}]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "no such", None, [1], {"a": 1}])
+@pytest.mark.parametrize("kind", [*POLICIES.names(), "no such", None, [1], {"a": 1}])
 def test_a_policy_with_right_hashes_and_wrong_content_is_refused_by_name(
     tmp_path: Path, kind: Any
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuvee.core.errors import CuveeError, StoreError
+from cuvee.core.errors import CuveeError, PolicyError
 from cuvee.core.protocols import State
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.task import _pack, _unpack, build_task, task_of
@@ -110,5 +110,5 @@ def test_a_policy_that_no_file_could_hold_is_refused() -> None:
         def learn(self, so_far: Trajectory) -> State:
             return {}
 
-    with pytest.raises(StoreError, match="Own cannot be sent"):
+    with pytest.raises(PolicyError, match="Own cannot be saved"):
         task_of({}, Own(SHARES))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
 import pytest
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.protocols import Policy
+from cuvee.core.registry import METHODS
 from cuvee.core.trajectory import Run
 from cuvee.loop import run
-from cuvee.methods import METHODS
 from cuvee.methods.baselines.static import Given, SourceOnly, TargetOnly, Temperature
-from cuvee.policies.files import save_policy
-from cuvee.testing.policy import ScriptedTrainer
+from cuvee.policies.files import check_can_be_saved, load_policy, save_policy
+from cuvee.testing.policy import PolicySuite, ScriptedTrainer
+from registered import SPACE, Space, methods_that_steer_alone
 
-
-@dataclass(frozen=True)
-class Space:
-    domains: tuple[Domain, ...]
-
-
-SPACE = Space((Domain("web", 900), Domain("code", 100), Domain("math", 1000, role="target")))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +37,7 @@ SPACE = Space((Domain("web", 900), Domain("code", 100), Domain("math", 1000, rol
 def test_the_first_mixture_of_each_method(
     name: str, options: dict[str, object], expected: list[float]
 ) -> None:
-    method = METHODS[name](**options)
+    method = METHODS.get(name)(**options)
     assert tuple(method.propose(SPACE, ())) == ()
     so_far = run(ScriptedTrainer(SPACE.domains, intervals=1), method.commit(SPACE, ()))
     assert so_far.mixtures[0].weights_K == pytest.approx(expected)
@@ -62,22 +58,22 @@ def test_methods_refuse_what_they_cannot_do() -> None:
     with pytest.raises(ConfigError, match="tau"):
         Temperature(0.0)
     with pytest.raises(PolicyError, match="smoothing"):
-        METHODS["odm"](smoothing=2.0)
+        METHODS.get("odm")(smoothing=2.0)
 
 
 @pytest.mark.parametrize("name", ["ac_odm", "hds", "doge"])
 def test_learned_methods_learn_on_the_run_or_ask_for_a_proxy_first(name: str) -> None:
-    assert tuple(METHODS[name]().propose(SPACE, ())) == ()
-    proxy = METHODS[name](mode="proxy")
+    assert tuple(METHODS.get(name)().propose(SPACE, ())) == ()
+    proxy = METHODS.get(name)(mode="proxy")
     assert len(proxy.propose(SPACE, ())) == 1
     with pytest.raises(PolicyError, match="proxies first"):
         proxy.commit(SPACE, ())
     with pytest.raises(ConfigError, match="offline"):
-        METHODS[name](mode="offline")
+        METHODS.get(name)(mode="offline")
 
 
 def test_doge_commits_to_the_mean_of_its_proxys_path() -> None:
-    method = METHODS["doge"](mode="proxy", mu=1.0)
+    method = METHODS.get("doge")(mode="proxy", mu=1.0)
     (policy,) = method.propose(SPACE, ())
     logged = [Run("proxy", 0, {}, run(ScriptedTrainer(SPACE.domains), policy))]
     assert method.propose(SPACE, logged) == ()
@@ -92,7 +88,7 @@ def test_ac_odm_commits_to_the_frozen_actor_of_its_proxy(tmp_path: Path) -> None
         "learning_starts": 2,
         "batch_size": 4,
     }
-    method = METHODS["ac_odm"](mode="proxy", warmup_intervals=3, agent=small)
+    method = METHODS.get("ac_odm")(mode="proxy", warmup_intervals=3, agent=small)
     (policy,) = method.propose(SPACE, ())
     trajectory = run(ScriptedTrainer(SPACE.domains), policy)
     save_policy(tmp_path / "policy", policy)
@@ -104,3 +100,35 @@ def test_ac_odm_commits_to_the_frozen_actor_of_its_proxy(tmp_path: Path) -> None
     )
     other = tuple(Domain(f"x{k}", 100) for k in range(7))
     assert run(ScriptedTrainer(other), committed).weights_TK().shape == (12, 7)
+
+
+@pytest.mark.parametrize("name", methods_that_steer_alone())
+class TestEveryMethodThatSteersAlone:
+    def test_its_policy_keeps_what_every_policy_promises(self, name: str, tmp_path: Path) -> None:
+        class Suite(PolicySuite):
+            def make(self, domains: tuple[Domain, ...]) -> Policy:
+                return METHODS.get(name)().commit(Space(domains), ())
+
+        Suite().test_mixtures_are_over_the_domains_of_the_run()
+        Suite().test_the_same_history_gives_the_same_mixtures()
+        Suite().test_mixture_does_not_change_state()
+        Suite().test_metrics_are_json()
+        Suite().test_resumes_exactly_at_every_interval(tmp_path)
+
+    def test_its_policy_is_saved_and_loaded_with_what_it_has_learned(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        policy = METHODS.get(name)().commit(SPACE, ())
+        check_can_be_saved(policy)
+        so_far = run(ScriptedTrainer(SPACE.domains), policy)
+        save_policy(tmp_path / "policy", policy)
+        assert load_policy(tmp_path / "policy").mixture(so_far) == policy.mixture(so_far)
+
+
+def test_readme_lists_every_method_with_its_page() -> None:
+    listed: list[str] = []
+    for row in re.findall(r"^\| (`.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        names, _, page = row.split(" | ")
+        listed += re.findall(r"`(\w+)`", names)
+        assert (ROOT / re.findall(r"\((docs/methods/\w+\.md)", page)[0]).is_file()
+    assert sorted(listed) == METHODS.names()

@@ -12,10 +12,11 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, MixtureError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
+from cuvee.core.registry import POLICIES
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.exp3 import Exp3
-from cuvee.policies.files import load_policy, save_policy
+from cuvee.policies.files import check_can_be_saved, load_policy, save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
@@ -188,3 +189,32 @@ def test_policy_files_that_are_missing_or_altered_are_refused(tmp_path: Path) ->
     document.write_text(document.read_text().replace("0.9", "0.8"))
     with pytest.raises(CheckpointError, match="altered"):
         load_policy(tmp_path / "p")
+
+
+class Unregistered(Fixed):
+    pass
+
+
+class Forgetful(Fixed):
+    """Its settings lack what its constructor needs."""
+
+    def settings(self) -> dict[str, object]:
+        return {"shares": [0.5, 0.5]}
+
+
+class Stateful(Fixed):
+    """Its state holds what no file can."""
+
+    def state_dict(self) -> dict[str, object]:
+        return {"seen": {1, 2}}
+
+
+def test_a_policy_that_cannot_be_saved_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"d0": 0.5, "d1": 0.5}
+    with pytest.raises(PolicyError, match=r"Unregistered cannot be saved: .*@register_policy"):
+        check_can_be_saved(Guard(Unregistered(weights)))
+    for broken in (Forgetful, Stateful):
+        monkeypatch.setitem(POLICIES._parts, "broken", broken)
+        with pytest.raises(PolicyError, match="kind 'broken' cannot be saved and loaded"):
+            check_can_be_saved(broken(weights))
+    check_can_be_saved(Guard(Exp3()))

@@ -8,8 +8,8 @@ import pytest
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.registry import METHODS
 from cuvee.loop import run
-from cuvee.methods import METHODS
 from cuvee.policies.schedule import Scheduled
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer
 
@@ -28,7 +28,7 @@ class _Corpus:
 
 
 def _path(points: object, intervals: int = 4) -> list[float]:
-    policy = METHODS["schedule"](points=points).commit(_Corpus(), ())
+    policy = METHODS.get("schedule")(points=points).commit(_Corpus(), ())
     so_far = run(ScriptedTrainer(DOMAINS, intervals=intervals), policy)
     return [float(weight) for weight in so_far.weights_TK()[:, 0]]
 
@@ -56,4 +56,4 @@ def test_refuses_what_is_no_schedule() -> None:
     with pytest.raises(PolicyError, match="nan"):
         Scheduled([(0.0, {"web": 1}), (float("nan"), {"web": 1})])
     with pytest.raises(ConfigError, match="latin"):
-        METHODS["schedule"](points=[[0.0, {"latin": 1}]]).commit(_Corpus(), ())
+        METHODS.get("schedule")(points=[[0.0, {"latin": 1}]]).commit(_Corpus(), ())

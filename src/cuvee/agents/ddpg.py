@@ -39,6 +39,7 @@ from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import project
 from cuvee.core.arrays import FloatArray
 from cuvee.core.protocols import State
+from cuvee.core.registry import register_agent
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,11 @@ PAPER = DDPGSettings(
 )
 
 
+@register_agent("ddpg")
 class DDPG(ReplayAgent):
     """An `Agent` with a deterministic actor."""
 
+    settings_type = DDPGSettings
     settings: DDPGSettings
 
     def __init__(self, shape: Shape, settings: DDPGSettings | None = None, seed: int = 0) -> None:

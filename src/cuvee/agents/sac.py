@@ -36,6 +36,7 @@ from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.replay_agent import ReplayAgent, ReplaySettings
 from cuvee.agents.simplex import Dirichlet, Draw, LogisticNormal, SimplexPolicy
 from cuvee.core.arrays import FloatArray
+from cuvee.core.registry import register_agent
 
 _STD_RANGE = (0.02, 1.5)
 
@@ -79,9 +80,11 @@ class Temperature(nn.Module):
         self.log = nn.Parameter(torch.tensor(math.log(start)))
 
 
+@register_agent("sac")
 class SAC(ReplayAgent):
     """An `Agent` with a stochastic actor and twin critics."""
 
+    settings_type = SACSettings
     settings: SACSettings
 
     def __init__(self, shape: Shape, settings: SACSettings | None = None, seed: int = 0) -> None:

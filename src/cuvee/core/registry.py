@@ -62,7 +62,10 @@ class Registry:
         if name in self._plugins and name not in self._parts:
             self._load(self._plugins[name])
         if name not in self._parts:
-            raise ConfigError(f"no {self.kind} {name!r}{nearest(str(name), self.names())}")
+            raise ConfigError(
+                f"no {self.kind} {name!r}{nearest(name, self.names())} "
+                "(parts of your own are found if `plugins` lists their modules)"
+            )
         return self._parts[name]
 
     def name_of(self, part: type[Any]) -> str | None:

@@ -36,8 +36,7 @@ def save_state(
     """
     from safetensors.numpy import save_file
 
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    tree = _detach(state, "", arrays)
+    tree, arrays = detached(state)
 
     def fill(folder: Path) -> None:
         save_file(arrays, folder / f"{stem}.safetensors")
@@ -137,6 +136,12 @@ def digest(state: State) -> str:
 
     feed(state)
     return sha.hexdigest()
+
+
+def detached(state: State) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    """`state` as a JSON tree that refers to its arrays by path, and the arrays. Asserts that it holds nothing else."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    return _detach(state, "", arrays), arrays
 
 
 def _detach(node: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

@@ -71,6 +71,7 @@ class FleetOptions(TypedDict, total=False):
     lease_seconds: float
     threads: int
     together: int
+    plugins: tuple[str, ...]
     on_change: OnChange | None
 
 
@@ -107,6 +108,7 @@ class StoreFleet(ABC):
         lease_seconds: float = 60.0,
         threads: int = 1,
         together: int = 1,
+        plugins: tuple[str, ...] = (),
         on_change: OnChange | None = None,
     ) -> None:
         if workers < 1:
@@ -126,6 +128,7 @@ class StoreFleet(ABC):
             threads,
             together,
             workers,
+            plugins,
         )
         self._posts: list[_Post] = []
         self._interrupts = self._fruitless = 0

@@ -16,8 +16,8 @@ import numpy as np
 
 from cuvee.core.errors import CuveeError, StoreError
 from cuvee.core.protocols import Policy, Trainer
-from cuvee.policies.files import KINDS
-from cuvee.policies.guard.guard import Guard
+from cuvee.core.registry import POLICIES
+from cuvee.policies.files import check_can_be_saved, document_of
 
 MakeTrainer = Callable[[Mapping[str, Any], int], Trainer]
 """(proxy configuration, seed) → a fresh trainer. A function at the top of a module, since other processes import it."""
@@ -26,15 +26,13 @@ _DTYPES = frozenset({"<f4", "<f8", "<i4", "<i8", "|b1", "|u1", "<u2", "<u4", "<u
 
 
 def task_of(proxy: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
-    """Raises `StoreError` for a policy that a policy file could not hold either."""
-    bare: Any = policy.policy if isinstance(policy, Guard) else policy
-    kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
-    if kind is None:
-        raise StoreError(
-            f"{type(bare).__name__} cannot be sent to a worker; it knows policies of kind {', '.join(KINDS)}"
-        )
-    document = {"kind": kind, "settings": bare.settings(), "state": _pack(bare.state_dict())}
-    return {"proxy": dict(proxy), "policy": document}
+    """Raises `PolicyError` for a policy that a policy file could not hold either."""
+    check_can_be_saved(policy)
+    document = document_of(policy)
+    return {
+        "proxy": dict(proxy),
+        "policy": {**document, "state": _pack(document["state"])},
+    }
 
 
 def build_task(
@@ -43,7 +41,7 @@ def build_task(
     """Raises `CuveeError` for a task that this version cannot rebuild."""
     try:
         document = task["policy"]
-        policy: Policy = KINDS[document["kind"]](**document["settings"])
+        policy: Policy = POLICIES.get(document["kind"])(**document["settings"])
         policy.load_state_dict(_unpack(document["state"]))
         proxy = task["proxy"]
     except CuveeError:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from cuvee.core.protocols import Metrics, Policy, Trainer
+from cuvee.core.registry import import_plugins
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.attempts import AttemptCheckpoints
 from cuvee.fleet.journal import RunJournal
@@ -51,6 +52,8 @@ class Orders:
     """The most runs that it may train as one program, if a trial shows that to be faster."""
     workers: int = 1
     """How many its driver has."""
+    plugins: tuple[str, ...] = ()
+    """Modules of the driver's configuration that register parts; imported before any task is rebuilt. No task names a module."""
     idle_seconds: float = 0.5
 
 
@@ -92,6 +95,7 @@ def _work(orders: Orders, asked: Asked) -> None:
     """Ends after a failed attempt too, which may have left memory or a device in a bad state."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(orders.threads)
+    import_plugins(orders.plugins)
     name, most = worker_name(), orders.together
     with Store(Database(orders.address)) as store:
         while not asked(0.0):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.methods.learned import commit_learned
 from cuvee.policies.agent_policy import AgentPolicy
@@ -41,6 +42,7 @@ AGENT: Mapping[str, Any] = {
 """For the few hundred decisions of one run. The paper's settings (`agents.ddpg.PAPER`) need tens of thousands."""
 
 
+@register_method("ac_odm")
 @dataclass(frozen=True)
 class ACODM:
     """`values` is v by name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of
@@ -48,7 +50,7 @@ class ACODM:
 
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
-    reward: Literal["gain", "alignment", "random"] = "gain"
+    reward: str = "gain"
     warmup_intervals: int = 4
     smoothing: float = 0.9
     stride: int = 1

@@ -23,11 +23,13 @@ from typing import Any
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.feedback import FIELDS, Feedback
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 
 
+@register_method("data_mixing_agent")
 @dataclass(frozen=True)
 class DataMixingAgent:
     """`evaluation` names JSONL question files of the fields "general" and "target", `share` what asking them may cost of an

@@ -15,11 +15,13 @@ from typing import Literal
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.fixed import Fixed
 
 
+@register_method("doge")
 @dataclass(frozen=True)
 class DoGE:
     mode: Literal["online", "proxy"] = "online"

@@ -17,11 +17,13 @@ import numpy as np
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.group_dro import GroupDRO
 
 
+@register_method("doremi")
 @dataclass(frozen=True)
 class DoReMi:
     step_size: float = 1.0

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.methods.learned import commit_learned
 from cuvee.policies.agent_policy import AgentPolicy
@@ -40,6 +41,7 @@ AGENT: Mapping[str, Any] = {
 """For the few hundred decisions of one run. The paper's settings (`agents.sac.PAPER`) need tens of thousands."""
 
 
+@register_method("hds")
 @dataclass(frozen=True)
 class HDS:
     """`weights` are (w_a, w_q, w_s). `quality` names a score of the corpus's domains, or gives one by name. `values` is v by

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.exp3 import Exp3
 
 
+@register_method("odm")
 @dataclass(frozen=True)
 class ODM:
     smoothing: float = 0.9

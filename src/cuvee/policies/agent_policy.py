@@ -15,40 +15,21 @@ from typing import Any, Literal
 import numpy as np
 
 from cuvee.agents.base import Agent, Observation, Transition
-from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.agents.sac import SAC, SACSettings
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import AGENTS, REWARDS, register_policy
 from cuvee.core.renamed import unknown_settings
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.exp3 import Exp3
-from cuvee.policies.rewards import (
-    AlignmentReward,
-    GainReward,
-    HolisticReward,
-    RandomReward,
-    Reward,
-    RewardFunction,
-    values_of,
-)
+from cuvee.policies.rewards import Reward, RewardFunction, values_of
 from cuvee.probes.norms import WeightNorms
 
-AGENTS: dict[str, tuple[type[Any], type[Any]]] = {
-    "ddpg": (DDPG, DDPGSettings),
-    "sac": (SAC, SACSettings),
-}
-REWARDS: dict[str, type[Any]] = {
-    "gain": GainReward,
-    "alignment": AlignmentReward,
-    "holistic": HolisticReward,
-    "random": RandomReward,
-}
 
-
+@register_policy("agent")
 class AgentPolicy:
     """`vector`: a reward, and a critic's value, for each domain instead of one for all.
 
@@ -73,10 +54,7 @@ class AgentPolicy:
         agent_settings: Mapping[str, Any] | None = None,
         reward_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if agent not in AGENTS or reward not in REWARDS:
-            raise PolicyError(
-                f"no agent {agent!r} with reward {reward!r}: agents are {', '.join(AGENTS)}, rewards {', '.join(REWARDS)}"
-            )
+        AGENTS.get(agent)  # refuses an unknown name now and not when the run starts
         self._settings: dict[str, Any] = {
             "agent": agent,
             "reward": reward,
@@ -89,7 +67,7 @@ class AgentPolicy:
         }
         self._learning = mode == "learning"
         self._reward: RewardFunction = _construct(
-            REWARDS[reward], self._settings["reward_settings"]
+            REWARDS.get(reward), self._settings["reward_settings"]
         )
         self._warmup = Exp3()
         self._agent: Any = None
@@ -200,7 +178,7 @@ class AgentPolicy:
         return agent
 
     def _build(self, K: int) -> Any:
-        make, settings_type = AGENTS[self._settings["agent"]]
+        make = AGENTS.get(self._settings["agent"])
         settings = dict(self._settings["agent_settings"])
         settings["architecture"] = _construct(
             Architecture, {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
@@ -212,7 +190,7 @@ class AgentPolicy:
             vector=self._settings["vector"],
             reference=DOMAIN_FEATURES.index("value"),
         )
-        return make(shape, _construct(settings_type, settings), seed=self._settings["seed"])
+        return make(shape, _construct(make.settings_type, settings), seed=self._settings["seed"])
 
     def settings(self) -> dict[str, Any]:
         return {**self._settings, "mode": "learning" if self._learning else "frozen"}

@@ -20,9 +20,11 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 
 
+@register_policy("exp3")
 class Exp3:
     """`smoothing` is ξ, in [0, 1): the share of the old reward estimate that survives an interval."""
 

@@ -16,10 +16,12 @@ import numpy as np
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.rewards import AlignmentReward, valued_alignment, values_of
 
 
+@register_policy("exponentiated_alignment")
 class ExponentiatedAlignment:
     """Starts uniform. `mu` > 0: the larger, the slower. `values` as in `AlignmentReward`."""
 

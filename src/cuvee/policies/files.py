@@ -5,61 +5,29 @@ Names travel and indices do not: a policy file says nothing of the order in whic
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cuvee.core.errors import CuveeError, PolicyError
+from cuvee.core.errors import ConfigError, CuveeError, PolicyError
 from cuvee.core.protocols import Policy
-from cuvee.core.state import load_state, save_state
-from cuvee.policies.agent_policy import AgentPolicy
-from cuvee.policies.exp3 import Exp3
-from cuvee.policies.exponentiated import ExponentiatedAlignment
-from cuvee.policies.fixed import Fixed
-from cuvee.policies.group_dro import GroupDRO
+from cuvee.core.registry import POLICIES
+from cuvee.core.state import detached, load_state, save_state
 from cuvee.policies.guard.guard import Guard
-from cuvee.policies.history.policy import HistoryPolicy
-from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.policies.random_walk import RandomWalk
-from cuvee.policies.schedule import Scheduled
-
-KINDS: dict[str, type[Any]] = {
-    "fixed": Fixed,
-    "schedule": Scheduled,
-    "random_walk": RandomWalk,
-    "scoring_sampler": ScoringSampler,
-    "exp3": Exp3,
-    "exponentiated_alignment": ExponentiatedAlignment,
-    "group_dro": GroupDRO,
-    "agent": AgentPolicy,
-    "history": HistoryPolicy,
-}
-"""Every policy that can be saved. Each has `settings()`, which its constructor takes back."""
-
 
 UNIVERSAL = Path(__file__).parent / "universal"
 """The policy that ships with the package, see docs/methods/data_mixing_agent.md."""
 
 
 def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None = None) -> None:
-    """Writes `policy` without its guard, whose limits belong to the run it steered."""
-    bare: Any = policy.policy if isinstance(policy, Guard) else policy
-    kind = next((kind for kind, type_ in KINDS.items() if type(bare) is type_), None)
-    if kind is None:
-        raise PolicyError(
-            f"{type(bare).__name__} cannot be saved as a policy file; it knows {', '.join(KINDS)}"
-        )
-    document = {
-        "kind": kind,
-        "settings": bare.settings(),
-        "provenance": dict(provenance or {}),
-        "state": bare.state_dict(),
-    }
+    """Writes `policy` without its guard, because the guard's limits belong to the run."""
+    document = {**document_of(policy), "provenance": dict(provenance or {})}
     save_state(path, document, stem="policy")
 
 
 def load_policy(path: Path) -> Policy:
-    """Raises `PolicyError` or `CheckpointError` if `path` holds no complete, unaltered policy of a known kind."""
+    """Raises `PolicyError` or `CheckpointError` unless `path` holds a complete, unaltered policy of a registered kind."""
     document = _read(path)
     kind = _kind(path, document)
     try:
@@ -74,18 +42,55 @@ def load_policy(path: Path) -> Policy:
     return policy
 
 
+def document_of(policy: Policy) -> dict[str, Any]:
+    """Kind, settings and state of `policy`, without its guard: what files and tasks hold.
+
+    Raises `PolicyError` for a policy whose class is not registered.
+    """
+    bare: Any = policy.policy if isinstance(policy, Guard) else policy
+    kind = POLICIES.name_of(type(bare))
+    if kind is None:
+        raise PolicyError(
+            f'{type(bare).__name__} cannot be saved: register its class with @register_policy("name")'
+        )
+    if not hasattr(bare, "settings"):
+        raise PolicyError(
+            f"{type(bare).__name__} cannot be saved: it needs settings(), the arguments of its constructor as JSON"
+        )
+    return {"kind": kind, "settings": bare.settings(), "state": bare.state_dict()}
+
+
+def check_can_be_saved(policy: Policy) -> None:
+    """Saves `policy` to memory and loads it again. Call it before the first step of a run.
+
+    Raises `PolicyError` for a policy that a file could not hold: one that is not registered, or whose settings or state do not
+    survive.
+    """
+    document = document_of(policy)
+    try:
+        detached(document["state"])
+        settings = json.loads(json.dumps(document["settings"], allow_nan=False))
+        again = POLICIES.get(document["kind"])(**settings)
+        again.load_state_dict(document["state"])
+    except CuveeError:
+        raise
+    except Exception as error:
+        raise PolicyError(
+            f"a policy of kind {document['kind']!r} cannot be saved and loaded ({type(error).__name__}: {error}): settings() "
+            "must be JSON that its constructor accepts, and state_dict() must hold arrays and JSON values only"
+        ) from error
+
+
 def kind_of_policy(path: Path) -> type[Any]:
     """The class of the policy in `path`. Raises as `load_policy` does."""
     return _kind(path, _read(path))
 
 
 def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
-    kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise PolicyError(
-            f"{path} holds a policy of kind {kind!r}; this version knows {', '.join(KINDS)}"
-        )
-    return KINDS[kind]
+    try:
+        return POLICIES.get(str(document.get("kind")))
+    except ConfigError as error:
+        raise PolicyError(f"{path} holds a policy of an unknown kind: {error}") from error
 
 
 def read_provenance(path: Path) -> Mapping[str, Any]:

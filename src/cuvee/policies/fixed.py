@@ -7,9 +7,11 @@ from typing import Any
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 
 
+@register_policy("fixed")
 class Fixed:
     probes: Sequence[Probe] = ()
 

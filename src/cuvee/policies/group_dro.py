@@ -17,9 +17,11 @@ import numpy as np
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 
 
+@register_policy("group_dro")
 class GroupDRO:
     """Starts uniform. `reference` holds ℓ_ref by name in nats per token; `step_size` is η > 0, `smoothing` is c, in [0, 1)."""
 

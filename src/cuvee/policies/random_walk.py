@@ -15,11 +15,13 @@ import numpy as np
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 
 _LEAST = 1e-3  # of a uniform share: what a domain without any walks on from
 
 
+@register_policy("random_walk")
 class RandomWalk:
     """`step` is σ. The mixture is a function of settings and history alone."""
 

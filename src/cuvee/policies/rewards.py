@@ -26,6 +26,7 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
+from cuvee.core.registry import register_reward
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.probes.alignment import UNBIASED, GradientAlignment
@@ -97,6 +98,7 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
     )  # a domain that joined later counts
 
 
+@register_reward("gain")
 class GainReward:
     """How much a step on each domain lowers the valued loss, in units of what a step on the valued domains does on average.
 
@@ -145,6 +147,7 @@ class GainReward:
         self._smoothed = dict(state["smoothed"])
 
 
+@register_reward("alignment")
 class AlignmentReward:
     """AC-ODM's. `smoothing` is ξ; `values` as in `values_of`."""
 
@@ -194,6 +197,7 @@ class AlignmentReward:
         self._smoothed = dict(state["smoothed"])
 
 
+@register_reward("holistic")
 class HolisticReward:
     """HDS's three terms. `quality` names a score of the domains (`mtld` is measured when a corpus is built)."""
 
@@ -262,6 +266,7 @@ class HolisticReward:
         self._gain.load_state_dict(state)
 
 
+@register_reward("random")
 class RandomReward:
     """The ablation: the gain is measured, so that the cost is the same, and then noise of the same range is returned."""
 

@@ -10,9 +10,11 @@ import numpy as np
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 
 
+@register_policy("schedule")
 class Scheduled:
     """`points` are (progress from 0 to 1, shares by name), in order; between two the mixture is linear, outside constant.
 

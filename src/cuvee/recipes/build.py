@@ -11,6 +11,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
+from cuvee.policies.files import check_can_be_saved
 from cuvee.policies.guard.guard import Guard
 from cuvee.recipes.config.questions import ReadsFeedback
 from cuvee.recipes.config.schema import TrainConfig
@@ -47,7 +48,9 @@ def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
     config.guard.bounds(corpus.names)
     train = config.train
     interval = train.interval * train.batch_size * train.sequence_length
-    return Guard(_saved(config, corpus) or _commit(config, corpus), config.guard, interval)
+    policy = _saved(config, corpus) or _commit(config, corpus)
+    check_can_be_saved(policy)
+    return Guard(policy, config.guard, interval)
 
 
 def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
+from cuvee.core.registry import import_plugins
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy
@@ -190,6 +191,7 @@ def _work(run_id: str, config: TrainConfig, resume: bool, group: str, line: Conn
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     relay = _Relay(line)
     try:
+        import_plugins(config.plugins)
         train(config, resume=resume, observer=relay, group=group, stop=ToldToStop(line))
     except CuveeError as error:
         relay.say("failed", error)

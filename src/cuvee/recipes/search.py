@@ -279,6 +279,7 @@ def _fleet(
         "most_failed": config.most_failed,
         "together": config.together,
         "threads": config.threads,
+        "plugins": config.plugins,
         "on_change": on_change,
     }
     match config.engine:

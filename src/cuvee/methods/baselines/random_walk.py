@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.random_walk import RandomWalk as RandomWalkPolicy
 
 
+@register_method("random_walk")
 @dataclass(frozen=True)
 class RandomWalk:
     step: float = 0.2

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.schedule import Scheduled
 
 
+@register_method("schedule")
 @dataclass(frozen=True)
 class Schedule:
     """`points`: [[0.0, {web: 3, maths: 1}], [1.0, {web: 1, maths: 3}]]."""

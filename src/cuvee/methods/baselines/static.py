@@ -19,6 +19,7 @@ from cuvee.core.domain import Domain, Role, natural_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.fixed import Fixed
 
@@ -36,11 +37,13 @@ class Static:
         return Fixed(self.mixture_for(corpus.domains))
 
 
+@register_method("natural")
 @dataclass(frozen=True)
 class Natural(Static):
     """Every domain by its share of the tokens."""
 
 
+@register_method("uniform")
 @dataclass(frozen=True)
 class Uniform(Static):
     """Every domain alike."""
@@ -49,6 +52,7 @@ class Uniform(Static):
         return Mixture.uniform([domain.name for domain in domains])
 
 
+@register_method("temperature")
 @dataclass(frozen=True)
 class Temperature(Static):
     """Natural shares flattened by τ > 0."""
@@ -64,6 +68,7 @@ class Temperature(Static):
         return Mixture.normalise([domain.name for domain in domains], np.exp(log_K - log_K.max()))
 
 
+@register_method("source_only")
 @dataclass(frozen=True)
 class SourceOnly(Static):
     """The source domains by their share of the source's tokens; nothing of the target."""
@@ -76,6 +81,7 @@ class SourceOnly(Static):
         return _field(domains, "source")
 
 
+@register_method("target_only")
 @dataclass(frozen=True)
 class TargetOnly(Static):
     """The target domains by their share of the target's tokens; nothing of the source."""
@@ -95,6 +101,7 @@ def _field(domains: tuple[Domain, ...], role: Role) -> Mixture:
     )
 
 
+@register_method("given")
 @dataclass(frozen=True)
 class Given(Static):
     """Shares by name that need not sum to 1; a domain that is not named gets nothing."""

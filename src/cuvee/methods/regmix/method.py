@@ -28,6 +28,7 @@ from cuvee.core.epochs import allowed, check_epochs, largest_shares
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
+from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.methods.regmix.fit import FITS, Fitted, check_installed, fit
 from cuvee.methods.regmix.runs import FEWEST_RUNS, Objective, Table, check_objective
@@ -42,6 +43,7 @@ _BLOCK, _MOST_BLOCKS = 256, 64
 _SAME = 1e-9  # total variation between a proxy's mixture and what its run says that it was
 
 
+@register_method("regmix")
 @dataclass(frozen=True)
 class RegMix:
     """`proxies` is N. `objective`: the mean validation loss over domains; half the mean of the source's and half that of the

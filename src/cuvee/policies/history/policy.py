@@ -26,6 +26,7 @@ from cuvee.core.domain import Domain, divided_shares, natural_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
@@ -42,6 +43,7 @@ from cuvee.probes.evaluation_set import EvaluationSet
 _FALLBACK = ("target", "flatness", "shares")
 
 
+@register_policy("history")
 class HistoryPolicy:
     """All arguments are JSON values, so that a policy file can hold them.
 

@@ -26,6 +26,7 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
+from cuvee.core.registry import register_policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.history import heuristics
@@ -82,6 +83,7 @@ class Character:
         )
 
 
+@register_policy("scoring_sampler")
 class ScoringSampler:
     """Trajectory `number` of those that belong to `seed`. `mixture` is a function of settings and history alone.
 

@@ -31,8 +31,8 @@ from cuvee.core.errors import ConfigError, CuveeError, PolicyError, nearest
 from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
+from cuvee.core.registry import METHODS, import_plugins
 from cuvee.core.trajectory import Cost
-from cuvee.methods import METHODS
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
 from cuvee.recipes.config.explain import explain
@@ -42,13 +42,14 @@ from cuvee.training.settings import TrainerSettings
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _WHERE_NOT_WHAT = {"train": {"device", "compile", "seed"}}
 Anything = TypeVar("Anything", bound="RunConfig")
 
 
 class MethodChoice(BaseModel):
-    """`odm`, or `{name: odm, smoothing: 0.8, label: odm-fast}`: a method of `cuvee.methods.METHODS` with its options.
+    """`odm`, or `{name: odm, smoothing: 0.8, label: odm-fast}`: a registered method with its options.
 
     `label` is what the method is called in a comparison; it defaults to the name.
     """
@@ -81,9 +82,11 @@ class MethodChoice(BaseModel):
 
         Raises `ConfigError` if there is no method of that name, or if it has no such option.
         """
-        if self.name not in METHODS:
-            raise ConfigError(f"no method {self.name!r}{nearest(self.name, METHODS)}")
-        kind = METHODS[self.name]
+        kind = METHODS.get(self.name)
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(
+                f"the method {self.name!r} is no dataclass: add @dataclass(frozen=True)"
+            )
         seeded = (
             {"seed": seed}
             if any(field.name == "seed" for field in dataclasses.fields(kind))
@@ -183,6 +186,8 @@ class RunConfig(BaseModel):
     """What training and comparing have in common. Paths are relative to the working directory."""
 
     model_config = _STRICT
+    plugins: tuple[Module, ...] = ()
+    """Modules that register parts of your own. They are imported here and in every worker process."""
     corpus: Path
     """A folder that `cuvee corpus build` wrote."""
     model: str | dict[str, Any] = "llama-0.1m"
@@ -198,6 +203,15 @@ class RunConfig(BaseModel):
     """Intervals between checkpoints."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of each run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plug_in(cls, content: Any) -> Any:
+        """Before anything else is checked, so that the other keys may name what the plugins register."""
+        plugins = content.get("plugins") if isinstance(content, dict) else None
+        if isinstance(plugins, (list, tuple)):
+            import_plugins(name for name in plugins if isinstance(name, str))
+        return content
 
     def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What runs that may be compared have in common, as plain JSON: it decides what they compute."""
