@@ -55,8 +55,8 @@ from cuvee.policies.files import load_policy, read_provenance, save_policy
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.compare import compare
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig, parse
-from cuvee.recipes.learn import learn_from_search
 from cuvee.recipes.search import SearchConfig, logged_runs, run_proxies, search
+from cuvee.recipes.search import learn as learn_from_search
 from cuvee.recipes.train import train
 
 BATCH, LENGTH, INTERVALS = 32, 128, 20

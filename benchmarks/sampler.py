@@ -33,7 +33,7 @@ from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.policies.random_walk import RandomWalk
-from cuvee.report.trajectories import write_trajectories
+from cuvee.report.trajectories import trajectories_figure
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.simulator import ScalingLaws, Simulator
 
@@ -136,7 +136,7 @@ def main() -> None:
             drawn[f"{kind}, K = {K}"] = made
         show(K, found[str(K)])
     if options.out:
-        write_trajectories(options.out, drawn)
+        trajectories_figure(drawn).write_html(options.out)
     print(json.dumps(found))
 
 

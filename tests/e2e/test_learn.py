@@ -15,8 +15,7 @@ from cuvee.learning.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance
 from cuvee.recipes.config.schema import TrainConfig, load, parse
-from cuvee.recipes.learn import learn_from_search
-from cuvee.recipes.search import SearchConfig, run_proxies
+from cuvee.recipes.search import SearchConfig, learn, run_proxies
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
 
@@ -73,7 +72,7 @@ def test_from_nothing_to_a_steered_run(
 ) -> None:
     wanted = load(SearchConfig, config)
     with pytest.raises(StoreError, match="run the proxies first"):
-        learn_from_search(wanted)
+        learn(wanted)
     monkeypatch.setattr(
         sys, "argv", ["cuvee", "search", str(config), "--runs-only", "-q", "-w", "1"]
     )
@@ -121,11 +120,11 @@ def searched(config: Path) -> Path:
 
 def test_learned_again_with_other_settings(searched: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second")]
-    learn_from_search(load(SearchConfig, searched), folders[0])
+    learn(load(SearchConfig, searched), folders[0])
     other = load(
         SearchConfig, searched, ["method.agent.updates=1", "method.seed=7", "method.weight=0.4"]
     )
-    learn_from_search(other, folders[1])
+    learn(other, folders[1])
     said = [read_provenance(folder)["learning"] for folder in folders]
     assert [one["settings"]["updates"] for one in said] == [2, 1]
     assert [one["seed"] for one in said] == [0, 7], "the method's own where it has one"
@@ -140,17 +139,15 @@ def test_what_was_interrupted_with_other_settings_is_named(searched: Path, tmp_p
     wanted = load(SearchConfig, searched)
     working = wanted.out / "dma" / "learning"
     with pytest.raises(KeyboardInterrupt):
-        learn_from_search(wanted, tmp_path / "policy", interrupt)
+        learn(wanted, tmp_path / "policy", interrupt)
     with pytest.raises(PolicyError, match=f"{working} holds .* remove that folder"):
-        learn_from_search(load(SearchConfig, searched, ["method.weight=0.4"]), tmp_path / "policy")
-    learn_from_search(wanted, tmp_path / "policy")
+        learn(load(SearchConfig, searched, ["method.weight=0.4"]), tmp_path / "policy")
+    learn(wanted, tmp_path / "policy")
     assert not working.exists()
 
 
 def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> None:
-    made = learn_from_search(
-        load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy"
-    )
+    made = learn(load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy")
     assert made.verdict == (
         "Nobody has judged this policy, since no runs were held out. It steers all the same.",
     )
@@ -163,4 +160,4 @@ def test_methods_that_learn_otherwise_are_named(config: Path) -> None:
     content = yaml.safe_load(config.read_text())
     other = parse(SearchConfig, {**content, "method": "doge"}, "other")
     with pytest.raises(ConfigError, match="doge does not learn from logged runs"):
-        learn_from_search(other)
+        learn(other)

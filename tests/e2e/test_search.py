@@ -13,7 +13,7 @@ from cuvee.cli import main
 from cuvee.core.errors import ConfigError
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.store.store import Store
-from cuvee.policies.files import load_policy
+from cuvee.policies.files import load_policy, read_provenance
 from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.progress.fleet_watch import FleetStatus
 from cuvee.recipes.search import SearchConfig, make_trainer, plan, search
@@ -88,21 +88,31 @@ def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -
     assert search(wanted).is_dir()
 
 
-def test_runs_alone_are_learned_from_by_the_same_command(
+def test_runs_alone_are_learned_from_by_learn_and_by_the_same_command(
     config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = []
-    for options in (["--runs-only"], []):
-        monkeypatch.setattr(sys, "argv", ["cuvee", "search", str(config), "--quiet", *options])
+    learned = tmp_path / "learned"
+    for command in (["search", "--runs-only"], ["learn", "-o", str(learned)], ["search"]):
+        monkeypatch.setattr(sys, "argv", ["cuvee", *command, str(config), "--quiet"])
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code
         said.append(capsys.readouterr().out)
-    assert said[0] == "1 runs are done; the same command without --runs-only learns from them\n"
-    assert said[1].startswith(f"policy: {tmp_path / 'runs' / 'proxy' / 'policy'}")
+    assert said[0] == f"1 runs are done; `cuvee learn {config} -o policy/` learns from them\n"
+    searched = tmp_path / "runs" / "proxy" / "policy"
+    assert said[1].startswith(f"diagnostics: {learned / 'diagnostics.html'}\npolicy: {learned};")
+    assert said[2].startswith(f"policy: {searched}")
+    assert load_policy(learned).settings() == load_policy(searched).settings()
+    told = [read_provenance(folder) for folder in (learned, searched)]
+    assert [len(one.pop("learning")) for one in told] == [1, 1], "seconds"
+    assert told[0] == told[1]
+    assert len(told[0]["runs"]) == 1
+    assert told[0]["proxies"]["tokens"] > 0
+    assert "Logged runs" in (learned / "diagnostics.html").read_text()
 
 
 def test_after_a_change_the_old_proxies_that_wait_are_left_alone(

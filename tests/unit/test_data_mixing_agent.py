@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,12 +103,12 @@ def test_workers_elsewhere_find_the_questions(
 
 
 def test_it_learns_from_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def learn_policy(
-        runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int
-    ) -> tuple[Any, ...]:
-        return len(runs), feedback, settings.updates, seed
+    def learn(
+        runs: Sequence[Run], feedback: Feedback, settings: LearnSettings, seed: int, *_: Any
+    ) -> SimpleNamespace:
+        return SimpleNamespace(policy=(len(runs), feedback, settings.updates, seed))
 
-    monkeypatch.setattr("cuvee.learning.history_learning.learn_policy", learn_policy)
+    monkeypatch.setattr("cuvee.learning.history_learning.learn", learn)
     fleet, method = (
         Proxies(),
         DataMixingAgent(QUESTIONS, proxies=3, weight=0.2, agent={"updates": 9}, seed=4),

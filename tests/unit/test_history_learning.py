@@ -20,7 +20,6 @@ from cuvee.learning.history_learning import (
     LearnSettings,
     imagine,
     learn,
-    learn_policy,
 )
 from cuvee.loop import run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
@@ -181,10 +180,10 @@ def test_several_domain_spaces_are_judged_one_by_one() -> None:
 
 def test_too_few_runs_are_refused_and_bad_ones_named() -> None:
     with pytest.raises(PolicyError, match=r"7 of 7 runs .* at least 8"):
-        learn_policy(RUNS[:7], Feedback(), settings())
+        learn(RUNS[:7], Feedback(), settings())
     blind = [replace(one, trajectory=_without_feedback(one.trajectory)) for one in RUNS]
     with pytest.raises(PolicyError, match="0 of 12 runs"):
-        learn_policy(blind, Feedback(), settings())
+        learn(blind, Feedback(), settings())
 
 
 def _without_feedback(trajectory: Trajectory) -> Trajectory:

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.report.learning import Judged, SpaceView, alarms, write_diagnostics
+from cuvee.core.mixture import Mixture
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Trajectory
+from cuvee.report.learning import Judged, SpaceView, alarms, logged_spaces, write_diagnostics
 
 T, DOMAINS = 8, (Domain("web", 900), Domain("books", 100), Domain("maths", 50, "target"))
 RISING = np.stack([np.linspace(0.7, 0.3, T), np.full(T, 0.2), np.linspace(0.1, 0.5, T)], axis=1)
@@ -68,3 +71,25 @@ def test_the_page_holds_everything_and_escapes_what_it_was_told(tmp_path: Path) 
         r'(src|href)="https?:', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     )
     assert "Target share of the policy over a run, from 10% to 50%" in page
+
+
+def test_logged_runs_are_shown_by_domain_space_with_what_they_cover(tmp_path: Path) -> None:
+    domains = (Domain("web", 90, scores={"mtld": 70.0}), Domain("maths", 10, "target"))
+
+    def logged(share: float, intervals: int) -> Trajectory:
+        signals = [
+            Signals(domains, t, t / intervals, [0, 0], Measured.absent(2))
+            for t in range(intervals + 1)
+        ]
+        return Trajectory(signals, [Mixture(("web", "maths"), [1 - share, share])] * intervals)
+
+    spaces = logged_spaces([logged(0.1, 4), logged(0.3, 4), logged(0.5, 2)])
+    assert [space.name for space in spaces] == ["2 domains, 4 intervals", "2 domains, 2 intervals"]
+    assert spaces[0].figures["runs"] == "2"
+    assert spaces[0].coverage is not None
+    assert spaces[0].coverage.distance == pytest.approx(0.2)
+    assert spaces[1].figures == {"runs": "1"}, "one run covers nothing that could be compared"
+    page = write_diagnostics([], tmp_path / "page.html", "odm", {}, spaces, ["It is <good>."])
+    assert "2 domains, 4 intervals" in page.read_text()
+    assert "It is &lt;good&gt;." in page.read_text()
+    assert page.read_text().count('class="plot"') == 2

@@ -32,16 +32,15 @@ def learn(
     from rich.progress import Progress
 
     from cuvee.cli.display.console import console
+    from cuvee.recipes import search as recipe
     from cuvee.recipes.config.schema import load
-    from cuvee.recipes.learn import learn_from_search
-    from cuvee.recipes.search import SearchConfig
 
-    wanted = load(SearchConfig, config, overrides or ())
+    wanted = load(recipe.SearchConfig, config, overrides or ())
     if store is not None:
         wanted = wanted.model_copy(update={"store": store})
     try:
         with Progress(console=console(stderr=True), disable=quiet, transient=True) as progress:
-            done = learn_from_search(wanted, output, Shown(progress).show)
+            done = recipe.learn(wanted, output, Shown(progress).show)
     except KeyboardInterrupt:
         typer.secho("stopped; the same command goes on", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(130) from None

@@ -11,7 +11,7 @@ import typer
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
-    from cuvee.recipes.search import SearchConfig, SearchPlan
+    from cuvee.recipes.search import SearchPlan
 
 
 def search(
@@ -58,9 +58,7 @@ def search(
             on_change = None if quiet else view.show
             if runs_only:
                 runs = recipe.run_proxies(wanted, workers=workers, on_change=on_change)
-                said = _done(
-                    len(runs), wanted, shlex.join([str(config), *(overrides or ())]) + _at(store)
-                )
+                said = _done(len(runs), shlex.join([str(config), *(overrides or ())]) + _at(store))
             else:
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
                 said = f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
@@ -78,17 +76,10 @@ def _evidence(policy: Path) -> str:
     return f"{summary}\n" if summary else ""
 
 
-def _done(runs: int, config: SearchConfig, what: str) -> str:
-    from cuvee.recipes.learn import agent_of
-
+def _done(runs: int, what: str) -> str:
     if not runs:
         return "the method asks for no proxy runs"
-    how = (
-        f"`cuvee learn {what} -o policy/`"
-        if agent_of(config)
-        else "the same command without --runs-only"
-    )
-    return f"{runs} runs are done; {how} learns from them"
+    return f"{runs} runs are done; `cuvee learn {what} -o policy/` learns from them"
 
 
 def _at(store: str | None) -> str:

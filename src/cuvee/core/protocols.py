@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -81,6 +82,35 @@ class Method(Protocol):
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Return the policy for the target run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A policy, and what it was learned from as plain JSON.
+
+    `provenance` has at least `runs`, the ids, and `learning` with its `seconds`.
+    """
+
+    policy: Policy
+    provenance: Mapping[str, Any]
+
+
+@runtime_checkable
+class ResumableMethod(Method, Protocol):
+    """A method that learns for so long that an interruption must not cost what it has learned."""
+
+    def learn(
+        self,
+        corpus: Domains,
+        logged: Sequence[Run],
+        folder: Path | None = None,
+        observer: Callable[[Any], None] | None = None,
+    ) -> Lesson:
+        """Return what `commit` would, with its provenance.
+
+        Keeps its state in `folder`, and resumes from it. `observer` receives the progress.
+        """
         ...
 
 

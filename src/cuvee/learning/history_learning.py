@@ -22,7 +22,7 @@ import numpy as np
 from cuvee.agents.history import PRESETS, HistoryArchitecture
 from cuvee.agents.learning import digest, load_module, module_state
 from cuvee.core.errors import ConfigError, PolicyError
-from cuvee.core.protocols import State
+from cuvee.core.protocols import Lesson, State
 from cuvee.core.renamed import unknown_settings
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.learning.episodes import Episode
@@ -97,28 +97,18 @@ Observer = Callable[[LearnProgress], None]
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Lesson):
     """`trace` holds what each judgement said, by update; `judgements` the kept actor's, by space; `held_out` their runs' ids.
+    `feedback` and `settings` are those that it was learned with.
 
     "supported" under "support" of the provenance is null where nobody judged."""
 
     policy: HistoryPolicy
     trace: Sequence[Mapping[str, Any]]
     judgements: Mapping[str, Judgement]
-    provenance: Mapping[str, Any]
-    held_out: Sequence[str] = ()
-
-
-def learn_policy(
-    runs: Sequence[Run],
-    feedback: Feedback,
-    settings: LearnSettings,
-    seed: int = 0,
-    folder: Path | None = None,
-    observer: Observer | None = None,
-) -> HistoryPolicy:
-    """The policy alone; see `learn`."""
-    return learn(runs, feedback, settings, seed, folder, observer).policy
+    held_out: Sequence[str]
+    feedback: Feedback
+    settings: LearnSettings
 
 
 def learn(
@@ -291,7 +281,15 @@ class _Learning:
             },
             "support": support,
         }
-        return Learned(policy, self.trace, judgements, provenance, self.held_out)
+        return Learned(
+            policy=policy,
+            provenance=provenance,
+            trace=self.trace,
+            judgements=judgements,
+            held_out=self.held_out,
+            feedback=self.feedback,
+            settings=self.settings,
+        )
 
     def _fallback(self, judgements: Mapping[str, Judgement]) -> dict[str, Any] | None:
         """The best static mixture: by role, the mean over spaces, and by domain where all runs have the same ones."""

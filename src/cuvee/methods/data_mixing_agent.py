@@ -16,10 +16,10 @@ domains, where the published one is tied to 52 inputs; conservative Q-learning d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
@@ -27,6 +27,9 @@ from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.policies.feedback import FIELDS, Feedback
 from cuvee.policies.history.scoring_sampler import ScoringSampler
+
+if TYPE_CHECKING:
+    from cuvee.learning.history_learning import Learned, LearnProgress
 
 
 @register_method("data_mixing_agent")
@@ -89,9 +92,20 @@ class DataMixingAgent:
 
         Raises `PolicyError` if there is nothing to learn from.
         """
-        from cuvee.learning.history_learning import LearnSettings, learn_policy
+        return self.learn(corpus, logged).policy
 
-        return learn_policy(logged, Feedback(self.weight), LearnSettings.of(self.agent), self.seed)
+    def learn(
+        self,
+        corpus: Domains,
+        logged: Sequence[Run],
+        folder: Path | None = None,
+        observer: Callable[[LearnProgress], None] | None = None,
+    ) -> Learned:
+        """`commit`, which resumes in `folder` after an interruption."""
+        from cuvee.learning.history_learning import LearnSettings, learn
+
+        settings = LearnSettings.of(self.agent)
+        return learn(logged, Feedback(self.weight), settings, self.seed, folder, observer)
 
     def files(self) -> dict[str, list[str]]:
         """By their full paths: a worker elsewhere has another working directory."""

@@ -28,15 +28,12 @@ _DRAWS = 256
 _SCORED = 64
 
 
-def diagnose(
-    learned: Learned, runs: Sequence[Run], feedback: Feedback, quantile: float
-) -> list[SpaceView]:
+def diagnose(learned: Learned, runs: Sequence[Run]) -> list[SpaceView]:
     """One view for each domain space that was judged. Of `runs`, those count that the policy was learned from or judged by."""
     known = set(learned.provenance["runs"])
     logged = [run.trajectory for run in runs if run.id in known]
     return [
-        _view(name, judgement, learned, logged, feedback, quantile)
-        for name, judgement in learned.judgements.items()
+        _view(name, judgement, learned, logged) for name, judgement in learned.judgements.items()
     ]
 
 
@@ -45,10 +42,8 @@ def _view(
     judgement: Judgement,
     learned: Learned,
     logged: Sequence[Trajectory],
-    feedback: Feedback,
-    quantile: float,
 ) -> SpaceView:
-    path = judgement.path
+    path, feedback, quantile = judgement.path, learned.feedback, learned.settings.quantile
     walks = [
         walk
         for walk in logged

@@ -1,21 +1,20 @@
-"""`learn`: from the proxy runs of a search to a policy folder, with a page on what was learned. Resumes if interrupted."""
+"""From logged runs to a policy folder with a page: what `cuvee learn` does, and the second half of `cuvee search`."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from cuvee.core.errors import ConfigError, StoreError
-from cuvee.data.corpus.corpus import Corpus
-from cuvee.learning.history_learning import Learned, LearnProgress, LearnSettings, learn
-from cuvee.methods.data_mixing_agent import DataMixingAgent
-from cuvee.policies.feedback import Feedback
+from cuvee.core.protocols import Domains, Lesson, Method, Policy, ResumableMethod
+from cuvee.core.trajectory import Cost, Run
+from cuvee.learning.history_learning import Learned
 from cuvee.policies.files import save_policy
 from cuvee.recipes.diagnosis import diagnose
-from cuvee.recipes.search import SearchConfig, logged_runs
-from cuvee.report.learning import write_diagnostics
+from cuvee.report.learning import logged_spaces, write_diagnostics
 from cuvee.training.placement import computing_threads
 
 _UNJUDGED = "Nobody has judged this policy, since no runs were held out. It steers all the same."
@@ -23,59 +22,93 @@ _UNJUDGED = "Nobody has judged this policy, since no runs were held out. It stee
 
 @dataclass(frozen=True)
 class LearnResult:
-    """Folder of the policy, and what was learned."""
+    """The policy folder, the page in it, and the sentences in which the page sums up the policy."""
 
     folder: Path
     page: Path
     verdict: tuple[str, ...]
-    learned: Learned
 
 
-def learn_from_search(
-    config: SearchConfig,
-    out: Path | None = None,
-    observer: Callable[[LearnProgress], None] | None = None,
-) -> LearnResult:
-    """Learns from the runs that `cuvee search` with this configuration has done, and writes `out` (default: where the search
-    would). Raises `ConfigError` if its method learns nothing so, and `StoreError` if no run is done."""
-    method = agent_of(config)
-    if method is None:
-        raise ConfigError(
-            f"{config.method.label} does not learn from logged runs: `cuvee learn` is for data_mixing_agent; use `cuvee search`"
+class Learning:
+    """A method whose `commit` resumes after an interruption, and whose policy can be written with its page.
+
+    `working` is the folder in which a `ResumableMethod` keeps its state until `write` is done.
+    `observer` receives the progress of such a method.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        working: Path,
+        threads: int = 1,
+        observer: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._method, self._working = method, working
+        self._threads, self._observer = threads, observer
+        self._lesson: Lesson | None = None
+        self._logged: Sequence[Run] = ()
+        self._missing = 0
+
+    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
+        return self._method.propose(corpus, logged)
+
+    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """Learn from `logged`. Raises what the method raises if they are too few or of no use."""
+        self._logged = logged
+        self._missing = len(self._method.propose(corpus, logged))
+        with computing_threads(self._threads):
+            self._lesson = self._learn(corpus, logged)
+        return self._lesson.policy
+
+    def _learn(self, corpus: Domains, logged: Sequence[Run]) -> Lesson:
+        if isinstance(self._method, ResumableMethod):
+            return self._method.learn(corpus, logged, self._working, self._observer)
+        before = time.perf_counter()
+        policy = self._method.commit(corpus, logged)
+        seconds = time.perf_counter() - before
+        runs = [run.id for run in logged]
+        return Lesson(policy, {"runs": runs, "learning": {"seconds": seconds}})
+
+    def write(
+        self, folder: Path, title: str, provenance: Mapping[str, Any], cost: Cost
+    ) -> LearnResult:
+        """Write the policy and its page to `folder`. `cost` is that of all proxy runs, failed ones too."""
+        lesson = self._lesson
+        assert lesson is not None, "commit comes first"
+        said = {**lesson.provenance, **provenance, "proxies": asdict(cost)}
+        save_policy(folder, lesson.policy, said)
+        with computing_threads(self._threads):
+            views = diagnose(lesson, self._logged) if isinstance(lesson, Learned) else []
+        verdict = tuple(sentence for view in views for sentence in view.verdict)
+        page = write_diagnostics(
+            views,
+            folder / "diagnostics.html",
+            title,
+            self._facts(said),
+            logged_spaces([run.trajectory for run in self._logged]),
+            verdict=_summary(lesson) if not views else (),
         )
-    settings, corpus = LearnSettings.of(method.agent), Corpus.open(config.corpus)
-    runs = logged_runs(config)
-    if not runs:
-        group = config.group(corpus.fingerprint)
-        raise StoreError(
-            f"no run of {group!r} is done: run the proxies first with `cuvee search --runs-only`, with the same file"
-        )
-    folder = out or config.out / config.name / "policy"
-    working = config.out / config.name / "learning"
-    with computing_threads(config.threads):
-        learned = learn(runs, Feedback(method.weight), settings, method.seed, working, observer)
-        views = diagnose(learned, runs, Feedback(method.weight), settings.quantile)
-    provenance = {
-        "method": config.method.model_dump(mode="json"),
-        "corpus": corpus.fingerprint,
-        "seed": config.seed,
-    }
-    save_policy(folder, learned.policy, {**provenance, **learned.provenance})
-    facts = {
-        "Runs": f"{len(learned.provenance['runs'])}, {len(learned.held_out)} of them held out",
-        "Proxy tokens": f"{learned.provenance['proxies']['tokens']:,}",
-        "Learning": f"{learned.provenance['learning']['seconds']:.0f} s",
-        "Corpus": f"fingerprint {corpus.fingerprint[:12]}",
-    }
-    verdict = tuple(sentence for view in views for sentence in view.verdict)
-    if not views:
-        facts["Judgement"] = _UNJUDGED
-    page = write_diagnostics(views, folder / "diagnostics.html", config.name, facts)
-    shutil.rmtree(working, ignore_errors=True)
-    return LearnResult(folder, page, verdict or (_UNJUDGED,), learned)
+        shutil.rmtree(self._working, ignore_errors=True)
+        return LearnResult(folder, page, verdict or _summary(lesson))
+
+    def _facts(self, provenance: Mapping[str, Any]) -> dict[str, str]:
+        held_out = self._lesson.held_out if isinstance(self._lesson, Learned) else ()
+        runs = str(len(provenance["runs"]))
+        if held_out:
+            runs += f", {len(held_out)} of them held out"
+        if self._missing:
+            runs += f", {self._missing} missing"
+        return {
+            "Runs": runs,
+            "Proxy tokens": f"{provenance['proxies']['tokens']:,}",
+            "Learning": f"{provenance['learning']['seconds']:.0f} s",
+            "Corpus": f"fingerprint {provenance['corpus'][:12]}",
+        }
 
 
-def agent_of(config: SearchConfig) -> DataMixingAgent | None:
-    """The method, if it is one that learns from the logs of its proxies."""
-    method = config.method.build(config.seed)
-    return method if isinstance(method, DataMixingAgent) else None
+def _summary(lesson: Lesson) -> tuple[str, ...]:
+    """What the policy rests on, as far as it says."""
+    if isinstance(lesson, Learned):
+        return (_UNJUDGED,)
+    evidence = getattr(lesson.policy, "evidence", None) or {}
+    return (evidence["summary"],) if "summary" in evidence else ()

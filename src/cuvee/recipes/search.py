@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cuvee import loop
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
 from cuvee.core.trajectory import Cost, Run
@@ -23,7 +23,6 @@ from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.store import Store
-from cuvee.policies.files import save_policy
 from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config.schema import (
@@ -35,6 +34,7 @@ from cuvee.recipes.config.schema import (
     sha256_of_model,
     short_digest,
 )
+from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
@@ -217,20 +217,51 @@ def search(
     Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
     """
     with _opened(config, workers, on_change) as (corpus, fleet):
-        policy = loop.search(config.method.build(config.seed), corpus, fleet)
-        cost = fleet.spent()
-    folder = config.out / config.name / "policy"
-    save_policy(
-        folder,
-        policy,
-        {
-            "method": config.method.model_dump(mode="json"),
-            "corpus": corpus.fingerprint,
-            "seed": config.seed,
-            "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
-        },
-    )
-    return folder
+        learning = _learning(config, None)
+        loop.search(learning, corpus, fleet)
+        return _write(learning, config, None, corpus, fleet).folder
+
+
+def learn(
+    config: SearchConfig,
+    out: Path | None = None,
+    observer: Callable[[Any], None] | None = None,
+) -> LearnResult:
+    """Learns from the proxy runs that are done, and writes to `out` (default: where `search` would) what `search` would.
+
+    Resumes after an interruption. `observer` receives the progress of a method that takes long. Raises `ConfigError` if the
+    method needs no proxy runs, `StoreError` if none is done, and what the method raises if they are too few.
+    """
+    with _opened(config) as (corpus, fleet):
+        learning, logged = _learning(config, observer), fleet.load()
+        if not learning.propose(corpus, ()):
+            raise ConfigError(
+                f"{config.method.label} does not learn from logged runs: give it to `cuvee train` as its method"
+            )
+        if not logged:
+            raise StoreError(
+                f"no run of {config.group(corpus.fingerprint)!r} is done: run the proxies first with "
+                "`cuvee search --runs-only`, with the same file"
+            )
+        learning.commit(corpus, logged)
+        return _write(learning, config, out, corpus, fleet)
+
+
+def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> Learning:
+    working = config.out / config.name / "learning"
+    return Learning(config.method.build(config.seed), working, config.threads, observer)
+
+
+def _write(
+    learning: Learning, config: SearchConfig, out: Path | None, corpus: Corpus, fleet: StoreFleet
+) -> LearnResult:
+    provenance = {
+        "method": config.method.model_dump(mode="json"),
+        "corpus": corpus.fingerprint,
+        "seed": config.seed,
+    }
+    folder = out or config.out / config.name / "policy"
+    return learning.write(folder, config.name, provenance, fleet.spent())
 
 
 def run_proxies(

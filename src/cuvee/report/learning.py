@@ -12,9 +12,12 @@ import plotly.graph_objects as go
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.files import write_atomic
+from cuvee.core.trajectory import Trajectory
+from cuvee.learning.coverage import Coverage, coverage
 from cuvee.report.colours import DASHES, FAINT, INK, domain_colours, method_colour
 from cuvee.report.figures import add_stack, plain, style
 from cuvee.report.page import Panel, fill
+from cuvee.report.trajectories import trajectories_figure
 
 _WALKS = 120
 _FLAT = 0.003  # deviations of a return that one interval must decide about at least, or nothing was learned of it
@@ -56,6 +59,48 @@ class SpaceView:
         )
 
 
+@dataclass(frozen=True)
+class LoggedSpace:
+    """The logged runs of one domain space and one length. `coverage` is None for a single run."""
+
+    domains: tuple[Domain, ...]
+    trajectories: tuple[Trajectory, ...]
+    coverage: Coverage | None
+
+    @property
+    def name(self) -> str:
+        return f"{len(self.domains)} domains, {len(self.trajectories[0])} intervals"
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What the runs cover, as rows of a table."""
+        found, count = self.coverage, len(self.trajectories)
+        if found is None:
+            return {"runs": str(count)}
+        return {
+            "runs": str(count),
+            "distance between two runs (mean total variation at the same time)": f"{found.distance:.3f}",
+            "distance of their target shares": f"{found.target_distance:.3f}",
+            "distance of their source parts": f"{found.source_distance:.3f}",
+            "change from one interval to the next (mean total variation)": f"{found.change:.3f}",
+            "domains that a run gives twice their natural share": f"{found.emphasised:.0%}",
+            "domains that any run gives twice their natural share": f"{found.ever_emphasised:.0%}",
+            "entropy of mixtures over ln K, 5 % to 95 %": "{:.2f} to {:.2f}".format(*found.entropy),
+        }
+
+
+def logged_spaces(trajectories: Sequence[Trajectory]) -> list[LoggedSpace]:
+    """Groups finished trajectories by domains and number of intervals."""
+    spaces: dict[object, list[Trajectory]] = {}
+    for one in trajectories:
+        if len(one):
+            spaces.setdefault((one.names, len(one)), []).append(one)
+    return [
+        LoggedSpace(found[0].domains, tuple(found), coverage(found) if len(found) > 1 else None)
+        for found in spaces.values()
+    ]
+
+
 def alarms(view: SpaceView) -> list[str]:
     """What a person should look into: flat Q, collapse to a domain, a policy that is constant."""
     found = []
@@ -80,17 +125,45 @@ def alarms(view: SpaceView) -> list[str]:
 
 
 def write_diagnostics(
-    views: Sequence[SpaceView], path: Path | str, title: str, facts: Mapping[str, str] | None = None
+    views: Sequence[SpaceView],
+    path: Path | str,
+    title: str,
+    facts: Mapping[str, str] | None = None,
+    logged: Sequence[LoggedSpace] = (),
+    verdict: Sequence[str] = (),
 ) -> Path:
-    """Writes the page about a policy that was learned in one or more domain spaces, and returns its path."""
+    """Writes the page about a policy, and returns its path.
+
+    `views` are the domain spaces in which it was judged, `logged` the runs that it was learned from, and `verdict` sums up a
+    policy that has no views.
+    """
     sections = [(view, alarms(view), _panels(view, number)) for number, view in enumerate(views)]
+    spaces = [(space, _logged_panel(space, number)) for number, space in enumerate(logged)]
     panels = [panel for *_, own in sections for panel in own.values()]
-    title = f"{title}: the learned policy"
-    page = fill("learning.html", title, facts or {}, panels, sections=sections, legend=legend_of)
+    panels += [panel for _, panel in spaces]
+    page = fill(
+        "learning.html",
+        f"{title}: the learned policy",
+        facts or {},
+        panels,
+        sections=sections,
+        spaces=spaces,
+        summary=verdict,
+        legend=domain_colours,
+    )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)
     return target
+
+
+def _logged_panel(space: LoggedSpace, number: int) -> Panel:
+    return Panel(
+        f"logged-{number}",
+        space.name,
+        f"Mixtures over progress of {len(space.trajectories)} logged runs",
+        trajectories_figure({"": space.trajectories}),
+    )
 
 
 def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
@@ -282,8 +355,3 @@ def _heuristic_figure(view: SpaceView) -> go.Figure:
 
 def _over_progress(figure: go.Figure) -> None:
     figure.update_xaxes(title_text="share of the budget", tickformat=".0%", range=[0, 1])
-
-
-def legend_of(view: SpaceView) -> dict[str, str]:
-    """Colours by domain name."""
-    return domain_colours(view.domains)

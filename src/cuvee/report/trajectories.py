@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cuvee.core.errors import ConfigError
-from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Trajectory
 from cuvee.report.colours import FAINT, INK
 from cuvee.report.figures import add_stack, plain, style
@@ -28,7 +26,7 @@ def trajectories_figure(
     columns = 1 + min(stacks, max(map(len, collections.values())))
     numbers = [*(f", no. {number}" for number in range(columns - 1))]
     titles = [
-        plain(f"{label}{ending}")
+        plain(f"{label}{ending}" if label else ending.lstrip(":, "))
         for label in collections
         for ending in (": target share", *numbers)
     ]
@@ -57,23 +55,12 @@ def trajectories_figure(
                 col=column,
             )
     style(figure, "", height=60 + 240 * len(collections))
-    figure.update_layout(margin_t=40, width=300 * columns)
+    figure.update_layout(margin_t=40)
     figure.update_annotations(font_size=12)
     figure.update_xaxes(tickformat=".0%", title_text=None, range=[0, 1])
     figure.update_xaxes(title_text="progress", row=len(collections))
     figure.update_yaxes(tickformat=".0%", range=[0, 1])
     return figure
-
-
-def write_trajectories(
-    path: Path | str, collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3
-) -> Path:
-    """The figure as a page that needs nothing else."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure = trajectories_figure(collections, stacks)
-    write_atomic(target, figure.to_html(config={"displayModeBar": False}, include_plotlyjs=True))
-    return target
 
 
 def _add_shares(figure: go.Figure, made: Sequence[Trajectory], row: int) -> None:

@@ -42,10 +42,9 @@ from cuvee.recipes.demo.plan import (
     store,
 )
 from cuvee.recipes.demo.questions import write_questions
-from cuvee.recipes.learn import learn_from_search
 from cuvee.recipes.progress.fleet_watch import FleetStatus
 from cuvee.recipes.progress.watch import Observer
-from cuvee.recipes.search import SearchConfig, run_proxies
+from cuvee.recipes.search import SearchConfig, learn, run_proxies
 from cuvee.recipes.train import train
 from cuvee.report.page import write_report
 from cuvee.report.words import amount, duration
@@ -151,7 +150,7 @@ def _agent(folder: Path, search: SearchConfig, workers: int, view: DemoView) -> 
     view.stage(5, STAGES[4])
     policy = folder / "agent"
     if not _learned_from(policy, {run.id for run in proxies}):
-        learn_from_search(search, policy, view.learning)
+        learn(search, policy, view.learning)
     view.learned(_verdict(read_provenance(policy)))
     return policy
 
