@@ -100,7 +100,7 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment_text, "text_domains", lambda: domains)
 
 
-def interrupt(*_: object) -> Path:
+def interrupt(*_: object, **__: object) -> Path:
     raise KeyboardInterrupt
 
 
