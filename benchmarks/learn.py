@@ -36,7 +36,7 @@ from cuvee.learning.history_learning import LearnSettings, learn
 from cuvee.learning.offline import OfflineLearner
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
-from cuvee.policies.history.encoder import HISTORY_FEATURES, HISTORY_GLOBALS
+from cuvee.policies.history.features import HISTORY_FEATURES, HISTORY_GLOBALS
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.simulator import Simulator

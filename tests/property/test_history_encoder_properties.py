@@ -16,11 +16,10 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.history.encoder import (
-    HISTORY_FEATURES,
-    HISTORY_GLOBALS,
     HistoryEncoder,
     encode_trajectory,
 )
+from cuvee.policies.history.features import HISTORY_FEATURES, HISTORY_GLOBALS
 
 EXTREMES = np.array([0.0, 1e-300, 1e-6, 1.0, 12.0, 1e6, 1e300])
 

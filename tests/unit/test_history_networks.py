@@ -8,7 +8,7 @@ import torch
 from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic
 from cuvee.agents.learning import seeded
 from cuvee.core.errors import PolicyError
-from cuvee.policies.history.encoder import HISTORY_FEATURES, HISTORY_GLOBALS
+from cuvee.policies.history.features import HISTORY_FEATURES, HISTORY_GLOBALS
 
 F, G = len(HISTORY_FEATURES), len(HISTORY_GLOBALS)
 

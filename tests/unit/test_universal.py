@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from cuvee.agents.base import Observation
 from cuvee.agents.history import HistoryActor, HistoryArchitecture
 from cuvee.agents.learning import seeded
 from cuvee.core.errors import ConfigError
+from cuvee.core.views import prefixes
 from cuvee.learning.universal import (
     Senses,
     UniversalSettings,
@@ -22,6 +24,8 @@ from cuvee.learning.universal import (
 )
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
+from cuvee.policies.history.encoder import HistoryEncoder
+from cuvee.policies.history.features import Timestep
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.simulation.continual import WorldParams, continual, feedback_gain
 from cuvee.simulation.simulator import ScalingLaws, Simulator
@@ -172,3 +176,31 @@ def test_a_rate_that_falls_moves_less_at_the_end() -> None:
     assert worse_if_read_early(laws) < worse_if_read_early(constant), (
         "what is read last counts for less"
     )
+
+
+def test_the_features_of_a_batch_are_exactly_those_that_an_encoder_observes() -> None:
+    """One run is encoded timestep by timestep; the same facts as a batch give the same bits."""
+    laws, domains = continual(3, 2, 0, 6, WorldParams.draw(0))
+    policy = wild(3)
+    policy.probes = (Asked(),)
+    steered = run(Simulator(laws, seed=0, domains=domains), policy)
+    encoder, timesteps, observed = HistoryEncoder(Feedback()), list[Timestep](), list[Observation]()
+    original = Timestep.domain_features
+
+    def keep(timestep: Timestep) -> torch.Tensor:
+        timesteps.append(timestep)
+        return original(timestep)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Timestep, "domain_features", keep)
+        observed += [encoder.observe(so_far) for so_far in prefixes(steered)]
+    batch = Timestep(
+        **{
+            part.name: torch.stack([getattr(one, part.name) for one in timesteps])
+            for part in fields(Timestep)
+        }
+    )
+    domains_TKF, globals_TG = batch.domain_features().float(), batch.run_features().float()
+    assert domains_TKF.shape == (7, 5, 9)
+    assert (domains_TKF.numpy() == np.stack([one.domains_KF for one in observed])).all()
+    assert (globals_TG.numpy() == np.stack([one.globals_G for one in observed])).all()

@@ -26,12 +26,14 @@ from torch.nn.functional import huber_loss
 from cuvee.agents.history import Past
 from cuvee.core.domain import Domain, available_K, natural_K
 from cuvee.policies.history.encoder import reference_mixture
+from cuvee.policies.history.features import Timestep
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.simulation.continual import WorldParams, continual
 from cuvee.simulation.laws import Laws
 from cuvee.simulation.simulator import ScalingLaws
 
+_LEAST_LOSS = 0.1  # nats; noise may measure a first loss below 0, which nothing can be relative to
 World = tuple[ScalingLaws, tuple[Domain, ...]]
 
 
@@ -123,75 +125,62 @@ class Played:
 
 
 class _Sight:
-    """What `HistoryEncoder` makes of the moments of a run, one after the other."""
+    """What is measured of B runs, one timestep after the other, and the features of it."""
 
     def __init__(self, worlds: Worlds, senses: Senses, generator: torch.Generator) -> None:
         self.worlds, self.senses, self.generator = worlds, senses, generator
-        target_BK, K = worlds.target_BK, worlds.target_BK.shape[1]
-        self.targets_B1 = target_BK.sum(-1, keepdim=True)
-        of_role_BK = torch.where(target_BK > 0, self.targets_B1, K - self.targets_B1)
-        self.fixed = [
-            _log(K * worlds.reference_BK),
-            target_BK,
-            _log(2 * worlds.reference_BK * of_role_BK),
-            _log(K * worlds.natural_BK),
-        ]
-        self.known_BK = torch.zeros_like(target_BK)
-        self.first_BK = torch.ones_like(target_BK)
-        self.before_B1 = torch.zeros_like(self.targets_B1)
+        self.known_BK = torch.zeros_like(worlds.target_BK)
+        self.first_BK = torch.ones_like(worlds.target_BK)
+        self.before_B1 = torch.zeros_like(senses.told_B1)
 
-    def domains(self, last_BK: Tensor, drawn_BK: Tensor, loss_BK: Tensor | None) -> Tensor:
-        """(B, K, F) from the mixture in force, the tokens drawn so far and the true losses, None before the first interval."""
-        reference, target, in_role, share = self.fixed
-        K, relative_BK, seen_BK = (
-            last_BK.shape[1],
-            torch.zeros_like(target),
-            torch.zeros_like(target),
+    def at(
+        self,
+        progress: float,
+        last_BK: Tensor,
+        drawn_BK: Tensor,
+        loss_BK: Tensor | None,
+        fields_B2: Tensor,
+    ) -> Timestep:
+        """From progress, the mixture in force, the tokens drawn so far, the true losses, None before the first interval, and
+        the true feedback of either field alone."""
+        measured_BK, seen_BK = self._losses(last_BK, loss_BK)
+        feedback_B3 = self._feedback(fields_B2, known=progress > 0)
+        change_B1, self.before_B1 = feedback_B3[:, :1] - self.before_B1, feedback_B3[:, :1]
+        return Timestep(
+            reference_K=self.worlds.reference_BK,
+            target_K=self.worlds.target_BK,
+            natural_K=self.worlds.natural_BK,
+            available_K=self.worlds.tokens_BK,
+            weights_K=last_BK,
+            drawn_K=drawn_BK,
+            loss_K=measured_BK,
+            first_loss_K=self.first_BK.clamp(min=_LEAST_LOSS),
+            loss_known_K=seen_BK,
+            progress_1=torch.full_like(self.senses.told_B1, progress),
+            feedback_3=feedback_B3,
+            change_1=change_B1,
+            feedback_known_1=self.senses.told_B1,
         )
-        if loss_BK is not None:
-            seen_BK = (
-                self._uniform(target) < 1 - (-last_BK.detach() * self.senses.sequences_B1).exp()
-            ).float()
-            deviation_BK = self.senses.noise_B1 / (K * last_BK.detach()).clamp(min=1e-3).sqrt()
-            measured_BK = loss_BK + deviation_BK * self._normal(target)
-            self.first_BK = torch.where(
-                (seen_BK > 0) & (self.known_BK == 0), measured_BK.detach(), self.first_BK
-            )
-            self.known_BK = torch.maximum(self.known_BK, seen_BK)
-            relative_BK = seen_BK * 5 * (measured_BK / self.first_BK.clamp(min=0.1) - 1)
-        epochs_BK = torch.log1p(drawn_BK / self.worlds.tokens_BK)
-        columns = [
-            reference,
-            _log(K * last_BK),
-            K * last_BK - 1,
-            target,
-            in_role,
-            share,
-            epochs_BK,
-            relative_BK,
-            seen_BK,
-        ]
-        return torch.stack(columns, -1).clamp(-3, 3)
 
-    def run(self, progress: float, last_BK: Tensor, drawn_BK: Tensor, fields_B2: Tensor) -> Tensor:
-        """(B, G) from progress, mixture, tokens and the true feedback of either field alone."""
-        target_BK, told_B1, first = self.worlds.target_BK, self.senses.told_B1, progress == 0
-        doubt_B2 = (
-            torch.zeros_like(fields_B2) if first else self.senses.doubt_B1 * self._normal(fields_B2)
-        )
-        measured_B2 = told_B1 * (fields_B2 + doubt_B2)
-        general_B1, learned_B1 = measured_B2[:, :1], measured_B2[:, 1:]
-        now_B1 = 0.5 * (general_B1 + learned_B1)
-        change_B1, self.before_B1 = now_B1 - self.before_B1, now_B1
-        drawn_BK = drawn_BK / drawn_BK.sum(-1, keepdim=True).clamp(min=1.0)
-        shares = [
-            (part_BK * target_BK).sum(-1, keepdim=True)
-            for part_BK in (last_BK, drawn_BK, self.worlds.natural_BK)
-        ]
-        size_B1 = torch.full_like(told_B1, 0.25 * float(np.log(target_BK.shape[1])))
-        scaled = [5 * now_B1, 5 * general_B1, 5 * learned_B1, 50 * change_B1]
-        numbers = [torch.full_like(told_B1, progress), *scaled, told_B1, *shares, size_B1]
-        return torch.cat(numbers, -1).clamp(-3, 3)
+    def _losses(self, last_BK: Tensor, loss_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, K) losses as measured, and 1 where an interval under `last_BK` has drawn the domain."""
+        if loss_BK is None:
+            return torch.zeros_like(last_BK), torch.zeros_like(last_BK)
+        drawn_BK = 1 - (-last_BK.detach() * self.senses.sequences_B1).exp()
+        seen_BK = (self._uniform(last_BK) < drawn_BK).float()
+        share_BK = (last_BK.shape[1] * last_BK.detach()).clamp(min=1e-3)
+        deviation_BK = self.senses.noise_B1 / share_BK.sqrt()
+        measured_BK = loss_BK + deviation_BK * self._normal(last_BK)
+        new_BK = (seen_BK > 0) & (self.known_BK == 0)
+        self.first_BK = torch.where(new_BK, measured_BK.detach(), self.first_BK)
+        self.known_BK = torch.maximum(self.known_BK, seen_BK)
+        return measured_BK, seen_BK
+
+    def _feedback(self, fields_B2: Tensor, known: bool) -> Tensor:
+        """(B, 3) feedback as measured: of all questions, of the general and of the target ones; exact before the first step."""
+        doubt_B2 = self.senses.doubt_B1 * self._normal(fields_B2) if known else 0.0
+        measured_B2 = self.senses.told_B1 * (fields_B2 + doubt_B2)
+        return torch.cat([measured_B2.mean(-1, keepdim=True), measured_B2], -1)
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator)
@@ -217,10 +206,10 @@ def rollout(
         [(base_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
     )
     fields_B2 = torch.zeros_like(at_first_B2)
-    seen: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
+    kept: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
     for t in range(worlds.intervals):
-        domains_BKF = sight.domains(last_BK, drawn_BK, loss_BK)
-        globals_BG = sight.run(t / worlds.intervals, last_BK, drawn_BK, fields_B2)
+        seen = sight.at(t / worlds.intervals, last_BK, drawn_BK, loss_BK, fields_B2)
+        domains_BKF, globals_BG = seen.domain_features(), seen.run_features()
         logits_BK, past = policy.actor.unroll(past, domains_BKF, globals_BG)
         if push_B1 is not None:
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
@@ -234,11 +223,10 @@ def rollout(
             [(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
         )
         fields_B2 = 1 - now_B2 / at_first_B2
-        for kept, new in zip(
-            seen, (domains_BKF, globals_BG, last_BK, fields_B2.mean(-1)), strict=True
-        ):
-            kept.append(new)
-    return Played(*(torch.stack(kept, 1) for kept in seen))
+        step = (domains_BKF, globals_BG, last_BK, fields_B2.mean(-1))
+        for path, new in zip(kept, step, strict=True):
+            path.append(new)
+    return Played(*(torch.stack(path, 1) for path in kept))
 
 
 def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
@@ -347,10 +335,6 @@ def _valuation(
         (huber_loss(q_BT, to_come_BT) for q_BT in policy.critic.values(tokens, played.weights_BTK)),
         torch.zeros(()),
     )
-
-
-def _log(relative_BK: Tensor) -> Tensor:
-    return 0.5 * relative_BK.clamp(min=float(np.exp(-6.0))).log()
 
 
 def _rows(rows: Sequence[object]) -> Tensor:

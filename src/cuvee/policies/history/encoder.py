@@ -14,43 +14,20 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from cuvee.agents.base import Observation, check_observation
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain, available_K, natural_K
 from cuvee.core.epochs import TokensRead
 from cuvee.core.errors import PolicyError
-from cuvee.core.signals import Measured, Signals
+from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
 from cuvee.policies.feedback import Feedback
+from cuvee.policies.history.features import Timestep
 from cuvee.policies.history.heuristics import role_shares
-
-HISTORY_FEATURES = (
-    "reference",  # ½ ln(K ρ) of the reference mixture; `HistoryActor` leans on this one
-    "last",  # ½ ln(K α) of the mixture in force, ρ_0 at first; and on this one
-    "weight",  # K α − 1 of the mixture in force
-    "target",  # 1 for a domain that is to be learned
-    "share_in_role",  # ½ ln of its share of the tokens of its role, relative to uniform there
-    "share",  # ½ ln(K · its share of all tokens)
-    "epochs",  # ln(1 + tokens drawn so far / tokens available)
-    "loss",  # 5 (ℓ / its first known value − 1); 0 where absent
-    "loss_known",
-)
-HISTORY_GLOBALS = (
-    "progress",
-    "feedback",  # 5 e_t
-    "general",  # 5 e_t of the general questions alone
-    "target",  # and of the target's
-    "feedback_change",  # 50 (e_t − e_{t−1}); 0 where either is absent
-    "feedback_known",
-    "target_weight",  # target domains' share of the mixture in force
-    "target_drawn",  # and of the tokens drawn so far
-    "target_share",  # and of the tokens available
-    "domains",  # ¼ ln K
-)
-_CLIP = 3.0
-_LEAST = np.exp(-2 * _CLIP)
 
 
 def reference_mixture(domains: tuple[Domain, ...]) -> FloatArray:
@@ -100,69 +77,33 @@ class HistoryEncoder:
             said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
         self._first, self.timesteps = first, self.timesteps + 1
         self._read.add(now)
-        drawn_K = self._read.of(now.names)
-        observation = Observation(
-            self._of_domains(domains, reference_K, weights_K, drawn_K, self._relative(now)),
-            self._of_run(now, weights_K, drawn_K, said),
+        before, self._before = self._before, said["feedback"]
+        seen = Timestep(
+            reference_K=_tensor(reference_K),
+            target_K=_tensor([domain.is_target for domain in domains]),
+            natural_K=_tensor(natural_K(domains)),
+            available_K=_tensor(available_K(domains)),
+            weights_K=_tensor(weights_K),
+            drawn_K=_tensor(self._read.of(now.names)),
+            loss_K=_tensor(now.loss.values),
+            first_loss_K=_tensor(self._first_losses(now)),
+            loss_known_K=_tensor(now.loss.present),
+            progress_1=_tensor([now.progress]),
+            feedback_3=_tensor([said[name] or 0.0 for name in self._parts]),
+            change_1=_tensor([_change(before, said["feedback"])]),
+            feedback_known_1=_tensor([said["feedback"] is not None]),
         )
-        self._before = said["feedback"]
+        observation = Observation(
+            seen.domain_features().float().numpy(), seen.run_features().float().numpy()
+        )
         check_observation(observation)
         return observation
 
-    def _of_domains(
-        self,
-        domains: tuple[Domain, ...],
-        reference_K: FloatArray,
-        weights_K: FloatArray,
-        drawn_K: FloatArray,
-        loss: Measured,
-    ) -> npt.NDArray[np.float32]:
-        K = len(domains)
-        target_K = _targets(domains)
-        in_role_K = 2 * reference_K * np.where(target_K > 0, target_K.sum(), K - target_K.sum())
-        columns = [
-            _log(K * reference_K),
-            _log(K * weights_K),
-            K * weights_K - 1,
-            target_K,
-            _log(in_role_K),
-            _log(K * natural_K(domains)),
-            np.log1p(drawn_K / np.maximum(available_K(domains), 1.0)),
-            loss.values,
-            loss.present,
-        ]
-        return _clipped(np.stack(columns, axis=1))
-
-    def _of_run(
-        self,
-        now: Signals,
-        weights_K: FloatArray,
-        drawn_K: FloatArray,
-        said: dict[str, float | None],
-    ) -> npt.NDArray[np.float32]:
-        target_K, e = _targets(now.domains), said["feedback"]
-        change = 0.0 if e is None or self._before is None else e - self._before
-        shares_K = natural_K(now.domains)
-        numbers = [
-            now.progress,
-            *(5.0 * (said[name] or 0.0) for name in self._parts),
-            50.0 * change,
-            float(e is not None),
-            *(
-                float(target_K @ share_K)
-                for share_K in (weights_K, drawn_K / max(drawn_K.sum(), 1.0), shares_K)
-            ),
-            0.25 * np.log(len(target_K)),
-        ]
-        return _clipped(np.array(numbers))
-
-    def _relative(self, now: Signals) -> Measured:
-        """(K,) 5 (ℓ / first ℓ − 1)."""
+    def _first_losses(self, now: Signals) -> FloatArray:
+        """(K,) the first known loss of each domain, 1 where there is none yet."""
         for k in np.flatnonzero(now.loss.present):
             self._first_loss.setdefault(now.names[k], float(now.loss.values[k]))
-        first_K = np.array([self._first_loss.get(name, 1.0) for name in now.names])
-        ratio_K = np.clip(now.loss.values, 0.0, 1e6) / np.clip(first_K, 1e-6, 1e6)
-        return Measured(5.0 * (ratio_K - 1.0), now.loss.present)
+        return np.array([self._first_loss.get(name, 1.0) for name in now.names])
 
 
 def encode_trajectory(trajectory: Trajectory, feedback: Feedback) -> Observation:
@@ -181,18 +122,12 @@ def encode_trajectory(trajectory: Trajectory, feedback: Feedback) -> Observation
     )
 
 
-def _targets(domains: tuple[Domain, ...]) -> FloatArray:
-    return np.array([float(domain.is_target) for domain in domains])
+def _tensor(values: npt.ArrayLike) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.float64)
 
 
-def _clipped(features: FloatArray) -> npt.NDArray[np.float32]:
-    within: npt.NDArray[np.float32] = np.clip(features, -_CLIP, _CLIP).astype(np.float32)
-    return within
-
-
-def _log(relative_K: FloatArray) -> FloatArray:
-    """½ ln, and −3 for what is nothing."""
-    return 0.5 * np.log(np.maximum(relative_K, _LEAST))
+def _change(before: float | None, now: float | None) -> float:
+    return 0.0 if before is None or now is None else now - before
 
 
 def _finite(value: float | None) -> float | None:

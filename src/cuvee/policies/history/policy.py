@@ -32,11 +32,10 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
 from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.history.encoder import (
-    HISTORY_FEATURES,
-    HISTORY_GLOBALS,
     HistoryEncoder,
     reference_mixture,
 )
+from cuvee.policies.history.features import HISTORY_FEATURES, HISTORY_GLOBALS
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.probes.evaluation_set import EvaluationSet
 
