@@ -29,10 +29,10 @@ from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.learning.coverage import coverage
 from cuvee.loop import run
+from cuvee.methods.baselines.random_walk import RandomWalkPolicy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.policies.random_walk import RandomWalk
 from cuvee.report.trajectories import trajectories_figure
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.simulator import ScalingLaws, Simulator
@@ -54,7 +54,7 @@ def kinds(domains: Sequence[Domain]) -> dict[str, Callable[[int], Policy]]:
 
     return {
         "scoring sampler": lambda n: ScoringSampler(0, n, evaluation=QUESTIONS),
-        "random walk": lambda n: RandomWalk(n),
+        "random walk": lambda n: RandomWalkPolicy(n),
         "constant Dirichlet": constant,
     }
 

@@ -13,9 +13,9 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
+from cuvee.methods.doge import ExponentiatedAlignment
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
-from cuvee.policies.exponentiated import ExponentiatedAlignment
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.rewards import GainReward
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains

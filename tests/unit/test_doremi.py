@@ -13,8 +13,7 @@ from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.loop import run
-from cuvee.methods.doremi import DoReMi
-from cuvee.policies.group_dro import GroupDRO
+from cuvee.methods.doremi import DoReMi, GroupDRO
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 

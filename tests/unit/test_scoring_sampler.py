@@ -20,10 +20,10 @@ from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.task import build_task, task_of
 from cuvee.loop import run
+from cuvee.methods.baselines.random_walk import RandomWalkPolicy
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.history import heuristics
 from cuvee.policies.history.scoring_sampler import CRITERIA, Character, ScoringSampler
-from cuvee.policies.random_walk import RandomWalk
 from cuvee.probes.evaluation_set import EvaluationSet
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
@@ -43,7 +43,7 @@ class TestScoringSampler(PolicySuite):
 
 class TestRandomWalk(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return RandomWalk(seed=5)
+        return RandomWalkPolicy(seed=5)
 
 
 class Single(ScoringSampler):
@@ -250,7 +250,7 @@ def test_a_collection_covers_paths_from_little_target_to_much() -> None:
         (lambda: run(ScriptedTrainer(FIELD[:3]), ScoringSampler()), "--target"),
         (lambda: run(ScriptedTrainer(FIELD[3:]), ScoringSampler()), "some of each"),
         (lambda: run(ScriptedTrainer(FIELD), ScoringSampler(start={"latin": 1.0})), "latin"),
-        (lambda: RandomWalk(step=0.0), "above 0"),
+        (lambda: RandomWalkPolicy(step=0.0), "above 0"),
     ],
 )
 def test_mistakes_are_named(make: Any, said: str) -> None:
@@ -260,7 +260,8 @@ def test_mistakes_are_named(make: Any, said: str) -> None:
 
 def walks(count: int, domains: Sequence[Domain], step: float) -> FloatArray:
     made = (
-        run(ScriptedTrainer(tuple(domains), 10), RandomWalk(seed, step)) for seed in range(count)
+        run(ScriptedTrainer(tuple(domains), 10), RandomWalkPolicy(seed, step))
+        for seed in range(count)
     )
     return np.array([so_far.weights_TK() for so_far in made])
 
@@ -279,4 +280,4 @@ def test_a_random_walk_revives_a_domain_that_has_nothing() -> None:
     domains, trainer = some_domains(3), ScriptedTrainer(some_domains(3))
     so_far = Trajectory.start(trainer.start(()))
     mixture = Mixture.of({domain.name: float(k == 0) for k, domain in enumerate(domains)})
-    assert RandomWalk().mixture(so_far.append(mixture, trainer.advance(mixture)))["d1"] > 0
+    assert RandomWalkPolicy().mixture(so_far.append(mixture, trainer.advance(mixture)))["d1"] > 0

@@ -1,26 +1,32 @@
 """DoReMi: domain reweighting with minimax optimization (Xie et al. 2023, arXiv 2305.10429, NeurIPS 2023).
 
-    propose   a reference run on the uniform mixture, then a proxy run under Group-DRO against the reference's final losses
-    commit    the mean of the proxy's path, static
+    propose   a reference run on the uniform mixture, then a proxy run under `GroupDRO` against the reference's final losses
+    commit    the mean of the proxy's mixtures, static
 
-The formula, and where it deviates from the paper's, is in `policies.group_dro`. Any mixture may be the paper's reference; here
-it is the uniform one.
+The proxy follows algorithm 1 of the paper:
+
+    α_i ← α_i exp(η max(ℓ_i − ℓ_ref,i, 0)), divided by the sum            α ← (1 − c) α + c/K
+
+Deviations: the paper draws uniform batches, weights their losses by α, clips the excess at 0 token by token, and updates after
+every step. Here α is the mixture that is drawn, the excess is that of a domain's mean loss, and the update is after every
+interval. The reference loss is one number for each domain, its mean over validation text. The paper's reference model also
+reads each training batch. The paper allows any mixture for the reference; here it is uniform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Domains, Policy
-from cuvee.core.registry import register_method
-from cuvee.core.trajectory import Run
+from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
+from cuvee.core.registry import register_method, register_policy
+from cuvee.core.trajectory import Run, Trajectory
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.group_dro import GroupDRO
 
 
 @register_method("doremi")
@@ -76,3 +82,57 @@ def _final_losses(reference: Run) -> dict[str, float]:
             "train.validation_tokens above 0"
         )
     return dict(zip(last.names, measured.values.tolist(), strict=True))
+
+
+@register_policy("group_dro")
+class GroupDRO:
+    """Starts uniform. `reference` holds ℓ_ref by name in nats per token; `step_size` is η > 0, `smoothing` is c, in [0, 1)."""
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(
+        self, reference: Mapping[str, float], step_size: float = 1.0, smoothing: float = 1e-3
+    ) -> None:
+        if not step_size > 0:
+            raise PolicyError(f"step_size is {step_size}: it must be above 0")
+        if not 0.0 <= smoothing < 1.0:
+            raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
+        self._reference, self._step_size, self._smoothing = dict(reference), step_size, smoothing
+        self._weights: dict[str, float] = {}
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """A domain that joins later starts at uniform."""
+        uniform = 1.0 / len(so_far.names)
+        return Mixture.normalise(
+            so_far.names, [self._weights.get(name, uniform) for name in so_far.names]
+        )
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        """A domain that was not drawn, or that the reference has no loss of, has no excess."""
+        loss, names = so_far.last.loss, so_far.names
+        known_K = np.array([name in self._reference for name in names]) & loss.present
+        reference_K = np.array([self._reference.get(name, 0.0) for name in names])
+        excess_K = np.where(known_K, np.maximum(loss.values - reference_K, 0.0), 0.0)
+        with np.errstate(
+            divide="ignore"
+        ):  # without smoothing a weight may come to 0, and stays there
+            logs_K = np.log(self.mixture(so_far).weights_K) + self._step_size * excess_K
+        raised_K = np.exp(logs_K - logs_K.max())
+        smoothed_K = (1.0 - self._smoothing) * raised_K / raised_K.sum() + self._smoothing / len(
+            names
+        )
+        self._weights = dict(zip(names, smoothed_K.tolist(), strict=True))
+        return {"excess": dict(zip(names, excess_K.tolist(), strict=True))}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "reference": self._reference,
+            "step_size": self._step_size,
+            "smoothing": self._smoothing,
+        }
+
+    def state_dict(self) -> State:
+        return {"weights": dict(self._weights)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._weights = dict(state["weights"])
