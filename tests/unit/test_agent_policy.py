@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuvee.agents.base import Observation
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
+from cuvee.core.registry import AGENTS, ENCODERS, REWARDS
 from cuvee.core.trajectory import Trajectory
 from cuvee.core.views import prefixes
+from cuvee.methods.ac_odm import ACODM
+from cuvee.methods.agent import AgentMethod
 from cuvee.methods.doge import ExponentiatedAlignment
+from cuvee.methods.hds import HDS
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.files import load_policy, save_policy
@@ -199,3 +204,44 @@ def test_it_explains_the_state_in_which_it_decides() -> None:
     fresh = observe(so_far, np.ones(4)).domains_KF
     weights = [explained["domains"]["weight"][name] for name in so_far.names]
     assert weights == fresh[:, DOMAIN_FEATURES.index("weight")].tolist()
+
+
+@pytest.mark.parametrize("agent", AGENTS.names())
+@pytest.mark.parametrize("reward", REWARDS.names())
+def test_any_agent_learns_from_any_reward(agent: str, reward: str) -> None:
+    small = {
+        "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+        "learning_starts": 2,
+        "batch_size": 4,
+    }
+    method = AgentMethod(agent=agent, reward=reward, warmup_intervals=3, agent_settings=small)
+    policy = method.policy()
+    _, records = play(policy, some_domains(3))
+    assert records[-1]["acted"] == agent
+    assert records[-1]["agent"], "it has been updated"
+    assert policy.settings()["encoder"] == "standard"
+
+
+def test_ac_odm_and_hds_are_presets() -> None:
+    preset = ACODM(reward="alignment", seed=3).configured()
+    assert (preset.agent, preset.reward, preset.seed) == ("ddpg", "alignment", 3)
+    assert (HDS().configured().agent, HDS().configured().reward) == ("sac", "holistic")
+
+
+def test_an_encoder_without_values_starts_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losses:
+        domain_features = ("loss",)
+        global_features = ("progress",)
+
+        def __call__(self, so_far: Trajectory, values_K: Any, rewards: Any = None) -> Observation:
+            loss_K1 = so_far.last.loss.filled(0.0)[:, None].astype(np.float32)
+            return Observation(loss_K1, np.array([so_far.last.progress], np.float32))
+
+    monkeypatch.setitem(ENCODERS._parts, "losses", Losses)
+    method = AgentMethod(
+        encoder="losses", warmup_intervals=0, agent_settings={"noise": 0.0, "learning_starts": 99}
+    )
+    so_far, _ = play(method.policy(), some_domains(3))
+    assert so_far.mixtures[0].weights_K == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+    with pytest.raises(ConfigError, match="no encoder 'standart'; did you mean 'standard'"):
+        AgentMethod(encoder="standart")

@@ -16,16 +16,12 @@ here was built from the paper; deviations are listed where they are made, in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cuvee.core.errors import ConfigError
-from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
-from cuvee.core.trajectory import Run
-from cuvee.methods.learned import commit_learned
-from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.methods.agent import AgentMethod, AgentPreset
 
 AGENT: Mapping[str, Any] = {
     "updates": 4,
@@ -44,7 +40,7 @@ AGENT: Mapping[str, Any] = {
 
 @register_method("ac_odm")
 @dataclass(frozen=True)
-class ACODM:
+class ACODM(AgentPreset):
     """`values` is v by name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of
     DDPG. `reward: alignment` is the paper's, `random` the ablation in which the reward is noise."""
 
@@ -59,19 +55,14 @@ class ACODM:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, allowed in (("mode", ("online", "proxy")), ("critic", ("vector", "scalar"))):
-            if getattr(self, option) not in allowed:
-                raise ConfigError(
-                    f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
-                )
-        self.policy()  # refuses bad settings now and not when the run starts
+        self.configured()  # refuses bad settings now and not when the run starts
 
-    def policy(self) -> AgentPolicy:
-        return AgentPolicy(
-            "ddpg",
-            self.reward,
-            vector=self.critic == "vector",
-            observe_reward=self.mode == "online",
+    def configured(self) -> AgentMethod:
+        return AgentMethod(
+            agent="ddpg",
+            reward=self.reward,
+            mode=self.mode,
+            critic=self.critic,
             warmup_intervals=self.warmup_intervals,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
@@ -81,9 +72,3 @@ class ACODM:
                 "values": dict(self.values),
             },
         )
-
-    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        return () if self.mode == "online" or logged else (self.policy(),)
-
-    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        return self.policy() if self.mode == "online" else commit_learned(logged)

@@ -15,16 +15,13 @@ more where they are made: `policies.rewards`, `policies.encoders`, `agents.sac`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cuvee.core.errors import ConfigError
-from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
-from cuvee.core.trajectory import Run
-from cuvee.methods.learned import commit_learned
-from cuvee.policies.agent_policy import AgentPolicy
+from cuvee.methods.agent import AgentMethod, AgentPreset
 
 AGENT: Mapping[str, Any] = {
     "updates": 6,
@@ -43,7 +40,7 @@ AGENT: Mapping[str, Any] = {
 
 @register_method("hds")
 @dataclass(frozen=True)
-class HDS:
+class HDS(AgentPreset):
     """`weights` are (w_a, w_q, w_s). `quality` names a score of the corpus's domains, or gives one by name. `values` is v by
     name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of SAC."""
 
@@ -59,23 +56,18 @@ class HDS:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, allowed in (("mode", ("online", "proxy")), ("critic", ("vector", "scalar"))):
-            if getattr(self, option) not in allowed:
-                raise ConfigError(
-                    f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
-                )
         if len(self.weights) != 3:
             raise ConfigError(
                 f"weights are {self.weights}: give three, for influence, quality and stability"
             )
-        self.policy()  # refuses bad settings now and not when the run starts
+        self.configured()  # refuses bad settings now and not when the run starts
 
-    def policy(self) -> AgentPolicy:
-        return AgentPolicy(
-            "sac",
-            "holistic",
-            vector=self.critic == "vector",
-            observe_reward=self.mode == "online",
+    def configured(self) -> AgentMethod:
+        return AgentMethod(
+            agent="sac",
+            reward="holistic",
+            mode=self.mode,
+            critic=self.critic,
             warmup_intervals=self.warmup_intervals,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
@@ -87,9 +79,3 @@ class HDS:
                 "values": dict(self.values),
             },
         )
-
-    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        return () if self.mode == "online" or logged else (self.policy(),)
-
-    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        return self.policy() if self.mode == "online" else commit_learned(logged)

@@ -16,14 +16,15 @@ import numpy as np
 
 from cuvee.agents.base import Agent, Observation, Transition
 from cuvee.agents.networks import Architecture, Shape
+from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
-from cuvee.core.registry import AGENTS, REWARDS, register_policy
+from cuvee.core.registry import AGENTS, ENCODERS, REWARDS, register_policy
 from cuvee.core.renamed import unknown_settings
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
+from cuvee.policies.encoders import Encoder, log_value
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.rewards import Reward, RewardFunction, values_of
 from cuvee.probes.norms import WeightNorms
@@ -46,6 +47,7 @@ class AgentPolicy:
         agent: str,
         reward: str,
         *,
+        encoder: str = "standard",
         vector: bool = False,
         observe_reward: bool = False,
         warmup_intervals: int = 20,
@@ -58,6 +60,7 @@ class AgentPolicy:
         self._settings: dict[str, Any] = {
             "agent": agent,
             "reward": reward,
+            "encoder": encoder,
             "vector": vector,
             "observe_reward": observe_reward,
             "warmup_intervals": warmup_intervals,
@@ -69,6 +72,7 @@ class AgentPolicy:
         self._reward: RewardFunction = _construct(
             REWARDS.get(reward), self._settings["reward_settings"]
         )
+        self._encode: Encoder = ENCODERS.get(encoder)()
         self._warmup = Exp3()
         self._agent: Any = None
         self._rewards: dict[str, float] = {}
@@ -105,25 +109,29 @@ class AgentPolicy:
         return {
             "domains": {
                 feature: dict(zip(so_far.names, column_K.tolist(), strict=True))
-                for feature, column_K in zip(DOMAIN_FEATURES, domains_KF.T, strict=True)
+                for feature, column_K in zip(
+                    self._encode.domain_features, domains_KF.T, strict=True
+                )
             },
-            "run": dict(zip(GLOBAL_FEATURES, globals_G.tolist(), strict=True)),
+            "run": dict(zip(self._encode.global_features, globals_G.tolist(), strict=True)),
         }
 
     def _observe(self, so_far: Trajectory) -> Observation:
         """Made once a moment: what an interval ended in is what the next one begins in."""
         if self._seen is None or self._seen[0] is not so_far.last:
-            values_K = values_of(so_far, self._settings["reward_settings"].get("values"))
+            values_K = self._values_K(so_far)
             known_K = np.array([name in self._rewards for name in so_far.names])
             rewards_K = np.array([self._rewards.get(name, 0.0) for name in so_far.names])
-            self._seen = so_far.last, observe(so_far, values_K, Measured(rewards_K, known_K))
+            self._seen = so_far.last, self._encode(so_far, values_K, Measured(rewards_K, known_K))
         return self._seen[1]
+
+    def _values_K(self, so_far: Trajectory) -> FloatArray:
+        return values_of(so_far, self._settings["reward_settings"].get("values"))
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warmup_intervals"]:
-            start_K = np.exp(
-                observation.domains_KF[:, DOMAIN_FEATURES.index("value")].astype(np.float64)
-            )
+            logits_K = log_value(self._values_K(so_far)).astype(np.float32)  # what the agent sees
+            start_K = np.exp(logits_K.astype(np.float64))
             return Mixture.normalise(so_far.names, self._warmup.mixture(so_far).weights_K * start_K)
         agent = self._agent_for(len(so_far.names))
         return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
@@ -183,12 +191,13 @@ class AgentPolicy:
         settings["architecture"] = _construct(
             Architecture, {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
         )
+        features = list(self._encode.domain_features)
         shape = Shape(
             K,
-            len(DOMAIN_FEATURES),
-            len(GLOBAL_FEATURES),
+            len(features),
+            len(self._encode.global_features),
             vector=self._settings["vector"],
-            reference=DOMAIN_FEATURES.index("value"),
+            reference=features.index("value") if "value" in features else None,
         )
         return make(shape, _construct(make.settings_type, settings), seed=self._settings["seed"])
 

@@ -9,6 +9,9 @@ the target flag, the domain's value and its last reward are added. Nothing is ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +19,7 @@ from cuvee.agents.base import Observation
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import available_K, natural_K
 from cuvee.core.epochs import TokensRead
+from cuvee.core.registry import register_encoder
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -40,6 +44,23 @@ GLOBAL_FEATURES = (
 )
 _CLIP = 3.0
 _LEAST_VALUE = 0.05
+
+
+class Encoder(Protocol):
+    """What an agent observes. Registered with `register_encoder`; it takes no arguments and keeps no state.
+
+    The features are named in the order of their columns. A domain feature called "value" holds the logits of the mixture at
+    which agents start; without one they start uniform.
+    """
+
+    domain_features: Sequence[str]
+    global_features: Sequence[str]
+
+    def __call__(
+        self, so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None
+    ) -> Observation:
+        """(K, F) and (G,) features, finite, in float32. Arguments as in `observe`."""
+        ...
 
 
 def observe(
@@ -86,6 +107,19 @@ def observe(
         np.clip(features, -_CLIP, _CLIP).astype(np.float32) for features in (domains_KF, globals_G)
     )
     return Observation(*clipped)
+
+
+@register_encoder("standard")
+class StandardEncoder:
+    """The features of `DOMAIN_FEATURES` and `GLOBAL_FEATURES`, computed by `observe`."""
+
+    domain_features = DOMAIN_FEATURES
+    global_features = GLOBAL_FEATURES
+
+    def __call__(
+        self, so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None
+    ) -> Observation:
+        return observe(so_far, values_K, rewards)
 
 
 def log_value(values_K: FloatArray) -> FloatArray:
