@@ -13,8 +13,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.registry import AGENTS, ENCODERS, REWARDS
-from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import prefixes
+from cuvee.core.trajectory import Trajectory, prefixes
 from cuvee.methods.ac_odm import ACODM
 from cuvee.methods.agent import AgentMethod
 from cuvee.methods.doge import ExponentiatedAlignment

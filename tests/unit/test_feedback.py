@@ -12,8 +12,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
-from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import returns, rewards
+from cuvee.core.trajectory import Trajectory, returns, rewards
 from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.policies.history.scoring_sampler import ScoringSampler

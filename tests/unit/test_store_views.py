@@ -1,7 +1,6 @@
 """Views of a trajectory give back what it holds, under any reward."""
 
-from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import prefixes, returns, rewards
+from cuvee.core.trajectory import Trajectory, prefixes, returns, rewards
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.testing.toy import ToyTrainer

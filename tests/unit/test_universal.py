@@ -12,7 +12,7 @@ from cuvee.agents.base import Observation
 from cuvee.agents.history import HistoryActor, HistoryArchitecture
 from cuvee.agents.learning import seeded
 from cuvee.core.errors import ConfigError
-from cuvee.core.views import prefixes
+from cuvee.core.trajectory import prefixes
 from cuvee.learning.universal import (
     Senses,
     UniversalSettings,

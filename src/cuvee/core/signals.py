@@ -1,6 +1,6 @@
 """`Signals`: the raw measurements of one interval of training.
 
-They hold neither rewards nor scaled values. Those are computed from trajectories in `views.py`.
+They hold neither rewards nor scaled values. Those are computed from trajectories, in `trajectory.py`.
 """
 
 from __future__ import annotations

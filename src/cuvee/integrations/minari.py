@@ -9,16 +9,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.errors import StoreError
-from cuvee.core.trajectory import Run
-from cuvee.core.views import Encoding, Reward, prefixes, rewards
+from cuvee.core.trajectory import Reward, Run, Trajectory, prefixes, rewards
+
+Encoding = Callable[[Trajectory], npt.NDArray[Any]]
+"""Return the vector (S,) that an agent observes at the end of a trajectory."""
 
 
 def export_minari(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cuvee.agents.base import fault_of
 from cuvee.core.arrays import FloatArray
-from cuvee.core.views import returns
+from cuvee.core.trajectory import returns
 
 _SIMPLEX_TOLERANCE = 1e-4
 _BINS = 64

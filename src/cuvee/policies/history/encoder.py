@@ -23,8 +23,7 @@ from cuvee.core.domain import Domain, available_K, natural_K
 from cuvee.core.epochs import TokensRead
 from cuvee.core.errors import PolicyError
 from cuvee.core.signals import Signals
-from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import prefixes
+from cuvee.core.trajectory import Trajectory, prefixes
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.history.features import Timestep
 from cuvee.policies.history.heuristics import role_shares

@@ -28,8 +28,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
 from cuvee.core.registry import register_policy
 from cuvee.core.signals import Signals
-from cuvee.core.trajectory import Trajectory
-from cuvee.core.views import prefixes
+from cuvee.core.trajectory import Trajectory, prefixes
 from cuvee.policies.feedback import Feedback, question_files
 from cuvee.policies.history.encoder import (
     HistoryEncoder,

@@ -1,0 +1,48 @@
+"""Rules of the code base that no other tool checks. Import rules are in `pyproject.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cuvee.core.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "methods"
+STATIC = "static"  # the page of the baselines, which have none of their own
+
+
+def test_no_folder_has_more_than_twelve_modules() -> None:
+    sizes = {
+        str(folder.relative_to(ROOT)): len([p for p in folder.glob("*.py") if p.stem != "__init__"])
+        for folder in {path.parent for path in (ROOT / "src" / "cuvee").rglob("*.py")}
+    }
+    assert {folder: size for folder, size in sizes.items() if size > 12} == {}
+
+
+def test_every_method_has_a_page() -> None:
+    static = (PAGES / f"{STATIC}.md").read_text()
+    missing = [
+        name
+        for name in METHODS.names()
+        if not (PAGES / f"{name}.md").is_file() and f"`{name}`" not in static
+    ]
+    assert missing == []
+
+
+@pytest.mark.xfail(reason="ac_odm and data_mixing_agent still hold experiments", strict=False)
+def test_no_page_of_a_method_is_longer_than_120_lines() -> None:
+    lengths = {page.name: len(page.read_text().splitlines()) for page in PAGES.glob("*.md")}
+    assert {name: length for name, length in lengths.items() if length > 120} == {}
+
+
+@pytest.mark.xfail(reason="docstrings are being brought to 100 columns", strict=False)
+def test_few_lines_are_longer_than_a_hundred_columns() -> None:
+    lines = [
+        line
+        for folder in ("src", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+    ]
+    assert sum(len(line) > 100 for line in lines) < 0.005 * len(lines)
