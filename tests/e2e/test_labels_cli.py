@@ -89,8 +89,8 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
     ("options", "said"),
     [
         (["--by", "cluster"], "--by cluster needs the number of labels: add --topics K"),
-        (["--by", "cluster", "--topics", "1"], "1 topics were asked for: give 2 to 2048"),
-        (["--by", "cluster", "--topics", "99999"], "99999 topics were asked for"),
+        (["--by", "cluster", "--topics", "1"], "1 topics were requested: give 2 to 2048"),
+        (["--by", "cluster", "--topics", "99999"], "99999 topics were requested"),
         (
             ["--by", "folder", "--topics", "3"],
             "--topics goes with --by cluster or random, not with --by folder",

@@ -216,7 +216,7 @@ def test_labels_of_a_corpus_resume_and_repeat(
         ),
         (
             {"+": "pooler.dense.weight"},
-            "has weights that the model has no place for: pooler.dense.weight",
+            "has weights that the model does not have: pooler.dense.weight",
         ),
     ],
 )
@@ -295,16 +295,16 @@ def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"base_model": None}, "no classifier of the kind of nvidia/domain-classifier"),
+        ({"base_model": None}, "no classifier like nvidia/domain-classifier"),
         ({"id2label": None}, "names no labels"),
         ({"id2label": {"0": "a", "2": "b"}}, "names no labels"),
         (
             {"id2label": {"0": "a b", "1": "a-b", "2": "c", "3": "d"}},
-            "labels that give no domain names of their own",
+            "labels that do not give distinct domain names",
         ),
         (
             {"id2label": {"0": 1, "1": "b", "2": "c", "3": "d"}},
-            "labels that give no domain names of their own",
+            "labels that do not give distinct domain names",
         ),
         (
             {"hidden_size": None},

@@ -121,7 +121,7 @@ def test_a_map_merges(text: Path, tmp_path: Path) -> None:
     assert found.agreement.homogeneity is not None
     assert found.agreement.homogeneity < 1
     with pytest.raises(
-        CorpusError, match="the map says nothing of the domain 'numbers': is 'number' meant for it"
+        CorpusError, match="the map has no line for the domain 'numbers': is 'number' meant for it"
     ):
         relabel(
             text,
@@ -297,7 +297,7 @@ def test_what_is_there_is_not_overwritten(text: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="already holds something else"):
         relabel(text, tmp_path / "full", ByFolder())
     for inside in (text, text / "train" / "labelled", text.parent):
-        with pytest.raises(CorpusError, match="lie in one another"):
+        with pytest.raises(CorpusError, match="contains the other: choose a folder"):
             relabel(text, inside, ByFolder())
     (out / "labels.json").write_text("{}")
     with pytest.raises(CorpusError, match="no report of this version"):
@@ -319,7 +319,7 @@ def test_what_is_refused_before_anything_is_read(text: Path, tmp_path: Path) -> 
         with pytest.raises(CorpusError, match=refused):
             relabel(plain, tmp_path / "out", way, **settings)
     for topics in (1, 2049):
-        with pytest.raises(CorpusError, match=f"{topics} topics were asked for"):
+        with pytest.raises(CorpusError, match=f"{topics} topics were requested"):
             ByRandom(topics, seed=0)
     with pytest.raises(CorpusError, match="valid_share is 1"):
         LabelSettings(valid_share=1)

@@ -1,8 +1,10 @@
-"""Labels by a domain classifier of the kind of `nvidia/domain-classifier`: 26 topics, DeBERTa-v3-base under a linear head.
+"""Label documents with a domain classifier such as `nvidia/domain-classifier`.
 
-Its layout is that of its model card: `model` (the backbone), dropout and `fc` on the first token's features, saved with
-huggingface_hub's PyTorchModelHubMixin. `AutoModelForSequenceClassification` would load the backbone and put a random head on it
-without an error, so it is not used, and weights are compared with the model by name and shape before anything is loaded.
+That model is DeBERTa-v3-base with a linear head for 26 topics. The layout follows its model card:
+`model` (the backbone), dropout, and `fc` on the features of the first token, saved with
+huggingface_hub's PyTorchModelHubMixin. `AutoModelForSequenceClassification` is not used, because it
+would load the backbone and silently initialize a random head. For the same reason, the names and
+shapes of all weights are compared with the model before anything is loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from cuvee.data.corpus.model_folder import TOKENIZER, WEIGHTS, ModelFolder
 from cuvee.data.label.labelers import Item, Labeller, Way, domain_name
 
 MAX_TOKENS = 512
-"""What is looked at of a document: the context of the model."""
+"""The number of tokens of a document that are classified: the model's context."""
 _CHARS_A_TOKEN = 16
 _BATCH = 32
 
@@ -52,10 +54,10 @@ _BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "microsoft/deberta-v3-base": {**_DEBERTA_V3, "vocab_size": 128_100},
     "microsoft/mdeberta-v3-base": {**_DEBERTA_V3, "vocab_size": 251_000},
 }
-"""Shapes of backbones whose weights come with the classifier, so that nothing else has to be fetched."""
+"""Configurations of backbones. Their weights come with the classifier; nothing else is fetched."""
 
 _KINDS = ("bert", "deberta", "deberta-v2", "electra")
-"""What a config.json may ask for: encoders of text that fetch nothing by themselves."""
+"""Model types that a config.json may name: text encoders that download nothing themselves."""
 
 _NO_SHAPE = {
     "base_model",
@@ -70,7 +72,7 @@ _NO_SHAPE |= {"quantization_config", "torch_dtype", "transformers_version"}
 
 
 class DomainClassifier(nn.Module, PyTorchModelHubMixin):
-    """The class of the model card, but for the backbone, which is built from its shape and not downloaded."""
+    """The class of the model card. The backbone is built from its configuration, not downloaded."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class DomainClassifier(nn.Module, PyTorchModelHubMixin):
         self.fc = nn.Linear(self.model.config.hidden_size, len(config["id2label"]))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) token ids and mask → (B, labels) probabilities."""
+        """Return (B, labels) probabilities for (B, L) token ids and mask."""
         features_BLH = self.model(
             input_ids=input_ids, attention_mask=attention_mask
         ).last_hidden_state
@@ -89,7 +91,7 @@ class DomainClassifier(nn.Module, PyTorchModelHubMixin):
 
 @dataclass(frozen=True)
 class ByClassifier(Way):
-    """The most probable label of the first 512 tokens."""
+    """The most probable label of a document's first 512 tokens."""
 
     parallel: ClassVar[bool] = False
     step_blocks: ClassVar[int] = 4
@@ -97,7 +99,7 @@ class ByClassifier(Way):
     model: ModelFolder
 
     def __post_init__(self) -> None:
-        load_classifier(self.model)  # a bad one is to be refused before hours of reading
+        load_classifier(self.model)  # reject a bad model before hours of reading
 
     def to_json(self) -> dict[str, Any]:
         return {"way": "classifier", **self.model.to_json()}
@@ -124,7 +126,8 @@ class ByClassifier(Way):
                     probabilities_BK = classifier(ids_BL, mask_BL)
                 if not torch.isfinite(probabilities_BK).all():
                     raise CorpusError(
-                        f"{self.model.spec} gives probabilities that are not finite: its weights are damaged"
+                        f"{self.model.spec} gives probabilities that are not finite: its weights "
+                        "are damaged"
                     )
                 for i, k in zip(chosen, probabilities_BK.argmax(1).tolist(), strict=True):
                     best[i] = k
@@ -135,15 +138,17 @@ class ByClassifier(Way):
 
 @lru_cache(maxsize=1)
 def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Tokenizer, list[str]]:
-    """The classifier on the CPU, its tokenizer and its labels by index.
+    """Return the classifier on the CPU, its tokenizer and its labels by index.
 
-    Raises `CorpusError` if weights and model differ in any name or shape, above all in the head's.
+    Raises `CorpusError` if any weight of the model, most importantly the head, is missing or has
+    another shape.
     """
     config = model.config()
     labels = _labels(config, model.spec)
     if not {"base_model", "fc_dropout"} <= set(config):
         raise CorpusError(
-            f"{model.spec} is no classifier of the kind of nvidia/domain-classifier: config.json lacks base_model or fc_dropout"
+            f"{model.spec} is no classifier like nvidia/domain-classifier: config.json lacks "
+            "base_model or fc_dropout"
         )
     try:
         with torch.device("meta"):
@@ -152,10 +157,11 @@ def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Tokenizer, li
                 for name, weights in DomainClassifier(config).state_dict().items()
             }
         with safe_open(model.path / WEIGHTS, framework="pt") as file:
-            given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            given = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except CorpusError:
         raise
-    except Exception as error:  # files of anybody's making fail in any way
+    except Exception as error:  # untrusted files can fail in any way
         raise CorpusError(
             f"{model.spec} cannot be loaded as a domain classifier: {error}"
         ) from error
@@ -168,20 +174,26 @@ def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Tokenizer, li
         raise CorpusError(
             f"{model.spec} cannot be loaded as a domain classifier: {error}"
         ) from error
-    tokens, rows = max(tokenizer.get_vocab().values()) + 1, classifier.model.config.vocab_size
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    rows = classifier.model.config.vocab_size
     if tokens > rows:
         raise CorpusError(
-            f"{model.spec} has a tokenizer of {tokens} tokens and embeddings for {rows}"
+            f"{model.spec} has a tokenizer of {tokens} tokens and embeddings for {rows}: "
+            "use the tokenizer that it was trained with"
         )
     return classifier.eval(), tokenizer, labels
 
 
 def backbone_config(config: Mapping[str, Any]) -> PretrainedConfig:
-    """The shape of the backbone: that of a known `base_model`, else what config.json itself says."""
+    """Return the configuration of a known `base_model`, else that in config.json itself.
+
+    Raises `CorpusError` if it is neither.
+    """
     shape = _BACKBONES.get(config["base_model"], config)
     if "hidden_size" not in shape or shape.get("model_type") not in _KINDS:
         raise CorpusError(
-            f"the backbone {config['base_model']!r} is none of {', '.join(_BACKBONES)}: copy what its config.json says into "
+            f"the backbone {config['base_model']!r} is none of {', '.join(_BACKBONES)}: "
+            "copy the content of its config.json into "
             f"the classifier's config.json (model_type may be {', '.join(_KINDS)})"
         )
     sizes = {
@@ -206,7 +218,8 @@ def _labels(config: Mapping[str, Any], spec: str) -> list[str]:
     names = [domain_name(label) if isinstance(label, str) else "" for label in labels]
     if "" in names or len(set(names)) < len(names):
         raise CorpusError(
-            f"{spec} has labels that give no domain names of their own: {', '.join(map(repr, labels))}"
+            f"{spec} has labels that do not give distinct domain names: "
+            f"{', '.join(map(repr, labels))}"
         )
     return labels
 
@@ -214,16 +227,16 @@ def _labels(config: Mapping[str, Any], spec: str) -> list[str]:
 def _compare(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], spec: str
 ) -> None:
-    spare = {
-        name for name in given if name.endswith(".position_ids")
-    }  # a table of 0, 1, 2, … that older versions saved
-    if lacking := sorted(set(expected) - set(given)):
+    # Older versions of transformers saved this table of 0, 1, 2, …
+    ignored = {name for name in given if name.endswith(".position_ids")}
+    if missing := sorted(set(expected) - set(given)):
         raise CorpusError(
-            f"{spec} lacks the weights {', '.join(lacking[:4])}: they would be random, so it is not used"
+            f"{spec} lacks the weights {', '.join(missing[:4])}: they would be random, so it is "
+            "not used"
         )
-    if unknown := sorted(set(given) - set(expected) - spare):
+    if unknown := sorted(set(given) - set(expected) - ignored):
         raise CorpusError(
-            f"{spec} has weights that the model has no place for: {', '.join(unknown[:4])}"
+            f"{spec} has weights that the model does not have: {', '.join(unknown[:4])}"
         )
     for name, shape in expected.items():
         if given[name] != shape:

@@ -1,6 +1,7 @@
-"""The ways in which a document gets its label, and how any text becomes the name of a domain.
+"""The ways to label a document, and the conversion of any label to a domain name.
 
-Those that need nothing but the document are here; `topics.py` finds clusters, `classifier.py` asks a model.
+This module has the ways that need only the document. `topics.py` and `classifier.py` have the
+others.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from cuvee.data.ingest.reading import Bad
 
 MOST_LABELS = 2048
 SAMPLE_CHARS = 8192
-"""How much of a document is looked at to find its topic."""
+"""The number of leading characters of a document that determine its topic."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_PART = re.compile(r"-of-(\d+)$")  # what `raw.py` takes for a part of a file
+_PART = re.compile(r"-of-(\d+)$")  # `raw.py` would treat this ending as a part number
 
 
 class Item(NamedTuple):
-    """A document to label: its domain until now is `document.domain`, `role` that domain's, `value` what the column holds."""
+    """A document to label.
+
+    `document.domain` is its current domain, `role` the role of that domain, and `value` its value
+    in the label column.
+    """
 
     document: Document
     role: Role
@@ -37,44 +42,46 @@ class Item(NamedTuple):
 
 
 Labeller = Callable[[Sequence[Item]], Sequence[str | Bad]]
-"""The label of each item as it is spelled at its origin, or why it has none. The same whatever else it is asked with."""
+"""Return for each item its label as spelled in the source, or the reason why it has none.
+
+A label must not depend on the other items of the call."""
 
 
 @dataclass(frozen=True)
 class Way(ABC):
-    """How labels are found."""
+    """A way to find labels. Subclasses are frozen dataclasses with the options as fields."""
 
     column: ClassVar[str | None] = None
-    """The column that is read beside the text."""
+    """The column to read besides the text, or None."""
     parallel: ClassVar[bool] = True
-    """Whether several processes should label; a model with threads of its own has the machine to itself."""
+    """Whether several processes label. False for a model that uses all cores by itself."""
     step_blocks: ClassVar[int] = 32
-    """Blocks of about half a megabyte from one durable step to the next: what a kill costs."""
+    """Blocks of about half a megabyte between two durable steps: the work that a crash loses."""
     sample: ClassVar[int] = 0
-    """How many documents it is fitted on."""
+    """The number of documents to fit on; 0 if there is no fit."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """What decides the labels."""
+        """Return everything that determines the labels."""
 
-    def check(self, domains: Sequence[str], targets: Sequence[str]) -> None:  # noqa: B027 (most have nothing to check)
-        """Raises `CorpusError` if it cannot label documents of these domains, some of which are targets."""
+    def check(self, domains: Sequence[str], targets: Sequence[str]) -> None:  # noqa: B027
+        """Raise `CorpusError` if documents of these domains and targets cannot be labelled."""
 
     def fit(self, texts: Sequence[str], work: Path) -> None:  # noqa: B027
-        """Learns from a sample and keeps what it learned in the folder `work`, whole or not at all."""
+        """Fit to a sample of texts and save the result in the folder `work` atomically."""
 
     @abstractmethod
     def labeller(self, work: Path) -> Labeller:
-        """What labels documents, once fitted."""
+        """Return the function that labels documents, after `fit`."""
 
     def words(self, work: Path) -> dict[str, list[str]]:
-        """By label the words that tell it from others, where it has such."""
+        """Return by label the words that distinguish it from other labels, if the way has any."""
         return {}
 
 
 @dataclass(frozen=True)
 class ByFolder(Way):
-    """The domain that a document has already."""
+    """Keep the domain that a document has already."""
 
     def to_json(self) -> dict[str, Any]:
         return {"way": "folder"}
@@ -93,7 +100,8 @@ class ByRole(Way):
     def check(self, domains: Sequence[str], targets: Sequence[str]) -> None:
         if not targets:
             raise CorpusError(
-                "no domain is a target, so there are no two roles: name one with --target, or in a table.json"
+                "no domain is a target, so all documents have one role: name a target with "
+                "--target, or in a table.json"
             )
 
     def labeller(self, work: Path) -> Labeller:
@@ -102,7 +110,7 @@ class ByRole(Way):
 
 @dataclass(frozen=True)
 class ByColumn(Way):
-    """The value of a key of each JSON row, or of a column: text or a whole number."""
+    """The value of a column or JSON key, which must be text or an integer."""
 
     key: str
 
@@ -129,13 +137,16 @@ class ByColumn(Way):
 
 @dataclass(frozen=True)
 class ByMap(Way):
-    """Another name for each domain: several may get the same."""
+    """A new name for each domain. Several domains may get the same name."""
 
     table: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, mapping: Mapping[str, Any], place: str) -> ByMap:
-        """Raises `CorpusError`, naming `place`, unless it maps names to names."""
+        """Return the way for a mapping from old to new names.
+
+        Raises `CorpusError`, naming `place`, if a value is not a valid domain name.
+        """
         for old, new in mapping.items():
             if (
                 not isinstance(old, str)
@@ -143,7 +154,8 @@ class ByMap(Way):
                 or not NAME_PATTERN.fullmatch(new)
             ):
                 raise CorpusError(
-                    f"{place} maps {old!r} to {new!r}: expected lines like `statistics: science`, with names of 1 to 64 "
+                    f"{place} maps {old!r} to {new!r}: expected lines like `statistics: science`, "
+                    "with names of 1 to 64 "
                     "letters, digits, dots, underscores or hyphens"
                 )
         return cls(tuple(sorted(mapping.items())))
@@ -157,7 +169,7 @@ class ByMap(Way):
             if domain not in known:
                 near = get_close_matches(domain, known, n=1)
                 hint = f"is {near[0]!r} meant for it?" if near else "every domain needs a line"
-                raise CorpusError(f"the map says nothing of the domain {domain!r}: {hint}")
+                raise CorpusError(f"the map has no line for the domain {domain!r}: {hint}")
 
     def labeller(self, work: Path) -> Labeller:
         known = dict(self.table)
@@ -172,7 +184,10 @@ class ByMap(Way):
 
 @dataclass(frozen=True)
 class ByRandom(Way):
-    """One of so many labels by a hash of the text and the seed: equal texts get equal labels, and labels mean nothing."""
+    """A random label per document, from a hash of its text and the seed.
+
+    Equal texts get equal labels. This is a baseline: the labels carry no information.
+    """
 
     topics: int
     seed: int
@@ -196,14 +211,16 @@ class ByRandom(Way):
 
 
 def check_topics(topics: int) -> None:
+    """Raise `CorpusError` if the number of topics is out of range."""
     if not 2 <= topics <= MOST_LABELS:
-        raise CorpusError(f"{topics} topics were asked for: give 2 to {MOST_LABELS}")
+        raise CorpusError(f"{topics} topics were requested: give 2 to {MOST_LABELS}")
 
 
 def domain_name(label: str) -> str:
-    """The name of a domain closest to `label`, "" if nothing of it can be in one: "Arts & Crafts" becomes "Arts-Crafts".
+    """Return the domain name closest to `label`: "Arts & Crafts" becomes "Arts-Crafts".
 
-    Such a name survives as the name of a file: it is not hidden, and not taken for part of another.
+    The result is "" if no character of the label is allowed in a name. A file of that name is not
+    hidden and has no ending that looks like a part number.
     """
     name = label
     if not NAME_PATTERN.fullmatch(label) or label.startswith("."):

@@ -1,11 +1,11 @@
-"""Labelling: raw text in, the same documents in other domains out, as a raw folder that `build` reads.
+"""Labelling: read raw text and write the same documents, in other domains, to a new folder.
 
-    sample      of the training documents, for a way that has to be fitted      topics.py
-    labelling   every row is read, labelled and appended to its label's file    label_ways.py, label_writing.py
-    report      sizes, confusion, agreement, examples: labels.json              label_report.py
+    sample      of training documents, for a way that has to be fitted       topics.py
+    labelling   each row is read, labelled and appended to a label's file    labelers.py, writing.py
+    report      sizes, confusion, agreement, examples: labels.json           report.py
 
-The folder appears whole or not at all. Until then everything lies in a hidden folder beside it, from which an interrupted
-labelling goes on.
+`build` reads the folder like any folder of raw text. The folder appears only when it is complete.
+Until then, all files are in a hidden folder beside it, from which an interrupted labelling resumes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,25 @@ from cuvee.data.label.report import REPORT, Labels, make_report, read_labels
 from cuvee.data.label.writing import Labelled, LabelTask, Roles, label_documents
 
 LEFT_OUT = "left_out"
-_VERSION = (
-    1  # part of what labels are made from: raise it when the same text would give other bytes
-)
+# Part of what identifies labels. Increase it when the same text would give other bytes.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How documents are read. `domain_column` names the column with a document's domain until now, `targets` the target
-    domains among those (else tables beside the sources say); `by_role` divides each label into LABEL.source and LABEL.target;
-    `valid_share` of the documents go to validation where sources have no `train/` and `valid/`, the same that `build` takes."""
+    """How documents are read.
+
+    - `text_column`: the column with the text.
+    - `domain_column`: the column with a document's current domain. By default the file name gives
+      it.
+    - `targets`: the target domains among the current ones. By default the tables beside the sources
+      mark them.
+    - `by_role`: split each label into LABEL.source and LABEL.target.
+    - `valid_share`: the share of documents for validation, the same documents that `build` chooses.
+      It
+      is ignored for sources that have `train/` and `valid/` folders.
+    - `max_bad_rows`: the number of unusable rows above which labelling stops.
+    """
 
     text_column: str = "text"
     domain_column: str | None = None
@@ -71,15 +80,14 @@ def label(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Labels:
-    """Writes the documents of `sources` to `folder`, each in the domain that `way` finds for it, or goes on doing so.
+    """Write the documents of `sources` to `folder`, each in the domain that `way` finds for it.
 
-    `folder` gets train/LABEL.jsonl.gz, valid/LABEL.jsonl.gz, a table.json with roles and the report. If it holds the labels of
-    the same sources, way and settings already, nothing is done. Raises `CorpusError`.
+    Resumes an interrupted call. `folder` gets train/LABEL.jsonl.gz, valid/LABEL.jsonl.gz, a
+    table.json with roles, and the report labels.json. If it already holds the labels of the same
+    sources, way and settings, nothing is done. Raises `CorpusError`.
     """
     settings = settings or LabelSettings()
-    folder = Path(
-        os.path.abspath(folder)
-    )  # "." and ".." have no name of their own, but what they mean has
+    folder = Path(os.path.abspath(folder))  # "." and ".." have no usable name
     report = progress or (lambda stage, share: None)
     workers = workers if workers is not None else cores()
     if workers < 1:
@@ -90,7 +98,7 @@ def label(
     _refuse_early(found, table, way, settings)
     entries = identify(found, report)
     content = asdict(settings)
-    del content["max_bad_rows"]  # it decides whether there are labels, not which
+    del content["max_bad_rows"]  # it does not change the labels
     stamp = digest(
         {
             "version": _VERSION,
@@ -110,12 +118,13 @@ def label(
                 WorkerPool(workers if way.parallel else 1) as pool,
             ):
                 rules = Rules(settings.text_column, settings.domain_column, settings.valid_share)
-                asked = Roles(tuple(sorted(table.items())), settings.targets)
-                task = LabelTask(way, rules, asked, settings.by_role, work, stamp)
+                roles = Roles(tuple(sorted(table.items())), settings.targets)
+                task = LabelTask(way, rules, roles, settings.by_role, work, stamp)
                 _Labelling(found, settings, task, pool, report).run(work / "out", folder)
         except OSError as error:
             raise CorpusError(
-                f"cannot write {folder}: {error.strerror or error}; mend that and run the same again to continue"
+                f"cannot write {folder}: {error.strerror or error}; fix that and run the same "
+                "command again to resume"
             ) from error
     shutil.rmtree(hidden, ignore_errors=True)
     return read_labels(folder)
@@ -123,7 +132,7 @@ def label(
 
 @dataclass(frozen=True)
 class _Labelling:
-    """One labelling at work."""
+    """A labelling in progress."""
 
     sources: Sequence[TextSource]
     settings: LabelSettings
@@ -132,8 +141,9 @@ class _Labelling:
     report: Progress
 
     def run(self, out: Path, folder: Path) -> None:
-        """Fills `out` and renames it to `folder`."""
-        way, work = self.task.way, self.task.work
+        """Fill the folder `out` and rename it to `folder`."""
+        way = self.task.way
+        work = self.task.work
         if way.sample and not (work / "fitted").exists():
             texts = draw_sample(
                 self.sources,
@@ -165,7 +175,7 @@ class _Labelling:
         )
         for name in made.left_out:
             (out / LEFT_OUT).mkdir(exist_ok=True)
-            if (path := out / "valid" / f"{name}.jsonl.gz").exists():  # else moved before a kill
+            if (path := out / "valid" / f"{name}.jsonl.gz").exists():  # else already moved
                 os.replace(path, out / LEFT_OUT / path.name)
         write_quarantine(out / "quarantine.jsonl", found.bad_rows)
         table = [
@@ -199,22 +209,25 @@ class _Labelling:
 
 
 def draw_sample(
-    sources: Sequence[TextSource], rules: Rules, wanted: int, pool: WorkerPool, progress: Any
+    sources: Sequence[TextSource], rules: Rules, size: int, pool: WorkerPool, progress: Any
 ) -> list[str]:
-    """The beginnings of the `wanted` training documents of lowest hash, none twice: the same whatever the order of files."""
-    lowest: list[tuple[int, str]] = []  # a heap, the highest hash on top
+    """Return the beginnings of the `size` training documents of lowest hash, without duplicates.
+
+    The sample does not depend on the order of files.
+    """
+    lowest: list[tuple[int, str]] = []  # a heap with the highest hash on top
     held: set[int] = set()
 
     def calls() -> Iterator[tuple[Block, Rules, int]]:
         for block in read_blocks(sources, rules.text_column, rules.domain_column):
-            yield block, rules, -lowest[0][0] if len(lowest) == wanted else 1 << 64
+            yield block, rules, -lowest[0][0] if len(lowest) == size else 1 << 64
 
     for share, drawn in pool.map(_draw, calls()):
         for rank, text in drawn:
             if rank not in held:
                 held.add(rank)
                 heapq.heappush(lowest, (-rank, text))
-                if len(lowest) > wanted:
+                if len(lowest) > size:
                     held.remove(-heapq.heappop(lowest)[0])
         progress(share)
     return [text for _, text in sorted(lowest, reverse=True)]
@@ -232,7 +245,8 @@ def _is_labelled(folder: Path, stamp: str) -> bool:
     if (folder / REPORT).exists():
         if read_labels(folder).labelled_from != stamp:
             raise CorpusError(
-                f"{folder} already holds labels of other sources or settings: choose another folder, or remove this one"
+                f"{folder} already holds labels of other sources or settings: choose another "
+                "folder, or remove this one"
             )
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -245,11 +259,12 @@ def _is_labelled(folder: Path, stamp: str) -> bool:
 def _refuse_early(
     sources: Sequence[TextSource], table: Mapping[str, Role], way: Way, settings: LabelSettings
 ) -> None:
-    """Raises `CorpusError` for what can be known to be wrong before anything is read."""
+    """Raise `CorpusError` for mistakes that can be found before anything is read."""
     if way.column is not None and settings.domain_column is not None:
         raise CorpusError(
-            f"labels are in the column {way.column!r}, so domains cannot be read from the column {settings.domain_column!r}: "
-            "they are those of files and folders"
+            f"labels are in the column {way.column!r}, so domains cannot be read from the column "
+            f"{settings.domain_column!r}: "
+            "file and folder names give the current domains"
         )
     names: list[str] = []
     targets = list(settings.targets) or [name for name, role in table.items() if role == "target"]
@@ -268,7 +283,8 @@ def _keep_apart(folder: Path, places: Sequence[Path]) -> None:
             folder.resolve()
         ):
             raise CorpusError(
-                f"{folder} and the source {place} lie in one another: choose a folder beside it"
+                f"one of {folder} and the source {place} contains the other: choose a folder "
+                "beside it"
             )
 
 

@@ -1,4 +1,4 @@
-"""What labelling found, as `labels.json`: sizes, confusion with the old domains, agreement, examples. Written last."""
+"""The report of a labelling, `labels.json`: sizes, confusion, agreement and examples."""
 
 from __future__ import annotations
 
@@ -30,22 +30,26 @@ class _Entry(BaseModel):
 
 
 class Size(_Entry):
-    """Documents and bytes of text."""
+    """A number of documents and their bytes of text."""
 
     documents: Count = 0
     bytes: Count = 0
 
 
 class Example(_Entry):
-    """The beginning of a document and the domain that it was in."""
+    """The beginning of a document, with its previous domain."""
 
     domain: str
     text: str
 
 
 class Label(_Entry):
-    """A new domain. `spelled` is the label before it became a name; `target_share` the share of its training bytes that comes
-    from target domains; `words` tell a topic from the others, most telling first."""
+    """A new domain.
+
+    `spelled` is the label before it was converted to a domain name. `target_share` is the share of
+    its training bytes that comes from target domains. `words` distinguish a topic from the others,
+    the strongest first.
+    """
 
     name: str
     spelled: str
@@ -58,10 +62,12 @@ class Label(_Entry):
 
 
 class Agreement(_Entry):
-    """How labels go with the old domains, over all documents. None where one of the two has a single value.
+    """The agreement of labels with the previous domains, over all documents.
 
-    Homogeneity is the share of the old domains' entropy that labels explain, completeness the reverse (Rosenberg and
-    Hirschberg 2007); adjusted mutual information is 0 for random labels and 1 for the same division (Vinh et al. 2010).
+    Homogeneity is the share of the previous domains' entropy that the labels explain, completeness
+    the reverse (Rosenberg and Hirschberg 2007). Adjusted mutual information is 0 for random labels
+    and 1 for identical partitions (Vinh et al. 2010). All are None if there is only one label or
+    one domain.
     """
 
     adjusted_mutual_information: float | None
@@ -70,8 +76,13 @@ class Agreement(_Entry):
 
 
 class Labels(_Entry):
-    """The whole report. `confusion` holds documents by old domain and label; `left_out` documents whose label has no training
-    text, which lie in the folder of that name; `labelled_from` identifies sources and settings."""
+    """The complete report.
+
+    - `confusion`: documents by previous domain and label.
+    - `left_out`: documents whose label has no training text, by label. They are in the folder
+      `left_out`.
+    - `labelled_from`: identifies sources and settings.
+    """
 
     format: Literal[1] = FORMAT
     by: dict[str, Any]
@@ -87,15 +98,16 @@ class Labels(_Entry):
 
     @property
     def mixed(self) -> tuple[str, ...]:
-        """Labels whose training text comes from source and target domains."""
+        """The labels whose training text comes from both source and target domains."""
         return tuple(label.name for label in self.labels if 0 < label.target_share < 1)
 
     def write(self, folder: Path) -> None:
+        """Write the report to `folder` atomically."""
         write_atomic(folder / REPORT, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
 
 def read_labels(folder: Path) -> Labels:
-    """Raises `CorpusError` unless `folder` holds a report of this format."""
+    """Read the report in `folder`. Raises `CorpusError` if there is none of this format."""
     path = folder / REPORT
     try:
         return Labels.model_validate_json(path.read_bytes())
@@ -103,7 +115,8 @@ def read_labels(folder: Path) -> Labels:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise CorpusError(
-            f"{path} is no report of this version of cuvee: {error.errors()[0]['msg']}; remove {folder} and label again"
+            f"{path} is no report of this version of cuvee: {error.errors()[0]['msg']}; remove "
+            f"{folder} and label again"
         ) from error
 
 
@@ -117,7 +130,10 @@ def make_report(
     text_column: str,
     labelled_from: str,
 ) -> Labels:
-    """The report on `found`; `roles` are those of the old domains, `words` by the spelling of a label."""
+    """Return the report on `found`.
+
+    `roles` are those of the previous domains. `words` are by the spelling of a label.
+    """
     trained, validated = (_by_label(found.counts.get(split, {})) for split in ("train", "valid"))
     confusion: dict[str, dict[str, int]] = {}
     for by_domain in found.counts.values():
@@ -162,31 +178,33 @@ def make_report(
 
 
 def agreement(confusion: Mapping[str, Mapping[str, int]]) -> Agreement:
-    """Agreement of two divisions of the same documents, of which `confusion` holds the counts."""
+    """Return the agreement of two partitions of the same documents.
+
+    `confusion` holds the counts by domain and label.
+    """
     labels = sorted({label for row in confusion.values() for label in row})
     counts_DL = np.array(
         [[row.get(label, 0) for label in labels] for row in confusion.values()], dtype=np.int64
     )
     total = int(counts_DL.sum())
-    domains_D, labels_L = counts_DL.sum(1), counts_DL.sum(0)
-    between = _entropy(domains_D) + _entropy(labels_L) - _entropy(counts_DL.ravel())
+    domains_D = counts_DL.sum(1)
+    labels_L = counts_DL.sum(0)
+    mutual = _entropy(domains_D) + _entropy(labels_L) - _entropy(counts_DL.ravel())
     by_chance = _expected_information(counts_DL, total)
     mean = (_entropy(domains_D) + _entropy(labels_L)) / 2
     several = len(domains_D) > 1 and len(labels_L) > 1
     return Agreement(
-        adjusted_mutual_information=(between - by_chance) / (mean - by_chance)
+        adjusted_mutual_information=(mutual - by_chance) / (mean - by_chance)
         if several and mean > by_chance
         else None,
-        homogeneity=between / _entropy(domains_D) if several else None,
-        completeness=between / _entropy(labels_L) if several else None,
+        homogeneity=mutual / _entropy(domains_D) if several else None,
+        completeness=mutual / _entropy(labels_L) if several else None,
     )
 
 
 def _expected_information(counts_DL: npt.NDArray[np.int64], total: int) -> float:
-    """Mutual information that chance gives, in nats."""
-    if (
-        total > _EXACT_DOCUMENTS
-    ):  # where the sums below take gigabytes and the limit is right to seven digits
+    """Return the mutual information of random labels, in nats."""
+    if total > _EXACT_DOCUMENTS:  # the exact sum takes gigabytes; the limit has seven right digits
         rows, columns = counts_DL.shape
         return float((rows - 1) * (columns - 1) / (2 * total))
     from sklearn.metrics.cluster import expected_mutual_information
@@ -195,11 +213,13 @@ def _expected_information(counts_DL: npt.NDArray[np.int64], total: int) -> float
 
 
 def _entropy(counts: npt.NDArray[np.int64]) -> float:
+    """Return the entropy of the distribution with these counts, in nats."""
     total = int(counts.sum())
     return math.log(total) - float(sum(c * math.log(c) for c in counts.tolist() if c)) / total
 
 
 def _by_label(by_domain: Mapping[str, Mapping[str, list[int]]]) -> dict[str, Size]:
+    """Return the size of each label, summed over domains."""
     sums: dict[str, list[int]] = {}
     for by_label in by_domain.values():
         for label, (documents, size) in by_label.items():

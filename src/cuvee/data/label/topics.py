@@ -1,8 +1,9 @@
-"""Topics: clusters of a sample of documents, named by their words, and the topic of any further document.
+"""Topics: cluster a sample of documents, name each cluster by its words, and assign all documents.
 
-By default documents are points by latent semantic analysis: TF-IDF of their words, its `DIMENSIONS` strongest singular directions
-(Deerwester et al. 1990), each point scaled to length 1, and K-means on those. Embeddings of a sentence-transformers model
-may take the place of the first two.
+By default, documents are represented by latent semantic analysis: TF-IDF weights of their words,
+projected on the `DIMENSIONS` strongest singular directions (Deerwester et al. 1990) and scaled to
+length 1. K-means clusters these vectors. A sentence-transformers model can provide the vectors
+instead.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _STARTS = 5
 _MOST_TERMS = 30_000
 _WORD = r"(?u)\b[^\W\d_]\w+\b"
 _NAME_WORDS = 3
-_TOLD_WORDS = 8
+_TOPIC_WORDS = 8
 _NAME_CHARS = 48
 
 Points = npt.NDArray[np.float64]
@@ -35,7 +36,10 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ByTopics(Way):
-    """K-means on a sample of `documents` documents; `embeddings` is the model to place them with, None for their words."""
+    """K-means clusters of a sample of `documents` documents.
+
+    `embeddings` is a model that provides document vectors; None means latent semantic analysis.
+    """
 
     topics: int
     seed: int
@@ -46,7 +50,8 @@ class ByTopics(Way):
         check_topics(self.topics)
         if self.documents < self.topics:
             raise CorpusError(
-                f"{self.topics} topics cannot be found in a sample of {self.documents} documents: draw more"
+                f"{self.topics} topics cannot be found in a sample of {self.documents} documents: "
+                "draw more"
             )
         if self.embeddings is not None:
             load_embedder(self.embeddings)
@@ -76,7 +81,8 @@ class ByTopics(Way):
     def fit(self, texts: Sequence[str], work: Path) -> None:
         if len(texts) < self.topics:
             raise CorpusError(
-                f"{self.topics} topics cannot be found in {len(texts)} different training documents: ask for fewer"
+                f"{self.topics} topics cannot be found in {len(texts)} different training "
+                "documents: ask for fewer"
             )
         words, weights_DV = fit_words(texts)
         if self.embeddings is None:
@@ -91,18 +97,25 @@ class ByTopics(Way):
             points_DS = load_embedder(self.embeddings)(texts)
             kept = {}
         labels_D, centres_KS = _cluster(points_DS, self.topics, self.seed)
-        told = _telling_words(weights_DV, labels_D, words.terms, self.topics)
+        topic_words = _topic_words(weights_DV, labels_D, words.terms, self.topics)
         save_state(
             work / "topics",
-            {**kept, "centres_KS": centres_KS, "words": told, "names": _names(told)},
+            {
+                **kept,
+                "centres_KS": centres_KS,
+                "words": topic_words,
+                "names": _names(topic_words),
+            },
         )
 
     def labeller(self, work: Path) -> Labeller:
         state = load_state(work / "topics")
-        names, centres_KS = state["names"], state["centres_KS"]
+        names = state["names"]
+        centres_KS = state["centres_KS"]
         place: Callable[[Sequence[str]], Points]
         if self.embeddings is None:
-            words, directions_VS = Words(state["terms"], state["idf_V"]), state["directions_VS"]
+            words = Words(state["terms"], state["idf_V"])
+            directions_VS = state["directions_VS"]
 
             def place(texts: Sequence[str]) -> Points:
                 return _unit(words.weights(texts) @ directions_VS)
@@ -123,16 +136,18 @@ class ByTopics(Way):
 
 
 class Words:
-    """TF-IDF weights of documents over a fixed vocabulary, each row of length 1 (or 0 without a known word)."""
+    """TF-IDF weights of documents over a fixed vocabulary of V terms."""
 
     def __init__(self, terms: list[str], idf_V: npt.NDArray[np.float64]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.terms, self.idf_V = terms, idf_V
+        self.terms = terms
+        self.idf_V = idf_V
         self._vectorizer = TfidfVectorizer(vocabulary=terms, **_COUNTING)
         self._vectorizer.idf_ = idf_V
 
     def weights(self, texts: Sequence[str]) -> Any:
+        """Return (D, V) sparse weights; each row has length 1, or 0 without a known word."""
         return self._vectorizer.transform(texts)
 
 
@@ -140,15 +155,20 @@ _COUNTING: dict[str, Any] = {"token_pattern": _WORD, "sublinear_tf": True, "dtyp
 
 
 def fit_words(texts: Sequence[str]) -> tuple[Words, Any]:
-    """The words that two texts or more have and not over half of them, and the weights of the texts over these."""
+    """Return the vocabulary of `texts` and their (D, V) sparse weights over it.
+
+    The vocabulary consists of words that occur in at least two texts and in at most half of them.
+    Raises `CorpusError` if there are none.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(min_df=2, max_df=0.5, max_features=_MOST_TERMS, **_COUNTING)
     try:
         weights_DV = vectorizer.fit_transform(texts)
-    except ValueError as error:  # nothing is left of the vocabulary
+    except ValueError as error:  # the vocabulary is empty
         raise CorpusError(
-            f"no topics can be told apart by words: {error}; label by column, folder or classifier instead"
+            f"words do not distinguish any topics: {error}; label by column, folder or "
+            "classifier instead"
         ) from error
     return Words(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_), weights_DV
 
@@ -165,7 +185,11 @@ _EMBEDDER_FILES = (
 
 
 def find_embedder(spec: str) -> ModelFolder:
-    """The model that `spec`, sentence-transformers:FOLDER or sentence-transformers:NAME@COMMIT, names."""
+    """Return the model that `spec` names.
+
+    `spec` is sentence-transformers:FOLDER or sentence-transformers:NAME@COMMIT. Raises
+    `CorpusError`.
+    """
     if not spec.startswith(_EMBEDDER):
         raise CorpusError(
             f"{spec!r} names no embeddings: write {_EMBEDDER}FOLDER or {_EMBEDDER}NAME@COMMIT"
@@ -178,21 +202,25 @@ _PLAIN_MODULES: Mapping[str, tuple[str, ...]] = {
     "Pooling": ("1_Pooling",),
     "Normalize": ("", "2_Normalize"),
 }
-"""Modules of an embedder and where in its folder they may lie. Of the library's others, some import what a file of the folder
-names (Router, Dense's activation) and some read pickled weights; and files elsewhere would not be in the folder's digest."""
+"""The allowed modules of an embedder, with the paths where they may lie in its folder.
+
+Other modules of the library can import code that a file names (Router, the activation of Dense) or
+read pickled weights. Files in other paths would not be part of the folder's digest."""
 
 
 @lru_cache(maxsize=1)
 def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
-    """Texts → points of length 1, by a sentence-transformers model. Raises `CorpusError` if it cannot be loaded.
+    """Load a sentence-transformers model: D texts → (D, S) vectors of length 1.
 
-    Only a Transformer, its pooling and normalising are taken, and weights from safetensors.
+    Only Transformer, Pooling and Normalize modules are loaded, with weights from safetensors.
+    Raises `CorpusError` if the model cannot be loaded.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise CorpusError(
-            "embeddings need the sentence-transformers library, which is not installed: pip install 'cuvee[embeddings]', "
+            "embeddings need the sentence-transformers library, which is not installed: "
+            "pip install 'cuvee[embeddings]', "
             "or leave out --embeddings to cluster by words"
         ) from None
     try:
@@ -207,7 +235,7 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-    except Exception as error:  # files of anybody's making fail in any way
+    except Exception as error:  # untrusted files can fail in any way
         raise CorpusError(
             f"{model.spec} cannot be loaded as a sentence-transformers model: {error}"
         ) from error
@@ -216,7 +244,7 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
             f"{name} in {' or '.join(map(repr, paths))}" for name, paths in _PLAIN_MODULES.items()
         )
         raise CorpusError(
-            f"{model.spec} asks for {foreign[0]}, which may run code; cuvee takes {plain} alone"
+            f"{model.spec} asks for {foreign[0]}, which may run code; cuvee accepts only {plain}"
         )
 
     def place(texts: Sequence[str]) -> Points:
@@ -242,15 +270,16 @@ def _directions(weights_DV: Any, seed: int) -> Points:
     dimensions = min(DIMENSIONS, weights_DV.shape[1] - 1, weights_DV.shape[0] - 1)
     if dimensions < 1:
         raise CorpusError(
-            "the documents have too few words in common to find topics: label by column or folder instead"
+            "the documents have too few words in common to find topics: label by column or "
+            "folder instead"
         )
-    with threadpool_limits(1):  # sums in one order, whatever the machine
+    with threadpool_limits(1):  # one order of summation on every machine
         svd = TruncatedSVD(dimensions, random_state=seed).fit(weights_DV)
     return np.ascontiguousarray(svd.components_.T)
 
 
 def _cluster(points_DS: Points, topics: int, seed: int) -> tuple[npt.NDArray[np.int64], Points]:
-    """The cluster of each point, and the centres, of the best of several starts."""
+    """Return each point's cluster (D,) and the centres (K, S), the best of several starts."""
     import warnings
 
     from sklearn.cluster import KMeans
@@ -258,42 +287,48 @@ def _cluster(points_DS: Points, topics: int, seed: int) -> tuple[npt.NDArray[np.
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # fewer distinct points than clusters: said below
+        # Fewer distinct points than clusters: reported below.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(topics, n_init=_STARTS, random_state=seed).fit(points_DS)
     distinct = len(np.unique(found.labels_))
     if distinct < topics:
         raise CorpusError(
-            f"{topics} topics cannot be found: the documents fall into {distinct}; ask for at most so many"
+            f"{topics} topics cannot be found: the documents fall into {distinct}; "
+            f"ask for at most {distinct}"
         )
     return found.labels_.astype(np.int64), np.asarray(found.cluster_centers_, dtype=np.float64)
 
 
-def _telling_words(
+def _topic_words(
     weights_DV: Any, labels_D: npt.NDArray[np.int64], terms: list[str], topics: int
 ) -> list[list[str]]:
-    """By topic the words whose mean weight in it lies furthest above that in all documents, but for English function words."""
+    """Return by topic the words whose mean weight exceeds that in all documents the most.
+
+    English function words are left out.
+    """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     content_V = np.array([term not in ENGLISH_STOP_WORDS for term in terms])
     everywhere_V = np.asarray(weights_DV.mean(axis=0)).ravel()
-    told = []
+    topic_words = []
     for k in range(topics):
         above_V = np.asarray(weights_DV[labels_D == k].mean(axis=0)).ravel() - everywhere_V
         above_V[~content_V] = 0
-        best = np.argsort(-above_V, kind="stable")[:_TOLD_WORDS]
-        told.append([terms[v] for v in best if above_V[v] > 0])
-    return told
+        best = np.argsort(-above_V, kind="stable")[:_TOPIC_WORDS]
+        topic_words.append([terms[v] for v in best if above_V[v] > 0])
+    return topic_words
 
 
-def _names(told: list[list[str]]) -> list[str]:
-    """A name for each topic of its first words; where two would be the same, the later one gets more words or a number."""
+def _names(topic_words: list[list[str]]) -> list[str]:
+    """Return a unique name for each topic, made of its first words.
+
+    If two names would be equal, the later topic gets more words or a number.
+    """
     names: list[str] = []
-    for words in told:
+    for words in topic_words:
         plain = [name for word in words if (name := domain_name(word))] or ["topic"]
         tried = ["-".join(plain[:n]) for n in range(min(_NAME_WORDS, len(plain)), len(plain) + 1)]
-        numbered = [f"{tried[0][: _NAME_CHARS - 5]}-{n}" for n in range(2, len(told) + 2)]
+        numbered = [f"{tried[0][: _NAME_CHARS - 5]}-{n}" for n in range(2, len(topic_words) + 2)]
         names.append(
             next(
                 name
@@ -305,5 +340,6 @@ def _names(told: list[list[str]]) -> list[str]:
 
 
 def _unit(points: Any) -> Points:
+    """Scale each row to length 1; rows of zeros stay."""
     norms = np.linalg.norm(points, axis=1, keepdims=True)
     return np.asarray(points / np.where(norms == 0, 1, norms), dtype=np.float64)

@@ -1,7 +1,8 @@
-"""Labelling at work: blocks of documents in, appended to the files of their labels, in steps that a kill cannot tear.
+"""Write labelled documents: blocks are appended to the files of their labels in crash-safe steps.
 
-A step labels some blocks, makes what they gave durable, and then says so in `progress.json`. After a kill, files are cut to what
-was said and the next block is labelled: no document of an earlier step is labelled again, and the bytes are the same.
+A step labels some blocks, writes the result durably and then records it in `progress.json`. On
+restart, files are truncated to the recorded sizes and labelling resumes at the next block. The
+result is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from cuvee.data.ingest.worker_pool import WorkerPool
 from cuvee.data.label.labelers import Item, Labeller, Way, domain_name
 
 HISTORY = "cuvee_domains"
-"""The key under which a document lists the domains that it was in, oldest first; the last is its label."""
+"""The key under which a document lists its domains, oldest first; the last is its label."""
 EXAMPLES = 3
 _EXAMPLE_CHARS = 160
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The role of each domain that documents come from: `targets` if there are any, else what the table says, else source."""
+    """The roles of current domains: from `targets` if given, else `table`, else "source"."""
 
     table: tuple[tuple[str, Role], ...]
     targets: tuple[str, ...]
 
     def of(self, domain: str) -> Role:
+        """Return the role of one domain."""
         if self.targets:
             return "target" if domain in self.targets else "source"
         return next((role for name, role in self.table if name == domain), "source")
@@ -49,7 +51,10 @@ class Roles:
 
 @dataclass(frozen=True)
 class LabelTask:
-    """What a worker needs besides the block. `by_role` says that each label is divided by the role of its documents."""
+    """The settings that a worker needs to label a block.
+
+    `by_role` means that each label is split by the role of its documents.
+    """
 
     way: Way
     rules: Rules
@@ -61,10 +66,11 @@ class LabelTask:
 
 @dataclass
 class Labelled:
-    """What labelling has found, in one block or in all so far.
+    """The results of labelling, of one block or of all blocks so far.
 
-    `counts` holds documents and bytes of text by split, domain until now and label; `spelled` how a label was spelled before
-    it became a name; `examples` the documents of lowest hash, as (hash, domain until now, beginning).
+    `counts` holds [documents, bytes of text] by split, previous domain and label. `spelled` holds
+    the original spelling of each label. `examples` holds the documents of lowest hash by label, as
+    (hash, previous domain, beginning).
     """
 
     counts: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
@@ -73,6 +79,7 @@ class Labelled:
     bad_rows: list[BadRow] = field(default_factory=list)
 
     def add(self, document: Document, label: str, spelled: str) -> None:
+        """Count one document and offer it as an example."""
         self.count(document.split, document.domain, label, 1, document.bytes)
         self.spell(label, spelled)
         if document.split == "train":
@@ -83,6 +90,7 @@ class Labelled:
             self.offer(label, [(document.rank, document.domain, beginning)])
 
     def merge(self, other: Labelled) -> None:
+        """Add the results of another block."""
         for split, by_domain in other.counts.items():
             for domain, by_label in by_domain.items():
                 for label, (documents, size) in by_label.items():
@@ -94,25 +102,33 @@ class Labelled:
         self.bad_rows += other.bad_rows
 
     def count(self, split: str, domain: str, label: str, documents: int, size: int) -> None:
+        """Add documents and bytes to a cell of `counts`."""
         cell = self.counts.setdefault(split, {}).setdefault(domain, {}).setdefault(label, [0, 0])
         cell[0] += documents
         cell[1] += size
 
     def spell(self, label: str, spelled: str) -> None:
+        """Record the spelling of a label. Raises `CorpusError` if it has two spellings."""
         if self.spelled.setdefault(label, spelled) != spelled:
             raise CorpusError(
-                f"the labels {shown(self.spelled[label])} and {shown(spelled)} would both be the domain {label}: "
+                f"the labels {shown(self.spelled[label])} and {shown(spelled)} would both be the "
+                f"domain {label}: "
                 "rename one of them"
             )
 
     def offer(self, label: str, examples: Sequence[tuple[int, str, str]]) -> None:
+        """Keep the `EXAMPLES` examples of lowest hash."""
         merged = {tuple(example) for example in (*self.examples.get(label, ()), *examples)}
         self.examples[label] = sorted(merged)[:EXAMPLES]
 
 
 @dataclass
 class LabelProgress:
-    """Everything up to block `position` is in the files, `sizes` bytes in each; `done` when nothing is left."""
+    """The state of a labelling that is saved after each step.
+
+    The files contain everything up to block `position`; `sizes` holds their bytes. `done` is True
+    at the end.
+    """
 
     position: tuple[int, int] = (-1, 0)
     done: bool = False
@@ -121,6 +137,7 @@ class LabelProgress:
 
     @classmethod
     def load(cls, path: Path) -> LabelProgress:
+        """Read the saved progress, else start. Raises `CorpusError` if the file is damaged."""
         if not path.exists():
             return cls()
         try:
@@ -145,9 +162,10 @@ def label_documents(
     check: Callable[[Labelled], None],
     progress: Callable[[float], None],
 ) -> Labelled:
-    """Writes `folder/train/LABEL.jsonl.gz` and `folder/valid/LABEL.jsonl.gz`, or goes on where an earlier call was stopped.
+    """Write `folder/train/LABEL.jsonl.gz` and `folder/valid/LABEL.jsonl.gz`.
 
-    `check` is called after each block and may raise. Raises `CorpusError`.
+    Resumes an interrupted call. `check` is called with the results after each block and may raise.
+    Raises `CorpusError`.
     """
     kept = task.work / "progress.json"
     state = LabelProgress.load(kept)
@@ -214,7 +232,7 @@ def _label_block(
 
 
 def _fields(row: Row, document: Document, task: LabelTask) -> tuple[dict[str, Any], Any]:
-    """All that a row of JSON holds, or of others the text; and the value in the way's column."""
+    """Return the fields of a JSON row, else only its text, and the label column's value."""
     if isinstance(row, bytes):
         fields = json.loads(row)
         return fields, fields.get(task.way.column)
@@ -229,7 +247,8 @@ def _name(spelled: str | Bad, role: Role | None) -> str | Bad:
     whole = f"{name}.{role}" if role else name
     if not name or not NAME_PATTERN.fullmatch(whole):
         return Bad(
-            f"the label {shown(spelled)} cannot name a domain: use 1 to 64 letters, digits, dots, underscores or hyphens"
+            f"the label {shown(spelled)} cannot name a domain: use 1 to 64 letters, digits, dots, "
+            "underscores or hyphens"
         )
     return whole
 
@@ -242,7 +261,7 @@ def _row(fields: dict[str, Any], domain: str, label: str) -> bytes | Bad:
     fields = fields | {HISTORY: [*history, label]}
     try:
         line = json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair in something other than the text
+    except UnicodeEncodeError:  # half a surrogate pair in a field other than the text
         line = json.dumps(fields).encode() + b"\n"
     except RecursionError:
         return Bad("nested too deeply")
@@ -255,12 +274,15 @@ def _row(fields: dict[str, Any], domain: str, label: str) -> bytes | Bad:
 
 @lru_cache(maxsize=1)
 def _labeller(way: Way, work: Path, stamp: str) -> Labeller:
-    """Loaded once for thousands of blocks; `stamp` tells one use of the folder `work` from another."""
+    """Load the labeller once per process.
+
+    `stamp` keeps a reused folder `work` from returning the labeller of an earlier labelling.
+    """
     return way.labeller(work)
 
 
 def _step(state: LabelProgress, pending: dict[str, list[bytes]], folder: Path, kept: Path) -> None:
-    """Makes `pending` durable, then says so. Each step adds a gzip member of its own to a file."""
+    """Write `pending` durably as one gzip member per file, then record it in `progress.json`."""
 
     def write(key: str) -> tuple[str, int]:
         member = gzip.compress(b"".join(pending[key]), compresslevel=6, mtime=0)
