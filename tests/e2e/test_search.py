@@ -16,7 +16,7 @@ from cuvee.fleet.store.store import Store
 from cuvee.policies.files import load_policy, read_provenance
 from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.progress.fleet_watch import FleetStatus
-from cuvee.recipes.search import SearchConfig, make_trainer, plan, search
+from cuvee.recipes.search import SearchConfig, logged_runs, make_trainer, plan, search
 from cuvee.recipes.train import train
 from stdlib_corpus import stdlib_corpus
 
@@ -80,6 +80,28 @@ def test_a_policy_learned_on_a_proxy_steers_a_larger_model_with_no_reward_measur
     run = train(parse(TrainConfig, document, "the target"))
     assert len(run.trajectory) == 3
     assert "alignment" not in run.trajectory.last.probes
+
+
+def test_the_trainer_is_a_key_that_proxies_and_targets_follow(config: Path, tmp_path: Path) -> None:
+    wanted = load(SearchConfig, config, ["trainer=simulator"])
+    planned = plan(wanted)
+    assert planned.each.tokens == 12 * 4 * 64
+    folder = search(wanted)
+    (proxy,) = logged_runs(wanted)
+    assert proxy.cost.tokens == pytest.approx(planned.each.tokens, rel=0.01)  # counts are rounded
+    document = {
+        name: value
+        for name, value in yaml.safe_load(config.read_text()).items()
+        if name != "method"
+    }
+    target = parse(TrainConfig, {**document, "trainer": "simulator", "policy": str(folder)}, "it")
+    run = train(target)
+    assert [signals.step for signals in run.trajectory.signals] == [0, 2, 4, 6, 8, 10, 12]
+    with Store.open(tmp_path / "runs.db") as store:
+        assert store.load(run.id).trajectory == run.trajectory
+    assert not list((tmp_path / "runs" / run.id).glob("model"))
+    with pytest.raises(ConfigError, match=r"no trainer 'simulater'.*simulator"):
+        load(SearchConfig, config, ["trainer=simulater"])
 
 
 def test_a_method_without_proxies_needs_no_fleet(config: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ POLICIES = Registry("policy", "cuvee.policies", ("cuvee.policies", "cuvee.method
 AGENTS = Registry("agent", "cuvee.agents", ("cuvee.agents",))
 ENCODERS = Registry("encoder", "cuvee.encoders", ("cuvee.policies",))
 REWARDS = Registry("reward", "cuvee.rewards", ("cuvee.policies",))
-TRAINERS = Registry("trainer", "cuvee.trainers", ("cuvee.training",))
+TRAINERS = Registry("trainer", "cuvee.trainers", ("cuvee.training", "cuvee.simulation"))
 PROBES = Registry("probe", "cuvee.probes", ("cuvee.probes",))
 
 register_method = METHODS.register
@@ -156,6 +156,9 @@ register_encoder = ENCODERS.register
 register_reward = REWARDS.register
 """What an agent is rewarded for; see `policies.rewards.RewardFunction`."""
 register_trainer = TRAINERS.register
-"""See `core.protocols.Trainer`."""
+"""A `core.protocols.Trainer` with two class methods.
+
+`build(model, corpus, settings, ranks)` makes one: `model` is the configuration's `model` as it is, `settings` its `train`
+with the run's seed. `price(model, corpus, settings)` is the `Cost` of a whole run, without seconds."""
 register_probe = PROBES.register
 """See `core.protocols.Probe`."""

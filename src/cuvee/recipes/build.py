@@ -7,17 +7,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cuvee.core.errors import ConfigError, CorpusError
-from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Policy
+from cuvee.core.protocols import Policy, Trainer
+from cuvee.core.registry import TRAINERS
 from cuvee.data.corpus.corpus import Corpus
-from cuvee.data.stream.stream import MixtureStream
 from cuvee.policies.files import check_can_be_saved
 from cuvee.policies.guard.guard import Guard
 from cuvee.recipes.config.questions import ReadsFeedback
 from cuvee.recipes.config.schema import TrainConfig
 from cuvee.training.distributed import Ranks
-from cuvee.training.model import build_model
-from cuvee.training.trainer import LMTrainer
 
 
 def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
@@ -78,18 +75,8 @@ def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
     return method.commit(corpus, ())
 
 
-def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> LMTrainer:
-    """Model, stream and trainer. All that is random in them follows from the configuration's seed, whatever the method."""
+def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Trainer:
+    """The registered trainer of that name. All randomness follows from the configuration's seed."""
     settings = replace(config.train, seed=config.seed)
-    stream = MixtureStream(
-        corpus,
-        Mixture.natural(corpus.domains),
-        batch_size=settings.batch_size,
-        sequence_length=settings.sequence_length,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.size,
-    )
-    return LMTrainer(
-        build_model(config.model, corpus, seed=config.seed), stream, corpus, settings, ranks
-    )
+    trainer: Trainer = TRAINERS.get(config.trainer).build(config.model, corpus, settings, ranks)
+    return trainer

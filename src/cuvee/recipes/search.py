@@ -16,6 +16,7 @@ from cuvee import loop
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
+from cuvee.core.registry import TRAINERS
 from cuvee.core.trajectory import Cost, Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.engine import FleetOptions, OnChange, StoreFleet
@@ -23,7 +24,6 @@ from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.store import Store
-from cuvee.probes.base import FORWARD_SHARE
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config.schema import (
     MethodChoice,
@@ -38,9 +38,7 @@ from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
-from cuvee.training.model import build_model, size_of
 from cuvee.training.placement import computing_threads
-from cuvee.training.validation import Validation
 
 _TIMED_SECONDS = 2.0  # an estimate is worth so much training, or two intervals if these take longer
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -98,7 +96,7 @@ class SearchConfig(RunConfig):
     def proxy(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What a worker needs to build a proxy's trainer, as plain JSON. Fingerprints make another corpus, or another base model
         in the same place, another run."""
-        same = self.model_dump(mode="json", include={"model", "train"})
+        same = self.model_dump(mode="json", include={"model", "trainer", "train"})
         same["train"].pop("seed", None)
         if folder := self.base_folder:
             same |= {"model": str(folder), "model_sha256": sha256_of_model(folder)}
@@ -155,19 +153,10 @@ def plan(config: SearchConfig) -> SearchPlan:
     """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
     with _opened(config) as (corpus, fleet):
         logged = fleet.load()
-    settings = config.train
-    size = size_of(build_model(config.model, corpus, seed=config.seed), settings.sequence_length)
-    tokens = settings.total_steps * settings.batch_size * settings.sequence_length
-    pools = [
-        corpus.pool(name, "valid") if corpus.has(name, "valid") else None for name in corpus.names
-    ]
-    validated = settings.validations * Validation(
-        settings.validation_tokens, settings.sequence_length
-    ).tokens(pools)
-    flops = (tokens + validated * FORWARD_SHARE) * size.flops_per_token
+    each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
     proposed = config.method.build(config.seed).propose(corpus, logged)
     seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
-    return SearchPlan(len(proposed), len(logged), Cost(tokens, flops, seconds), judged_by)
+    return SearchPlan(len(proposed), len(logged), each + Cost(seconds=seconds), judged_by)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:

@@ -16,8 +16,8 @@ source and target domains do on average, as log-probabilities: questions about g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Probe, State
+from cuvee.core.protocols import Domains, Probe, State
+from cuvee.core.registry import register_trainer
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
 from cuvee.simulation.laws import Laws
+from cuvee.training.settings import TrainerSettings
 
 _LAYERS = 4
 _FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
@@ -151,6 +153,7 @@ class ScalingLaws(Laws):
         return logits_TK.detach().softmax(-1)
 
 
+@register_trainer("simulator")
 @dataclass
 class Simulator:
     """`cuvee.core.protocols.Trainer` over `ScalingLaws`. Deterministic from `seed`; measured losses carry noise.
@@ -178,6 +181,37 @@ class Simulator:
         self._effective_K = laws.start_K.clone()
         self._rng = np.random.default_rng(self.seed)
         self._probes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls, model: str | Mapping[str, Any], corpus: Domains, settings: TrainerSettings, ranks: Any
+    ) -> Simulator:
+        """A world over the corpus's domains, drawn by `settings.seed`, with the steps and tokens of `settings`.
+
+        `model` is not used, and every rank simulates the same.
+        """
+        intervals = math.ceil(settings.total_steps / settings.interval)
+        laws = ScalingLaws.draw(len(corpus.domains), settings.seed, intervals=intervals)
+        interval = settings.interval * settings.batch_size * settings.sequence_length
+        return cls(
+            replace(
+                laws,
+                interval=float(interval),
+                unit=float(interval),
+                start_K=laws.start_K * (interval / laws.interval),
+            ),
+            seed=settings.seed,
+            steps_per_interval=settings.interval,
+            domains=tuple(corpus.domains),
+        )
+
+    @classmethod
+    def price(
+        cls, model: str | Mapping[str, Any], corpus: Domains, settings: TrainerSettings
+    ) -> Cost:
+        intervals = math.ceil(settings.total_steps / settings.interval)
+        interval = settings.interval * settings.batch_size * settings.sequence_length
+        return cls._price(intervals * interval)
 
     @property
     def done(self) -> bool:

@@ -20,6 +20,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
+from cuvee.core.registry import register_trainer
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
@@ -31,7 +32,7 @@ from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Ranks
 from cuvee.training.export import export_model
 from cuvee.training.loss import NextTokenLoss
-from cuvee.training.model import size_of
+from cuvee.training.model import build_model, size_of
 from cuvee.training.placement import compute_type_for, device_for, is_compiled
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.update import OptimizerStep
@@ -44,6 +45,7 @@ Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _FREE_TO_CHANGE = {"device", "compile"}
 
 
+@register_trainer("lm")
 class LMTrainer:
     """Implements `core.protocols.Trainer`. One interval is `settings.interval` optimizer steps, the last may be shorter.
 
@@ -97,6 +99,38 @@ class LMTrainer:
         self.cost = Cost()
         self._intervals = 0
         self._meters: Meters | None = None
+
+    @classmethod
+    def build(
+        cls,
+        model: str | Mapping[str, Any],
+        corpus: Corpus,
+        settings: TrainerSettings,
+        ranks: Ranks,
+    ) -> LMTrainer:
+        """A fresh model and stream. All randomness follows from `settings.seed`, whatever the policy."""
+        stream = MixtureStream(
+            corpus,
+            Mixture.natural(corpus.domains),
+            batch_size=settings.batch_size,
+            sequence_length=settings.sequence_length,
+            seed=settings.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+        )
+        fresh = build_model(model, corpus, seed=settings.seed)
+        return cls(fresh, stream, corpus, settings, ranks)
+
+    @staticmethod
+    def price(model: str | Mapping[str, Any], corpus: Corpus, settings: TrainerSettings) -> Cost:
+        """Tokens and FLOPs of training and validation. What a policy has measured comes on top."""
+        size = size_of(build_model(model, corpus, seed=0), settings.sequence_length)
+        tokens = settings.total_steps * settings.batch_size * settings.sequence_length
+        names = corpus.names
+        pools = [corpus.pool(n, "valid") if corpus.has(n, "valid") else None for n in names]
+        validation = Validation(settings.validation_tokens, settings.sequence_length)
+        validated = settings.validations * validation.tokens(pools)
+        return Cost(tokens, (tokens + validated * FORWARD_SHARE) * size.flops_per_token)
 
     @property
     def done(self) -> bool:

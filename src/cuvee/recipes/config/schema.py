@@ -31,7 +31,7 @@ from cuvee.core.errors import ConfigError, CuveeError, PolicyError, nearest
 from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
-from cuvee.core.registry import METHODS, import_plugins
+from cuvee.core.registry import METHODS, TRAINERS, import_plugins
 from cuvee.core.trajectory import Cost
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
@@ -192,6 +192,8 @@ class RunConfig(BaseModel):
     """A folder that `cuvee corpus build` wrote."""
     model: str | dict[str, Any] = "llama-0.1m"
     """A preset, a Hugging Face folder, or the fields of a Hugging Face configuration with `model_type`."""
+    trainer: str = "lm"
+    """What trains it: lm, simulator (random scaling laws, no model), or a registered trainer of your own."""
     train: TrainerSettings = TrainerSettings()
     guard: Limits = Limits()
     name: Name = "run"
@@ -216,7 +218,7 @@ class RunConfig(BaseModel):
     def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
         """What runs that may be compared have in common, as plain JSON: it decides what they compute."""
         same = self.model_dump(
-            mode="json", include={"model", "guard", "train"}, exclude=_WHERE_NOT_WHAT
+            mode="json", include={"model", "trainer", "guard", "train"}, exclude=_WHERE_NOT_WHAT
         )
         return {"corpus": corpus_fingerprint, **same, **self._base()}
 
@@ -236,6 +238,12 @@ class RunConfig(BaseModel):
         from cuvee.training.model import PRESETS  # which loads torch, and a folder is rare
 
         return None if self.model in PRESETS else Path(self.model).absolute()
+
+    @field_validator("trainer")
+    @classmethod
+    def _known_trainer(cls, name: str) -> str:
+        TRAINERS.get(name)
+        return name
 
     @field_validator("train", mode="before")
     @classmethod
