@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, CorpusError
+from cuvee.data.corpus.tokenizer import parse_tokenizer, read_tokenizer
+from cuvee.training.base_model import load_base
 
 
 def _small_init(hidden: int) -> float:
@@ -178,54 +177,24 @@ def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTra
 
 
 def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors"
-        )
-    try:
-        asks_for_code = "auto_map" in json.loads((folder / "config.json").read_text())
-        if not asks_for_code:
-            with no_progress_bars():
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                )
-    except Exception as error:  # files of anybody's making fail in any way
-        raise ConfigError(
-            f"{folder} cannot be loaded as a causal language model: {error}"
-        ) from error
-    if asks_for_code:
-        raise ConfigError(
-            f"{folder} asks to run code of its own (auto_map in config.json), which cuvee never does"
-        )
+    model = load_base(folder)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < corpus.vocab_size:
         raise ConfigError(f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build the corpus "
                           f"with --tokenizer {folder / 'tokenizer.json'}")  # fmt: skip
     own = folder / "tokenizer.json"
-    if (
-        own.is_file()
-        and tokenizers.Tokenizer.from_file(str(own)).get_vocab() != corpus.tokenizer().get_vocab()
-    ):
+    if own.is_file() and _vocabulary(own) != corpus.tokenizer().get_vocab():
         raise ConfigError(
             f"{folder} was trained with another tokenizer than the corpus: rebuild that with --tokenizer {own}"
         )
     return model.train()
 
 
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keeps Transformers from drawing bars over whatever is on the terminal."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+def _vocabulary(path: Path) -> dict[str, int]:
     try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        return parse_tokenizer(read_tokenizer(path), str(path)).get_vocab()
+    except CorpusError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cuvee.core.errors import CorpusError
+from cuvee.core.errors import ConfigError, CorpusError
 from cuvee.core.files import sha256_of
+from cuvee.data.corpus.base_folder import check_foreign
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -74,11 +75,10 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
             else "nothing"
         )
         raise CorpusError(f"{spec} has no {WEIGHTS}, {why}")
-    for file in (path / "config.json", path / "tokenizer_config.json"):
-        if file.is_file() and "auto_map" in _read_json(file):
-            raise CorpusError(
-                f"{spec} asks to run code of its own (auto_map in {file.name}); cuvee never runs it"
-            )
+    try:
+        check_foreign(path)
+    except ConfigError as error:
+        raise CorpusError(str(error)) from error
     sha = hashlib.sha256()
     for file in (path / name for name in files):
         if file.is_file():

@@ -33,6 +33,7 @@ from cuvee.core.mixture import NAME_PATTERN
 from cuvee.core.protocols import Method, Policy
 from cuvee.core.registry import METHODS, TRAINERS, import_plugins
 from cuvee.core.trajectory import Cost
+from cuvee.data.corpus.base_folder import find_base
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
 from cuvee.recipes.config.explain import explain
@@ -352,9 +353,11 @@ class CompareConfig(RunConfig):
 
 
 def sha256_of_model(folder: Path) -> str:
-    """Over configuration and weights of a Hugging Face folder."""
-    found = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
-    return hashlib.sha256("".join(map(_file_digest, found)).encode()).hexdigest()
+    """Over configuration and weights of a Hugging Face folder: every file that decides what the model computes.
+
+    Raises `ConfigError` if the folder names files that cuvee does not read.
+    """
+    return hashlib.sha256("".join(map(_file_digest, find_base(folder).files)).encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:

@@ -1,0 +1,164 @@
+"""The files of a pre-trained causal language model that cuvee reads. Everything else in its folder is ignored or refused.
+
+config.json                       without anything that names code, other files or quantized weights
+model.safetensors                 or, if it is missing, model.safetensors.index.json and
+NAME.safetensors                  the files that the index names, in the same folder
+tokenizer and generation files    carried along to the exported model
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import ConfigError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+_JSON_BYTES = 64 << 20
+_REFUSED = {
+    "auto_map": "asks to run code of its own",
+    "transformers_weights": "names another file of weights",
+    "quantization_config": "has quantized weights",
+}
+_DROPPED = re.compile(r".*(_implementation|_implementation_internal)")
+"""Settings of how attention is computed. Some values name code to download; none changes what the model is."""
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """A checked model folder. `config` is what config.json says; `weights` are the safetensors files, all of them."""
+
+    path: Path
+    config: Mapping[str, Any]
+    index: Path | None
+    weights: tuple[Path, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that decides what the model computes, in a fixed order: what a hash of the model covers."""
+        index = (self.index,) if self.index else ()
+        return (self.path / CONFIG, *index, *self.weights)
+
+    def carried(self) -> dict[str, bytes]:
+        """The tokenizer and generation files of the folder. Raises `ConfigError` if one cannot be read."""
+        return {
+            name: read_bounded(self.path / name) for name in CARRIED if (self.path / name).is_file()
+        }
+
+
+def find_base(folder: Path) -> BaseFolder:
+    """Checks the folder of a model without reading its weights.
+
+    Raises `ConfigError` if it lacks config.json or safetensors, if its index names anything but safetensors files in the
+    folder, or if it asks for code, adapters or quantized weights.
+    """
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} is no Hugging Face model folder: it needs config.json and *.safetensors"
+        )
+    check_foreign(folder)
+    config = _without_dropped(read_json(folder / CONFIG))
+    if (folder / WEIGHTS).is_file():
+        return BaseFolder(folder, config, None, (folder / WEIGHTS,))
+    if not (folder / INDEX).is_file():
+        raise ConfigError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}: save the model as safetensors"
+        )
+    return BaseFolder(folder, config, folder / INDEX, _indexed(folder))
+
+
+def check_foreign(folder: Path) -> None:
+    """Raises `ConfigError` if a model folder asks for code, for other files of weights, or for an adapter."""
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{folder} holds an adapter (adapter_config.json), which names another base model: merge it into the weights"
+        )
+    for name in (CONFIG, "tokenizer_config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            _check_keys(folder / name, read_json(folder / name))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size. Raises `ConfigError`."""
+    try:
+        content = json.loads(read_bounded(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be loaded: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} cannot be loaded: it holds no JSON object")
+    return content
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file of at most 64 MiB. Raises `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_JSON_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be loaded: {error.strerror}") from error
+    if len(content) > _JSON_BYTES:
+        raise ConfigError(
+            f"{path} is larger than {_JSON_BYTES >> 20} MiB: it is not what its name says"
+        )
+    return content
+
+
+def _indexed(folder: Path) -> tuple[Path, ...]:
+    table = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{folder / INDEX} has no weight_map: save the model again")
+    for name in table.values():
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{folder / INDEX} names {ascii(name)[:80]}: only *.safetensors files in the same folder are read"
+            )
+    files = tuple(folder / name for name in sorted(set(table.values())))
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{file} is missing, though {INDEX} names it: restore it")
+    return files
+
+
+def _check_keys(path: Path, node: Any) -> None:
+    """Refuses the keys at any depth: a composite model has a configuration in its configuration."""
+    stack = [node]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            for key, reason in _REFUSED.items():
+                if value.get(key) is not None:
+                    raise ConfigError(
+                        f"{path.parent} {reason} ({key} in {path.name}), which cuvee never does or reads"
+                    )
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+
+
+def _without_dropped(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _without_dropped(value)
+            for key, value in node.items()
+            if not _DROPPED.fullmatch(key)
+        }
+    return [_without_dropped(value) for value in node] if isinstance(node, list) else node

@@ -1,0 +1,196 @@
+"""A model folder to continue from: only checked safetensors are read, all of them are hashed, and no weight is made up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_model import Words
+
+from cuvee.core.errors import ConfigError
+from cuvee.recipes.config.schema import sha256_of_model
+from cuvee.training.model import build_model
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_model("llama-0.1m", Words(), seed=5).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def weights(folder: Path) -> Weights:
+    return load_file(folder / "model.safetensors")
+
+
+def save(folder: Path, tensors: Weights, name: str = "model.safetensors") -> None:
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def shard(folder: Path, names: Callable[[int], str]) -> Weights:
+    """Cuts the weights in two files and writes the index that names them."""
+    tensors = weights(folder)
+    (folder / "model.safetensors").unlink()
+    table = {name: names(i % 2) for i, name in enumerate(tensors)}
+    for file in set(table.values()):
+        if file.endswith(".safetensors"):
+            save(folder, {n: t for n, t in tensors.items() if table[n] == file}, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": table}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "config.json") -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def refused(folder: Path, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(ConfigError, match=match):
+        build_model(folder, Words())
+
+
+def test_a_sharded_model_is_read_whole_and_every_shard_is_part_of_its_identity(
+    folder: Path,
+) -> None:
+    tensors = shard(folder, lambda i: f"model-0000{i}-of-00002.safetensors")
+    model = build_model(folder, Words())
+    assert all(torch.equal(model.state_dict()[name], tensors[name]) for name in tensors)
+    before = sha256_of_model(folder)
+    half = folder / "model-00001-of-00002.safetensors"
+    save(folder, {name: tensor * 2 for name, tensor in load_file(half).items()}, half.name)
+    assert sha256_of_model(folder) != before
+    edit(folder, lambda index: index["metadata"].update(x=1), "model.safetensors.index.json")
+    assert sha256_of_model(folder) != before
+
+
+def test_files_that_are_not_read_are_no_part_of_the_identity(folder: Path) -> None:
+    before = sha256_of_model(folder)
+    save(folder, {"x": torch.zeros(1)}, "other.safetensors")
+    (folder / "README.md").write_text("x")
+    assert sha256_of_model(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["e.bin", "../a.safetensors", "/tmp/a.safetensors", "sub/a.safetensors", "a.safetensors/../b",
+     ".a.safetensors", "a.SAFETENSORS", "a.safetensors\0", "", "..\\a.safetensors", "missing.safetensors"],
+)  # fmt: skip
+def test_an_index_names_plain_files_of_its_folder_or_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    tensors = shard(folder, lambda _: "a.safetensors")
+    torch.save(tensors, folder / "e.bin")
+    save(folder.parent, tensors, "a.safetensors")
+    edit(
+        folder,
+        lambda index: index.update(weight_map=dict.fromkeys(tensors, name)),
+        "model.safetensors.index.json",
+    )
+    refused(folder, "only .*safetensors files in the same folder|is missing", monkeypatch)
+    with pytest.raises(ConfigError):
+        sha256_of_model(folder)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}',
+                                   "[" * 100_000])  # fmt: skip
+def test_an_index_that_is_none_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    shard(folder, lambda _: "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    refused(folder, "model.safetensors.index.json", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "code of its own"),
+        ({"text_config": {"auto_map": {"AutoConfig": "evil.Config"}}}, "code of its own"),
+        ({"transformers_weights": "e.safetensors"}, "another file of weights"),
+        ({"transformers_weights": "adapter_model.bin"}, "another file of weights"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized"),
+        ({"vocab_size": "many"}, "cannot be loaded"),
+        ({"model_type": "none such"}, "cannot be loaded"),
+        ({"hidden_size": 64}, "cannot be loaded"),
+    ],
+)
+def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], match: str
+) -> None:
+    edit(folder, lambda config: config.update(change))
+    refused(folder, match, monkeypatch)
+
+
+def test_a_kernel_that_the_configuration_names_is_not_fetched(folder: Path) -> None:
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        edit(folder, lambda config, key=key: config.update({key: "evil-org/kernel"}))
+    assert build_model(folder, Words()).config._attn_implementation in ("sdpa", "eager")
+
+
+def test_an_adapter_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/base"}')
+    refused(folder, "adapter", monkeypatch)
+
+
+def test_a_missing_tensor_is_an_error_and_not_drawn_at_random(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(folder)
+    for name in whole:
+        save(folder, {other: tensor for other, tensor in whole.items() if other != name})
+        refused(folder, f"lacks the tensors .*{name}", monkeypatch)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_that_is_not_finite_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, value: float, dtype: torch.dtype
+) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in weights(folder).items()}
+    name = next(name for name in tensors if "q_proj" in name)
+    tensors[name].view(-1)[17] = value
+    save(folder, tensors)
+    refused(folder, f"{name} holds NaN or infinity", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.bool]
+)
+def test_weights_that_are_not_plain_floating_point_are_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    tensors = weights(folder)
+    name = next(name for name in tensors if "q_proj" in name)
+    tensors[name] = tensors[name].to(dtype)
+    save(folder, tensors)
+    refused(folder, f"{name} as|cannot be loaded", monkeypatch)
+
+
+def test_links_as_in_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / f"blob-{file.name}")
+        os.symlink(f"../blob-{file.name}", tmp_path / "snapshot" / file.name)
+    model = build_model(tmp_path / "snapshot", Words())
+    assert torch.equal(
+        model.state_dict()["model.norm.weight"], weights(folder)["model.norm.weight"]
+    )
+    assert sha256_of_model(tmp_path / "snapshot") == sha256_of_model(folder)
+
+
+def test_half_precision_is_read_exactly(folder: Path) -> None:
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights(folder).items()}
+    save(folder, tensors)
+    state = build_model(folder, Words()).state_dict()
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in tensors.items())
