@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_model import Words
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cuvee.core.errors import ConfigError
 from cuvee.recipes.config.schema import sha256_of_model
+from cuvee.training.export import export_model
 from cuvee.training.model import build_model
 
 Weights = dict[str, torch.Tensor]
@@ -194,3 +196,53 @@ def test_half_precision_is_read_exactly(folder: Path) -> None:
     save(folder, tensors)
     state = build_model(folder, Words()).state_dict()
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in tensors.items())
+
+
+def finished_base(folder: Path, dtype: torch.dtype) -> PreTrainedTokenizerFast:
+    """Gives the folder a tokenizer with a chat template, its own special tokens and generation settings."""
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Words().tokenizer(), bos_token="w1", eos_token="w2", pad_token="w3",
+        model_max_length=777, padding_side="left",
+    )  # fmt: skip
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder)
+    save(folder, {name: tensor.to(dtype) for name, tensor in weights(folder).items()})
+    edit(folder, lambda config: config.update(dtype=str(dtype).removeprefix("torch."),
+                                              bos_token_id=1, eos_token_id=2, pad_token_id=3))  # fmt: skip
+    (folder / "generation_config.json").write_text('{"temperature": 0.25, "do_sample": true}')
+    return fast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_export_keeps_what_the_base_model_said(
+    folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    before = finished_base(folder, dtype)
+    model = build_model(folder, Words())
+    with torch.no_grad():
+        model.model.norm.weight += 0.5
+    export_model(model, Words().tokenizer(), 0, tmp_path / "out")
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for field in ("bos_token", "eos_token", "pad_token", "model_max_length", "padding_side", "chat_template"):  # fmt: skip
+        assert getattr(after, field) == getattr(before, field), field
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):  # fmt: skip
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes(), name
+    old, new = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "out"))  # fmt: skip
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id", "dtype"):
+        assert new[field] == old[field], field
+    stored = weights(tmp_path / "out")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    assert stored.keys() == weights(folder).keys()
+    assert torch.equal(stored["model.norm.weight"], model.model.norm.weight.to(dtype))
+    assert model.config.dtype == torch.float32
+    assert "cuvee-base" not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_weights_beyond_half_precision_are_exported_in_single(folder: Path, tmp_path: Path) -> None:
+    finished_base(folder, torch.float16)
+    model = build_model(folder, Words())
+    with torch.no_grad():
+        model.model.norm.weight += 1e6
+    export_model(model, Words().tokenizer(), 0, tmp_path / "out")
+    assert weights(tmp_path / "out")["model.norm.weight"].dtype == torch.float32
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"

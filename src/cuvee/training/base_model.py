@@ -18,14 +18,15 @@ from transformers.utils import logging
 from cuvee.core.errors import ConfigError
 from cuvee.data.corpus.base_folder import CONFIG, BaseFolder, find_base
 
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 
 
 def load_base(folder: Path) -> PreTrainedModel:
     """The model in `folder` in float32. Every parameter has a finite value from its files; none is drawn at random.
 
-    `model.base_folder` keeps the `BaseFolder`, for the export. Raises `ConfigError` naming the first tensor that is missing,
-    of another shape, not floating-point or not finite.
+    `model.carried_files` and `model.carried_dtype` are what an export takes from the folder. Raises
+    `ConfigError` naming the first tensor that is missing, of another shape, not floating-point or not finite.
     """
     base = find_base(folder)
     with tempfile.TemporaryDirectory(prefix="cuvee-base-") as clean:
@@ -52,8 +53,15 @@ def load_base(folder: Path) -> PreTrainedModel:
     _check_types(base, set(loaded["unexpected_keys"]))
     _check_finite(folder, model)
     model.name_or_path = str(folder)
-    model.base_folder = base
+    model.carried_files = base.carried()
+    model.carried_dtype = _dtype_of(base)
     return model
+
+
+def _dtype_of(base: BaseFolder) -> torch.dtype:
+    """The number format that the configuration names, float32 if none that can be trained."""
+    named = str(base.config.get("dtype", base.config.get("torch_dtype"))).removeprefix("torch.")
+    return _DTYPES.get(named, torch.float32)
 
 
 @contextmanager
