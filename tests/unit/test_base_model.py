@@ -234,7 +234,6 @@ def test_an_export_keeps_what_the_base_model_said(
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     assert stored.keys() == weights(folder).keys()
     assert torch.equal(stored["model.norm.weight"], model.model.norm.weight.to(dtype))
-    assert model.config.dtype == torch.float32
     assert "cuvee-base" not in (tmp_path / "out" / "config.json").read_text()
 
 
