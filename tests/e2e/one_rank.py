@@ -21,7 +21,8 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.loop import run
 from cuvee.probes.base import Context
-from cuvee.probes.norms import GradientNorm, GradientNormMeter, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm, GradientNormMeter
 from cuvee.training.distributed import Leader, Ranks
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings

@@ -22,7 +22,8 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 from cuvee.testing.trainer import assert_same_state
 from cuvee.training.distributed import Ranks
 from stdlib_corpus import stdlib_corpus

@@ -18,7 +18,8 @@ from cuvee.core.signals import Measured
 from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.base import Context, MicroBatch
 from cuvee.probes.meters import Meters
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 
 pytestmark = pytest.mark.training
 RANKS = 2

@@ -23,7 +23,8 @@ from cuvee.core.state import load_state, save_state
 from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.base import Context
 from cuvee.probes.meters import Measurements, Meters
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 
 STEPS = 5
 PROBES = (GradientAlignment(stride=2, halves=True), WeightNorms(), GradientNorm())

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cuvee.core.errors import ConfigError
 from cuvee.probes.base import Context
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 
 torch.set_num_threads(1)
 

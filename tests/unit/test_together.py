@@ -20,7 +20,8 @@ from cuvee.data.stream.stream import MixtureStream
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.probes.alignment import GradientAlignment
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 from cuvee.testing.toy import ToyTrainer
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings

@@ -22,7 +22,8 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.alignment import GradientAlignment
 from cuvee.probes.evaluation_set import EvaluationSet
-from cuvee.probes.norms import GradientNorm, WeightNorms
+from cuvee.probes.norms import WeightNorms
+from cuvee.testing.probes import GradientNorm
 from cuvee.testing.trainer import TrainerSuite, assert_same_state
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings

@@ -1,4 +1,4 @@
-"""`WeightNorms` and `GradientNorm`: how large the weights of each layer are, how much that changed, and how steep the loss is."""
+"""`WeightNorms`: how large the weights of each layer are, and how much that changed."""
 
 from __future__ import annotations
 
@@ -29,16 +29,6 @@ class WeightNorms:
         return WeightNormMeter(self.name, context)
 
 
-@dataclass(frozen=True)
-class GradientNorm:
-    """Signal "gradient_norm" (): the mean over the interval's steps of ‖g‖₂ over all weights, before clipping."""
-
-    name: str = "gradient_norm"
-
-    def attach(self, context: Context) -> GradientNormMeter:
-        return GradientNormMeter(self.name, context)
-
-
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The blocks of a decoder: the first `ModuleList` with one entry a layer. Raises `ConfigError` if there is none."""
     for module in model.modules():
@@ -60,7 +50,7 @@ class WeightNormMeter(Meter):
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        norms = torch.stack([_norm(list(layer.parameters())) for layer in self.layers]).double()
+        norms = torch.stack([norm_of(list(layer.parameters())) for layer in self.layers]).double()
         return norms if self.rank == 0 else torch.zeros_like(norms)
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
@@ -76,41 +66,6 @@ class WeightNormMeter(Meter):
         self._last = state.get("last")
 
 
-class GradientNormMeter(Meter):
-    """The gradients are reduced before this is asked, so that rank 0 reports alone."""
-
-    def __init__(self, name: str, context: Context) -> None:
-        self.name = name
-        self.context = context
-        self._sum_and_count = torch.zeros(2, dtype=torch.float64, device=context.device)
-
-    def begin_interval(self, domains: Any) -> None:
-        self._sum_and_count.zero_()
-
-    def before_update(self) -> None:
-        weights = list(self.context.model.parameters())
-        sharded = any(hasattr(weight, "full_tensor") for weight in weights)
-        if self.context.rank > 0 and not sharded:
-            return
-        norm = _norm([weight.grad for weight in weights if weight.grad is not None])
-        if self.context.rank == 0:
-            self._sum_and_count[0] += norm
-            self._sum_and_count[1] += 1
-
-    def sums(self) -> Tensor:
-        return self._sum_and_count.clone()
-
-    def interval_state(self) -> dict[str, Any]:
-        return {"sum_and_count": self._sum_and_count.cpu().numpy().copy()}
-
-    def load_interval_state(self, state: Mapping[str, Any]) -> None:
-        self._sum_and_count.copy_(torch.from_numpy(state["sum_and_count"]))
-
-    def read(self, sums: Tensor) -> Mapping[str, Measured]:
-        total, steps = sums.cpu().numpy()
-        return {self.name: Measured.mean(total, steps)}
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """‖·‖₂ over all of them. Where they are sharded, every rank takes part."""
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return ‖·‖₂ over all `tensors`. Collective where they are sharded: every rank must call it."""
     return whole(torch.nn.utils.get_total_norm(tensors))
