@@ -1,0 +1,236 @@
+"""ADO, adaptive data optimization (Jiang et al. 2024, arXiv 2410.11820): scaling laws of each domain, fitted while the model trains.
+
+    L_k(n) = ε_k + β_k n^(−α_k)                        n: tokens trained on in total
+    v_k    = −dL_k/dn = α_k β_k n^(−α_k − 1)           learning speed
+    h      ← (1 − γ_h) h + γ_h π                       recent mixture; h_k^s is the credit of domain k for its own progress
+    ρ_k    ∝ μ_k h_k^s v_k                             μ: prior mixture
+    π      = γ ρ + (1 − γ) π̄,  π_k ≥ δ                 π̄: mean of all mixtures so far
+
+ADO proposes no proxies. It commits to `ADOPolicy`, which steers by the prior for the first `warmup` of the run and by π after it.
+
+Deviations: the laws are refitted after every interval by least squares over a grid of α, with ε and β in closed form. The paper
+refits every 1,000 steps with L-BFGS on a Huber loss of logarithms. The paper updates h and π̄ after every step, we after every
+interval. A domain whose law cannot be fitted yet gets the mean speed of the others. δ is at most 1/K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain
+from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
+from cuvee.core.registry import register_method, register_policy
+from cuvee.core.trajectory import Run, Trajectory
+from cuvee.policies.guard.limits import nearest_within
+
+_FEWEST_POINTS = 4  # a law has three parameters
+_MOST_POINTS = 256  # of one fit; evenly spaced over the run
+_EXPONENTS = (0.01, 1.5)
+
+
+class Law(NamedTuple):
+    """L(n) = `limit` + `scale` n^(−`exponent`), in nats per token; n is in units of `unit` tokens."""
+
+    limit: float
+    scale: float
+    exponent: float
+    unit: float = 1.0
+
+    def loss(self, tokens: float) -> float:
+        return self.limit + self.scale * math.pow(tokens / self.unit, -self.exponent)
+
+    def speed(self, tokens: float) -> float:
+        """−dL/dn in nats per token read, at least 0."""
+        return self.exponent * self.scale * math.pow(tokens / self.unit, -self.exponent) / tokens
+
+
+def fit_law(tokens_T: FloatArray, losses_T: FloatArray) -> Law:
+    """The law with the least squared error over T ≥ 4 points, with ε ≥ 0 and β ≥ 0."""
+    unit = float(tokens_T.max())
+    low, high = _EXPONENTS
+    for _ in range(3):  # each round searches between the neighbours of the best exponent
+        exponents_A = np.geomspace(low, high, 40)
+        powers_AT = (tokens_T / unit) ** -exponents_A[:, None]
+        limits_A, scales_A = _closed_form(powers_AT, losses_T)
+        errors_A = ((limits_A[:, None] + scales_A[:, None] * powers_AT - losses_T) ** 2).sum(1)
+        best = int(errors_A.argmin())
+        low, high = exponents_A[max(best - 1, 0)], exponents_A[min(best + 1, 39)]
+    return Law(float(limits_A[best]), float(scales_A[best]), float(exponents_A[best]), unit)
+
+
+def _closed_form(powers_AT: FloatArray, losses_T: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(A,) limits and (A,) scales: linear regression of the losses on each row, within ε ≥ 0 and β ≥ 0."""
+    centred_AT = powers_AT - powers_AT.mean(1, keepdims=True)
+    scales_A = (centred_AT @ losses_T) / np.maximum((centred_AT**2).sum(1), 1e-300)
+    scales_A = np.maximum(scales_A, 0.0)
+    limits_A = losses_T.mean() - scales_A * powers_AT.mean(1)
+    through_zero_A = (powers_AT @ losses_T) / (powers_AT**2).sum(1)
+    scales_A = np.where(limits_A < 0, through_zero_A, scales_A)
+    return np.maximum(limits_A, 0.0), scales_A
+
+
+@register_method("ado")
+@dataclass(frozen=True)
+class ADO:
+    """`prior` is μ by domain, natural shares if it is not given. The other options are those of `ADOPolicy`."""
+
+    prior: Mapping[str, float] = field(default_factory=dict)
+    credit: float = 0.5
+    smoothing: float = 0.1
+    credit_smoothing: float = 0.1
+    floor: float = 0.01
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        self._policy({"any": 1.0})  # refuses bad settings now and not when the run starts
+
+    def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
+        return ()
+
+    def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """Raises `ConfigError` for a prior over domains that the corpus does not have."""
+        return self._policy(_prior(self.prior, corpus.domains).as_dict())
+
+    def _policy(self, prior: Mapping[str, float]) -> ADOPolicy:
+        return ADOPolicy(
+            prior, self.credit, self.smoothing, self.credit_smoothing, self.floor, self.warmup
+        )
+
+
+def _prior(given: Mapping[str, float], domains: tuple[Domain, ...]) -> Mixture:
+    names = [domain.name for domain in domains]
+    if unknown := sorted(set(given) - set(names)):
+        raise ConfigError(
+            f"prior names {', '.join(unknown)}, but the corpus has {', '.join(names)}"
+        )
+    return (
+        Mixture.normalise(names, [given.get(name, 0.0) for name in names])
+        if given
+        else Mixture.natural(domains)
+    )
+
+
+@register_policy("ado")
+class ADOPolicy:
+    """`credit` is s ≥ 0, `smoothing` γ and `credit_smoothing` γ_h in (0, 1], `floor` δ in [0, 1), `warmup` a share of the run."""
+
+    probes: Sequence[Probe] = ()
+
+    def __init__(
+        self,
+        prior: Mapping[str, float],
+        credit: float = 0.5,
+        smoothing: float = 0.1,
+        credit_smoothing: float = 0.1,
+        floor: float = 0.01,
+        warmup: float = 0.05,
+    ) -> None:
+        if not credit >= 0:
+            raise PolicyError(f"credit is {credit}: it must be at least 0")
+        for name, value in (("smoothing", smoothing), ("credit_smoothing", credit_smoothing)):
+            if not 0 < value <= 1:
+                raise PolicyError(f"{name} is {value}: it must be above 0 and at most 1")
+        for name, value in (("floor", floor), ("warmup", warmup)):
+            if not 0 <= value < 1:
+                raise PolicyError(f"{name} is {value}: it must be at least 0 and below 1")
+        self._prior, self._credit = dict(prior), credit
+        self._smoothing, self._credit_smoothing = smoothing, credit_smoothing
+        self._floor, self._warmup = floor, warmup
+        self._recent: dict[str, float] = {}
+        self._mean: dict[str, float] = {}
+        self._next: dict[str, float] = {}
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        """The prior until there are laws. A domain that joins later has a uniform share of the prior."""
+        return _over(so_far.names, self._next or self._prior)
+
+    def learn(self, so_far: Trajectory) -> Metrics:
+        names, executed = so_far.names, so_far.last_mixture
+        assert executed is not None, "learn is called after an interval"
+        recent, mean = (
+            _over(names, known or executed.as_dict()).weights_K
+            for known in (self._recent, self._mean)
+        )
+        weights_K = executed.weights_K
+        recent_K = recent + self._credit_smoothing * (weights_K - recent)
+        mean_K = mean + (weights_K - mean) / len(so_far)
+        self._recent = dict(zip(names, recent_K.tolist(), strict=True))
+        self._mean = dict(zip(names, mean_K.tolist(), strict=True))
+        laws = self._laws(so_far) if so_far.last.progress >= self._warmup else {}
+        if not laws:
+            return {"laws": None}
+        tokens = float(sum(int(signals.tokens_K.sum()) for signals in so_far.signals))
+        speeds = {name: law.speed(tokens) for name, law in laws.items()}
+        self._next = self._steer(names, speeds, recent_K, mean_K).as_dict()
+        return {"laws": {name: law._asdict() for name, law in laws.items()}, "speeds": speeds}
+
+    def _steer(
+        self, names: Sequence[str], speeds: Mapping[str, float], recent_K: Any, mean_K: Any
+    ) -> Mixture:
+        typical = float(np.mean(list(speeds.values())))
+        speeds_K = np.array([speeds.get(name, typical) for name in names])
+        prior_K = _over(names, self._prior).weights_K
+        preferred_K = prior_K * recent_K**self._credit * speeds_K
+        if not preferred_K.sum() > 0:  # no loss falls any more
+            preferred_K = prior_K
+        aim_K = preferred_K / preferred_K.sum()
+        mixed = Mixture.normalise(names, self._smoothing * aim_K + (1 - self._smoothing) * mean_K)
+        floor_K = np.full(len(names), min(self._floor, 1 / len(names)))
+        return nearest_within(mixed, floor_K, np.ones(len(names)))
+
+    def _laws(self, so_far: Trajectory) -> dict[str, Law]:
+        """The laws of the domains with enough measured losses, from the intervals after half of the warm-up."""
+        tokens_T = np.cumsum([signals.tokens_K.sum() for signals in so_far.signals])
+        first = next(
+            t for t, s in enumerate(so_far.signals) if t and s.progress >= self._warmup / 2
+        )
+        steps = np.unique(np.linspace(first, len(so_far), _MOST_POINTS).astype(int)).tolist()
+        laws = {}
+        for name in so_far.names:
+            points = [
+                (0.5 * (tokens_T[t - 1] + tokens_T[t]), loss)  # a mean loss is of the middle
+                for t in steps
+                if (loss := _loss_of(so_far, t, name)) is not None
+            ]
+            if len(points) >= _FEWEST_POINTS:
+                tokens_P, losses_P = np.array(points).T
+                laws[name] = fit_law(tokens_P, losses_P)
+        return laws
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "prior": dict(self._prior),
+            "credit": self._credit,
+            "smoothing": self._smoothing,
+            "credit_smoothing": self._credit_smoothing,
+            "floor": self._floor,
+            "warmup": self._warmup,
+        }
+
+    def state_dict(self) -> State:
+        return {"recent": dict(self._recent), "mean": dict(self._mean), "next": dict(self._next)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._recent, self._mean = dict(state["recent"]), dict(state["mean"])
+        self._next = dict(state["next"])
+
+
+def _over(names: Sequence[str], shares: Mapping[str, float]) -> Mixture:
+    """`shares` over `names`, where a domain without a share gets a uniform one."""
+    return Mixture.normalise(names, [shares.get(name, 1.0 / len(names)) for name in names])
+
+
+def _loss_of(so_far: Trajectory, t: int, name: str) -> float | None:
+    signals = so_far.signals[t]
+    if name not in signals.names:
+        return None
+    k = signals.names.index(name)
+    return float(signals.loss.values[k]) if signals.loss.present[k] else None
