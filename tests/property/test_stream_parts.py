@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.data.stream.apportion import SHARE_BITS, WHOLE, Quota, integer_shares
-from cuvee.data.stream.lanes import dealing_order, rotations
+from cuvee.data.stream.lanes import lane_order, rotations
 from cuvee.data.stream.multinomial import Multinomial
 from cuvee.data.stream.permutation import epoch_keys, permute, sides, stable_key
 
@@ -136,7 +136,7 @@ def test_credit_is_carried_exactly(
 
 @given(st.integers(1, 400))
 def test_dealing_is_a_permutation_and_deals_evenly(batch: int) -> None:
-    order = dealing_order(batch)
+    order = lane_order(batch)
     assert sorted(order.tolist()) == list(range(batch))
     world = 1
     while (

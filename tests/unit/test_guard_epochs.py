@@ -60,7 +60,7 @@ class StreamTrainer:
             self.met_its_cap += self.schedule.executed != mixture
             self.schedule.ahead(1)
             self.schedule.advance(1)
-        self.schedule.settle()
+        self.schedule.apply_due()
         self.t += 1
         return self._signals((self.schedule.drawn_K() - before_K) * LENGTH)
 

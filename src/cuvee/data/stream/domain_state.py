@@ -1,4 +1,4 @@
-"""Where a stream's domains come from: any object with named pools, and what a stream remembers of each domain."""
+"""The domains of a stream: where their tokens come from and what the stream stores about each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cuvee.data.stream.permutation import MOST_THINGS
 from cuvee.data.stream.row_counts import UNLIMITED
 from cuvee.data.stream.windows import Windows
 
-_ROUNDING = 1e-9  # so that 0.1 epochs of 30 rows are 3 rows
+_ROUNDING = 1e-9  # makes 0.1 epochs of 30 rows exactly 3 rows
 
 
 class Pools(Protocol):
-    """The part of a corpus that a stream needs. Equal fingerprints promise equal pools."""
+    """The part of a corpus that a stream needs. Equal fingerprints mean equal pools."""
 
     @property
     def domains(self) -> tuple[Domain, ...]: ...
@@ -36,45 +36,52 @@ class StreamDomain:
     """A domain of a stream."""
 
     domain: Domain
-    """As the stream calls it now."""
+    """The domain under its current name in the stream."""
     fingerprint: str
-    """Of the corpus that it is from."""
+    """The fingerprint of its corpus."""
     name: str
-    """What that corpus calls it, whatever it was renamed to."""
+    """Its name in that corpus, which a rename in the stream does not change."""
     windows: Windows
     cap: float | None
-    """How many passes may be made over it; None for any number."""
+    """The epoch cap: the number of passes over the domain; None for no limit."""
 
     @classmethod
     def open(
         cls, corpus: Pools, name: str, split: Split, length: int, cap: float | None
     ) -> StreamDomain:
-        """Raises `CorpusError` if the corpus has no such domain, `ConfigError` for a cap that is not positive."""
+        """Open one domain of `corpus` as windows of `length` tokens.
+
+        Raises `CorpusError` if the corpus has no such domain, and `ConfigError` if the cap is not
+        positive.
+        """
         check_epochs(f"the epoch cap of {name}", np.inf if cap is None else cap)
         domain = next((domain for domain in corpus.domains if domain.name == name), None)
         if domain is None:
             raise CorpusError(
-                f"no domain {name!r} in the corpus: it has {', '.join(d.name for d in corpus.domains)}"
+                f"no domain {name!r} in the corpus: "
+                f"it has {', '.join(d.name for d in corpus.domains)}"
             )
         windows = Windows(corpus.pool(name, split), length)
         if len(windows) > MOST_THINGS:
             raise CorpusError(
-                f"{name} has {len(windows)} windows of {length} tokens, more than 2^32: use longer sequences"
+                f"{name} has {len(windows)} windows of {length} tokens, more than 2^32: "
+                "use longer sequences"
             )
         return cls(domain, corpus.fingerprint, name, windows, None if cap == float("inf") else cap)
 
     @property
     def key(self) -> str:
-        """What its shuffles are keyed by: not its present name, so that a rename changes nothing."""
+        """The key of its shuffles. It excludes the current name, so a rename keeps the order."""
         return f"{self.fingerprint}/{self.name}"
 
     @property
     def rows(self) -> int:
-        """How many rows it may ever give."""
+        """The number of rows that the domain may give in total."""
         rows = allowed(np.inf if self.cap is None else self.cap, len(self.windows))
         return int(rows + _ROUNDING) if np.isfinite(rows) else UNLIMITED
 
     def renamed(self, name: str) -> StreamDomain:
+        """Return the same domain under another name in the stream."""
         return replace(self, domain=replace(self.domain, name=name))
 
     def to_json(self) -> dict[str, Any]:
@@ -89,10 +96,12 @@ class StreamDomain:
     def from_json(
         cls, row: Mapping[str, Any], corpora: Mapping[str, Pools], split: Split, length: int
     ) -> StreamDomain:
+        """Reopen a saved domain. Raises `FingerprintMismatch` without its corpus."""
         corpus = corpora.get(row["fingerprint"])
         if corpus is None:
             raise FingerprintMismatch(
-                f"domain {row['name']} was added from corpus {row['fingerprint']}, but only {', '.join(corpora)} is open: "
+                f"domain {row['name']} was added from corpus {row['fingerprint']}, but only "
+                f"{', '.join(corpora)} is open: "
                 "pass that corpus to load_state_dict(state, corpora=[...])"
             )
         return cls.open(corpus, row["source"], split, length, row["cap"]).renamed(row["name"])

@@ -1,8 +1,9 @@
-"""The order of rows inside a batch: domains are dealt to the lanes of the batch like cards to players.
+"""The order of rows within a batch: each rank gets a fair share of every domain.
 
-The rows of a batch, sorted by domain, go round the ranks one by one, so that the slice of each rank, and the slice of each
-micro-batch of a rank, holds its fair share of every domain to within one row. Where the round begins moves by a golden-ratio
-step from batch to batch, so that what is left over favours no rank for long.
+The rows of a batch, sorted by domain, are assigned to the ranks in turn. The slice of each rank,
+and of each micro-batch of a rank, then holds its share of every domain to within one row. The
+starting rank moves by a golden-ratio step from batch to batch, so that the remainders do not favour
+any rank.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from cuvee.data.stream.permutation import stable_key
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def dealing_order(batch_size: int) -> IntArray:
-    """(B,) for each lane, which of the sorted rows it is dealt: digit reversal in the prime factors of B, twos first.
+def lane_order(batch_size: int) -> IntArray:
+    """Return (B,) for each lane the index of its row among the rows sorted by domain.
 
-    Lanes [r B/W, (r+1) B/W) belong to rank r of W; for W a product of the first factors, row i goes to rank i mod W permuted.
+    The order is digit reversal in the prime factors of B, twos first. Lanes [r B/W, (r+1) B/W)
+    belong to rank r of W. If W is a product of the first factors, row i goes to rank i mod W,
+    permuted.
     """
     lanes = np.arange(batch_size)
     row_B = np.zeros(batch_size, dtype=np.int64)
-    width, stride = batch_size, 1
+    width = batch_size
+    stride = 1
     for factor in _prime_factors(batch_size):
         width //= factor
         row_B += lanes // width % factor * stride
@@ -31,7 +35,10 @@ def dealing_order(batch_size: int) -> IntArray:
 
 
 def rotations(seed: int, step_S: IntArray, batch_size: int) -> IntArray:
-    """(S,) where in the round each batch begins: the fractional parts of step × golden ratio, from a start of the seed's."""
+    """Return (S,) the lane at which each batch starts.
+
+    These are the fractional parts of step × golden ratio, with an offset from the seed.
+    """
     phase_S = step_S.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(
         stable_key("rotation", seed)
     )
@@ -39,7 +46,8 @@ def rotations(seed: int, step_S: IntArray, batch_size: int) -> IntArray:
 
 
 def _prime_factors(number: int) -> list[int]:
-    factors, divisor = [], 2
+    factors = []
+    divisor = 2
     while number > 1:
         while number % divisor == 0:
             factors.append(divisor)

@@ -1,9 +1,10 @@
-"""Streams inside torch's loaders: worker processes gather the rows, the order and the state stay those of the stream.
+"""Streams in PyTorch's data loaders. Worker processes read the rows; the order does not change.
 
-    for batch in StreamLoader(stream, num_workers=4):      # stream.state_dict() is always that of the batches delivered
-        ...
+    for batch in StreamLoader(stream, num_workers=4):
+        ...  # stream.state_dict() always covers exactly the delivered batches
 
-`StreamDataset` alone suits `torch.utils.data.DataLoader` and torchdata's `StatefulDataLoader`, with `batch_size=None`.
+`StreamDataset` alone works with `torch.utils.data.DataLoader` and torchdata's `StatefulDataLoader`,
+with `batch_size=None`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from cuvee.data.stream.stream import MixtureStream
 
 
 class StreamDataset(IterableDataset[Batch]):
-    """The next `steps` global steps of a stream, or all of them. Worker w of n draws every n-th step from the w-th on, which
-    torch's loaders put back into the global order, so the batches are the same with any number of workers.
+    """The next `steps` global steps of a stream, or all of them.
 
-    Mixtures reach the workers through an append-only file that they read before each draw.
+    Worker w of n draws every n-th step, starting from the w-th. PyTorch's loaders restore the
+    global order, so the batches are the same for any number of workers. Mixtures reach the workers
+    through an append-only file that they read before each draw.
     """
 
     def __init__(self, stream: MixtureStream, steps: int | None = None) -> None:
@@ -47,7 +49,7 @@ class StreamDataset(IterableDataset[Batch]):
         weakref.finalize(self, _remove_in, os.getpid(), self._log)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker process shares the log of mixtures; any other copy gets a log of its own."""
+        """Share the log of mixtures with worker processes; give any other copy its own log."""
         state = self.__dict__.copy()
         if get_spawning_popen() is None:
             del state["_log"]
@@ -59,7 +61,7 @@ class StreamDataset(IterableDataset[Batch]):
             self._start_log()
 
     def set_mixture(self, mixture: Mixture, at_step: int) -> MixtureUpdate:
-        """Logs a mixture here and for the workers. No worker may have drawn `at_step` yet."""
+        """Log a mixture here and for the workers. No worker may have drawn `at_step` yet."""
         update = self.stream.set_mixture(mixture, at_step)
         with open(self._log, "ab") as file:
             file.write(json.dumps(update.to_json()).encode() + b"\n")
@@ -82,7 +84,10 @@ class StreamDataset(IterableDataset[Batch]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """For torchdata's `StatefulDataLoader`, which keeps one for each worker. Prefer the stream's own, which is global."""
+        """Return the state of one worker, for torchdata's `StatefulDataLoader`.
+
+        Prefer the stream's own state, which does not depend on the number of workers.
+        """
         return {"stream": self.stream.state_dict(), "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,7 +95,7 @@ class StreamDataset(IterableDataset[Batch]):
         self._resume_at = state["next"]
 
     def _catch_up(self) -> None:
-        """Applies what was logged since the last draw. A row is whole once its newline is there."""
+        """Apply the updates logged since the last draw; a complete line ends with a newline."""
         if os.stat(self._log).st_size == self._offset:
             return
         with open(self._log, "rb") as file:
@@ -105,17 +110,18 @@ class StreamDataset(IterableDataset[Batch]):
 
 
 def _remove_in(process: int, path: str) -> None:
-    """Removes the log, but not when a worker drops its copy of the dataset."""
+    """Remove the log, unless a worker process drops its copy of the dataset."""
     if os.getpid() == process:
         os.unlink(path)
 
 
 class StreamLoader:
-    """Batches of a stream in order, gathered by `num_workers` processes that run up to `num_workers × prefetch` steps ahead.
+    """Batches of a stream in order, read by `num_workers` processes.
 
-    The stream in this process stands where the last delivered batch ends, whatever the workers have prepared, so its state is
-    right to save at any time. A mixture takes effect at the first step that no worker may have drawn, `first_open_step`, or
-    later.
+    The workers prepare up to `num_workers × prefetch` steps ahead. The stream in this process
+    always stands at the end of the last delivered batch, so its state can be saved at any time. A
+    new mixture takes effect at `first_open_step` or later: the first step that no worker may have
+    drawn.
     """
 
     def __init__(
@@ -127,20 +133,25 @@ class StreamLoader:
     ) -> None:
         self.stream = stream
         self._dataset = StreamDataset(stream, steps)
-        self._workers, self._prefetch = num_workers, prefetch
+        self._workers = num_workers
+        self._prefetch = prefetch
         self._running = False
 
     @property
     def first_open_step(self) -> int:
-        """The first step that a mixture can still change."""
+        """The first step that a new mixture can still affect."""
         return self.stream.position + (self._workers * self._prefetch if self._running else 0)
 
     def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
-        """Logs `mixture` as effective from `at_step`, by default `first_open_step`."""
+        """Log `mixture` as effective from `at_step`, by default `first_open_step`.
+
+        Raises `MixtureError` for an earlier step.
+        """
         step = self.first_open_step if at_step is None else at_step
         if step < self.first_open_step:
             raise MixtureError(
-                f"step {step} may be drawn already: {self._workers} workers prepare {self._prefetch} batches each, "
+                f"step {step} may be drawn already: {self._workers} workers prepare "
+                f"{self._prefetch} batches each, "
                 f"so the first step that a mixture can still change is {self.first_open_step}"
             )
         return self._dataset.set_mixture(mixture, step)
@@ -160,11 +171,13 @@ class StreamLoader:
             self._running = False
 
     def _deliver(self, batch: Batch) -> None:
-        """Moves the stream to the end of a batch that a worker drew, and checks that both followed the same log."""
+        """Move the stream to the end of a worker's batch; check that both used the same log."""
         self.stream.seek(batch.step)
         if self.stream.log_digest != batch.log_digest:
             raise TrainingError(
-                f"at step {batch.step} a loader's worker followed mixture log {batch.log_digest[:12]}, this process "
-                f"{self.stream.log_digest[:12]}: set mixtures through the loader, and change domains between two iterations"
+                f"at step {batch.step} a loader's worker used mixture log {batch.log_digest[:12]}, "
+                f"this process "
+                f"{self.stream.log_digest[:12]}: set mixtures through the loader, and change "
+                "domains between two iterations"
             )
         self.stream.seek(batch.step + 1)

@@ -1,4 +1,4 @@
-"""`MemoryCorpus`: pools that are at hand as arrays, as a corpus that streams accept. For tests, notebooks and small data."""
+"""`MemoryCorpus`: a corpus of in-memory arrays, for tests, notebooks and small data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from cuvee.data.corpus.pool import TokenPool
 
 
 class MemoryCorpus:
-    """Named pools in order. The fingerprint covers names, tokens and document starts of both splits."""
+    """Named pools in a fixed order.
+
+    The fingerprint covers names, tokens and document starts of both splits.
+    """
 
     def __init__(
         self, train: Mapping[str, TokenPool], valid: Mapping[str, TokenPool] | None = None
@@ -25,13 +28,15 @@ class MemoryCorpus:
         for split, pools in self._pools.items():
             for name, pool in pools.items():
                 sha.update(
-                    f"{split}/{name}/{pool.tokens.dtype.str}/{len(pool)}/{len(pool.document_starts)}\n".encode()
+                    f"{split}/{name}/{pool.tokens.dtype.str}/{len(pool)}/"
+                    f"{len(pool.document_starts)}\n".encode()
                 )
                 sha.update(np.ascontiguousarray(pool.tokens).data)
                 sha.update(np.ascontiguousarray(pool.document_starts, dtype="<i8").data)
         self.fingerprint = sha.hexdigest()
 
     def pool(self, name: str, split: Split = "train") -> TokenPool:
+        """Return the tokens of one domain and split. Raises `CorpusError` if there are none."""
         if name not in self._pools[split]:
             raise CorpusError(
                 f"no domain {name!r} in split {split!r}: it has {', '.join(self._pools[split])}"

@@ -1,4 +1,7 @@
-"""Random counts: every row of every batch draws its domain independently, by a hash of (seed, global slot) and nothing else."""
+"""Random counts: each row of a batch draws its domain independently.
+
+The draw is a hash of (seed, global slot), where slots number all rows of a run.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ _CHUNK_ROWS = 1 << 18
 
 
 class Multinomial:
-    """Counts of batches whose rows are the global slots from `first_slot` on.
+    """The counts of batches whose rows are the global slots from `first_slot`.
 
-    The domain of a slot is where a uniform 58-bit hash of it falls on the line of cumulative shares. The hash is splitmix64
-    used as a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    The domain of a slot is found by inverting the cumulative shares at a uniform 58-bit hash. The
+    hash is splitmix64 used as a counter-based generator (Salmon et al., "Parallel random numbers:
+    as easy as 1, 2, 3", SC 2011).
     """
 
     def __init__(self, batch_size: int, shares_K: ShareArray, seed: int, first_slot: int) -> None:
@@ -26,7 +30,7 @@ class Multinomial:
         self._key = np.uint64(stable_key("multinomial", seed))
 
     def counts(self, first: int, steps: int) -> IntArray:
-        """(steps + 1, K) rows of each domain given before step `first`, `first` + 1, …"""
+        """Return (steps + 1, K) rows of each domain given before step `first`, `first` + 1, …"""
         counts_SK = np.zeros((first + steps + 1, len(self._ends_K)), dtype=np.int64)
         at_once = max(1, _CHUNK_ROWS // self.batch_size)
         for begin in range(0, first + steps, at_once):

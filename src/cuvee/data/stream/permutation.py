@@ -1,9 +1,11 @@
-"""Shuffles without a table: the place of index i in a shuffled order of n things is computed from a key, i and n alone.
+"""Shuffling without a table: the image of index i of n is computed from a key, i and n.
 
-A Feistel network in mixed radix over a × b ≥ n with a, b ≈ √n, walked until the value falls below n (the generalised
-Feistel cipher and cycle walking of J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Since
-a b exceeds n by less than a, hardly any value walks. Unsigned integer arithmetic only, which wraps alike everywhere, so an
-order does not depend on platform, Python or numpy; in 32 bits, which vectorises best and is enough for 2^32 things.
+The permutation is a Feistel network in mixed radix over a × b ≥ n with a, b ≈ √n. It is applied
+repeatedly until the value is below n (the generalised Feistel cipher and cycle walking of J. Black
+and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Since a b exceeds n by less
+than a, few values need a second application. Unsigned integer arithmetic wraps in the same way
+everywhere, so an order does not depend on platform, Python or numpy. It uses 32 bits, which
+vectorise best and suffice for 2^32 items.
 """
 
 from __future__ import annotations
@@ -27,25 +29,28 @@ MOST_THINGS = 1 << 32
 
 
 def stable_key(*parts: object) -> int:
-    """A 64-bit key from the text of `parts`, the same in every process."""
+    """Return a 64-bit key from the text of `parts`, the same in every process."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def mix64(value_N: WordArray) -> WordArray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection on 64 bits that spreads every bit."""
+    """Return the finaliser of splitmix64, a bijection on 64 bits.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
     mixed_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed_N = (mixed_N ^ (mixed_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed_N ^ (mixed_N >> np.uint64(31))
 
 
 def epoch_keys(key_N: WordArray, epoch_N: IntArray) -> WordArray:
-    """The keys of the shuffles of epochs `epoch_N` of things whose own keys are `key_N`."""
+    """Return the shuffle keys (N,) of epochs `epoch_N` of domains with keys `key_N`."""
     return mix64(key_N + (epoch_N.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def sides(size: int) -> tuple[int, int]:
-    """The radices (a, b) of the network for `size` things: a = ⌈√size⌉, b = ⌈size / a⌉. `size` may be up to 2^32."""
+    """Return the radices (a, b) for `size` ≤ 2^32 items: a = ⌈√size⌉, b = ⌈size / a⌉."""
     assert size <= MOST_THINGS
     a = max(1, math.isqrt(max(size, 1) - 1) + 1)
     return a, max(1, -(-size // a))
@@ -54,12 +59,12 @@ def sides(size: int) -> tuple[int, int]:
 def permute(
     index_N: IntArray, size_N: IntArray, a_N: RadixArray, b_N: RadixArray, key_N: WordArray
 ) -> IntArray:
-    """For each row, the image of `index` (0 ≤ index < size) under the permutation of `size` things that `key` names.
+    """Return the image of each index, 0 ≤ index < size, under the permutation named by its key.
 
-    `a_N` and `b_N` are `sides(size)`, which callers have at hand.
+    `a_N` and `b_N` are `sides(size)`, which callers compute once.
     """
     value_N = np.empty(len(index_N), dtype=np.int64)
-    for begin in range(0, len(index_N), _CHUNK):  # pieces that stay in the cache through all rounds
+    for begin in range(0, len(index_N), _CHUNK):  # chunks that stay in the CPU cache
         rows = slice(begin, begin + _CHUNK)
         value_N[rows] = _network(index_N[rows], a_N[rows], b_N[rows], key_N[rows])
     outside = np.flatnonzero(value_N >= size_N)
@@ -71,10 +76,9 @@ def permute(
 
 
 def _network(value_N: IntArray, a_N: RadixArray, b_N: RadixArray, key_N: WordArray) -> IntArray:
-    """A permutation of [0, a b) for each row: digits in mixed radix, each shifted by a hash of the other in turn."""
-    low_N = value_N.astype(
-        np.uint32
-    )  # a b may exceed 2^32 by less than 2^16, so the value itself does not fit
+    """Permute [0, a b): two digits in mixed radix, each shifted in turn by a hash of the other."""
+    # A value may exceed 2^32 by less than 2^16, because a b may; it is truncated here.
+    low_N = value_N.astype(np.uint32)
     left_N = (
         low_N // b_N
         if int(value_N.max(initial=0)) < MOST_THINGS
@@ -94,7 +98,7 @@ def _network(value_N: IntArray, a_N: RadixArray, b_N: RadixArray, key_N: WordArr
 def _shift(
     digit_N: RadixArray, other_N: RadixArray, radix_N: RadixArray, key_N: RadixArray
 ) -> None:
-    """digit ← (digit + hash(other, key) × radix / 2^16) mod radix, in place, for radices up to 2^16."""
+    """Set digit to (digit + hash(other, key) × radix / 2^16) mod radix, for radices up to 2^16."""
     hash_N = other_N * np.uint32(0x9E3779B1)
     hash_N += key_N
     hash_N ^= hash_N >> _16
@@ -103,6 +107,5 @@ def _shift(
     hash_N *= radix_N
     hash_N >>= _16
     digit_N += hash_N
-    np.minimum(
-        digit_N, digit_N - radix_N, out=digit_N
-    )  # below the radix the difference wraps to a huge number
+    # Below the radix, the difference wraps to a huge number.
+    np.minimum(digit_N, digit_N - radix_N, out=digit_N)

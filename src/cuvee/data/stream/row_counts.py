@@ -1,7 +1,8 @@
-"""The schedule: how many rows of every domain every global step holds, under a log of mixtures that grows as training goes.
+"""The row schedule: how many rows of every domain each global step holds, given a log of mixtures.
 
-It knows domains by name and size and nothing of tokens, ranks or workers. Between two changes the counts are a closed form of
-the step (`apportion`), so its whole state is one row for each domain, the mixture in force, and what is logged but not yet due.
+It knows domains by name and size only: no tokens, ranks or workers. Between two changes, the counts
+are a closed form of the step (`apportion`). The state is therefore one row per domain, the mixture
+in force, and the updates that are logged for later steps.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ _RANDOM_STEPS = 4096
 
 @dataclass(frozen=True)
 class MixtureUpdate:
-    """One row of the mixture log. `log_digest` is a hash chain: two logs that agree on it agree on every row before."""
+    """One entry of the mixture log.
+
+    `log_digest` is a hash chain: logs with equal digests have equal entries up to here.
+    """
 
     version: int
     step: int
     kind: str
-    """"mixture", or the change of domains that came with it: "add NAME", "retire NAME", "rename OLD NEW"."""
+    """What changed: "mixture", "add NAME", "retire NAME" or "rename OLD NEW"."""
     mixture: Mixture
     log_digest: str
 
@@ -43,6 +47,7 @@ class MixtureUpdate:
     def after(
         cls, last: MixtureUpdate | None, step: int, kind: str, mixture: Mixture
     ) -> MixtureUpdate:
+        """Return the entry that follows `last`."""
         version = last.version + 1 if last else 0
         row = json.dumps([last.log_digest if last else "", version, step, kind, mixture.digest()])
         return cls(version, step, kind, mixture, hashlib.sha256(row.encode()).hexdigest())
@@ -73,8 +78,11 @@ class MixtureUpdate:
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps from `start` on under one executed mixture: `fixed_K` rows of domains that run out in its only step, if any, and
-    the rest by `source`. `active_K` marks the domains that give rows."""
+    """The steps from `start` on under one executed mixture.
+
+    `fixed_K` are the rows of domains that run out in the segment's only step, if there are any.
+    `source` distributes the other rows. `active_K` marks the domains that give rows.
+    """
 
     start: int
     executed: Mixture
@@ -83,13 +91,16 @@ class Segment:
     source: Quota | Multinomial | None
 
     def counts(self, step: int, steps: int) -> IntArray:
-        """(steps + 1, K) rows given since `start` before global steps `step`, `step` + 1, …"""
+        """Return (steps + 1, K) rows given since `start` before steps `step`, `step` + 1, …"""
         offset = step - self.start
         fixed_TK = np.arange(offset, offset + steps + 1)[:, None] * self.fixed_K
         return fixed_TK + self.source.counts(offset, steps) if self.source else fixed_TK
 
     def credit_at(self, step: int) -> IntArray:
-        """Asked minus realised before a later step than `start`, in units of 2^-58 rows; none is kept for random counts."""
+        """Return requested minus delivered rows (K,) before `step`, in units of 2^-58.
+
+        `step` must be later than `start`. The result is 0 for random counts.
+        """
         if not isinstance(self.source, Quota):
             return np.zeros_like(self.fixed_K)
         offset = step - self.start
@@ -97,7 +108,10 @@ class Segment:
 
 
 class RowSchedule:
-    """Counts of every step from the log, the caps and the sampling rule. `cap_K` is the rows a domain may ever give."""
+    """The counts of every step, from the log, the epoch caps and the sampling rule.
+
+    `cap_K` is the number of rows that each domain may give in total.
+    """
 
     def __init__(
         self,
@@ -125,15 +139,20 @@ class RowSchedule:
     def update(
         self, mixture: Mixture, at_step: int | None = None, kind: str = "mixture"
     ) -> MixtureUpdate:
-        """Appends a row effective from `at_step`, by default the next step not yet drawn."""
+        """Append an entry to the log, effective from `at_step`, by default the next undrawn step.
+
+        Raises `MixtureError` if that step was drawn already or precedes the last logged one.
+        """
         step = self.position if at_step is None else at_step
         if step < self.position:
             raise MixtureError(
-                f"step {step} was already drawn: the first that a mixture can still change is {self.position}"
+                f"step {step} was already drawn: the first step that a mixture can still change is "
+                f"{self.position}"
             )
         if self.pending and step < self.pending[-1].step:
             raise MixtureError(
-                f"an update for step {self.pending[-1].step} is already logged: log updates in order, not {step}"
+                f"an update for step {self.pending[-1].step} is already logged: log updates in "
+                f"order, not {step}"
             )
         update = MixtureUpdate.after(
             self.pending[-1] if self.pending else self.current, step, kind, mixture.to(self.names)
@@ -143,11 +162,12 @@ class RowSchedule:
 
     @property
     def last_version(self) -> int:
+        """The version of the newest logged update, or -1."""
         last = self.pending[-1] if self.pending else self.current
         return last.version if last else -1
 
-    def settle(self) -> bool:
-        """Brings what is due at the present step into force. False if nothing can be drawn any more."""
+    def apply_due(self) -> bool:
+        """Apply the updates that are due now. Return False if nothing can be drawn any more."""
         while self.pending and self.pending[0].step <= self.position:
             self._anchor()
             self.current = self.pending.pop(0)
@@ -161,22 +181,28 @@ class RowSchedule:
 
     @property
     def executed(self) -> Mixture:
-        """The mixture of the next step: what was asked, projected on the domains that still have something to give."""
+        """The mixture of the next step.
+
+        It is the requested mixture, restricted to domains that still have rows.
+        """
         return self._ready().executed
 
     # Counts
 
     def drawn_K(self) -> IntArray:
-        """(K,) rows of each domain before the present step."""
+        """Return (K,) rows of each domain before the current step."""
         if self._segment is None:
             return self._drawn_K
         given_K: IntArray = self._drawn_K + self._segment.counts(self.position, 1)[0]
         return given_K
 
     def ahead(self, most: int) -> IntArray:
-        """(S + 1, K) rows of each domain before the present step and the S next ones, S ≤ `most`, all under one mixture."""
+        """Return (S + 1, K) rows of each domain before the current and the S next steps.
+
+        S ≤ `most`; all S steps have the same mixture. Raises `CorpusExhausted`.
+        """
         if self.sampling == "multinomial":
-            self._anchor_here()  # random counts are no closed form: they are added up from here
+            self._anchor_here()  # random counts have no closed form; sum them from here
         segment = self._ready()
         steps = min(most, self.pending[0].step - self.position) if self.pending else most
         counts_TK = self._drawn_K + segment.counts(self.position, steps)
@@ -190,14 +216,18 @@ class RowSchedule:
         return counts_TK
 
     def advance(self, steps: int) -> None:
-        """Moves on over steps that `ahead` returned."""
+        """Move forward over steps that `ahead` returned."""
         self.position += steps
 
     def seek(self, step: int) -> None:
-        """Moves to a later step, or back to one not before the last change, through all that is logged in between."""
+        """Move to a later step, applying all updates on the way, or back to the last change.
+
+        Raises `MixtureError` for a step before the last change.
+        """
         if step < self._start:
             raise MixtureError(
-                f"step {step} lies before the last change at step {self._start}: load a state that was saved before it"
+                f"step {step} lies before the last change at step {self._start}: load a state "
+                "that was saved before it"
             )
         self.position = max(self._start, min(step, self.position))
         while self.position < step:
@@ -213,19 +243,21 @@ class RowSchedule:
                 self._anchor_here()
 
     def forecast(self) -> dict[str, int | None]:
-        """The step at which each capped domain runs out if the present mixture stays; None for those that never will.
+        """Return the step at which each domain runs out if the mixture does not change, or None.
 
-        What a domain that has run out leaves is shared among the others, which hastens their end; counted in whole rows.
+        When a domain runs out, its share goes to the others, which then run out sooner. Steps are
+        rounded down.
         """
         left_K = (self.cap_K - self.drawn_K()).astype(np.float64)
-        asked_K = self.current.mixture.weights_K if self.current else np.zeros(len(self.names))
-        step, ends = float(self.position), dict.fromkeys(self.names)
-        forecast: dict[str, int | None] = dict(ends)
-        active_K = (asked_K > 0) & (left_K > 0)
+        requested_K = self.current.mixture.weights_K if self.current else np.zeros(len(self.names))
+        step = float(self.position)
+        forecast: dict[str, int | None] = dict.fromkeys(self.names)
+        active_K = (requested_K > 0) & (left_K > 0)
         for k in np.flatnonzero((left_K <= 0) & (self.cap_K < UNLIMITED)):
             forecast[self.names[k]] = self.position
         while active_K.any():
-            rate_K = self.batch_size * np.where(active_K, asked_K, 0.0) / asked_K[active_K].sum()
+            weights_K = np.where(active_K, requested_K, 0.0)
+            rate_K = self.batch_size * weights_K / requested_K[active_K].sum()
             capped = np.flatnonzero(active_K & (self.cap_K < UNLIMITED))
             if not capped.size:
                 break
@@ -241,20 +273,25 @@ class RowSchedule:
     # Domains
 
     def require_nothing_pending(self) -> None:
-        """Raises `MixtureError` if a mixture is logged for a later step, which a change of domains would leave without them."""
-        self.settle()
+        """Raise `MixtureError` if a mixture is logged for a later step.
+
+        Domains cannot change then, because that mixture would not name the new domains.
+        """
+        self.apply_due()
         if self.pending:
             raise MixtureError(
-                f"a mixture is logged for step {self.pending[-1].step}: change the domains first, or once it is in force"
+                f"a mixture is logged for step {self.pending[-1].step}: change the domains "
+                "first, or once it is in force"
             )
 
     def reshape(
         self, drawn: Mapping[str, int], caps: Mapping[str, int], mixture: Mixture, kind: str
     ) -> MixtureUpdate:
-        """Makes `mixture.names` the domains from the present step on, with the rows that each has drawn and may ever draw.
+        """Make `mixture.names` the domains from the current step on.
 
-        Credit goes by name, and that of a domain which is no longer there to the others in proportion. A rename is told by
-        `kind` alone, "rename OLD NEW".
+        `drawn` and `caps` give the rows that each domain has given and may give. Credit is kept by
+        name; the credit of a removed domain is divided among the others. A rename is recognised by
+        `kind`, "rename OLD NEW".
         """
         self.require_nothing_pending()
         self._anchor_here()
@@ -262,7 +299,8 @@ class RowSchedule:
         match kind.split():
             case ["rename", old, new]:
                 credit[new] = credit.pop(old)
-        self.names, self._segment = mixture.names, None
+        self.names = mixture.names
+        self._segment = None
         self._drawn_K = np.array([drawn[name] for name in self.names], dtype=np.int64)
         self.cap_K = np.maximum(
             np.array([caps[name] for name in self.names], dtype=np.int64), self._drawn_K
@@ -270,13 +308,14 @@ class RowSchedule:
         kept_K = np.array([credit.get(name, 0) for name in self.names], dtype=np.int64)
         self._credit_K = spread(kept_K, -int(kept_K.sum()), integer_shares(mixture.weights_K))
         update = self.update(mixture, kind=kind)
-        self.settle()
+        self.apply_due()
         return update
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()
+        """Return the state: JSON-compatible and O(K)."""
+        self.apply_due()
         if self.sampling == "multinomial":
             self._anchor_here()
         assert self.current is not None
@@ -290,14 +329,14 @@ class RowSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state. Raises `CheckpointError` if it is damaged."""
         self.current = MixtureUpdate.from_json(state["current"])
         self.pending = [MixtureUpdate.from_json(update) for update in state["pending"]]
         self._start = state["since"]
         self._drawn_K = np.array(state["drawn"], dtype=np.int64)
         self._credit_K = np.array(state["credit"], dtype=np.int64)
-        self.cap_K = np.maximum(
-            self.cap_K, self._drawn_K
-        )  # one that came back may have given more than its new cap
+        # A domain that was added again may have given more rows than its new cap.
+        self.cap_K = np.maximum(self.cap_K, self._drawn_K)
         if int(self._credit_K.sum()) != 0:
             raise CheckpointError("the stream state is damaged: its credits do not sum to zero")
         self.position = self._start
@@ -307,7 +346,8 @@ class RowSchedule:
     # Segments
 
     def _ready(self) -> Segment:
-        if not self.settle():
+        """Return the current segment. Raises `CorpusExhausted` if there is none."""
+        if not self.apply_due():
             raise CorpusExhausted(self._why_exhausted())
         assert self._segment is not None
         return self._segment
@@ -322,35 +362,42 @@ class RowSchedule:
         ]
         hint = f"; {', '.join(idle)} has rows left but weight 0" if idle else ""
         return (
-            f"at step {self.position} the domains that have weight hold fewer than the {self.batch_size} rows of a batch "
+            f"at step {self.position} the domains that have weight hold fewer than the "
+            f"{self.batch_size} rows of a batch "
             f"under their epoch caps{hint}: raise the caps, add a domain or end the run here"
         )
 
     def _anchor(self) -> None:
-        """Makes the present step the origin from which counts are computed. Looking, at a step, changes nothing: what a segment
-        that never gave a row did to the credit is forgotten with it."""
+        """Make the current step the origin from which counts are computed.
+
+        If no row was drawn since the previous origin, drawn rows and credit stay as they are.
+        Inspecting a step therefore has no side effects.
+        """
         if self._segment is not None and self.position > self._start:
-            self._drawn_K, self._credit_K = self.drawn_K(), self._segment.credit_at(self.position)
+            self._drawn_K = self.drawn_K()
+            self._credit_K = self._segment.credit_at(self.position)
         self._start = self.position
 
     def _anchor_here(self) -> None:
+        """Move the origin to the current step within the current segment."""
         if self._segment is not None and self.position > self._start:
             self._anchor()
             self._segment = self._begin()
 
     def _begin(self) -> Segment | None:
-        """The segment that starts at the origin: the asked mixture, less what no domain can give (water-filling).
+        """Return the segment that starts at the origin, or None if a batch cannot be filled.
 
-        A domain that has fewer rows left than this step wants gives exactly those, and the surplus goes to the others in
-        proportion; the next step begins another segment without it.
+        A domain with fewer rows left than this step requests gives exactly those. The surplus is
+        divided among the others in proportion (water-filling). The next step then begins a segment
+        without it.
         """
         if self.current is None:
             return None
-        asked_K = self.current.mixture.weights_K
+        requested_K = self.current.mixture.weights_K
         left_K = self.cap_K - self._drawn_K
-        limited_K = (left_K <= 0) & (asked_K > 0)
+        limited_K = (left_K <= 0) & (requested_K > 0)
         while True:
-            segment = self._with_limits(asked_K, left_K, limited_K)
+            segment = self._with_limits(requested_K, left_K, limited_K)
             if segment is None:
                 return None
             over_K = (segment.counts(self._start, 1)[1] > left_K) & ~limited_K
@@ -359,14 +406,15 @@ class RowSchedule:
             limited_K = limited_K | over_K
 
     def _with_limits(
-        self, asked_K: npt.NDArray[np.float64], left_K: IntArray, limited_K: BoolArray
+        self, requested_K: npt.NDArray[np.float64], left_K: IntArray, limited_K: BoolArray
     ) -> Segment | None:
-        free_K = np.where(limited_K, 0.0, asked_K)
+        """Return the segment in which the domains of `limited_K` give all their rows, or None."""
+        free_K = np.where(limited_K, 0.0, requested_K)
         fixed_K = np.where(limited_K, left_K, 0)
         rows = self.batch_size - int(fixed_K.sum())
         if rows > 0 and not free_K.any():
             return None
-        assert rows >= 0, "limited domains give less than they were asked for"
+        assert rows >= 0, "limited domains give fewer rows than requested"
         source: Quota | Multinomial | None = None
         executed_K = fixed_K / self.batch_size
         if rows:
@@ -387,14 +435,14 @@ class RowSchedule:
         return Quota(rows, shares_K, spread(kept_K, -int(kept_K.sum()), shares_K))
 
     def _ran_out(self, step: int) -> bool:
-        """Whether a domain that gives rows in the present segment has given its last, or more, before `step`."""
+        """Whether an active domain of the segment has given its last row before `step`."""
         if not self._capped or self._segment is None:
             return False
         out_K = self._drawn_K + self._segment.counts(step, 1)[0] >= self.cap_K
         return bool((out_K & self._segment.active_K).any())
 
     def _overdrawn(self, step: int) -> bool:
-        """Whether the present segment would give more rows of a domain than it has before `step`."""
+        """Whether the segment would give more rows of a domain than it has before `step`."""
         if not self._capped or self._segment is None:
             return False
         return bool((self._drawn_K + self._segment.counts(step, 1)[0] > self.cap_K).any())
@@ -405,7 +453,10 @@ class RowSchedule:
 
 
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The first step in (low, high] at which `holds`, which is false at `low`, true at `high` and changes once."""
+    """Return the first step in (low, high] for which `holds` is true, by bisection.
+
+    `holds` is false at `low`, true at `high` and changes once in between.
+    """
     while high - low > 1:
         middle = (low + high) // 2
         if holds(middle):

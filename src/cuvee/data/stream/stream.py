@@ -1,12 +1,12 @@
-"""`MixtureStream`: batches under a mixture that may change at any step, the same at any world size and worker count.
+"""`MixtureStream`: batches under a mixture that can change at any step.
 
-Which rows a step holds follows from the corpus, the seed and the log of mixtures alone:
+The rows of a step depend only on the corpus, the seed and the log of mixtures:
 
-    schedule   step → how many rows of each domain            (apportion or multinomial, caps)
-    plan       n-th row of a domain → pass and window         (permutation), and lanes of the batch (order)
-    windows    window → tokens
+    schedule   step → number of rows of each domain              row_counts.py
+    plan       n-th row of a domain → pass and window of tokens  plan.py
+    windows    window → tokens                                   windows.py
 
-Ranks and workers are views of that one global sequence, and its state is one row for each domain.
+Ranks and workers each read a part of this one global sequence. Its state is one row per domain.
 """
 
 from __future__ import annotations
@@ -42,10 +42,20 @@ _BLOCK_BYTES = 1 << 24
 
 
 class MixtureStream(Iterator[Batch]):
-    """An endless iterator of global steps, of which this rank sees `batch_size / world_size` rows each.
+    """An endless iterator of batches. Each rank gets `batch_size / world_size` rows of every step.
 
-    `epoch_caps` limits how often a domain may be passed over: `{"books": 1.5}`; domains without a cap repeat for ever.
-    Raises `CorpusExhausted` from `next` when the caps leave less than a batch.
+    `epoch_caps` limits the number of passes over a domain: `{"books": 1.5}`. Domains without a cap
+    repeat without limit. `sampling` is "quota" (counts follow the mixture to within one row) or
+    "multinomial" (each row draws its domain at random). `next` raises `CorpusExhausted` if the caps
+    leave less than a batch. The constructor raises `ConfigError`, `MixtureError` or `CorpusError`.
+
+    Example:
+
+        stream = MixtureStream(
+            corpus, Mixture.uniform(corpus.names), batch_size=32, sequence_length=512, seed=0
+        )
+        batch = next(stream)  # batch.tokens_BL has shape (32, 512)
+        stream.set_mixture(Mixture.of({"web": 0.3, "code": 0.7}))  # from the next step on
     """
 
     def __init__(
@@ -65,14 +75,18 @@ class MixtureStream(Iterator[Batch]):
         _check_sizes(batch_size, sequence_length, rank, world_size)
         if sampling not in ("quota", "multinomial"):
             raise ConfigError(f"sampling {sampling!r} is not known: use 'quota' or 'multinomial'")
-        self.corpus, self.split = corpus, split
-        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
-        self.rank, self.world_size = rank, world_size
+        self.corpus = corpus
+        self.split = split
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.stride = 1
-        """Steps between those that this copy is going to draw: the number of a loader's workers. It prepares no others."""
+        """Distance between the steps that this copy draws: the number of a loader's workers."""
         names = check_names([domain.name for domain in corpus.domains])
         self.epoch_caps = {name: float(cap) for name, cap in (epoch_caps or {}).items()}
-        epochs_K(self.epoch_caps, names)  # refuses caps of unknown domains
+        epochs_K(self.epoch_caps, names)  # raises for unknown domains
         self._sources = {
             name: StreamDomain.open(corpus, name, split, sequence_length, self.epoch_caps.get(name))
             for name in names
@@ -83,7 +97,7 @@ class MixtureStream(Iterator[Batch]):
         self._reset()
         self.set_mixture(mixture)
 
-    # What it is
+    # Properties
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,6 +105,7 @@ class MixtureStream(Iterator[Batch]):
 
     @property
     def domains(self) -> tuple[Domain, ...]:
+        """The current domains, in order."""
         return tuple(self._sources[name].domain for name in self.names)
 
     @property
@@ -104,33 +119,36 @@ class MixtureStream(Iterator[Batch]):
 
     @property
     def mixture(self) -> Mixture:
-        """The mixture that the next step executes: what was asked, projected on the domains that still have rows to give."""
+        """The mixture of the next step.
+
+        It is the requested mixture, restricted to domains that still have rows.
+        """
         return self._schedule.executed
 
     @property
     def log_digest(self) -> str:
-        """Hash chain over every update in force: ranks that agree on it draw the same batches."""
-        self._schedule.settle()
+        """Hash chain over all updates in force. Ranks with equal digests draw the same batches."""
+        self._schedule.apply_due()
         assert self._schedule.current is not None
         return self._schedule.current.log_digest
 
     @property
     def last_version(self) -> int:
-        """Version of the newest update logged, in force or not."""
+        """The version of the newest logged update, in force or not."""
         return self._schedule.last_version
 
     def rows_drawn(self) -> dict[str, int]:
-        """Rows of each domain before the next step, over all ranks."""
-        self._schedule.settle()
+        """Return the rows of each domain before the next step, over all ranks."""
+        self._schedule.apply_due()
         return dict(zip(self.names, self._schedule.drawn_K().tolist(), strict=True))
 
     def rows_per_epoch(self) -> dict[str, int]:
-        """⌈N/L⌉ for each domain: how many rows pass over it once."""
+        """Return for each domain the number of rows in one pass, ⌈N/L⌉."""
         return {name: len(self._sources[name].windows) for name in self.names}
 
     def forecast(self) -> dict[str, int | None]:
-        """The step at which each capped domain runs out if the present mixture stays; None for one that never will."""
-        self._schedule.settle()
+        """Return the step at which each domain runs out if the mixture does not change, or None."""
+        self._schedule.apply_due()
         return self._schedule.forecast()
 
     # Drawing
@@ -148,7 +166,10 @@ class MixtureStream(Iterator[Batch]):
         return batch
 
     def seek(self, step: int) -> None:
-        """Moves to global step `step`: any later one, or an earlier one if the mixture has not changed since."""
+        """Move to global step `step`: a later one, or an earlier one since the last change.
+
+        Raises `MixtureError` for a step before the last change.
+        """
         if self._plan is not None and step in self._plan:
             self._schedule.position = step
         else:
@@ -158,10 +179,11 @@ class MixtureStream(Iterator[Batch]):
     # Changing
 
     def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
-        """Logs `mixture` as effective from global step `at_step`, by default the next one not yet drawn.
+        """Log `mixture` as effective from step `at_step`, by default the next undrawn one.
 
-        Every rank must log the same updates before it draws the step in question; `Batch.log_digest` shows whether it did.
-        Raises `MixtureError` for a step already drawn, `CorpusError` for weight on a domain without tokens.
+        Every rank must log the same updates before it draws that step; `Batch.log_digest` shows
+        whether it did. Raises `MixtureError` for a step that was drawn already, and `CorpusError`
+        if a domain without tokens has weight.
         """
         for name, weight in mixture.as_dict().items():
             if weight > 0 and name in self._sources and not len(self._sources[name].windows):
@@ -171,9 +193,10 @@ class MixtureStream(Iterator[Batch]):
         return update
 
     def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> MixtureUpdate:
-        """Adds domain `name` of `corpus` from the next step on, with weight 0 until a mixture gives it some.
+        """Add domain `name` of `corpus` from the next step on, with weight 0.
 
-        A domain that was in the stream before, whatever it was called when it was retired, goes on where it stopped.
+        Set a mixture to give it weight. A domain that was in the stream before resumes where it
+        stopped, even if it was renamed before it was retired. Raises `MixtureError`.
         """
         if name in self._sources:
             raise MixtureError(
@@ -190,19 +213,24 @@ class MixtureStream(Iterator[Batch]):
         return self._reshape(
             {**self._sources, name: source},
             {**self.rows_drawn(), name: drawn},
-            self._asked().to((*self.names, name)),
+            self._requested().to((*self.names, name)),
             f"add {name}",
         )
 
     def retire_domain(self, name: str) -> MixtureUpdate:
-        """Takes domain `name` out from the next step on; its weight goes to the others in proportion."""
+        """Remove domain `name` from the next step on; its weight goes to the others in proportion.
+
+        Raises `MixtureError`.
+        """
         source = self._source(name)
         self._schedule.require_nothing_pending()
-        drawn, shares = self.rows_drawn(), self._asked().as_dict()
+        drawn = self.rows_drawn()
+        shares = self._requested().as_dict()
         del shares[name]
         if not any(shares.values()):
             raise MixtureError(
-                f"{name} holds all the weight: set a mixture of the other domains before retiring it"
+                f"{name} holds all the weight: set a mixture of the other domains before "
+                "retiring it"
             )
         self._retired[source.key] = (source, drawn[name])
         rest = {other: self._sources[other] for other in shares}
@@ -211,7 +239,7 @@ class MixtureStream(Iterator[Batch]):
         )
 
     def rename_domain(self, old: str, new: str) -> MixtureUpdate:
-        """Calls domain `old` `new` from the next step on. Its order goes on unchanged."""
+        """Rename domain `old` to `new` from the next step on. The order of its rows stays."""
         source = self._source(old)
         if new in self._sources:
             raise MixtureError(f"the stream already has a domain {new!r}")
@@ -222,13 +250,13 @@ class MixtureStream(Iterator[Batch]):
         }
         drawn = {**self.rows_drawn(), new: self.rows_drawn()[old]}
         return self._reshape(
-            sources, drawn, Mixture(names, self._asked().weights_K), f"rename {old} {new}"
+            sources, drawn, Mixture(names, self._requested().weights_K), f"rename {old} {new}"
         )
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the global sequence: JSON-able, O(K), the same on every rank."""
+        """Return the state of the global sequence: JSON-compatible, O(K), equal on all ranks."""
         return {
             "format": _FORMAT,
             "fingerprint": self.corpus.fingerprint,
@@ -241,25 +269,29 @@ class MixtureStream(Iterator[Batch]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any], corpora: Sequence[Pools] = ()) -> None:
-        """Goes to where `state` was saved, at whatever world size. `corpora` holds those that domains were added from.
+        """Move to where `state` was saved, at any world size.
 
-        Raises `FingerprintMismatch` if a corpus is not the one it was saved on, `CheckpointError` if the stream was made with
-        another seed, batch size, sequence length, split, sampling or epoch caps.
+        `corpora` are those that domains were added from. Raises `FingerprintMismatch` if a corpus
+        differs, and `CheckpointError` if the state is damaged or the stream has another seed, batch
+        size, sequence length, split, sampling or epoch caps.
         """
         if state.get("format") != _FORMAT:
             raise CheckpointError(
-                f"stream state has format {state.get('format')!r}; this version of cuvee reads format {_FORMAT}"
+                f"stream state has format {state.get('format')!r}; this version of cuvee reads "
+                f"format {_FORMAT}"
             )
         if state.get("fingerprint") != self.corpus.fingerprint:
             raise FingerprintMismatch(
-                f"the state was saved on corpus {state.get('fingerprint')}, but this stream reads {self.corpus.fingerprint}: "
+                f"the state was saved on corpus {state.get('fingerprint')}, but this stream reads "
+                f"{self.corpus.fingerprint}: "
                 "open the corpus that the run began with"
             )
         for name in _FIXED:
             if state.get(name) != getattr(self, name):
                 raise CheckpointError(
-                    f"the state was saved with {name} {state.get(name)!r}, but this stream has {getattr(self, name)!r}: "
-                    f"make the stream with {name}={state.get(name)!r}"
+                    f"the state was saved with {name} {state.get(name)!r}, but this stream has "
+                    f"{getattr(self, name)!r}: "
+                    f"create the stream with {name}={state.get(name)!r}"
                 )
         self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
         try:
@@ -275,22 +307,24 @@ class MixtureStream(Iterator[Batch]):
             raise CheckpointError(
                 f"the stream state is damaged ({error!r}): use an earlier checkpoint"
             ) from error
-        self._sources, self._retired, self._schedule = sources, retired, schedule
+        self._sources = sources
+        self._retired = retired
+        self._schedule = schedule
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickles and copies: what decides the order, without the batches that were prepared."""
+        """Pickle what determines the order, without prepared batches."""
         return {name: value for name, value in self.__dict__.items() if name not in _PREPARED}
 
     def __copy__(self) -> MixtureStream:
-        """Copies advance independently, so no part that changes is shared."""
+        """Return a deep copy, because copies advance independently."""
         return copy.deepcopy(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
 
-    # Inside
+    # Internals
 
     def _from_json(self, row: Mapping[str, Any]) -> StreamDomain:
         return StreamDomain.from_json(row, self._corpora, self.split, self.sequence_length)
@@ -300,8 +334,8 @@ class MixtureStream(Iterator[Batch]):
             raise MixtureError(f"no domain {name!r} in the stream: it has {', '.join(self.names)}")
         return self._sources[name]
 
-    def _asked(self) -> Mixture:
-        self._schedule.settle()
+    def _requested(self) -> Mixture:
+        self._schedule.apply_due()
         assert self._schedule.current is not None
         return self._schedule.current.mixture
 
@@ -322,7 +356,7 @@ class MixtureStream(Iterator[Batch]):
         return update
 
     def _reset(self) -> None:
-        """Forgets what was prepared and takes the domains anew."""
+        """Discard prepared batches and read the domains again."""
         sources = [self._sources[name] for name in self.names]
         windows = [source.windows for source in sources]
         self._planner = Planner(self.seed, self.batch_size, self.rank, self.world_size)
@@ -336,15 +370,17 @@ class MixtureStream(Iterator[Batch]):
         self._trim()
 
     def _trim(self) -> None:
+        """Discard prepared batches."""
         self._plan: BatchPlan | None = None
         self._block: npt.NDArray[Any] | None = None
         self._ahead = 1
 
     def _draw(self) -> None:
-        """Prepares the next steps: one after a change, then twice as many each time, so that frequent changes stay cheap."""
-        rows = max(
-            _PLAN_ROWS, 64 * len(self.names)
-        )  # enough of each domain to be worth a call of its own
+        """Prepare the next steps: one after a change, then twice as many each time.
+
+        This keeps frequent changes cheap.
+        """
+        rows = max(_PLAN_ROWS, 64 * len(self.names))  # enough per domain to amortise a numpy call
         if not self._reader.by_row:
             rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
         steps = max(1, min(self._ahead, rows // self.batch_size))
@@ -361,11 +397,10 @@ class MixtureStream(Iterator[Batch]):
             self._block = self._reader.read_sorted(plan.domain_N, plan.window_N)
 
     def _gather(self, step: int, plan: BatchPlan, index: int) -> Batch:
-        domain_B, window_B, place_B = (
-            plan.domain_SB[index],
-            plan.window_SB[index],
-            self._place_SB[index],
-        )
+        """Return the batch of one planned step."""
+        domain_B = plan.domain_SB[index]
+        window_B = plan.window_SB[index]
+        place_B = self._place_SB[index]
         block = self._block
         rows_BL = (
             self._reader.read_rows(place_B)
@@ -417,7 +452,8 @@ def _check_sizes(batch_size: int, sequence_length: int, rank: int, world_size: i
         raise ConfigError(f"sequence_length {sequence_length} must be at least 1")
     if world_size < 1 or batch_size % world_size:
         raise ConfigError(
-            f"world_size {world_size} does not divide batch_size {batch_size}: every rank must get a whole part of the batch"
+            f"world_size {world_size} does not divide batch_size {batch_size}: every rank must "
+            "get the same number of rows"
         )
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} is outside 0 … {world_size - 1}")

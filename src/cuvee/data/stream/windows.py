@@ -1,4 +1,7 @@
-"""Windows: a domain cut into stretches of L tokens, the last one padded, so that an epoch holds every token exactly once."""
+"""Windows: a domain cut into pieces of L tokens, the last one padded.
+
+An epoch therefore contains every token exactly once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _LONG_BYTES = 512
 
 
 class Windows:
-    """The ⌈N/L⌉ windows of one pool. Window w is tokens [w L, (w+1) L); the last may hold fewer than L."""
+    """The ⌈N/L⌉ windows of one pool.
+
+    Window w holds tokens [w L, (w+1) L); the last may hold fewer than L.
+    """
 
     def __init__(self, pool: TokenPool, length: int) -> None:
         self.pool = pool
@@ -35,20 +41,21 @@ class Windows:
         return self.whole + (len(self.tail) > 0)
 
     def padded_tail(self) -> TokenArray:
-        """(L,) the last, short window, filled up with the pool's last token, which is an end of text."""
+        """Return (L,) the last, short window, padded with the pool's last token, an end of text."""
         return np.concatenate([self.tail, np.full(self.length - len(self.tail), self.tail[-1])])
 
     def filled(self, window_N: IntArray) -> IntArray:
-        """(N,) how many tokens of each window are text and not padding."""
+        """Return (N,) the number of tokens of each window that are not padding."""
         return np.minimum(len(self.tokens) - window_N * self.length, self.length)
 
 
 class Reader:
-    """Gathers windows of many pools into rows, where it can by one gather whatever the number of pools.
+    """Reads windows of many pools, if possible in one numpy operation for all pools.
 
-    Pools are files mapped at page boundaries, so that the whole address space between the lowest and the highest can be taken
-    for one array whose rows are windows, or at least, if their distances are no multiples of a window, one whose rows begin at
-    every token. Only addresses of whole windows are ever read from it, and each pool is kept alive by `windows`.
+    Pools are files mapped at page boundaries. The address space from the lowest to the highest
+    mapping can then be viewed as one array whose rows are windows. If the distances are not
+    multiples of a window, it can still be viewed as one array with a row beginning at every token.
+    Only addresses of whole windows are read from it, and `windows` keeps each pool alive.
     """
 
     def __init__(self, windows: Sequence[Windows], length: int) -> None:
@@ -62,16 +69,22 @@ class Reader:
         self._step, self._first_K, self._one = self._as_one_array()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Built anew from the copied windows: the one array spans memory that belongs to other objects."""
+        """Rebuild the reader from the copied windows: the array spans memory of other objects."""
         return Reader, (self.windows, self.length)
 
     @property
     def by_row(self) -> bool:
-        """True if rows can be read in any order at one price; else they are cheaper sorted by domain, many at a time."""
+        """Whether rows can be read in any order at the same cost.
+
+        Otherwise it is faster to read many rows at once, sorted by domain (`read_sorted`).
+        """
         return self._one is not None
 
     def rows(self, domain: IntArray, window: IntArray) -> IntArray:
-        """Where the windows are in the one array, of any shape; some whole window's place for those that hold padding."""
+        """Return the index of each window in the one array; arguments may have any shape.
+
+        Windows with padding get the index of an arbitrary whole window.
+        """
         assert self._one is not None
         row = self._first_K.take(domain) + window * self._step
         if self._tails:
@@ -79,37 +92,37 @@ class Reader:
         return row
 
     def read_rows(self, row_N: IntArray) -> TokenArray:
-        """(N, L) tokens at `rows`, in the pools' own type; those of windows with padding are yet to be filled in."""
+        """Return (N, L) tokens at indices from `rows`. The caller replaces windows with padding."""
         assert self._one is not None
         return self._one.take(row_N, axis=0, mode="clip") if self._step == 1 else self._one[row_N]
 
     def short(self, domain: IntArray, window: IntArray) -> npt.NDArray[np.bool_]:
-        """Which rows hold padding."""
+        """Return which windows contain padding."""
         if not self._tails:
             return np.zeros(domain.shape, dtype=np.bool_)
         mask: npt.NDArray[np.bool_] = window == self._whole_K.take(domain)
         return mask
 
     def tail(self, domain: int) -> TokenArray:
-        """(L,) the window of a domain that holds padding."""
+        """Return (L,) the window of a domain that contains padding."""
         return self.windows[domain].padded_tail()
 
     def read_sorted(self, domain_N: IntArray, window_N: IntArray) -> TokenArray:
-        """The same of rows sorted by domain, without the one array."""
+        """Return (N, L) tokens of windows sorted by domain, without the one array."""
         rows_NL = np.empty((len(domain_N), self.length), dtype=self.dtype)
         number_K = np.bincount(domain_N, minlength=len(self.windows))
         end_K = np.cumsum(number_K)
         for domain in np.flatnonzero(number_K * (self._whole_K > 0)).tolist():
-            source, rows = (
-                self.windows[domain],
-                slice(end_K[domain] - number_K[domain], end_K[domain]),
-            )
+            source = self.windows[domain]
+            rows = slice(end_K[domain] - number_K[domain], end_K[domain])
             rows_NL[rows] = source.whole_WL.take(window_N[rows], axis=0, mode="clip")
         return rows_NL
 
     def _as_one_array(self) -> tuple[int, IntArray, TokenArray | None]:
-        """Rows from one window to the next, the first row of each pool, and the array; none if neither view is possible and
-        worth it."""
+        """Return the rows from one window to the next, the first row of each pool, and the array.
+
+        The array is None if neither view is possible and efficient.
+        """
         first_K = np.zeros(len(self.windows), dtype=np.int64)
         full = [k for k, w in enumerate(self.windows) if w.whole]
         if not full or any(
@@ -121,7 +134,8 @@ class Reader:
         )
         lowest = min(full, key=lambda k: int(address_K[k]))
         apart_K = address_K - address_K[lowest]
-        token, window = self.dtype.itemsize, self.length * self.dtype.itemsize
+        token = self.dtype.itemsize
+        window = self.length * token
         if not (apart_K[full] % window).any():
             step, stride = 1, window
         elif not (apart_K[full] % token).any() and window >= _LONG_BYTES:
@@ -140,7 +154,10 @@ class Reader:
 def document_ordinals(
     windows: Sequence[Windows], domain_B: IntArray, window_B: IntArray, length: int
 ) -> IntArray:
-    """(B, L) ordinal of each token's document within its row, from 0; padding counts as one more document."""
+    """Return (B, L) the ordinal of each token's document within its row, from 0.
+
+    Padding counts as one more document.
+    """
     begins_BL = np.zeros((len(domain_B), length), dtype=np.int64)
     for domain in np.unique(domain_B):
         source = windows[domain]
