@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agent_parts import Field, Material, Verdict, judge
+from agent_parts import Field, Material, Verdict, evaluate
 
 from cuvee.core.domain import divided_shares
 from cuvee.core.errors import PolicyError
@@ -164,7 +164,9 @@ class Bench:
         self, field: Field, run_id: str, files: Mapping[str, Sequence[str]], cache: str = "judged"
     ) -> Verdict:
         model = self.out / "runs" / run_id / "model"
-        return judge(model, field.corpus, files, self.out / cache / f"{run_id}-{field.name}.json")
+        return evaluate(
+            model, field.corpus, files, self.out / cache / f"{run_id}-{field.name}.json"
+        )
 
     def by_feedback(self, field: Field, run: Run) -> Verdict:
         """By all the texts and questions of the feedback half."""

@@ -204,8 +204,8 @@ class Course(NamedTuple):
 
     def judged(self, update: int) -> dict[str, Any]:
         """Off-policy figures of the actor after so many updates."""
-        entry = next(one for one in self.learned.trace if one["update"] == update)
-        figures: Mapping[str, Any] = next(iter(entry["judged"].values()), {})
+        entry = next(one for one in self.learned.evaluations if one["update"] == update)
+        figures: Mapping[str, Any] = next(iter(entry["estimates"].values()), {})
         return {name: figures[name] for name in JUDGED if name in figures}
 
     def opinions(self) -> dict[str, float]:
@@ -213,7 +213,7 @@ class Course(NamedTuple):
         return {
             name: round(float(values_T.mean()), 5)
             for view in diagnose(at_end, self.runs, Feedback(), self.settings.quantile)
-            for name, values_T in (("q_std", view.spread_T), ("q_doubt", view.doubt_T))
+            for name, values_T in (("q_std", view.q_std_T), ("q_doubt", view.disagreement_T))
         }
 
 
@@ -330,7 +330,7 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
     play("sft", cloned.learned.policy)
     for weight in options.weights:
         done = course(bench, field, base, cql_alpha=weight)
-        last = done.learned.trace[-1]["update"]
+        last = done.learned.evaluations[-1]["update"]
         by_weight[f"{weight:g}"] = {
             "kept": {
                 "update": done.update,

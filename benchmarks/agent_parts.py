@@ -148,7 +148,7 @@ class Material:
         }
 
     def _feedback(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> list[str]:
-        """A file of texts, equally many of each domain, and one of questions, equally many of each file. A side of the judge
+        """A file of texts, equally many of each domain, and one of questions, equally many of each file. A side of the evaluation
         is the mean of both kinds, and so is a field of the feedback."""
         where, paths = self.out / "questions", []
         for kind, stems in (
@@ -258,7 +258,7 @@ def _write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# ------------------------------------------------------------------------------------------------------------------ judge
+# ------------------------------------------------------------------------------------------------------------------ evaluation
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,9 @@ class Verdict:
         return (self.source + self.target) / 2
 
 
-def judge(model: Path, corpus: Corpus, files: Mapping[str, Sequence[str]], cache: Path) -> Verdict:
+def evaluate(
+    model: Path, corpus: Corpus, files: Mapping[str, Sequence[str]], cache: Path
+) -> Verdict:
     """How good the saved model is, from `cache` if it has been judged by the same questions before."""
     by = _digest(
         "".join(

@@ -67,7 +67,7 @@ def one(task: str, seed: int, runs: int, options: dict[str, Any]) -> dict[str, A
     learned = learn(logged, Feedback(), LearnSettings.of(options), seed)
     seconds = time.process_time() - started
     cloned = learn(logged, Feedback(), LearnSettings.of({**options, "updates": 0}), seed)
-    judgement = next(iter(learned.judgements.values()))
+    estimate = next(iter(learned.estimates.values()))
     own = truth(played(_actor(learned.policy), 10**6 + seed))
     static_K = laws.best_static()
     return {
@@ -76,14 +76,14 @@ def one(task: str, seed: int, runs: int, options: dict[str, Any]) -> dict[str, A
         "sft": truth(played(_actor(cloned.policy), 10**6 + seed)),
         "learned": own,
         "fallback": feedback_gain(
-            laws, torch.from_numpy(np.tile(judgement.static_K, (intervals, 1)))
+            laws, torch.from_numpy(np.tile(estimate.static_K, (intervals, 1)))
         ),
         "best_logged": earned.max(),
         "best_static": feedback_gain(laws, static_K.expand(intervals, -1)),
         "best_schedule": feedback_gain(laws, laws.best_schedule()),
-        "judged": [judgement.gain.mean, judgement.gain.low, judgement.gain.high],
+        "judged": [estimate.gain.mean, estimate.gain.low, estimate.gain.high],
         "truth": own - earned.mean(),
-        "supported": judgement.supported,
+        "supported": estimate.supported,
         "update": learned.provenance["support"]["update"],
         "seconds": seconds,
     }

@@ -162,7 +162,7 @@ def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict
     return answers
 
 
-def judge(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, float]:
+def evaluate(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, float]:
     """What went wrong: nothing may be trained on mixed weights, and every rank that lives must say what happened."""
     expected = injection.ranks - (injection.kind in ("killed", "hangs"))
     wrong = int(len(answers) != expected)
@@ -215,7 +215,7 @@ def main() -> None:
             seconds = generator.uniform(0.0, options.timeout / 2) if kind == "late" else 3600.0
             victim, step = generator.randrange(ranks), generator.randrange(9)
             injection = Injection(kind, ranks, victim, step, seconds, options.timeout)
-            found = judge(injection, inject(injection, Ranks, corpus))
+            found = evaluate(injection, inject(injection, Ranks, corpus))
             total = totals[kind]
             total["n"] += 1
             total["wrong"] += found["wrong"]
@@ -224,7 +224,7 @@ def main() -> None:
             if found["wrong"] or found["mixed"]:
                 print("not as promised:", injection, found)
         planted = Injection("bit", 2, 1, 4, 0.0, options.timeout)
-        caught = judge(planted, inject(planted, Trusting, corpus))["mixed"] > 0
+        caught = evaluate(planted, inject(planted, Trusting, corpus))["mixed"] > 0
     document = {
         "by_kind": totals,
         "planted": 1,

@@ -65,7 +65,7 @@ def ranked(predicted_MD: Any, test: Table) -> dict[str, Any]:
     }
 
 
-def judge(name: str, train: Table, test: Table) -> dict[str, Any]:
+def evaluate(name: str, train: Table, test: Table) -> dict[str, Any]:
     unseen_ND = cross_validated(FITS[name], train.mixtures_NK, train.losses_ND)
     fits = [FITS[name](train.mixtures_NK, losses_N) for losses_N in train.losses_ND.T]
     found = ranked(np.stack([predict(test.mixtures_NK) for predict in fits], axis=1), test)
@@ -129,7 +129,7 @@ def main() -> None:
     print(
         f"{len(train.mixtures_NK)} runs to fit, {len(test.mixtures_NK)} to rank, {len(train.valued)} domains with a loss"
     )
-    fits = {name: judge(name, train, test) for name in chosen.fits}
+    fits = {name: evaluate(name, train, test) for name in chosen.fits}
     best = max(fits, key=lambda name: fits[name]["cross_validated"]["mean"])
     print(f"\nbest by cross-validation: {best}\n\nmean loss over domains, from few runs")
     scarce = {name: few(name, train, test) for name in chosen.fits}

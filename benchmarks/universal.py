@@ -66,7 +66,7 @@ class _Evaluation:
     name = "evaluation"
 
 
-def judge(policy: HistoryPolicy, task: str, worlds: int) -> dict[str, Any]:
+def evaluate(policy: HistoryPolicy, task: str, worlds: int) -> dict[str, Any]:
     K, intervals = map(int, task.split("x"))
     found: dict[str, list[float]] = {}
     sweep: list[list[float]] = []
@@ -215,7 +215,7 @@ def main() -> None:
         policy = loaded
     rows = []
     for task in options.tasks:
-        rows.append(judge(policy, task, options.worlds))
+        rows.append(evaluate(policy, task, options.worlds))
         print(json.dumps(rows[-1]), flush=True)
     print(json.dumps({"benchmark": "universal", "seed": options.seed, "tasks": rows}))
 

@@ -176,13 +176,13 @@ def test_what_is_asked_is_never_what_judges(tmp_path: Path) -> None:
     for path in map(Path, (*files["general"], *files["target"])):
         tokens = corpus.pool(path.stem, "valid").tokens
         read = validation.windows(len(tokens))
-        judged = [decode(tokens[i * 32 : (i + 1) * 32].tolist()) for i in read]
+        evaluated = [decode(tokens[i * 32 : (i + 1) * 32].tolist()) for i in read]
         asked = [
             row["prompt"] + row["answer"] for row in map(json.loads, path.read_text().splitlines())
         ]
         assert asked
         assert len(read) == 8
-        assert not set(asked) & set(judged)
+        assert not set(asked) & set(evaluated)
 
 
 def test_the_command_prints_what_was_kept_and_learned(

@@ -102,7 +102,7 @@ def test_some_runs_may_come_to_nothing_and_the_method_does_with_the_others(store
 
     proxy = {"intervals": 4, "faults": {"nan": 5 / 16}}
     fleet = LocalFleet(
-        store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, most_failed=0.125
+        store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, max_failed_ratio=0.125
     )
     logged = explore(Wanting(), None, fleet)
     assert [run.trajectory for run in logged] == [

@@ -90,7 +90,7 @@ def test_from_nothing_to_a_steered_run(
     assert not ended.value.code
     said = capsys.readouterr().out
     assert f"policy: {folder}" in said
-    assert "Judged by 10 runs" in said
+    assert "Evaluated on 10 runs" in said
     page = (folder / "diagnostics.html").read_text()
     assert "3 domains, 3 intervals" in page
     assert "Target share over time" in page
@@ -149,7 +149,7 @@ def test_what_was_interrupted_with_other_settings_is_named(searched: Path, tmp_p
 def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> None:
     made = learn(load(SearchConfig, searched, ["method.agent.held_out=0"]), tmp_path / "policy")
     assert made.verdict == (
-        "Nobody has judged this policy, since no runs were held out. It steers all the same.",
+        "This policy was not evaluated, because no runs were held out. It is used all the same.",
     )
     assert made.verdict[0] in made.page.read_text()
     assert read_provenance(made.folder)["support"] == {"supported": None, "update": 2, "spaces": {}}

@@ -9,7 +9,7 @@ import numpy as np
 from test_report_in_browser import browse
 
 from cuvee.core.domain import Domain
-from cuvee.report.learning import Judged, SpaceView, write_diagnostics
+from cuvee.report.learning import Evaluated, SpaceView, write_diagnostics
 
 
 def test_every_plot_is_drawn(tmp_path: Path) -> None:
@@ -21,9 +21,9 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
         walks_NT=np.random.default_rng(0).uniform(size=(4, T)),
         best_N=np.array([0.0, 1, 0, 0]),
         values={"own": np.zeros(T), "uniform": np.full(T, -0.1)},
-        spread_T=np.full(T, 0.1),
-        doubt_T=np.full(T, 0.02),
-        trace=[Judged(0, 0.01, -0.01, 0.03), Judged(100, 0.02, 0.01, 0.03)],
+        q_std_T=np.full(T, 0.1),
+        disagreement_T=np.full(T, 0.02),
+        evaluations=[Evaluated(0, 0.01, -0.01, 0.03), Evaluated(100, 0.02, 0.01, 0.03)],
         heuristics=dict.fromkeys(names, (0.1, 0.2, 0.3)),
         verdict=["It is supported."],
     )

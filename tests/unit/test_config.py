@@ -242,7 +242,7 @@ def test_proxies_that_differ_in_their_policies_alone_are_one_group() -> None:
 
     same = [
         group(guard={"floor": 0.1}),
-        group(most_failed=0.5),
+        group(max_failed_ratio=0.5),
         group(method={"name": "natural"}),
         group(out="there"),
     ]

@@ -102,8 +102,14 @@ def test_a_checkpoint_of_format_1_resumes() -> None:
 
 def test_the_state_of_a_course_of_learning_has_the_new_names() -> None:
     old = {"judge_every": 5, "settle": 0, "trace": 0.9, "batch": 4, "actor_rate": 1e-3}
-    state = {"identity": {"settings": old}, "learner": {"learners": {}, "generator": None}}
+    state = {
+        "identity": {"settings": old},
+        "learner": {"learners": {}, "generator": None},
+        "trace": [{"update": 0, "worst": 0.5, "judged": {}}],
+        "best": None,
+    }
     upgraded = upgrade(state)
+    assert upgraded["evaluations"] == [{"update": 0, "worst": 0.5, "estimates": {}}]
     assert upgraded["learner"] == {"train_states": {}, "generator": None}
     assert upgraded["identity"]["settings"] == {LEARN[key]: value for key, value in old.items()}
 

@@ -76,7 +76,7 @@ def settings(**changes: Any) -> LearnSettings:
 def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
     seen: list[LearnProgress] = []
     learned = learn(RUNS, Feedback(), settings(), seed=3, observer=seen.append)
-    assert [one["update"] for one in learned.trace] == [0, 2, 4]
+    assert [one["update"] for one in learned.evaluations] == [0, 2, 4]
     assert [one.done for one in seen] == list(range(1, 7))
     assert [one.stage for one in seen] == ["cloning"] * 2 + ["learning"] * 4
     assert len(learned.held_out) == 3
@@ -84,7 +84,7 @@ def test_it_learns_judges_and_says_where_it_comes_from(tmp_path: Path) -> None:
     assert learned.provenance["corpora"] == ["c0ffee"]
     assert set(learned.provenance["held_out"]) < set(learned.provenance["runs"])
     support = learned.policy.settings()["support"]
-    assert support["supported"] == next(iter(learned.judgements.values())).supported
+    assert support["supported"] == next(iter(learned.estimates.values())).supported
     assert set(learned.policy.settings()["fallback"]["shares"]) == set(RUNS[0].trajectory.names)
     save_policy(tmp_path / "policy", learned.policy, learned.provenance)
     again = load_policy(tmp_path / "policy")
@@ -119,12 +119,12 @@ def test_the_actor_that_is_kept_is_the_best_judged_of_those_within_reach(
 
 def test_cloning_alone_is_no_updates() -> None:
     learned = learn(RUNS, Feedback(), settings(updates=0), seed=0)
-    assert [one["update"] for one in learned.trace] == [0]
+    assert [one["update"] for one in learned.evaluations] == [0]
 
 
 def test_without_held_out_runs_nobody_judges() -> None:
     learned = learn(RUNS, Feedback(), settings(held_out=0.0), seed=0)
-    assert learned.judgements == {}
+    assert learned.estimates == {}
     assert learned.policy.supported
     assert learned.provenance["support"] == {"supported": None, "update": 4, "spaces": {}}
 
@@ -144,7 +144,9 @@ def test_interrupted_learning_goes_on_to_the_same_bits(after: int, tmp_path: Pat
         learn(RUNS, Feedback(), settings(), seed=1, folder=tmp_path, observer=interrupt)
     resumed = learn(RUNS, Feedback(), settings(), seed=1, folder=tmp_path)
     assert digest(resumed.policy.state_dict()) == digest(whole.policy.state_dict())
-    assert [one["worst"] for one in resumed.trace] == [one["worst"] for one in whole.trace]
+    assert [one["worst"] for one in resumed.evaluations] == [
+        one["worst"] for one in whole.evaluations
+    ]
 
 
 def test_a_folder_of_other_runs_or_settings_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_folder_of_other_runs_or_settings_is_not_gone_on_with(tmp_path: Path) 
 def test_several_domain_spaces_are_judged_one_by_one() -> None:
     mixed = [*RUNS, *runs_of(10, sources=3, targets=2, seed=4)]
     learned = learn(mixed, Feedback(), settings(), seed=0)
-    assert len(learned.judgements) == 2
+    assert len(learned.estimates) == 2
     assert set(learned.policy.settings()["fallback"]) == {"target", "flatness"}
     trajectory = Trajectory.start(mixed[-1].trajectory.signals[0])
     assert learned.policy.mixture(trajectory).weights_K.shape == (5,)
@@ -215,7 +217,7 @@ def test_imagined_walks_are_whole_runs_of_the_same_domains() -> None:
     assert len({walk.weights_TK().tobytes() for walk in walks}) == 6
     assert Feedback()(walks[0]).present.all()
     learned = learn(RUNS, Feedback(), settings(imagined=4), seed=0)
-    assert len(learned.trace) == 3
+    assert len(learned.evaluations) == 3
 
 
 def test_the_method_commits_to_what_was_learned() -> None:
@@ -268,7 +270,7 @@ def test_runs_whose_domains_changed_are_learned_from_and_judge_nothing() -> None
     assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
     (view,) = diagnose(learned, [*odd, *RUNS], Feedback(), 0.2)
     assert (
-        "Run changed-run-2-0 judges nothing: its domains changed in interval 3 (source0 came)."
+        "Run changed-run-2-0 takes no part in the evaluation: its domains changed in interval 3 (source0 came)."
         in view.verdict
     )
     assert len(view.walks_NT) == len(RUNS)
@@ -292,7 +294,7 @@ def test_where_the_domains_of_all_runs_changed_nobody_can_judge() -> None:
         PolicyError, match=r"changed-run-2-0: its domains changed in interval 3 .* held_out to 0"
     ):
         learn(odd, Feedback(), settings(), seed=3)
-    assert learn(odd, Feedback(), settings(held_out=0.0), seed=3).judgements == {}
+    assert learn(odd, Feedback(), settings(held_out=0.0), seed=3).estimates == {}
     with pytest.raises(PolicyError, match=r"cannot be fitted: its domains changed in interval 3"):
         as_logged(odd[0].trajectory)
 
@@ -302,15 +304,15 @@ def test_another_policy_is_learned_on_from(tmp_path: Path) -> None:
     save_policy(tmp_path / "first", first)
     onwards = settings(bc_updates=0, initial=str(tmp_path / "first"))
     learned = learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning")
-    assert [one["update"] for one in learned.trace] == [0, 2, 4]
+    assert [one["update"] for one in learned.evaluations] == [0, 2, 4]
     assert learned.provenance["learning"]["initial"] == digest(first.state_dict()["actor"])
     unchanged = learn(
         RUNS, Feedback(), settings(bc_updates=0, updates=0, initial=str(tmp_path / "first")), seed=4
     ).policy
     assert digest(unchanged.state_dict()["actor"]) == digest(first.state_dict()["actor"])
     assert (
-        learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning").trace
-        == learned.trace
+        learn(RUNS, Feedback(), onwards, seed=4, folder=tmp_path / "learning").evaluations
+        == learned.evaluations
     )
 
 

@@ -65,7 +65,7 @@ def walks() -> list[Trajectory]:
 
 
 @pytest.fixture(scope="module")
-def judge(walks: list[Trajectory]) -> OffPolicyEvaluator:
+def evaluator(walks: list[Trajectory]) -> OffPolicyEvaluator:
     returns = [gain_of(one) for one in walks[16:]]
     return OffPolicyEvaluator(walks, static_candidates(walks[16:], returns, 0.2))
 
@@ -143,18 +143,18 @@ def test_a_fitted_run_is_a_trainer_in_the_circumstances_of_its_example(
 
 
 def test_better_policies_are_judged_better_and_the_truth_lies_within(
-    judge: OffPolicyEvaluator, walks: list[Trajectory]
+    evaluator: OffPolicyEvaluator, walks: list[Trajectory]
 ) -> None:
     best = walks[16 + int(np.argmax([gain_of(one) for one in walks[16:]]))].weights_TK()
     worst = walks[16 + int(np.argmin([gain_of(one) for one in walks[16:]]))].weights_TK()
-    good, bad, even = (judge(Path(path)) for path in (best, worst, np.tile(UNIFORM, (8, 1))))
+    good, bad, even = (evaluator(Path(path)) for path in (best, worst, np.tile(UNIFORM, (8, 1))))
     assert good.gain.mean > even.gain.mean > bad.gain.mean
     behaviour = np.mean([gain_of(one) for one in walks])
-    for judged, path in ((good, best), (bad, worst)):
+    for estimate, path in ((good, best), (bad, worst)):
         truth = feedback_gain(LAWS, torch.from_numpy(path)) - behaviour
-        assert judged.gain.low is not None
-        assert judged.gain.high is not None
-        assert judged.gain.low < truth < judged.gain.high
+        assert estimate.gain.low is not None
+        assert estimate.gain.high is not None
+        assert estimate.gain.low < truth < estimate.gain.high
     assert not bad.supported
     assert bad.gain.high is not None
     assert bad.gain.mean < 0
@@ -176,42 +176,46 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_wh
     truth = feedback_gain(LAWS, torch.from_numpy(planted_TK))
     assert truth > np.mean([gain_of(one) for one in walks])
     assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (poor < 0)
-    judge = OffPolicyEvaluator(walks, {"best": static_K})
-    assert (judge.static_K == pytest.approx(static_K)) == (poor <= 0), (
+    evaluator = OffPolicyEvaluator(walks, {"best": static_K})
+    assert (evaluator.static_K == pytest.approx(static_K)) == (poor <= 0), (
         "played if surely above those divided by role"
     )
-    judged = judge(Path(planted_TK))
-    assert judged.gain.low is not None
-    assert (judged.gain.low > 0) == (poor > -0.3), "further off, not even behaviour is surely worse"
-    assert (judged.over_static.mean >= 0) == (poor >= 0)
-    assert judged.within_reach
-    assert judged.supported == judged.figures()["supported"] == supported
+    estimate = evaluator(Path(planted_TK))
+    assert estimate.gain.low is not None
+    assert (estimate.gain.low > 0) == (poor > -0.3), (
+        "further off, not even behaviour is surely worse"
+    )
+    assert (estimate.over_static.mean >= 0) == (poor >= 0)
+    assert estimate.within_reach
+    assert estimate.supported == estimate.figures()["supported"] == supported
 
 
 def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(
     walks: list[Trajectory],
 ) -> None:
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
-    judge = OffPolicyEvaluator(walks, {"behaviour": behaviour_K})
-    assert judge.static_K == pytest.approx(list(divided_shares(DOMAINS, *judge.by_role).values()))
-    assert judge.static_K != pytest.approx(behaviour_K, abs=0.01)
+    evaluator = OffPolicyEvaluator(walks, {"behaviour": behaviour_K})
+    assert evaluator.static_K == pytest.approx(
+        list(divided_shares(DOMAINS, *evaluator.by_role).values())
+    )
+    assert evaluator.static_K != pytest.approx(behaviour_K, abs=0.01)
 
 
-def test_a_mixture_that_nobody_tried_is_out_of_reach(judge: OffPolicyEvaluator) -> None:
+def test_a_mixture_that_nobody_tried_is_out_of_reach(evaluator: OffPolicyEvaluator) -> None:
     alone = np.zeros((8, 5))
     alone[:, 1] = 1.0
-    judged = judge(Path(alone))
-    assert judged.outside > 0.25
-    assert not judged.within_reach
-    assert not judged.supported
-    assert judge(Path(np.tile(UNIFORM, (8, 1)))).outside < 0.25
+    estimate = evaluator(Path(alone))
+    assert estimate.outside > 0.25
+    assert not estimate.within_reach
+    assert not estimate.supported
+    assert evaluator(Path(np.tile(UNIFORM, (8, 1)))).outside < 0.25
 
 
-def test_judging_is_deterministic_and_says_so_in_plain_json(judge: OffPolicyEvaluator) -> None:
+def test_judging_is_deterministic_and_says_so_in_plain_json(evaluator: OffPolicyEvaluator) -> None:
     import json
 
     path = Path(np.tile(UNIFORM, (8, 1)))
-    first, second = judge(path).figures(), judge(path).figures()
+    first, second = evaluator(path).figures(), evaluator(path).figures()
     assert first == second
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert first["gain_low"] <= first["gain"] <= first["gain_high"]

@@ -14,7 +14,7 @@ from cuvee.agents.learning import seeded
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import prefixes
 from cuvee.learning.universal import (
-    Senses,
+    MeasurementNoise,
     UniversalSettings,
     Worlds,
     constant_gain,
@@ -66,10 +66,10 @@ def test_a_rollout_is_the_run_that_the_policy_would_steer(
 ) -> None:
     seed, intervals = 5, 9
     laws, domains = continual(sources, targets, seed, intervals, WorldParams.draw(seed))
-    policy, senses = wild(3), Senses.perfect(1)
-    senses.told_B1.fill_(float(told))
+    policy, noise = wild(3), MeasurementNoise.perfect(1)
+    noise.has_feedback_B1.fill_(float(told))
     with torch.no_grad():
-        played = rollout(policy, Worlds([(laws, domains)]), senses, torch.Generator())
+        played = rollout(policy, Worlds([(laws, domains)]), noise, torch.Generator())
     policy.probes = (Asked(),) if told else ()
     steered = run(Simulator(laws, seed=0, noise=0.0, domains=domains), policy)
     weights_TK = torch.from_numpy(steered.weights_TK())

@@ -146,7 +146,7 @@ class DDPG(ReplayAgent):
             encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
         _, worth_B = least(self._values(critic, encoded, action_BK), action_BK)
-        return (self.cost_of_distance(action_BK, batch.domains_BKF, rewards) - worth_B).mean()
+        return (self.kl_penalty(action_BK, batch.domains_BKF, rewards) - worth_B).mean()
 
     def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:
         """What each critic says, (…, R)."""

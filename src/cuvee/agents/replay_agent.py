@@ -106,9 +106,7 @@ class ReplayAgent(ABC):
         means = {name: float(np.mean([metrics[name] for metrics in rounds])) for name in rounds[0]}
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
 
-    def cost_of_distance(
-        self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale
-    ) -> Tensor:
+    def kl_penalty(self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale) -> Tensor:
         """(…,) what the actor pays for leaving the reference: `kl_coef` / (1 − γ) per nat, since that is the scale of values, in
         the critic's units."""
         s = self.settings

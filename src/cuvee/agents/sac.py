@@ -148,7 +148,7 @@ class SAC(ReplayAgent):
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
         _, worth_B = least(self.critic.net.values(encoded, draw.weights), draw.weights)
-        distance_B = self.cost_of_distance(draw.weights, batch.domains_BKF, rewards)
+        distance_B = self.kl_penalty(draw.weights, batch.domains_BKF, rewards)
         return (strength * draw.log_ratio_prob + distance_B - worth_B).mean()
 
 

@@ -53,7 +53,7 @@ def learn(
 
 
 class Shown:
-    """A bar for cloning and one for Q-learning, with the newest judgement beside it."""
+    """A bar for cloning and one for Q-learning, with the newest estimates beside it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -62,9 +62,9 @@ class Shown:
     def show(self, now: LearnProgress) -> None:
         gains = [
             f"{one['gain']:+.4f} [{one['gain_low']:+.4f}, {one['gain_high']:+.4f}]"
-            for one in now.judged.values()
+            for one in now.estimates.values()
         ]
-        judged = f"; judged gain {'; '.join(gains)}" if gains else ""
+        estimated = f"; estimated gain {'; '.join(gains)}" if gains else ""
         self._progress.update(
-            self._task, description=f"{now.stage}{judged}", total=now.total, completed=now.done
+            self._task, description=f"{now.stage}{estimated}", total=now.total, completed=now.done
         )

@@ -101,5 +101,5 @@ def _said(plan: SearchPlan, method: str, workers: int) -> str:
         return asked
     return (
         f"{asked}\nabout {time_of(plan.seconds(workers))} with {workers} workers; "
-        f"each {time_of(plan.each.seconds)}, judging by {plan.judged_by}"
+        f"each {time_of(plan.each.seconds)}, estimated from {plan.estimated_from}"
     )

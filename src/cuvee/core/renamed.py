@@ -40,8 +40,9 @@ LEARN = {
 }
 POLICY = {"told": "observe_reward", "warm_up": "warmup_intervals"}
 GROUP_DRO = {"rate": "step_size"}
+SEARCH = {"most_failed": "max_failed_ratio"}
 
-_SECTIONS = (TRAIN, AGENT, LEARN, POLICY, GROUP_DRO)
+_SECTIONS = (TRAIN, AGENT, LEARN, POLICY, GROUP_DRO, SEARCH)
 
 _FORMAT_1: tuple[tuple[frozenset[str], Mapping[str, str]], ...] = (
     (frozenset({"clip", "decay_share", "warmup"}), TRAIN),
@@ -50,6 +51,8 @@ _FORMAT_1: tuple[tuple[frozenset[str], Mapping[str, str]], ...] = (
     (frozenset({"rate", "reference", "smoothing"}), GROUP_DRO),
     (frozenset({"agent", "rewards", "warm_up"}), {"warm_up": "warmup"}),
     (frozenset({"generator", "learners"}), {"learners": "train_states"}),
+    (frozenset({"best", "learner", "trace"}), {"trace": "evaluations"}),
+    (frozenset({"judged", "update", "worst"}), {"judged": "estimates"}),
 )
 """A section of a format 1 file is recognised by keys that it always has."""
 

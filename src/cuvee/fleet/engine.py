@@ -67,7 +67,7 @@ class FleetOptions(TypedDict, total=False):
     checkpoints: Path | None
     every: int
     max_attempts: int
-    most_failed: float
+    max_failed_ratio: float
     lease_seconds: float
     threads: int
     together: int
@@ -87,7 +87,7 @@ class StoreFleet(ABC):
 
     `make_trainer(proxy, seed)` builds a fresh trainer in a worker's process and must be importable there. Each worker computes
     with `threads` threads (two tiny proxies side by side are much faster than one on two threads). Checkpoints, if a folder is
-    given, every `every` intervals. A share `most_failed` of the runs may come to nothing. A worker trains up to `together` runs
+    given, every `every` intervals. A share `max_failed_ratio` of the runs may come to nothing. A worker trains up to `together` runs
     as one program where a trial shows that to be faster and the numbers to stay the same (see `cuvee.training.together.together`).
     `on_change` is called with a `Tally` about once a second.
     """
@@ -104,7 +104,7 @@ class StoreFleet(ABC):
         checkpoints: Path | None = None,
         every: int = 10,
         max_attempts: int = 3,
-        most_failed: float = 0.0,
+        max_failed_ratio: float = 0.0,
         lease_seconds: float = 60.0,
         threads: int = 1,
         together: int = 1,
@@ -117,7 +117,7 @@ class StoreFleet(ABC):
             raise TrainingError(f"together is {together}: at least 1 run is trained at a time")
         self._store, self._proxy, self._group, self._seed = store, dict(proxy), group, seed
         self._count, self._max_attempts, self._on_change = workers, max_attempts, on_change
-        self._most_failed = most_failed
+        self._max_failed_ratio = max_failed_ratio
         self._orders = Orders(
             store.address,
             group,
@@ -164,13 +164,13 @@ class StoreFleet(ABC):
         """The finished run of each policy, in this order; a policy that has its run already is not run again.
 
         A run that failed at each of its attempts is left out. Raises `FleetError` when all the others are done, if those are more
-        than `most_failed` of what was planned. Ctrl-C lets the intervals under way end, saves them and raises
+        than `max_failed_ratio` of what was planned. Ctrl-C lets the intervals under way end, saves them and raises
         `KeyboardInterrupt`; a second one stops at once.
         """
         ids = [self.plan(policy) for policy in policies]
         self.work_off()
         failed = [run for run in self._store.runs(self._group, "failed") if run.id in ids]
-        if len(failed) > self._most_failed * len(self._planned()):
+        if len(failed) > self._max_failed_ratio * len(self._planned()):
             reasons = "; ".join(f"{run.id} ({run.reason})" for run in failed[:3])
             raise FleetError(
                 f"{len(failed)} of {len(ids)} runs of {self._group} failed after {self._max_attempts} attempts each: {reasons}. "

@@ -1,11 +1,11 @@
 """From logged runs to a policy: cloning, conservative Q-learning, and when to stop (Data Mixing Agent, arXiv 2507.15640 §3).
 
-A share of the runs is held out: they judge, beside the others, and nothing is learned from them. Every `eval_every` updates the
-actor is judged (`learning.off_policy`), first of all as cloning left it. Of those within reach of the data, the actor whose
-gain over the best static mixture has the highest lower bound is kept. So a learner that goes astray costs time and not
-quality, and "SFT only" is `updates=0`.
+A share of the runs is held out: off-policy evaluation uses all runs, and nothing is learned from the held-out ones. The actor
+is evaluated (`learning.off_policy`) after behaviour cloning and then every `eval_every` updates. Among the actors that stay near
+the data, the one whose gain over the best static mixture has the highest lower bound is kept. Learning that diverges therefore
+costs time and not quality. `updates=0` is behaviour cloning (SFT) only.
 
-Runs may be of several domain spaces. Each space is judged by itself, and the worst verdict counts.
+Runs may be of several domain spaces. The actor is evaluated in each space by itself, and the lowest bound counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cuvee.core.renamed import unknown_settings
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.learning.episodes import Episode
 from cuvee.learning.merging import coarser
-from cuvee.learning.off_policy import Judgement, OffPolicyEvaluator, static_candidates
+from cuvee.learning.off_policy import OffPolicyEstimate, OffPolicyEvaluator, static_candidates
 from cuvee.learning.offline import OfflineLearner, OfflineSettings
 from cuvee.loop import run as run_loop
 from cuvee.policies.feedback import Feedback
@@ -44,11 +44,11 @@ _FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything 
 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
-    """`OfflineSettings`, and: `bc_updates` and `updates` are steps of cloning and of Q-learning; `held_out` is the share of each
-    space's runs that judge and are not learned from (0: nobody judges, and the last actor is kept). `imagined` walks are learned
-    from beside the logged ones, see `imagine`. `initial` is the folder of a policy whose actor is learned on from, or
-    `universal`. `coarse`: each run is learned from as coarser domain spaces would have logged it, too. `architecture` is a
-    preset's name or its fields."""
+    """`OfflineSettings`, and: `bc_updates` and `updates` are steps of behaviour cloning and of Q-learning. `held_out` is the share
+    of each space's runs that are kept for off-policy evaluation and not learned from. With 0 nothing is evaluated, and the last
+    actor is kept. So many `imagined` trajectories are learned from beside the logged ones, see `imagine`. `initial` is the folder
+    of a policy whose actor learning starts from, or `universal`. `coarse`: each run is also learned from in coarser domain spaces.
+    `architecture` is a preset's name or its fields."""
 
     bc_updates: int = 300
     updates: int = 1000
@@ -84,13 +84,13 @@ class LearnSettings(OfflineSettings):
 
 @dataclass(frozen=True)
 class LearnProgress:
-    """`stage` is "cloning" or "learning"; `judged` the figures of the newest judgement, by name of space."""
+    """`stage` is "cloning" or "learning"; `estimates` are the newest figures, by domain space."""
 
     stage: str
     done: int
     total: int
     metrics: Mapping[str, float]
-    judged: Mapping[str, Mapping[str, Any]]
+    estimates: Mapping[str, Mapping[str, Any]]
 
 
 Observer = Callable[[LearnProgress], None]
@@ -98,14 +98,14 @@ Observer = Callable[[LearnProgress], None]
 
 @dataclass(frozen=True)
 class Learned(Lesson):
-    """`trace` holds what each judgement said, by update; `judgements` the kept actor's, by space; `held_out` their runs' ids.
-    `feedback` and `settings` are those that it was learned with.
+    """`evaluations` holds the figures of each off-policy evaluation, in the order of updates. `estimates`
+    are those of the actor that was kept, by domain space; `held_out` are the ids of the runs they rest on.
 
-    "supported" under "support" of the provenance is null where nobody judged."""
+    "supported" under "support" of the provenance is null where no runs were held out."""
 
     policy: HistoryPolicy
-    trace: Sequence[Mapping[str, Any]]
-    judgements: Mapping[str, Judgement]
+    evaluations: Sequence[Mapping[str, Any]]
+    estimates: Mapping[str, OffPolicyEstimate]
     held_out: Sequence[str]
     feedback: Feedback
     settings: LearnSettings
@@ -121,9 +121,9 @@ def learn(
 ) -> Learned:
     """Learns from `runs`. With a `folder`, resumes there what was interrupted, to the bit.
 
-    Runs whose domains changed are learned from and judge nothing; "left_out" of the provenance names them. Raises `PolicyError`
-    if they leave nobody to judge, if fewer than 8 runs have feedback for every interval, or naming the run that holds a number
-    nobody can learn from.
+    Runs whose domains changed are learned from, but take no part in the evaluation; "left_out" of the provenance names them.
+    Raises `PolicyError` if they leave no run to evaluate on, if fewer than 8 runs have feedback for every interval, or naming
+    the run that holds a non-finite number.
     """
     usable = [run for run in runs if len(run.trajectory) and feedback(run.trajectory).present.all()]
     if len(usable) < _FEWEST:
@@ -148,7 +148,7 @@ class _Learning:
     ) -> None:
         self.runs, self.feedback, self.settings, self.seed = runs, feedback, settings, seed
         self.observer, self.seconds, self.position = observer, 0.0, 0
-        self.trace: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         held = _held_out(runs, settings.held_out, seed)
         changes = {run.id: domain_change(run.trajectory) for run in runs}
@@ -156,8 +156,8 @@ class _Learning:
         if settings.held_out and self.left_out and not held:
             each = "; ".join(f"{run_id}: {change}" for run_id, change in self.left_out.items())
             raise PolicyError(
-                f"too few runs are left to judge a policy by: {each}. Run proxies whose domains stay the same (`cuvee search`), "
-                "or set held_out to 0, so that nobody judges"
+                f"too few runs are left to evaluate a policy on: {each}. Run proxies whose domains stay the same (`cuvee search`), "
+                "or set held_out to 0, so that nothing is evaluated"
             )
         self.held_out = [run.id for run in runs if run.id in held]
         learned_from = [run for run in runs if run.id not in held]
@@ -176,7 +176,7 @@ class _Learning:
         ]
         self.learner = OfflineLearner(episodes, settings, seed, names, imagined)
         self.initial = _begin_with(self.learner, settings) if settings.initial else None
-        self.judges = _judges(runs, held, feedback, settings.quantile)
+        self.evaluators = _evaluators(runs, held, feedback, settings.quantile)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
 
     @property
@@ -190,7 +190,7 @@ class _Learning:
         before, metrics = self.seconds, dict[str, float]()
         while True:
             if self._due():
-                self._judge()
+                self._evaluate()
                 self.seconds = before + time.perf_counter() - started
                 if self.checkpoints:
                     self.checkpoints.save(self.position, self.state_dict())
@@ -207,16 +207,18 @@ class _Learning:
 
     def _due(self) -> bool:
         learned = self.position - self.settings.bc_updates
-        judged = self.trace[-1]["update"] if self.trace else -1
-        return learned > judged and (
+        evaluated = self.evaluations[-1]["update"] if self.evaluations else -1
+        return learned > evaluated and (
             learned % self.settings.eval_every == 0 or self.position == self.total
         )
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         policy = self._policy(
             self.learner.actor.net.state_dict(), self.learner.critic.net.state_dict()
         )
-        figures = {space: judge(policy).figures() for space, judge in self.judges.items()}
+        figures = {
+            space: evaluator(policy).figures() for space, evaluator in self.evaluators.items()
+        }
         worst = min(
             (
                 float(one["over_static_low"]) - (0.0 if one["within_reach"] else _FAR_OUT)
@@ -224,8 +226,12 @@ class _Learning:
             ),
             default=float(self.position),
         )
-        self.trace.append(
-            {"update": self.position - self.settings.bc_updates, "worst": worst, "judged": figures}
+        self.evaluations.append(
+            {
+                "update": self.position - self.settings.bc_updates,
+                "worst": worst,
+                "estimates": figures,
+            }
         )
         if self.best is None or worst > self.best["worst"]:
             actor, critic = (
@@ -234,7 +240,7 @@ class _Learning:
             )
             self.best = {
                 "worst": worst,
-                "update": self.trace[-1]["update"],
+                "update": self.evaluations[-1]["update"],
                 "actor": actor,
                 "critic": critic,
             }
@@ -251,19 +257,19 @@ class _Learning:
     def _learned(self) -> Learned:
         assert self.best is not None
         bare = self._policy(self.best["actor"], self.best["critic"])
-        judgements = {space: judge(bare) for space, judge in self.judges.items()}
+        estimates = {space: evaluator(bare) for space, evaluator in self.evaluators.items()}
         support = {
-            "supported": all(judgement.supported for judgement in judgements.values())
-            if judgements
+            "supported": all(estimate.supported for estimate in estimates.values())
+            if estimates
             else None,
             "update": self.best["update"],
-            "spaces": {space: judgement.figures() for space, judgement in judgements.items()},
+            "spaces": {space: estimate.figures() for space, estimate in estimates.items()},
         }
-        fallback = self._fallback(judgements)
+        fallback = self._fallback(estimates)
         policy = self._policy(
             self.best["actor"],
             self.best["critic"],
-            support=support if judgements else None,
+            support=support if estimates else None,
             fallback=fallback,
         )
         cost = sum((run.cost for run in self.runs), Cost())
@@ -284,19 +290,19 @@ class _Learning:
         return Learned(
             policy=policy,
             provenance=provenance,
-            trace=self.trace,
-            judgements=judgements,
+            evaluations=self.evaluations,
+            estimates=estimates,
             held_out=self.held_out,
             feedback=self.feedback,
             settings=self.settings,
         )
 
-    def _fallback(self, judgements: Mapping[str, Judgement]) -> dict[str, Any] | None:
+    def _fallback(self, estimates: Mapping[str, OffPolicyEstimate]) -> dict[str, Any] | None:
         """The best static mixture: by role, the mean over spaces, and by domain where all runs have the same ones."""
-        found = list(judgements.values())
+        found = list(estimates.values())
         if not found:
             return None
-        target, flatness = np.mean([judgement.by_role for judgement in found], axis=0).tolist()
+        target, flatness = np.mean([estimate.by_role for estimate in found], axis=0).tolist()
         by_role = {"target": target, "flatness": flatness}
         if len(found) > 1:
             return by_role
@@ -308,8 +314,8 @@ class _Learning:
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.observer:
             stage = "cloning" if self.position <= self.settings.bc_updates else "learning"
-            judged = self.trace[-1]["judged"] if self.trace else {}
-            self.observer(LearnProgress(stage, self.position, self.total, metrics, judged))
+            estimates = self.evaluations[-1]["estimates"] if self.evaluations else {}
+            self.observer(LearnProgress(stage, self.position, self.total, metrics, estimates))
 
     def state_dict(self) -> State:
         return {
@@ -317,7 +323,7 @@ class _Learning:
             "position": self.position,
             "seconds": self.seconds,
             "learner": self.learner.state_dict(),
-            "trace": self.trace,
+            "evaluations": self.evaluations,
             "best": self.best,
         }
 
@@ -329,7 +335,7 @@ class _Learning:
                 "begin anew, or go on with the settings that it was begun with"
             )
         self.position, self.seconds = int(state["position"]), float(state["seconds"])
-        self.trace, self.best = list(state["trace"]), state["best"]
+        self.evaluations, self.best = list(state["evaluations"]), state["best"]
         self.learner.load_state_dict(state["learner"])
 
     def _identity(self) -> dict[str, Any]:
@@ -408,7 +414,7 @@ def _whole(run: Run) -> bool:
 
 
 def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
-    """Ids of the runs that judge: a share of each space, drawn by `seed`; none of a space too small to spare two."""
+    """Ids of the runs that are held out: a share of each space, drawn by `seed`; none of a space too small to spare two."""
     rng, held = np.random.default_rng([seed, 7]), set()
     for space in dict.fromkeys(_space(run.trajectory) for run in runs):
         members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
@@ -418,19 +424,19 @@ def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
     return held
 
 
-def _judges(
+def _evaluators(
     runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: float
 ) -> dict[str, OffPolicyEvaluator]:
-    judges: dict[str, OffPolicyEvaluator] = {}
+    evaluators: dict[str, OffPolicyEvaluator] = {}
     for space in dict.fromkeys(_space(run.trajectory) for run in runs if run.id in held):
         members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
         learned_from = [run.trajectory for run in members if run.id not in held]
         returns = [float(feedback(trajectory).values[-1]) for trajectory in learned_from]
         name = f"{len(space[0])} domains, {space[1]} intervals" + (
-            f" ({len(judges) + 1})" if judges else ""
+            f" ({len(evaluators) + 1})" if evaluators else ""
         )
         statics = static_candidates(learned_from, returns, quantile)
-        judges[name] = OffPolicyEvaluator(
+        evaluators[name] = OffPolicyEvaluator(
             [run.trajectory for run in members], statics, feedback.weight
         )
-    return judges
+    return evaluators

@@ -1,4 +1,4 @@
-"""What a policy would earn, judged from logged runs, and whether those can say so.
+"""Off-policy evaluation: the return of a policy, estimated from logged runs, and whether these support the estimate.
 
 The policy is rolled out in a run fitted to the logged ones (`fitted_run`), and the path that it takes is valued. Two things
 make that value uncertain, and the interval holds both: which runs happened to be logged (runs are drawn anew with
@@ -44,7 +44,7 @@ _DIVISIONS = [
 
 
 @dataclass(frozen=True)
-class Judgement:
+class OffPolicyEstimate:
     """`gain` is value − behaviour, `over_static` value − that of the best static mixture, `static_K`. `by_role` is the best of
     those that say no more than a target share and a flatness. `outside` is the share of decisions further than `reach` from what
     others played; `error` the standard error of the fit on runs that it has not seen."""
@@ -139,12 +139,12 @@ class OffPolicyEvaluator:
         if (_compared(challenger_R, self._static_R, n).low or 0.0) > 0:
             self.static_K, self._static_R = statics[challenger], challenger_R
 
-    def __call__(self, policy: Policy) -> Judgement:
+    def __call__(self, policy: Policy) -> OffPolicyEstimate:
         path = run(DynamicsModel(self._regression, self._example), policy)
         weights_TK, n = path.weights_TK(), len(self._runs)
         value_R = self._values(weights_TK)
         nothing_R = np.zeros_like(value_R)
-        return Judgement(
+        return OffPolicyEstimate(
             value=_compared(value_R, nothing_R, n),
             behaviour=_compared(self._behaviour_R, nothing_R, n),
             gain=_compared(value_R, self._behaviour_R, n),

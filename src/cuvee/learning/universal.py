@@ -87,31 +87,31 @@ class Worlds:
 
 
 @dataclass(frozen=True)
-class Senses:
+class MeasurementNoise:
     """How well a run is measured in each of B worlds: whether there is feedback, the deviations of a training loss at an even
     share and of a field's score, and how many sequences an interval draws, in which a rare domain may not be."""
 
-    told_B1: Tensor
-    noise_B1: Tensor
-    doubt_B1: Tensor
+    has_feedback_B1: Tensor
+    loss_std_B1: Tensor
+    feedback_std_B1: Tensor
     sequences_B1: Tensor
 
     @classmethod
-    def perfect(cls, count: int) -> Senses:
+    def perfect(cls, count: int) -> MeasurementNoise:
         one_B1 = torch.ones(count, 1)
         return cls(one_B1, 0 * one_B1, 0 * one_B1, torch.inf * one_B1)
 
     @classmethod
-    def draw(cls, count: int, domains: int, rng: np.random.Generator) -> Senses:
+    def draw(cls, count: int, domains: int, rng: np.random.Generator) -> MeasurementNoise:
         """A sequence's loss deviates by 0.2 to 0.6 nats, and an even share of an interval has 1 / K of its sequences."""
 
         def log_uniform(low: float, high: float) -> Tensor:
             return _column(np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist())
 
-        told_B1 = _column((rng.random(count) < 2 / 3).astype(float).tolist())
+        has_feedback_B1 = _column((rng.random(count) < 2 / 3).astype(float).tolist())
         sequences_B1 = log_uniform(50, 5000)
-        noise_B1 = log_uniform(0.2, 0.6) * (domains / sequences_B1).sqrt()
-        return cls(told_B1, noise_B1, log_uniform(0.0002, 0.01), sequences_B1)
+        loss_std_B1 = log_uniform(0.2, 0.6) * (domains / sequences_B1).sqrt()
+        return cls(has_feedback_B1, loss_std_B1, log_uniform(0.0002, 0.01), sequences_B1)
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class Played:
 class _Sight:
     """What is measured of B runs, one timestep after the other, and the features of it."""
 
-    def __init__(self, worlds: Worlds, senses: Senses, generator: torch.Generator) -> None:
-        self.worlds, self.senses, self.generator = worlds, senses, generator
+    def __init__(self, worlds: Worlds, noise: MeasurementNoise, generator: torch.Generator) -> None:
+        self.worlds, self.noise, self.generator = worlds, noise, generator
         self.known_BK = torch.zeros_like(worlds.target_BK)
         self.first_BK = torch.ones_like(worlds.target_BK)
-        self.before_B1 = torch.zeros_like(senses.told_B1)
+        self.before_B1 = torch.zeros_like(noise.has_feedback_B1)
 
     def at(
         self,
@@ -156,20 +156,20 @@ class _Sight:
             loss_K=measured_BK,
             first_loss_K=self.first_BK.clamp(min=_LEAST_LOSS),
             loss_known_K=seen_BK,
-            progress_1=torch.full_like(self.senses.told_B1, progress),
+            progress_1=torch.full_like(self.noise.has_feedback_B1, progress),
             feedback_3=feedback_B3,
             change_1=change_B1,
-            feedback_known_1=self.senses.told_B1,
+            feedback_known_1=self.noise.has_feedback_B1,
         )
 
     def _losses(self, last_BK: Tensor, loss_BK: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, K) losses as measured, and 1 where an interval under `last_BK` has drawn the domain."""
         if loss_BK is None:
             return torch.zeros_like(last_BK), torch.zeros_like(last_BK)
-        drawn_BK = 1 - (-last_BK.detach() * self.senses.sequences_B1).exp()
+        drawn_BK = 1 - (-last_BK.detach() * self.noise.sequences_B1).exp()
         seen_BK = (self._uniform(last_BK) < drawn_BK).float()
         share_BK = (last_BK.shape[1] * last_BK.detach()).clamp(min=1e-3)
-        deviation_BK = self.senses.noise_B1 / share_BK.sqrt()
+        deviation_BK = self.noise.loss_std_B1 / share_BK.sqrt()
         measured_BK = loss_BK + deviation_BK * self._normal(last_BK)
         new_BK = (seen_BK > 0) & (self.known_BK == 0)
         self.first_BK = torch.where(new_BK, measured_BK.detach(), self.first_BK)
@@ -178,8 +178,8 @@ class _Sight:
 
     def _feedback(self, fields_B2: Tensor, known: bool) -> Tensor:
         """(B, 3) feedback as measured: of all questions, of the general and of the target ones; exact before the first step."""
-        doubt_B2 = self.senses.doubt_B1 * self._normal(fields_B2) if known else 0.0
-        measured_B2 = self.senses.told_B1 * (fields_B2 + doubt_B2)
+        doubt_B2 = self.noise.feedback_std_B1 * self._normal(fields_B2) if known else 0.0
+        measured_B2 = self.noise.has_feedback_B1 * (fields_B2 + doubt_B2)
         return torch.cat([measured_B2.mean(-1, keepdim=True), measured_B2], -1)
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -192,12 +192,12 @@ class _Sight:
 def rollout(
     policy: HistoryPolicy,
     worlds: Worlds,
-    senses: Senses,
+    noise: MeasurementNoise,
     generator: torch.Generator,
     push_B1: Tensor | None = None,
 ) -> Played:
     """The policy's actor steers each world from beginning to end, its logits pushed off by so much noise; differentiable."""
-    sight, effective_BK = _Sight(worlds, senses, generator), worlds.laws.start_K
+    sight, effective_BK = _Sight(worlds, noise, generator), worlds.laws.start_K
     past: Past | None = None
     loss_BK: Tensor | None = None
     last_BK, drawn_BK = worlds.start_BK, torch.zeros_like(worlds.start_BK)
@@ -253,9 +253,9 @@ def learn_universal(
     for number in range(settings.updates + settings.critic_updates):
         worlds = draw_worlds(settings, rng, world_params)
         count, domains = worlds.start_BK.shape
-        senses = Senses.draw(count, domains, rng)
+        noise = MeasurementNoise.draw(count, domains, rng)
         if number < settings.updates:
-            played = rollout(policy, worlds, senses, generator)
+            played = rollout(policy, worlds, noise, generator)
             reference_B = constant_gain(worlds, worlds.reference_BK)
             above_B = played.feedback_BT[:, -1] - reference_B
             better = (above_B / (reference_B.abs() + 0.02)).mean()
@@ -266,7 +266,7 @@ def learn_universal(
                 "gradient": actor.step(settings.kl_coef * strayed - better),
             }
         else:
-            wrong = _valuation(policy, worlds, senses, rng, generator)
+            wrong = _valuation(policy, worlds, noise, rng, generator)
             said = {"critic_loss": wrong.item(), "gradient": critic.step(wrong)}
         if observer:
             observer(number, said)
@@ -321,14 +321,14 @@ def draw_worlds(
 def _valuation(
     policy: HistoryPolicy,
     worlds: Worlds,
-    senses: Senses,
+    noise: MeasurementNoise,
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
     """How wrong both critics are about what is still to come, ten times e_T − e_t, on paths that are not the actor's own."""
     push_B1 = _column(rng.uniform(0.0, 1.5, len(worlds.start_BK)).tolist())
     with torch.no_grad():
-        played = rollout(policy, worlds, senses, generator, push_B1)
+        played = rollout(policy, worlds, noise, generator, push_B1)
     tokens = policy.critic.encode(played.domains_BTKF, played.globals_BTG)
     to_come_BT = 10 * (played.feedback_BT[:, -1:] - played.feedback_BT[:, :-1])
     return sum(

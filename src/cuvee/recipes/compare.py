@@ -16,7 +16,7 @@ from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
-from cuvee.recipes.progress.stopping import Stopped, StopRequest, ToldToStop
+from cuvee.recipes.progress.stopping import PipedStop, Stopped, StopRequest
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
@@ -192,7 +192,7 @@ def _work(run_id: str, config: TrainConfig, resume: bool, group: str, line: Conn
     relay = _Relay(line)
     try:
         import_plugins(config.plugins)
-        train(config, resume=resume, observer=relay, group=group, stop=ToldToStop(line))
+        train(config, resume=resume, observer=relay, group=group, stop=PipedStop(line))
     except CuveeError as error:
         relay.say("failed", error)
     except Stopped as stopped:

@@ -1,4 +1,4 @@
-"""What the diagnostics page shows of a learned policy: its path, its critic's opinions, its heuristics, how it was judged."""
+"""What the diagnostics page shows of a learned policy: its path, its critic's values, its heuristics, its evaluation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cuvee.core.domain import natural_K
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.statistics import Estimate
 from cuvee.learning.history_learning import Learned
-from cuvee.learning.off_policy import Judgement
+from cuvee.learning.off_policy import OffPolicyEstimate
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.history import heuristics
 from cuvee.policies.history.encoder import encode_trajectory
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.policies.history.scoring_sampler import CRITERIA
-from cuvee.report.learning import Judged, SpaceView
+from cuvee.report.learning import Evaluated, SpaceView
 from cuvee.simulation.dynamics_model import domain_change
 
 _DRAWS = 256
@@ -29,21 +29,19 @@ _SCORED = 64
 
 
 def diagnose(learned: Learned, runs: Sequence[Run]) -> list[SpaceView]:
-    """One view for each domain space that was judged. Of `runs`, those count that the policy was learned from or judged by."""
+    """One view for each domain space of the evaluation. Only `runs` that the policy was learned from or evaluated on count."""
     known = set(learned.provenance["runs"])
     logged = [run.trajectory for run in runs if run.id in known]
-    return [
-        _view(name, judgement, learned, logged) for name, judgement in learned.judgements.items()
-    ]
+    return [_view(name, estimate, learned, logged) for name, estimate in learned.estimates.items()]
 
 
 def _view(
     name: str,
-    judgement: Judgement,
+    estimate: OffPolicyEstimate,
     learned: Learned,
     logged: Sequence[Trajectory],
 ) -> SpaceView:
-    path, feedback, quantile = judgement.path, learned.feedback, learned.settings.quantile
+    path, feedback, quantile = estimate.path, learned.feedback, learned.settings.quantile
     walks = [
         walk
         for walk in logged
@@ -52,7 +50,7 @@ def _view(
     returns_N = np.array([feedback(walk).values[-1] for walk in walks])
     best_N = returns_N >= np.quantile(returns_N, 1 - quantile)
     target_K = np.array([domain.is_target for domain in path.domains])
-    values, spread_T, doubt_T = _opinions(learned.policy, path, feedback)
+    values, q_std_T, disagreement_T = _opinions(learned.policy, path, feedback)
     return SpaceView(
         name=name,
         domains=path.domains,
@@ -60,38 +58,38 @@ def _view(
         walks_NT=np.stack([walk.weights_TK()[:, target_K].sum(axis=1) for walk in walks]),
         best_N=best_N.astype(np.float64),
         values=values,
-        spread_T=spread_T,
-        doubt_T=doubt_T,
-        trace=[
-            Judged(
+        q_std_T=q_std_T,
+        disagreement_T=disagreement_T,
+        evaluations=[
+            Evaluated(
                 int(one["update"]),
                 *(
-                    float(one["judged"][name][key])
+                    float(one["estimates"][name][key])
                     for key in ("over_static", "over_static_low", "over_static_high")
                 ),
             )
-            for one in learned.trace
+            for one in learned.evaluations
         ],
         heuristics=_scores(
             path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback
         ),
         verdict=[
-            *verdict(judgement, int(learned.provenance["support"]["update"])),
+            *verdict(estimate, int(learned.provenance["support"]["update"])),
             *_left_out(learned),
         ],
     )
 
 
-def verdict(judgement: Judgement, update: int) -> list[str]:
+def verdict(estimate: OffPolicyEstimate, update: int) -> list[str]:
     """What off-policy evaluation says, in sentences."""
-    gain, over, error = judgement.gain, judgement.over_static, judgement.error
+    gain, over, error = estimate.gain, estimate.over_static, estimate.error
     said = [
-        f"Judged by {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
+        f"Evaluated on {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
         f"average in feedback, and {_apart(over)} the best static mixture.",
-        f"The fit that judges is off by {error:.4f} on runs left out of it. {judgement.outside:.0%} of the decisions lie "
-        f"further from what was tried than the data do from each other (total variation above {judgement.reach:.2f}).",
+        f"The fit that evaluates it is off by {error:.4f} on runs left out of it. {estimate.outside:.0%} of the decisions lie "
+        f"further from what was tried than the data do from each other (total variation above {estimate.reach:.2f}).",
     ]
-    if not judgement.supported:
+    if not estimate.supported:
         said.append(
             "The data do not support this policy: a run that it steers gets the best static mixture instead."
         )
@@ -100,7 +98,7 @@ def verdict(judgement: Judgement, update: int) -> list[str]:
 
 def _left_out(learned: Learned) -> list[str]:
     return [
-        f"Run {run} judges nothing: {change}."
+        f"Run {run} takes no part in the evaluation: {change}."
         for run, change in learned.provenance["left_out"].items()
     ]
 
@@ -134,8 +132,8 @@ def _opinions(
         )
         first, second = policy.critic.values(tokens_TKH, flat)
     values = dict(zip(asked, named.double().numpy(), strict=True))
-    spread_T, doubt_T = ((first + second) / 2).std(0), ((first - second) / 2).std(0)
-    return values, spread_T.double().numpy(), doubt_T.double().numpy()
+    q_std_T, disagreement_T = ((first + second) / 2).std(0), ((first - second) / 2).std(0)
+    return values, q_std_T.double().numpy(), disagreement_T.double().numpy()
 
 
 def _scores(

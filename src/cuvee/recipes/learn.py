@@ -17,7 +17,9 @@ from cuvee.recipes.diagnosis import diagnose
 from cuvee.report.learning import logged_spaces, write_diagnostics
 from cuvee.training.placement import computing_threads
 
-_UNJUDGED = "Nobody has judged this policy, since no runs were held out. It steers all the same."
+_NOT_EVALUATED = (
+    "This policy was not evaluated, because no runs were held out. It is used all the same."
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,6 @@ class Learning:
 def _summary(lesson: Lesson) -> tuple[str, ...]:
     """What the policy rests on, as far as it says."""
     if isinstance(lesson, Learned):
-        return (_UNJUDGED,)
+        return (_NOT_EVALUATED,)
     evidence = getattr(lesson.policy, "evidence", None) or {}
     return (evidence["summary"],) if "summary" in evidence else ()

@@ -83,7 +83,7 @@ class SearchConfig(RunConfig):
     seed: Seed = 0
     max_attempts: int = Field(default=3, ge=1)
     """How often a proxy run is tried before it is given up."""
-    most_failed: float = Field(default=0.1, ge=0.0, le=1.0)
+    max_failed_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of the proxies that may be given up; the method learns from the others."""
     together: int = Field(default=1, ge=1)
     """The most proxies that a worker trains as one program, if a trial shows that to be faster with the same numbers."""
@@ -115,8 +115,8 @@ class SearchPlan:
     logged: int
     each: Cost
     """Its FLOPs are of training and validation; what a policy has measured comes on top. Its seconds are an estimate, from what
-    `judged_by` says."""
-    judged_by: str = ""
+    `estimated_from` says."""
+    estimated_from: str = ""
 
     @property
     def total(self) -> Cost:
@@ -155,8 +155,10 @@ def plan(config: SearchConfig) -> SearchPlan:
         logged = fleet.load()
     each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
     proposed = config.method.build(config.seed).propose(corpus, logged)
-    seconds, judged_by = _judge(config, corpus, proposed, logged) if proposed else (0.0, "")
-    return SearchPlan(len(proposed), len(logged), each + Cost(seconds=seconds), judged_by)
+    seconds, estimated_from = (
+        _estimate_seconds(config, corpus, proposed, logged) if proposed else (0.0, "")
+    )
+    return SearchPlan(len(proposed), len(logged), each + Cost(seconds=seconds), estimated_from)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
@@ -165,7 +167,7 @@ def logged_runs(config: SearchConfig) -> list[Run]:
         return fleet.load()
 
 
-def _judge(
+def _estimate_seconds(
     config: SearchConfig, corpus: Corpus, proposed: Sequence[Policy], logged: Sequence[Run]
 ) -> tuple[float, str]:
     """Seconds of one proxy run, and what tells so."""
@@ -296,7 +298,7 @@ def _fleet(
         "checkpoints": folder / "proxies",
         "every": config.checkpoint_every,
         "max_attempts": config.max_attempts,
-        "most_failed": config.most_failed,
+        "max_failed_ratio": config.max_failed_ratio,
         "together": config.together,
         "threads": config.threads,
         "plugins": config.plugins,

@@ -1,4 +1,4 @@
-"""The diagnostics of a learned policy: one page that says what it does, how it was judged, and what is wrong with it."""
+"""The diagnostics of a learned policy: one page that says what it does, how it was evaluated, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLAT = 0.003  # deviations of a return that one interval must decide about at l
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """One point of the trace: after so many updates, the gain over the best static mixture with its interval."""
 
     update: int
@@ -36,8 +36,8 @@ class Judged:
 @dataclass(frozen=True)
 class SpaceView:
     """One domain space. `path_TK` is what the policy plays in a run fitted to the logged runs; `walks_NT` the target shares of
-    the runs that it was learned from or judged by, and `best_N` which of them ended best. `values` (T,) are what the critic
-    expects of some mixtures, `spread_T` how far it tells mixtures apart and `doubt_T` how far the twins disagree about that,
+    the runs that it was learned from or evaluated on, and `best_N` which of them ended best. `values` (T,) are what the critic
+    expects of some mixtures, `q_std_T` how far it tells mixtures apart and `disagreement_T` how far the twins disagree about that,
     all in deviations of returns. `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
 
     name: str
@@ -46,9 +46,9 @@ class SpaceView:
     walks_NT: FloatArray
     best_N: FloatArray
     values: Mapping[str, FloatArray]
-    spread_T: FloatArray
-    doubt_T: FloatArray
-    trace: Sequence[Judged]
+    q_std_T: FloatArray
+    disagreement_T: FloatArray
+    evaluations: Sequence[Evaluated]
     heuristics: Mapping[str, tuple[float, float, float]]
     verdict: Sequence[str]
 
@@ -104,11 +104,11 @@ def logged_spaces(trajectories: Sequence[Trajectory]) -> list[LoggedSpace]:
 def alarms(view: SpaceView) -> list[str]:
     """What a person should look into: flat Q, collapse to a domain, a policy that is constant."""
     found = []
-    spread, doubt = float(view.spread_T.mean()), float(view.doubt_T.mean())
-    if spread <= max(doubt, _FLAT):
+    q_std, disagreement = float(view.q_std_T.mean()), float(view.disagreement_T.mean())
+    if q_std <= max(disagreement, _FLAT):
         found.append(
-            f"Flat Q: values of different mixtures differ by {spread:.2g} deviations of a return, the twin critics disagree "
-            f"about those differences by {doubt:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
+            f"Flat Q: values of different mixtures differ by {q_std:.2g} deviations of a return, the twin critics disagree "
+            f"about those differences by {disagreement:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
         )
     largest_T = view.path_TK.max(axis=1)
     if (largest_T > 0.9).mean() >= 0.5:
@@ -134,7 +134,7 @@ def write_diagnostics(
 ) -> Path:
     """Writes the page about a policy, and returns its path.
 
-    `views` are the domain spaces in which it was judged, `logged` the runs that it was learned from, and `verdict` sums up a
+    `views` are the domain spaces in which it was evaluated, `logged` the runs that it was learned from, and `verdict` sums up a
     policy that has no views.
     """
     sections = [(view, alarms(view), _panels(view, number)) for number, view in enumerate(views)]
@@ -187,14 +187,14 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
             "Expected return of the policy’s own mixture and of others in its place, over a run",
             _value_figure(view),
         ),
-        "spread": Panel(
-            f"spread-{number}",
+        "q_std": Panel(
+            f"q_std-{number}",
             "How far it tells mixtures apart",
-            f"Deviation of Q over mixtures, {view.spread_T.mean():.3g} on average, and disagreement of the twin critics, "
-            f"{view.doubt_T.mean():.3g}",
+            f"Deviation of Q over mixtures, {view.q_std_T.mean():.3g} on average, and disagreement of the twin critics, "
+            f"{view.disagreement_T.mean():.3g}",
             _lines(
                 view,
-                {"between mixtures": view.spread_T, "between the twins": view.doubt_T},
+                {"between mixtures": view.q_std_T, "between the twins": view.disagreement_T},
                 "deviation of Q",
             ),
         ),
@@ -205,13 +205,13 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
             _heuristic_figure(view),
         ),
     }
-    if view.trace:
-        words = "Judged gain over the best static mixture by updates: " + ", ".join(
-            f"{one.update}: {one.gain:.4f}" for one in view.trace
+    if view.evaluations:
+        words = "Estimated gain over the best static mixture by updates: " + ", ".join(
+            f"{one.update}: {one.gain:.4f}" for one in view.evaluations
         )
-        found["trace"] = Panel(
-            f"trace-{number}",
-            "Judged gain over the best static mixture",
+        found["evaluations"] = Panel(
+            f"evaluations-{number}",
+            "Estimated gain over the best static mixture",
             words,
             _trace_figure(view),
         )
@@ -305,17 +305,17 @@ def _lines(view: SpaceView, curves: Mapping[str, FloatArray], title: str) -> go.
 
 
 def _trace_figure(view: SpaceView) -> go.Figure:
-    figure, updates = go.Figure(), [one.update for one in view.trace]
+    figure, updates = go.Figure(), [one.update for one in view.evaluations]
     figure.add_scatter(
         x=updates,
-        y=[one.gain for one in view.trace],
+        y=[one.gain for one in view.evaluations],
         mode="lines+markers",
         line={"color": method_colour(2), "width": 2},
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [one.high - one.gain for one in view.trace],
-            "arrayminus": [one.gain - one.low for one in view.trace],
+            "array": [one.high - one.gain for one in view.evaluations],
+            "arrayminus": [one.gain - one.low for one in view.evaluations],
             "color": FAINT,
             "thickness": 1.2,
         },

@@ -30,7 +30,7 @@ _FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Likeness:
+class WorldMatch:
     """A nature and how far its world is from the logged runs; 1 is as far as one where mixtures make no difference."""
 
     params: WorldParams
@@ -90,7 +90,7 @@ class _Space:
         return np.asarray(torch.stack(found, 1).numpy())
 
 
-def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list[Likeness]:
+def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list[WorldMatch]:
     """Of `draws` natures the `keep` nearest to the runs of each domain space, space by space and the nearest first.
 
     Raises `PolicyError` if no space has 8 complete runs with feedback for every interval, or if those of one all did the same.
@@ -107,10 +107,10 @@ def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list
             "(`cuvee search`), with question files"
         )
     drawn: list[int] = np.random.default_rng([seed, 5]).integers(2**31, size=draws).tolist()
-    world_params, found = [(WorldParams.draw(one), one) for one in drawn], list[Likeness]()
+    world_params, found = [(WorldParams.draw(one), one) for one in drawn], list[WorldMatch]()
     for space in logged:
         distances = [
-            Likeness(params, space.distance(params, world)) for params, world in world_params
+            WorldMatch(params, space.distance(params, world)) for params, world in world_params
         ]
         found += sorted(distances, key=lambda one: one.distance)[:keep]
     return found

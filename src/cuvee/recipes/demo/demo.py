@@ -93,8 +93,8 @@ def demo(
     workers = workers or min(len(os.sched_getaffinity(0)), 4)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = _corpus(folder, plan, workers, view)
-    judged = Validation(plan.continued.validation_tokens, plan.continued.sequence_length)
-    questions = write_questions(corpus, folder / "questions", judged)
+    evaluated = Validation(plan.continued.validation_tokens, plan.continued.sequence_length)
+    questions = write_questions(corpus, folder / "questions", evaluated)
     view.stage(3, STAGES[2])
     base = train(base_config(folder, plan, corpus), resume=True, observer=view)
     model = folder / "runs" / base.id / "model"
@@ -164,7 +164,7 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
     """What the logged runs say of the agent, in a sentence."""
     support = provenance["support"]
     if not support["spaces"]:
-        return "Nobody judged the agent: there are too few proxies to hold some out."
+        return "The agent was not evaluated: there are too few proxies to hold some out."
     (figures,) = support["spaces"].values()
     gain, low, high = (100 * float(figures[name]) for name in ("gain", "gain_low", "gain_high"))
     said = (

@@ -1,4 +1,7 @@
-"""The demo's questions: stretches of held-out text, each to be continued. What asks them is never what judges at the end."""
+"""The demo's questions: pieces of held-out text, each to be continued.
+
+Text that feedback asks about is never used for the final validation.
+"""
 
 from __future__ import annotations
 

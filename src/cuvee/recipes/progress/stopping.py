@@ -27,7 +27,7 @@ class Stop(Protocol):
         ...
 
 
-class ToldToStop:
+class PipedStop:
     """For a process that another one started: asked by anything on the line between them, or by its end, the other's death."""
 
     def __init__(self, line: Connection) -> None:

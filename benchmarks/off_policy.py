@@ -1,7 +1,7 @@
-"""How far off is the fit that judges learned policies, and whom does it let steer? Simulated runs, where the truth is known.
+"""How far off is the fit that evaluates learned policies, and which policies does it let steer? Simulated runs, where the truth is known.
 
-    python benchmarks/judge.py                                12 seeds of 5 and of 12 domains, 28 and 64 runs; ten minutes
-    python benchmarks/judge.py --tasks 5 --runs 28 --seeds 2
+    python benchmarks/off_policy.py                           12 seeds of 5 and of 12 domains, 28 and 64 runs; ten minutes
+    python benchmarks/off_policy.py --tasks 5 --runs 28 --seeds 2
 
 Runs are walks of the scoring sampler through simulated continual pre-training (`cuvee.simulation.continual`), 20 intervals each.
 
@@ -110,10 +110,10 @@ def steers(
     held = round(0.25 * len(walks))
     learned_from, names = walks[held:], walks[0].names
     returns = [float(Feedback()(one).values[-1]) for one in learned_from]
-    judge = OffPolicyEvaluator(walks, static_candidates(learned_from, returns, 0.2))
+    evaluator = OffPolicyEvaluator(walks, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
-    static = truth(np.tile(judge.static_K, (INTERVALS, 1)))
+    static = truth(np.tile(evaluator.static_K, (INTERVALS, 1)))
     rows = []
     for path_TK in (
         (1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)
@@ -122,9 +122,9 @@ def steers(
             (t / INTERVALS, dict(zip(names, mixture, strict=True)))
             for t, mixture in enumerate(path_TK.tolist())
         ]
-        judged = judge(Scheduled(points))
-        above = judged.within_reach and judged.gain.low is not None and judged.gain.low > 0
-        rows.append((above, judged.supported, truth(path_TK) - static))
+        estimate = evaluator(Scheduled(points))
+        above = estimate.within_reach and estimate.gain.low is not None and estimate.gain.low > 0
+        rows.append((above, estimate.supported, truth(path_TK) - static))
     above_N, supported_N, over_N = (
         np.array(column, dtype=float) for column in zip(*rows, strict=True)
     )

@@ -14,7 +14,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.report.learning import Judged, SpaceView, alarms, logged_spaces, write_diagnostics
+from cuvee.report.learning import Evaluated, SpaceView, alarms, logged_spaces, write_diagnostics
 
 T, DOMAINS = 8, (Domain("web", 900), Domain("books", 100), Domain("maths", 50, "target"))
 RISING = np.stack([np.linspace(0.7, 0.3, T), np.full(T, 0.2), np.linspace(0.1, 0.5, T)], axis=1)
@@ -28,9 +28,9 @@ def view(**changes: Any) -> SpaceView:
         walks_NT=np.random.default_rng(0).uniform(size=(5, T)),
         best_N=np.array([1.0, 0, 0, 0, 0]),
         values={"own": np.zeros(T), "uniform": np.full(T, -0.1)},
-        spread_T=np.full(T, 0.1),
-        doubt_T=np.full(T, 0.02),
-        trace=[Judged(0, 0.01, -0.01, 0.03), Judged(100, 0.02, 0.01, 0.03)],
+        q_std_T=np.full(T, 0.1),
+        disagreement_T=np.full(T, 0.02),
+        evaluations=[Evaluated(0, 0.01, -0.01, 0.03), Evaluated(100, 0.02, 0.01, 0.03)],
         heuristics={"smoothness": (-0.1, -0.2, -0.3), "balance": (1.0, 0.9, 0.0)},
         verdict=["The policy is <b>good</b>."],
     )
@@ -40,8 +40,8 @@ def view(**changes: Any) -> SpaceView:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"doubt_T": np.full(T, 0.2)}, "Flat Q: .* disagree about those differences by 0.2"),
-        ({"spread_T": np.full(T, 1e-5), "doubt_T": np.zeros(T)}, "Flat Q"),
+        ({"disagreement_T": np.full(T, 0.2)}, "Flat Q: .* disagree about those differences by 0.2"),
+        ({"q_std_T": np.full(T, 1e-5), "disagreement_T": np.zeros(T)}, "Flat Q"),
         (
             {"path_TK": np.tile([0.02, 0.03, 0.95], (T, 1)) + 0.0 * RISING},
             "Collapse: maths has over 90 %",
@@ -58,7 +58,7 @@ def test_a_healthy_policy_raises_no_alarm() -> None:
 
 
 def test_the_page_holds_everything_and_escapes_what_it_was_told(tmp_path: Path) -> None:
-    odd = view(name="a<script>", trace=[])
+    odd = view(name="a<script>", evaluations=[])
     page = write_diagnostics(
         [view(), odd], tmp_path / "deep" / "page.html", "dma", {"Runs": "64"}
     ).read_text()
