@@ -212,7 +212,7 @@ class Course(NamedTuple):
         at_end = dataclasses.replace(self.learned, policy=self.last)
         return {
             name: round(float(values_T.mean()), 5)
-            for view in diagnose(at_end, self.runs, Feedback(), self.settings.quantile)
+            for view in diagnose(at_end, self.runs)
             for name, values_T in (("q_std", view.q_std_T), ("q_doubt", view.disagreement_T))
         }
 

@@ -1,4 +1,4 @@
-"""Judging a policy from logged runs: the fitted run, intervals, support."""
+"""Off-policy evaluation from logged runs: the dynamics model, intervals, support."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_fitted_run_is_a_trainer_in_the_circumstances_of_its_example(
     assert path.last.probes["evaluation"].values == pytest.approx(last[:2])
 
 
-def test_better_policies_are_judged_better_and_the_truth_lies_within(
+def test_better_policies_get_higher_estimates_and_the_truth_lies_within(
     evaluator: OffPolicyEvaluator, walks: list[Trajectory]
 ) -> None:
     best = walks[16 + int(np.argmax([gain_of(one) for one in walks[16:]]))].weights_TK()
@@ -211,7 +211,9 @@ def test_a_mixture_that_nobody_tried_is_out_of_reach(evaluator: OffPolicyEvaluat
     assert evaluator(Path(np.tile(UNIFORM, (8, 1)))).outside < 0.25
 
 
-def test_judging_is_deterministic_and_says_so_in_plain_json(evaluator: OffPolicyEvaluator) -> None:
+def test_evaluation_is_deterministic_and_says_so_in_plain_json(
+    evaluator: OffPolicyEvaluator,
+) -> None:
     import json
 
     path = Path(np.tile(UNIFORM, (8, 1)))
