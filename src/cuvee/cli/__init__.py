@@ -13,6 +13,7 @@ import typer
 
 from cuvee import __version__
 from cuvee.cli import corpus, demo, learn, report, runs, search, train
+from cuvee.cli.display.lines import say, say_warnings
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     name="cuvee",
     help="Learns how to mix training-data domains for language models, and steers the mixture while a model trains.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,7 +37,7 @@ app.command("demo")(demo.demo)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cuvee {__version__}")
+        say(f"cuvee {__version__}")
         raise typer.Exit
 
 
@@ -50,10 +52,11 @@ def _root(
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done, 1 training failed, 2 a mistake in what was asked, 130 or 143 stopped."""
+    say_warnings()
     try:
         app()
     except CuveeError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        say(f"error: {error}", error=True, colour="red")
         sys.exit(1 if isinstance(error, TrainingError) else 2)
     except Stopped as stopped:
         again = shlex.join(
@@ -63,5 +66,5 @@ def main() -> None:
                 "--resume",
             ]
         )
-        typer.secho(f"{stopped}; continue with: {again}", fg=typer.colors.YELLOW, err=True)
+        say(f"{stopped}; continue with: {again}", error=True, colour="yellow")
         sys.exit(128 + stopped.signal)

@@ -142,11 +142,10 @@ def verify(
 
 
 def _table(corpus: Corpus) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=escape(str(corpus.folder)),
+        title=str(corpus.folder),
         caption=f"vocabulary {corpus.vocab_size}, fingerprint {corpus.fingerprint[:12]}",
     )
     table.add_column("domain")

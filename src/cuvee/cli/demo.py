@@ -91,9 +91,7 @@ class _View(AbstractContextManager["_View"]):
 
         self._shown.close()
         self._took()
-        self._console.print(
-            f"[bold]{number}/{_STAGES} {stage.title}[/bold]: {stage.why}", highlight=False
-        )
+        self._console.print(f"{number}/{_STAGES} {stage.title}: {stage.why}", style="bold")
         self._began = time.monotonic()
         if number in (_CORPUS, _AGENT):
             self._bar = self._shown.enter_context(_bar(self._console))

@@ -156,11 +156,10 @@ def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings:
 
 
 def _print(out: Console, labels: Labels, folder: Path) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     total = sum(row.train.bytes for row in labels.labels)
-    sizes = Table(title=escape(str(folder)))
+    sizes = Table(title=str(folder))
     sizes.add_column("label")
     sizes.add_column("role")
     for title in ("documents", "MB", "share", "of targets", "valid"):
@@ -175,7 +174,7 @@ def _print(out: Console, labels: Labels, folder: Path) -> None:
             f"{row.train.bytes / total:.1%}",
             f"{row.target_share:.0%}",
             f"{row.valid.documents:,}",
-            escape(" ".join(row.words[:6])),
+            " ".join(row.words[:6]),
         )
     out.print(sizes)
     confusion = Table("domain", "role", "documents", "labels", title="where the domains went")
@@ -193,7 +192,7 @@ def _print(out: Console, labels: Labels, folder: Path) -> None:
             examples.add_row(
                 "" if i else row.name,
                 example.domain,
-                escape(example.text[:100]),
+                example.text[:100],
                 end_section=i == len(row.examples) - 1,
             )
     out.print(examples)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cuvee.cli.display.lines import say
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
@@ -42,14 +43,12 @@ def learn(
         with Progress(console=console(stderr=True), disable=quiet, transient=True) as progress:
             done = recipe.learn(wanted, output, Shown(progress).show)
     except KeyboardInterrupt:
-        typer.secho("stopped; the same command goes on", fg=typer.colors.YELLOW, err=True)
+        say("stopped; the same command goes on", error=True, colour="yellow")
         raise typer.Exit(130) from None
     for sentence in done.verdict:
-        typer.echo(sentence)
-    typer.echo(f"diagnostics: {done.page}")
-    typer.echo(
-        f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`"
-    )
+        say(sentence)
+    say(f"diagnostics: {done.page}")
+    say(f"policy: {done.folder}; steer a run with `cuvee train CONFIG.yaml policy={done.folder}`")
 
 
 class Shown:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cuvee.cli.display.lines import say
 from cuvee.cli.runs import GroupOption, StoreOption
 
 
@@ -33,6 +34,6 @@ def report(
         found = find_runs(opened, runs or (), group)
         heading = title or group or (found[0].id if len(found) == 1 else "Runs")
         path = write_stored(opened, found, output, heading)
-    typer.echo(str(path))
+    say(str(path))
     if open_page:
         typer.launch(path.absolute().as_uri())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli.display.audit import Only, heaviest
+from cuvee.cli.display.lines import say
+from cuvee.core.printable import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,13 +45,13 @@ def list_runs(
         for run in opened.runs(group=group, status=status):
             spent = (f"{run.cost.tokens:,}", f"{run.cost.flops:.2e}", time_of(run.cost.seconds))
             table.add_row(
-                run.id,
-                run.group or "",
+                one_line(run.id),
+                one_line(run.group or ""),
                 run.status,
                 f"{run.progress:.0%}",
                 f"{run.intervals:,}",
                 *spent,
-                run.reason or "",
+                one_line(run.reason or ""),
             )
     _print(table)
 
@@ -101,7 +103,7 @@ def show(
         "checkpoint": summary.checkpoint,
         "policy": summary.policy,
     }
-    typer.echo(
+    say(
         yaml.safe_dump(
             {**facts, "model": summary.model, "config": dict(summary.config)}, sort_keys=False
         )
@@ -148,7 +150,7 @@ def export_runs(
     with open_store(store, must_exist=True) as opened:
         begun = [run for run in find_runs(opened, runs or (), group) if run.intervals]
         export([(opened.load(run.id), opened.metrics(run.id)) for run in begun], output)
-    typer.echo(f"{len(begun)} run{'s' * (len(begun) != 1)} → {output}")
+    say(f"{len(begun)} run{'s' * (len(begun) != 1)} → {output}")
 
 
 @app.command()
@@ -179,17 +181,17 @@ def audit(
     if as_json:
         for record, figures in meant:
             rest = {name: figure for name, figure in figures.items() if name != "guard"}
-            typer.echo(json.dumps({**record, "metrics": rest}))
+            say(json.dumps({**record, "metrics": rest}))
         return
     if not logged:
-        typer.echo(
+        say(
             f"{found.id} holds no decision of a guard: it has not begun, or it is a proxy, which runs without one"
         )
         return
     _print(table([record for record, _ in meant]))
-    typer.echo()
+    say()
     for line in summary([record for record, _ in logged]):
-        typer.echo(line)
+        say(line)
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cuvee.cli.display.lines import say
 from cuvee.cli.train import Config, Overrides, Quiet
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def search(
         update={name: value for name, value in given.items() if value is not None}
     )
     if dry_run:
-        typer.echo(_said(recipe.plan(wanted), wanted.method.label, workers))
+        say(_said(recipe.plan(wanted), wanted.method.label, workers))
         return
     try:
         with FleetView(console(stderr=True)) as view:
@@ -63,9 +64,9 @@ def search(
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
                 said = f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
     except KeyboardInterrupt as stopped:
-        typer.secho(str(stopped) or "stopped", fg=typer.colors.YELLOW, err=True)
+        say(str(stopped) or "stopped", error=True, colour="yellow")
         raise typer.Exit(130) from None
-    typer.echo(said)
+    say(said)
 
 
 def _evidence(policy: Path) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cuvee.cli.display.lines import say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,7 +48,7 @@ def train(
             if wanted.store and "://" not in wanted.store
             else ""
         )  # no secrets
-        typer.echo(f"see it with `cuvee runs show {run.id}{at}` or `cuvee report {run.id}{at}`")
+        say(f"see it with `cuvee runs show {run.id}{at}` or `cuvee report {run.id}{at}`")
 
 
 def compare(
@@ -82,11 +84,10 @@ def compare(
         wanted.name,
         baseline=wanted.baseline_label,
     )
-    typer.echo(f"report: {page}")
+    say(f"report: {page}")
 
 
 def _printed(heading: str, figures: Figures) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -94,10 +95,8 @@ def _printed(heading: str, figures: Figures) -> Table:
     )
     table.add_column("")
     for column in figures.columns:
-        table.add_column(escape(column), justify="right")
+        table.add_column(column, justify="right")
     for row in figures.rows:
-        cells = (
-            escape(f"{cell.text}\n{cell.note}" if cell.note else cell.text) for cell in row.cells
-        )
-        table.add_row(escape(f"{row.head}\n{row.note}"), *cells)
+        cells = (f"{cell.text}\n{cell.note}" if cell.note else cell.text for cell in row.cells)
+        table.add_row(f"{row.head}\n{row.note}", *cells)
     return table

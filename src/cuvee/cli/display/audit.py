@@ -27,7 +27,6 @@ def is_meant(record: Record, only: Only | None) -> bool:
 
 def table(records: Sequence[Record]) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("step", "verdict", "change", "reward"):
@@ -46,9 +45,7 @@ def table(records: Sequence[Record]) -> Table:
             "as proposed" if executed == proposed else heaviest(executed or {}),
             "; ".join(_why(record)),
         ]
-        shown.add_row(
-            *(Text(cell) for cell in cells)
-        )  # a reason may hold brackets, which are no markup
+        shown.add_row(*cells)
     return shown
 
 

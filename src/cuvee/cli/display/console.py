@@ -1,8 +1,13 @@
-"""Where tables, bars and live views go."""
+"""Where everything that the command line prints goes through: tables, bars, live views and lines.
+
+Domain names, reasons, paths and settings come from files, other workers and other people. No string is markup here, and
+control characters are written out. Nothing in `cuvee.cli` prints in another way.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,14 +19,26 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from cuvee.core.printable import printable
 
 _PIPE_WIDTH = 240
+
+
+class PlainConsole(Console):
+    """A console on which every string is text and nothing else."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(
+            printable(text), **{**options, "markup": False, "emoji": False, "highlight": False}
+        )
 
 
 def console(stderr: bool = False) -> Console:
     """As wide as the terminal; wide enough for a whole row when the output goes into a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH)
+    return PlainConsole(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH)
 
 
 class Stages:
@@ -33,7 +50,7 @@ class Stages:
 
     def __call__(self, stage: str, share: float) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=1.0)
+            self._tasks[stage] = self._bar.add_task(printable(stage), total=1.0)
         self._bar.update(self._tasks[stage], completed=share)
 
 
@@ -41,5 +58,8 @@ def progress_bar(*, disable: bool) -> Progress:
     """On the error stream, for `Stages`."""
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(
-        TextColumn("{task.description}"), *columns, console=console(stderr=True), disable=disable
+        TextColumn("{task.description}", markup=False),
+        *columns,
+        console=console(stderr=True),
+        disable=disable,
     )

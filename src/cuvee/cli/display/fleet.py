@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cuvee.cli.display.live import time_of
+from cuvee.core.printable import one_line
 
 if TYPE_CHECKING:
     from cuvee.fleet.store.rows import RunSummary
@@ -47,7 +48,11 @@ class FleetView(AbstractContextManager["FleetView"]):
             return
         self._say(_line(self._status))
         for run in self._status.failed:
-            self._say(f"failed: {run.id} ({run.name}) after {run.attempts} attempts: {run.reason}")
+            self._say(
+                one_line(
+                    f"failed: {run.id} ({run.name}) after {run.attempts} attempts: {run.reason}"
+                )
+            )
 
     def show(self, status: FleetStatus) -> None:
         self._status = status
@@ -123,7 +128,7 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
     host, _, rest = (run.worker or "").partition("/")
     pid = rest.split("/")[1] if rest.count("/") == 2 else ""
     counts = f"{run.progress:.0%}", f"{run.intervals:,}", f"{run.attempts}", f"{run.cost.tokens:,}"
-    return run.id, *counts, _speed(speed), _left(left), f"{host} {pid}".strip()
+    return one_line(run.id), *counts, _speed(speed), _left(left), one_line(f"{host} {pid}".strip())
 
 
 def _table(*columns: str) -> Table:

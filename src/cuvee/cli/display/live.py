@@ -9,10 +9,10 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from cuvee.cli.display.console import console
+from cuvee.core.printable import one_line
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 
 _BARS, _WIDTH = 12, 32
@@ -37,14 +37,14 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
     def begin(self, run_id: str, note: str) -> None:
         self._running[run_id] = None
-        self._live.console.print(f"[bold]{escape(run_id)}[/bold] {escape(note)}", highlight=False)
+        self._live.console.print(f"{run_id} {note}", style="bold")
 
     def interval(self, progress: Progress) -> None:
         self._running[progress.run_id] = progress
 
     def end(self, run_id: str, note: str) -> None:
         self._running.pop(run_id, None)
-        self._live.console.print(f"[bold]{escape(run_id)}[/bold] {escape(note)}", highlight=False)
+        self._live.console.print(f"{run_id} {note}", style="bold")
 
     def picture(self) -> RenderableType:
         table = Table(
@@ -91,7 +91,7 @@ class PlainView(Observer, AbstractContextManager["PlainView"]):
         self._say(f"{run_id} {note}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class QuietView(Unobserved, AbstractContextManager["QuietView"]):
