@@ -1,0 +1,133 @@
+"""examples/plugin: a method, a policy and a reward of another package, in every process that cuvee starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stdlib_corpus import stdlib_corpus
+
+pytestmark = pytest.mark.training
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "examples" / "plugin"
+SMALL = {
+    "architecture": {"hidden": 8, "layers": 1, "heads": 2},
+    "learning_starts": 2,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the plugin is installed, without a network."""
+    source = tmp_path_factory.mktemp("source")
+    for file in PLUGIN.iterdir():
+        if file.is_file():
+            (source / file.name).write_text(file.read_text())
+    target = tmp_path_factory.mktemp("site")
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(target)]
+    subprocess.run([*command, str(source)], check=True, timeout=200)
+    return target
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("place")
+    train = {"steps": 6, "batch_size": 4, "sequence_length": 32, "interval": 1, "device": "cpu"}
+    document = {
+        "corpus": str(stdlib_corpus(place / "text").folder),
+        "train": {**train, "validate_every": 0, "validation_tokens": 128},
+        "store": str(place / "runs.db"),
+        "out": str(place / "runs"),
+    }
+    (place / "mine.yaml").write_text(yaml.safe_dump(document))
+    return place
+
+
+def cuvee(place: Path, path: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    found = [str(path)] if path else []
+    paths = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "cuvee.cli", *words],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
+def test_the_plugin_has_at_most_60_lines() -> None:
+    files = [*PLUGIN.glob("*.py"), PLUGIN / "pyproject.toml"]
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 60
+
+
+def test_the_plugin_is_used_by_train_compare_and_search_saved_and_loaded(
+    site: Path, place: Path
+) -> None:
+    searched = "method={name: staircase, proxies: 2}"
+    done = cuvee(place, site, "search", "mine.yaml", searched, "name=s", "--workers", "2", "-q")
+    assert done.returncode == 0, done.stderr
+    policy = place / "runs" / "s" / "policy"
+    assert '"kind": "staircase"' in (policy / "policy.json").read_text()
+
+    done = cuvee(place, site, "train", "mine.yaml", f"policy={policy}", "name=t", "-q")
+    assert done.returncode == 0, done.stderr
+
+    learned = {"name": "agent", "reward": "progress", "agent_settings": SMALL}
+    methods = yaml.safe_dump(["natural", "staircase", learned], default_flow_style=True).strip()
+    words = ("compare", "mine.yaml", f"methods={methods}", "name=c", "--workers", "2", "-q")
+    done = cuvee(place, site, *words)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert "staircase" in done.stdout
+
+    done = cuvee(place, None, "train", "mine.yaml", f"policy={policy}", "name=u", "-q")
+    assert done.returncode == 2, "without the package, the file is refused and imports nothing"
+    assert "no policy 'staircase'" in done.stderr
+
+
+def test_a_module_that_plugins_names_registers_parts_in_workers_too(place: Path) -> None:
+    folder = place / "modules"
+    folder.mkdir()
+    source = (PLUGIN / "cuvee_staircase.py").read_text()
+    (folder / "cuvee_own.py").write_text(
+        source
+        + "\n\nfrom cuvee.core.registry import register_method, register_policy\n"
+        + 'register_policy("own")(Staircase)\nregister_method("own")(StaircaseMethod)\n'
+    )
+    method = "method={name: own, proxies: 2}"
+    words = ("search", "mine.yaml", method, "name=p", "--workers", "2", "-q")
+    done = cuvee(place, folder, *words)
+    assert done.returncode == 2, "nothing is imported that the configuration does not name"
+    done = cuvee(place, folder, *words, "plugins=[cuvee_own]")
+    assert done.returncode == 0, done.stderr
+    assert '"kind": "own"' in (place / "runs" / "p" / "policy" / "policy.json").read_text()
+
+
+def test_a_policy_that_cannot_be_saved_is_refused_before_the_first_step(place: Path) -> None:
+    folder = place / "unsaved"
+    folder.mkdir()
+    source = (PLUGIN / "cuvee_staircase.py").read_text()
+    (folder / "cuvee_unsaved.py").write_text(
+        source
+        + "\n\nfrom cuvee.core.registry import register_method\n"
+        + 'register_method("unsaved")(StaircaseMethod)\n'
+    )
+    for command, steering in (
+        ("train", "method=unsaved"),
+        ("compare", "methods=[unsaved]"),
+        ("search", "method={name: unsaved, proxies: 1}"),
+    ):
+        words = (command, "mine.yaml", steering, "plugins=[cuvee_unsaved]", f"name=n-{command}")
+        done = cuvee(place, folder, *words, "-q")
+        assert done.returncode == 2, done.stdout
+        assert "Staircase cannot be saved" in done.stderr
+        assert not list((place / "runs").glob(f"n-{command}*/checkpoints"))
