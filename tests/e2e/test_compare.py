@@ -191,7 +191,7 @@ def test_a_process_that_dies_takes_no_other_with_it(place: Path) -> None:
 def breaks_off(
     run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection
 ) -> None:
-    """Stands for a process of the crew; that of natural dies in the middle of what it says."""
+    """Stands for a worker process; that of `natural` dies in the middle of a message."""
     assert config.method is not None
     if config.method.label == "natural":
         os.write(line.fileno(), struct.pack("!i", 1000) + b"half a message")

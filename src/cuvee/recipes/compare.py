@@ -187,7 +187,7 @@ class _Relay:
 
 
 def _work(run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection) -> None:
-    """What a process of the crew does. Ctrl-C reaches it too, but it waits to be told by the one that started it."""
+    """What a worker process does. Ctrl-C reaches it too, but it waits for the stop request of its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     relay = _Relay(line)
     try:
