@@ -18,7 +18,7 @@ import cuvee.cli
 from cuvee.cli.display.console import PlainConsole
 from cuvee.cli.display.fleet import FleetView
 from cuvee.cli.display.lines import say, say_warnings
-from cuvee.core.printable import one_line, printable
+from cuvee.cli.display.printable import one_line, printable
 from cuvee.fleet.store.store import Store
 from cuvee.recipes.progress.fleet_watch import FleetWatch
 

@@ -9,7 +9,7 @@ import typer
 
 from cuvee.cli.display.audit import Only, heaviest
 from cuvee.cli.display.lines import say
-from cuvee.core.printable import one_line
+from cuvee.cli.display.printable import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table

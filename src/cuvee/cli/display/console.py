@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cuvee.core.printable import printable
+from cuvee.cli.display.printable import printable
 
 _PIPE_WIDTH = 240
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cuvee.cli.display.live import time_of
-from cuvee.core.printable import one_line
+from cuvee.cli.display.printable import one_line
 
 if TYPE_CHECKING:
     from cuvee.fleet.store.rows import RunSummary

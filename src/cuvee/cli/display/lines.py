@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import typer
 
-from cuvee.core.printable import printable
+from cuvee.cli.display.printable import printable
 
 
 def say(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from cuvee.cli.display.console import console
-from cuvee.core.printable import one_line
+from cuvee.cli.display.printable import one_line
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 
 _BARS, _WIDTH = 12, 32
