@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
@@ -221,13 +223,14 @@ def test_a_proxy_is_bound_to_the_content_of_its_base_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_file({"w": np.zeros(2)}, tmp_path / "base" / "model.safetensors")
     search = parse(SearchConfig, {"corpus": "c", "model": "base", "method": "natural"}, "mine.yaml")
     first = search.proxy("f")
     assert first["model"] == str(tmp_path / "base"), (
         "a worker elsewhere has another working directory"
     )
-    (tmp_path / "base" / "model.safetensors").write_text("other weights")
+    save_file({"w": np.ones(2)}, tmp_path / "base" / "model.safetensors")
     assert search.proxy("f")["model_sha256"] != first["model_sha256"]
     assert "model_sha256" not in parse(
         SearchConfig, {"corpus": "c", "method": "natural"}, ""
