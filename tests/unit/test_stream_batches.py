@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
+from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.memory import MemoryCorpus
+from cuvee.data.stream.row_counts import Sampling
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.data.stream.windows import Reader, Windows
 from cuvee.testing.stream_measures import make_corpus
@@ -123,3 +125,67 @@ def test_any_object_with_named_pools_is_a_corpus() -> None:
         Mine(), Mixture.of({"web": 1.0}), batch_size=2, sequence_length=32, seed=0
     )
     assert np.sort(next(stream).tokens_BL.ravel()).tolist() == list(range(64))
+
+
+@pytest.mark.parametrize("sizes", [{"web": 3000, "code": 900, "note": 7}, {"web": 400}])
+@pytest.mark.parametrize("sampling", ["quota", "multinomial"])
+def test_lanes_of_a_step_are_those_of_the_whole_batch(
+    sizes: dict[str, int], sampling: Sampling
+) -> None:
+    """In any grouping, across a change of the mixture, for steps that are skipped or asked for twice."""
+    mixture = Mixture.normalise(tuple(sizes), [1.0] * len(sizes))
+    later = Mixture.normalise(tuple(sizes), range(1, len(sizes) + 1))
+    made = {"batch_size": 12, "sequence_length": 16, "seed": 3, "sampling": sampling}
+    whole = MixtureStream(make_corpus(sizes), mixture, **made)
+    lanes = MixtureStream(make_corpus(sizes), mixture, **made)
+    whole.set_mixture(later, at_step=4)
+    lanes.set_mixture(later, at_step=4)
+    batches = [next(whole) for _ in range(9)]
+    for step, chosen in [
+        (0, [0]),
+        (2, [5, 1, 7]),
+        (2, range(12)),
+        (3, [11]),
+        (6, [4, 0]),
+        (8, [9]),
+    ]:
+        part = lanes.rows(step, list(chosen))
+        batch = batches[step]
+        np.testing.assert_array_equal(part.tokens_BL, batch.tokens_BL[list(chosen)])
+        np.testing.assert_array_equal(part.domain_B, batch.domain_B[list(chosen)])
+        np.testing.assert_array_equal(part.counted_BL, batch.counted_BL[list(chosen)])
+        np.testing.assert_array_equal(part.document_BL, batch.document_BL[list(chosen)])
+        assert (part.step, part.version, part.log_digest) == (step, batch.version, batch.log_digest)
+    assert next(whole).log_digest == lanes.rows(9, [0]).log_digest
+    with pytest.raises(ConfigError, match="must be distinct and lie in 0 … 11"):
+        lanes.rows(9, [12])
+
+
+def test_the_tokens_of_coming_steps_are_known_without_drawing_them() -> None:
+    sizes = {"web": 3000, "code": 900}
+    mixture, later = Mixture.of({"web": 0.7, "code": 0.3}), Mixture.of({"web": 0.2, "code": 0.8})
+    stream = MixtureStream(make_corpus(sizes), mixture, batch_size=10, sequence_length=8, seed=0)
+    stream.set_mixture(later, at_step=3)
+    state = stream.state_dict()
+    foreseen = stream.tokens_between(1, 6)
+    assert stream.state_dict() == state
+    batches = [next(stream) for _ in range(6)][1:]
+    drawn_K = sum(np.bincount(batch.domain_B, minlength=2) * 8 for batch in batches)
+    assert foreseen == dict(zip(stream.names, drawn_K.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("sampling", ["quota", "multinomial"])
+def test_a_look_at_rows_before_the_start_changes_nothing(sampling: Sampling) -> None:
+    sizes = {"web": 3000, "code": 900}
+    mixture, later = Mixture.of({"web": 0.7, "code": 0.3}), Mixture.of({"web": 0.2, "code": 0.8})
+    made = {"batch_size": 6, "sequence_length": 8, "seed": 5, "sampling": sampling}
+    untouched, seen = (MixtureStream(make_corpus(sizes), mixture, **made) for _ in range(2))
+    seen.rows(0, [3])
+    assert seen.mixture == mixture
+    for stream in (untouched, seen):
+        stream.set_mixture(later)
+    for _ in range(5):
+        a, b = next(untouched), next(seen)
+        np.testing.assert_array_equal(a.tokens_BL, b.tokens_BL)
+        assert a.log_digest == b.log_digest
+    assert untouched.state_dict() == seen.state_dict()

@@ -24,6 +24,7 @@ from cuvee.core.renamed import upgrade
 
 _FORMAT = 2
 """Format 1 had other names for some keys, see `core.renamed`."""
+_DOCUMENT = "$document"  # no path of an array begins with a dollar sign
 _MOST_HASHES = 1 << 24  # characters of hashes.json
 
 
@@ -86,6 +87,32 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
             f"{path} holds a {type(state).__name__}, not a state; use an earlier copy"
         )
     return state
+
+
+def to_bytes(state: State) -> bytes:
+    """`state` as the bytes of one safetensors file, for hosts that keep checkpoints of their own."""
+    from safetensors.numpy import save
+
+    tree, arrays = detached(state)
+    document = json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False).encode()
+    return save({**arrays, _DOCUMENT: np.frombuffer(document, dtype=np.uint8)})
+
+
+def from_bytes(data: bytes, source: str = "the state") -> dict[str, Any]:
+    """Read what `to_bytes` returned. Raises `CheckpointError`, naming `source`, for any other bytes."""
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(data)
+        document = json.loads(arrays.pop(_DOCUMENT).tobytes())
+        if document["format"] != _FORMAT:
+            raise ValueError(f"format {document['format']!r} instead of {_FORMAT}")
+        state = _attach(document["state"], arrays, Path(source))
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} does not hold a cuvee state ({type(error).__name__}: {error}); use an earlier copy"
+        ) from error
+    return dict(state)
 
 
 def verify_folder(path: Path) -> set[str]:

@@ -27,6 +27,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.row_counts import MixtureUpdate
 
 # How long a rank whose collective failed waits for the last of the others to say that it failed there as well.
 _ROLL_CALL_SECONDS = 3.0
@@ -38,12 +39,19 @@ class Ranks:
     """This process among its peers. `Ranks()` is a process alone, for which every exchange is free."""
 
     def __init__(
-        self, store: Any | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0
+        self,
+        store: Any | None = None,
+        rank: int = 0,
+        size: int = 1,
+        timeout: float = 600.0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         assert 0 <= rank < size
         assert store is not None or size == 1
         self.rank, self.size, self.timeout = rank, size, timeout
-        self._store = store
+        self._store, self._group = store, group
+        self._roll = "failed"
+        """Under which name ranks answer the roll call in the store."""
 
     @classmethod
     def connect(cls, *, timeout: float = 600.0) -> Ranks:
@@ -64,23 +72,45 @@ class Ranks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         return cls(store, rank, size, timeout)
 
+    @classmethod
+    def adopt(cls, group: dist.ProcessGroup | None = None, *, timeout: float = 600.0) -> Ranks:
+        """The processes of `group`, by default all that a host's trainer has connected; alone if there are none.
+
+        They exchange CPU tensors in a gloo group of their own, so a failure here leaves the host's groups intact. All of
+        them call this at the same time.
+        """
+        if not dist.is_initialized():
+            return cls()
+        members = dist.get_process_group_ranks(group or dist.group.WORLD)
+        if len(members) == 1:
+            return cls()
+        own = dist.new_group(
+            members, timedelta(seconds=timeout), "gloo", use_local_synchronization=True
+        )
+        assert isinstance(own, dist.ProcessGroup)
+        store = dist.distributed_c10d._get_default_store()
+        ranks = cls(store, dist.get_rank(own), len(members), timeout, own)
+        ranks._roll = f"cuvee-failed/{own.group_name}"
+        return ranks
+
     def close(self) -> None:
+        """Leaves the group. What a host had connected stays connected."""
         if dist.is_initialized():
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._group)
 
     def sum(self, tensor: Tensor, what: str) -> None:
         """Replaces `tensor` on every rank by its sum over ranks. Raises `TrainingError` if a rank does not take part."""
         if self.size > 1:
             with self._together(what):
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=self._group)
 
     def from_first(self, tensor: Tensor, what: str) -> None:
         """Replaces `tensor` on every rank by that of rank 0. Raises `TrainingError` if a rank does not take part."""
         if self.size > 1:
             with self._together(what):
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, group=self._group, group_src=0)
 
-    def agree(self, step: int, batch: Batch, counted: int) -> int:
+    def agree(self, step: int, batch: Batch | MixtureUpdate, counted: int) -> int:
         """Checks that all ranks are about to train the same step under the same mixture, reached by the same log of mixtures;
         returns Σ `counted` over ranks.
 
@@ -121,7 +151,7 @@ class Ranks:
         mine = torch.tensor(own, dtype=torch.int64)
         table = torch.empty(self.size, len(mine), dtype=torch.int64)
         with self._together(what):
-            dist.all_gather(list(table.unbind()), mine)
+            dist.all_gather(list(table.unbind()), mine, group=self._group)
         return [table[:, 0].tolist(), *table[:, 1:].tolist()]
 
     @contextmanager
@@ -146,10 +176,12 @@ class Ranks:
         deadline = time.monotonic() + self.timeout + _ROLL_CALL_SECONDS
         silent = list(range(self.size))
         try:
-            self._store.set(f"failed/{self.rank}", "1")
+            self._store.set(f"{self._roll}/{self.rank}", "1")
             while silent and time.monotonic() < deadline:
                 known = len(silent)
-                silent = [rank for rank in silent if not self._store.check([f"failed/{rank}"])]
+                silent = [
+                    rank for rank in silent if not self._store.check([f"{self._roll}/{rank}"])
+                ]
                 if known > len(silent) == 1:  # one is to be expected; it gets a little longer
                     deadline = min(deadline, time.monotonic() + _ROLL_CALL_SECONDS)
                 time.sleep(0.05)

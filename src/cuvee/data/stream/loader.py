@@ -26,6 +26,55 @@ from cuvee.data.stream.row_counts import MixtureUpdate
 from cuvee.data.stream.stream import MixtureStream
 
 
+class UpdateFile:
+    """An append-only file through which mixtures reach a loader's worker processes.
+
+    One process appends, its worker processes read. The file is removed with the object that made it."""
+
+    def __init__(self) -> None:
+        self._create()
+
+    def _create(self) -> None:
+        descriptor, self._path = tempfile.mkstemp(prefix="cuvee-stream-", suffix=".jsonl")
+        os.close(descriptor)
+        self._offset = 0
+        weakref.finalize(self, _remove_in, os.getpid(), self._path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process shares the file; any other copy gets a file of its own."""
+        return {"_path": self._path, "_offset": self._offset} if get_spawning_popen() else {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not state:
+            self._create()
+
+    def append(self, update: MixtureUpdate) -> None:
+        with open(self._path, "ab") as file:
+            file.write(json.dumps(update.to_json()).encode() + b"\n")
+
+    def read(self) -> list[MixtureUpdate]:
+        """What was appended since the last call in this process. A row is complete once its newline is there."""
+        if os.stat(self._path).st_size == self._offset:
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            rows = file.read()
+        rows = rows[: rows.rfind(b"\n") + 1]
+        self._offset += len(rows)
+        return [MixtureUpdate.from_json(json.loads(row)) for row in rows.splitlines()]
+
+    def rewind(self) -> None:
+        """Makes the next `read` in this process begin at the first update."""
+        self._offset = 0
+
+
+def _remove_in(process: int, path: str) -> None:
+    """Removes the file, but not when a worker drops its copy."""
+    if os.getpid() == process:
+        os.unlink(path)
+
+
 class StreamDataset(IterableDataset[Batch]):
     """The next `steps` global steps of a stream, or all of them.
 
@@ -40,31 +89,12 @@ class StreamDataset(IterableDataset[Batch]):
         self.steps = steps
         self._next = 0
         self._resume_at: int | None = None
-        self._start_log()
-
-    def _start_log(self) -> None:
-        descriptor, self._log = tempfile.mkstemp(prefix="cuvee-stream-", suffix=".jsonl")
-        os.close(descriptor)
-        self._offset = 0
-        weakref.finalize(self, _remove_in, os.getpid(), self._log)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Share the log of mixtures with worker processes; give any other copy its own log."""
-        state = self.__dict__.copy()
-        if get_spawning_popen() is None:
-            del state["_log"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if "_log" not in state:
-            self._start_log()
+        self._updates = UpdateFile()
 
     def set_mixture(self, mixture: Mixture, at_step: int) -> MixtureUpdate:
         """Log a mixture here and for the workers. No worker may have drawn `at_step` yet."""
         update = self.stream.set_mixture(mixture, at_step)
-        with open(self._log, "ab") as file:
-            file.write(json.dumps(update.to_json()).encode() + b"\n")
+        self._updates.append(update)
         return update
 
     def __iter__(self) -> Iterator[Batch]:
@@ -95,24 +125,10 @@ class StreamDataset(IterableDataset[Batch]):
         self._resume_at = state["next"]
 
     def _catch_up(self) -> None:
-        """Apply the updates logged since the last draw; a complete line ends with a newline."""
-        if os.stat(self._log).st_size == self._offset:
-            return
-        with open(self._log, "rb") as file:
-            file.seek(self._offset)
-            rows = file.read()
-        rows = rows[: rows.rfind(b"\n") + 1]
-        self._offset += len(rows)
-        for row in rows.splitlines():
-            update = MixtureUpdate.from_json(json.loads(row))
+        """Apply the updates logged since the last draw."""
+        for update in self._updates.read():
             if update.version > self.stream.last_version:
                 self.stream.set_mixture(update.mixture, update.step)
-
-
-def _remove_in(process: int, path: str) -> None:
-    """Remove the log, unless a worker process drops its copy of the dataset."""
-    if os.getpid() == process:
-        os.unlink(path)
 
 
 class StreamLoader:

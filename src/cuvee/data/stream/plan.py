@@ -50,8 +50,8 @@ class Planner:
         share = batch_size // world_size
         self._seed = seed
         self._batch_size = batch_size
-        self._whole = world_size == 1
-        self._lane_B = lane_order(batch_size)[rank * share : (rank + 1) * share]
+        self._lane_B = lane_order(batch_size)
+        self._own_B = np.arange(rank * share, (rank + 1) * share)
 
     def domains(self, keys: Sequence[str], size_K: IntArray) -> None:
         """Set the domains: their permutation keys and their numbers of windows."""
@@ -63,11 +63,15 @@ class Planner:
             [stable_key("domain", self._seed, key) for key in keys], dtype=np.uint64
         )
 
-    def plan(self, first: int, counts_TK: IntArray, stride: int = 1) -> BatchPlan:
+    def plan(
+        self, first: int, counts_TK: IntArray, stride: int = 1, lanes_B: IntArray | None = None
+    ) -> BatchPlan:
         """Return the plan of every `stride`-th step.
 
-        `counts_TK` holds the cumulative counts before the first step and after each.
+        `counts_TK` holds the cumulative counts before the first step and after each. `lanes_B` are the lanes of the global
+        batch to plan, by default those of this rank.
         """
+        lanes_B = self._own_B if lanes_B is None else lanes_B
         steps = len(counts_TK) - 1
         size = self._batch_size
         taken_K = counts_TK[-1] - counts_TK[0]
@@ -75,8 +79,8 @@ class Planner:
         base_K = np.cumsum(taken_K) - taken_K
         domain_N = np.repeat(np.arange(len(taken_K)), taken_K)
         draw_N = np.arange(steps * size) + (counts_TK[0] - base_K).take(domain_N)
-        row_SB = self._rows_of_lanes(first, counts_TK, base_K)[::stride]
-        if stride > 1 or not self._whole:
+        row_SB = self._rows_of_lanes(first, counts_TK, base_K, lanes_B)[::stride]
+        if stride > 1 or len(lanes_B) < size:
             mine_N = np.zeros(steps * size, dtype=np.bool_)
             mine_N[row_SB] = True
             domain_N = domain_N[mine_N]
@@ -86,16 +90,17 @@ class Planner:
         lanes = (domain_N.take(row_SB), epoch_N.take(row_SB), window_N.take(row_SB))
         return BatchPlan(first, stride, *lanes, domain_N, window_N, row_SB)
 
-    def _rows_of_lanes(self, first: int, counts_TK: IntArray, base_K: IntArray) -> IntArray:
-        """Return (S, B/W) the row, in the block sorted by domain, of each of this rank's lanes."""
+    def _rows_of_lanes(
+        self, first: int, counts_TK: IntArray, base_K: IntArray, lanes_B: IntArray
+    ) -> IntArray:
+        """Return (S, B) the row, in the block sorted by domain, of each of the lanes."""
         steps = len(counts_TK) - 1
         size = self._batch_size
         rows_N = np.diff(counts_TK, axis=0).ravel()
         offset_N = (base_K + counts_TK[:-1] - counts_TK[0]).ravel() - (np.cumsum(rows_N) - rows_N)
         sorted_SB = (np.arange(steps * size) + np.repeat(offset_N, rows_N)).reshape(steps, size)
-        lane_SB = (
-            self._lane_B + rotations(self._seed, np.arange(first, first + steps), size)[:, None]
-        )
+        turns_S = rotations(self._seed, np.arange(first, first + steps), size)
+        lane_SB = self._lane_B[lanes_B] + turns_S[:, None]
         lane_SB -= np.where(lane_SB >= size, size, 0)
         lane_SB += np.arange(0, steps * size, size)[:, None]
         rows_SB: IntArray = sorted_SB.ravel().take(lane_SB)

@@ -161,9 +161,37 @@ class MixtureStream(Iterator[Batch]):
             self._draw()
         assert self._plan is not None
         step = self.position
-        batch = self._gather(step, self._plan, self._plan.index(step))
+        batch = self._gather(step, self._plan.index(step))
         self._schedule.advance(1)
         return batch
+
+    def rows(self, step: int, lanes: Sequence[int]) -> Batch:
+        """Lanes `lanes` of the global batch of step `step`, without reading its other rows. Moves to that step.
+
+        Lane b of W ranks belongs to rank b // (batch_size / W). Lanes must be distinct and lie in 0 … batch_size − 1.
+        """
+        lanes_B = np.asarray(lanes, dtype=np.int64)
+        if len(set(lanes)) < len(lanes) or not ((lanes_B >= 0) & (lanes_B < self.batch_size)).all():
+            raise ConfigError(
+                f"lanes {list(lanes)} must be distinct and lie in 0 … {self.batch_size - 1}"
+            )
+        self.seek(step)
+        self._prepare(self._planner.plan(step, self._schedule.ahead(1), lanes_B=lanes_B))
+        batch = self._gather(step, 0)
+        self._trim()
+        return batch
+
+    def tokens_between(self, start: int, stop: int) -> dict[str, int]:
+        """Tokens of each domain in the global steps `start` … `stop` − 1, padding included. Has no side effects.
+
+        `start` is not before the last change of the mixture; updates logged for later steps are followed.
+        """
+        schedule = copy.deepcopy(self._schedule)
+        schedule.seek(start)
+        before_K = schedule.drawn_K()
+        schedule.seek(stop)
+        rows_K = schedule.drawn_K() - before_K
+        return dict(zip(self.names, (rows_K * self.sequence_length).tolist(), strict=True))
 
     def seek(self, step: int) -> None:
         """Move to global step `step`: a later one, or an earlier one since the last change.
@@ -364,8 +392,7 @@ class MixtureStream(Iterator[Batch]):
             [source.key for source in sources], np.array([len(w) for w in windows], dtype=np.int64)
         )
         self._reader = Reader(windows, self.sequence_length)
-        shape = (self.batch_size // self.world_size, self.sequence_length)
-        self._all_counted_BL = np.ones(shape, dtype=np.bool_)
+        self._all_counted_BL = np.ones((self.batch_size, self.sequence_length), dtype=np.bool_)
         self._all_counted_BL.setflags(write=False)
         self._trim()
 
@@ -385,9 +412,12 @@ class MixtureStream(Iterator[Batch]):
             rows = min(rows, _BLOCK_BYTES // (self.sequence_length * self._reader.dtype.itemsize))
         steps = max(1, min(self._ahead, rows // self.batch_size))
         self._ahead = 2 * steps
-        plan = self._plan = self._planner.plan(
-            self.position, self._schedule.ahead(steps * self.stride), self.stride
-        )
+        counts_TK = self._schedule.ahead(steps * self.stride)
+        self._prepare(self._planner.plan(self.position, counts_TK, self.stride))
+
+    def _prepare(self, plan: BatchPlan) -> None:
+        """Makes `plan` the present one and reads its rows, unless they are read one by one."""
+        self._plan = plan
         self._short_SB = self._reader.short(plan.domain_SB, plan.window_SB)
         self._padded_S: npt.NDArray[np.bool_] = np.any(self._short_SB, axis=1)
         if self._reader.by_row:
@@ -396,8 +426,10 @@ class MixtureStream(Iterator[Batch]):
             self._place_SB = plan.row_SB
             self._block = self._reader.read_sorted(plan.domain_N, plan.window_N)
 
-    def _gather(self, step: int, plan: BatchPlan, index: int) -> Batch:
+    def _gather(self, step: int, index: int) -> Batch:
         """Return the batch of one planned step."""
+        plan = self._plan
+        assert plan is not None
         domain_B = plan.domain_SB[index]
         window_B = plan.window_SB[index]
         place_B = self._place_SB[index]
@@ -407,7 +439,7 @@ class MixtureStream(Iterator[Batch]):
             if block is None
             else block.take(place_B, axis=0, mode="clip")
         )
-        counted_BL = self._all_counted_BL
+        counted_BL = self._all_counted_BL[: len(place_B)]
         if self._padded_S[index]:
             counted_BL = counted_BL.copy()
             for row in np.flatnonzero(self._short_SB[index]).tolist():
