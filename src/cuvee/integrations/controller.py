@@ -1,0 +1,412 @@
+"""`Controller`: steers the data mixture from inside a training loop that is not cuvee's.
+
+    controller = Controller(policy, stream, model, interval=50, steps=10_000)
+    controller.begin()                                     # before anything is read
+    for batch in stream:                                   # or rows of a host's own data loader
+        with controller.step(batch) as step:
+            loss_BL = ...                                  # the host's forward pass: next-token losses
+            step.losses(loss_BL, denominator=n)            # the host divides the sum of losses by n
+            (loss_BL.sum() / n).backward()
+            step.before_update()
+            optimizer.step()
+
+It makes the decisions of `cuvee.loop.run`, in the same order. With `lag` 0 and the same deterministic arithmetic, both
+record the same trajectory, to the bit.
+
+**Lag.** A host that reads ahead needs the next mixture before the interval ends. A decision is taken `lag` steps before
+the interval's end, from what was measured until then, and takes effect exactly at its end. So the steps that one decision
+measures are shifted by `lag` against those that it steers.
+
+**Checks.** Every batch says which step it is for and which log of mixtures it was drawn under. That is compared before
+the forward pass, so nothing is trained on stale data.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics, Policy, State
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.state import from_bytes, to_bytes
+from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.row_counts import MixtureUpdate
+from cuvee.data.stream.stream import MixtureStream
+from cuvee.integrations.rows import Rows
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.probes.base import Context, MicroBatch
+from cuvee.probes.meters import Meters
+from cuvee.training.distributed import Leader, Ranks
+
+
+class Record(Protocol):
+    """Where intervals are written down, such as a `Claim` on a run of the store. Only rank 0 writes."""
+
+    def append(
+        self,
+        number: int,
+        mixture: Mixture | None,
+        signals: Signals,
+        metrics: Metrics | None = None,
+        cost: Cost | None = None,
+    ) -> object: ...
+
+
+class Controller:
+    """Intervals, meters, policy, guard and record of one run that a host trains for `steps` optimizer steps.
+
+    `stream` is where decisions are logged. The host reads batches from it or from copies that follow `on_update`, which is
+    called with every decision. `interval` is in optimizer steps, `lag` is fewer. A policy that is not guarded already is
+    guarded with `limits`. Raises `ConfigError` for steps that are not possible.
+
+    With several ranks, each builds one over its own model and calls the same methods in the same order; `ranks` is
+    `Ranks.adopt()`. Rank 0 decides.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        stream: MixtureStream,
+        model: nn.Module,
+        *,
+        interval: int,
+        steps: int,
+        lag: int = 0,
+        limits: Limits | None = None,
+        ranks: Ranks | None = None,
+        tokenizer: Any | None = None,
+        record: Record | None = None,
+        on_update: Callable[[MixtureUpdate], None] | None = None,
+    ) -> None:
+        if interval < 1 or steps < 1:
+            raise ConfigError(
+                f"interval is {interval} and steps is {steps}: both must be 1 or more"
+            )
+        if not 0 <= lag < interval:
+            raise ConfigError(
+                f"lag is {lag} and interval is {interval}: a decision needs a lag of 0 or more that is smaller than the "
+                "interval. Raise the interval, or let the host read less far ahead"
+            )
+        self.stream, self.interval, self.steps, self.lag = stream, interval, steps, lag
+        self.ranks = ranks or Ranks()
+        self.step_number = 0
+        self.cost = Cost()
+        tokens = stream.batch_size * stream.sequence_length
+        guarded = policy if isinstance(policy, Guard) else Guard(policy, limits, interval * tokens)
+        self._leader = Leader(guarded, self.ranks)
+        self._context = _context(model, self.ranks, tokenizer, interval * tokens)
+        self._record, self._on_update = record, on_update
+        self._meters: Meters | None = None
+        self._so_far: Trajectory | None = None
+        self._mixture: Mixture | None = None
+        self._before: State = {}
+        self._updates: list[MixtureUpdate] = []
+        self._validated: Measured | None = None
+        self._clock = time.perf_counter()
+        self._step: Step | None = None
+
+    # What a host calls
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The intervals that are complete. Before the first step, call `begin`."""
+        assert self._so_far is not None, "call begin first"
+        return self._so_far
+
+    @property
+    def done(self) -> bool:
+        return self.step_number >= self.steps
+
+    def begin(self) -> None:
+        """Attaches the probes, measures, and makes the first decision. Call it before the first batch is read.
+
+        Without effect if the controller has begun or was restored.
+        """
+        if self._so_far is not None:
+            return
+        if self.stream.position > 0:
+            raise TrainingError(
+                f"the stream was read up to step {self.stream.position} before the first decision: call begin() first"
+            )
+        meters = self._attach()
+        meters.begin_interval(self.stream.domains)
+        self._so_far = Trajectory.start(self._measure(meters))
+        if self._record is not None and self.ranks.rank == 0:
+            self._record.append(0, None, self._so_far.last)
+        self._decide(at_step=0)
+        meters.begin_interval(self.stream.domains)
+
+    @contextmanager
+    def step(self, batch: Batch | Rows | None = None) -> Iterator[Step]:
+        """One optimizer step. `batch` holds this rank's rows if the step has one forward pass.
+
+        With gradient accumulation call `step()` and, before each forward pass, `forward` of what it returns. Raises
+        `TrainingError` at the end of the block if the losses or `before_update` were left out.
+        """
+        step = self.begin_step()
+        if batch is not None:
+            step.forward(batch)
+        yield step
+        self.end_step()
+
+    def begin_step(self) -> Step:
+        """For hosts that call back at the beginning and end of a step, in place of `with step()`."""
+        self.begin()
+        if self.done:
+            raise TrainingError(f"all {self.steps} steps are done: give the controller more steps")
+        assert self._meters is not None
+        update = self.update_at(self.step_number)
+        if update.step == self.step_number:
+            self.ranks.agree(self.step_number, update, 0)
+        self._meters.begin_step(self.step_number)
+        self._step = Step(self, self._meters, self.step_number, update)
+        return self._step
+
+    def end_step(self) -> None:
+        """After the weights were updated. Takes the decision that is due."""
+        step, self._step = self._step, None
+        assert step is not None, "end_step follows begin_step"
+        step.check_complete()
+        self.step_number += 1
+        if self.stream.position < self.step_number:
+            self.stream.seek(self.step_number)
+        coming = self.step_number + self.lag
+        if self.done:
+            self._close_interval()
+        elif coming % self.interval == 0 and coming < self.steps:
+            self._close_interval()
+            self._decide(at_step=coming)
+            assert self._meters is not None
+            self._meters.begin_interval(self.stream.domains)
+
+    def validated(self, losses: Mapping[str, float]) -> None:
+        """Tells the policy validation losses by domain, in nats per token, with the next signals; equal on every rank.
+
+        Those given before the first step say which domains the rewards of AC-ODM value.
+        """
+        names = self.stream.names
+        if unknown := sorted(set(losses) - set(names)):
+            raise ConfigError(
+                f"validated names {', '.join(unknown)}, but the stream has {', '.join(names)}"
+            )
+        values_K = np.array([losses.get(name, 0.0) for name in names])
+        self._validated = Measured(values_K, np.array([name in losses for name in names]))
+
+    def update_at(self, step: int) -> MixtureUpdate:
+        """The decision in force at `step`, of the present interval or the one decided last."""
+        return next(update for update in reversed(self._updates) if update.step <= step)
+
+    # Deciding
+
+    def _decide(self, at_step: int) -> None:
+        """Keeps the policy's state from before, so that a restored controller can ask again."""
+        assert self._so_far is not None
+        self._before = copy.deepcopy(self._leader.state_dict())
+        self._mixture = self._leader.mixture(self._so_far)
+        update = self.stream.set_mixture(self._mixture, at_step)
+        self._updates = [*self._updates[-1:], update]
+        if self._on_update is not None:
+            self._on_update(update)
+
+    def _close_interval(self) -> None:
+        assert self._meters is not None
+        assert self._so_far is not None
+        assert self._mixture is not None
+        before = self.cost
+        self._so_far = self._so_far.append(self._mixture, self._measure(self._meters))
+        metrics = self._leader.learn(self._so_far)
+        if self._record is not None and self.ranks.rank == 0:
+            spent = Cost(
+                self.cost.tokens - before.tokens,
+                self.cost.flops - before.flops,
+                self.cost.seconds - before.seconds,
+            )
+            self._record.append(
+                len(self._so_far), self._so_far.last_mixture, self._so_far.last, metrics, spent
+            )
+        if self.done:
+            self._before = self._leader.state_dict()
+
+    def _measure(self, meters: Meters) -> Signals:
+        sums = meters.sums().cpu()
+        self.ranks.sum(sums, f"the sum of measurements after step {self.step_number}")
+        measured = meters.read(sums)
+        if self._validated is not None:
+            measured.probes["valid_loss"], self._validated = self._validated, None
+        tokens, now = int(measured.tokens_K.sum()), time.perf_counter()
+        flops = tokens * self._context.flops_per_token + measured.flops
+        self.cost += Cost(tokens, flops, now - self._clock)
+        self._clock = now
+        return Signals(
+            self.stream.domains,
+            self.step_number,
+            self.step_number / self.steps,
+            measured.tokens_K,
+            measured.loss,
+            measured.probes,
+        )
+
+    def _attach(self) -> Meters:
+        if self._meters is not None:
+            self._meters.close()
+        self._meters = Meters(self._leader.probes, self._context)
+        return self._meters
+
+    # State
+
+    def state(self) -> bytes:
+        """This rank's state between two steps, also inside an interval: the bytes of one safetensors file."""
+        assert self._step is None, "the state is taken between steps"
+        self.begin()
+        assert self._meters is not None
+        assert self._so_far is not None
+        assert self._mixture is not None
+        stream = copy.copy(self.stream)
+        stream.seek(self.step_number)
+        validated = self._validated
+        return to_bytes(
+            {
+                **self._fixed(),
+                "step": self.step_number,
+                "stream": stream.state_dict(),
+                "updates": [update.to_json() for update in self._updates],
+                "mixture": self._mixture.to_json(),
+                "policy": self._before,
+                "trajectory": self._so_far.to_json(),
+                "meters": self._meters.state_dict(),
+                "sums": self._meters.interval_state(),
+                "validated": None if validated is None else validated.to_json(),
+                "cost": asdict(self.cost),
+            }
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Continues where `state` was called, in place of `begin`. The host restores its model and reads on from that step.
+
+        The policy is asked again for its last decision. Raises `CheckpointError` if it answers otherwise, and if steps,
+        interval, lag or the number of ranks differ.
+        """
+        state = from_bytes(data, "the controller's state")
+        for name, value in self._fixed().items():
+            if state.get(name) != value:
+                raise CheckpointError(
+                    f"the controller's state was saved with {name} = {state.get(name)}, not {value}: give the same"
+                )
+        self._leader.load_state_dict(state["policy"])
+        meters = self._attach()  # by the restored policy's probes
+        self.step_number = int(state["step"])
+        self.stream.load_state_dict(state["stream"])
+        self._updates = [MixtureUpdate.from_json(update) for update in state["updates"]]
+        self._mixture, self._before = Mixture.from_json(state["mixture"]), state["policy"]
+        self._so_far = Trajectory.from_json(state["trajectory"])
+        self.cost, self._clock = Cost(**state["cost"]), time.perf_counter()
+        if state["validated"] is not None:
+            self._validated = Measured.from_json(state["validated"])
+        meters.begin_interval(self.stream.domains)
+        meters.load_state_dict(state["meters"])
+        meters.load_interval_state(state["sums"])
+        if not self.done:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        assert self._so_far is not None
+        assert self._mixture is not None
+        again = self._leader.mixture(self._so_far)
+        if again.digest() != self._mixture.digest():
+            raise CheckpointError(
+                f"asked again for the mixture from step {self._updates[-1].step} on, the policy answers {again.as_dict()} "
+                f"instead of {self._mixture.as_dict()}: its state_dict does not hold everything that it decides by"
+            )
+
+    def _fixed(self) -> dict[str, Any]:
+        own = {"steps": self.steps, "interval": self.interval, "lag": self.lag}
+        return {**own, "rank": self.ranks.rank, "ranks": self.ranks.size}
+
+    def close(self) -> None:
+        """Removes all hooks from the model."""
+        if self._meters is not None:
+            self._meters.close()
+
+
+class Step:
+    """One optimizer step of a host, as `Controller.step` and `begin_step` hand it out."""
+
+    def __init__(
+        self, controller: Controller, meters: Meters, number: int, update: MixtureUpdate
+    ) -> None:
+        self._controller, self._meters = controller, meters
+        self._number, self._update = number, update
+        self._micro: MicroBatch | None = None
+        self._measured = self._updated = False
+
+    def forward(self, batch: Batch | Rows) -> None:
+        """Call it before each forward pass, with this rank's rows. Raises `TrainingError` for rows of another step or log."""
+        rows = batch if isinstance(batch, Rows) else Rows.of(batch)
+        self._check(rows)
+        self._meters.add_tokens(rows.tokens_K(len(self._controller.stream.names)))
+        device = self._meters.context.device
+        domain_BL = rows.domain_BL.clamp(min=0)  # the losses of padding are zero
+        self._micro = MicroBatch(
+            rows.tokens_BL.to(device), domain_BL.to(device), rows.counted_BL.to(device)
+        )
+        self._meters.before_forward(self._micro)
+
+    def losses(self, loss_BL: Tensor, denominator: float | Tensor) -> None:
+        """Next-token losses of the last forward pass: (B, L), or (B, L − 1) without the last position, in nats.
+
+        The tensor on which the host calls `backward` must be Σ counted losses / `denominator`. A host whose data-parallel
+        wrapper averages gradients over W ranks gives `denominator` as N / W, with N counted tokens of the whole batch.
+        """
+        assert self._micro is not None, "losses follows forward"
+        counted_BL = self._micro.counted_BL
+        missing = counted_BL.shape[1] - loss_BL.shape[1]
+        loss_BL = nn.functional.pad(loss_BL.detach(), (0, missing))
+        self._micro.denominator = float(denominator)
+        self._meters.after_forward(self._micro, loss_BL.masked_fill(~counted_BL, 0.0))
+        self._measured = True
+
+    def before_update(self) -> None:
+        """Call it when the gradients of the step are complete, before the optimizer changes the weights."""
+        self._meters.before_update()
+        self._updated = True
+
+    def check_complete(self) -> None:
+        for called, name in ((self._measured, "losses"), (self._updated, "before_update")):
+            if not called:
+                raise TrainingError(f"step {self._number} ended without a call of {name}")
+
+    def _check(self, rows: Rows) -> None:
+        if rows.step != self._number:
+            raise TrainingError(
+                f"the host delivered rows of step {rows.step} for step {self._number}: read rows in order and without "
+                "shuffling, and start reading where the controller was restored"
+            )
+        if (rows.version, rows.log_digest) != (self._update.version, self._update.log_digest):
+            raise TrainingError(
+                f"step {self._number} was drawn under mixture version {rows.version} (log {rows.log_digest[:8]}), but version "
+                f"{self._update.version} (log {self._update.log_digest[:8]}) is in force: a reader is out of date. "
+                "Nothing was trained on it; raise the lag above what the host reads ahead"
+            )
+
+
+def _context(model: nn.Module, ranks: Ranks, tokenizer: Any, interval_tokens: int) -> Context:
+    weights = list(model.parameters())
+    return Context(
+        model=model,
+        device=weights[0].device,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        tokenizer=tokenizer,
+        interval_tokens=interval_tokens,
+        flops_per_token=6.0 * sum(weight.numel() for weight in weights),
+    )
