@@ -1,4 +1,7 @@
-"""`AttemptCheckpoints`: each attempt at a run writes to its own folder, so that a worker that lost its claim overwrites nothing."""
+"""`AttemptCheckpoints`: each attempt at a run has its own checkpoint folder.
+
+A worker that lost its claim therefore cannot overwrite the checkpoints of its successor.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,32 @@ _NAME = re.compile(r"attempt-(\d{1,9})")
 
 
 class AttemptCheckpoints:
-    """Checkpoints of one run below `folder`: attempt-1, attempt-2, ….
+    """Checkpoints of one run in `folder`/attempt-1, attempt-2, …
 
-    Reads all attempts, writes to its own, and removes the earlier ones once its own holds a checkpoint.
+    Reads the checkpoints of all attempts and writes those of `attempt`. Earlier attempts are
+    removed once this one has a checkpoint.
     """
 
     def __init__(self, folder: Path, attempt: int) -> None:
-        self.folder, self._attempt = folder, attempt
+        self.folder = folder
+        self._attempt = attempt
         self._checkpoints = Checkpoints(folder / f"attempt-{attempt}")
 
     def save(self, step: int, state: State) -> Path:
-        """Saves `state` for this attempt. Raises `CheckpointError` if the disk refuses."""
+        """Save `state` for this attempt and return its folder. Raises `CheckpointError`."""
         path = self._checkpoints.save(step, state)
         for number, other in self._attempts():
             if number < self._attempt:
                 remove_folder(other)
-        for leftover in self.folder.glob(".attempt-*.old"):  # of a removal that was killed
+        for leftover in self.folder.glob(".attempt-*.old"):  # from an interrupted removal
             shutil.rmtree(leftover, ignore_errors=True)
         return path
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, state) of the newest checkpoint over all attempts, or None. Warns of each attempt that cannot be read.
+        """Return (step, state) of the newest checkpoint of all attempts, or None.
 
-        Raises `CheckpointError` if there are attempts with checkpoints but none can be read.
+        Warns of each attempt that cannot be read. Raises `CheckpointError` if no attempt can be
+        read.
         """
         found: list[tuple[int, dict[str, Any]]] = []
         failed: CheckpointError | None = None
@@ -48,7 +54,7 @@ class AttemptCheckpoints:
                 latest = Checkpoints(folder).latest()
             except CheckpointError as error:
                 failed = error
-                warnings.warn(f"passed over an unreadable attempt: {error}", stacklevel=2)
+                warnings.warn(f"skipped an unreadable attempt: {error}", stacklevel=2)
             else:
                 found += [latest] if latest else []
         if failed and not found:

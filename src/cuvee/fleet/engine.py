@@ -1,10 +1,11 @@
-"""`StoreFleet`: what every engine does the same way. An engine decides where its workers live, and nothing else.
+"""`StoreFleet`: the driver that all engines share. An engine only decides where workers run.
 
-    fleet = RayFleet(store, make_trainer, proxy, group="regmix", workers=64)   # or LocalFleet, SlurmFleet
+    fleet = RayFleet(store, make_trainer, proxy, group="regmix", workers=64)
     policy = search(method, corpus, fleet)
 
-Any number of drivers, on any number of hosts and with any engines, may work on one group of one store: what to run and what is
-done is in the store alone, so that running the same again goes on where it stopped.
+`LocalFleet` and `SlurmFleet` are used in the same way. Any number of drivers, on any hosts and with
+any engines, can work on one group of one store. The store alone records what to run and what is
+done, so running the same command again resumes the search.
 """
 
 from __future__ import annotations
@@ -30,36 +31,36 @@ from cuvee.fleet.worker import Orders
 
 OnChange = Callable[[Tally], None]
 
-_LOOK_EVERY = 1.0  # seconds between two looks into the store
-_FRUITLESS = 3  # so many workers in a row that break before they take a run are no accident
+_POLL_SECONDS = 1.0  # time between two queries of the store
+_MAX_BROKEN_WORKERS = 3  # workers in a row that may end before they take a run
 
 
 class FleetError(TrainingError):
-    """More runs than are put up with failed at every attempt. All others are done and in the store."""
+    """More runs than allowed failed at every attempt. All other runs are done and in the store."""
 
 
 class Worker(Protocol):
-    """A process that works runs off, wherever it lives (see `cuvee.fleet.worker`)."""
+    """A worker process, wherever it runs (see `cuvee.fleet.worker`)."""
 
     def alive(self) -> bool:
-        """Whether it works, or waits for its turn to be started."""
+        """Return whether the worker runs or is queued to start."""
         ...
 
     def trouble(self) -> str | None:
-        """Why it is not alive, or None if it left in good order."""
+        """Return why the worker ended, or None if it ended normally."""
         ...
 
     def leave(self) -> None:
-        """Asks it to end the interval under way, save, give its run back, and leave."""
+        """Ask the worker to finish the current interval, save, release its run and exit."""
         ...
 
     def close(self) -> None:
-        """Ends it at once if it is alive, and frees what was held for it."""
+        """Stop the worker immediately if it is alive, and free its resources."""
         ...
 
 
 class FleetOptions(TypedDict, total=False):
-    """What every fleet may be told; see `StoreFleet`."""
+    """The options of every fleet; see `StoreFleet`."""
 
     group: Required[str]
     seed: int
@@ -76,20 +77,33 @@ class FleetOptions(TypedDict, total=False):
 
 
 @dataclass
-class _Post:
+class _ActiveWorker:
+    """A started worker and its slot."""
+
     worker: Worker
     slot: int
-    attempts: int  # of the group, when the worker was started
+    attempts: int  # attempts in the group when the worker was started
 
 
 class StoreFleet(ABC):
-    """Implements `core.protocols.Fleet` for the runs of one group, with up to `workers` workers at a time.
+    """Implements `core.protocols.Fleet` for the runs of one group.
 
-    `make_trainer(proxy, seed)` builds a fresh trainer in a worker's process and must be importable there. Each worker computes
-    with `threads` threads (two tiny proxies side by side are much faster than one on two threads). Checkpoints, if a folder is
-    given, every `every` intervals. A share `max_failed_ratio` of the runs may come to nothing. A worker trains up to `together` runs
-    as one program where a trial shows that to be faster and the numbers to stay the same (see `cuvee.training.together.together`).
-    `on_change` is called with a `Tally` about once a second.
+    - `make_trainer(proxy, seed)` builds a fresh trainer. Worker processes must be able to import
+      it.
+    - `workers`: the largest number of workers at a time.
+    - `checkpoints`: a folder for checkpoints, written every `every` intervals. None for no
+      checkpoints.
+    - `max_attempts`: attempts per run before it counts as failed.
+    - `max_failed_ratio`: the share of runs that may fail.
+    - `lease_seconds`: the time after which the run of a silent worker is given to another.
+    - `threads`: CPU threads per worker. Two tiny proxies on one thread each are much faster than
+      one proxy on two threads.
+    - `together`: the largest number of runs that a worker trains as one program. It does so only if
+      a trial shows that this is faster and gives the same numbers (see
+      `cuvee.training.together.together`).
+    - `plugins`: modules that workers import, because they register methods, policies or other
+      parts.
+    - `on_change` is called with a `Tally` about once per second.
     """
 
     def __init__(
@@ -114,9 +128,14 @@ class StoreFleet(ABC):
         if workers < 1:
             raise TrainingError(f"workers is {workers}: at least 1 is needed")
         if together < 1:
-            raise TrainingError(f"together is {together}: at least 1 run is trained at a time")
-        self._store, self._proxy, self._group, self._seed = store, dict(proxy), group, seed
-        self._count, self._max_attempts, self._on_change = workers, max_attempts, on_change
+            raise TrainingError(f"together is {together}: at least 1 is needed")
+        self._store = store
+        self._proxy = dict(proxy)
+        self._group = group
+        self._seed = seed
+        self._workers = workers
+        self._max_attempts = max_attempts
+        self._on_change = on_change
         self._max_failed_ratio = max_failed_ratio
         self._orders = Orders(
             store.address,
@@ -130,28 +149,28 @@ class StoreFleet(ABC):
             workers,
             plugins,
         )
-        self._posts: list[_Post] = []
-        self._interrupts = self._fruitless = 0
+        self._active: list[_ActiveWorker] = []
+        self._interrupts = self._broken_workers = 0
 
     @abstractmethod
     def _start(self, slot: int) -> Worker:
-        """A new worker; `slot` counts from 0 and is taken by no other."""
+        """Start a worker. `slot` counts from 0 and is not used by another live worker."""
 
     def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
-        """Waits so many seconds; or less, and True, if a worker ended and the engine can tell at no cost."""
+        """Wait `seconds`. Return True early if the engine can tell that a worker ended."""
         time.sleep(seconds)
         return False
 
     def _connected(self) -> AbstractContextManager[object]:
-        """Around the time in which there are workers."""
+        """Return a context that surrounds the time in which workers exist."""
         return nullcontext()
 
     def load(self) -> list[Run]:
-        """The finished runs of the group that were planned for this seed and proxy configuration, and for no other."""
+        """Return the finished runs of the group with this seed and proxy configuration."""
         return [self._store.load(run.id) for run in self._planned() if run.status == "done"]
 
     def spent(self) -> Cost:
-        """On all that was planned for this seed and proxy configuration, runs that came to nothing included."""
+        """Return the cost of all runs with this seed and proxy configuration, even failed ones."""
         return sum((run.cost for run in self._planned()), Cost())
 
     def _planned(self) -> list[RunSummary]:
@@ -161,11 +180,12 @@ class StoreFleet(ABC):
         ]
 
     def run(self, policies: Sequence[Policy]) -> list[Run]:
-        """The finished run of each policy, in this order; a policy that has its run already is not run again.
+        """Return the finished run of each policy, in order, and start those that do not exist yet.
 
-        A run that failed at each of its attempts is left out. Raises `FleetError` when all the others are done, if those are more
-        than `max_failed_ratio` of what was planned. Ctrl-C lets the intervals under way end, saves them and raises
-        `KeyboardInterrupt`; a second one stops at once.
+        A run that failed at all its attempts is left out. Raises `FleetError` after all other runs
+        are done, if more than a share `max_failed_ratio` of the planned runs failed. Ctrl-C lets the
+        current intervals finish, saves them and raises `KeyboardInterrupt`; a second Ctrl-C stops
+        immediately.
         """
         ids = [self.plan(policy) for policy in policies]
         self.work_off()
@@ -173,14 +193,16 @@ class StoreFleet(ABC):
         if len(failed) > self._max_failed_ratio * len(self._planned()):
             reasons = "; ".join(f"{run.id} ({run.reason})" for run in failed[:3])
             raise FleetError(
-                f"{len(failed)} of {len(ids)} runs of {self._group} failed after {self._max_attempts} attempts each: {reasons}. "
-                "The others are done. Mend the cause, reopen these runs, and run the same again"
+                f"{len(failed)} of {len(ids)} runs of {self._group} failed after "
+                f"{self._max_attempts} attempts each: {reasons}. "
+                "The others are done. Fix the cause, reopen these runs and run the same command "
+                "again"
             )
         lost = {run.id for run in failed}
         return [self._store.load(run_id) for run_id in ids if run_id not in lost]
 
     def plan(self, policy: Policy) -> str:
-        """Puts the policy's run into the store, if it is not there, and returns its id."""
+        """Add the policy's run to the store, unless it exists, and return its id."""
         task = task_of(self._proxy, policy)
         name = f"{self._group}/{task['policy']['kind']}"
         return self._store.create(
@@ -188,63 +210,71 @@ class StoreFleet(ABC):
         )
 
     def work_off(self) -> None:
-        """Works until no run of the group waits or runs, whoever planned it."""
-        tally = self._look()
+        """Run workers until no run of the group is waiting or running, whoever planned it."""
+        tally = self._poll()
         if not tally.open:
             return
-        self._interrupts = self._fruitless = 0
+        self._interrupts = self._broken_workers = 0
         with self._connected(), self._interruptible():
             try:
                 while tally.open and not self._interrupts:
-                    self._bury(tally)
-                    while len(self._posts) < min(self._count, tally.open):
-                        slot = min(set(range(self._count)) - {post.slot for post in self._posts})
-                        self._posts.append(_Post(self._start(slot), slot, tally.attempts))
+                    self._remove_ended(tally)
+                    while len(self._active) < min(self._workers, tally.open):
+                        slot = min(
+                            set(range(self._workers)) - {active.slot for active in self._active}
+                        )
+                        self._active.append(_ActiveWorker(self._start(slot), slot, tally.attempts))
                     self._wait()
-                    tally = self._look()
+                    tally = self._poll()
                 self._drain()
             finally:
-                for post in self._posts:
-                    post.worker.close()
-                self._posts.clear()
-        left = self._look().open
+                for active in self._active:
+                    active.worker.close()
+                self._active.clear()
+        left = self._poll().open
         if self._interrupts:
             raise KeyboardInterrupt(
-                f"stopped: {left} runs of {self._group} are left; run the same again to go on"
+                f"stopped: {left} runs of {self._group} are left; run the same command again to "
+                "resume"
             )
 
-    def _look(self) -> Tally:
+    def _poll(self) -> Tally:
         tally = self._store.tally(self._group)
         if self._on_change:
             self._on_change(tally)
         return tally
 
     def _wait(self) -> None:
-        """Until the next look into the store: sooner if a worker ended, and at once after an interrupt."""
-        until, workers = time.monotonic() + _LOOK_EVERY, [post.worker for post in self._posts]
+        """Wait until the next query of the store, less if a worker ended or after an interrupt."""
+        until = time.monotonic() + _POLL_SECONDS
+        workers = [active.worker for active in self._active]
         while time.monotonic() < until and not self._interrupts and not self._pause(workers, 0.05):
             pass
 
-    def _bury(self, tally: Tally) -> None:
-        """Forgets the workers that ended. Raises `TrainingError` if they keep breaking before they take a run."""
-        for post in [post for post in self._posts if not post.worker.alive()]:
-            self._posts.remove(post)
-            trouble = post.worker.trouble()
-            post.worker.close()
-            self._fruitless = (
-                self._fruitless + 1 if trouble and tally.attempts == post.attempts else 0
+    def _remove_ended(self, tally: Tally) -> None:
+        """Remove workers that ended.
+
+        Raises `TrainingError` if several in a row ended before they took a run.
+        """
+        for active in [active for active in self._active if not active.worker.alive()]:
+            self._active.remove(active)
+            trouble = active.worker.trouble()
+            active.worker.close()
+            self._broken_workers = (
+                self._broken_workers + 1 if trouble and tally.attempts == active.attempts else 0
             )
-            if self._fruitless >= _FRUITLESS:
+            if self._broken_workers >= _MAX_BROKEN_WORKERS:
                 raise TrainingError(
-                    f"{self._fruitless} workers ended before they took a run ({trouble}): make_trainer must be a function "
-                    "that another process can import, and cuvee be installed where the workers are"
+                    f"{self._broken_workers} workers ended before they took a run ({trouble}): "
+                    "make_trainer must be a function "
+                    "that another process can import, and cuvee must be installed where workers run"
                 )
 
     def _drain(self) -> None:
-        """Asks every worker to leave and waits for them; a second interrupt ends the waiting."""
-        for post in self._posts:
-            post.worker.leave()
-        while self._interrupts < 2 and any(post.worker.alive() for post in self._posts):
+        """Ask every worker to leave and wait for them; a second interrupt ends the waiting."""
+        for active in self._active:
+            active.worker.leave()
+        while self._interrupts < 2 and any(active.worker.alive() for active in self._active):
             time.sleep(0.05)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
@@ -252,7 +282,7 @@ class StoreFleet(ABC):
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # where Python has no signals
+        if threading.current_thread() is not threading.main_thread():  # only it receives signals
             yield
             return
         before = {

@@ -1,13 +1,14 @@
-"""`RunJournal`: what `loop.run` writes down, so that a run goes on after anything and ends as if nothing had happened.
+"""`RunJournal`: the record of a run, from which it can be resumed exactly after any interruption.
 
     journal = RunJournal(store, claim, checkpoints, every=10)
-    with journal.attempt(trainer):                 # holds the lease; an error or Ctrl-C ends the attempt in the store
+    with journal.attempt(trainer):  # holds the lease; an error or Ctrl-C ends the attempt
         run(trainer, policy, journal)
         journal.finish(trainer)
 
-Each interval is one durable row before the next begins; every `every` intervals, and at the end, trainer and policy are saved.
-A resumed run starts from the newest complete checkpoint and trains the intervals after it again. Their rows are there already,
-and the store takes the same row twice but not another one, so a run that does not repeat itself exactly is found out.
+Each interval is one durable row, written before the next interval begins. Trainer and policy are
+saved every `every` intervals and at the end. A resumed run starts from the newest complete
+checkpoint and trains the later intervals again. Their rows exist already: the store accepts an
+identical row and rejects a different one, so a run that is not deterministic is detected.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OnRecord = Callable[[Trajectory, Trainer, Metrics], None]
 
 
 class CheckpointFolder(Protocol):
-    """What a journal needs of `cuvee.training.checkpoint.Checkpoints`."""
+    """The part of `cuvee.training.checkpoint.Checkpoints` that a journal needs."""
 
     @property
     def folder(self) -> Path: ...
@@ -35,15 +36,15 @@ class CheckpointFolder(Protocol):
     def save(self, step: int, state: State) -> object: ...
 
     def latest(self) -> tuple[int, State] | None:
-        """The newest complete checkpoint, or None."""
+        """Return the newest complete checkpoint, or None."""
         ...
 
 
 class RunJournal:
     """Implements `cuvee.core.protocols.Journal` for one claim.
 
-    Without `checkpoints`, a run that stopped starts again from its beginning. Checkpoints are numbered by intervals.
-    `on_record` is called after each interval is durable, for a live view.
+    Without `checkpoints`, an interrupted run starts from the beginning. Checkpoints are numbered by
+    interval. `on_record` is called when an interval is durable, for a live view.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class RunJournal:
     ) -> None:
         if every < 1:
             raise StoreError(f"a checkpoint every {every} intervals is not possible: use 1 or more")
-        self._store, self._claim, self._checkpoints = store, claim, checkpoints
-        self._every, self._on_record = every, on_record
+        self._store = store
+        self._claim = claim
+        self._checkpoints = checkpoints
+        self._every = every
+        self._on_record = on_record
         self._before = Cost()
 
     @property
@@ -65,31 +69,36 @@ class RunJournal:
         return self._claim.run.id
 
     def resume(self, trainer: Trainer, policy: Policy) -> Trajectory | None:
-        """Restores both from the newest complete checkpoint and returns the history up to it; None if there is none.
+        """Restore both from the newest complete checkpoint and return the history up to it.
 
-        Raises `CheckpointError` for a checkpoint of another run and `StoreError` if the store lacks the history.
+        Returns None if there is no checkpoint. Raises `CheckpointError` if the checkpoint belongs
+        to another run or does not fit, and `StoreError` if the store lacks its history.
         """
         latest = self._checkpoints.latest() if self._checkpoints else None
         if latest is None:
             return None
         assert self._checkpoints is not None
-        folder, (number, state) = self._checkpoints.folder, latest
+        folder = self._checkpoints.folder
+        number, state = latest
         if state.get("run") != self._run_id:
             raise CheckpointError(
-                f"{folder} holds checkpoints of run {state.get('run')!r}, not of {self._run_id}: use another folder"
+                f"{folder} holds checkpoints of run {state.get('run')!r}, not of {self._run_id}: "
+                "use another folder"
             )
         recorded = self._store.summary(self._run_id).intervals
         if recorded < number:
             raise StoreError(
-                f"{folder} is at interval {number} but the store has {recorded} of run {self._run_id}: "
-                "give the store that belongs to it, or remove the folder to start from the beginning"
+                f"{folder} is at interval {number} but the store has only {recorded} of run "
+                f"{self._run_id}: "
+                "give the store that belongs to it, or remove the folder to start from "
+                "the beginning"
             )
         try:
             trainer.restore(state["trainer"], policy.probes)
             policy.load_state_dict(state["policy"])
         except CuveeError:
             raise
-        except Exception as error:  # a state of another program can be wrong in any way
+        except Exception as error:  # an untrusted state can be wrong in any way
             raise CheckpointError(
                 f"the checkpoint of interval {number} in {folder} does not fit this run "
                 f"({type(error).__name__}: {error}): remove the folder to start from the beginning"
@@ -100,6 +109,7 @@ class RunJournal:
     def record(
         self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
     ) -> None:
+        """Record the last interval; save trainer and policy if a checkpoint is due."""
         number = len(so_far)
         if number == 1:
             self._claim.append(0, None, so_far.signals[0])
@@ -110,14 +120,15 @@ class RunJournal:
             self._on_record(so_far, trainer, metrics)
 
     def save(self, number: int, trainer: Trainer, policy: Policy) -> None:
-        """Writes the checkpoint of interval `number` now, whatever `every` says."""
+        """Write the checkpoint of interval `number` now."""
         if self._checkpoints:
             state = {"trainer": trainer.state_dict(), "policy": policy.state_dict()}
             self._checkpoints.save(number, {"run": self._run_id, **state})
 
     def cost(self, trainer: Trainer) -> Cost:
-        """What this attempt has spent: the trainer's count less what it had when it was restored."""
-        now, before = trainer.cost, self._before
+        """Return the cost of this attempt: the trainer's cost since it was restored."""
+        now = trainer.cost
+        before = self._before
         return Cost(
             now.tokens - before.tokens,
             now.flops - before.flops,
@@ -127,22 +138,24 @@ class RunJournal:
     def finish(
         self, trainer: Trainer, *, policy: str | None = None, model: str | None = None
     ) -> None:
-        """Ends the run: done. `policy` and `model` are the folders of a saved policy and an exported model."""
+        """Mark the run as done. `policy` and `model` are folders of a saved policy and model."""
         folder = str(self._checkpoints.folder) if self._checkpoints else None
         self._claim.finish(self.cost(trainer), checkpoint=folder, policy=policy, model=model)
 
     @contextmanager
     def attempt(self, trainer: Trainer) -> Iterator[None]:
-        """Keeps the lease while the block runs. An interrupt gives the run back, an error is its attempt's reason to fail."""
+        """Keep the lease alive during the block.
+
+        An interrupt releases the run. An error ends the attempt, with the error as reason.
+        """
         with self._claim.kept_alive():
             try:
                 yield
             except ClaimLost:
                 raise
             except Exception as error:
-                with suppress(
-                    StoreError
-                ):  # the error itself matters more, and the lease runs out by itself
+                # The error itself is raised below, and the lease expires by itself.
+                with suppress(StoreError):
                     self._claim.fail(f"{type(error).__name__}: {error}", self.cost(trainer))
                 raise
             except BaseException:

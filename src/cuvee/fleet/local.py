@@ -1,7 +1,9 @@
-"""`LocalFleet`: proxies in processes of this host, each run once, whatever dies.
+"""`LocalFleet`: worker processes on this host.
 
-fleet = LocalFleet(store, make_trainer, proxy, group="regmix", workers=2)
-policy = search(method, corpus, fleet)
+Example:
+
+    fleet = LocalFleet(store, make_trainer, proxy, group="regmix", workers=2)
+    policy = search(method, corpus, fleet)
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ __all__ = ["FleetError", "LocalFleet"]
 
 
 class LocalFleet(StoreFleet):
-    """With `devices`, worker i sees only CUDA device `devices[i % len(devices)]`. For the rest see `StoreFleet`.
+    """Runs workers as processes on this host. See `StoreFleet` for the options.
 
-    A worker whose driver was killed saves, gives its run back and leaves.
+    With `devices`, worker i sees only CUDA device `devices[i % len(devices)]`. If the driver is
+    killed, its workers save, release their runs and exit.
     """
 
     def __init__(
@@ -42,9 +45,8 @@ class LocalFleet(StoreFleet):
         self._devices = tuple(devices)
 
     def _start(self, slot: int) -> Worker:
-        settings = {
-            "OMP_NUM_THREADS": str(self._orders.threads)
-        }  # read when torch is loaded, before our code runs
+        # OMP_NUM_THREADS is read when torch is imported, before any code of the worker runs.
+        settings = {"OMP_NUM_THREADS": str(self._orders.threads)}
         if self._devices:
             settings["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         context = multiprocessing.get_context("spawn")
@@ -54,7 +56,7 @@ class LocalFleet(StoreFleet):
         )
         with _environment(settings), _interrupts_ignored():
             process.start()
-        theirs.close()  # so that the pipe ends with the worker
+        theirs.close()  # closes the pipe when the worker ends
         return _Process(process, ours)
 
     def _pause(self, workers: Sequence[Worker], seconds: float) -> bool:
@@ -67,8 +69,11 @@ class LocalFleet(StoreFleet):
 
 
 class _Process:
+    """A worker process and the pipe to it."""
+
     def __init__(self, process: Any, line: Connection) -> None:
-        self.process, self._line = process, line
+        self.process = process
+        self._line = line
 
     def alive(self) -> bool:
         return bool(self.process.is_alive())
@@ -89,7 +94,7 @@ class _Process:
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """For the processes started within."""
+    """Set environment variables for the processes started in the block."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -104,7 +109,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """A process started within ignores Ctrl-C from its first instruction on."""
+    """Make processes that are started in the block ignore Ctrl-C from their first instruction."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,10 +1,11 @@
-"""`RayFleet`: the same workers as tasks of a Ray cluster that is there already.
+"""`RayFleet`: workers as tasks of an existing Ray cluster.
 
     fleet = RayFleet(store, make_trainer, proxy, group="regmix", workers=64, gpus=0.25)
     policy = search(method, corpus, fleet)
 
-A worker is one Ray task, which takes run after run from the store. If its node is lost, so is its lease: another worker goes on
-with the run, and the driver asks Ray for a new one. Cancelling a task is a SIGINT in it, which asks the worker to leave.
+A worker is one Ray task that takes one run after another from the store. If its node is lost, its
+lease expires, another worker resumes its run, and the driver asks Ray for a new worker. Cancelling
+a task sends it a SIGINT, which asks the worker to leave.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ from cuvee.fleet.worker import work_until_signalled
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-_KNOCK_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
 
 
 class RayFleet(StoreFleet):
-    """`address` is the cluster's (`host:port`; "auto" is $RAY_ADDRESS or the one that this host is part of); each worker asks it
-    for `threads` CPUs and `gpus` GPUs, of which a share is enough for tiny proxies. For the rest see `StoreFleet`.
+    """Runs workers as Ray tasks. See `StoreFleet` for the other options.
 
-    Needs `pip install 'cuvee[ray]'`, here and on every node, and a corpus and a checkpoint folder at the same path everywhere.
-    Raises `ConfigError` if there is no cluster, and `StoreError` if it has several hosts and the store is a SQLite file.
+    `address` is the cluster's `host:port`; "auto" means $RAY_ADDRESS, or the cluster that this host
+    is part of. Each worker requests `threads` CPUs and `gpus` GPUs; a fraction of a GPU is enough
+    for tiny proxies. Corpus and checkpoint folder must have the same path on every node, and every
+    node needs `pip install 'cuvee[ray]'`.
+
+    Raises `ConfigError` if there is no cluster, and `StoreError` if it has several hosts and the
+    store is a SQLite file.
     """
 
     def __init__(
@@ -47,7 +52,8 @@ class RayFleet(StoreFleet):
     ) -> None:
         super().__init__(store, make_trainer, proxy, **options)
         self._orders = dataclasses.replace(self._orders, idle_seconds=2.0)
-        self._address, self._gpus = address, gpus
+        self._address = address
+        self._gpus = gpus
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -58,11 +64,12 @@ class RayFleet(StoreFleet):
         ours = not ray.is_initialized()
         if ours:
             try:
-                _knock(self._address)
+                _check_reachable(self._address)
                 ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"there is no Ray cluster at {self._address!r} ({error}): start one with `ray start --head`, or give "
+                    f"there is no Ray cluster at {self._address!r} ({error}): start one with "
+                    "`ray start --head`, or give "
                     "the address of one as ray.address"
                 ) from error
         try:
@@ -77,12 +84,12 @@ class RayFleet(StoreFleet):
         hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         if self._store.address.is_sqlite and hosts != {ray.util.get_node_ip_address()}:
             raise StoreError(
-                f"the Ray cluster has the hosts {', '.join(sorted(hosts))}, and {self._store.address.shown} can be written "
+                f"the Ray cluster has the hosts {', '.join(sorted(hosts))}, and "
+                f"{self._store.address.shown} can be written "
                 "from one only: use a PostgreSQL store (--store postgresql://… or @FILE)"
             )
-        task = ray.remote(max_calls=1)(
-            work_until_signalled
-        )  # a process of its own, as other engines have it
+        # One process per task, as in the other engines.
+        task = ray.remote(max_calls=1)(work_until_signalled)
         resources = {
             "num_cpus": self._orders.threads,
             "num_gpus": self._gpus,
@@ -100,14 +107,16 @@ class RayFleet(StoreFleet):
         )
 
 
-def _knock(address: str) -> None:
-    """Raises `OSError` where nobody answers, which Ray itself finds out after minutes only."""
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nobody answers at `address`; Ray itself takes minutes to notice."""
     host, _, port = address.rpartition(":")
     if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 class _Task:
+    """A worker as a Ray task."""
+
     def __init__(self, task: ObjectRef[None]) -> None:
         self.task = task
 
@@ -123,9 +132,7 @@ class _Task:
             ray.get(self.task)
         except ray.exceptions.TaskCancelledError:
             return None
-        except (
-            Exception
-        ) as error:  # Ray raises what the task raised, in a class that is also of its own
+        except Exception as error:  # Ray raises a subclass of the class that the task raised
             return str(error)
         return None
 

@@ -1,12 +1,16 @@
-"""`SlurmFleet`: the same workers as jobs of a Slurm cluster, submitted through submitit.
+"""`SlurmFleet`: workers as jobs of a Slurm cluster, submitted with submitit.
 
-    fleet = SlurmFleet(store, make_trainer, proxy, group="regmix", workers=64, folder=Path("runs/jobs"), partition="gpu", gpus=1)
+    fleet = SlurmFleet(
+        store, make_trainer, proxy, group="regmix", workers=64,
+        folder=Path("runs/jobs"), partition="gpu", gpus=1,
+    )
     policy = search(method, corpus, fleet)
 
-A job takes run after run from the store until none is open. It outlives a driver that is killed; one that is started again plans
-no run twice, but submits jobs of its own beside those. A driver that ends otherwise cancels its jobs. A job that is cancelled,
-preempted or out of time is told so by a signal, saves and gives its run back; one that is lost loses its lease, and another one
-goes on with its run.
+A job takes one run after another from the store until none is open. Jobs keep running if their
+driver is killed. A driver that is started again plans no run twice, but submits jobs of its own. A
+driver that ends in another way cancels its jobs. A job that is cancelled, preempted or out of time
+receives a signal, saves and releases its run. If a job is lost, its lease expires and another job
+resumes its run.
 """
 
 from __future__ import annotations
@@ -29,16 +33,21 @@ if TYPE_CHECKING:
 
 Cluster = Literal["slurm", "local"]
 
-_ASK_QUEUE_EVERY = 5.0  # seconds, while jobs that were cancelled come to their end
-_WARNED_SECONDS = 120  # before its time is over, a job is told
+_QUEUE_POLL_SECONDS = 5.0  # while cancelled jobs end
+_WARNING_SECONDS = 120  # a job receives its signal this long before its time is over
 
 
 class SlurmFleet(StoreFleet):
-    """`folder` is where submitit keeps jobs and their output, on a file system that all nodes see; it is made readable by its
-    owner only, since what a job needs to open the store lies there. Each job has `threads` CPUs, `gpus` GPUs and `minutes` of
-    time. `cluster="local"` runs the jobs as processes of this host, to try things out. For the rest see `StoreFleet`.
+    """Runs workers as Slurm jobs. See `StoreFleet` for the other options.
 
-    Needs `pip install 'cuvee[slurm]'`. Raises `ConfigError` if Slurm is not here, and `StoreError` for a SQLite store on it.
+    `folder` is where submitit keeps jobs and their output. It must be on a file system that all
+    nodes share, and is made readable by its owner only, because the address and password of the
+    store are in it. Each job has `threads` CPUs, `gpus` GPUs and `minutes` of time.
+    `cluster="local"` runs jobs as processes of this host, for tests. Needs `pip install
+    'cuvee[slurm]'`.
+
+    Raises `ConfigError` if there is no Slurm on this host, and `StoreError` for a SQLite store with
+    it.
     """
 
     def __init__(
@@ -58,21 +67,22 @@ class SlurmFleet(StoreFleet):
         super().__init__(store, make_trainer, proxy, **options)
         if cluster == "slurm" and store.address.is_sqlite:
             raise StoreError(
-                f"Slurm's jobs run on other hosts, and {store.address.shown} can be written from one only: "
-                "use a PostgreSQL store (--store postgresql://… or @FILE)"
+                f"Slurm's jobs run on other hosts, and {store.address.shown} can be written from "
+                "one only: use a PostgreSQL store (--store postgresql://… or @FILE)"
             )
         self._orders = dataclasses.replace(self._orders, idle_seconds=2.0)
-        self._folder, self._cluster = folder.absolute(), cluster
-        wanted = {
+        self._folder = folder.absolute()
+        self._cluster = cluster
+        parameters = {
             "name": re.sub(r"[^A-Za-z0-9._-]", "-", f"cuvee-{self._group}")[:60],
             "timeout_min": minutes,
             "cpus_per_task": self._orders.threads,
             "gpus_per_node": gpus or None,
             "mem_gb": memory_gb,
             "slurm_partition": partition,
-            "slurm_signal_delay_s": min(_WARNED_SECONDS, 30 * minutes),
+            "slurm_signal_delay_s": min(_WARNING_SECONDS, 30 * minutes),
         }
-        self._wanted = {name: value for name, value in wanted.items() if value is not None}
+        self._parameters = {name: value for name, value in parameters.items() if value is not None}
         self._executor: Any = None
 
     def _start(self, slot: int) -> Worker:
@@ -95,31 +105,36 @@ class SlurmFleet(StoreFleet):
             raise ConfigError(
                 f"there is no Slurm here ({error}): start the driver where `sbatch` works"
             ) from error
-        executor.update_parameters(**self._wanted)
+        executor.update_parameters(**self._parameters)
         return executor
 
 
 class _Job:
+    """A worker as a Slurm job."""
+
     def __init__(self, job: Job[None]) -> None:
-        self._job, self._ask_again = job, float("inf")
+        self._job = job
+        self._ask_again = float("inf")
 
     def alive(self) -> bool:
-        ask = (
-            time.monotonic() >= self._ask_again
-        )  # of a job that never began, only the queue knows that it is gone
+        # Only the queue knows that a job is gone if it never began.
+        ask = time.monotonic() >= self._ask_again
         if ask:
-            self._ask_again = time.monotonic() + _ASK_QUEUE_EVERY
+            self._ask_again = time.monotonic() + _QUEUE_POLL_SECONDS
         return not self._job.done(force_check=ask)
 
     def trouble(self) -> str | None:
-        if not self._job.paths.result_pickle.exists():  # submitit would wait for it
-            return f"job {self._job.job_id} ended without a result; its output is in {self._job.paths.stderr}"
+        if not self._job.paths.result_pickle.exists():  # submitit would block until it exists
+            return (
+                f"job {self._job.job_id} ended without a result; its output is in "
+                f"{self._job.paths.stderr}"
+            )
         error = self._job.exception()
         return str(error) if error else None
 
     def leave(self) -> None:
         self._job.cancel(check=False)
-        self._ask_again = time.monotonic() + _ASK_QUEUE_EVERY
+        self._ask_again = time.monotonic() + _QUEUE_POLL_SECONDS
 
     def close(self) -> None:
         if self.alive():

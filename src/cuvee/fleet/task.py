@@ -1,7 +1,9 @@
-"""A task: what one proxy run computes, as JSON in the store and nothing else. Any worker can rebuild it; none runs code from it.
+"""A task: one proxy run as JSON in the store. Any worker can rebuild it; it contains no code.
 
-{"proxy": …}     what the trainer is made of, for the driver's own `make_trainer`
-{"policy": …}    kind, settings and state of the policy, as in a policy file; arrays as base64 of their exact bytes
+The two keys of a task:
+
+    {"proxy": …}     the trainer's configuration, for the driver's own `make_trainer`
+    {"policy": …}    kind, settings and state of the policy, as in a policy file; arrays in base64
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from cuvee.core.registry import POLICIES
 from cuvee.policies.files import check_can_be_saved, document_of
 
 MakeTrainer = Callable[[Mapping[str, Any], int], Trainer]
-"""(proxy configuration, seed) → a fresh trainer. A function at the top of a module, since other processes import it."""
+"""(proxy configuration, seed) → a fresh trainer.
+
+It must be a module-level function, because other processes import it."""
 
 _DTYPES = frozenset({"<f4", "<f8", "<i4", "<i8", "|b1", "|u1", "<u2", "<u4", "<u8"})
 
 
 def task_of(proxy: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
-    """Raises `PolicyError` for a policy that a policy file could not hold either."""
+    """Return the task of one policy. Raises `PolicyError` if the policy cannot be saved."""
     check_can_be_saved(policy)
     document = document_of(policy)
     return {
@@ -38,7 +42,10 @@ def task_of(proxy: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
 def build_task(
     task: Mapping[str, Any], seed: int, make_trainer: MakeTrainer
 ) -> tuple[Trainer, Policy]:
-    """Raises `CuveeError` for a task that this version cannot rebuild."""
+    """Return the trainer and the policy of a task.
+
+    Raises `CuveeError` if this version cannot rebuild the task.
+    """
     try:
         document = task["policy"]
         policy: Policy = POLICIES.get(document["kind"])(**document["settings"])

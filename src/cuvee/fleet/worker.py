@@ -1,7 +1,8 @@
-"""A worker: a process that takes one run after the other from the store and trains it, until asked to leave or all are done.
+"""A worker: a process that takes one run after another from the store and trains it.
 
-Whoever started it may ask it to end the interval under way, save, give the run back, and leave: a process of this host through
-a pipe (whose end, if the driver was killed, says the same), a process of a cluster by a signal.
+It ends when all runs are done or when it is asked to leave. Then it finishes the current interval,
+saves, releases its run and exits. A process on this host is asked through a pipe, which also ends
+if the driver is killed. A process on a cluster is asked by a signal.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from cuvee.loop import run
 from cuvee.policies.files import save_policy
 
 Asked = Callable[[float], bool]
-"""Waits so many seconds, or less if it is asked to leave; whether it is."""
+"""Wait the given seconds, or less if the worker is asked to leave; return whether it is."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker is started with."""
+    """The settings that a worker is started with."""
 
     address: Address
     group: str
@@ -49,33 +50,42 @@ class Orders:
     lease_seconds: float
     threads: int
     together: int = 1
-    """The most runs that it may train as one program, if a trial shows that to be faster."""
+    """The largest number of runs to train as one program, if a trial shows that to be faster."""
     workers: int = 1
-    """How many its driver has."""
+    """The number of workers of its driver."""
     plugins: tuple[str, ...] = ()
-    """Modules of the driver's configuration that register parts; imported before any task is rebuilt. No task names a module."""
+    """Modules from the driver's configuration to import before any task is rebuilt.
+
+They register methods, policies and other parts. A task itself never names a module."""
     idle_seconds: float = 0.5
 
 
 class Drained(BaseException):
-    """The worker was asked to leave, and the run under way is saved."""
+    """Raised after the current run is saved because the worker was asked to leave."""
 
 
 def work(orders: Orders, line: Connection) -> None:
-    """The main function of a process of this host. Whatever comes through `line`, its end included, asks it to leave."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal; the driver decides what it means
+    """Run a worker as a process on this host.
+
+    Any message on `line`, or its end, asks the worker to leave.
+    """
+    # Ctrl-C reaches every process of the terminal; the driver decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _work(orders, line.poll)
 
 
 def work_until_signalled(orders: Orders) -> None:
-    """The main function of a process of a cluster, which SIGINT, SIGTERM and SIGUSR2 ask to leave: these are what schedulers
-    send to a job that is cancelled, runs out of time, or loses its node."""
+    """Run a worker as a process on a cluster.
+
+    SIGINT, SIGTERM or SIGUSR2 ask it to leave. Schedulers send these to a job that is cancelled,
+    runs out of time or loses its node.
+    """
     _work(orders, _Signalled())
 
 
 class _Signalled:
+    """Whether the process has received a signal to leave."""
+
     def __init__(self) -> None:
         self._signalled = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -92,11 +102,15 @@ class _Signalled:
 
 
 def _work(orders: Orders, asked: Asked) -> None:
-    """Ends after a failed attempt too, which may have left memory or a device in a bad state."""
+    """Take and train runs until none is open or the worker is asked to leave.
+
+    It also returns after a failed attempt, which may have left memory or a device in a bad state.
+    """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(orders.threads)
     import_plugins(orders.plugins)
-    name, most = worker_name(), orders.together
+    name = worker_name()
+    most = orders.together
     with Store(Database(orders.address)) as store:
         while not asked(0.0):
             claims = _claims(store, name, orders, most)
@@ -109,14 +123,17 @@ def _work(orders: Orders, asked: Asked) -> None:
                 if not _attempt(store, claims[0], orders, asked):
                     return
             elif store.tally(orders.group).open:
-                asked(orders.idle_seconds)  # another worker's run may come back
+                asked(orders.idle_seconds)  # another worker may release its run
             else:
                 return
 
 
 def _claims(store: Store, name: str, orders: Orders, most: int) -> list[Claim]:
-    """Up to `most` runs, but no more than leaves as many to each other worker. A run that was tried before is taken alone: it may
-    be what ended a process, and with it all runs that were trained there."""
+    """Claim up to `most` runs, but leave as many for each other worker.
+
+    A run with an earlier attempt is taken alone: it may have crashed its process, and would crash
+    all runs trained with it.
+    """
     share = (
         min(most, math.ceil(store.tally(orders.group).waiting / orders.workers)) if most > 1 else 1
     )
@@ -132,7 +149,7 @@ def _claims(store: Store, name: str, orders: Orders, most: int) -> list[Claim]:
 
 
 def _attempt(store: Store, claim: Claim, orders: Orders, asked: Asked) -> bool:
-    """Whether the process is fit for another run."""
+    """Train one run. Return whether the process can train another."""
     try:
         with claim.kept_alive():
             trainer, policy = _build(claim, orders)
@@ -146,7 +163,11 @@ def _attempt(store: Store, claim: Claim, orders: Orders, asked: Asked) -> bool:
 def _attempt_together(
     store: Store, claims: Sequence[Claim], orders: Orders, asked: Asked
 ) -> tuple[bool, bool]:
-    """Whether the process is fit for other runs, and whether these were trained together; if not, all but one are given back."""
+    """Train several runs as one program, if that is faster.
+
+    Return whether the process can train other runs, and whether these were trained together. If
+    not, only the first is trained and the others are released.
+    """
     from cuvee.training.together.together import together
 
     built: list[tuple[Claim, Trainer, Policy]] = []
@@ -154,7 +175,7 @@ def _attempt_together(
         for claim in claims:
             leases.enter_context(claim.kept_alive())
         for claim in claims:
-            with suppress(Exception):  # why is in the store
+            with suppress(Exception):  # `_build` has recorded the reason
                 built.append((claim, *_build(claim, orders)))
         group = together([trainer for _, trainer, _ in built])
         if group is None:
@@ -181,7 +202,7 @@ def _placed(place: AbstractContextManager[None], *run: Any) -> bool:
 
 
 def _build(claim: Claim, orders: Orders) -> tuple[Trainer, Policy]:
-    """If it fails, so has the attempt."""
+    """Build trainer and policy. An error ends the attempt and is raised again."""
     try:
         return build_task(claim.run.config, claim.run.seed, orders.make_trainer)
     except Exception as error:
@@ -193,7 +214,7 @@ def _build(claim: Claim, orders: Orders) -> tuple[Trainer, Policy]:
 def _train(
     store: Store, claim: Claim, trainer: Trainer, policy: Policy, orders: Orders, asked: Asked
 ) -> bool:
-    """Whether the process is fit for another run."""
+    """Train one run to its end. Return whether the process can train another."""
     run_id = claim.run.id
     folder = orders.checkpoints / run_id if orders.checkpoints else None
     checkpoints = AttemptCheckpoints(folder, claim.attempt) if folder else None
@@ -213,6 +234,6 @@ def _train(
             journal.finish(trainer, policy=str(learned) if learned else None)
     except (ClaimLost, Drained):
         return True
-    except Exception:  # why is in the store: the journal has ended the attempt with it
+    except Exception:  # the journal has recorded the error and ended the attempt
         return False
     return True

@@ -69,8 +69,7 @@ class BuildSettings:
     - `end_of_text`: the token that ends a document. Required if the tokenizer has no well-known
       one.
     - `valid_share`: the share of documents kept for validation, chosen by a hash of their content.
-      It
-      is ignored for sources that have `train/` and `valid/` folders.
+      It is ignored for sources that have `train/` and `valid/` folders.
     - `max_bad_rows`: the number of unusable rows above which the build stops.
     """
 

@@ -50,8 +50,7 @@ class LabelSettings:
       mark them.
     - `by_role`: split each label into LABEL.source and LABEL.target.
     - `valid_share`: the share of documents for validation, the same documents that `build` chooses.
-      It
-      is ignored for sources that have `train/` and `valid/` folders.
+      It is ignored for sources that have `train/` and `valid/` folders.
     - `max_bad_rows`: the number of unusable rows above which labelling stops.
     """
 

@@ -1,4 +1,4 @@
-"""Where a store is: a path or a database URL, and how to speak of it without giving its secrets away."""
+"""The address of a store: a path or a database URL, shown without its secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ENVIRONMENT = "CUVEE_STORE"
 INSECURE = "CUVEE_STORE_INSECURE"
 
 _NETWORK_FILE_SYSTEM = re.compile(
-    r"(fuse\.)?(ceph|gcsfuse|glusterfs|juicefs|s3fs|sshfs)|9p|afs|beegfs|cifs|gpfs|lustre|nfs4?|orangefs|smb2|smb3|smbfs"
+    r"(fuse\.)?(ceph|gcsfuse|glusterfs|juicefs|s3fs|sshfs)|9p|afs|beegfs|cifs|gpfs|lustre"
+    r"|nfs4?|orangefs|smb2|smb3|smbfs"
 )
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _HARMLESS = frozenset({"sslmode", "connect_timeout", "application_name"})
@@ -27,7 +28,11 @@ _LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True)
 class Address:
-    """`url` names the place and holds no secret; what is needed to get in is in `secrets`, which no repr shows."""
+    """The address of a store.
+
+    `url` contains no secret. `secrets` are the connection options, including user and password; no
+    repr shows them. `shown` is for messages.
+    """
 
     url: URL
     shown: str
@@ -38,7 +43,7 @@ class Address:
         return self.url.get_backend_name() == "sqlite"
 
     def scrub(self, text: str) -> str:
-        """`text` without any secret of this address in it."""
+        """Return `text` with every secret of this address replaced by "***"."""
         secrets = {str(value) for name, value in self.secrets.items() if name not in _HARMLESS}
         for secret in sorted(
             (secret for secret in secrets if len(secret) > 2), key=len, reverse=True
@@ -48,10 +53,11 @@ class Address:
 
 
 def find_address(given: str | Path | None) -> Address:
-    """The store that `given` names: a path, `sqlite:///…`, `postgresql://…`, or `@FILE` whose first line is one of them.
+    """Return the address of the store that `given` names.
 
-    None means the environment variable CUVEE_STORE, so that a password need not stand in a command line.
-    Raises `StoreError`; no message repeats a URL's user, password or query.
+    `given` is a path, `sqlite:///…`, `postgresql://…`, or `@FILE`, whose first line is one of
+    these. None means the environment variable CUVEE_STORE, which keeps passwords out of command
+    lines. Raises `StoreError`; its messages never contain a URL's user, password or query.
     """
     text = str(given) if given is not None else os.environ.get(ENVIRONMENT, "")
     if text.startswith("@"):
@@ -77,7 +83,8 @@ def find_address(given: str | Path | None) -> Address:
     if url.drivername in ("postgresql", "postgres"):
         return _postgresql(url)
     raise StoreError(
-        f"{url.drivername!r} is no driver for a store: use sqlite:///PATH or postgresql://HOST/DATABASE"
+        f"{url.drivername!r} is no driver for a store: use sqlite:///PATH or "
+        "postgresql://HOST/DATABASE"
     )
 
 
@@ -104,20 +111,21 @@ def _sqlite(path: Path) -> Address:
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """The type of the file system that `path` is or would be on; None where the system does not tell (not Linux)."""
+    """Return the type of the file system that `path` is on, or None if unknown (not Linux)."""
     if not mounts.exists():
         return None
-    real, best, kind = path.resolve(), -1, None
+    real = path.resolve()
+    best = -1
+    kind = None
     for line in mounts.read_text().splitlines():
         before, _, after = line.partition(" - ")
-        mounted_at = Path(
-            before.split()[4].encode().decode("unicode_escape")
-        )  # a blank is written as \040
+        # A blank in a path is written as \040.
+        mounted_at = Path(before.split()[4].encode().decode("unicode_escape"))
         depth = len(mounted_at.parts)
-        if depth >= best and real.is_relative_to(
-            mounted_at
-        ):  # of two mounts on one point the later one is seen
-            best, kind = depth, after.split()[0]
+        # Of two mounts on one point, the later one is visible.
+        if depth >= best and real.is_relative_to(mounted_at):
+            best = depth
+            kind = after.split()[0]
     return kind
 
 
@@ -136,7 +144,8 @@ def _postgresql(url: URL) -> Address:
     exposed = bool(remote or "service" in options) and not os.environ.get(INSECURE)
     if exposed and options.setdefault("sslmode", "require") not in _ENCRYPTED:
         raise StoreError(
-            f"sslmode={options['sslmode']} would send runs and password in the clear to another host: use "
+            f"sslmode={options['sslmode']} would send runs and password in the clear to another "
+            "host: use "
             f"sslmode=require or verify-full, or set {INSECURE}=1 if the network itself is private"
         )
     secrets: dict[str, Any] = dict(options)

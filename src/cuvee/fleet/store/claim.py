@@ -1,4 +1,4 @@
-"""`Claim`: one worker's hold on one run, and the only way to write to it."""
+"""`Claim`: one worker's exclusive right to write to one run."""
 
 from __future__ import annotations
 
@@ -21,34 +21,40 @@ from cuvee.fleet.store.schema import attempts, intervals, runs, spaces
 Outcome = Literal["done", "failed", "lost", "released"]
 
 BAD = attempts.c.outcome.in_(["failed", "lost"])
-"""The attempts that count against a run."""
+"""The attempts that count towards a run's `max_attempts`."""
 
 
 class ClaimLost(StoreError):
-    """The run belongs to another worker by now, or has ended: nothing more may be written to it by this one."""
+    """The run has ended or another worker has claimed it, so this worker may not write to it."""
 
 
 class Claim:
-    """Made by `Store.claim`. Each write proves that this attempt still is the run's newest, renews the lease, and is durable
-    when it returns. `cost` is always what this attempt has spent so far; a run's cost is the sum over its attempts.
+    """The exclusive right to write to a run, created by `Store.claim`.
+
+    Each write checks that this attempt is the newest one of the run, renews the lease, and is
+    durable when it returns. `cost` is always the cost of this attempt so far; a run's cost is the
+    sum over its attempts.
     """
 
     def __init__(
         self, database: Database, run: RunSummary, attempt: int, worker: str, lease_seconds: float
     ) -> None:
-        self._database, self.run, self.attempt = database, run, attempt
-        self.worker, self.lease_seconds = worker, lease_seconds
+        self._database = database
+        self.run = run
+        self.attempt = attempt
+        self.worker = worker
+        self.lease_seconds = lease_seconds
 
     def __repr__(self) -> str:
         return f"Claim(run={self.run.id}, attempt={self.attempt}, worker={self.worker})"
 
     def heartbeat(self) -> None:
-        """Renews the lease. Raises `ClaimLost`."""
+        """Renew the lease. Raises `ClaimLost`."""
         self._database.write(self._renew)
 
     @contextmanager
     def kept_alive(self) -> Iterator[None]:
-        """Renews the lease from a thread for as long as the block runs, however long a single interval takes."""
+        """Renew the lease from a thread during the block, so that intervals can take any time."""
         stop = threading.Event()
 
         def beat() -> None:
@@ -56,9 +62,9 @@ class Claim:
                 try:
                     self.heartbeat()
                 except ClaimLost:
-                    return  # the next write of the worker itself is refused and says so
+                    return  # the worker's next write raises the same error
                 except StoreError:
-                    continue  # the server is away for longer than our patience: the worker's own writes will tell
+                    continue  # the server is unreachable; the worker's own writes raise this
 
         thread = threading.Thread(target=beat, name=f"lease of {self.run.id}", daemon=True)
         thread.start()
@@ -76,10 +82,11 @@ class Claim:
         metrics: Metrics | None = None,
         cost: Cost | None = None,
     ) -> None:
-        """Records interval `number`: 0 for what was measured before the first step, without a mixture; then 1, 2, ….
+        """Record interval `number`.
 
-        The same interval again is no change. Raises `StoreError` if another one is recorded under this number already or
-        the one before it is missing, and `ClaimLost`.
+        Number 0 holds the signals before the first step and has no mixture; then follow 1, 2, …
+        Recording the same interval again changes nothing. Raises `StoreError` if a different
+        interval has this number already or if the previous interval is missing, and `ClaimLost`.
         """
         if (mixture is None) != (number == 0):
             raise StoreError(
@@ -94,14 +101,15 @@ class Claim:
             if number in recorded:
                 if recorded[number] != row["digest"]:
                     raise StoreError(
-                        f"run {self.run.id} recorded another interval {number} before: repeating it gave other numbers, so "
-                        "the run is not deterministic on this machine. Start it anew under another run id, or resume it "
-                        "with the software and the hardware that it began with"
+                        f"run {self.run.id} recorded another interval {number} before: repeating "
+                        "it gave other numbers, so the run is not deterministic on this machine. "
+                        "Start it again under another run id, or resume it with the software "
+                        "and hardware that it started with"
                     )
                 return
             if number > 0 and number - 1 not in recorded:
                 raise StoreError(
-                    f"run {self.run.id} has no interval {number - 1} yet: intervals are recorded in order"
+                    f"run {self.run.id} has no interval {number - 1} yet: record intervals in order"
                 )
             space = {"digest": row["space"], "domains": interval.space_json()}
             connection.execute(self._database.insert_missing(spaces).values(**space))
@@ -119,15 +127,21 @@ class Claim:
         policy: str | None = None,
         model: str | None = None,
     ) -> None:
-        """Ends the run: done. The paths are those of its checkpoint, policy and model folders, if kept."""
+        """Mark the run as done.
+
+        The paths are the folders of its checkpoint, policy and model, if they are kept.
+        """
         self._end("done", None, cost, {"checkpoint": checkpoint, "policy": policy, "model": model})
 
     def fail(self, reason: str, cost: Cost | None = None) -> str:
-        """Ends this attempt. Returns what the run is now: `waiting` to be tried again, or `failed` after its last attempt."""
+        """End this attempt as failed and return the run's new status.
+
+        The status is `waiting` if the run may be tried again, or `failed` after its last attempt.
+        """
         return self._end("failed", reason, cost, {})
 
     def release(self, cost: Cost | None = None) -> None:
-        """Gives the run back to be gone on with by anybody; does not count against its attempts."""
+        """Return the run to the queue. The attempt does not count towards `max_attempts`."""
         self._end("released", None, cost, {})
 
     def _end(
@@ -135,14 +149,11 @@ class Claim:
     ) -> str:
         def work(connection: sa.Connection) -> str:
             mine = (attempts.c.run_id == self.run.id) & (attempts.c.number == self.attempt)
-            if (
-                connection.execute(sa.select(attempts.c.outcome).where(mine)).scalar_one()
-                == outcome
-            ):
+            query = sa.select(attempts.c.outcome).where(mine)
+            if connection.execute(query).scalar_one() == outcome:
+                # An earlier call of this function committed, but its reply was lost.
                 query = sa.select(runs.c.status).where(runs.c.id == self.run.id)
-                return str(
-                    connection.execute(query).scalar_one()
-                )  # the answer to this very write was lost on the way
+                return str(connection.execute(query).scalar_one())
             self._renew(connection, cost)
             if paths:
                 connection.execute(sa.update(runs).where(runs.c.id == self.run.id).values(**paths))
@@ -164,16 +175,18 @@ class Claim:
         number: int = 0,
         progress: float = 0.0,
     ) -> None:
-        """The fence: locks the run's row, and raises `ClaimLost` unless this attempt is the one that holds it."""
+        """Lock the run's row and renew the lease.
+
+        Raises `ClaimLost` unless this attempt holds the run.
+        """
         now = self._database.now(connection)
         held = (
             (runs.c.id == self.run.id)
             & (runs.c.attempt == self.attempt)
             & (runs.c.status == "running")
         )
-        ahead = (
-            runs.c.intervals < number
-        )  # intervals that are repeated after a resume do not set a run back
+        # Intervals that are repeated after a resume do not lower the run's count.
+        ahead = runs.c.intervals < number
         values = {
             "lease_expires": now + self.lease_seconds,
             "updated": now,
@@ -182,7 +195,8 @@ class Claim:
         }
         if connection.execute(sa.update(runs).where(held).values(**values)).rowcount != 1:
             raise ClaimLost(
-                f"attempt {self.attempt} of run {self.run.id} is over: another worker has it, or it has ended"
+                f"attempt {self.attempt} of run {self.run.id} is over: another worker has it, "
+                "or it has ended"
             )
         spent = (
             {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds} if cost else {}
@@ -191,7 +205,7 @@ class Claim:
         connection.execute(sa.update(attempts).where(mine).values(heartbeat=now, **spent))
 
     def _digests(self, connection: sa.Connection, number: int) -> dict[int, str]:
-        """The digests of this interval and the one before, where they are recorded."""
+        """Return the recorded digests of this interval and the previous one, by number."""
         query = sa.select(intervals.c.number, intervals.c.digest).where(
             intervals.c.run_id == self.run.id
         )
@@ -207,7 +221,7 @@ def end_attempt(
     reason: str | None,
     now: float,
 ) -> str:
-    """Ends an attempt whose run's row this transaction has locked. Returns the run's new status."""
+    """End an attempt and return the run's new status. The caller holds the run's row lock."""
     mine = (attempts.c.run_id == run_id) & (attempts.c.number == attempt)
     connection.execute(
         sa.update(attempts).where(mine).values(outcome=outcome, reason=reason, ended=now)

@@ -1,7 +1,8 @@
-"""The engine under a store: one way to read, one way to write, both patient with locks, restarts and lost connections.
+"""Database transactions that wait for locks, server restarts and lost connections.
 
-A piece of work is a function of a connection that runs in one transaction and may be called again when the transaction's
-outcome is unknown (the link broke after COMMIT was sent), so it must find what it wrote the first time.
+A unit of work is a function of a connection that runs in one transaction. It may be called again
+when the outcome of its transaction is unknown, because the connection broke after COMMIT was sent.
+It must therefore detect what an earlier call wrote.
 """
 
 from __future__ import annotations
@@ -35,10 +36,15 @@ _HOPELESS = re.compile(
 
 
 class Database:
-    """`patience` is how many seconds a lock, a restarting server or a broken link is waited out before `StoreError`."""
+    """One SQLite or PostgreSQL database.
+
+    `patience` is the time in seconds to wait for a lock, a restarting server or a broken connection
+    before `StoreError` is raised.
+    """
 
     def __init__(self, address: Address, patience: float = 60.0) -> None:
-        self.address, self._patience = address, patience
+        self.address = address
+        self._patience = patience
         self.engine = _sqlite_engine(address) if address.is_sqlite else _postgresql_engine(address)
         now = (
             "(julianday('now') - 2440587.5) * 86400.0"
@@ -48,23 +54,25 @@ class Database:
         self._now = sa.select(sa.cast(sa.literal_column(now), sa.Double))
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in one read-only transaction; it may run more than once."""
         return self._transact(work, write=False)
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Runs `work` in one transaction, durable when this returns; `work` may run more than once."""
+        """Run `work` in one transaction, durable on return; `work` may run more than once."""
         return self._transact(work, write=True)
 
     def now(self, connection: sa.Connection) -> float:
-        """Seconds since 1970 by the database's clock, the only clock that leases know."""
+        """Return the database's time in seconds since 1970. Leases use no other clock."""
         return float(connection.execute(self._now).scalar_one())
 
     def insert_missing(self, table: sa.Table) -> Any:
-        """An INSERT that leaves a row that is there already as it is."""
+        """Return an INSERT that does nothing if the row exists."""
         insert = sqlite.insert if self.address.is_sqlite else postgresql.insert
         return insert(table).on_conflict_do_nothing()
 
     def _transact(self, work: Callable[[sa.Connection], T], write: bool) -> T:
-        deadline, pause = time.monotonic() + self._patience, 0.01
+        deadline = time.monotonic() + self._patience
+        pause = 0.01
         while True:
             try:
                 with self._turn(write, deadline), self.engine.connect() as connection:
@@ -73,14 +81,19 @@ class Database:
                         return work(connection)
             except (SQLAlchemyError, sqlite3.Error, OSError) as error:
                 if not _is_transient(error) or time.monotonic() > deadline:
-                    raise StoreError(self._explain(error)) from None  # the chain could show a URL
+                    raise StoreError(
+                        self._explain(error)
+                    ) from None  # a chained error could show a URL
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, 2.0)
 
     @contextmanager
     def _turn(self, write: bool, deadline: float) -> Iterator[None]:
-        """Lets writers to one SQLite file queue. SQLite's own lock keeps them apart; but whoever waits for it sleeps ever longer
-        while others overtake, so that of eight writers one waits for seconds."""
+        """Make writers to one SQLite file queue.
+
+        SQLite's own lock would keep them apart, but a waiting writer sleeps longer and longer while
+        others overtake it. Of eight writers, one then waits for seconds.
+        """
         if not write or not self.address.is_sqlite:
             yield
             return
@@ -91,7 +104,7 @@ class Database:
                     break
                 except BlockingIOError:
                     time.sleep(random.uniform(0.0002, 0.001))
-            yield  # the lock ends with the file, however the process ends
+            yield  # closing the file releases the lock, even if the process is killed
 
     def _explain(self, error: Exception) -> str:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
@@ -113,12 +126,10 @@ def _sqlite_engine(address: Address) -> sa.Engine:
         raise StoreError(
             f"the folder of the store {address.shown} cannot be made: {error.strerror}"
         ) from error
+    # The event below sends BEGIN.
     engine = sa.create_engine(
         address.url,
-        connect_args={
-            "isolation_level": None,
-            "timeout": _BUSY_MS / 1000,
-        },  # we say BEGIN ourselves
+        connect_args={"isolation_level": None, "timeout": _BUSY_MS / 1000},
         hide_parameters=True,
         json_serializer=to_json,
     )
@@ -132,7 +143,7 @@ def _sqlite_engine(address: Address) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # A deferred transaction that turns into a write fails at once when another writer came between.
+        # A deferred transaction that starts to write fails at once if another writer was faster.
         write = connection.get_execution_options()["cuvee_write"]
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
@@ -142,8 +153,8 @@ def _sqlite_engine(address: Address) -> sa.Engine:
 def _postgresql_engine(address: Address) -> sa.Engine:
     if importlib.util.find_spec("psycopg") is None:
         raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
-    patience_ms = 30_000  # a link that swallows packets is given up after this long
-    defaults = {"connect_timeout": 10, "tcp_user_timeout": patience_ms, "application_name": "cuvee"}
+    timeout_ms = 30_000  # for a connection that drops packets
+    defaults = {"connect_timeout": 10, "tcp_user_timeout": timeout_ms, "application_name": "cuvee"}
     return sa.create_engine(
         address.url,
         connect_args={**defaults, **address.secrets},
@@ -153,11 +164,12 @@ def _postgresql_engine(address: Address) -> sa.Engine:
 
 
 def to_json(value: Any) -> str:
-    """Floats as their shortest exact decimal. Raises `ValueError` on NaN and infinity, which are no JSON."""
+    """Return compact JSON with exact floats. Raises `ValueError` for NaN and infinity."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         return isinstance(cause, sqlite3.OperationalError) and (
@@ -166,8 +178,7 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     state = getattr(cause, "sqlstate", None)
-    if (
-        state is not None
-    ):  # serialization, deadlock, shutdown, connection lost, too many connections
+    # Serialization failure, deadlock, shutdown, lost connection, too many connections.
+    if state is not None:
         return state in ("40001", "40P01", "53300") or state[:2] in ("08", "57")
     return type(cause).__name__ == "OperationalError" and not _HOPELESS.search(str(cause))

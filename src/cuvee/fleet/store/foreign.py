@@ -1,7 +1,7 @@
-"""Logs of others: tables of mixtures and of the losses they led to, row by row, as runs of one interval in the store.
+"""Import tables of mixtures and resulting losses from other projects, as runs of one interval.
 
-Every row is checked; one that fails is set aside with file, line and reason, and too many of them stop the import. What cannot
-be seen is not checked: a loss that is plausible and false is taken as it is.
+Every row is checked. A bad row is set aside with file, line and reason; too many of them stop the
+import. A loss that is plausible but wrong cannot be detected.
 """
 
 from __future__ import annotations
@@ -30,19 +30,24 @@ _LARGEST_LOSS = 1e6
 
 @dataclass(frozen=True)
 class Columns:
-    """How a table names its domains: the column of domain `arxiv` is `train_arxiv` where the pattern is `train_{}`."""
+    """The column names of the two tables.
+
+    The pattern `train_{}` means that the column of domain `arxiv` is `train_arxiv`.
+    """
 
     mixture: str = "{}"
     loss: str = "{}"
     key: str = "index"
-    """The column that joins the two tables."""
+    """The column by which rows of the two tables are matched."""
 
 
 @dataclass(frozen=True)
 class Imported:
+    """The result of an import."""
+
     run_ids: tuple[str, ...]
     quarantined: tuple[Mapping[str, Any], ...]
-    """{"file", "line", "reason"} of each row that was set aside."""
+    """{"file", "line", "reason"} of each bad row."""
 
 
 def import_tables(
@@ -57,22 +62,22 @@ def import_tables(
     quarantine: Path | None = None,
     most_bad: float = 0.1,
 ) -> Imported:
-    """Reads two CSV files of one row a run and records each pair as a finished run of `group`.
+    """Import two CSV files with one row per run, as finished runs of `group`.
 
-    The losses become the probe "valid_loss" after the one interval, absent for domains without a column. Weights that sum to
-    1 within `rounding` are divided by their sum. `tokens` says what is available of each domain, where that is known.
-    `quarantine` is a JSONL file for the rows set aside. Importing the same files again changes nothing.
-    Raises `StoreError` if a file cannot be read at all or more than `most_bad` of the rows are bad.
+    The losses become the probe "valid_loss" of the run's interval; they are absent for domains
+    without a column. Weights whose sum differs from 1 by at most `rounding` are divided by it.
+    `tokens` gives the available tokens by domain, if known. Bad rows are written to `quarantine`, a
+    JSONL file. Importing the same files again changes nothing. Raises `StoreError` if a file cannot
+    be read or if more than a share `most_bad` of the rows is bad.
     """
     columns = columns or Columns()
-    weights, losses_by_key = (
-        _Table.read(mixtures, columns.mixture, columns.key),
-        _Table.read(losses, columns.loss, columns.key),
-    )
+    weights = _Table.read(mixtures, columns.mixture, columns.key)
+    losses_by_key = _Table.read(losses, columns.loss, columns.key)
     unknown = sorted(set(losses_by_key.names) - set(weights.names))
     if unknown:
         raise StoreError(
-            f"{losses} has losses of {', '.join(unknown[:5])}, which {mixtures} does not mix: name the columns"
+            f"{losses} has losses of {', '.join(unknown[:5])}, which are not in {mixtures}: "
+            "name the columns"
         )
     domains = tuple(Domain(name, (tokens or {}).get(name, 0)) for name in weights.names)
     source = {file.name: sha256_of(file) for file in (mixtures, losses)}
@@ -105,14 +110,15 @@ def import_tables(
     if len(bad) > most_bad * max(1, len(bad) + len(found)):
         first = bad[0]
         raise StoreError(
-            f"{len(bad)} of {len(bad) + len(found)} rows are bad, the first {first['file']}:{first['line']}: {first['reason']}"
+            f"{len(bad)} of {len(bad) + len(found)} rows are bad, first "
+            f"{first['file']}:{first['line']}: {first['reason']}"
         )
     return Imported(tuple(_record(store, group, *run) for run in found), tuple(bad))
 
 
 @dataclass
 class _Table:
-    """One value by domain in each row that could be read, with its line."""
+    """The values by domain of each readable row, with its line number."""
 
     names: tuple[str, ...]
     rows: dict[str, tuple[int, dict[str, float | None]]]
@@ -123,7 +129,7 @@ class _Table:
         before, placeholder, after = pattern.partition("{}")
         if not placeholder:
             raise StoreError(
-                f"the column pattern {pattern!r} has no {{}} where the domain's name stands"
+                f"the column pattern {pattern!r} has no {{}} in place of the domain's name"
             )
         try:
             if path.stat().st_size > _LARGEST_FILE:
@@ -140,7 +146,7 @@ class _Table:
         header: list[str] = next(reader, [])
         if key not in header:
             raise StoreError(
-                f"{path} has no column {key!r}, by which tables are joined; it has {', '.join(header[:8])}"
+                f"{path} has no column {key!r} to match rows by; it has {', '.join(header[:8])}"
             )
         before, after = pattern
         named = [
@@ -161,7 +167,7 @@ class _Table:
                     raise ValueError(f"{len(cells)} cells under {len(header)} columns")
                 if cells[header.index(key)] in table.rows:
                     raise ValueError(
-                        f"the key {cells[header.index(key)]!r} stands in an earlier row too"
+                        f"an earlier row has the same key {cells[header.index(key)]!r}"
                     )
                 values = {
                     name: float(cells[position]) if cells[position].strip() else None
@@ -181,21 +187,27 @@ def _run_of(
     losses: Mapping[str, float | None],
     rounding: float,
 ) -> tuple[Mixture, Signals]:
-    """Raises `MixtureError`, `SignalError` or `StoreError`, whose message says what is wrong with the row."""
+    """Return mixture and signals of one row.
+
+    Raises `MixtureError`, `SignalError` or `StoreError` with the reason why the row is bad.
+    """
     weights_K = np.array([weights[domain.name] or 0.0 for domain in domains])
     total = float(weights_K.sum())
     if not abs(total - 1.0) <= rounding:  # also refuses NaN
         raise StoreError(f"the weights sum to {total:.6g}, further from 1 than rounding explains")
     if (weights_K < 0).any():
         raise StoreError(
-            f"the weight of {domains[int(weights_K.argmin())].name} is negative: {weights_K.min():.6g}"
+            f"the weight of {domains[int(weights_K.argmin())].name} is negative: "
+            f"{weights_K.min():.6g}"
         )
     loss_K = [losses.get(domain.name) for domain in domains]
     for domain, loss in zip(domains, loss_K, strict=True):
         if loss is not None and not 0.0 <= loss <= _LARGEST_LOSS:
-            raise StoreError(f"the loss of {domain.name} is {loss}: no loss of a language model")
+            raise StoreError(
+                f"the loss of {domain.name} is {loss}: expected 0 to {_LARGEST_LOSS:g}"
+            )
     if all(loss is None for loss in loss_K):
-        raise StoreError("the row has no loss at all")
+        raise StoreError("the row has no loss")
     K = len(domains)
     signals = Signals(
         domains=domains,

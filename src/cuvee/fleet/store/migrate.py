@@ -1,4 +1,4 @@
-"""Brings a database to the tables that this version speaks, whoever opens it first and however many do at once."""
+"""Create or upgrade the tables of a store; safe if several processes open it at once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cuvee.core.errors import StoreError
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.schema import HEAD
 
-_LOCK = 7_202_611  # any number, as long as every cuvee asks PostgreSQL for the same one
+_LOCK = 7_202_611  # id of a PostgreSQL advisory lock; arbitrary but never changed
 
 
 def migrate(database: Database) -> None:
-    """Creates or upgrades the tables; does nothing, and needs no right to, where they are current.
+    """Create or upgrade the tables. Needs no write permission if they are current.
 
-    Raises `StoreError` for a store that a newer cuvee wrote, or for a database that holds something else.
+    Raises `StoreError` if a newer cuvee wrote the store, or if the database holds other tables.
     """
     if database.read(_revision) != HEAD:
         database.write(lambda connection: _upgrade(connection, database))
@@ -38,7 +38,7 @@ def _upgrade(connection: sa.Connection, database: Database) -> None:
     if not database.address.is_sqlite:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     found = _revision(connection)
-    if found == HEAD:  # somebody else was first
+    if found == HEAD:  # another process was faster
         return
     shown = database.address.shown
     config = Config()
@@ -49,10 +49,12 @@ def _upgrade(connection: sa.Connection, database: Database) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise StoreError(
-            f"{shown} was written by a newer cuvee (schema {found!r}, this one knows {HEAD!r}): upgrade cuvee"
+            f"{shown} was written by a newer cuvee (schema {found!r}, this one knows {HEAD!r}): "
+            "upgrade cuvee"
         )
     if found is None and (others := sa.inspect(connection).get_table_names()):
         raise StoreError(
-            f"{shown} holds other tables ({', '.join(sorted(others)[:5])}): give cuvee a database of its own"
+            f"{shown} holds other tables ({', '.join(sorted(others)[:5])}): give cuvee a database "
+            "of its own"
         )
     command.upgrade(config, "head")

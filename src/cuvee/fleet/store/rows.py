@@ -1,4 +1,4 @@
-"""What a row is made of and made into: JSON that keeps every bit, digests that tell two rows apart, and checks on reading."""
+"""Rows of the store: lossless JSON, digests that identify content, and checks on reading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from cuvee.core.trajectory import Cost
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Where a run stands, without its trajectory. Times are seconds since 1970 by the database's clock."""
+    """The status of a run, without its trajectory.
+
+    Times are seconds since 1970 by the database's clock.
+    """
 
     id: str
     name: str
@@ -31,12 +34,12 @@ class RunSummary:
     status: str
     """`waiting`, `running`, `done` or `failed`."""
     reason: str | None
-    """Why it failed, or why its last attempt did."""
+    """Why the run or its last attempt failed."""
     attempts: int
     intervals: int
     progress: float
     cost: Cost
-    """Over all attempts, lost work included."""
+    """The sum over all attempts, including lost work."""
     created: float
     updated: float
     worker: str | None = None
@@ -47,7 +50,11 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many runs stand where; `progress` is the sum of their shares done, `lost_attempts` those that came to nothing."""
+    """The number of runs by status, their progress and their cost.
+
+    `progress` is the sum over runs of the share that is done. `lost_attempts` counts failed and
+    lost attempts.
+    """
 
     waiting: int
     running: int
@@ -60,26 +67,34 @@ class Tally:
 
     @property
     def open(self) -> int:
+        """The number of runs that are waiting or running."""
         return self.waiting + self.running
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of canonical JSON: the same for the same value, whatever the order of its keys."""
+    """Return the sha256 of canonical JSON; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_key(config: Mapping[str, Any], seed: int) -> str:
-    """The id of the run with this content: 16 hex digits. Running the same thing again finds the same run."""
+    """Return the id of the run with this content, 16 hex digits.
+
+    The same configuration and seed therefore find the same run again.
+    """
     return fingerprint_of(config, seed)[:16]
 
 
 def fingerprint_of(config: Mapping[str, Any], seed: int) -> str:
+    """Return the sha256 of configuration and seed."""
     return digest_of({"config": plain_json(config, "config"), "seed": seed})
 
 
 def plain_json(value: Any, path: str) -> Any:
-    """`value` as JSON gives it back. Raises `StoreError`, naming the place, for what JSON cannot hold exactly."""
+    """Return `value` as plain JSON data.
+
+    Raises `StoreError`, naming the place, if JSON cannot hold it exactly.
+    """
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float) and math.isfinite(value):
@@ -89,12 +104,13 @@ def plain_json(value: Any, path: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_json(item, f"{path}[{i}]") for i, item in enumerate(value)]
     raise StoreError(
-        f"{path} is {value!r}, which JSON cannot hold: use text, finite numbers, lists and string keys"
+        f"{path} is {value!r}, which JSON cannot hold: use text, finite numbers, lists and "
+        "string keys"
     )
 
 
 def figures_json(value: Any) -> Any:
-    """A policy's metrics for the log: numpy becomes plain, and a figure that is not finite becomes null."""
+    """Return a policy's metrics as JSON data; a number that is not finite becomes None."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, float):
@@ -108,7 +124,7 @@ def figures_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Interval:
-    """One interval of a run as the store keeps it. Number 0 has no mixture: it is what was measured before the first step."""
+    """One interval of a run in the store. Number 0 holds the signals before the first step."""
 
     number: int
     mixture: Mixture | None
@@ -116,10 +132,14 @@ class Interval:
     metrics: Metrics
 
     def space_json(self) -> list[Any]:
+        """Return the domains of this interval as JSON data."""
         return [domain.to_json() for domain in self.signals.domains]
 
     def row(self) -> dict[str, Any]:
-        """The columns of `intervals` but for whose they are. The digest leaves metrics out: they may hold wall-clock times."""
+        """Return the columns of `intervals` except for run and attempt.
+
+        The digest excludes metrics, because they may contain wall-clock times.
+        """
         space = digest_of(self.space_json())
         mixture = self.mixture.to_json() if self.mixture else None
         signals = self.signals.to_json()
@@ -134,7 +154,7 @@ class Interval:
 
     @classmethod
     def read(cls, row: Mapping[str, Any], domains: Any, run_id: str) -> Interval:
-        """Trusts nothing: whoever may write to the database may have written this. Raises `StoreError`."""
+        """Read and check a row. Raises `StoreError` if it was altered or is invalid."""
         where = f"interval {row['number']} of run {run_id}"
         try:
             if (

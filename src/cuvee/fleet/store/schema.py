@@ -1,9 +1,11 @@
-"""The tables of a run store. `migrations/` builds them; `HEAD` is the revision that this version reads and writes.
+"""The tables of a run store. `migrations/` creates them; `HEAD` is the revision of this version.
 
-runs        one row a run: what it is, where it stands, and the lease of the worker that has it
-attempts    one row each time a worker took a run: the fencing token, how it ended, what it cost
-spaces      the domains that signals are measured over, once each, by their digest
-intervals   one row an interval: mixture (none for number 0), signals, and what the policy said
+The tables:
+
+    runs        one row per run: what it is, its status, and the lease of its worker
+    attempts    one row per claim by a worker: fencing token, outcome, cost
+    spaces      the lists of domains that signals are measured over, by digest
+    intervals   one row per interval: mixture (none for number 0), signals, the policy's metrics
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ def _one_of(column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
 
 
 def _counts(*columns: str) -> list[sa.CheckConstraint]:
-    """≥ 0, finite: a NaN is above every number in PostgreSQL and NULL in SQLite, so both refuse it."""
+    """Return checks that the columns are finite and ≥ 0.
+
+    A NaN is greater than every number in PostgreSQL and NULL in SQLite, so both reject it.
+    """
     return [
         sa.CheckConstraint(sa.column(name).between(0, _FINITE), name=f"{name}_finite")
         for name in columns

@@ -1,15 +1,15 @@
-"""`Store`: every run there is, in a SQLite file or a PostgreSQL database, the same code on both.
+"""`Store`: all runs, in a SQLite file or a PostgreSQL database.
 
     store = Store.open("runs/store.sqlite")
-    run_id = store.create("odm", seed=0, config=config, group="first")   # finds the run again if it is there
-    claim = store.claim(worker_name(), group="first")                    # or store.claim_run(run_id, worker_name())
-    claim.append(0, None, signals)                                       # see `cuvee.fleet.journal` for the rest
+    run_id = store.create("odm", seed=0, config=config, group="first")  # returns an existing run
+    claim = store.claim(worker_name(), group="first")  # or store.claim_run(run_id, worker_name())
+    claim.append(0, None, signals)  # `cuvee.fleet.journal` does this
     claim.finish(cost)
     run = store.load(run_id)
 
-A write is durable when the call returns, and the same write twice is one write. A worker holds a run by a lease that the
-database's own clock times, and every write carries the attempt's number: once somebody else has the run, the writes of the
-worker that lost it are refused (`ClaimLost`).
+A write is durable when the call returns, and repeating it changes nothing. A worker holds a run by
+a lease, which is timed by the database's clock. Every write contains the number of the attempt: if
+another worker has claimed the run since, the write raises `ClaimLost`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without termina
 
 
 class Store:
-    """Made by `Store.open`. Safe to share between threads; a process opens its own."""
+    """A store of runs. Threads may share it; each process opens its own with `Store.open`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @classmethod
     def open(cls, url_or_path: str | Path | None = None, patience: float = 60.0) -> Store:
-        """Opens the store at a path, `sqlite:///…`, `postgresql://…` or `@FILE` that holds one of these; None means the
-        environment variable CUVEE_STORE. Creates the file and the tables where they are missing.
+        """Open a store and create the file and the tables if they do not exist.
 
-        `patience` is how many seconds a lock or a server that is away is waited out. Raises `StoreError`.
+        `url_or_path` is a path, `sqlite:///…`, `postgresql://…`, or `@FILE` that holds one of
+        these. None means the environment variable CUVEE_STORE. `patience` is the time in seconds to
+        wait for a lock or an unreachable server. Raises `StoreError`.
         """
         database = Database(find_address(url_or_path), patience)
         try:
@@ -65,10 +66,11 @@ class Store:
 
     @property
     def address(self) -> Address:
-        """Where it is, to be opened by another process; its secrets are in no repr."""
+        """The address, with which another process can open the store. Its repr shows no secrets."""
         return self._database.address
 
     def close(self) -> None:
+        """Close all connections."""
         self._database.engine.dispose()
 
     def __enter__(self) -> Store:
@@ -92,10 +94,11 @@ class Store:
         run_id: str | None = None,
         max_attempts: int = 3,
     ) -> str:
-        """Plans a run and returns its id, by default `run_key(config, seed)`; a run that is there already stays as it is.
+        """Plan a run and return its id, by default `run_key(config, seed)`.
 
-        After `max_attempts` failed or lost attempts it is not handed out again. Raises `StoreError` if the id is taken by
-        a run with another configuration or seed.
+        An existing run stays unchanged. After `max_attempts` failed or lost attempts, a run is not
+        handed out again. Raises `StoreError` if the id belongs to a run with another configuration
+        or seed.
         """
         plain = plain_json(config, "config")
         run_id = run_key(config, seed) if run_id is None else run_id
@@ -109,9 +112,8 @@ class Store:
 
         def work(connection: sa.Connection) -> str:
             last = connection.execute(sa.select(sa.func.max(runs.c.created))).scalar_one() or 0.0
-            now = max(
-                self._database.now(connection), last + _TICK
-            )  # SQLite's clock counts whole milliseconds
+            # SQLite's clock has a resolution of one millisecond.
+            now = max(self._database.now(connection), last + _TICK)
             row = {
                 "id": run_id,
                 "name": name,
@@ -138,12 +140,13 @@ class Store:
 
         if self._database.write(work) != fingerprint:
             raise StoreError(
-                f"run {run_id} exists with another configuration or seed: give this one an id of its own"
+                f"run {run_id} exists with another configuration or seed: give this one an id "
+                "of its own"
             )
         return run_id
 
     def reopen(self, run_id: str, attempts_more: int = 3) -> None:
-        """Lets a failed run be tried so many times more; any other run stays as it is."""
+        """Allow a failed run `attempts_more` more attempts. Other runs stay unchanged."""
         bad = (
             sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD)
         )
@@ -154,16 +157,17 @@ class Store:
     def add(
         self, name: str, run: Run, *, group: str | None = None, metrics: Sequence[Metrics] = ()
     ) -> str:
-        """Records a run that was done elsewhere as done, in one transaction. The same run again is no change.
+        """Record a finished run from elsewhere, in one transaction.
 
-        Raises `StoreError` if the id is taken by a run that is another one or is not done.
+        Adding the same run again changes nothing. Raises `StoreError` if the id belongs to a run
+        with other content or to one that is not done.
         """
         run_id = self.create(name, run.seed, run.config, group=group, run_id=run.id)
         mixtures = [None, *run.trajectory.mixtures]
-        said = [{}, *metrics, *({} for _ in mixtures[len(metrics) + 1 :])]
+        all_metrics = [{}, *metrics, *({} for _ in mixtures[len(metrics) + 1 :])]
         found = [
             Interval(*row)
-            for row in zip(count(), mixtures, run.trajectory.signals, said, strict=False)
+            for row in zip(count(), mixtures, run.trajectory.signals, all_metrics, strict=False)
         ]
         rows = [interval.row() for interval in found]
         paths = {"checkpoint": run.checkpoint, "policy": run.policy}
@@ -219,12 +223,15 @@ class Store:
     def claim(
         self, worker: str, lease_seconds: float = 60.0, group: str | None = None
     ) -> Claim | None:
-        """Takes the oldest run that waits or whose worker is gone; None if there is none. `worker`: see `worker_name()`."""
+        """Claim the oldest run that is waiting or whose worker is gone, or return None.
+
+        `worker` is a `worker_name()`.
+        """
         which = runs.c.cohort == group if group is not None else sa.true()
         return self._claim(worker, lease_seconds, which, {"waiting"}, skip_locked=True)
 
     def claim_run(self, run_id: str, worker: str, lease_seconds: float = 60.0) -> Claim:
-        """Takes this run, a failed one too. Raises `StoreError` if it is done or another worker has it."""
+        """Claim this run, even if it failed. Raises `StoreError` if it is done or running."""
         claim = self._claim(
             worker, lease_seconds, runs.c.id == run_id, {"waiting", "failed"}, skip_locked=False
         )
@@ -232,7 +239,8 @@ class Store:
             summary = self.summary(run_id)
             if summary.status == "running":
                 raise StoreError(
-                    f"run {run_id} is being worked on by {summary.worker}: wait for it, or stop that process"
+                    f"run {run_id} is being worked on by {summary.worker}: wait for it, or stop "
+                    "that process"
                 )
             raise StoreError(f"run {run_id} is {summary.status}: there is nothing left to do")
         return claim
@@ -248,9 +256,8 @@ class Store:
     ) -> Claim | None:
         if not lease_seconds > 0:
             raise StoreError(f"the lease is {lease_seconds} s: it must be above 0")
-        key = (
-            uuid.uuid4().hex
-        )  # made before asking, so that asking again after a lost answer finds what was given
+        # Created before the write, so that a repeated write finds the claim of the first.
+        key = uuid.uuid4().hex
 
         def work(connection: sa.Connection) -> tuple[str, int] | None:
             given = connection.execute(
@@ -302,7 +309,7 @@ class Store:
         now: float,
         skip_locked: bool,
     ) -> None:
-        """Ends the attempts whose lease ran out or whose worker was a process of this host that no longer exists."""
+        """End attempts with an expired lease, and those of processes on this host that ended."""
         held = sa.select(runs.c.id, runs.c.attempt, runs.c.lease_expires, attempts.c.worker)
         held = held.join(
             attempts, (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
@@ -313,13 +320,14 @@ class Store:
         for row in connection.execute(held).all():
             dead = is_dead(row.worker)
             if dead or row.lease_expires < now:
-                why = f"worker {row.worker} {'died' if dead else 'was silent for longer than its lease'}"
+                event = "died" if dead else "was silent for longer than its lease"
+                why = f"worker {row.worker} {event}"
                 end_attempt(connection, row.id, row.attempt, "lost", why, now)
 
     # Reading
 
     def runs(self, group: str | None = None, status: str | None = None) -> list[RunSummary]:
-        """The runs of a group, or of all, in the order in which they were planned."""
+        """Return the runs of a group, or all runs, in the order in which they were planned."""
         if status is not None and status not in STATUSES:
             raise StoreError(f"{status!r} is no status of a run: use one of {', '.join(STATUSES)}")
         query = _summaries()
@@ -329,7 +337,7 @@ class Store:
         return [_summary(row) for row in rows]
 
     def tally(self, group: str | None = None) -> Tally:
-        """How many runs of a group stand where, and what they have cost: two small queries, for a live view."""
+        """Return the number of runs by status and their cost, with two small queries."""
         of = runs.c.cohort == group if group is not None else sa.true()
         count = sa.select(
             runs.c.status,
@@ -365,6 +373,7 @@ class Store:
         return self._database.read(work)
 
     def summary(self, run_id: str) -> RunSummary:
+        """Return the status of one run. Raises `StoreError` if it does not exist."""
         query = _summaries().where(runs.c.id == run_id)
         row = self._database.read(lambda connection: connection.execute(query).mappings().first())
         if row is None:
@@ -374,7 +383,10 @@ class Store:
         return _summary(row)
 
     def intervals(self, run_id: str, first: int = 0, last: int | None = None) -> list[Interval]:
-        """What was recorded of the intervals `first` to `last`, both included. Raises `StoreError` for a damaged row."""
+        """Return the recorded intervals from `first` to `last`, both included.
+
+        Raises `StoreError` if a row is damaged or missing.
+        """
         query = (
             sa.select(intervals, spaces.c.domains).join(spaces).where(intervals.c.run_id == run_id)
         )
@@ -384,25 +396,29 @@ class Store:
         found = [Interval.read(dict(row), row["domains"], run_id) for row in rows]
         if [interval.number for interval in found] != list(range(first, first + len(found))):
             raise StoreError(
-                f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were deleted"
+                f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were "
+                "deleted"
             )
         return found
 
     def trajectory(self, run_id: str, last: int | None = None) -> Trajectory:
-        """Up to interval `last`, or all of it. Raises `StoreError` if nothing was recorded."""
+        """Return the trajectory up to interval `last`, or all of it.
+
+        Raises `StoreError` if nothing is recorded.
+        """
         found = self.intervals(run_id, last=last)
         if not found:
-            self.summary(run_id)  # names a run that does not exist
+            self.summary(run_id)  # raises if the run does not exist
             raise StoreError(f"run {run_id} has recorded nothing yet")
         mixtures = [interval.mixture for interval in found if interval.mixture is not None]
         return Trajectory([interval.signals for interval in found], mixtures)
 
     def metrics(self, run_id: str) -> list[Metrics]:
-        """What the policy said after each interval; entry t belongs to `trajectory.mixtures[t]`."""
+        """Return the policy's metrics of each interval, as long as the list of mixtures."""
         return [interval.metrics for interval in self.intervals(run_id, first=1)]
 
     def load(self, run_id: str) -> Run:
-        """The run as far as it is recorded. Raises `StoreError` if nothing was."""
+        """Return the run as far as it is recorded. Raises `StoreError` if nothing is."""
         summary = self.summary(run_id)
         trajectory = self.trajectory(run_id)
         return Run(
@@ -422,7 +438,7 @@ def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> Non
 
 
 def _summaries() -> sa.Select[Any]:
-    """Runs in the order of planning, each with what its attempts spent and who has or last had it."""
+    """Return a query for runs in the order of planning, with their cost and their last worker."""
     total = (sa.func.sum(attempts.c[name]).label(name) for name in ("tokens", "flops", "seconds"))
     spent = sa.select(attempts.c.run_id, *total).group_by(attempts.c.run_id).subquery()
     holds = (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
@@ -450,7 +466,8 @@ def _summary(row: sa.RowMapping) -> RunSummary:
         or fingerprint_of(row["config"], row["seed"]) != row["fingerprint"]
     ):
         raise StoreError(
-            f"run {row['id']} was altered after it was planned: status, configuration or seed do not fit"
+            f"run {row['id']} was altered after it was planned: status, configuration or seed "
+            "do not match its fingerprint"
         )
     return RunSummary(
         **{name: row[name] for name in (*same, *paths, "worker")},

@@ -1,4 +1,7 @@
-"""Who holds a claim, in a form that tells whether that process still lives, so that a killed run need not wait out its lease."""
+"""Names of workers from which one can tell whether the process is still alive.
+
+The run of a killed worker on this host can therefore be claimed before its lease expires.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from pathlib import Path
 
 
 def worker_name() -> str:
-    """`host/pid-namespace/pid/start`: names this process and no other, before or after it."""
+    """Return `host/pid-namespace/pid/start`, a name that no other process ever has."""
     return f"{_host()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def is_dead(worker: str) -> bool:
-    """True only if `worker` was a process of this host and is certainly gone; a process elsewhere may always be alive."""
+    """Return True only if `worker` was a process of this host that certainly ended.
+
+    A process on another host counts as alive.
+    """
     host, _, process = worker.rpartition("/")
     host, _, pid = host.rpartition("/")
     if host != _host() or not pid.isdecimal() or not process:
@@ -30,10 +36,11 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the kernel started `pid`, in clock ticks since boot; None if there is no such process, or it is a zombie."""
-    if not Path(
-        "/proc/self/stat"
-    ).exists():  # not Linux: only whether the number is in use can be told
+    """Return when the kernel started `pid`, in clock ticks since boot.
+
+    Returns None if there is no such process, or if it is a zombie.
+    """
+    if not Path("/proc/self/stat").exists():  # not Linux: only the use of the pid is known
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that the store hands in, inside the store's own transaction."""
+"""Alembic's entry point. It migrates in the transaction of the connection that the store passes."""
 
 from alembic import context
 
