@@ -60,7 +60,7 @@ def test_shards_are_taken_in(place: Path, tmp_path: Path) -> None:
         "tokenizer.json",
     ]
     refused = cuvee("build", shards, "-o", tmp_path / "other", expect=2)
-    assert "give the tokenizer.json that they were written with" in refused
+    assert "give the tokenizer.json that wrote them" in refused
 
 
 def test_mistakes_are_one_line_and_a_remedy(place: Path, tmp_path: Path) -> None:

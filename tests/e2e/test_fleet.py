@@ -203,7 +203,7 @@ def test_an_interrupt_saves_everything_and_the_next_start_goes_on(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait() != 0
     assert process.stderr is not None
-    assert "run the same again to go on" in process.stderr.read()
+    assert "run the same command again to resume" in process.stderr.read()
     tally = store.tally(GROUP)
     assert (tally.running, tally.lost_attempts) == (0, 0)
     assert tally.waiting > 0
