@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cuvee.core.errors import StoreError
 from cuvee.fleet.store.foreign import Columns, _Table, import_tables
 from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.tabular import csv_rows
 
 COLUMNS = Columns("train_{}", "metric/{}_val_loss")
 MIXTURES = "index,train_web,train_code,train_maths\n"
@@ -113,9 +114,8 @@ def test_what_is_no_table_of_mixtures_is_refused(
 @given(st.lists(st.text() | st.binary().map(lambda raw: raw.decode("latin-1"))))
 def test_no_text_breaks_the_reader(lines: list[str]) -> None:
     try:
-        table = _Table._parse(
-            csv.reader(["index,a", *lines], strict=True), Path("x"), ("", ""), "index"
-        )
+        rows = csv_rows(csv.reader(["index,a", *lines], strict=True), Path("x"))
+        table = _Table.of(rows, ("", ""), "index")
     except (StoreError, csv.Error):
         return
     assert len(table.rows) + len(table.bad) <= len(lines)

@@ -38,23 +38,24 @@ _FIELDS = 2  # of feedback, which come first
 
 def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> FloatArray:
     """ψ before and after each interval (T+1, 6·K + S): by domain, then S columns that domains share, progress among them.
-    `target_K` marks target domains; a field without domains has no columns."""
-    T, K = weights_TK.shape
+    `target_K` marks target domains; a field without domains has no columns. Leading axes of `weights_TK` are kept."""
+    *leading, T, K = weights_TK.shape
     fields = [field_K for field_K in (~target_K, target_K) if field_K.any()]
     own, shared = [], []
     for decay in _DECAYS:
-        had_TK = np.zeros((T + 1, K))
+        had_TK = np.zeros((*leading, T + 1, K))
         for t in range(T):
-            had_TK[t + 1] = decay ** (20 / T) * had_TK[t] + weights_TK[t] / T
+            kept_K = decay ** (20 / T) * had_TK[..., t, :]
+            had_TK[..., t + 1, :] = kept_K + weights_TK[..., t, :] / T
         logs_TK = np.log1p(had_TK / _EPSILON)
         own += [had_TK, logs_TK]
         for field_K in fields:
-            mean_T = had_TK[:, field_K].mean(axis=1)
-            shared += [mean_T, np.log1p(mean_T / _EPSILON), logs_TK[:, field_K].mean(axis=1)]
-    progress_T = np.arange(T + 1) / T
-    return np.concatenate(
-        [*own, np.stack([*shared, progress_T, np.sqrt(progress_T)], axis=1)], axis=1
-    )
+            mean_T = had_TK[..., field_K].mean(axis=-1)
+            logs_T = logs_TK[..., field_K].mean(axis=-1)
+            shared += [mean_T, np.log1p(mean_T / _EPSILON), logs_T]
+    progress_T = np.broadcast_to(np.arange(T + 1) / T, (*leading, T + 1))
+    shared += [progress_T, np.sqrt(progress_T)]
+    return np.concatenate([*own, np.stack(shared, axis=-1)], axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +69,12 @@ class Logged:
 
 
 class Regression:
-    """The ridge regression over `runs`, which have equally many intervals and domains. At least 2 are needed."""
+    """The ridge regression over `runs`, which have equally many intervals and domains. At least 2 are needed.
 
-    def __init__(self, runs: Sequence[Logged]) -> None:
+    The ridge is the one that best predicts the first `fields` columns of what was measured: feedback, by default.
+    """
+
+    def __init__(self, runs: Sequence[Logged], fields: int = _FIELDS) -> None:
         assert len(runs) > 1, "one run has no spread to learn from"
         assert len({run.weights_TK.shape for run in runs}) == 1, (
             "runs of one regression are equally long"
@@ -89,16 +93,17 @@ class Regression:
         self._gram_NFF = np.einsum("ntf,ntg->nfg", x_NTF, x_NTF, optimize=True)
         self._cross_NFY = np.einsum("ntf,nty->nfy", x_NTF, y_NTY, optimize=True)
         self.runs = len(runs)
-        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :_FIELDS])
+        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :fields])
         self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
 
     def at_end(self, weights_TK: FloatArray) -> FloatArray:
-        """(Y,) what a run along `weights_TK` (T, K) would measure at its end, less what it measured at its start."""
+        """(Y,) what a run along `weights_TK` (T, K) would measure at its end, less what it measured at its start.
+        Leading axes are kept."""
         return np.asarray(self.at_ends(weights_TK, [self.weights_FY])[0])
 
     def at_ends(self, weights_TK: FloatArray, solutions: Sequence[FloatArray]) -> FloatArray:
         """(S, Y) the same by each of other `solutions` (F, Y) of this regression, see `resampled`."""
-        x_F = self._standardised(path_features(weights_TK, self._target_K)[-1])
+        x_F = self._standardised(path_features(weights_TK, self._target_K)[..., -1, :])
         return np.stack([self._stage_TY[-1] + x_F @ solution_FY for solution_FY in solutions])
 
     def after(self, weights_TK: FloatArray, whole: int) -> FloatArray:
@@ -131,7 +136,7 @@ class Regression:
                 (
                     wanted_NY[fold_N == fold]
                     - last_NF[fold_N == fold]
-                    @ self._solve((fold_N != fold) * 1.0, ridge)[:, :_FIELDS]
+                    @ self._solve((fold_N != fold) * 1.0, ridge)[:, : wanted_NY.shape[1]]
                 )
                 / spread_Y
                 for fold in np.unique(fold_N)

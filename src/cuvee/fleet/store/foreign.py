@@ -6,7 +6,6 @@ import. A loss that is plausible but wrong cannot be detected.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.store.rows import run_key
 from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.tabular import BadRow, Rows, number, read_rows
 
-_LARGEST_FILE = 1 << 28
 _LARGEST_LOSS = 1e6
 
 
@@ -131,53 +130,36 @@ class _Table:
             raise StoreError(
                 f"the column pattern {pattern!r} has no {{}} in place of the domain's name"
             )
-        try:
-            if path.stat().st_size > _LARGEST_FILE:
-                raise StoreError(
-                    f"{path} is larger than a table of runs can be: {path.stat().st_size} bytes"
-                )
-            with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-                return cls._parse(csv.reader(file, strict=True), path, (before, after), key)
-        except (OSError, csv.Error) as error:
-            raise StoreError(f"{path} is no readable table: {error}") from error
+        return cls.of(read_rows(path), (before, after), key)
 
     @classmethod
-    def _parse(cls, reader: Any, path: Path, pattern: tuple[str, str], key: str) -> _Table:
-        header: list[str] = next(reader, [])
-        if key not in header:
+    def of(cls, found: Rows, pattern: tuple[str, str], key: str) -> _Table:
+        if key not in found.columns:
             raise StoreError(
-                f"{path} has no column {key!r} to match rows by; it has {', '.join(header[:8])}"
+                f"{found.path} has no column {key!r} to match rows by; "
+                f"it has {', '.join(found.columns[:8])}"
             )
         before, after = pattern
         named = [
-            (position, column[len(before) : len(column) - len(after)])
-            for position, column in enumerate(header)
+            (column, column[len(before) : len(column) - len(after)])
+            for column in found.columns
             if column != key and column.startswith(before) and column.endswith(after)
         ]
         try:
             names = check_names([name for _, name in named])
         except CuveeError as error:
             raise StoreError(
-                f"{path}: {error} (columns are matched by {'{}'.join(pattern)!r})"
+                f"{found.path}: {error} (columns are matched by {'{}'.join(pattern)!r})"
             ) from error
-        table = cls(names, {}, [])
-        for cells in reader:
+        table = cls(names, {}, [bad.as_dict() for bad in found.bad])
+        for line, row in found.rows:
             try:
-                if len(cells) != len(header):
-                    raise ValueError(f"{len(cells)} cells under {len(header)} columns")
-                if cells[header.index(key)] in table.rows:
-                    raise ValueError(
-                        f"an earlier row has the same key {cells[header.index(key)]!r}"
-                    )
-                values = {
-                    name: float(cells[position]) if cells[position].strip() else None
-                    for position, name in named
-                }
-                table.rows[cells[header.index(key)]] = (reader.line_num, values)
+                if row[key] in table.rows:
+                    raise ValueError(f"an earlier row has the same key {row[key]!r}")
+                values = {name: number(row.get(column)) for column, name in named}
+                table.rows[row[key]] = (line, values)
             except ValueError as error:
-                table.bad.append(
-                    {"file": str(path), "line": reader.line_num, "reason": str(error)[:200]}
-                )
+                table.bad.append(BadRow(str(found.path), line, str(error)[:200]).as_dict())
         return table
 
 
@@ -191,15 +173,7 @@ def _run_of(
 
     Raises `MixtureError`, `SignalError` or `StoreError` with the reason why the row is bad.
     """
-    weights_K = np.array([weights[domain.name] or 0.0 for domain in domains])
-    total = float(weights_K.sum())
-    if not abs(total - 1.0) <= rounding:  # also refuses NaN
-        raise StoreError(f"the weights sum to {total:.6g}, further from 1 than rounding explains")
-    if (weights_K < 0).any():
-        raise StoreError(
-            f"the weight of {domains[int(weights_K.argmin())].name} is negative: "
-            f"{weights_K.min():.6g}"
-        )
+    mixture = rounded_mixture({domain.name: weights[domain.name] for domain in domains}, rounding)
     loss_K = [losses.get(domain.name) for domain in domains]
     for domain, loss in zip(domains, loss_K, strict=True):
         if loss is not None and not 0.0 <= loss <= _LARGEST_LOSS:
@@ -217,7 +191,19 @@ def _run_of(
         loss=Measured.absent(K),
         probes={"valid_loss": Measured.from_json(loss_K)},
     )
-    return Mixture.normalise([domain.name for domain in domains], weights_K), signals
+    return mixture, signals
+
+
+def rounded_mixture(weights: Mapping[str, float | None], rounding: float) -> Mixture:
+    """The mixture in a row whose weights sum to 1 within `rounding`; an empty cell is 0. Raises `StoreError`."""
+    weights_K = np.array([weight or 0.0 for weight in weights.values()])
+    total = float(weights_K.sum())
+    if not abs(total - 1.0) <= rounding:  # also refuses NaN
+        raise StoreError(f"the weights sum to {total:.6g}, further from 1 than rounding explains")
+    if (weights_K < 0).any():
+        name = list(weights)[int(weights_K.argmin())]
+        raise StoreError(f"the weight of {name} is negative: {weights_K.min():.6g}")
+    return Mixture.normalise(list(weights), weights_K)
 
 
 def _record(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.core.arrays import FloatArray
+from cuvee.core.arrays import FloatArray, IntArray
 from cuvee.core.errors import ConfigError
 from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
 from cuvee.methods.regmix.gaussian_process import fit_gaussian_process
@@ -149,10 +149,16 @@ def fit(name: str, mixtures_NK: FloatArray, losses_ND: FloatArray, values_D: Flo
 
 def cross_validated(fit_one: Fit, mixtures_NK: FloatArray, losses_ND: FloatArray) -> FloatArray:
     """(N, D) what is predicted of each run by fits to the four fifths of the others that it is not with."""
-    order_N = np.random.Generator(np.random.PCG64(0)).permutation(len(mixtures_NK))
     unseen_ND = np.empty_like(losses_ND)
-    for fold in np.array_split(order_N, _FOLDS):
-        kept = np.setdiff1d(order_N, fold)
+    for fold, kept in folds(np.arange(len(mixtures_NK))):
         for d, losses_N in enumerate(losses_ND.T):
             unseen_ND[fold, d] = fit_one(mixtures_NK[kept], losses_N[kept])(mixtures_NK[fold])
     return unseen_ND
+
+
+def folds(groups_N: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """(rows left out, rows fitted) of each of five folds. Rows of one group, such as repeats of a run, stay together."""
+    groups = np.unique(groups_N)
+    order = np.random.Generator(np.random.PCG64(0)).permutation(groups)
+    parts = [np.isin(groups_N, part) for part in np.array_split(order, _FOLDS)]
+    return [(np.flatnonzero(out_N), np.flatnonzero(~out_N)) for out_N in parts]

@@ -1,59 +1,120 @@
-"""A Gaussian process from mixtures to a loss (Rasmussen & Williams 2006, §2.2, §5.4.1): what RegMix fits best with.
+"""A Gaussian process from mixtures to a metric (Rasmussen & Williams 2006, §2.2 and §5.4.1).
 
-    x_j = ln(1 + α_j / ε), standardised        ε = 1/(20 K): a loss falls steeply with the first shares of a domain, then slowly
-    y   = m + σ_f f(x) + σ_n e                 f with a Matérn-5/2 kernel, one length λ_j a domain; m is the mean of y
+    x_j = ln(1 + α_j / ε), standardised        ε = 1/(20 K)
+    y   = m + σ_f f(x) + σ_n e                 m is the mean of y
 
-λ, σ_f and σ_n maximise the posterior: the marginal likelihood times a broad log-normal prior on each, without which 52 lengths
-would be fitted to 64 runs at will. Scikit-learn's process, whose `optimizer` is the one place that lets a prior in.
+f has a Matérn-5/2 kernel with one length λ_j per domain. The logarithm is there because a loss falls steeply with the first
+shares of a domain and slowly after that. λ, σ_f and σ_n maximise the posterior: the marginal likelihood times a broad
+log-normal prior on each. Without the prior, 52 lengths would overfit 64 runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 
 _FIRST_SHARE = 0.05  # of a uniform share: ε
 _BROAD = 1.5  # standard deviation of the priors of ln λ, ln σ_f, ln σ_n
-_NOISE = 0.1  # the prior's median of σ_n, in standard deviations of the losses; of σ_f it is 1
-_REACH = 4.0  # deviations of the prior within which is searched
+_NOISE = 0.1  # the prior's median of σ_n, in standard deviations of y; the median of σ_f is 1
+_REACH = 4.0  # the search stays within this many deviations of the prior
 _STEPS = 60
-_JITTER = 1e-9  # so that the covariance of two equal mixtures can be inverted
-_UNBOUNDED = (
-    1e-99,
-    1e99,
-)  # the search has its own bounds, and a loss that never changes ends at one without a warning
-_AT_ONCE = 4096  # mixtures predicted at a time: so many rows of N numbers are held
-
-Objective = Callable[[FloatArray], tuple[float, FloatArray]]
-"""ln hyper-parameters → −ln marginal likelihood, and its gradient."""
+_SEARCHED = 256  # runs that the hyper-parameters are searched on; the posterior has all runs
+_JITTER = 1e-8  # keeps the covariance of two equal mixtures invertible
+_AT_ONCE = 4096  # mixtures predicted at a time, each a row of N numbers
+_ROOT5 = np.sqrt(5.0)
 
 
-def fit_gaussian_process(
-    mixtures_NK: FloatArray, losses_N: FloatArray
-) -> Callable[[FloatArray], FloatArray]:
-    """The process given `mixtures_NK` and `losses_N`: called with mixtures (M, K) it returns the expected losses (M,)."""
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+@dataclass(frozen=True, eq=False)
+class GaussianProcess:
+    """The posterior after N runs. Call it with mixtures (M, K) to get the expected metric (M,).
 
-    K = mixtures_NK.shape[1]
-    signal, noise = ConstantKernel(1.0, _UNBOUNDED), WhiteKernel(_NOISE**2, _UNBOUNDED)
-    kernel = signal * Matern(np.full(K, np.sqrt(K)), _UNBOUNDED, nu=2.5) + noise
-    deviations = _BROAD * np.concatenate(
-        [[2.0], np.ones(K), [2.0]]
-    )  # the kernel's ln σ_f², ln λ_K, ln σ_n²
-    search = partial(_most_probable, deviations=deviations)
-    process = GaussianProcessRegressor(kernel, alpha=_JITTER, optimizer=search, normalize_y=True)
-    fitted = make_pipeline(FunctionTransformer(_logs), StandardScaler(), process).fit(
-        mixtures_NK, losses_N
+    `inputs_NK` are the fitted runs' features over their lengths. `whitened_NN` is the inverse of the Cholesky factor of
+    their covariance, in units of the metric's variance, noise included.
+    """
+
+    centre_K: FloatArray
+    scale_K: FloatArray
+    inputs_NK: FloatArray
+    whitened_NN: FloatArray
+    standardised_N: FloatArray
+    signal: float
+    noise: float
+    mean: float
+    spread: float
+
+    def __call__(self, mixtures_MK: FloatArray) -> FloatArray:
+        weights_N = self.whitened_NN.T @ (self.whitened_NN @ self.standardised_N)
+        parts = range(0, len(mixtures_MK), _AT_ONCE)
+        found = [self._to_runs(mixtures_MK[at : at + _AT_ONCE]) @ weights_N for at in parts]
+        return self.mean + self.spread * np.concatenate(found)
+
+    @property
+    def noise_deviation(self) -> float:
+        """The estimated standard deviation of the metric between two runs of one mixture."""
+        return self.spread * self.noise
+
+    def deviation(self, mixtures_MK: FloatArray) -> FloatArray:
+        """(M,) the posterior's standard deviation of the metric, without the noise of one more run."""
+        parts = range(0, len(mixtures_MK), _AT_ONCE)
+        explained = [
+            np.square(self.whitened_NN @ self._to_runs(mixtures_MK[at : at + _AT_ONCE]).T).sum(0)
+            for at in parts
+        ]
+        left_M = self.signal**2 - np.concatenate(explained)
+        return self.spread * np.sqrt(np.maximum(left_M, 0.0))
+
+    def covariance(self, mixtures_MK: FloatArray) -> FloatArray:
+        """(M, M) the posterior covariance of the metric of several mixtures, for paired differences."""
+        inputs_MK = self._features(mixtures_MK)
+        whitened_NM = self.whitened_NN @ self._to_runs(mixtures_MK).T
+        prior_MM = self.signal**2 * _matern(_squared_distances(inputs_MK, inputs_MK))
+        return np.asarray(self.spread**2 * (prior_MM - whitened_NM.T @ whitened_NM))
+
+    def given(self, mixtures_MK: FloatArray, values_M: FloatArray) -> GaussianProcess:
+        """The posterior after more runs, with the same hyper-parameters."""
+        inputs_NK = np.concatenate([self.inputs_NK, self._features(mixtures_MK)])
+        standardised_N = np.append(self.standardised_N, (values_M - self.mean) / self.spread)
+        whitened_NN = _whitened(inputs_NK, self.signal, self.noise)
+        return replace(
+            self, inputs_NK=inputs_NK, whitened_NN=whitened_NN, standardised_N=standardised_N
+        )
+
+    def _to_runs(self, mixtures_MK: FloatArray) -> FloatArray:
+        """(M, N) prior covariance with the fitted runs."""
+        squared_MN = _squared_distances(self._features(mixtures_MK), self.inputs_NK)
+        return np.asarray(self.signal**2 * _matern(squared_MN))
+
+    def _features(self, mixtures_MK: FloatArray) -> FloatArray:
+        return (_logs(mixtures_MK) - self.centre_K) / self.scale_K
+
+
+def fit_gaussian_process(mixtures_NK: FloatArray, losses_N: FloatArray) -> GaussianProcess:
+    """The process given `mixtures_NK` and the metric `losses_N` that they led to."""
+    logs_NK = _logs(mixtures_NK)
+    centre_K = logs_NK.mean(axis=0)
+    scale_K = np.where(logs_NK.std(axis=0) > 0, logs_NK.std(axis=0), 1.0)
+    features_NK = (logs_NK - centre_K) / scale_K
+    mean, spread = float(losses_N.mean()), float(losses_N.std()) or 1.0
+    standardised_N = (losses_N - mean) / spread
+    searched_S = _spread_rows(len(losses_N))
+    lengths_K, signal, noise = _most_probable(features_NK[searched_S], standardised_N[searched_S])
+    inputs_NK = features_NK / lengths_K
+    return GaussianProcess(
+        centre_K=centre_K,
+        scale_K=scale_K * lengths_K,
+        inputs_NK=inputs_NK,
+        whitened_NN=_whitened(inputs_NK, signal, noise),
+        standardised_N=standardised_N,
+        signal=signal,
+        noise=noise,
+        mean=mean,
+        spread=spread,
     )
-    return partial(_expected, fitted)
 
 
 def _logs(mixtures_NK: FloatArray) -> FloatArray:
@@ -61,26 +122,87 @@ def _logs(mixtures_NK: FloatArray) -> FloatArray:
     return logs_NK
 
 
+def _spread_rows(runs: int) -> npt.NDArray[np.intp]:
+    """The rows that hyper-parameters are searched on: all of them, or a random subset where there are many."""
+    order_N = np.random.Generator(np.random.PCG64(0)).permutation(runs)
+    return order_N[:_SEARCHED]
+
+
 def _most_probable(
-    unlikelihood: Objective, prior: FloatArray, bounds: FloatArray, *, deviations: FloatArray
-) -> tuple[FloatArray, float]:
-    """The ln hyper-parameters of the highest posterior that L-BFGS finds from the prior's median `prior`, and −ln of it."""
+    features_NK: FloatArray, values_N: FloatArray
+) -> tuple[FloatArray, float, float]:
+    """λ (K,), σ_f and σ_n of the highest posterior that L-BFGS finds from the prior's median."""
     from scipy.optimize import Bounds, minimize
 
-    def objective(logs: FloatArray) -> tuple[float, FloatArray]:
-        value, slopes = unlikelihood(logs)
-        distance = (logs - prior) / deviations
-        return float(value + 0.5 * distance @ distance), slopes + distance / deviations
-
-    near = Bounds(prior - _REACH * deviations, prior + _REACH * deviations)
+    K = features_NK.shape[1]
+    prior = np.log(np.concatenate([np.full(K, np.sqrt(K)), [1.0, _NOISE]]))
+    near = Bounds(prior - _REACH * _BROAD, prior + _REACH * _BROAD)
+    cost = partial(_negative_log_posterior, features_NK=features_NK, values_N=values_N, prior=prior)
     found = minimize(
-        objective, prior, jac=True, method="L-BFGS-B", bounds=near, options={"maxiter": _STEPS}
+        cost, prior, jac=True, method="L-BFGS-B", bounds=near, options={"maxiter": _STEPS}
     )
-    return found.x, float(found.fun)
+    best = np.exp(found.x)
+    return best[:K], float(best[K]), float(best[K + 1])
 
 
-def _expected(fitted: Any, mixtures_MK: FloatArray) -> FloatArray:
-    parts = range(0, len(mixtures_MK), _AT_ONCE)
-    return np.concatenate(
-        [fitted.predict(mixtures_MK[start : start + _AT_ONCE]) for start in parts]
+def _negative_log_posterior(
+    logs: FloatArray, *, features_NK: FloatArray, values_N: FloatArray, prior: FloatArray
+) -> tuple[float, FloatArray]:
+    """−ln posterior of ln(λ, σ_f, σ_n), and its gradient (Rasmussen & Williams, equations 2.30 and 5.9)."""
+    N, K = features_NK.shape
+    lengths_K, signal, noise = np.exp(logs[:K]), np.exp(logs[K]), np.exp(logs[K + 1])
+    inputs_NK = features_NK / lengths_K
+    far_NN = _ROOT5 * np.sqrt(_squared_distances(inputs_NK, inputs_NK))
+    fading_NN = signal**2 * np.exp(-far_NN)
+    kernel_NN = (1.0 + far_NN + far_NN**2 / 3.0) * fading_NN
+    covariance_NN = kernel_NN + (noise**2 + _JITTER) * np.eye(N)
+    inverse_NN, log_determinant = _inverse(covariance_NN)
+    weights_N = inverse_NN @ values_N
+    outer_NN = np.outer(weights_N, weights_N) - inverse_NN
+    per_length_NN = (5 / 3) * outer_NN * (1.0 + far_NN) * fading_NN
+    row_N = per_length_NN.sum(axis=1)
+    by_length_K = inputs_NK.T**2 @ row_N - np.einsum(
+        "nk,nk->k", inputs_NK, per_length_NN @ inputs_NK
     )
+    slopes = np.concatenate(
+        [by_length_K, [np.sum(outer_NN * kernel_NN)], [noise**2 * np.trace(outer_NN)]]
+    )
+    distance = (logs - prior) / _BROAD
+    value = 0.5 * (values_N @ weights_N + log_determinant + distance @ distance)
+    return float(value), distance / _BROAD - slopes
+
+
+def _whitened(inputs_NK: FloatArray, signal: float, noise: float) -> FloatArray:
+    from scipy.linalg import solve_triangular
+
+    N = len(inputs_NK)
+    kernel_NN = signal**2 * _matern(_squared_distances(inputs_NK, inputs_NK))
+    factor_NN = np.linalg.cholesky(kernel_NN + (noise**2 + _JITTER) * np.eye(N))
+    return np.asarray(solve_triangular(factor_NN, np.eye(N), lower=True))
+
+
+def _inverse(covariance_NN: FloatArray) -> tuple[FloatArray, float]:
+    """The inverse and ln determinant of a positive definite matrix."""
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    factor_NN, failed = dpotrf(covariance_NN, lower=1)
+    assert not failed, "the noise keeps the covariance positive definite"
+    inverse_NN, _ = dpotri(factor_NN, lower=1)
+    lower_NN = np.tril(inverse_NN)
+    whole_NN = lower_NN + np.tril(inverse_NN, -1).T
+    return whole_NN, 2 * float(np.log(np.diagonal(factor_NN)).sum())
+
+
+def _squared_distances(inputs_MK: FloatArray, others_NK: FloatArray) -> FloatArray:
+    squared_MN = (
+        np.square(inputs_MK).sum(1)[:, None]
+        + np.square(others_NK).sum(1)
+        - 2 * inputs_MK @ others_NK.T
+    )
+    return np.maximum(squared_MN, 0.0)
+
+
+def _matern(squared: FloatArray) -> FloatArray:
+    """Matérn-5/2 of squared distances, 1 at distance 0."""
+    far = _ROOT5 * np.sqrt(squared)
+    return np.asarray((1.0 + far + far**2 / 3.0) * np.exp(-far))

@@ -173,16 +173,27 @@ def capped(mixtures_MK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray
 
     Where all that a mixture has is at its ceiling, the rest goes to the other domains by their natural shares `shares_K`.
     """
-    within_MK = mixtures_MK + 1e-12 * shares_K
-    full_MK = np.zeros(within_MK.shape, dtype=np.bool_)
+    return capped_phases(mixtures_MK[:, None], ceilings_K, shares_K, np.ones(1))[:, 0]
+
+
+def capped_phases(
+    mixtures_MPK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray, phases_P: FloatArray
+) -> FloatArray:
+    """`capped` for runs of P phases, where a ceiling is on a domain's mean share over the run. `phases_P` sums to 1."""
+    within_MPK = mixtures_MPK + 1e-12 * shares_K
+    fixed_MPK = np.zeros_like(within_MPK)
+    full_MK = np.zeros((len(within_MPK), len(ceilings_K)), dtype=np.bool_)
     while True:
-        free_MK = np.where(full_MK, 0.0, within_MK)
-        room_M1 = 1.0 - np.where(full_MK, ceilings_K, 0.0).sum(axis=1, keepdims=True)
-        total_M1 = free_MK.sum(axis=1, keepdims=True)
-        scaled_MK = free_MK * (room_M1 / np.where(total_M1 > 0, total_M1, 1.0))
-        over_MK = ~full_MK & (scaled_MK > ceilings_K)
+        free_MPK = np.where(full_MK[:, None], 0.0, within_MPK)
+        room_MP1 = 1.0 - fixed_MPK.sum(axis=2, keepdims=True)
+        total_MP1 = free_MPK.sum(axis=2, keepdims=True)
+        scaled_MPK = free_MPK * (room_MP1 / np.where(total_MP1 > 0, total_MP1, 1.0))
+        mean_MK = np.einsum("mpk,p->mk", scaled_MPK, phases_P)
+        over_MK = ~full_MK & (mean_MK > ceilings_K)
         if not over_MK.any():
-            return np.where(full_MK, ceilings_K, scaled_MK)
+            return fixed_MPK + scaled_MPK
+        cut_MK = np.where(over_MK, ceilings_K / np.where(over_MK, mean_MK, 1.0), 0.0)
+        fixed_MPK = fixed_MPK + scaled_MPK * cut_MK[:, None]
         full_MK |= over_MK
 
 

@@ -1,0 +1,330 @@
+"""From the mixtures of runs to their metrics: several regressions, weighted by how well they predict runs left out.
+
+gaussian_process, lightgbm, log_linear    of `methods.regmix.fit`; one fit for each metric
+dynamics_model                            `simulation.dynamics_model`, where runs have whole trajectories
+
+A run of P phases is described by its mean mixture, and by the mixtures of its later phases if order matters. Whether it does
+is decided by cross-validation: the phases must reduce the squared error on runs left out by more than chance explains.
+
+The weights of the fits minimise the squared error on runs left out (stacking, Wolpert 1992). Intervals are those of the
+Gaussian process, widened or narrowed until nine of ten runs left out are inside (conformal prediction, Vovk et al. 2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from cuvee.core.arrays import FloatArray, IntArray
+from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
+from cuvee.evaluation.statistics import Estimate, bootstrap_mean
+from cuvee.methods.regmix.fit import FITS, Prediction, folds
+from cuvee.methods.regmix.gaussian_process import GaussianProcess
+from cuvee.recommend.table import Runs
+from cuvee.simulation.dynamics_model import Regression
+
+LEVEL = 0.9
+"""Of every interval."""
+
+_NORMAL = 1.6448536269514722  # deviations of a normal distribution within which LEVEL of it lies
+_LEAST_FOR_TREES = 50  # LightGBM splits no leaf of fewer than 20 runs
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How the fits did on runs that they had not seen.
+
+    `regret` is by how much the run picked among a fold's runs is worse than the best of them, as a mean over folds, in units
+    of the objective; `regret_of_chance` is that of a random pick. `coverage` is the share of runs inside their interval,
+    whose width was set without them. `noise` is a run's standard deviation by metric; `noise_measured` says whether it comes
+    from repeated runs or is the process's estimate."""
+
+    ranks: RankCorrelation
+    ranks_by_metric: Mapping[str, float]
+    ranks_by_fit: Mapping[str, float]
+    regret: float
+    regret_of_chance: float
+    coverage: float
+    noise: Mapping[str, float]
+    noise_measured: bool
+    weights: Mapping[str, Mapping[str, float]]
+    order: Estimate | None
+    """Squared error without phases less that with phases, standardised; None where no run moves."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """Predicts the metrics of runs (M, P, K) that nobody has done. `costs_D` is what each metric counts for in the objective,
+    which is to be low. `factor_D` and `factor` calibrate the deviations of metrics and of the objective."""
+
+    metrics: tuple[str, ...]
+    costs_D: FloatArray
+    shares_P: FloatArray
+    order: bool
+    fits: Mapping[str, Sequence[Prediction]]
+    weights_DF: FloatArray
+    noise_D: FloatArray
+    factor_D: FloatArray
+    factor: float
+    evidence: Evidence
+
+    def means(self, paths_MPK: FloatArray) -> FloatArray:
+        """(M, D)"""
+        return np.stack([self._mean(paths_MPK, d) for d in range(len(self.metrics))], axis=1)
+
+    def half_widths(self, paths_MPK: FloatArray) -> FloatArray:
+        """(M, D) of the interval in which a run's metric lies, its own noise included."""
+        found = [
+            np.sqrt(process.deviation(self._features(paths_MPK)) ** 2 + noise**2)
+            for process, noise in zip(self.processes, self.noise_D, strict=True)
+        ]
+        return np.stack(found, axis=1) * self.factor_D
+
+    def objective(self, paths_MPK: FloatArray) -> FloatArray:
+        """(M,)"""
+        return np.sum([self.costs_D[d] * self._mean(paths_MPK, d) for d in self._valued], axis=0)
+
+    def deviation(self, paths_MPK: FloatArray) -> FloatArray:
+        """(M,) calibrated standard deviation of the objective's expectation: what is not known, without a run's noise."""
+        x_MF = self._features(paths_MPK)
+        squared = [
+            np.square(self.costs_D[d] * self.processes[d].deviation(x_MF)) for d in self._valued
+        ]
+        return np.asarray(np.sqrt(np.sum(squared, axis=0)) * self.factor / _NORMAL)
+
+    def objective_half_width(self, paths_MPK: FloatArray) -> FloatArray:
+        """(M,) of the interval in which a run's objective lies, its own noise included."""
+        noise = np.square(self.costs_D * self.noise_D).sum()
+        known_M = self.deviation(paths_MPK) * _NORMAL / self.factor
+        return np.asarray(np.sqrt(known_M**2 + noise) * self.factor)
+
+    def difference(self, ours_PK: FloatArray, theirs_PK: FloatArray) -> Estimate:
+        """Objective of ours less that of theirs, with a paired interval: what is unknown of both alike cancels."""
+        both = np.stack([ours_PK, theirs_PK])
+        x_2F, apart = self._features(both), np.array([1.0, -1.0])
+        variance = sum(
+            self.costs_D[d] ** 2 * float(apart @ self.processes[d].covariance(x_2F) @ apart)
+            for d in self._valued
+        )
+        mean = float(apart @ self.objective(both))
+        width = float(np.sqrt(max(variance, 0.0))) * self.factor
+        return Estimate(mean, mean - width, mean + width, self.evidence.ranks.runs, LEVEL)
+
+    @property
+    def processes(self) -> Sequence[GaussianProcess]:
+        """The Gaussian process of each metric."""
+        return [fit for fit in self.fits["gaussian_process"] if isinstance(fit, GaussianProcess)]
+
+    @property
+    def _valued(self) -> IntArray:
+        return np.flatnonzero(self.costs_D)
+
+    def _features(self, paths_MPK: FloatArray) -> FloatArray:
+        return features(paths_MPK, self.shares_P, self.order)
+
+    def _mean(self, paths_MPK: FloatArray, d: int) -> FloatArray:
+        x_MF = self._features(paths_MPK)
+        mean_M = np.zeros(len(paths_MPK))
+        for weight, (name, fits) in zip(self.weights_DF[d], self.fits.items(), strict=True):
+            if weight > 0:
+                mean_M += weight * fits[d](paths_MPK if name == "dynamics_model" else x_MF)
+        return mean_M
+
+
+def features(paths_MPK: FloatArray, shares_P: FloatArray, order: bool) -> FloatArray:
+    """(M, K) mean mixtures; with `order`, followed by those of the second and later phases: (M, P·K)."""
+    mean_MK = np.einsum("mpk,p->mk", paths_MPK, shares_P)
+    if not order:
+        return np.asarray(mean_MK)
+    return np.concatenate([mean_MK, paths_MPK[:, 1:].reshape(len(paths_MPK), -1)], axis=1)
+
+
+def fit_surrogate(
+    runs: Runs, costs: Mapping[str, float], names: Sequence[str] | None = None
+) -> Surrogate:
+    """Fits `names` (default: all that are installed and have enough runs) and weighs them. `runs` are usable ones."""
+    costs_D = np.array([costs.get(name, 0.0) for name in runs.metrics])
+    order, compared = _order_matters(runs, costs_D)
+    names = list(names or _available(runs))
+    parts = folds(runs.groups_N)
+    unseen = {name: np.full_like(runs.values_ND, np.nan) for name in names}
+    spread_ND = np.full_like(runs.values_ND, np.nan)
+    for out, kept in parts:
+        for name, fits in _fit_all(runs.only(kept), names, order).items():
+            paths = runs.mixtures_NPK[out]
+            x = paths if name == "dynamics_model" else features(paths, runs.shares_P, order)
+            unseen[name][out] = np.stack([fit(x) for fit in fits], axis=1)
+            if name == "gaussian_process":
+                spread_ND[out] = np.stack([_run_deviation(fit, x) for fit in fits], axis=1)
+    fitted = _fit_all(runs, names, order)
+    weights_DF = _stacked(runs.values_ND, [unseen[name] for name in names])
+    blended_ND = np.einsum("fnd,df->nd", np.stack([unseen[name] for name in names]), weights_DF)
+    measured_D = runs.noise_D()
+    estimated_D = np.array([_noise(fit) for fit in fitted["gaussian_process"]])
+    noise_D = estimated_D if measured_D is None else measured_D
+    factor_D = np.array(
+        [
+            _factor(runs.values_ND[:, d] - blended_ND[:, d], spread_ND[:, d])
+            for d in range(len(runs.metrics))
+        ]
+    )
+    valued = costs_D != 0
+    whole_N = np.isfinite(runs.values_ND[:, valued]).all(axis=1)
+    real_N, seen_N = runs.values_ND[:, valued] @ costs_D[valued], blended_ND[:, valued] @ costs_D[valued]
+    spread_N = np.sqrt(np.square(spread_ND[:, valued] * costs_D[valued]).sum(axis=1))
+    evidence = Evidence(
+        ranks=rank_correlation(seen_N[whole_N], real_N[whole_N]),
+        ranks_by_metric=dict(
+            zip(runs.metrics, _ranks(blended_ND, runs.values_ND), strict=True)
+        ),
+        ranks_by_fit={
+            name: _rank(found[whole_N][:, valued] @ costs_D[valued], real_N[whole_N])
+            for name, found in unseen.items()
+        },
+        **_regret(real_N, seen_N, [out[whole_N[out]] for out, _ in parts]),
+        coverage=_coverage(real_N - seen_N, spread_N, [out[whole_N[out]] for out, _ in parts]),
+        noise=dict(zip(runs.metrics, noise_D.tolist(), strict=True)),
+        noise_measured=measured_D is not None,
+        weights={
+            metric: dict(zip(names, weights_F.tolist(), strict=True))
+            for metric, weights_F in zip(runs.metrics, weights_DF, strict=True)
+        },
+        order=compared,
+    )
+    return Surrogate(
+        metrics=runs.metrics,
+        costs_D=costs_D,
+        shares_P=runs.shares_P,
+        order=order,
+        fits=fitted,
+        weights_DF=weights_DF,
+        noise_D=noise_D,
+        factor_D=factor_D,
+        factor=_factor((real_N - seen_N)[whole_N], spread_N[whole_N]),
+        evidence=evidence,
+    )
+
+
+def _available(runs: Runs) -> list[str]:
+    names = ["gaussian_process", "log_linear"]
+    if find_spec("lightgbm") is not None and len(runs.names) >= _LEAST_FOR_TREES:
+        names.append("lightgbm")
+    return names + (["dynamics_model"] if runs.curves else [])
+
+
+def _fit_all(runs: Runs, names: Sequence[str], order: bool) -> dict[str, list[Prediction]]:
+    x_NF = features(runs.mixtures_NPK, runs.shares_P, order)
+    fitted: dict[str, list[Prediction]] = {}
+    for name in names:
+        if name == "dynamics_model":
+            fitted[name] = _dynamics(runs)
+            continue
+        fitted[name] = []
+        for values_N in runs.values_ND.T:
+            there_N = np.isfinite(values_N)
+            fitted[name].append(FITS[name](x_NF[there_N], values_N[there_N]))
+    return fitted
+
+
+def _dynamics(runs: Runs) -> list[Prediction]:
+    """The dynamics model of whole trajectories, as one prediction for each metric of runs in phases (M, P, K)."""
+    regression = Regression(runs.curves, fields=len(runs.metrics))
+    T = len(runs.curves[0].weights_TK)
+    phase_T = np.minimum(
+        np.searchsorted(np.cumsum(runs.shares_P), (np.arange(T) + 0.5) / T), len(runs.shares_P) - 1
+    )
+
+    def predict(d: int) -> Prediction:
+        return lambda paths_MPK: (
+            regression.start_Y[d] + regression.at_end(paths_MPK[:, phase_T])[:, d]
+        )
+
+    return [predict(d) for d in range(len(runs.metrics))]
+
+
+def _order_matters(runs: Runs, costs_D: FloatArray) -> tuple[bool, Estimate | None]:
+    """Whether phases predict the objective of runs left out better than their mean mixture does, surely."""
+    if not runs.moves:
+        return False, None
+    valued = np.flatnonzero(costs_D)
+    whole = runs.only(np.isfinite(runs.values_ND[:, valued]).all(axis=1))
+    real_N = whole.values_ND[:, valued] @ costs_D[valued]
+    errors = []
+    for order in (False, True):
+        x_NF = features(whole.mixtures_NPK, whole.shares_P, order)
+        seen_N = np.zeros(len(real_N))
+        for out, kept in folds(whole.groups_N):
+            for d in valued:
+                process = FITS["gaussian_process"](x_NF[kept], whole.values_ND[kept, d])
+                seen_N[out] += costs_D[d] * process(x_NF[out])
+        errors.append(np.square((real_N - seen_N) / (real_N.std() or 1.0)))
+    gained = bootstrap_mean(errors[0] - errors[1])
+    return gained.low is not None and gained.low > 0, gained
+
+
+def _run_deviation(fit: Prediction, x_MF: FloatArray) -> FloatArray:
+    assert isinstance(fit, GaussianProcess)
+    return np.asarray(np.hypot(fit.deviation(x_MF), fit.noise_deviation))
+
+
+def _noise(fit: Prediction) -> float:
+    assert isinstance(fit, GaussianProcess)
+    return fit.noise_deviation
+
+
+def _stacked(values_ND: FloatArray, unseen: Sequence[FloatArray]) -> FloatArray:
+    """(D, F) weights ≥ 0 that sum to 1 and minimise each metric's squared error on runs left out."""
+    from scipy.optimize import nnls
+
+    found = []
+    for d, values_N in enumerate(values_ND.T):
+        there_N = np.isfinite(values_N)
+        spread = float(values_N[there_N].std()) or 1.0
+        errors_NF = np.stack([one[there_N, d] - values_N[there_N] for one in unseen], axis=1)
+        sure = 1e3 * np.sqrt(len(errors_NF))  # the row that makes the weights sum to 1
+        system = np.vstack([errors_NF / spread, np.full(len(unseen), sure)])
+        weights_F, _ = nnls(system, np.append(np.zeros(len(errors_NF)), sure))
+        found.append(weights_F / weights_F.sum())
+    return np.array(found)
+
+
+def _factor(errors_N: FloatArray, spread_N: FloatArray) -> float:
+    """The conformal factor: so many deviations hold LEVEL of the runs left out."""
+    scores = np.abs(errors_N) / np.maximum(spread_N, 1e-12)
+    scores = scores[np.isfinite(scores)]
+    rank = min(1.0, np.ceil((len(scores) + 1) * LEVEL) / len(scores))
+    return float(np.quantile(scores, rank, method="higher"))
+
+
+def _coverage(errors_N: FloatArray, spread_N: FloatArray, parts: Sequence[IntArray]) -> float:
+    """The share of runs inside an interval whose factor comes from the other folds."""
+    inside = []
+    for out in parts:
+        others = np.concatenate([part for part in parts if part is not out])
+        factor = _factor(errors_N[others], spread_N[others])
+        inside.append(np.abs(errors_N[out]) <= factor * spread_N[out])
+    return float(np.concatenate(inside).mean())
+
+
+def _regret(
+    real_N: FloatArray, seen_N: FloatArray, parts: Sequence[IntArray]
+) -> dict[str, float]:
+    best = [real_N[out].min() for out in parts if len(out)]
+    picked = [real_N[out][seen_N[out].argmin()] for out in parts if len(out)]
+    by_chance = [real_N[out].mean() for out in parts if len(out)]
+    return {
+        "regret": float(np.mean(picked) - np.mean(best)),
+        "regret_of_chance": float(np.mean(by_chance) - np.mean(best)),
+    }
+
+
+def _ranks(seen_ND: FloatArray, real_ND: FloatArray) -> list[float]:
+    return [_rank(seen_N, real_N) for seen_N, real_N in zip(seen_ND.T, real_ND.T, strict=True)]
+
+
+def _rank(seen_N: FloatArray, real_N: FloatArray) -> float:
+    there_N = np.isfinite(real_N)
+    return rank_correlation(seen_N[there_N], real_N[there_N], resamples=1).value

@@ -1,0 +1,308 @@
+"""Files of runs → `Runs`. Finds which columns are mixtures and which are metrics, and sets bad rows aside with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuvee.core.errors import ConfigError, CuveeError, StoreError
+from cuvee.core.mixture import check_names
+from cuvee.fleet.store.foreign import rounded_mixture
+from cuvee.fleet.store.tabular import BadRow, Rows, number, read_rows
+from cuvee.recommend.table import Runs
+
+_KEYS = ("index", "run", "run_id", "run_name", "id", "name")
+_META = re.compile(r"(index|run|run_id|run_name|id|name|seed|step|unnamed.*|)", re.IGNORECASE)
+_PHASE = re.compile(r"^(?P<before>.*?(?:phase|stage)[_-]?)(?P<phase>\d+)(?P<after>[_/.-].*)$")
+_ROUNDING = 0.02
+_LARGEST = 1e12
+_MOST_BAD = 0.1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How a table names its columns. `mixture` is a pattern such as `train_{}` or `phase_{phase}_{}`; `metrics` are names or
+    patterns such as `metric/{}_loss`; `shares` is the share of the token budget of each phase; `key` joins several files.
+    What is left out is found from the values: mixtures are the columns of one prefix that sum to 1."""
+
+    mixture: str | None = None
+    metrics: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    key: str | None = None
+    higher: tuple[str, ...] = ()
+
+
+LAYOUTS = {
+    "regmix": Columns("train_the_pile_{}", ("metric/the_pile_{}_val_loss",), key="index"),
+    "olmix": Columns("{}", key="run"),
+}
+"""Published layouts by name. RegMix: `train_mixture_*.csv` and `train_pile_loss_*.csv`. olmix: `ratios.csv` and `metrics.csv`."""
+
+_FILES = {
+    "regmix": ("train_mixture_*.csv", "train_pile_loss_*.csv"),
+    "olmix": ("ratios.csv", "metrics.csv"),
+}
+
+
+def read_runs(sources: Sequence[Path], columns: Columns | None = None) -> Runs:
+    """The runs in one file, in two files joined by a key (mixtures first), or in a folder of a published layout.
+
+    Rows with bad shares, non-finite metrics or a key that another row has are set aside. Raises `StoreError` if a file cannot
+    be read or more than a tenth of the rows are bad, `ConfigError` if no mixture or no metric is found.
+    """
+    files, columns = _files(sources, columns or Columns())
+    tables = [read_rows(path) for path in files]
+    key = columns.key or _common_key(tables)
+    rows, bad = _joined(tables, key)
+    where = _mixture_columns(tables[0], rows, columns)
+    metrics = _metric_columns(tables, where, columns, key)
+    runs, refused = _checked(rows, where, metrics, str(files[0]))
+    bad += refused
+    total = len(bad) + len(runs)
+    if len(bad) > _MOST_BAD * max(1, total):
+        raise StoreError(
+            f"{len(bad)} of {total} rows are bad, the first {bad[0].file}:{bad[0].line}: {bad[0].reason}"
+        )
+    names = tuple(where[0])
+    P = len(where)
+    return Runs(
+        names=tuple(name for name, _, _ in runs),
+        domains=names,
+        metrics=tuple(metrics.values()),
+        mixtures_NPK=np.array([mixture_PK for _, mixture_PK, _ in runs]).reshape(-1, P, len(names)),
+        values_ND=np.array([values for _, _, values in runs]).reshape(-1, len(metrics)),
+        shares_P=_shares(columns.shares, P),
+        higher=frozenset(_named(columns.higher, metrics)),
+        bad=tuple(bad),
+        notes=("phases are taken to be equally long",) if P > 1 and not columns.shares else (),
+    )
+
+
+def _files(sources: Sequence[Path], columns: Columns) -> tuple[list[Path], Columns]:
+    if len(sources) == 1 and sources[0].is_dir():
+        for name, patterns in _FILES.items():
+            found = [sorted(sources[0].glob(pattern)) for pattern in patterns]
+            if all(found):
+                return [paths[0] for paths in found], _filled(columns, LAYOUTS[name])
+        known = "; ".join(f"{name}: {', '.join(files)}" for name, files in _FILES.items())
+        raise ConfigError(f"{sources[0]} has no layout that is known ({known}): name its files")
+    if len(sources) > 2:
+        raise ConfigError(f"{len(sources)} files are given: one table, or mixtures and metrics")
+    return list(sources), columns
+
+
+def _filled(columns: Columns, layout: Columns) -> Columns:
+    return Columns(
+        mixture=columns.mixture or layout.mixture,
+        metrics=columns.metrics or layout.metrics,
+        shares=columns.shares,
+        key=columns.key or layout.key,
+        higher=columns.higher,
+    )
+
+
+def _common_key(tables: Sequence[Rows]) -> str | None:
+    shared = [key for key in _KEYS if all(key in table.columns for table in tables)]
+    if len(tables) > 1 and not shared:
+        raise ConfigError(
+            f"{tables[0].path} and {tables[1].path} share no column {', '.join(_KEYS)}: name it with --key"
+        )
+    return shared[0] if shared else None
+
+
+def _joined(
+    tables: Sequence[Rows], key: str | None
+) -> tuple[list[tuple[str, int, dict[str, Any]]], list[BadRow]]:
+    """(name, line, cell by column) of each run that stands in every file, each once; and the rows that do not."""
+    bad = [row for table in tables for row in table.bad]
+    by_key: list[dict[str, tuple[int, Mapping[str, Any]]]] = []
+    for table in tables:
+        found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        for line, row in table.rows:
+            name = str(row.get(key)) if key else f"line {line}"
+            if name in found:
+                reason = f"the key {name!r} stands in line {found[name][0]} too"
+                bad.append(BadRow(str(table.path), line, reason))
+            else:
+                found[name] = line, row
+        by_key.append(found)
+    rows = []
+    for table, found in zip(tables, by_key, strict=True):
+        for name, (line, row) in found.items():
+            others = [other for other in by_key if name not in other]
+            if others:
+                bad.append(BadRow(str(table.path), line, f"the other file has no row {name!r}"))
+            elif table is tables[0]:
+                cells = {k: v for one in reversed(by_key) for k, v in one[name][1].items()}
+                rows.append((name, line, cells))
+    return rows, bad
+
+
+def _mixture_columns(
+    table: Rows, rows: Sequence[tuple[str, int, dict[str, Any]]], columns: Columns
+) -> list[dict[str, str]]:
+    """For each phase, column by domain."""
+    if columns.mixture is not None:
+        return _by_pattern(table, columns.mixture)
+    phased = {match["before"] for name in table.columns if (match := _PHASE.match(name))}
+    candidates = [f"{before}{{phase}}{{}}" for before in sorted(phased)]
+    candidates += [prefix + "{}" for prefix in _prefixes(table.columns)]
+    for pattern in candidates:
+        try:
+            found = _by_pattern(table, pattern)
+        except ConfigError:
+            continue
+        if len(found[0]) > 1 and _sums_to_one(rows, found):
+            return found
+    raise ConfigError(
+        f"{table.path}: no columns of one prefix sum to 1 (columns: {', '.join(table.columns[:8])}): "
+        "name them with --mixture 'PREFIX{}' or --mixture 'phase_{phase}_{}'"
+    )
+
+
+def _prefixes(names: Sequence[str]) -> Iterator[str]:
+    """Prefixes that end in a separator and begin two columns or more, shortest first."""
+    found = {name[: match.end()] for name in names for match in re.finditer(r"[_/.:-]", name)}
+    shared = [prefix for prefix in found if sum(name.startswith(prefix) for name in names) > 1]
+    yield from ["", *sorted(shared, key=lambda prefix: (len(prefix), prefix))]
+
+
+def _by_pattern(table: Rows, pattern: str) -> list[dict[str, str]]:
+    if "{}" not in pattern:
+        raise ConfigError(f"--mixture {pattern!r} has no {{}} where the domain's name stands")
+    expression = re.escape(pattern).replace(re.escape("{phase}"), r"(?P<phase>\d+)")
+    matcher = re.compile(expression.replace(re.escape("{}"), "(?P<domain>.+)"))
+    phases: dict[int, dict[str, str]] = {}
+    for name in table.columns:
+        match = matcher.fullmatch(name)
+        if match and not _META.fullmatch(name):
+            phase = int(match["phase"]) if "{phase}" in pattern else 0
+            phases.setdefault(phase, {})[_as_name(match["domain"])] = name
+    if not phases:
+        raise ConfigError(
+            f"{table.path}: no column is like {pattern!r} (columns: {', '.join(table.columns[:8])})"
+        )
+    found = [phases[phase] for phase in sorted(phases)]
+    try:
+        check_names(list(found[0]))
+    except CuveeError as error:
+        raise ConfigError(f"{table.path}: {error} (matched by {pattern!r})") from error
+    for number_, phase in enumerate(found):
+        if set(phase) != set(found[0]):
+            odd = sorted(set(phase) ^ set(found[0]))
+            raise ConfigError(f"{table.path}: phase {number_} differs in domains: {', '.join(odd)}")
+    return found
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", ".", text).strip(".")[:64]
+
+
+def _sums_to_one(
+    rows: Sequence[tuple[str, int, dict[str, Any]]], where: Sequence[Mapping[str, str]]
+) -> bool:
+    """Whether nine of ten rows hold shares in these columns."""
+
+    def holds(cells: Mapping[str, Any]) -> bool:
+        try:
+            for phase in where:
+                rounded_mixture(
+                    {name: number(cells[column]) for name, column in phase.items()}, _ROUNDING
+                )
+        except (CuveeError, ValueError):
+            return False
+        return True
+
+    return bool(rows) and sum(holds(cells) for _, _, cells in rows) >= 0.9 * len(rows)
+
+
+def _metric_columns(
+    tables: Sequence[Rows], where: Sequence[Mapping[str, str]], columns: Columns, key: str | None
+) -> dict[str, str]:
+    """Metric's name by column."""
+    taken = {column for phase in where for column in phase.values()} | {key}
+    free = [name for table in tables for name in table.columns if name not in taken]
+    if columns.metrics:
+        return _named(columns.metrics, dict(zip(free, free, strict=True)), by_pattern=True)
+    rows = tables[-1].rows
+    found = {name: name for name in free if not _META.fullmatch(name) and _numeric(rows, name)}
+    if not found:
+        raise ConfigError(f"{tables[-1].path}: no column is a metric: name them with --metrics")
+    return found
+
+
+def _named(
+    wanted: Sequence[str], known: Mapping[str, str], by_pattern: bool = False
+) -> dict[str, str]:
+    """The known columns, or metrics, that names and patterns mean. Raises `ConfigError` for one that means none."""
+    found = {}
+    for name in wanted:
+        before, is_pattern, after = name.partition("{}")
+        for column, called in known.items():
+            inside = len(column) - len(before) - len(after)
+            if is_pattern and inside > 0 and column.startswith(before) and column.endswith(after):
+                found[column] = column[len(before) : len(before) + inside]
+            elif name in (column, called):
+                found[column if by_pattern else called] = called
+        if not found:
+            raise ConfigError(f"no column is like {name!r}; there are {', '.join(list(known)[:8])}")
+    return found
+
+
+def _numeric(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> bool:
+    try:
+        return any(number(row.get(name)) is not None for _, row in rows)
+    except ValueError:
+        return False
+
+
+def _checked(
+    rows: Sequence[tuple[str, int, dict[str, Any]]],
+    where: Sequence[Mapping[str, str]],
+    metrics: Mapping[str, str],
+    file: str,
+) -> tuple[list[tuple[str, Any, list[float]]], list[BadRow]]:
+    good: dict[bytes, tuple[str, Any, list[float]]] = {}
+    bad = []
+    names = list(where[0])
+    for name, line, cells in rows:
+        try:
+            mixture_PK = [
+                rounded_mixture({k: number(cells.get(phase[k])) for k in names}, _ROUNDING).weights_K
+                for phase in where
+            ]
+            values = [_value(cells.get(column), called) for column, called in metrics.items()]
+            if np.isnan(values).all():
+                raise StoreError("the row has no metric at all")
+            content = np.concatenate([*mixture_PK, values]).tobytes()
+            if content in good:
+                raise StoreError(f"repeats every number of row {good[content][0]!r}: one run twice")
+            good[content] = name, mixture_PK, values
+        except (CuveeError, ValueError) as error:
+            bad.append(BadRow(file, line, str(error)[:200]))
+    return list(good.values()), bad
+
+
+def _value(cell: Any, name: str) -> float:
+    value = number(cell)
+    if value is None or value != value:
+        return float("nan")
+    if abs(value) > _LARGEST:
+        raise StoreError(f"{name} is {value:.6g}: no measurement")
+    return value
+
+
+def _shares(given: Sequence[float], phases: int) -> Any:
+    if not given:
+        return np.full(phases, 1 / phases)
+    shares_P = np.asarray(given, dtype=np.float64)
+    if len(shares_P) != phases or not (shares_P > 0).all() or abs(shares_P.sum() - 1) > 1e-6:
+        raise ConfigError(
+            f"--phases is {', '.join(f'{share:g}' for share in given)}: give {phases} shares above 0 that sum to 1"
+        )
+    return shares_P
