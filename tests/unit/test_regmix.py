@@ -18,7 +18,7 @@ from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.methods.regmix import method as regmix
 from cuvee.methods.regmix.fit import FITS, check_installed, cross_validated
-from cuvee.methods.regmix.gaussian_process import _most_probable
+from cuvee.methods.regmix.gaussian_process import _negative_log_posterior, fit_gaussian_process
 from cuvee.methods.regmix.method import RegMix, draw
 from cuvee.methods.regmix.runs import Table
 from cuvee.policies.files import load_policy, save_policy
@@ -169,16 +169,36 @@ def test_the_gaussian_process_knows_a_steep_beginning_and_a_domain_that_does_not
     assert np.abs(predict(mixtures[60:]) - planted[60:]).max() < 0.05
 
 
-def test_hyper_parameters_lie_between_what_the_runs_say_and_the_prior() -> None:
-    said, prior, deviations = np.array([3.0, -1.0]), np.array([0.0, 1.0]), np.array([1.0, 3.0])
+def test_the_posterior_is_that_of_scikit_learn() -> None:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-    def unlikelihood(logs: Any) -> tuple[float, Any]:
-        return float(0.5 * (logs - said) @ (logs - said)), logs - said
+    mixtures, values = some_mixtures(60), losses_of(some_mixtures(60))[:, 1]
+    process = fit_gaussian_process(mixtures[:40], values[:40])
 
-    found, _ = _most_probable(unlikelihood, prior, np.empty((2, 2)), deviations=deviations)
-    assert found == pytest.approx(
-        (said + prior / deviations**2) / (1 + 1 / deviations**2), abs=1e-4
-    )
+    def features(asked: Any) -> Any:
+        return (np.log1p(asked * 4 / 0.05) - process.centre_K) / process.scale_K
+
+    kernel = ConstantKernel(process.signal**2) * Matern(1.0, nu=2.5)
+    other = GaussianProcessRegressor(kernel, alpha=process.noise**2 + 1e-8, optimizer=None)
+    other.fit(features(mixtures[:40]), (values[:40] - process.mean) / process.spread)
+    mean, covariance = other.predict(features(mixtures[40:]), return_cov=True)
+    assert process(mixtures[40:]) == pytest.approx(process.mean + process.spread * mean, abs=1e-6)
+    ours = process.covariance(mixtures[40:], mixtures[40:])
+    assert ours == pytest.approx(process.spread**2 * covariance, abs=1e-7)
+    assert process.deviation(mixtures[40:]) ** 2 == pytest.approx(np.diag(ours), abs=1e-9)
+
+
+def test_the_search_for_hyper_parameters_follows_the_true_gradient() -> None:
+    mixtures = some_mixtures(30)
+    values = (losses_of(mixtures)[:, 0] - 3.0) / 0.5
+    at, prior = np.array([0.3, -0.2, 0.5, 0.9, 0.1, -2.0]), np.zeros(6)
+
+    def cost(logs: Any) -> Any:
+        return _negative_log_posterior(logs, features_NK=mixtures, values_N=values, prior=prior)
+
+    found = [(cost(at + 1e-5 * unit)[0] - cost(at - 1e-5 * unit)[0]) / 2e-5 for unit in np.eye(6)]
+    assert cost(at)[1] == pytest.approx(np.array(found), rel=1e-5, abs=1e-5)
 
 
 def test_many_mixtures_are_predicted_as_each_by_itself() -> None:

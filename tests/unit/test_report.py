@@ -348,7 +348,7 @@ def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
 
 def test_the_same_runs_give_the_same_figures(tmp_path: Path) -> None:
     pages = [write_report(compared(2), tmp_path / f"{i}.html").read_text() for i in range(2)]
-    blocks = [re.search(r'id="figures">(.*?)</script>', page) for page in pages]
+    blocks = [re.search(r'id="data">(.*?)</script>', page) for page in pages]
     assert all(blocks)
     first, second = (json.loads(block[1]) for block in blocks if block)
     assert first == second

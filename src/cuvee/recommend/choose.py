@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
-from cuvee.core.arrays import FloatArray
+from cuvee.core.arrays import FloatArray, IntArray
 from cuvee.core.errors import ConfigError, nearest
 from cuvee.evaluation.statistics import Estimate
 from cuvee.methods.regmix.method import capped_phases
@@ -147,10 +147,7 @@ def splits(phases: int, stages: int) -> list[tuple[tuple[int, ...], ...]]:
     """Every way to cut consecutive phases into so many stages."""
     cuts = combinations(range(1, phases), stages - 1)
     edges = [(0, *cut, phases) for cut in cuts]
-    return [
-        tuple(tuple(range(first, last)) for first, last in zip(edge, edge[1:], strict=False))
-        for edge in edges
-    ]
+    return [tuple(tuple(range(first, last)) for first, last in pairwise(edge)) for edge in edges]
 
 
 def optimise(
@@ -163,7 +160,9 @@ def optimise(
 ) -> FloatArray:
     """(P, K) the path of these stages with the lowest score."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    stage_P = np.repeat(np.arange(len(stages)), [len(stage) for stage in stages])
+    stage_P: IntArray = np.repeat(
+        np.arange(len(stages), dtype=np.int64), [len(stage) for stage in stages]
+    )
     within = _in_stages(bounds, shares_P, stage_P)
     paths_MPK = within(_first(starts_NPK, bounds, rng))
     scores_M = score(paths_MPK)
@@ -180,7 +179,7 @@ def optimise(
 
 
 def _in_stages(
-    bounds: Bounds, shares_P: FloatArray, stage_P: FloatArray
+    bounds: Bounds, shares_P: FloatArray, stage_P: IntArray
 ) -> Callable[[FloatArray], FloatArray]:
     """Makes phases of one stage alike, within bounds."""
     inside_SP = (stage_P == np.arange(stage_P.max() + 1)[:, None]) * shares_P
@@ -203,7 +202,7 @@ def _first(starts_NPK: FloatArray, bounds: Bounds, rng: np.random.Generator) -> 
 
 
 def _perturbed(
-    paths_MPK: FloatArray, width: float, stage_P: FloatArray, rng: np.random.Generator
+    paths_MPK: FloatArray, width: float, stage_P: IntArray, rng: np.random.Generator
 ) -> FloatArray:
     """Means of two parents whose logarithms are moved by `width`."""
     parents = rng.integers(0, len(paths_MPK), (_POPULATION, 2))

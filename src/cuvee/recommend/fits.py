@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from cuvee.core.arrays import FloatArray, IntArray
+from cuvee.core.arrays import BoolArray, FloatArray, IntArray
 from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
 from cuvee.evaluation.statistics import Estimate, bootstrap_mean
 from cuvee.methods.regmix.fit import FITS, Prediction, folds
@@ -85,7 +86,8 @@ class Surrogate:
 
     def objective(self, paths_MPK: FloatArray) -> FloatArray:
         """(M,)"""
-        return np.sum([self.costs_D[d] * self._mean(paths_MPK, d) for d in self._valued], axis=0)
+        valued = [self.costs_D[d] * self._mean(paths_MPK, d) for d in self._valued]
+        return np.asarray(np.sum(valued, axis=0))
 
     def deviation(self, paths_MPK: FloatArray) -> FloatArray:
         """(M,) calibrated standard deviation of the objective's expectation: what is not known, without a run's noise."""
@@ -97,21 +99,37 @@ class Surrogate:
 
     def objective_half_width(self, paths_MPK: FloatArray) -> FloatArray:
         """(M,) of the interval in which a run's objective lies, its own noise included."""
-        noise = np.square(self.costs_D * self.noise_D).sum()
         known_M = self.deviation(paths_MPK) * _NORMAL / self.factor
-        return np.asarray(np.sqrt(known_M**2 + noise) * self.factor)
+        return np.asarray(np.sqrt(known_M**2 + self.noise_variance) * self.factor)
 
     def difference(self, ours_PK: FloatArray, theirs_PK: FloatArray) -> Estimate:
         """Objective of ours less that of theirs, with a paired interval: what is unknown of both alike cancels."""
         both = np.stack([ours_PK, theirs_PK])
         x_2F, apart = self._features(both), np.array([1.0, -1.0])
         variance = sum(
-            self.costs_D[d] ** 2 * float(apart @ self.processes[d].covariance(x_2F) @ apart)
+            self.costs_D[d] ** 2 * float(apart @ self.processes[d].covariance(x_2F, x_2F) @ apart)
             for d in self._valued
         )
         mean = float(apart @ self.objective(both))
         width = float(np.sqrt(max(variance, 0.0))) * self.factor
         return Estimate(mean, mean - width, mean + width, self.evidence.ranks.runs, LEVEL)
+
+    def covariance(self, paths_MPK: FloatArray, other_PK: FloatArray) -> FloatArray:
+        """(M,) calibrated covariance of the objective's expectation with that of another path."""
+        x_MF, other_1F = self._features(paths_MPK), self._features(other_PK[None])
+        summed_M = np.sum(
+            [
+                self.costs_D[d] ** 2 * self.processes[d].covariance(x_MF, other_1F)[:, 0]
+                for d in self._valued
+            ],
+            axis=0,
+        )
+        return np.asarray(summed_M * (self.factor / _NORMAL) ** 2)
+
+    @property
+    def noise_variance(self) -> float:
+        """Of a run's objective."""
+        return float(np.square(self.costs_D * self.noise_D).sum())
 
     @property
     def processes(self) -> Sequence[GaussianProcess]:
@@ -142,6 +160,16 @@ def features(paths_MPK: FloatArray, shares_P: FloatArray, order: bool) -> FloatA
     return np.concatenate([mean_MK, paths_MPK[:, 1:].reshape(len(paths_MPK), -1)], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Unseen:
+    """What fits predict of each run that they were not fitted to: by fit (N, D), and the process's deviations (N, D).
+    `parts` are the rows of each fold."""
+
+    means: Mapping[str, FloatArray]
+    spread_ND: FloatArray
+    parts: Sequence[IntArray]
+
+
 def fit_surrogate(
     runs: Runs, costs: Mapping[str, float], names: Sequence[str] | None = None
 ) -> Surrogate:
@@ -149,51 +177,17 @@ def fit_surrogate(
     costs_D = np.array([costs.get(name, 0.0) for name in runs.metrics])
     order, compared = _order_matters(runs, costs_D)
     names = list(names or _available(runs))
-    parts = folds(runs.groups_N)
-    unseen = {name: np.full_like(runs.values_ND, np.nan) for name in names}
-    spread_ND = np.full_like(runs.values_ND, np.nan)
-    for out, kept in parts:
-        for name, fits in _fit_all(runs.only(kept), names, order).items():
-            paths = runs.mixtures_NPK[out]
-            x = paths if name == "dynamics_model" else features(paths, runs.shares_P, order)
-            unseen[name][out] = np.stack([fit(x) for fit in fits], axis=1)
-            if name == "gaussian_process":
-                spread_ND[out] = np.stack([_run_deviation(fit, x) for fit in fits], axis=1)
+    unseen = _cross_validated(runs, names, order)
     fitted = _fit_all(runs, names, order)
-    weights_DF = _stacked(runs.values_ND, [unseen[name] for name in names])
-    blended_ND = np.einsum("fnd,df->nd", np.stack([unseen[name] for name in names]), weights_DF)
+    weights_DF = _stacked(runs.values_ND, list(unseen.means.values()))
+    blended_ND = np.einsum("fnd,df->nd", np.stack(list(unseen.means.values())), weights_DF)
     measured_D = runs.noise_D()
     estimated_D = np.array([_noise(fit) for fit in fitted["gaussian_process"]])
     noise_D = estimated_D if measured_D is None else measured_D
-    factor_D = np.array(
-        [
-            _factor(runs.values_ND[:, d] - blended_ND[:, d], spread_ND[:, d])
-            for d in range(len(runs.metrics))
-        ]
-    )
-    valued = costs_D != 0
-    whole_N = np.isfinite(runs.values_ND[:, valued]).all(axis=1)
-    real_N, seen_N = runs.values_ND[:, valued] @ costs_D[valued], blended_ND[:, valued] @ costs_D[valued]
-    spread_N = np.sqrt(np.square(spread_ND[:, valued] * costs_D[valued]).sum(axis=1))
-    evidence = Evidence(
-        ranks=rank_correlation(seen_N[whole_N], real_N[whole_N]),
-        ranks_by_metric=dict(
-            zip(runs.metrics, _ranks(blended_ND, runs.values_ND), strict=True)
-        ),
-        ranks_by_fit={
-            name: _rank(found[whole_N][:, valued] @ costs_D[valued], real_N[whole_N])
-            for name, found in unseen.items()
-        },
-        **_regret(real_N, seen_N, [out[whole_N[out]] for out, _ in parts]),
-        coverage=_coverage(real_N - seen_N, spread_N, [out[whole_N[out]] for out, _ in parts]),
-        noise=dict(zip(runs.metrics, noise_D.tolist(), strict=True)),
-        noise_measured=measured_D is not None,
-        weights={
-            metric: dict(zip(names, weights_F.tolist(), strict=True))
-            for metric, weights_F in zip(runs.metrics, weights_DF, strict=True)
-        },
-        order=compared,
-    )
+    errors_ND = runs.values_ND - blended_ND
+    pairs = zip(errors_ND.T, unseen.spread_ND.T, strict=True)
+    valued = np.asarray(costs_D != 0)
+    spread_N = np.sqrt(np.square(unseen.spread_ND[:, valued] * costs_D[valued]).sum(axis=1))
     return Surrogate(
         metrics=runs.metrics,
         costs_D=costs_D,
@@ -202,10 +196,61 @@ def fit_surrogate(
         fits=fitted,
         weights_DF=weights_DF,
         noise_D=noise_D,
-        factor_D=factor_D,
-        factor=_factor((real_N - seen_N)[whole_N], spread_N[whole_N]),
-        evidence=evidence,
+        factor_D=np.array([_factor(errors_N, spread_N) for errors_N, spread_N in pairs]),
+        factor=_factor(errors_ND[:, valued] @ costs_D[valued], spread_N),
+        evidence=Evidence(
+            **_objective_evidence(runs, unseen, blended_ND, costs_D, spread_N),
+            ranks_by_metric=_ranks(runs.metrics, blended_ND, runs.values_ND),
+            noise=dict(zip(runs.metrics, noise_D.tolist(), strict=True)),
+            noise_measured=measured_D is not None,
+            weights={
+                metric: dict(zip(names, weights_F.tolist(), strict=True))
+                for metric, weights_F in zip(runs.metrics, weights_DF, strict=True)
+            },
+            order=compared,
+        ),
     )
+
+
+def _cross_validated(runs: Runs, names: Sequence[str], order: bool) -> _Unseen:
+    """Repeats of one mixture are left out together."""
+    means = {name: np.full_like(runs.values_ND, np.nan) for name in names}
+    spread_ND = np.full_like(runs.values_ND, np.nan)
+    parts = []
+    for out, kept in folds(runs.groups_N):
+        paths = runs.mixtures_NPK[out]
+        x_MF = features(paths, runs.shares_P, order)
+        for name, fits in _fit_all(runs.only(kept), names, order).items():
+            x = paths if name == "dynamics_model" else x_MF
+            means[name][out] = np.stack([fit(x) for fit in fits], axis=1)
+            if name == "gaussian_process":
+                spread_ND[out] = np.stack([_run_deviation(fit, x) for fit in fits], axis=1)
+        parts.append(out)
+    return _Unseen(means, spread_ND, parts)
+
+
+def _objective_evidence(
+    runs: Runs, unseen: _Unseen, blended_ND: FloatArray, costs_D: FloatArray, spread_N: FloatArray
+) -> dict[str, Any]:
+    """The parts of `Evidence` that are about the objective, over the runs that have all of its metrics."""
+    valued = np.asarray(costs_D != 0)
+    whole_N = _whole(runs, valued)
+    parts = [out[whole_N[out]] for out in unseen.parts if whole_N[out].any()]
+    real_N = runs.values_ND[:, valued] @ costs_D[valued]
+    seen_N = blended_ND[:, valued] @ costs_D[valued]
+    best = np.mean([real_N[out].min() for out in parts])
+    picked = np.mean([real_N[out][seen_N[out].argmin()] for out in parts])
+    by_chance = np.mean([real_N[out].mean() for out in parts])
+    return {
+        "ranks": rank_correlation(seen_N[whole_N], real_N[whole_N]),
+        "ranks_by_fit": {
+            name: _rank(found[:, valued] @ costs_D[valued], real_N)
+            for name, found in unseen.means.items()
+        },
+        "regret": float(picked - best),
+        "regret_of_chance": float(by_chance - best),
+        "coverage": _coverage(real_N - seen_N, spread_N, parts),
+    }
 
 
 def _available(runs: Runs) -> list[str]:
@@ -250,7 +295,7 @@ def _order_matters(runs: Runs, costs_D: FloatArray) -> tuple[bool, Estimate | No
     if not runs.moves:
         return False, None
     valued = np.flatnonzero(costs_D)
-    whole = runs.only(np.isfinite(runs.values_ND[:, valued]).all(axis=1))
+    whole = runs.only(_whole(runs, valued))
     real_N = whole.values_ND[:, valued] @ costs_D[valued]
     errors = []
     for order in (False, True):
@@ -263,6 +308,11 @@ def _order_matters(runs: Runs, costs_D: FloatArray) -> tuple[bool, Estimate | No
         errors.append(np.square((real_N - seen_N) / (real_N.std() or 1.0)))
     gained = bootstrap_mean(errors[0] - errors[1])
     return gained.low is not None and gained.low > 0, gained
+
+
+def _whole(runs: Runs, valued: BoolArray | IntArray) -> BoolArray:
+    """(N,) the runs that have all of these metrics."""
+    return np.asarray(np.isfinite(runs.values_ND[:, valued]).all(axis=1))
 
 
 def _run_deviation(fit: Prediction, x_MF: FloatArray) -> FloatArray:
@@ -309,20 +359,9 @@ def _coverage(errors_N: FloatArray, spread_N: FloatArray, parts: Sequence[IntArr
     return float(np.concatenate(inside).mean())
 
 
-def _regret(
-    real_N: FloatArray, seen_N: FloatArray, parts: Sequence[IntArray]
-) -> dict[str, float]:
-    best = [real_N[out].min() for out in parts if len(out)]
-    picked = [real_N[out][seen_N[out].argmin()] for out in parts if len(out)]
-    by_chance = [real_N[out].mean() for out in parts if len(out)]
-    return {
-        "regret": float(np.mean(picked) - np.mean(best)),
-        "regret_of_chance": float(np.mean(by_chance) - np.mean(best)),
-    }
-
-
-def _ranks(seen_ND: FloatArray, real_ND: FloatArray) -> list[float]:
-    return [_rank(seen_N, real_N) for seen_N, real_N in zip(seen_ND.T, real_ND.T, strict=True)]
+def _ranks(metrics: Sequence[str], seen_ND: FloatArray, real_ND: FloatArray) -> dict[str, float]:
+    pairs = zip(metrics, seen_ND.T, real_ND.T, strict=True)
+    return {name: _rank(seen_N, real_N) for name, seen_N, real_N in pairs}
 
 
 def _rank(seen_N: FloatArray, real_N: FloatArray) -> float:

@@ -133,7 +133,7 @@ def _joined(
         by_key.append(found)
     rows = []
     for table, found in zip(tables, by_key, strict=True):
-        for name, (line, row) in found.items():
+        for name, (line, _) in found.items():
             others = [other for other in by_key if name not in other]
             if others:
                 bad.append(BadRow(str(table.path), line, f"the other file has no row {name!r}"))
@@ -192,10 +192,9 @@ def _by_pattern(table: Rows, pattern: str) -> list[dict[str, str]]:
         check_names(list(found[0]))
     except CuveeError as error:
         raise ConfigError(f"{table.path}: {error} (matched by {pattern!r})") from error
-    for number_, phase in enumerate(found):
-        if set(phase) != set(found[0]):
-            odd = sorted(set(phase) ^ set(found[0]))
-            raise ConfigError(f"{table.path}: phase {number_} differs in domains: {', '.join(odd)}")
+    for each in found:
+        if odd := sorted(set(each) ^ set(found[0])):
+            raise ConfigError(f"{table.path}: a phase differs in domains: {', '.join(odd)}")
     return found
 
 
@@ -273,7 +272,9 @@ def _checked(
     for name, line, cells in rows:
         try:
             mixture_PK = [
-                rounded_mixture({k: number(cells.get(phase[k])) for k in names}, _ROUNDING).weights_K
+                rounded_mixture(
+                    {k: number(cells.get(phase[k])) for k in names}, _ROUNDING
+                ).weights_K
                 for phase in where
             ]
             values = [_value(cells.get(column), called) for column, called in metrics.items()]

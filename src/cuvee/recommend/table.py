@@ -186,7 +186,7 @@ def _moves(trajectory: Trajectory) -> bool:
 
 
 def _metrics(trajectory: Trajectory) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for probe, prefix, names in (
         ("valid_loss", "loss", trajectory.names),
         ("evaluation", "evaluation", ("source", "target")),
@@ -194,7 +194,9 @@ def _metrics(trajectory: Trajectory) -> dict[str, float]:
         measured = trajectory.last.probes.get(probe)
         if measured is not None and measured.shape == (len(names),):
             there = zip(names, measured.values, measured.present, strict=True)
-            found |= {f"{prefix}/{name}": float(value) for name, value, is_there in there if is_there}
+            found |= {
+                f"{prefix}/{name}": float(value) for name, value, is_there in there if is_there
+            }
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -119,27 +119,44 @@ def fill(
     template: str, title: str, facts: Mapping[str, str], panels: Sequence[Panel], **content: Any
 ) -> str:
     """A page as text: `template`, which extends layout.html, with its `content`. `panels` are all whose figures it shows."""
-    assets = files("cuvee.report") / "assets"
-    page_js, plotly_js = (
-        (assets / "page.js").read_text(),
+    scripts = [
         get_plotlyjs().replace("</script", "<\\/script"),
-    )
+        (files("cuvee.report") / "assets" / "page.js").read_text(),
+    ]
     figures = {panel.id: json.loads(panel.figure.to_json()) for panel in panels}
+    data = {"figures": figures, "dark": DARK}
+    return fill_with(("cuvee.report",), template, title, facts, scripts, data, **content)
+
+
+def fill_with(
+    rooms: Sequence[str],
+    template: str,
+    title: str,
+    facts: Mapping[str, str],
+    scripts: Sequence[str],
+    data: Any,
+    style: str = "",
+    **content: Any,
+) -> str:
+    """A page whose template is in the assets of the first of `rooms` that has it. Its `scripts` are the only ones that the
+    browser runs, and find `data` as JSON in the element `data`. `style` follows the common style sheet."""
+    assets = files("cuvee.report") / "assets"
     now = datetime.datetime.now(datetime.UTC)
-    loader = PackageLoader("cuvee.report", "assets")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=ChoiceLoader([PackageLoader(room, "assets") for room in rooms]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     return environment.get_template(template).render(
         title=title,
         version=__version__,
         written=f"{now.day} {now:%B %Y, %H:%M} UTC",
         facts=facts,
-        style=Markup(_style((assets / "page.css").read_text())),
-        script_hashes=Markup(" ".join(_script_hash(script) for script in (plotly_js, page_js))),
-        figures_json=Markup(_script_json({"figures": figures, "dark": DARK})),
-        plotly_js=Markup(plotly_js),
-        page_js=Markup(page_js),
+        style=Markup(_style((assets / "page.css").read_text()) + style),
+        script_hashes=Markup(" ".join(_script_hash(script) for script in scripts)),
+        data_json=Markup(_script_json(data)),
+        scripts=[Markup(script) for script in scripts],
         **content,
     )
 

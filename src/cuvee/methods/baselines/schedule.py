@@ -67,19 +67,20 @@ class Scheduled:
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Raises `MixtureError` if a domain of the schedule is not in the run."""
-        progress = so_far.last.progress
+        return self.at(so_far.last.progress, so_far.names)
+
+    def at(self, progress: float, names: Sequence[str]) -> Mixture:
+        """The mixture over `names` at this progress."""
         after = int(np.searchsorted(self._progress, progress, side="right"))
         before, after = max(after - 1, 0), min(after, len(self._progress) - 1)
-        first, second = (self._mixtures[i].to(so_far.names) for i in (before, after))
+        first, second = (self._mixtures[i].to(names) for i in (before, after))
         width = float(self._progress[after] - self._progress[before])
         share = (
             float(np.clip((progress - self._progress[before]) / width, 0.0, 1.0))
             if width > 0
             else 0.0
         )
-        return Mixture.normalise(
-            so_far.names, (1.0 - share) * first.weights_K + share * second.weights_K
-        )
+        return Mixture.normalise(names, (1.0 - share) * first.weights_K + share * second.weights_K)
 
     def learn(self, so_far: Trajectory) -> Metrics:
         return {}

@@ -10,7 +10,7 @@ log-normal prior on each. Without the prior, 52 lengths would overfit 64 runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -68,21 +68,14 @@ class GaussianProcess:
         left_M = self.signal**2 - np.concatenate(explained)
         return self.spread * np.sqrt(np.maximum(left_M, 0.0))
 
-    def covariance(self, mixtures_MK: FloatArray) -> FloatArray:
-        """(M, M) the posterior covariance of the metric of several mixtures, for paired differences."""
-        inputs_MK = self._features(mixtures_MK)
-        whitened_NM = self.whitened_NN @ self._to_runs(mixtures_MK).T
-        prior_MM = self.signal**2 * _matern(_squared_distances(inputs_MK, inputs_MK))
-        return np.asarray(self.spread**2 * (prior_MM - whitened_NM.T @ whitened_NM))
-
-    def given(self, mixtures_MK: FloatArray, values_M: FloatArray) -> GaussianProcess:
-        """The posterior after more runs, with the same hyper-parameters."""
-        inputs_NK = np.concatenate([self.inputs_NK, self._features(mixtures_MK)])
-        standardised_N = np.append(self.standardised_N, (values_M - self.mean) / self.spread)
-        whitened_NN = _whitened(inputs_NK, self.signal, self.noise)
-        return replace(
-            self, inputs_NK=inputs_NK, whitened_NN=whitened_NN, standardised_N=standardised_N
+    def covariance(self, mixtures_MK: FloatArray, others_LK: FloatArray) -> FloatArray:
+        """(M, L) the posterior covariance of the metric between mixtures, for paired differences."""
+        prior_ML = self.signal**2 * _matern(
+            _squared_distances(self._features(mixtures_MK), self._features(others_LK))
         )
+        ours_NM = self.whitened_NN @ self._to_runs(mixtures_MK).T
+        theirs_NL = self.whitened_NN @ self._to_runs(others_LK).T
+        return np.asarray(self.spread**2 * (prior_ML - ours_NM.T @ theirs_NL))
 
     def _to_runs(self, mixtures_MK: FloatArray) -> FloatArray:
         """(M, N) prior covariance with the fitted runs."""
@@ -199,7 +192,7 @@ def _squared_distances(inputs_MK: FloatArray, others_NK: FloatArray) -> FloatArr
         + np.square(others_NK).sum(1)
         - 2 * inputs_MK @ others_NK.T
     )
-    return np.maximum(squared_MN, 0.0)
+    return np.asarray(np.maximum(squared_MN, 0.0))
 
 
 def _matern(squared: FloatArray) -> FloatArray:

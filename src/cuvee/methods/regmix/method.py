@@ -191,7 +191,7 @@ def capped_phases(
         mean_MK = np.einsum("mpk,p->mk", scaled_MPK, phases_P)
         over_MK = ~full_MK & (mean_MK > ceilings_K)
         if not over_MK.any():
-            return fixed_MPK + scaled_MPK
+            return np.asarray(fixed_MPK + scaled_MPK)
         cut_MK = np.where(over_MK, ceilings_K / np.where(over_MK, mean_MK, 1.0), 0.0)
         fixed_MPK = fixed_MPK + scaled_MPK * cut_MK[:, None]
         full_MK |= over_MK

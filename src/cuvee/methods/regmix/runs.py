@@ -67,7 +67,7 @@ class Table:
         return cls(
             mixtures_NK=np.stack([run.trajectory.mixtures[0].to(names).weights_K for run in kept]),
             losses_ND=np.array(
-                [[_losses(run.trajectory.last)[name] for name in values] for run in kept]
+                [[last_losses(run.trajectory.last)[name] for name in values] for run in kept]
             ),
             values_D=np.array(list(values.values())),
             valued=tuple(values),
@@ -87,7 +87,7 @@ def _values(
             )
         total = sum(objective.values())
         return {name: value / total for name, value in objective.items() if value > 0}
-    ends = [_losses(run.trajectory.last) for run in runs]
+    ends = [last_losses(run.trajectory.last) for run in runs]
     measured = [
         d for d in domains if 2 * sum(d.name in losses for losses in ends) >= max(1, len(ends))
     ]
@@ -115,7 +115,7 @@ def _unusable(run: Run, names: Sequence[str], values: Mapping[str, float]) -> st
         return "has not kept one mixture"
     if set(first.names) != set(names):
         return "has other domains than the corpus"
-    start, end = _losses(so_far.signals[0]), _losses(so_far.last)
+    start, end = last_losses(so_far.signals[0]), last_losses(so_far.last)
     if missing := [name for name in values if name not in end]:
         return f"has no final validation loss of {', '.join(missing[:3])}"
     before, after = (
@@ -131,7 +131,7 @@ def _unusable(run: Run, names: Sequence[str], values: Mapping[str, float]) -> st
     )
 
 
-def _losses(signals: Signals) -> dict[str, float]:
+def last_losses(signals: Signals) -> dict[str, float]:
     """Validation loss by name of the domains that have one."""
     measured = signals.probes.get("valid_loss")
     if measured is None:

@@ -1,7 +1,7 @@
 "use strict";
 // Draws every figure in the theme in force, redraws when the theme changes, fits figures to paper, and picks out domains.
 (() => {
-  const { figures, dark } = JSON.parse(document.getElementById("figures").textContent);
+  const { figures, dark } = JSON.parse(document.getElementById("data").textContent);
   const darkTheme = matchMedia("(prefers-color-scheme: dark)");
   const chosen = new Set();
   let paper = false;

@@ -1,0 +1,141 @@
+"""`recommend`: finds the runs that are meant, recommends, and writes what was asked for into one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cuvee.core.errors import ConfigError, nearest
+from cuvee.core.files import write_atomic
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.recipes.config.schema import load
+from cuvee.recipes.stores import open_store
+from cuvee.recommend.design import propose_next
+from cuvee.recommend.page import render
+from cuvee.recommend.plan import Plan
+from cuvee.recommend.reading import Columns, read_runs
+from cuvee.recommend.recommend import Recommendation, Request, recommend
+from cuvee.recommend.table import Runs, runs_of
+from cuvee.recommend.writers import FORMATS
+from cuvee.recommend.writers.base import Target
+
+_TABLES = (".csv", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What to write into `folder`: files of `formats`, the page, and a search file of the `next` runs."""
+
+    folder: Path
+    formats: Sequence[str] = ()
+    target: Target = field(default_factory=Target)
+    next_runs: int = 0
+
+
+def known_runs(sources: Sequence[str], columns: Columns, store: str | None) -> Runs:
+    """`sources` are files or a folder of runs, a search file, or the name of a group in the store."""
+    paths = [Path(source) for source in sources]
+    if all(path.is_dir() or path.suffix in _TABLES for path in paths):
+        return read_runs(paths, columns)
+    if len(sources) > 1:
+        raise ConfigError(f"{', '.join(sources)} are no tables: give CSV, JSONL or Parquet files")
+    if paths[0].suffix in (".yaml", ".yml"):
+        from cuvee.recipes.search import SearchConfig, logged_runs
+
+        config = load(SearchConfig, paths[0])
+        return runs_of(
+            logged_runs(config if store is None else config.model_copy(update={"store": store}))
+        )
+    with open_store(store, must_exist=True) as opened:
+        groups = sorted({run.group for run in opened.runs() if run.group})
+        if sources[0] not in groups:
+            raise ConfigError(f"no table and no group {sources[0]!r}{nearest(sources[0], groups)}")
+        done = opened.runs(group=sources[0], status="done")
+        return runs_of([opened.load(run.id) for run in done])
+
+
+def available_tokens(given: str) -> dict[str, int]:
+    """Tokens by domain from a corpus folder, or from a JSON file of an object."""
+    path = Path(given)
+    if path.is_dir():
+        return {domain.name: domain.tokens for domain in Corpus.open(path).domains}
+    return {name: int(count) for name, count in read_numbers(path).items()}
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """A JSON object of numbers by domain. Raises `ConfigError` for anything else."""
+    content = read_object(path)
+    wrong = [name for name, value in content.items() if not isinstance(value, (int, float))]
+    if wrong:
+        raise ConfigError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, which is no number")
+    return {name: float(value) for name, value in content.items()}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `ConfigError` if the file holds none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no JSON file that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold one JSON object, {{domain: value, …}}")
+    return content
+
+
+def recommend_and_write(
+    runs: Runs, request: Request, outputs: Outputs
+) -> tuple[Recommendation, list[Path]]:
+    """The recommendation and the files written. Formats are checked before anything is fitted, and written only if all can be."""
+    unknown = [name for name in outputs.formats if name not in FORMATS]
+    if unknown:
+        raise ConfigError(f"no format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    found = recommend(runs, request)
+    files = {"recommendation.json": json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"}
+    for name in outputs.formats:
+        files |= FORMATS[name].write(found.plan, outputs.target)
+    if outputs.next_runs:
+        files["next.yaml"] = _search_file(found, outputs.next_runs)
+    files["recommendation.html"] = render(found)
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(outputs.folder / name, content)
+    return found, [outputs.folder / name for name in files]
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a `recommendation.json`."""
+    content = read_object(path)
+    if not isinstance(content.get("plan"), Mapping):
+        raise ConfigError(
+            f"{path} holds no plan: give the recommendation.json of `cuvee recommend`"
+        )
+    return Plan.from_json(content["plan"])
+
+
+def _search_file(found: Recommendation, count: int) -> str:
+    """A configuration of `cuvee search` whose method runs exactly the proposed mixtures."""
+    paths_NPK = propose_next(
+        found.surrogate, found.bounds, found.runs.mixtures_NPK, count, found.request.seed
+    )
+    runs = []
+    for path_PK in paths_NPK:
+        edges = [0.0, *(float(edge) for edge in found.runs.shares_P.cumsum())]
+        points: list[list[Any]] = []
+        for p, weights_K in enumerate(path_PK):
+            shares = {
+                name: round(float(share), 6)
+                for name, share in zip(found.runs.domains, weights_K, strict=True)
+            }
+            points += [
+                [round(edges[p], 9), shares],
+                [round(min(edges[p + 1], 1.0), 9), dict(shares)],
+            ]
+        runs.append(points if len(path_PK) > 1 and found.surrogate.order else points[:1])
+    content = {"corpus": "PATH/TO/CORPUS", "method": {"name": "designed", "runs": runs}}
+    comment = "# Set corpus, model and train as in the search whose runs these are to join.\n"
+    return comment + yaml.safe_dump(content, sort_keys=False)
