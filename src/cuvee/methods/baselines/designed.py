@@ -11,9 +11,9 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
+from cuvee.methods.baselines.schedule import Scheduled
 from cuvee.methods.regmix.runs import last_losses
 from cuvee.policies.fixed import Fixed
-from cuvee.methods.baselines.schedule import Scheduled
 
 _SAME = 1e-6  # total variation between a run's mixtures and what was designed
 
