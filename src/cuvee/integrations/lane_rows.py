@@ -1,0 +1,109 @@
+"""`LaneRows`: a mixture stream as a map-style dataset, for hosts that read rows by number with worker processes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.loader import UpdateFile
+from cuvee.data.stream.row_counts import MixtureUpdate
+from cuvee.data.stream.stream import MixtureStream
+from cuvee.integrations.rows import Rows
+
+IGNORED = -100
+"""Label of a position whose loss does not count, as Hugging Face has it."""
+_OWN = ("cuvee_stamp", "cuvee_domain", "cuvee_counted")
+
+
+class LaneRows(Dataset[dict[str, Tensor]]):
+    """Row n is lane n mod B of global step n div B, for `steps` steps of B rows.
+
+    Rows may be read in any order and in any process. Each carries the log of mixtures under which it was drawn, since a
+    worker process may draw it before it hears of a decision.
+    """
+
+    def __init__(self, stream: MixtureStream, steps: int) -> None:
+        self.steps = steps
+        self._stream = copy.copy(stream)
+        self._start = self._stream.state_dict()
+        self._updates = UpdateFile()
+
+    def __len__(self) -> int:
+        return self.steps * self._stream.batch_size
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
+        """What torch's loaders call with the numbers of one micro-batch."""
+        size = self._stream.batch_size
+        rows: list[dict[str, Tensor]] = []
+        while len(rows) < len(numbers):
+            left = numbers[len(rows) :]
+            step = left[0] // size
+            same = next((i for i, n in enumerate(left) if n // size != step), len(left))
+            self._go_to(step)
+            rows += _split(self._stream.rows(step, [n % size for n in left[:same]]))
+        return rows
+
+    def follow(self, update: MixtureUpdate) -> None:
+        """Tells every process that reads of a decision."""
+        self._updates.append(update)
+
+    def restart(self, stream: MixtureStream) -> None:
+        """Continues from `stream`, as a restored controller has it. Call it before a loader starts its workers."""
+        self._stream = copy.copy(stream)
+        self._start = self._stream.state_dict()
+        self._updates = UpdateFile()
+
+    def _go_to(self, step: int) -> None:
+        """Hears of all decisions, and starts anew where one changes what was read, or `step` lies behind."""
+        new = self._updates.read()
+        if (
+            any(update.step < self._stream.position for update in new)
+            or step < self._stream.position
+        ):
+            self._stream.load_state_dict(self._start)
+            self._updates.rewind()
+            new = self._updates.read()
+        for update in new:
+            if update.version > self._stream.last_version:
+                self._stream.set_mixture(update.mixture, update.step)
+
+
+def _split(batch: Batch) -> list[dict[str, Tensor]]:
+    words = np.frombuffer(bytes.fromhex(batch.log_digest), dtype="<i8")
+    stamp = torch.from_numpy(np.concatenate([[batch.step, batch.version], words]))
+    rows = Rows.of(batch)
+    labels_BL = rows.tokens_BL.masked_fill(rows.domain_BL < 0, IGNORED)
+    parts = zip(rows.tokens_BL, labels_BL, rows.domain_BL, strict=True)
+    return [
+        {"input_ids": tokens, "labels": labels, "cuvee_domain": domain, "cuvee_stamp": stamp}
+        for tokens, labels, domain in parts
+    ]
+
+
+def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One micro-batch. The positions whose next-token loss counts follow from the labels."""
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    counted_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    counted_BL[:, :-1] = batch["labels"][:, 1:] != IGNORED
+    return {**batch, "cuvee_counted": counted_BL}
+
+
+def take_rows(inputs: dict[str, Any]) -> Rows | None:
+    """Removes what `collate` added to a model's inputs and returns it; None if they are of another dataset."""
+    own = [inputs.pop(name, None) for name in _OWN]
+    if own[0] is None:
+        return None
+    stamp, domain_BL, counted_BL = own
+    step, version, *words = stamp[0].tolist()
+    digest = np.array(words, dtype="<i8").tobytes().hex()
+    return Rows(step, version, digest, inputs["input_ids"], domain_BL, counted_BL)

@@ -1,0 +1,70 @@
+"""`Step`: one optimizer step of a host, and the check that its rows were drawn under the mixture in force."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cuvee.core.errors import TrainingError
+from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.row_counts import MixtureUpdate
+from cuvee.integrations.rows import Rows
+from cuvee.probes.base import MicroBatch
+from cuvee.probes.meters import Meters
+
+
+class Step:
+    """One optimizer step of a host, as `Controller.step` and `begin_step` hand it out."""
+
+    def __init__(self, meters: Meters, number: int, update: MixtureUpdate) -> None:
+        self._meters, self._number, self._update = meters, number, update
+        self._micro: MicroBatch | None = None
+        self._measured = self._updated = False
+
+    def forward(self, batch: Batch | Rows) -> None:
+        """Call it before each forward pass, with this rank's rows. Raises `TrainingError` for rows of another step or log."""
+        rows = batch if isinstance(batch, Rows) else Rows.of(batch)
+        self._check(rows)
+        self._meters.add_tokens(rows.tokens_K(len(self._update.mixture.names)))
+        device = self._meters.context.device
+        domain_BL = rows.domain_BL.clamp(min=0)  # the losses of padding are zero
+        self._micro = MicroBatch(
+            rows.tokens_BL.to(device), domain_BL.to(device), rows.counted_BL.to(device)
+        )
+        self._meters.before_forward(self._micro)
+
+    def losses(self, loss_BL: Tensor, denominator: float | Tensor) -> None:
+        """Next-token losses of the last forward pass: (B, L), or (B, L − 1) without the last position, in nats.
+
+        The tensor on which the host calls `backward` must be Σ counted losses / `denominator`. A host whose data-parallel
+        wrapper averages gradients over W ranks gives `denominator` as N / W, with N counted tokens of the whole batch.
+        """
+        assert self._micro is not None, "losses follows forward"
+        counted_BL = self._micro.counted_BL
+        missing = counted_BL.shape[1] - loss_BL.shape[1]
+        loss_BL = nn.functional.pad(loss_BL.detach(), (0, missing))
+        self._micro.denominator = float(denominator)
+        self._meters.after_forward(self._micro, loss_BL.masked_fill(~counted_BL, 0.0))
+        self._measured = True
+
+    def before_update(self) -> None:
+        """Call it when the gradients of the step are complete, before the optimizer changes the weights."""
+        self._meters.before_update()
+        self._updated = True
+
+    def check_complete(self) -> None:
+        for called, name in ((self._measured, "losses"), (self._updated, "before_update")):
+            if not called:
+                raise TrainingError(f"step {self._number} ended without a call of {name}")
+
+    def _check(self, rows: Rows) -> None:
+        if rows.step != self._number:
+            raise TrainingError(
+                f"the host delivered rows of step {rows.step} for step {self._number}: read rows in order and without "
+                "shuffling, and start reading where the controller was restored"
+            )
+        if (rows.version, rows.log_digest) != (self._update.version, self._update.log_digest):
+            raise TrainingError(
+                f"step {self._number} was drawn under mixture version {rows.version} (log {rows.log_digest[:8]}), but version "
+                f"{self._update.version} (log {self._update.log_digest[:8]}) is in force: a reader is out of date. "
+                "Nothing was trained on it; raise the lag above what the host reads ahead"
+            )
