@@ -161,9 +161,10 @@ def test_a_copied_loader_has_a_log_of_mixtures_of_its_own(corpus: Corpus, how: s
     copied, other = COPIES[how](loader), COPIES[how](dataset)
     copied.set_mixture(Mixture(NAMES, [1.0, 0.0]))
     assert (loader.stream.last_version, copied.stream.last_version) == (0, 1)
-    logs = {dataset._log, other._log, loader._dataset._log, copied._dataset._log}
+    datasets = (dataset, other, loader._dataset, copied._dataset)
+    logs = {each._updates._path for each in datasets}
     assert len(logs) == 4
-    del dataset, other, loader, copied
+    del dataset, other, loader, copied, datasets
     gc.collect()
     assert not any(map(os.path.exists, logs))
 
@@ -176,7 +177,7 @@ def test_a_pickle_of_files_that_have_changed_is_refused(corpus: Corpus, tmp_path
         loads(data)
     (tmp_path / "corpus" / "manifest.json").unlink()
     adopt([tmp_path / "shards"], tmp_path / "corpus", vocab_size=91, end_of_text=0)
-    with pytest.raises(CorpusError, match="was built anew after"):
+    with pytest.raises(CorpusError, match="was built again after"):
         loads(whole)
 
 

@@ -1,11 +1,11 @@
 """Epoch caps: how many tokens of each domain a run may read, and how many it has read.
 
-    C_k = epochs_k · n_k        what may be read of a domain that holds n_k
-    c_k = min(1, L_k / N)       its largest share of the next N tokens, when L_k of C_k are left
+    C_k = epochs_k · n_k        the tokens that may be read of a domain with n_k tokens
+    c_k = min(1, L_k / N)       its largest share of the next N tokens, if L_k of C_k are left
 
-All three users of epoch caps share this arithmetic. The stream applies caps in whole rows
-(`data.stream.domain_state`), the guard to the next interval (`policies.guard.epochs`), and RegMix to
-a whole target run (`methods.regmix.method`).
+All three users of epoch caps share this arithmetic. The stream applies caps to whole rows
+(`data.stream.domain_state`), the guard to the next interval (`policies.guard.epochs`), and RegMix
+to a whole target run (`methods.regmix.method`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def check_epochs(what: str, epochs: float) -> None:
     """Raise `ConfigError`, which calls the cap `what`, unless it is above 0."""
     if not epochs > 0:  # also refuses NaN
         raise ConfigError(
-            f"{what} is {epochs}: it must be above 0; a weight or a ceiling of 0 leaves a domain out"
+            f"{what} is {epochs}: it must be above 0; to leave a domain out, use a weight or "
+            "a ceiling of 0"
         )
 
 

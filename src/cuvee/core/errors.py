@@ -58,7 +58,11 @@ class TrainingError(CuveeError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' with the closest of `known`, or all of them if none is close, or '' if there are none."""
+    """Return a hint for a misspelled `word`.
+
+    The hint is "; did you mean …?" with the closest known word, or a list of all known words if
+    none is close, or "" if there are none.
+    """
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

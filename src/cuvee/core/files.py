@@ -86,12 +86,12 @@ def remove_folder(path: Path) -> None:
 
 
 def _hidden(path: Path, ending: str) -> Path:
-    """A name beside `path` that nothing reads and no other process uses, not even one of another host."""
+    """Return a hidden name beside `path` that no other process or host uses."""
     return path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(6)}.{ending}")
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: in one system call where the platform and the file system can."""
+    """Swap two folders, in one system call if the platform and the file system support it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     names = os.fsencode(new), os.fsencode(old)
     if renameat2 and renameat2(_CWD, names[0], _CWD, names[1], _RENAME_EXCHANGE) == 0:

@@ -87,9 +87,9 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Lesson:
-    """A policy, and what it was learned from as plain JSON.
+    """A policy and its provenance, the JSON record of what it was learned from.
 
-    `provenance` has at least `runs`, the ids, and `learning` with its `seconds`.
+    `provenance` has at least `runs`, the ids of the runs, and `learning` with its `seconds`.
     """
 
     policy: Policy
@@ -98,7 +98,7 @@ class Lesson:
 
 @runtime_checkable
 class ResumableMethod(Method, Protocol):
-    """A method that learns for so long that an interruption must not cost what it has learned."""
+    """A method whose learning takes so long that it must be resumable."""
 
     def learn(
         self,
@@ -107,9 +107,9 @@ class ResumableMethod(Method, Protocol):
         folder: Path | None = None,
         observer: Callable[[Any], None] | None = None,
     ) -> Lesson:
-        """Return what `commit` would, with its provenance.
+        """Return the policy that `commit` would return, with its provenance.
 
-        Keeps its state in `folder`, and resumes from it. `observer` receives the progress.
+        Keeps its state in `folder` and resumes from it. `observer` is called with the progress.
         """
         ...
 
@@ -117,7 +117,7 @@ class ResumableMethod(Method, Protocol):
 class Trainer(Protocol):
     """Trains under a mixture and reports signals: a real model, a simulator or an external loop.
 
-    `cuvee.testing.trainer.TrainerSuite` tests what is promised here.
+    `cuvee.testing.trainer.TrainerSuite` tests this contract.
     """
 
     @property
@@ -127,7 +127,7 @@ class Trainer(Protocol):
 
     @property
     def cost(self) -> Cost:
-        """What the run has spent since its first step, including the time before a restart."""
+        """The cost of the run since its first step, including the time before a restart."""
         ...
 
     def start(self, probes: Sequence[Probe]) -> Signals:
@@ -139,7 +139,10 @@ class Trainer(Protocol):
         ...
 
     def state_dict(self) -> State:
-        """Return a copy of everything that the rest of the run depends on. Called between intervals."""
+        """Return a copy of everything that the rest of the run depends on.
+
+        Called between intervals.
+        """
         ...
 
     def restore(self, state: State, probes: Sequence[Probe]) -> None:

@@ -1,4 +1,4 @@
-"""Registries: the parts that a configuration or a file may name.
+"""Registries: the parts that a configuration or a file can name.
 
     from cuvee.core.registry import register_policy
 
@@ -7,11 +7,14 @@
 
 A registry finds a part in three places:
 
-1. cuvee's own modules. They are imported when a name is first looked up, so adding a part edits no list;
-2. installed packages with an entry point in the registry's group: `cuvee.methods`, `cuvee.policies`, …;
-3. the modules of a configuration's key `plugins: [module, …]`, which `import_plugins` imports.
+1. cuvee's own modules. They are imported when a name is first looked up, so a new part needs no
+   entry in a list.
+2. Installed packages with an entry point in the registry's group: `cuvee.methods`,
+   `cuvee.policies`, …
+3. The modules in a configuration's key `plugins: [module, …]`, which `import_plugins` imports.
 
-Policy files, runs and tasks hold the name of a part and nothing else, so a file never decides what is imported.
+Policy files, runs and tasks contain only the name of a part. A file therefore never decides what is
+imported.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ Part = TypeVar("Part", bound=type[Any])
 
 
 class Registry:
-    """Name → class. `kind` is what one part is called in messages, `homes` are cuvee's own packages that hold such parts."""
+    """Maps names to classes.
+
+    `kind` is the word for a part in messages. `homes` are cuvee's own packages that contain such
+    parts.
+    """
 
     def __init__(self, kind: str, group: str, homes: tuple[str, ...]) -> None:
         self.kind, self.group = kind, group
@@ -40,7 +47,10 @@ class Registry:
         self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """A class decorator. Raises `ConfigError` for a name that another class has, or that is no identifier."""
+        """Return a class decorator that registers a class under `name`.
+
+        Raises `ConfigError` if the name is not an identifier or belongs to another class.
+        """
         if not name.isidentifier():
             raise ConfigError(
                 f"{name!r} is no name for a {self.kind}: use letters, digits and underscores"
@@ -56,7 +66,10 @@ class Registry:
         return add
 
     def get(self, name: str) -> type[Any]:
-        """The class of that name. Raises `ConfigError`, with the nearest name, if there is none."""
+        """Return the class with this name.
+
+        Raises `ConfigError`, with the nearest name, if there is none.
+        """
         if name not in self._parts:
             self._search()
         if name in self._plugins and name not in self._parts:
@@ -69,7 +82,7 @@ class Registry:
         return self._parts[name]
 
     def name_of(self, part: type[Any]) -> str | None:
-        """The name under which a class is registered, or None."""
+        """Return the name under which a class is registered, or None."""
         if part not in self._parts.values():
             self._search()
             for plugin in self._plugins.values():
@@ -77,12 +90,12 @@ class Registry:
         return next((name for name, known in self._parts.items() if known is part), None)
 
     def names(self) -> list[str]:
-        """All names, sorted. Entry points are listed without being imported."""
+        """Return all names, sorted. Entry points are listed without being imported."""
         self._search()
         return sorted({*self._parts, *self._plugins})
 
     def _search(self) -> None:
-        """Imports cuvee's own parts and lists the installed ones, once."""
+        """Import cuvee's own parts and list the installed ones, once."""
         with self._lock:
             if self._searched:
                 return
@@ -101,7 +114,8 @@ class Registry:
             part = plugin.load()
         except Exception as error:
             raise ConfigError(
-                f"the {self.kind} {plugin.name!r} of the installed package cannot be imported from {plugin.value} "
+                f"the {self.kind} {plugin.name!r} of the installed package cannot be imported "
+                f"from {plugin.value} "
                 f"({type(error).__name__}: {error}): repair or uninstall that package"
             ) from error
         self.register(plugin.name)(part)
@@ -113,7 +127,10 @@ class Registry:
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Imports the modules of a configuration's `plugins`, which register their parts. Raises `ConfigError` if one fails."""
+    """Import the modules of a configuration's `plugins`, which register their parts.
+
+    Raises `ConfigError` if an import fails.
+    """
     for module in modules:
         try:
             importlib.import_module(module)
@@ -121,13 +138,14 @@ def import_plugins(modules: Iterable[str]) -> None:
             raise
         except Exception as error:
             raise ConfigError(
-                f"plugins names {module!r}, which cannot be imported ({type(error).__name__}: {error}): "
+                f"plugins names {module!r}, which cannot be imported "
+                f"({type(error).__name__}: {error}): "
                 "install it, or put its folder on PYTHONPATH"
             ) from error
 
 
 def _place(part: type[Any]) -> str:
-    """`module:Class`, as an entry point spells it."""
+    """Return `module:Class`, the notation of entry points."""
     return f"{part.__module__}:{part.__qualname__}"
 
 
@@ -146,19 +164,21 @@ TRAINERS = Registry("trainer", "cuvee.trainers", ("cuvee.training", "cuvee.simul
 PROBES = Registry("probe", "cuvee.probes", ("cuvee.probes",))
 
 register_method = METHODS.register
-"""A dataclass whose fields are the method's options; see `core.protocols.Method`."""
+"""Register a method, a dataclass with its options as fields; see `core.protocols.Method`."""
 register_policy = POLICIES.register
-"""A policy with `settings()`, which its constructor takes back; see `core.protocols.Policy`."""
+"""Register a policy. Its constructor accepts what its `settings()` returns; see
+`core.protocols.Policy`."""
 register_agent = AGENTS.register
-"""An agent with a class attribute `settings_type`; see `agents.base.Agent`."""
+"""Register an agent, which has a class attribute `settings_type`; see `agents.base.Agent`."""
 register_encoder = ENCODERS.register
-"""What an agent observes; see `policies.encoders.Encoder`."""
+"""Register an encoder of observations; see `policies.encoders.Encoder`."""
 register_reward = REWARDS.register
-"""What an agent is rewarded for; see `policies.rewards.RewardFunction`."""
+"""Register a reward function; see `policies.rewards.RewardFunction`."""
 register_trainer = TRAINERS.register
-"""A `core.protocols.Trainer` with two class methods.
+"""Register a `core.protocols.Trainer` with two class methods.
 
-`build(model, corpus, settings, ranks)` makes one: `model` is the configuration's `model` as it is, `settings` its `train`
-with the run's seed. `price(model, corpus, settings)` is the `Cost` of a whole run, without seconds."""
+`build(model, corpus, settings, ranks)` returns a trainer. `model` and `settings` are the sections
+`model` and `train` of the configuration; `settings` includes the run's seed. `price(model, corpus,
+settings)` returns the `Cost` of a whole run without seconds."""
 register_probe = PROBES.register
-"""See `core.protocols.Probe`."""
+"""Register a probe; see `core.protocols.Probe`."""

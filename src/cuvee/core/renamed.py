@@ -1,7 +1,8 @@
-"""Keys that had another name in earlier versions: `old → new`, section by section.
+"""Old names of keys, by section: `old → new`.
 
-`new_name` serves error messages: a configuration with an old key is refused, and the message names the new key.
-`upgrade` serves files: policies and checkpoints of earlier formats are read, with their keys renamed.
+`new_name` serves error messages: a configuration with an old key is refused, and the message names
+the new key. `upgrade` serves files: policies and checkpoints of earlier formats are read and their
+keys renamed.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ _FORMAT_1: tuple[tuple[frozenset[str], Mapping[str, str]], ...] = (
     (frozenset({"best", "learner", "trace"}), {"trace": "evaluations"}),
     (frozenset({"judged", "update", "worst"}), {"judged": "estimates"}),
 )
-"""A section of a format 1 file is recognised by keys that it always has."""
+"""A section of a format 1 file is recognised by keys that it always contains."""
 
 
 def new_name(key: str, known: Collection[str]) -> str | None:
-    """What `key` is called now, if it is the old name of one of the `known` keys.
+    """Return the current name of `key`, if it is an old name of one of the `known` keys.
 
     >>> new_name("warmup", ["steps", "warmup_ratio"])
     'warmup_ratio'
@@ -67,7 +68,7 @@ def new_name(key: str, known: Collection[str]) -> str | None:
 
 
 def unknown_settings(owner: str, unknown: Collection[str], known: Collection[str]) -> str:
-    """The message about `unknown` settings of `owner`: the new names of old ones, and what there is.
+    """Return the message about `unknown` settings of `owner`, with the new names of old ones.
 
     >>> unknown_settings("the agent", ["average"], ["ema_rate", "tau"])
     'the agent has no average (it is called ema_rate now); it has ema_rate, tau'
@@ -80,7 +81,10 @@ def unknown_settings(owner: str, unknown: Collection[str], known: Collection[str
 
 
 def upgrade(node: Any) -> Any:
-    """A tree of format 1 with the names of format 2. Provenance stays as it was written, since it is a record."""
+    """Return a tree of format 1 with the names of format 2.
+
+    Provenance is a record and stays unchanged.
+    """
     if isinstance(node, list):
         return [upgrade(value) for value in node]
     if not isinstance(node, dict):

@@ -1,6 +1,6 @@
 """`Signals`: the raw measurements of one interval of training.
 
-They hold neither rewards nor scaled values. Those are computed from trajectories, in `trajectory.py`.
+They hold neither rewards nor scaled values; `trajectory.py` computes rewards from trajectories.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from cuvee.core.protocols import State
 from cuvee.core.renamed import upgrade
 
 _FORMAT = 2
-"""Format 1 had other names for some keys, see `core.renamed`."""
+"""The current format. Format 1 had other names for some keys (see `core.renamed`)."""
 _DOCUMENT = "$document"  # no path of an array begins with a dollar sign
 _MOST_HASHES = 1 << 24  # characters of hashes.json
 
@@ -74,13 +74,14 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
         raise
     except Exception as error:  # the hashes match, so the folder was written by another program
         raise CheckpointError(
-            f"{path} does not hold a cuvee state ({type(error).__name__}: {error}); use an earlier copy"
+            f"{path} does not hold a cuvee state ({type(error).__name__}: {error}); "
+            "use an earlier copy"
         ) from error
     if found not in (1, _FORMAT):
         newer = isinstance(found, int) and found > _FORMAT
         raise CheckpointError(
-            f"{path} has state format {ascii(found)[:40]}; this version of cuvee reads formats 1 to {_FORMAT}: "
-            + ("upgrade cuvee" if newer else "use an earlier copy")
+            f"{path} has state format {ascii(found)[:40]}; this version of cuvee reads "
+            f"formats 1 to {_FORMAT}: " + ("upgrade cuvee" if newer else "use an earlier copy")
         )
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -90,7 +91,10 @@ def load_state(path: Path, stem: str = "state") -> dict[str, Any]:
 
 
 def to_bytes(state: State) -> bytes:
-    """`state` as the bytes of one safetensors file, for hosts that keep checkpoints of their own."""
+    """Return `state` as the bytes of one safetensors file.
+
+    Use it in programs that write their own checkpoints.
+    """
     from safetensors.numpy import save
 
     tree, arrays = detached(state)
@@ -99,7 +103,7 @@ def to_bytes(state: State) -> bytes:
 
 
 def from_bytes(data: bytes, source: str = "the state") -> dict[str, Any]:
-    """Read what `to_bytes` returned. Raises `CheckpointError`, naming `source`, for any other bytes."""
+    """Read what `to_bytes` returned. Raises `CheckpointError`, naming `source`."""
     from safetensors.numpy import load
 
     try:
@@ -110,7 +114,8 @@ def from_bytes(data: bytes, source: str = "the state") -> dict[str, Any]:
         state = _attach(document["state"], arrays, Path(source))
     except Exception as error:
         raise CheckpointError(
-            f"{source} does not hold a cuvee state ({type(error).__name__}: {error}); use an earlier copy"
+            f"{source} does not hold a cuvee state ({type(error).__name__}: {error}); "
+            "use an earlier copy"
         ) from error
     return dict(state)
 
@@ -166,7 +171,10 @@ def digest(state: State) -> str:
 
 
 def detached(state: State) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-    """`state` as a JSON tree that refers to its arrays by path, and the arrays. Asserts that it holds nothing else."""
+    """Return `state` as a JSON tree that refers to arrays by path, and the arrays by path.
+
+    Asserts that it contains nothing else.
+    """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     return _detach(state, "", arrays), arrays
 

@@ -183,7 +183,7 @@ class StoreFleet(ABC):
         """Return the finished run of each policy, in order, and start those that do not exist yet.
 
         A run that failed at all its attempts is left out. Raises `FleetError` after all other runs
-        are done, if more than a share `max_failed_ratio` of the planned runs failed. Ctrl-C lets the
+        are done, if more than a share `max_failed_ratio` of the planned runs failed. Ctrl-C lets
         current intervals finish, saves them and raises `KeyboardInterrupt`; a second Ctrl-C stops
         immediately.
         """

@@ -1,9 +1,11 @@
-"""The files of a pre-trained causal language model that cuvee reads. Everything else in its folder is ignored or refused.
+"""The files of a pre-trained causal language model that cuvee reads.
 
-config.json                       without anything that names code, other files or quantized weights
-model.safetensors                 or, if it is missing, model.safetensors.index.json and
-NAME.safetensors                  the files that the index names, in the same folder
-tokenizer and generation files    carried along to the exported model
+Everything else in the folder is ignored or refused. The files are:
+
+    config.json                       without keys that name code, other files or quantized weights
+    model.safetensors                 or, if it is missing, model.safetensors.index.json and
+    NAME.safetensors                  the files that the index names, in the same folder
+    tokenizer and generation files    copied to the exported model
 """
 
 from __future__ import annotations
@@ -40,12 +42,16 @@ _REFUSED = {
     "quantization_config": "has quantized weights",
 }
 _DROPPED = re.compile(r".*(_implementation|_implementation_internal)")
-"""Settings of how attention is computed. Some values name code to download; none changes what the model is."""
+"""Keys that select the implementation of attention. They are removed: some values name code to
+download, and none changes the result of the model."""
 
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A checked model folder. `config` is what config.json says; `weights` are the safetensors files, all of them."""
+    """A checked model folder.
+
+    `config` is the content of config.json. `weights` are all safetensors files of the model.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -54,22 +60,23 @@ class BaseFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Everything that decides what the model computes, in a fixed order: what a hash of the model covers."""
+        """All files that determine what the model computes, in a fixed order."""
         index = (self.index,) if self.index else ()
         return (self.path / CONFIG, *index, *self.weights)
 
     def carried(self) -> dict[str, bytes]:
-        """The tokenizer and generation files of the folder. Raises `ConfigError` if one cannot be read."""
+        """Return the tokenizer and generation files by name. Raises `ConfigError`."""
         return {
             name: read_bounded(self.path / name) for name in CARRIED if (self.path / name).is_file()
         }
 
 
 def find_base(folder: Path) -> BaseFolder:
-    """Checks the folder of a model without reading its weights.
+    """Check the folder of a model without reading its weights.
 
-    Raises `ConfigError` if it lacks config.json or safetensors, if its index names anything but safetensors files in the
-    folder, or if it asks for code, adapters or quantized weights.
+    Raises `ConfigError` if config.json or the safetensors files are missing, if the index names
+    anything but safetensors files in the folder, or if the model needs code, adapters or quantized
+    weights.
     """
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ConfigError(
@@ -87,10 +94,11 @@ def find_base(folder: Path) -> BaseFolder:
 
 
 def check_foreign(folder: Path) -> None:
-    """Raises `ConfigError` if a model folder asks for code, for other files of weights, or for an adapter."""
+    """Raise `ConfigError` if a model folder needs code, other weight files or an adapter."""
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
-            f"{folder} holds an adapter (adapter_config.json), which names another base model: merge it into the weights"
+            f"{folder} holds an adapter (adapter_config.json), which names another base model: "
+            "merge it into the weights"
         )
     for name in (CONFIG, "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -98,7 +106,7 @@ def check_foreign(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size. Raises `ConfigError`."""
+    """Return the JSON object in a file of at most 64 MiB. Raises `ConfigError`."""
     try:
         content = json.loads(read_bounded(path))
     except (ValueError, RecursionError) as error:
@@ -109,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The content of a file of at most 64 MiB. Raises `ConfigError`."""
+    """Return the content of a file of at most 64 MiB. Raises `ConfigError`."""
     try:
         with open(path, "rb") as file:
             content = file.read(_JSON_BYTES + 1)
@@ -129,7 +137,8 @@ def _indexed(folder: Path) -> tuple[Path, ...]:
     for name in table.values():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise ConfigError(
-                f"{folder / INDEX} names {ascii(name)[:80]}: only *.safetensors files in the same folder are read"
+                f"{folder / INDEX} names {ascii(name)[:80]}: only *.safetensors files in the same "
+                "folder are read"
             )
     files = tuple(folder / name for name in sorted(set(table.values())))
     for file in files:
@@ -139,7 +148,10 @@ def _indexed(folder: Path) -> tuple[Path, ...]:
 
 
 def _check_keys(path: Path, node: Any) -> None:
-    """Refuses the keys at any depth: a composite model has a configuration in its configuration."""
+    """Raise `ConfigError` for a refused key at any depth.
+
+    A composite model has configurations inside its configuration.
+    """
     stack = [node]
     while stack:
         value = stack.pop()
@@ -147,7 +159,8 @@ def _check_keys(path: Path, node: Any) -> None:
             for key, reason in _REFUSED.items():
                 if value.get(key) is not None:
                     raise ConfigError(
-                        f"{path.parent} {reason} ({key} in {path.name}), which cuvee never does or reads"
+                        f"{path.parent} {reason} ({key} in {path.name}), which cuvee never does "
+                        "or reads"
                     )
             stack += value.values()
         elif isinstance(value, list):

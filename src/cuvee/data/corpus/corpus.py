@@ -212,7 +212,8 @@ def _reopen(folder: Path, fingerprint: str) -> Corpus:
     corpus = Corpus.open(folder)
     if corpus.fingerprint != fingerprint:
         raise CorpusError(
-            f"{folder} was built anew after this object was pickled or copied: open the corpus again"
+            f"{folder} was built again after this object was pickled or copied: open the corpus "
+            "again"
         )
     return corpus
 

@@ -1,4 +1,4 @@
-"""Arrays mapped from files, as they travel in pickles: the path and the place in the file instead of the content."""
+"""Pickle memory-mapped arrays as path and offset in their file instead of by content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cuvee.core.errors import ShardError
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Size and modification time of a file. A mapping is opened again only while they are unchanged."""
+    """Size and modification time of a file. A file is mapped again only if both are unchanged."""
 
     path: Path
     size: int
@@ -24,7 +24,7 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
-        """Raises `ShardError` if the file cannot be found."""
+        """Return the stamp of a file. Raises `ShardError` if it is missing."""
         path = Path(os.path.abspath(path))
         try:
             status = path.stat()
@@ -33,16 +33,20 @@ class FileStamp:
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def check(self) -> None:
-        """Raises `ShardError` if the file is missing or has changed."""
+        """Raise `ShardError` if the file is missing or has changed."""
         if FileStamp.of(self.path) != self:
             raise ShardError(
-                f"{self.path} was changed after this object was pickled or copied: open the corpus again"
+                f"{self.path} was changed after this object was pickled or copied: "
+                "open the corpus again"
             )
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A one-dimensional array by where it lies in a file. When pickled and loaded again it is that array, read-only."""
+    """A one-dimensional array as a part of a file.
+
+    Unpickling it returns the array itself, mapped read-only.
+    """
 
     stamp: FileStamp
     dtype: str
@@ -54,13 +58,16 @@ class FilePart:
 
 
 def map_part(stamp: FileStamp, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
-    """Maps `count` values from byte `offset` on. Raises `ShardError` if the file has changed."""
+    """Map `count` values from byte `offset`. Raises `ShardError` if the file has changed."""
     stamp.check()
     return np.memmap(stamp.path, dtype, "r", offset, (count,)).view(np.ndarray)
 
 
 def portable(array: npt.NDArray[Any]) -> npt.NDArray[Any] | FilePart:
-    """What stands for `array` in a pickle: its place if it is a contiguous part of a mapped file, else the array."""
+    """Return what to pickle in place of `array`.
+
+    This is a `FilePart` if the array is a contiguous part of a mapped file, else the array.
+    """
     root: Any = array
     while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
         root = root.base

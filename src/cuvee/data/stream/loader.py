@@ -27,9 +27,10 @@ from cuvee.data.stream.stream import MixtureStream
 
 
 class UpdateFile:
-    """An append-only file through which mixtures reach a loader's worker processes.
+    """An append-only file that sends mixtures to a loader's worker processes.
 
-    One process appends, its worker processes read. The file is removed with the object that made it."""
+    One process appends and its workers read. The file is removed with the object that created it.
+    """
 
     def __init__(self) -> None:
         self._create()
@@ -41,7 +42,7 @@ class UpdateFile:
         weakref.finalize(self, _remove_in, os.getpid(), self._path)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker process shares the file; any other copy gets a file of its own."""
+        """Share the file with worker processes; give any other copy its own file."""
         return {"_path": self._path, "_offset": self._offset} if get_spawning_popen() else {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -50,11 +51,15 @@ class UpdateFile:
             self._create()
 
     def append(self, update: MixtureUpdate) -> None:
+        """Write one update."""
         with open(self._path, "ab") as file:
             file.write(json.dumps(update.to_json()).encode() + b"\n")
 
     def read(self) -> list[MixtureUpdate]:
-        """What was appended since the last call in this process. A row is complete once its newline is there."""
+        """Return the updates appended since the last call in this process.
+
+        A line is complete if it ends with a newline.
+        """
         if os.stat(self._path).st_size == self._offset:
             return []
         with open(self._path, "rb") as file:
@@ -65,12 +70,12 @@ class UpdateFile:
         return [MixtureUpdate.from_json(json.loads(row)) for row in rows.splitlines()]
 
     def rewind(self) -> None:
-        """Makes the next `read` in this process begin at the first update."""
+        """Let the next `read` in this process start at the first update."""
         self._offset = 0
 
 
 def _remove_in(process: int, path: str) -> None:
-    """Removes the file, but not when a worker drops its copy."""
+    """Remove the file, unless a worker process drops its copy."""
     if os.getpid() == process:
         os.unlink(path)
 

@@ -68,8 +68,8 @@ class Planner:
     ) -> BatchPlan:
         """Return the plan of every `stride`-th step.
 
-        `counts_TK` holds the cumulative counts before the first step and after each. `lanes_B` are the lanes of the global
-        batch to plan, by default those of this rank.
+        `counts_TK` holds the cumulative counts before the first step and after each. `lanes_B` are
+        the lanes of the global batch to plan, by default those of this rank.
         """
         lanes_B = self._own_B if lanes_B is None else lanes_B
         steps = len(counts_TK) - 1

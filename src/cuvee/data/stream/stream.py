@@ -166,9 +166,11 @@ class MixtureStream(Iterator[Batch]):
         return batch
 
     def rows(self, step: int, lanes: Sequence[int]) -> Batch:
-        """Lanes `lanes` of the global batch of step `step`, without reading its other rows. Moves to that step.
+        """Return the given lanes of the global batch of step `step`, without reading its other
+        rows.
 
-        Lane b of W ranks belongs to rank b // (batch_size / W). Lanes must be distinct and lie in 0 … batch_size − 1.
+        The stream moves to that step. Lane b belongs to rank b // (batch_size / W) of W ranks.
+        Lanes must be distinct and between 0 and batch_size − 1; otherwise `ConfigError` is raised.
         """
         lanes_B = np.asarray(lanes, dtype=np.int64)
         if len(set(lanes)) < len(lanes) or not ((lanes_B >= 0) & (lanes_B < self.batch_size)).all():
@@ -182,9 +184,10 @@ class MixtureStream(Iterator[Batch]):
         return batch
 
     def tokens_between(self, start: int, stop: int) -> dict[str, int]:
-        """Tokens of each domain in the global steps `start` … `stop` − 1, padding included. Has no side effects.
+        """Return the tokens of each domain in steps `start` … `stop` − 1, with padding.
 
-        `start` is not before the last change of the mixture; updates logged for later steps are followed.
+        Has no side effects. `start` must not precede the last change of the mixture; updates that
+        are logged for later steps are applied.
         """
         schedule = copy.deepcopy(self._schedule)
         schedule.seek(start)
