@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cuvee.agents.actor_critic import bounded
 from cuvee.agents.ddpg import DDPG, DDPGSettings
-from cuvee.agents.learning import RewardScale, worth
+from cuvee.agents.learning import RewardScale, mixture_value
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
@@ -69,9 +69,10 @@ class ForeignCritic(nn.Module):
         encoded = self.inner.encode(*parts(observation))
         if hasattr(self.inner, "values"):
             return tuple(
-                worth(value, action)[:, None] for value in self.inner.values(encoded, action)
+                mixture_value(value, action)[:, None]
+                for value in self.inner.values(encoded, action)
             )
-        return (worth(self.inner.value(encoded, action), action)[:, None],)
+        return (mixture_value(self.inner.value(encoded, action), action)[:, None],)
 
     def q1_forward(self, observation: Tensor, action: Tensor) -> Tensor:
         return self(observation, action)[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuvee.agents.learning import least
+from cuvee.agents.learning import pessimistic_value
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.sac import SAC, SACSettings, simplex_policy, target_entropy
 from cuvee.agents.simplex import Dirichlet, LogisticNormal
@@ -41,7 +41,7 @@ def test_the_policy_is_of_the_asked_kind() -> None:
 
 def test_the_lesser_twin_speaks_for_each_mixture() -> None:
     values = torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [4.0]])
-    value, worth = least(values, torch.full((2, 3), 1 / 3))
+    value, worth = pessimistic_value(values, torch.full((2, 3), 1 / 3))
     assert worth.tolist() == [1.0, 4.0]
     assert value[:, 0].tolist() == [1.0, 4.0]
 

@@ -1,7 +1,8 @@
-"""Actors and critics over domains.
+"""Actors and critics that see one timestep.
 
-An actor maps an observation to P numbers a domain (a logit, and for stochastic policies a log std). A critic first
-encodes the observation, which is dear, and then values any number of mixtures against it, which is cheap.
+An actor maps an observation to P outputs per domain: a logit and, for stochastic policies, a log
+std. A critic first encodes the observation, which is expensive. It can then value any number of
+mixtures for that observation, which is cheap.
 """
 
 from __future__ import annotations
@@ -20,20 +21,28 @@ _ACTION_CHANNELS = 2
 
 
 def action_channels(action_BK: Tensor) -> Tensor:
-    """(…, K) → (…, K, 2): the weight relative to uniform, plainly and as ln(1 + Kα), of order 1 at any K."""
+    """Return two features of each weight, (…, K) → (…, K, 2), of order 1 at any K.
+
+    They are Kα − 1 and ln(1 + Kα) − ln 2. Both are 0 at the uniform mixture.
+    """
     relative = action_BK * action_BK.shape[-1]
     return torch.stack([relative - 1, relative.log1p() - math.log(2)], -1)
 
 
 def bounded(x: Tensor, limit: float = 8.0) -> Tensor:
-    """limit·tanh(x / limit): logits that a wrong critic cannot drive away; e^8 leaves 0.03 % for each of the others."""
+    """Return limit·tanh(x / limit), to keep logits bounded when a critic is wrong.
+
+    With the default limit and one logit at the bound, each other domain keeps a weight of about
+    e^−8 = 0.03 %.
+    """
     return limit * torch.tanh(x / limit)
 
 
 class _MLPActor(nn.Module):
     def __init__(self, shape: Shape, architecture: Architecture, outputs: int) -> None:
         super().__init__()
-        self.outputs, self.domains = outputs, shape.domains
+        self.outputs = outputs
+        self.domains = shape.domains
         self.body = mlp(
             shape.domains * shape.features + shape.globals, shape.domains * outputs, architecture
         )
@@ -41,8 +50,8 @@ class _MLPActor(nn.Module):
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         if domains_BKF.shape[-2] != self.domains:
             raise PolicyError(
-                f"this policy's MLP was built for {self.domains} domains, got {domains_BKF.shape[-2]}: "
-                "use the transformer, which takes any number"
+                f"this policy's MLP was built for {self.domains} domains, got "
+                f"{domains_BKF.shape[-2]}: use the transformer, which takes any number"
             )
         flat = torch.cat([domains_BKF.flatten(-2), globals_BG], -1)
         out: Tensor = self.body(flat).unflatten(-1, (self.domains, self.outputs))
@@ -50,11 +59,15 @@ class _MLPActor(nn.Module):
 
 
 class _Referred(nn.Module):
-    """An actor whose logits, its first outputs, are relative to a feature of the domains."""
+    """Adds a reference logit to the logits of another actor.
+
+    The logits are the first output. The reference is one feature of each domain.
+    """
 
     def __init__(self, actor: nn.Module, feature: int) -> None:
         super().__init__()
-        self.actor, self.feature = actor, feature
+        self.actor = actor
+        self.feature = feature
 
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         out: Tensor = self.actor(domains_BKF, globals_BG)
@@ -90,9 +103,11 @@ class _TransformerActor(nn.Module):
 
 
 class _TransformerCritic(nn.Module):
-    """Encodes the state by attention; values a mixture by a network on each domain's token and weight and their average.
+    """Encodes the observation by attention over domains.
 
-    The scalar value is the mean over domains, so it does not grow with K.
+    Each domain's token is combined with its weight. A small network then maps it, with the mean and
+    the α-weighted mean over domains, to the domain's value. A scalar value is the mean over
+    domains, so it does not grow with K.
     """
 
     def __init__(self, shape: Shape, architecture: Architecture) -> None:
@@ -123,18 +138,18 @@ class _TransformerCritic(nn.Module):
 
 
 def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Module:
-    """observation → (…, K, outputs)."""
+    """Return an actor: observation → (…, K, outputs)."""
     kind = _MLPActor if architecture.kind == "mlp" else _TransformerActor
     actor = kind(shape, architecture, outputs)
     return actor if shape.reference is None else _Referred(actor, shape.reference)
 
 
 def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
-    """A module with two methods.
+    """Return a critic, a module with two methods.
 
-    `encode(domains_BKF, globals_BG)` returns what the values of a state need to know of it, (B, …).
-    `value(encoded, action_BK)` returns the values (*draws, B, R) of mixtures (*draws, B, K), any number
-    of mixtures for each encoded state. R is K for a vector critic and 1 for a scalar one.
+    `encode(domains_BKF, globals_BG)` encodes observations, (B, …). `value(encoded, action_BK)`
+    returns the values (*draws, B, R) of mixtures (*draws, B, K), for any number of mixtures per
+    observation. R is K for a vector critic and 1 for a scalar critic.
     """
     return (
         _MLPCritic(shape, architecture)
@@ -144,7 +159,7 @@ def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
 
 
 class Twin(nn.Module):
-    """Two critics that differ in their first weights, for the lesser of two opinions."""
+    """Two critics with different initial weights; the lower of their values is used."""
 
     def __init__(self, shape: Shape, architecture: Architecture) -> None:
         super().__init__()
@@ -158,7 +173,7 @@ class Twin(nn.Module):
         return tuple(critic.encode(domains_BKF, globals_BG) for critic in self._both)
 
     def values(self, encoded: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, ...]:
-        """Each critic's values (*draws, B, R)."""
+        """Return the values (*draws, B, R) of each critic."""
         return tuple(
             critic.value(part, action_BK) for critic, part in zip(self._both, encoded, strict=True)
         )

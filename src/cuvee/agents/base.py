@@ -1,4 +1,4 @@
-"""What an agent sees and does: `Observation`, `Transition`, the `Agent` protocol, and the gate in front of all its state."""
+"""The interface of agents: `Observation`, `Transition`, `Agent`, and the input checks they share."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Metrics, State
 
 LARGEST = 1e6
-"""No observation or reward is larger than this in size; what is, such as 1e30, is a fault upstream and is refused."""
+"""Largest absolute value accepted in an observation or a reward.
+
+A larger value, such as 1e30, comes from a fault elsewhere and is refused.
+"""
 _SIMPLEX_TOLERANCE = 1e-4
 
 
 class Observation(NamedTuple):
-    """What is known when a mixture is chosen: F features of each of K domains and G of the whole run, best of order 1."""
+    """What an agent sees when it chooses a mixture.
+
+    `domains_KF` has F features for each of K domains. `globals_G` has G features of the whole run.
+    Features should be of order 1.
+    """
 
     domains_KF: npt.NDArray[Any]
     globals_G: npt.NDArray[Any]
 
 
 class Transition(NamedTuple):
-    """One interval. `reward` is a number, or (K,) one entry a domain.
+    """One interval: observation, mixture played, reward, next observation.
 
-    `terminated`: nothing follows, a diverged run (the value of what comes next is 0). `truncated`: the record stops here
-    but the run could go on, as at the end of a token budget (the value of the next observation counts).
+    `reward` is a number, or an array (K,) with one reward per domain. `terminated`: the run ended
+    for good, for example by divergence. The value of the next observation is then 0. `truncated`:
+    the record ends here but the run could continue, as at the end of a token budget. The value of
+    the next observation then counts.
     """
 
     observation: Observation
@@ -39,18 +48,27 @@ class Transition(NamedTuple):
 
 
 class Agent(Protocol):
-    """Chooses mixtures and learns to choose better. Deterministic given its state, which holds its random generators."""
+    """Chooses mixtures and learns from their results.
+
+    An agent is deterministic given its state. The state includes its random generators.
+    """
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
-        """Weights (K,) in float64 that sum to 1. Raises `PolicyError` on an observation that is not finite."""
+        """Return weights (K,), float64, that sum to 1.
+
+        Raises `PolicyError` if the observation has a non-finite or too large entry.
+        """
         ...
 
     def observe(self, transition: Transition) -> str | None:
-        """Remembers a transition; or refuses it, changes nothing, and returns the reason."""
+        """Store a transition. If it is refused, change nothing and return the reason."""
         ...
 
     def update(self) -> Metrics:
-        """One round of learning from what is remembered; {} while that is too little."""
+        """Do one round of learning and return its metrics.
+
+        Returns {} while too few transitions are stored.
+        """
         ...
 
     def state_dict(self) -> State: ...
@@ -59,17 +77,21 @@ class Agent(Protocol):
 
 
 def fault_of(name: str, values: npt.ArrayLike) -> str | None:
-    """Names the first entry that is not finite or larger than `LARGEST`, or returns None."""
+    """Describe the first entry that is not finite or larger than `LARGEST`, or return None."""
     array = np.asarray(values, dtype=np.float64)
     good = np.abs(array) <= LARGEST  # False for NaN
     if good.all():
         return None
     index = tuple(int(i) for i in np.argwhere(~good)[0])
-    return f"{name}{list(index) if index else ''} is {array[index]:.6g}: it must be finite and at most {LARGEST:g} in size"
+    place = f"{name}{list(index) if index else ''}"
+    return f"{place} is {array[index]:.6g}: it must be finite and at most {LARGEST:g} in size"
 
 
 def fault_in(transition: Transition) -> str | None:
-    """Why an agent must not learn from `transition`, or None: the one gate that everything remembered has passed."""
+    """Return why an agent must not learn from `transition`, or None if it may.
+
+    Every transition passes this check before it is stored.
+    """
     observation, action_K, reward, following, terminated, truncated = transition
     fault = (
         fault_of("observation.domains", observation.domains_KF)
@@ -83,24 +105,28 @@ def fault_in(transition: Transition) -> str | None:
         return fault
     action = np.asarray(action_K, dtype=np.float64)
     if action.min() < -_SIMPLEX_TOLERANCE or abs(action.sum() - 1) > _SIMPLEX_TOLERANCE:
-        return f"action sums to {action.sum():.6g} with a least weight of {action.min():.6g}: it must be a mixture"
+        return (
+            f"action sums to {action.sum():.6g} and its smallest weight is {action.min():.6g}: "
+            "it must be a mixture"
+        )
     if terminated and truncated:
         return "a transition cannot be both terminated and truncated"
     return None
 
 
 def check_observation(observation: Observation) -> None:
-    """Raises `PolicyError` naming the first entry that is not finite or too large."""
+    """Raise `PolicyError` that names the first non-finite or too large entry, if there is one."""
     fault = fault_of("observation.domains", observation.domains_KF) or fault_of(
         "observation.globals", observation.globals_G
     )
     if fault:
-        raise PolicyError(f"{fault}; the agent was left as it was")
+        raise PolicyError(f"{fault}; the agent is unchanged")
 
 
 def check_shape(name: str, array: npt.NDArray[Any], expected: tuple[int, ...]) -> None:
-    """Raises `PolicyError` unless `array` has the shape that the agent was built or first filled with."""
+    """Raise `PolicyError` if `array` does not have the shape `expected`."""
     if array.shape != expected:
         raise PolicyError(
-            f"{name} has shape {array.shape}, this agent learns from {expected}: build another agent for it"
+            f"{name} has shape {array.shape}, this agent learns from {expected}: "
+            "build another agent for it"
         )

@@ -1,18 +1,24 @@
-"""Conservative Q-learning on the simplex, from logged transitions (Kumar et al. 2020, arXiv:2006.04779; for data mixing
-Data Mixing Agent, arXiv:2507.15640).
+"""Conservative Q-learning (CQL) on the simplex, from logged transitions.
 
-    critics  SAC's loss + ω Σ_j [ln Σ_α exp Q_j(s, α) − Q_j(s, α_data)]
-    actor    SAC's loss + χ KL(α_data ‖ π(s))
-    warm-up  KL(α_data ‖ π(s)) alone: behaviour cloning
+Source: Kumar et al. 2020, arXiv:2006.04779. Data Mixing Agent (arXiv:2507.15640) applies it to data
+mixing.
 
-The sum over mixtures is taken from three proposals of the simplex: the flat Dirichlet, π at s and π at s′. Two readings:
+    critics            SAC's loss + ω Σ_j [ln Σ_α exp Q_j(s, α) − Q_j(s, α_data)]
+    actor              SAC's loss + χ KL(α_data ‖ π(s))
+    behaviour cloning  KL(α_data ‖ π(s)) alone, before the rest
 
-- `entropy`, CQL(H): each draw is divided by its own density, so that the sum is ∫ exp Q dα. The flat density is Γ(K).
-- `proposals`, CQL(ρ): ρ is the even blend of the three, and the sum is E_ρ exp Q; densities cancel.
+The sum over mixtures is estimated from three proposal distributions: the flat Dirichlet, π(s) and
+π(s′). The setting `reference` selects one of two estimates:
 
-A policy's density exceeds the flat one by tens of nats once K is large, so in the first reading its draws weigh nothing
-and only mixtures that nobody would play are pushed down (`policy_share` in the metrics says how much they weigh). The
-default is therefore the second; both coincide in what they do to a critic when π is flat (docs/agents.md).
+- `entropy`, called CQL(H) in the paper: each sample is divided by its own density, so that the sum
+  is ∫ exp Q dα. The flat density is Γ(K).
+- `proposals`, called CQL(ρ): ρ is the equal mixture of the three proposals and the sum is E_ρ exp
+  Q. No densities are needed.
+
+For large K, a policy's density exceeds the flat density by tens of nats. With `entropy`, samples of
+the policy then have almost no weight, and the loss only lowers values of mixtures that nobody would
+play. The metric `policy_share` shows how much weight they have. The default is therefore
+`proposals`. Both have the same effect on a critic when π is flat (see docs/agents.md).
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cuvee.agents.learning import RewardScale, worth
+from cuvee.agents.learning import RewardScale, mixture_value
 from cuvee.agents.networks import Shape
 from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
@@ -33,7 +39,12 @@ from cuvee.agents.simplex import Draw, flat_log_density, log_weights, sample_fla
 
 @dataclass(frozen=True)
 class CQLSettings(SACSettings):
-    """`cql_alpha` ω, `bc_coef` χ, `draws` from each proposal; the buffer must hold all the data (`capacity`)."""
+    """Settings of CQL, in addition to those of SAC.
+
+    `cql_alpha` is ω, the weight of the conservative loss. `bc_coef` is χ, the weight of behaviour
+    cloning. `draws` is the number of samples from each proposal distribution. The buffer must hold
+    all data: set `capacity` accordingly.
+    """
 
     capacity: int = 100_000
     cql_alpha: float = 1.0
@@ -43,7 +54,10 @@ class CQLSettings(SACSettings):
 
 
 class CQL(SAC):
-    """An `Agent` that learns from data it did not gather. `observe` fills it, `clone` warms it up, `update` trains it."""
+    """An agent that learns from data it did not collect.
+
+    Fill the buffer with `observe`, call `clone` for behaviour cloning, then `update` to train.
+    """
 
     settings: CQLSettings
 
@@ -52,7 +66,10 @@ class CQL(SAC):
         self._report: dict[str, float] = {}
 
     def clone(self) -> dict[str, float]:
-        """One step of behaviour cloning on a batch of the buffer; {} while that holds fewer than `learning_starts`."""
+        """Do one step of behaviour cloning on a batch and return its metrics.
+
+        Returns {} while the buffer holds fewer than `learning_starts` transitions.
+        """
         if len(self.buffer) < max(self.settings.learning_starts, 1):
             return {}
         return self.actor.step(
@@ -60,7 +77,10 @@ class CQL(SAC):
         )
 
     def cloning_loss(self, batch: ReplayBatch) -> Tensor:
-        """Mean KL(α_data ‖ centre of π) in nats; a weight of zero in the data costs nothing."""
+        """Return the mean KL(α_data ‖ centre of π) in nats.
+
+        Domains with weight 0 in the data do not contribute.
+        """
         centre_BK = self.policy(batch.domains_BKF, batch.globals_BG).centre
         ratio_BK = log_weights(batch.action_BK) - log_weights(centre_BK)
         return (batch.action_BK * ratio_BK).sum(-1).mean()
@@ -85,22 +105,30 @@ class CQL(SAC):
         return super().learn(batch, rewards) | self._report
 
     def conservative_loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, float]]:
-        """How much more the critics promise for proposed mixtures than for those in the data, summed over the twins."""
+        """Return the conservative loss, summed over both critics, and its metrics.
+
+        It is how much higher the critics value the proposed mixtures than the mixtures in the data.
+        """
         proposals, density = self._proposals(batch)
         correction = density if self.settings.reference == "entropy" else torch.zeros_like(density)
         critic = self.critic.net
         encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
-        gaps, data = [], critic.values(encoded, batch.action_BK)
+        data = critic.values(encoded, batch.action_BK)
+        gaps = []
         for values, data_BR in zip(critic.values(encoded, proposals), data, strict=True):
-            scores_NB = worth(values, proposals) - correction
-            gaps.append((log_mean_exp(scores_NB) - worth(data_BR, batch.action_BK)).mean())
+            scores_NB = mixture_value(values, proposals) - correction
+            gaps.append((log_mean_exp(scores_NB) - mixture_value(data_BR, batch.action_BK)).mean())
         of_policy = scores_NB.detach().softmax(0)[self.settings.draws :].sum(0).mean()
         gap = torch.stack(gaps).sum()
         return gap, {"conservative_gap": gap.item(), "policy_share": of_policy.item()}
 
     def _proposals(self, batch: ReplayBatch) -> tuple[Tensor, Tensor]:
-        """Mixtures (3·draws, B, K) from the flat Dirichlet, π(s) and π(s′), and their log densities (3·draws, B)."""
-        draws, (B, K) = self.settings.draws, batch.action_BK.shape
+        """Sample mixtures from the flat Dirichlet, π(s) and π(s′).
+
+        Returns the mixtures (3·draws, B, K) and their log densities (3·draws, B).
+        """
+        B, K = batch.action_BK.shape
+        draws = self.settings.draws
         with torch.no_grad():
             flat = sample_flat((draws, B, K), self.generator)
             here = self.policy(batch.domains_BKF, batch.globals_BG).sample(self.generator, (draws,))
@@ -114,5 +142,5 @@ class CQL(SAC):
 
 
 def log_mean_exp(scores_NB: Tensor) -> Tensor:
-    """ln (1/N Σ exp) over the first axis."""
+    """Return ln (1/N Σ exp) over the first axis."""
     return scores_NB.logsumexp(0) - math.log(len(scores_NB))

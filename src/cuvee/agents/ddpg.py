@@ -1,16 +1,25 @@
-"""DDPG on the simplex (Lillicrap et al. 2016, arXiv:1509.02971; for data mixing AC-ODM, arXiv:2505.23878).
+"""DDPG on the simplex.
 
-    critic   minimise  (Q(s, α) − [r + γ Q'(s′, μ'(s′))])²                       Q a number, or one a domain
-    actor    maximise  Q(s, μ(s)), for a vector critic Σ_i μ_i Q_i(s, μ(s)), less c/(1−γ) KL(μ ‖ reference)
+Source: Lillicrap et al. 2016, arXiv:1509.02971. AC-ODM (arXiv:2505.23878) applies it to data
+mixing.
+
+    critic   minimise  (Q(s, α) − [r + γ Q'(s′, μ'(s′))])²
+    actor    maximise  Q(s, μ(s)) − c/(1−γ) KL(μ ‖ reference)
              μ = softmax of bounded logits
     targets  θ' ← θ' + τ (θ − θ')
 
-With `twin`, there are two critics and the one that thinks less of a mixture is believed, in targets and by the actor (TD3,
-Fujimoto et al. 2018, arXiv:1802.09477): a single one is optimistic somewhere, and over many bootstraps the actor finds it.
+Q is a number, or a vector with one entry per domain. For a vector critic, the actor maximises Σ_i
+μ_i Q_i(s, μ(s)).
 
-Differences from AC-ODM's release: the actor is stepped by its own optimizer (there it never is), and rewards are scaled
-where they are read instead of where they are stored. `PAPER` keeps the published numbers; with the defaults the agent
-learns in 5,000 steps, which it cannot with those (docs/agents.md). `kl_coef` c is ours, and 0 unless given.
+With `twin`, there are two critics. The lower value of each mixture is used in targets and by the
+actor (TD3, Fujimoto et al. 2018, arXiv:1802.09477). A single critic is too optimistic for some
+mixtures, and the actor finds those.
+
+Differences from AC-ODM's release: the actor has its own optimizer step (the release never updates
+it), and rewards are scaled when they are read, not when they are stored. `PAPER` has the published
+hyperparameters. With the defaults the agent learns within 5,000 steps; with the published values it
+does not (see docs/agents.md). The KL penalty with coefficient c (`kl_coef`) is our addition and is
+off by default.
 """
 
 from __future__ import annotations
@@ -28,7 +37,7 @@ from cuvee.agents.learning import (
     RewardScale,
     TrainState,
     as_weights,
-    least,
+    pessimistic_value,
     seeded,
     td_target,
     tensors,
@@ -44,10 +53,14 @@ from cuvee.core.registry import register_agent
 
 @dataclass(frozen=True)
 class DDPGSettings(ReplaySettings):
-    """`noise` is the deviation of exploration, on the logits (a relative change of each weight) or on the weights.
+    """Settings of DDPG, in addition to those of every replay agent.
 
-    `noise_memory` is its correlation from one act to the next (Ornstein-Uhlenbeck, as in the DDPG paper): a direction that
-    is held for a while has effects that stand out from the noise of one interval's measurements.
+    `noise` is the std of the exploration noise. It is added to the logits (a relative change of
+    each weight) or to the weights, as `noise_on` says.
+
+    `noise_memory` is the correlation of the noise between consecutive actions (an
+    Ornstein-Uhlenbeck process, as in the DDPG paper). A change that lasts for several intervals has
+    an effect that is larger than the measurement noise of one interval.
     """
 
     noise: float = 0.5
@@ -73,7 +86,7 @@ PAPER = DDPGSettings(
 
 @register_agent("ddpg")
 class DDPG(ReplayAgent):
-    """An `Agent` with a deterministic actor."""
+    """An agent with a deterministic actor."""
 
     settings_type = DDPGSettings
     settings: DDPGSettings
@@ -98,14 +111,18 @@ class DDPG(ReplayAgent):
             logits_K = bounded((self.actor.net if explore else self.actor.ema_net)(*inputs))[..., 0]
         if not explore:
             return as_weights(logits_K.softmax(-1))
-        noise_K = self.settings.noise * self._wander(len(logits_K))
+        noise_K = self.settings.noise * self._next_noise(len(logits_K))
         if self.settings.noise_on == "logits":
             return as_weights((logits_K + noise_K).softmax(-1))
         return as_weights(project(logits_K.softmax(-1) + noise_K))
 
-    def _wander(self, K: int) -> Tensor:
-        """The next (K,) of a unit-variance process with correlation `noise_memory`; it starts anew when K changes."""
-        memory, fresh_K = self.settings.noise_memory, torch.randn(K, generator=self.generator)
+    def _next_noise(self, K: int) -> Tensor:
+        """Return the next (K,) of a unit-variance process with correlation `noise_memory`.
+
+        The process restarts when K changes.
+        """
+        memory = self.settings.noise_memory
+        fresh_K = torch.randn(K, generator=self.generator)
         known = len(self._noise_K) == K
         self._noise_K = (
             memory * self._noise_K + (1 - memory**2) ** 0.5 * fresh_K if known else fresh_K
@@ -115,17 +132,17 @@ class DDPG(ReplayAgent):
     def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
         critic_metrics = self.critic.step("critic", self.critic_loss(batch, rewards))
         actor_metrics = self.actor.step("actor", self.actor_loss(batch, rewards))
-        self.critic.track()
-        self.actor.track()
+        self.critic.update_targets()
+        self.actor.update_targets()
         return critic_metrics | actor_metrics
 
     def critic_loss(self, batch: ReplayBatch, rewards: RewardScale) -> Tensor:
-        """Mean squared error to the target networks' one-step return."""
+        """Return the mean squared error to the target networks' one-step return."""
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             next_action_BK = bounded(self.actor.target_net(*following))[..., 0].softmax(-1)
             target_net = self.critic.target_net
-            next_value_BR, _ = least(
+            next_value_BR, _ = pessimistic_value(
                 self._values(target_net, target_net.encode(*following), next_action_BK),
                 next_action_BK,
             )
@@ -140,16 +157,16 @@ class DDPG(ReplayAgent):
         )
 
     def actor_loss(self, batch: ReplayBatch, rewards: RewardScale) -> Tensor:
-        """Minus what the critics think of the actor's mixtures."""
+        """Return the KL penalty minus the critics' value of the actor's mixtures."""
         critic = self.critic.net
         with torch.no_grad():
             encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
         action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
-        _, worth_B = least(self._values(critic, encoded, action_BK), action_BK)
-        return (self.kl_penalty(action_BK, batch.domains_BKF, rewards) - worth_B).mean()
+        _, value_B = pessimistic_value(self._values(critic, encoded, action_BK), action_BK)
+        return (self.kl_penalty(action_BK, batch.domains_BKF, rewards) - value_B).mean()
 
     def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:
-        """What each critic says, (…, R)."""
+        """Return the values (…, R) of each critic."""
         values: tuple[Tensor, ...] = (
             critic.values(encoded, action_BK)
             if self.settings.twin

@@ -1,16 +1,22 @@
-"""Networks that read a whole run: a Transformer over the grid of time × domains, for any number of either.
+"""Networks that see a whole run: a Transformer over the grid of timesteps × domains.
 
-Each block lets the domains of one moment attend to each other (no positions, so permuting domains permutes the output), then
-lets each domain attend to its own past, then applies a feed-forward network. Attention over time is biased by −slope·distance
-(ALiBi, Press et al. 2022, arXiv:2108.12409), which holds up in runs longer than those learned from, as rotary and learned
-positions do not; what share of the run is over is a feature. It looks back over `window` moments, which bounds memory and time.
+It works for any number of timesteps and domains. Each block has three parts. First, the domains of
+one timestep attend to each other, without positions, so that permuting the domains permutes the
+output. Then each domain attends to its own past. Last comes a feed-forward network.
 
-The agent of Data Mixing Agent (arXiv:2507.15640) is a Transformer of about 2.1M parameters tied to 52 domains; its layout is
-not published. Ours is the preset `full`; `small` is for CPUs.
+Attention over time has the bias −slope·distance (ALiBi, Press et al. 2022, arXiv:2108.12409). It
+works in runs that are longer than the training runs; rotary and learned positions do not. Attention
+spans `window` timesteps, which limits memory and compute. The fraction of the run that is over is a
+feature, not a position.
 
-    moments        T, time; K, domains; F features a domain; G features of the run; H hidden
-    forward        (B, T, K, F), (B, T, G) → (B, T, K, H), every moment at once, for learning
-    step           (K, F), (G,) and the memory of the moments before → (K, H), for deciding
+The agent of Data Mixing Agent (arXiv:2507.15640) is a Transformer of about 2.1M parameters that is
+tied to 52 domains. Its layout is not published. Our preset `full` is of similar size; `small` is
+for CPUs.
+
+    T timesteps, K domains, F features per domain, G global features, H hidden width
+    forward   (B, T, K, F), (B, T, G) → (B, T, K, H)    all timesteps at once, to learn
+    step      (K, F), (G,) and a `Memory` → (K, H)      one timestep, to decide
+    unroll    (B, K, F), (B, G) and a `Past` → (B, K, H)    one timestep, differentiable
 """
 
 from __future__ import annotations
@@ -34,8 +40,12 @@ _CHANNELS = 3
 
 @dataclass(frozen=True)
 class HistoryArchitecture:
-    """`hidden` is the width of a token, `expansion` that of the feed-forward network relative to it, `action` the width in which
-    a critic looks at mixtures, `window` the number of moments that attention over time spans."""
+    """Size of a `HistoryNet` and of the critic.
+
+    `hidden` is the width of a token. `expansion` is the width of the feed-forward network relative
+    to it. `action` is the width of the critic's layers that see the mixture. `window` is the number
+    of timesteps that attention over time spans.
+    """
 
     hidden: int = 32
     layers: int = 2
@@ -48,8 +58,9 @@ class HistoryArchitecture:
         numbers = (self.hidden, self.layers, self.heads, self.expansion, self.action, self.window)
         if min(numbers) < 1 or self.hidden % self.heads:
             raise PolicyError(
-                f"hidden {self.hidden}, layers {self.layers}, heads {self.heads}, expansion {self.expansion}, action "
-                f"{self.action} and window {self.window} must be positive, and the heads must divide the hidden width"
+                f"hidden {self.hidden}, layers {self.layers}, heads {self.heads}, expansion "
+                f"{self.expansion}, action {self.action} and window {self.window} must be "
+                "positive, and the heads must divide the hidden width"
             )
 
 
@@ -60,14 +71,17 @@ PRESETS = {
 
 
 class Memory:
-    """Keys and values of the moments seen, for each block. `HistoryNet.step` writes to it in place: use only the newest.
+    """Keys and values of past timesteps, for each block. `HistoryNet.step` changes it in place.
 
-    Each buffer is (2, K, heads, capacity, D) and holds moments up to `end`. A full one is doubled while moments still fall into
-    the window, and else emptied of those that do not, so that it is never much larger than the window and seldom copied.
+    Each buffer is (2, K, heads, capacity, D) and holds the timesteps up to `end`. When a buffer is
+    full, timesteps outside the window are dropped. If there are none, its capacity is doubled. So
+    it is never much larger than the window and is rarely copied.
     """
 
     def __init__(self, architecture: HistoryArchitecture, domains: int, like: Tensor) -> None:
-        self.domains, self._window, self.end = domains, architecture.window, 0
+        self.domains = domains
+        self.end = 0
+        self._window = architecture.window
         shape = (
             2,
             domains,
@@ -79,10 +93,11 @@ class Memory:
 
     @property
     def start(self) -> int:
-        """Of the moments that the next one may attend to, the first, if the next one is to be at `end`."""
+        """Index of the first timestep to which the next one, at index `end`, may attend."""
         return max(0, self.end + 1 - self._window)
 
     def make_room(self) -> None:
+        """Make sure that the buffers have room for one more timestep."""
         if self.end < self.buffers[0].shape[-2]:
             return
         kept = [buffer[..., self.start : self.end, :] for buffer in self.buffers]
@@ -92,11 +107,13 @@ class Memory:
 
 
 Past = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values (B·K, heads, t, D) of the moments before, for each block, that gradients may flow through."""
+"""Keys and values (B·K, heads, t, D) of past timesteps, for each block. Gradients flow through
+them.
+"""
 
 
 class HistoryNet(nn.Module):
-    """The grid Transformer."""
+    """The Transformer over timesteps × domains."""
 
     slopes: Tensor
 
@@ -110,7 +127,7 @@ class HistoryNet(nn.Module):
         self.register_buffer("slopes", exponents.exp2(), persistent=False)
 
     def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
-        """Tokens (B, T, K, H), each a function of its own moment and of those before."""
+        """Return tokens (B, T, K, H). Each depends on its own timestep and earlier ones only."""
         x = self._embedded(domains_BTKF, globals_BTG)
         bias = self._time_bias(x.shape[1]).to(x.dtype)
         for block in self.blocks:
@@ -121,11 +138,14 @@ class HistoryNet(nn.Module):
     def step(
         self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
     ) -> tuple[Tensor, Memory]:
-        """Tokens (K, H) of the moment after those in `memory`, and the memory that now holds it too."""
+        """Return the tokens (K, H) of the next timestep, and `memory` extended by it.
+
+        With `memory` None, this is the first timestep.
+        """
         x = self._embedded(domains_KF, globals_G)
         if memory is None:
             memory = Memory(self.architecture, len(domains_KF), x)
-        assert memory.domains == len(domains_KF), "a memory is of one set of domains"
+        assert memory.domains == len(domains_KF), "a memory belongs to one set of domains"
         memory.make_room()
         seen = memory.end + 1 - memory.start
         bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[
@@ -140,13 +160,15 @@ class HistoryNet(nn.Module):
     def unroll(
         self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor
     ) -> tuple[Tensor, Past]:
-        """`step` for a batch of runs, differentiable: tokens (B, K, H) of the moment after `past`, and what is then past.
+        """`step` for a batch of runs, differentiable.
 
-        For learning where what is done at one moment decides what is seen at the next. Spans `window` moments at most.
+        Returns the tokens (B, K, H) of the next timestep, and `past` extended by it. Used to learn
+        where the action at one timestep changes the observation at the next. Spans at most `window`
+        timesteps.
         """
         x = self._embedded(domains_BKF, globals_BG)
         seen = 1 if past is None else past[0][0].shape[-2] + 1
-        assert seen <= self.architecture.window, "unrolling keeps all that is past"
+        assert seen <= self.architecture.window, "unroll spans at most `window` timesteps"
         bias = (self.slopes[:, None] * torch.arange(1 - seen, 1, device=x.device))[
             None, :, None
         ].to(x.dtype)
@@ -162,7 +184,10 @@ class HistoryNet(nn.Module):
         return embedded
 
     def _time_bias(self, timesteps: int) -> Tensor:
-        """(1, heads, T, T): −slope·distance to the past within the window, −∞ to all else."""
+        """Return the attention bias (1, heads, T, T).
+
+        It is −slope·distance for past timesteps within the window, and −∞ elsewhere.
+        """
         time_T = torch.arange(timesteps, device=self.slopes.device)
         distance_TT = time_T[:, None] - time_T
         hidden = (distance_TT < 0) | (distance_TT >= self.architecture.window)
@@ -171,7 +196,7 @@ class HistoryNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm: over domains, over time, feed-forward."""
+    """A pre-norm block: attention over domains, attention over time, feed-forward."""
 
     def __init__(self, architecture: HistoryArchitecture) -> None:
         super().__init__()
@@ -187,15 +212,14 @@ class _Block(nn.Module):
     def forward(self, x_BTKH: Tensor, bias: Tensor) -> Tensor:
         B, T, K, H = x_BTKH.shape
         x = self._over_domains(x_BTKH.reshape(B * T, K, H))
-        x = (
-            x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)
-        )  # once here and once back costs least
+        # One transposition here and one back is the cheapest layout.
+        x = x.view(B, T, K, H).transpose(1, 2).reshape(B * K, T, H)
         qkv = self.qkv_time(self.norm_time(x))
         x = self._feed(x + self.out_time(self._attended(qkv, bias)))
         return x.view(B, K, T, H).transpose(1, 2)
 
     def step(self, x_KH: Tensor, buffer: Tensor, seen: slice, bias: Tensor) -> Tensor:
-        """Writes this moment's keys and values to the last place of `seen` in `buffer`."""
+        """Return the next x (K, H). Writes keys and values to the last place of `seen` in `buffer`."""
         x = self._over_domains(x_KH[None])[0]
         q, k, v = self.qkv_time(self.norm_time(x)).view(len(x), 3, self.heads, -1).unbind(1)
         buffer[0, :, :, seen.stop - 1], buffer[1, :, :, seen.stop - 1] = k, v
@@ -226,7 +250,7 @@ class _Block(nn.Module):
         return result
 
     def _attended(self, qkv_NLD: Tensor, bias: Tensor | None = None) -> Tensor:
-        """N sequences of length L, each attending to itself, with `bias` added to the scores."""
+        """Self-attention of N sequences of length L. `bias` is added to the scores."""
         parts = qkv_NLD.view(*qkv_NLD.shape[:2], 3, self.heads, -1).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)
         return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
@@ -237,16 +261,20 @@ class _Block(nn.Module):
 
 
 class HistoryActor(nn.Module):
-    """Every moment → the mixture to play next, as logits relative to uniform.
+    """An actor that returns a mixture for each timestep, as logits relative to uniform.
 
         logits = ref + g (last − ref) + 4 tanh(δ / 4),    g in (0, 1)
 
-    ref and last are ln(Kα) of a reference mixture and of the mixture in force; the encoder gives half of each, within ±3, as
-    features 0 and 1. The network says how much of the mixture in force each domain keeps (g), and where it leans (δ). Both
-    heads start near zero, so that an untrained actor goes half of the way, on the logarithmic scale, from whatever is in force
-    to the reference, at any K, and a domain with no weight rises. A residual on the mixture in force alone would add up its
-    errors and starve for good what has once been starved; one on the reference alone would have to learn every smooth path anew.
-    The bounds, ±10 in all, are on what a wrong critic can drive away, and leave the reference as it is.
+    ref and last are ln(Kα) of a reference mixture and of the current mixture. The encoder gives
+    half of each, clipped to ±3, as features 0 and 1. The network outputs g, how much of the current
+    mixture each domain keeps, and δ, a correction.
+
+    Both outputs start near zero. An untrained actor therefore moves half of the way, in log
+    weights, from the current mixture to the reference, at any K, and a domain with weight 0 gets
+    weight again. With the current mixture alone as base, errors would accumulate and a domain at
+    weight 0 would stay there. With the reference alone, the network would have to learn every
+    smooth path from scratch. The bounds, ±10 in total, limit how far a wrong critic can move the
+    logits; they do not distort the reference.
     """
 
     def __init__(
@@ -259,11 +287,14 @@ class HistoryActor(nn.Module):
         self.head = near_zero(nn.Linear(architecture.hidden, 3))
 
     def forward(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
-        """Logits (B, T, K) within ±10."""
+        """Return the logits (B, T, K), within ±10."""
         return _blended(domains_BTKF, self.head(self.norm(self.net(domains_BTKF, globals_BTG))))
 
     def policy(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> LogisticNormal:
-        """The distribution over mixtures at every moment. Domains share one deviation, `std` at first."""
+        """Return the distribution over mixtures at every timestep.
+
+        All domains have the same deviation, which starts at `std`.
+        """
         out = self.head(self.norm(self.net(domains_BTKF, globals_BTG)))
         logits_BTK = _blended(domains_BTKF, out)
         std_BT1 = (self.std * out[..., 2].mean(-1, keepdim=True).exp()).clamp(*STD_RANGE)
@@ -272,14 +303,17 @@ class HistoryActor(nn.Module):
     def step(
         self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
     ) -> tuple[Tensor, Memory]:
-        """Logits (K,) of the moment after those in `memory`, and the memory that holds it too."""
+        """Return the logits (K,) of the next timestep, and `memory` extended by it."""
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return _blended(domains_KF, self.head(self.norm(tokens_KH))), memory
 
     def unroll(
         self, past: Past | None, domains_BKF: Tensor, globals_BG: Tensor
     ) -> tuple[Tensor, Past]:
-        """Logits (B, K) of the moment after `past`, and what is then past; see `HistoryNet.unroll`."""
+        """Return the logits (B, K) of the next timestep, and `past` extended by it.
+
+        See `HistoryNet.unroll`.
+        """
         tokens_BKH, past = self.net.unroll(past, domains_BKF, globals_BG)
         return _blended(domains_BKF, self.head(self.norm(tokens_BKH))), past
 
@@ -290,17 +324,21 @@ def _blended(domains: Tensor, out: Tensor) -> Tensor:
 
 
 class HistoryCritic(nn.Module):
-    """Twin critics that share what reads the run and differ in what looks at a mixture, which is light.
+    """Two critics that share the network that reads the run.
+
+    Only the small part that sees the mixture differs between them:
 
         h_k = gelu(W token_k + V channels(α_k)),    Q = MLP(mean_k h_k, Σ_k α_k h_k, mean_k token_k)
 
-    Neither sum grows with K. To have twins with nothing in common would cost half as much again; what min(Q₁, Q₂) is
-    against, values that are too high for some mixture in a state, arises in what differs.
+    Neither the mean nor the weighted sum grows with K. Two separate networks would cost half as
+    much again. min(Q₁, Q₂) corrects values that are too high for some mixture of a state, and these
+    errors arise in the part that differs.
     """
 
     def __init__(self, features: int, globals_: int, architecture: HistoryArchitecture) -> None:
         super().__init__()
-        width, both = architecture.hidden, 2 * architecture.action
+        width = architecture.hidden
+        both = 2 * architecture.action  # the two critics side by side
         self.net = HistoryNet(features, globals_, architecture)
         self.norm = nn.LayerNorm(width)
         self.of_token = nn.Linear(width, both)
@@ -312,24 +350,26 @@ class HistoryCritic(nn.Module):
         self.heads = nn.ModuleList(near_zero(nn.Linear(architecture.action, 1)) for _ in range(2))
 
     def encode(self, domains_BTKF: Tensor, globals_BTG: Tensor) -> Tensor:
-        """Tokens (B, T, K, H), which hold all that `values` needs to know of a moment."""
+        """Return tokens (B, T, K, H), the input of `values`."""
         tokens: Tensor = self.norm(self.net(domains_BTKF, globals_BTG))
         return tokens
 
     def step(
         self, memory: Memory | None, domains_KF: Tensor, globals_G: Tensor
     ) -> tuple[Tensor, Memory]:
-        """Tokens (K, H) of the moment after those in `memory`, and the memory that holds it too."""
+        """Return the tokens (K, H) of the next timestep, and `memory` extended by it."""
         tokens_KH, memory = self.net.step(memory, domains_KF, globals_G)
         return self.norm(tokens_KH), memory
 
     def values(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Both critics' values (*draws, …) of mixtures `actions` (*draws, …, K) at the moments of `tokens` (…, K, H)."""
+        """Return the values (*draws, …) of both critics.
+
+        `actions` are mixtures (*draws, …, K) at the timesteps with `tokens` (…, K, H).
+        """
         even = torch.full_like(tokens[..., 0], 1 / tokens.shape[-2])
         seen = gelu(self.of_token(tokens) + self.of_weight(action_channels(actions)))
-        pooled = (
-            torch.stack([even.expand_as(actions), actions], -2) @ seen
-        )  # (*draws, …, 2, 2·action)
+        # (*draws, …, 2, 2·action)
+        pooled = torch.stack([even.expand_as(actions), actions], -2) @ seen
         state = self.of_state(even[..., None, :] @ tokens)[..., 0, :]
         first, second = (
             head(gelu(part(by_twin.flatten(-2)) + of_state))[..., 0]
@@ -341,10 +381,12 @@ class HistoryCritic(nn.Module):
 
 
 def action_channels(actions: Tensor) -> Tensor:
-    """(…, K) → (…, K, 3): ln(1 + Kα) − ln 2 and Kα / (1 + Kα) − ½, both 0 at uniform, and α itself.
+    """Return three features of each weight, (…, K) → (…, K, 3).
 
-    Kα − 1, which `actor_critic.action_channels` has in the first place, is 25 where one domain of 52 has half of the
-    batch, an ordinary mixture here; these are bounded and between them resolve small weights and large ones.
+    They are ln(1 + Kα) − ln 2 and Kα / (1 + Kα) − ½, both 0 at uniform, and α itself.
+    `actor_critic.action_channels` uses Kα − 1 instead. That is 25 if one of 52 domains has half of
+    the batch, which is an ordinary mixture here. These features are bounded, and together they
+    resolve both small and large weights.
     """
     relative = actions * actions.shape[-1]
     return torch.stack(

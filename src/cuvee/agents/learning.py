@@ -1,4 +1,8 @@
-"""What all agents do alike: seeded networks, guarded optimizer steps, target networks, reward scales, state as numpy."""
+"""Shared parts of all agents.
+
+Seeded networks, guarded optimizer steps, target networks, reward scaling, and network state as
+numpy arrays.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +25,36 @@ T = TypeVar("T")
 
 
 def seeded(seed: int, build: Callable[[], T]) -> T:
-    """`build()` with weights drawn from `seed`; the global generator is left as it was."""
+    """Return `build()` with weights drawn from `seed`, without changing the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
 
 class TrainState:
-    """A network with its Adam moments and, if `tau` > 0, a target network that follows it by `tau` a step; likewise a running
-    mean of its weights if `ema_rate` > 0 (Polyak and Juditsky 1992)."""
+    """A network with its Adam optimizer, target network and weight average.
+
+    If `tau` > 0 there is a target network, which moves by the fraction `tau` towards the network
+    per step. If `ema_rate` > 0 there is an exponential moving average of the weights, which moves
+    by `ema_rate` (Polyak and Juditsky 1992).
+    """
 
     def __init__(
         self, net: nn.Module, learning_rate: float, tau: float = 0.0, ema_rate: float = 0.0
     ) -> None:
         self.net: Any = net
-        self.tau, self.ema_rate = tau, ema_rate
+        self.tau = tau
+        self.ema_rate = ema_rate
         self.target = copy.deepcopy(net).requires_grad_(False) if tau else None
         self.mean = copy.deepcopy(net).requires_grad_(False) if ema_rate else None
         self.optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate, fused=True)
 
     def step(self, name: str, loss: Tensor) -> dict[str, float]:
-        """Descends `loss`; changes nothing if its gradient is not finite. Returns what to report under `name`."""
+        """Take one optimizer step on `loss`. Skip it if the gradient is not finite.
+
+        Returns the metrics `{name}_loss`, `{name}_gradient` (the gradient's norm) and
+        `{name}_refused` (1 if the step was skipped).
+        """
         parameters = list(self.net.parameters())
         gradients = torch.autograd.grad(loss, parameters)
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -55,23 +68,27 @@ class TrainState:
 
     @property
     def target_net(self) -> Any:
-        """The target network."""
+        """The target network. The network must have been built with `tau` > 0."""
         assert self.target is not None, "this network was built without a target network"
         return self.target
 
     @property
     def ema_net(self) -> Any:
-        """The running mean, or the network itself where none is kept: what to act with when nothing is learned any more."""
+        """The weight average, or the network itself if no average is kept.
+
+        Use it to act when not exploring.
+        """
         return self.mean if self.mean is not None else self.net
 
     @torch.no_grad()
-    def track(self) -> None:
-        """target ← target + τ (net − target), and the mean likewise."""
-        for follower, share in ((self.target, self.tau), (self.mean, self.ema_rate)):
-            if follower is not None:
-                torch._foreach_lerp_(
-                    list(follower.parameters()), list(self.net.parameters()), share
-                )
+    def update_targets(self) -> None:
+        """Move the target network and the weight average towards the network.
+
+        target ← target + τ (net − target); the average likewise, with `ema_rate`.
+        """
+        for copy_, rate in ((self.target, self.tau), (self.mean, self.ema_rate)):
+            if copy_ is not None:
+                torch._foreach_lerp_(list(copy_.parameters()), list(self.net.parameters()), rate)
 
     def state_dict(self) -> State:
         moments = self.optimizer.state_dict()["state"]
@@ -103,26 +120,30 @@ class TrainState:
 
 
 def module_state(module: nn.Module) -> dict[str, Any]:
+    """Return the module's parameters and buffers as numpy arrays."""
     return {name: tensor.detach().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
 def load_module(module: nn.Module, state: State) -> None:
-    """Raises `PolicyError` unless names and shapes are the module's and every number is finite."""
+    """Load what `module_state` returned.
+
+    Raises `PolicyError` if names or shapes differ from the module's, or a number is not finite.
+    """
     own = module.state_dict()
     if set(own) != set(state):
         raise PolicyError(
-            f"the saved network has other parts: {', '.join(sorted(set(own) ^ set(state)))}"
+            "the saved network and this one do not have the same parameters; only one of them has "
+            f"{', '.join(sorted(set(own) ^ set(state)))}"
         )
     for name, tensor in own.items():
         if tuple(state[name].shape) != tuple(tensor.shape):
             raise PolicyError(
-                f"{name} was saved with shape {state[name].shape}, this agent's has {tuple(tensor.shape)}: build the "
-                "agent with the shape and architecture that it was saved with"
+                f"{name} was saved with shape {state[name].shape}, this agent's has "
+                f"{tuple(tensor.shape)}: build the agent with the shape and architecture "
+                "that it was saved with"
             )
         if not np.isfinite(state[name]).all():
-            raise PolicyError(
-                f"{name} was saved with numbers that are not finite: use an earlier checkpoint"
-            )
+            raise PolicyError(f"the saved {name} is not finite: use an earlier checkpoint")
     module.load_state_dict({name: _tensor(array) for name, array in state.items()})
 
 
@@ -131,7 +152,10 @@ def _tensor(array: Any) -> Tensor:
 
 
 def tensors(observation: Observation) -> tuple[Tensor, Tensor]:
-    """The observation as float32 tensors, after the finite gate."""
+    """Return the observation as float32 tensors ((K, F), (G,)).
+
+    Raises `PolicyError` if it has a non-finite or too large entry.
+    """
     check_observation(observation)
     domains_KF, globals_G = observation
     return torch.as_tensor(domains_KF, dtype=torch.float32), torch.as_tensor(
@@ -140,18 +164,22 @@ def tensors(observation: Observation) -> tuple[Tensor, Tensor]:
 
 
 def as_weights(weights_K: Tensor) -> FloatArray:
-    """(K,) float64 that sums to 1 to the last bits."""
+    """Return (K,) float64 weights, normalised again so that they sum to 1 in float64."""
     exact_K: FloatArray = weights_K.detach().double().numpy()
     normal_K: FloatArray = exact_K / exact_K.sum()
     return normal_K
 
 
 class RewardScale(NamedTuple):
-    """r̃ = (r − mean) / scale. One scale for all domains, so the best mixture is the same for r̃ as for r.
+    """Normalises rewards: r̃ = (r − mean) / scale.
 
-    Rewards are stored raw; this view is taken anew from the buffer at each update. Taking out the mean spares the critic a
-    constant r̄/(1−γ), which target networks take some 20/τ updates to reach. It is worth as much in every state as long as
-    no run ends; once a terminal transition is held the mean stays in.
+    One scale is used for all domains, so r̃ and r have the same best mixture. Rewards are stored
+    unscaled, and the scale is computed from the buffer at each update.
+
+    Without subtraction of the mean r̄, a critic must first learn the constant r̄/(1−γ), which takes
+    about 20/τ updates with target networks. Subtraction changes the value of every state by the
+    same constant, but only as long as no run terminates. The mean is therefore not subtracted if
+    the buffer holds a terminal transition.
     """
 
     mean: float = 0.0
@@ -159,6 +187,7 @@ class RewardScale(NamedTuple):
 
     @classmethod
     def of(cls, buffer: ReplayBuffer) -> RewardScale:
+        """Return the scale of all rewards in `buffer`."""
         mean, deviation = buffer.reward_moments()
         return cls(0.0 if buffer.holds_terminal() else mean, max(deviation, 1e-8))
 
@@ -166,21 +195,27 @@ class RewardScale(NamedTuple):
 def td_target(
     batch: ReplayBatch, next_value_BR: Tensor, discount: float, rewards: RewardScale
 ) -> Tensor:
-    """r̃ + γ V(s′), nothing following a terminal state; (B, R)."""
+    """Return the one-step target r̃ + γ V(s′), (B, R). V(s′) is 0 after a terminal transition."""
     reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
     return reward_BR + discount * (1 - batch.terminated_B[:, None]) * next_value_BR
 
 
-def least(values: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (…, R) and worth (…,) by whichever critic thinks least of each mixture."""
-    value_BR, worth_B = values[0], worth(values[0], action_BK)
+def pessimistic_value(values: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each mixture, the values of the critic that values it lowest.
+
+    Returns that critic's output (…, R), and the value of the mixture (…,).
+    """
+    value_BR, worth_B = values[0], mixture_value(values[0], action_BK)
     for other_BR in values[1:]:
-        other_B = worth(other_BR, action_BK)
+        other_B = mixture_value(other_BR, action_BK)
         value_BR = torch.where((worth_B <= other_B)[..., None], value_BR, other_BR)
         worth_B = torch.minimum(worth_B, other_B)
     return value_BR, worth_B
 
 
-def worth(value_BR: Tensor, action_BK: Tensor) -> Tensor:
-    """What a mixture is worth (…,): a scalar value as it is, a vector one as Σ α_i Q_i."""
+def mixture_value(value_BR: Tensor, action_BK: Tensor) -> Tensor:
+    """Return the value of a mixture (…,).
+
+    A scalar critic's output is the value. For a vector critic it is Σ α_i Q_i.
+    """
     return value_BR[..., 0] if value_BR.shape[-1] == 1 else (action_BK * value_BR).sum(-1)

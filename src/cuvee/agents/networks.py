@@ -1,4 +1,6 @@
-"""What actors and critics are built from: an MLP for a fixed K, and a Transformer over domain tokens for any K."""
+"""Building blocks of actors and critics: an MLP for a fixed K, a Transformer over domains for any
+K.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from cuvee.core.errors import PolicyError
 
 @dataclass(frozen=True)
 class Architecture:
-    """`mlp` is tied to one K and to the order of the domains; `transformer` to neither. `hidden` is the layer width."""
+    """Kind and size of a network.
+
+    An `mlp` works for one K and one order of the domains. A `transformer` works for any K, and the
+    order does not matter. `hidden` is the width of the layers.
+    """
 
     kind: Literal["mlp", "transformer"] = "mlp"
     hidden: int = 64
@@ -30,18 +36,19 @@ class Architecture:
             self.kind == "transformer" and self.hidden % self.heads
         ):
             raise PolicyError(
-                f"hidden {self.hidden}, layers {self.layers} and heads {self.heads} must be positive, and the heads "
-                "of a transformer must divide its hidden width"
+                f"hidden {self.hidden}, layers {self.layers} and heads {self.heads} must be "
+                "positive, and the heads of a transformer must divide its hidden width"
             )
 
 
 @dataclass(frozen=True)
 class Shape:
-    """K domains with F features each and G numbers for the run; `vector` says that rewards, and values, are one a domain.
+    """Sizes of what an agent sees: K domains with F features each, and G global features.
 
-    `reference` is the feature, if there is one, that holds the logits of the mixture that an untrained actor plays, and from
-    which its caution counts; without one that is uniform. A transformer uses `domains` for nothing but the buffer it learns
-    from: it acts at any K.
+    With `vector`, rewards and values have one entry per domain. `reference` is the index of the
+    feature that holds the logits of the reference mixture: an untrained actor plays it, and
+    `kl_coef` penalises the divergence from it. Without it, the reference is uniform. A transformer
+    acts at any K; it uses `domains` only to check the transitions of its replay buffer.
     """
 
     domains: int
@@ -52,19 +59,22 @@ class Shape:
 
 
 def mlp(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:
-    """`layers` hidden layers; the last layer starts near zero, so that policies start uniform and values at 0."""
+    """Return an MLP with `layers` hidden layers.
+
+    The last layer starts near zero, so that initial policies are uniform and initial values are 0.
+    """
     stages: list[nn.Module] = []
     for layer in range(architecture.layers):
         stages.append(nn.Linear(inputs if layer == 0 else architecture.hidden, architecture.hidden))
         if architecture.layer_norm:
             stages.append(nn.LayerNorm(architecture.hidden))
-        stages.append(nn.GELU())  # smooth: the actor climbs its derivative
+        stages.append(nn.GELU())  # smooth, because the actor follows the critic's gradient
     stages.append(near_zero(nn.Linear(architecture.hidden, outputs)))
     return nn.Sequential(*stages)
 
 
 def near_zero(linear: nn.Linear) -> nn.Linear:
-    """The same layer with small weights and no bias."""
+    """Scale the weights of `linear` by 0.01, set its bias to 0, and return it."""
     with torch.no_grad():
         linear.weight.mul_(0.01)
         linear.bias.zero_()
@@ -72,7 +82,10 @@ def near_zero(linear: nn.Linear) -> nn.Linear:
 
 
 class DomainTransformer(nn.Module):
-    """(…, K, F) and (…, G) → (…, K, hidden). Attention over domains without positions: permuting them permutes the output."""
+    """A Transformer over domains: (…, K, F) and (…, G) → (…, K, hidden).
+
+    There are no positions: permuting the domains permutes the output.
+    """
 
     def __init__(self, features: int, globals_: int, architecture: Architecture) -> None:
         super().__init__()
@@ -88,7 +101,7 @@ class DomainTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm attention and feed-forward."""
+    """A pre-norm Transformer block: attention over domains, then a feed-forward network."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

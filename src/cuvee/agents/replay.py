@@ -1,4 +1,7 @@
-"""A ring of the latest transitions, with its own random generator, saved and loaded to the bit."""
+"""A replay buffer of the latest transitions, with its own random generator.
+
+Saving and loading is exact, so a resumed agent samples the same batches.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from cuvee.core.protocols import State
 
 
 class ReplayBatch(NamedTuple):
-    """B transitions as float32 tensors. `reward_BR` has R = 1 (scalar reward) or R = K (vector reward).
+    """B transitions as float32 tensors.
 
-    A truncated transition is an ordinary one here, since its value is bootstrapped; only `terminated_B` ends a return.
+    `reward_BR` has R = 1 (scalar reward) or R = K (one reward per domain). Only `terminated_B` ends
+    a return. Truncated transitions are not marked, because their next observation has a value.
     """
 
     domains_BKF: Tensor
@@ -33,7 +37,10 @@ _FIELDS = (*ReplayBatch._fields, "truncated_B")
 
 
 class ReplayBuffer:
-    """At most `capacity` transitions, the oldest overwritten first. Shapes are those of the first one added."""
+    """Holds at most `capacity` transitions. The oldest is overwritten first.
+
+    The first transition determines the shapes.
+    """
 
     def __init__(self, capacity: int, seed: int) -> None:
         if capacity < 1:
@@ -47,7 +54,10 @@ class ReplayBuffer:
         return min(self.added, self.capacity)
 
     def add(self, transition: Transition) -> None:
-        """Appends one transition, which must have passed the gate. Raises `PolicyError` if its shapes are new."""
+        """Add a transition that `fault_in` accepted.
+
+        Raises `PolicyError` if its shapes differ from those of the first transition.
+        """
         observation, action_K, reward, following, terminated, truncated = transition
         values = (
             observation.domains_KF,
@@ -75,20 +85,22 @@ class ReplayBuffer:
         self.added += 1
 
     def sample(self, size: int) -> ReplayBatch:
-        """`size` transitions drawn with replacement. The buffer must not be empty."""
+        """Draw `size` transitions with replacement. The buffer must not be empty."""
         return self.take(self._rng.integers(len(self), size=size))
 
     def take(self, index_B: npt.NDArray[np.int64]) -> ReplayBatch:
+        """Return the transitions with the given indices."""
         return ReplayBatch(
             *(torch.from_numpy(self._arrays[name][index_B]) for name in ReplayBatch._fields)
         )
 
     def reward_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation over all entries of all rewards held (one scale for all domains)."""
+        """Return mean and standard deviation of all stored rewards, over all domains together."""
         reward = self._arrays["reward_BR"][: len(self)].astype(np.float64)
         return float(reward.mean()), float(reward.std())
 
     def holds_terminal(self) -> bool:
+        """Return whether any stored transition is terminal."""
         return bool(self._arrays["terminated_B"][: len(self)].any())
 
     def state_dict(self) -> State:
@@ -103,7 +115,8 @@ class ReplayBuffer:
     def load_state_dict(self, state: State) -> None:
         if state["capacity"] != self.capacity:
             raise PolicyError(
-                f"the saved replay buffer holds {state['capacity']} transitions, this one {self.capacity}: use the same capacity"
+                f"the saved replay buffer has capacity {state['capacity']}, this one "
+                f"{self.capacity}: use the same capacity"
             )
         held = min(state["added"], self.capacity)
         arrays: dict[str, npt.NDArray[np.float32]] = {}
@@ -112,7 +125,8 @@ class ReplayBuffer:
             arrays[name] = np.zeros((self.capacity, *saved.shape[1:]), np.float32)
             arrays[name][:held] = saved
         self._rng.bit_generator.state = state["rng"]
-        self._arrays, self.added = arrays, state["added"]
+        self._arrays = arrays
+        self.added = state["added"]
 
 
 def _check_saved(name: str, saved: npt.NDArray[Any], held: int) -> None:
@@ -123,5 +137,6 @@ def _check_saved(name: str, saved: npt.NDArray[Any], held: int) -> None:
         or not np.isfinite(saved).all()
     ):
         raise PolicyError(
-            f"the saved replay buffer is damaged: {name} is not {held} rows of finite float32 numbers"
+            f"the saved replay buffer is damaged: {name} must have {held} rows of finite "
+            "float32 numbers"
         )

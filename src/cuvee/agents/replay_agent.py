@@ -1,4 +1,7 @@
-"""`ReplayAgent`: the part of an agent that DDPG, SAC and CQL share: gate, buffer, rounds of updates, saved state."""
+"""`ReplayAgent`: the base class of DDPG, SAC and CQL.
+
+It checks transitions, fills the replay buffer, runs the updates, and saves and loads the state.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,29 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Metrics, State
 from cuvee.core.state import digest
 
-_HIGHEST_PRICE = (
-    100.0  # of a nat, in the critic's units: rewards that are all alike would make it infinite
-)
+# Upper bound of the penalty per nat, in the critic's units. Equal rewards would make it infinite.
+_MAX_PENALTY = 100.0
 
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """Nothing is learned before the buffer holds `learning_starts` transitions. Then each call of `update`
-    learns from `updates` batches.
+    """Settings of every agent with a replay buffer.
 
-    `tau` is the share by which a target network moves at each batch. With `scale_rewards`, the critic sees
-    rewards of mean 0 and deviation 1 (`RewardScale`); the buffer keeps them raw either way.
+    The agent learns nothing before the buffer holds `learning_starts` transitions. Then each call
+    of `update` learns from `updates` batches.
 
-    `kl_coef` is the price of a nat of KL divergence from the reference mixture (`Shape`; else uniform), in
-    rewards of one interval. Where rewards hardly depend on the mixture, the best mixture is a corner of the
-    simplex, and without this price the actor goes there as fast as its learning rate allows.
+    `tau` is the fraction by which a target network moves per batch. With `scale_rewards`, critics
+    see rewards with mean 0 and std 1 (`RewardScale`). The buffer keeps them unscaled.
 
-    `ema_rate` is the share by which an exponential moving average of the actor moves at each batch. The
-    average acts when there is no exploration; with a rate of 0 the actor itself does. The last iterate of
-    an actor carries the noise of the last batches, and a frozen policy would keep that noise.
+    `kl_coef` is the penalty for one nat of KL divergence from the reference mixture (see `Shape`),
+    in units of the reward of one interval. When rewards depend little on the mixture, the best
+    mixture is a corner of the simplex. Without a penalty, the actor moves there as fast as its
+    learning rate allows.
+
+    `ema_rate` is the fraction by which an exponential moving average of the actor's weights moves
+    per batch. The average acts when the agent does not explore. With `ema_rate` 0, the actor itself
+    acts. The actor's last weights contain the noise of the last batches, and a frozen policy would
+    keep it.
     """
 
     discount: float = 0.95
@@ -56,7 +62,10 @@ class ReplaySettings:
 
 
 class ReplayAgent(ABC):
-    """Base of the agents that learn from remembered transitions. A subclass fills `learners` and implements the rest."""
+    """Base of the agents with a replay buffer.
+
+    A subclass fills `train_states` and implements `act` and `learn`.
+    """
 
     settings: ReplaySettings
 
@@ -71,10 +80,13 @@ class ReplayAgent(ABC):
 
     @abstractmethod
     def learn(self, batch: ReplayBatch, rewards: RewardScale) -> dict[str, float]:
-        """One step of every network on `batch`."""
+        """Take one optimizer step of every network on `batch` and return the metrics."""
 
     def observe(self, transition: Transition) -> str | None:
-        """Remembers a transition, or returns why not. Raises `PolicyError` if its shapes are not those of this agent."""
+        """Store a transition, or return the reason why it was refused.
+
+        Raises `PolicyError` if its shapes are not those of this agent.
+        """
         fault = fault_in(transition)
         if fault is None:
             shape = self.shape
@@ -107,16 +119,19 @@ class ReplayAgent(ABC):
         return {**means, "reward_mean": rewards.mean, "reward_scale": rewards.scale}
 
     def kl_penalty(self, action_BK: Tensor, domains_BKF: Tensor, rewards: RewardScale) -> Tensor:
-        """(…,) what the actor pays for leaving the reference: `kl_coef` / (1 − γ) per nat, since that is the scale of values, in
-        the critic's units."""
+        """Return the penalty (…,) for the KL divergence of mixtures from the reference.
+
+        It is `kl_coef` / (1 − γ) per nat, in the units of the critic. The factor 1 / (1 − γ) brings
+        the price of one interval to the scale of values.
+        """
         s = self.settings
         if not s.kl_coef:
             return action_BK.new_zeros(action_BK.shape[:-1])
         feature = self.shape.reference
         reference_BK = torch.zeros_like(action_BK) if feature is None else domains_BKF[..., feature]
         divergence_B = (action_BK * (log_weights(action_BK) - reference_BK.log_softmax(-1))).sum(-1)
-        price = min(s.kl_coef / rewards.scale, _HIGHEST_PRICE)
-        return price / max(1.0 - s.discount, 1e-2) * divergence_B
+        per_nat = min(s.kl_coef / rewards.scale, _MAX_PENALTY)
+        return per_nat / max(1.0 - s.discount, 1e-2) * divergence_B
 
     def state_dict(self) -> State:
         return {
@@ -131,7 +146,8 @@ class ReplayAgent(ABC):
     def load_state_dict(self, state: State) -> None:
         if state["agent"] != type(self).__name__:
             raise PolicyError(
-                f"the saved agent is a {state['agent']}, this one a {type(self).__name__}: build the same kind"
+                f"the saved agent is a {state['agent']}, this one a {type(self).__name__}: "
+                "build the same kind"
             )
         for name, train_state in self.train_states.items():
             train_state.load_state_dict(state["train_states"][name])
@@ -139,5 +155,5 @@ class ReplayAgent(ABC):
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
 
     def digest(self) -> str:
-        """sha256 over parameters, targets, moments, buffer and generators: what a refused transition must not change."""
+        """Return the sha256 of the whole state. A refused transition must not change it."""
         return digest(self.state_dict())

@@ -1,14 +1,22 @@
-"""SAC on the simplex (Haarnoja et al. 2018, arXiv:1812.05905; for data mixing HDS, arXiv:2606.24133).
+"""Soft actor-critic (SAC) on the simplex.
 
-    critics  minimise  Σ_j ½ (Q_j(s, α) − [r + γ (min_j Q'_j(s′, α′) − λ (ln π(α′|s′) + H))])²,      α′ ~ π(s′)
-    actor    minimise  E_π [λ ln π(α|s) − min_j Q_j(s, α) + c/(1−γ) KL(α ‖ reference)]        c is ours, and 0 unless given
+Source: Haarnoja et al. 2018, arXiv:1812.05905. HDS (arXiv:2606.24133) applies it to data mixing.
+
+    critics  minimise  Σ_j ½ (Q_j(s, α) − [r + γ (min_j Q'_j(s′, α′) − λ (ln π(α′|s′) + H))])²
+                       with α′ ~ π(s′)
+    actor    minimise  E_π [λ ln π(α|s) − min_j Q_j(s, α) + c/(1−γ) KL(α ‖ reference)]
     λ        minimise  −ln λ · E_π [ln π(α|s) + H]
 
-π is logistic-normal or Dirichlet, and its density is taken with respect to the Aitchison measure Π dα/α. With the usual
-measure dα the entropy bonus holds Σ ln α, a barrier that draws every mixture towards uniform and outweighs the critic at
-large K. The target entropy H is that of a logistic-normal of deviation `std`: "vary each weight by about 20 %" means
-the same at any K and any mixture. H also stands in the critic's target, so that a bonus at its target adds nothing there
-and values do not drift as λ is learned; at a given λ that shifts all values alike.
+The KL penalty with coefficient c (`kl_coef`) is our addition and is off by default.
+
+π is a logistic-normal or a Dirichlet distribution. Its density is taken with respect to the
+Aitchison measure Π dα/α. With the usual measure dα, the entropy bonus contains Σ ln α. This term
+pulls every mixture towards uniform and outweighs the critic at large K.
+
+The target entropy H is the entropy of a logistic-normal with deviation `std`. So `std` 0.2 means
+"vary each weight by about 20 %" at any K and any mixture. H also appears in the critic's target. A
+bonus at its target then adds nothing, and values do not drift while λ is learned. For a given λ,
+this shifts all values by the same constant.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ from cuvee.agents.learning import (
     RewardScale,
     TrainState,
     as_weights,
-    least,
+    pessimistic_value,
     seeded,
     td_target,
     tensors,
@@ -43,7 +51,11 @@ _STD_RANGE = (0.02, 1.5)
 
 @dataclass(frozen=True)
 class SACSettings(ReplaySettings):
-    """`std`: how far, relatively, the policy is to vary each weight. `temperature`: λ at the start."""
+    """Settings of SAC, in addition to those of every replay agent.
+
+    `std` is the relative variation of each weight that the target entropy corresponds to.
+    `temperature` is the initial λ.
+    """
 
     policy: Literal["logistic-normal", "dirichlet"] = "logistic-normal"
     std: float = 0.3
@@ -67,13 +79,16 @@ PAPER = SACSettings(
 
 
 def target_entropy(domains: int, std: float) -> float:
-    """Entropy, in the Aitchison measure, of a logistic-normal over K domains whose logits all have deviation `std`."""
+    """Return the entropy of a logistic-normal over K domains with deviation `std` of every logit.
+
+    The entropy is in nats, with respect to the Aitchison measure.
+    """
     free = domains - 1
     return free * (math.log(std) + 0.5 * math.log(2 * math.pi * math.e)) + 0.5 * math.log(domains)
 
 
 class Temperature(nn.Module):
-    """λ, by its logarithm."""
+    """The temperature λ, stored as its logarithm."""
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -82,7 +97,7 @@ class Temperature(nn.Module):
 
 @register_agent("sac")
 class SAC(ReplayAgent):
-    """An `Agent` with a stochastic actor and twin critics."""
+    """An agent with a stochastic actor and two critics."""
 
     settings_type = SACSettings
     settings: SACSettings
@@ -101,7 +116,7 @@ class SAC(ReplayAgent):
         self.target_entropy = target_entropy(shape.domains, s.std)
 
     def policy(self, *observation: Tensor) -> SimplexPolicy:
-        """The distribution over mixtures at observations ((…, K, F), (…, G))."""
+        """Return the distribution over mixtures for observations ((…, K, F), (…, G))."""
         return simplex_policy(self.actor.net(*observation), self.settings)
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
@@ -118,16 +133,19 @@ class SAC(ReplayAgent):
         metrics = self.temperature.step("temperature", -self.temperature.net.log * excess)
         metrics |= self.critic.step("critic", self.critic_loss(batch, rewards, strength))
         metrics |= self.actor.step("actor", self.actor_loss(batch, draw, rewards, strength))
-        self.critic.track()
-        self.actor.track()
+        self.critic.update_targets()
+        self.actor.update_targets()
         return metrics | {"temperature": strength, "entropy": self.target_entropy - float(excess)}
 
     def critic_loss(self, batch: ReplayBatch, rewards: RewardScale, strength: float) -> Tensor:
-        """Half the squared error of both critics to the soft one-step return."""
+        """Return half the squared error of both critics to the soft one-step return.
+
+        `strength` is λ.
+        """
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             draw = self.policy(*following).sample(self.generator)
-            lesser_BR, _ = least(
+            lesser_BR, _ = pessimistic_value(
                 self.critic.target_net.values(
                     self.critic.target_net.encode(*following), draw.weights
                 ),
@@ -144,23 +162,29 @@ class SAC(ReplayAgent):
     def actor_loss(
         self, batch: ReplayBatch, draw: Draw, rewards: RewardScale, strength: float
     ) -> Tensor:
-        """What entropy costs less what the more cautious critic thinks of the drawn mixtures."""
+        """Return the actor's loss: entropy cost, plus KL penalty, minus the critics' lower value.
+
+        `draw` is a sample of the actor's policy, and `strength` is λ.
+        """
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
-        _, worth_B = least(self.critic.net.values(encoded, draw.weights), draw.weights)
+        _, value_B = pessimistic_value(self.critic.net.values(encoded, draw.weights), draw.weights)
         distance_B = self.kl_penalty(draw.weights, batch.domains_BKF, rewards)
-        return (strength * draw.log_ratio_prob + distance_B - worth_B).mean()
+        return (strength * draw.log_ratio_prob + distance_B - value_B).mean()
 
 
 def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
-    """Network outputs (…, K, 2) as a distribution: bounded logits, and one deviation for all domains, `std` at first.
+    """Return the distribution over mixtures that network outputs (…, K, 2) describe.
 
-    Were each domain to have its own, small weights, which cost little, would take it all, and the centre would miss the best
-    mixture by as much as their means exceed their medians.
+    The outputs are bounded logits and log deviations. The deviation is the same for all domains and
+    starts at `std`. If each domain had its own, only the small weights would get a large deviation,
+    because it costs them little. The mixture at the centre would then miss the best one, since the
+    mean of such a weight is larger than its median.
     """
     logits_BK = bounded(out_BK2[..., 0])
     std_B1 = (settings.std * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(*_STD_RANGE)
     if settings.policy == "logistic-normal":
         return LogisticNormal(logits_BK, std_B1.expand_as(logits_BK))
-    # ln of a gamma variate with concentration c has a variance of about 1/c: the same spread, for a weight of 1/K.
+    # The log of a gamma variate with concentration c has variance of about 1/c. A weight of 1/K
+    # therefore varies as much as it does under the logistic-normal.
     return Dirichlet(logits_BK.shape[-1] * std_B1.pow(-2) * logits_BK.softmax(-1) + 1e-3)

@@ -1,8 +1,11 @@
-"""The probability simplex Δ^K: exact projections, policies with densities, and flat sampling.
+"""The probability simplex: exact projection, distributions with densities, uniform sampling.
 
-Distributions work in log weights, where a weight of 1e-300 is an ordinary number, and draw from a generator that is handed
-to them. Densities are with respect to Lebesgue measure on the first K−1 weights, so the flat density is Γ(K); those with
-respect to the Aitchison measure Π dα/α, in which a relative change counts the same at every weight, are larger by Σ ln α.
+Distributions work with log weights, so that very small weights such as 1e-300 do not underflow.
+Their random numbers come from a generator that the caller passes.
+
+Densities are with respect to Lebesgue measure on the first K−1 weights, so the flat density is
+Γ(K). Densities with respect to the Aitchison measure Π dα/α are larger by Σ ln α in the logarithm.
+In that measure, a relative change counts the same at every weight.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ from torch import Tensor
 from cuvee.core.errors import MixtureError
 
 LOG_WEIGHT_FLOOR = -27.6
-"""ln 1e-12: a weight below this counts as this where a logarithm is taken."""
+"""ln 1e-12. Smaller weights are treated as 1e-12 where their logarithm is taken."""
 
 
 def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -> Tensor:
-    """The point of {floor ≤ α ≤ cap, Σα = 1} nearest to `x` (…, K) in Euclidean distance, exactly, in x's dtype.
+    """Return the Euclidean projection of `x` (…, K) onto {floor ≤ α ≤ cap, Σα = 1}.
 
-    `floor` and `cap` are numbers or tensors that broadcast to `x`. The answer is clip(x − θ, floor, cap) for the θ at which
-    it sums to 1. That sum is piecewise linear and falling in θ, with corners at x − cap and x − floor: sort the corners,
-    find the piece, solve it (Wang and Lu 2015, arXiv:1503.01002). Raises `MixtureError` if no mixture lies within the limits.
+    The result is exact and has the dtype of `x`. `floor` and `cap` are numbers, or tensors that
+    broadcast to `x`. Raises `MixtureError` if `x` is not finite or no mixture lies within the
+    limits.
+
+    Algorithm (Wang and Lu 2015, arXiv:1503.01002): the result is clip(x − θ, floor, cap) for the θ
+    at which it sums to 1. That sum is a decreasing, piecewise linear function of θ with corners at
+    x − cap and x − floor. Sort the corners, find the piece that contains the solution, and solve
+    it.
     """
     # Float64 because θ is a difference of sums over K.
     x_K = x.double()
@@ -33,7 +41,7 @@ def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -
     )
     if not bool(torch.isfinite(x_K).all()):
         raise MixtureError(
-            "weights to be projected must be finite: a NaN or infinite weight has no nearest mixture"
+            "weights to project onto the simplex must be finite, but one is NaN or infinite"
         )
     slack = 1e-9
     if bool(
@@ -42,11 +50,14 @@ def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -
         | (high_K.sum(-1) < 1 - slack).any()
     ):
         raise MixtureError(
-            f"no mixture fits between floors that sum to {float(low_K.sum(-1).max()):.6g} and caps that sum to "
-            f"{float(high_K.sum(-1).min()):.6g}: floors must sum to at most 1, caps to at least 1, and no floor exceed its cap"
+            "no mixture lies within the limits: the floors sum to "
+            f"{float(low_K.sum(-1).max()):.6g} (must be at most 1), the caps sum to "
+            f"{float(high_K.sum(-1).min()):.6g} (must be at least 1), "
+            "and no floor may exceed its cap"
         )
     corner_C, order_C = torch.cat([x_K - high_K, x_K - low_K], -1).sort(-1)  # C = 2K
-    # Past x − cap a weight starts to fall, past x − floor it has stopped: the slope is minus the number that are falling.
+    # A weight decreases for θ between x − cap and x − floor and is constant elsewhere.
+    # The slope is therefore minus the number of weights that decrease.
     falls_C = torch.cat([torch.ones_like(x_K), -torch.ones_like(x_K)], -1).gather(-1, order_C)
     slope_C = falls_C.cumsum(-1)
     width_C = corner_C.diff(dim=-1, prepend=corner_C[..., :1])
@@ -67,22 +78,22 @@ def project(x: Tensor, floor: Tensor | float = 0.0, cap: Tensor | float = 1.0) -
 
 
 def log_weights(weights: Tensor) -> Tensor:
-    """ln α (…, K) with weights below 1e-12, zero included, counted as 1e-12."""
+    """Return ln α (…, K), where weights below 1e-12, also zero, are treated as 1e-12."""
     return weights.clamp(min=math.exp(LOG_WEIGHT_FLOOR)).log()
 
 
 def flat_log_density(domains: int) -> float:
-    """ln Γ(K), the density of the flat Dirichlet: one over the volume of the simplex."""
+    """Return ln Γ(K), the log density of the flat Dirichlet distribution."""
     return math.lgamma(domains)
 
 
 def sample_flat(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Mixtures drawn evenly from the simplex, `shape` = (…, K)."""
+    """Draw mixtures uniformly from the simplex; `shape` is (…, K)."""
     return torch.empty(shape).exponential_(generator=generator).log().softmax(-1)
 
 
 class Draw(NamedTuple):
-    """A reparametrised sample as ln α (…, K) and its log density (…,) with respect to Lebesgue measure."""
+    """A reparametrised sample: ln α (…, K) and its log density (…,) in Lebesgue measure."""
 
     log_weights: Tensor
     log_prob: Tensor
@@ -106,16 +117,19 @@ class SimplexPolicy(Protocol):
         ...
 
     def sample(self, generator: torch.Generator, draws: tuple[int, ...] = ()) -> Draw:
-        """Mixtures (*draws, …, K); gradients flow to the parameters."""
+        """Draw mixtures (*draws, …, K). Gradients flow to the parameters."""
         ...
 
     def log_prob(self, log_weights: Tensor) -> Tensor:
-        """Log density at ln α (…, K)."""
+        """Return the log density at ln α (…, K)."""
         ...
 
 
 class Dirichlet(NamedTuple):
-    """Dirichlet with `concentration` (…, K) > 0. Samples are log-gamma variates, exact and free of underflow below 1."""
+    """The Dirichlet distribution with `concentration` (…, K) > 0.
+
+    Samples are log-gamma variates: exact, and without underflow for concentrations below 1.
+    """
 
     concentration: Tensor
 
@@ -125,7 +139,8 @@ class Dirichlet(NamedTuple):
 
     def sample(self, generator: torch.Generator, draws: tuple[int, ...] = ()) -> Draw:
         alpha = self.concentration.expand(*draws, *self.concentration.shape)
-        # Gamma(a) = Gamma(a + 1)·U^(1/a), so its logarithm never underflows (Marsaglia and Tsang 2000).
+        # Gamma(a) = Gamma(a + 1)·U^(1/a), so the logarithm never underflows
+        # (Marsaglia and Tsang 2000).
         uniform = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype).clamp(min=1e-30)
         log_gamma = (
             torch._standard_gamma(alpha + 1, generator=generator).log() + uniform.log() / alpha
@@ -141,7 +156,10 @@ class Dirichlet(NamedTuple):
         return ((alpha - 1) * log_w).sum(-1) + alpha.sum(-1).lgamma() - alpha.lgamma().sum(-1)
 
     def entropy(self) -> Tensor:
-        """Differential entropy (…,) with respect to Lebesgue measure; at most −ln Γ(K), that of the flat Dirichlet."""
+        """Return the differential entropy (…,) in nats with respect to Lebesgue measure.
+
+        It is at most −ln Γ(K), the entropy of the flat Dirichlet.
+        """
         alpha, total = self.concentration, self.concentration.sum(-1)
         log_beta = alpha.lgamma().sum(-1) - total.lgamma()
         return (
@@ -152,11 +170,14 @@ class Dirichlet(NamedTuple):
 
 
 class LogisticNormal(NamedTuple):
-    """softmax(z), z_k ~ N(`logits_k`, `spread_k`²), each (…, K), with its exact density.
+    """The logistic-normal distribution: softmax(z) with z_k ~ N(`logits_k`, `std_k`²).
 
-    softmax forgets a common shift c of z; integrating the Gaussian over c leaves, with d = ln α − logits, p = 1/std²:
-    ln π(α) = −Σ ln α − Σ ln std − ½(K−1) ln 2π − ½ ln Σp − ½ (Σ p d² − (Σ p d)²/Σp).
-    Treats all domains alike, unlike the additive log-ratio form, which singles out the last.
+    Both parameters are (…, K). The density is exact. softmax does not depend on a common shift c of
+    z. Integrating the Gaussian over c gives, with d = ln α − logits and p = 1/std²:
+
+        ln π(α) = −Σ ln α − Σ ln std − ½(K−1) ln 2π − ½ ln Σp − ½ (Σ p d² − (Σ p d)²/Σp)
+
+    All domains are treated alike. The additive log-ratio form would treat the last one differently.
     """
 
     logits: Tensor
@@ -180,15 +201,17 @@ class LogisticNormal(NamedTuple):
         distance = log_w - self.logits
         total = precision.sum(-1)
         mean = (precision * distance).sum(-1, keepdim=True) / total[..., None]
-        squares = (precision * (distance - mean).square()).sum(
-            -1
-        )  # = Σ p d² − (Σ p d)²/Σp without the cancellation
+        # Equal to Σ p d² − (Σ p d)²/Σp, but without cancellation.
+        squares = (precision * (distance - mean).square()).sum(-1)
         constant = 0.5 * (log_w.shape[-1] - 1) * math.log(2 * math.pi)
         log_ratio_prob = -self.std.log().sum(-1) - constant - 0.5 * total.log() - 0.5 * squares
         return log_ratio_prob - log_w.sum(-1)
 
     def log_ratio_entropy(self) -> Tensor:
-        """Entropy with respect to the Aitchison measure, exact: that of the K−1 free directions of the Gaussian."""
+        """Return the exact entropy (…,) in nats with respect to the Aitchison measure.
+
+        It is the entropy of the K−1 free directions of the Gaussian.
+        """
         free = self.logits.shape[-1] - 1
         return (
             self.std.log().sum(-1)
@@ -197,7 +220,10 @@ class LogisticNormal(NamedTuple):
         )
 
     def entropy(self, generator: torch.Generator, draws: int = 64) -> Tensor:
-        """Entropy with respect to Lebesgue measure: the exact one above + E Σ ln α, which is estimated from `draws`."""
+        """Return the entropy (…,) in nats with respect to Lebesgue measure.
+
+        It is `log_ratio_entropy` + E Σ ln α. The expectation is estimated from `draws` samples.
+        """
         return self.log_ratio_entropy() + self.sample(generator, (draws,)).log_weights.sum(-1).mean(
             0
         )

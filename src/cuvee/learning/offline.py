@@ -158,7 +158,7 @@ class OfflineLearner:
             metrics |= self.actor.step(
                 "actor", self.actor_loss(batch, policy, lacking_BT, strength, report["q_std"])
             )
-        self.critic.track()
+        self.critic.update_targets()
         self.updates += 1
         return metrics | {"temperature": strength}
 
