@@ -13,7 +13,7 @@ from cuvee.agents import cql, ddpg, sac
 from cuvee.agents.base import Observation, Transition, fault_of
 from cuvee.agents.cql import CQL, CQLSettings
 from cuvee.agents.ddpg import DDPG, DDPGSettings
-from cuvee.agents.learning import RewardScale, TrainState, td_target, worth
+from cuvee.agents.learning import RewardScale, TrainState, mixture_value, td_target
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.replay import ReplayBatch, ReplayBuffer
 from cuvee.agents.sac import SAC, SACSettings
@@ -185,8 +185,8 @@ def test_rewards_are_centred_only_while_no_run_has_ended() -> None:
 
 def test_worth_of_a_vector_value_is_its_mean_under_the_mixture() -> None:
     action = torch.tensor([[0.25, 0.75]])
-    assert worth(torch.tensor([[4.0, 8.0]]), action).item() == pytest.approx(7.0)
-    assert worth(torch.tensor([[4.0]]), action).item() == 4.0
+    assert mixture_value(torch.tensor([[4.0, 8.0]]), action).item() == pytest.approx(7.0)
+    assert mixture_value(torch.tensor([[4.0]]), action).item() == 4.0
 
 
 def test_the_papers_numbers_are_kept_as_presets() -> None:
