@@ -118,7 +118,7 @@ class Steering:
         """The arguments of `Trainer` that steering fills: dataset, collator, loss function and a callback."""
         if self._rows is None:
             raise ConfigError("call steer.arguments(args) before steer.trainer_kwargs()")
-        hooks = _Hooks(self)
+        hooks = TrainerHooks(self)
         return {
             "train_dataset": self._rows,
             "data_collator": collate,
@@ -180,7 +180,7 @@ class Steering:
         return controller
 
 
-class _Hooks(TrainerCallback):  # type: ignore[misc]
+class TrainerHooks(TrainerCallback):  # type: ignore[misc]
     """Drives the controller from the host's events. Its loss is the host's, one number for each position kept."""
 
     def __init__(self, steering: Steering) -> None:
@@ -188,7 +188,7 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._controller: Controller | None = None
         self._step: Step | None = None
         self._waiting = False
-        self._handle: Any = None
+        self._handles: list[Any] = []
         self._shares = 1.0
 
     def on_train_begin(
@@ -198,7 +198,8 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._controller = self._steering.begin(model, args, state.global_step)
         # The host multiplies losses that it divided by the tokens of all processes by their number.
         self._shares = float(args.world_size) if args.average_tokens_across_devices else 1.0
-        self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._handles = [before]
 
     def _before_forward(self, model: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         rows = take_rows(named)
@@ -244,7 +245,8 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         write_atomic(_file(folder, args.process_index), self._controller.state())
 
     def on_train_end(self, *_: Any, **host: Any) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         assert self._controller is not None
         self._controller.close()
 

@@ -32,7 +32,7 @@ class Step:
         )
         self._meters.before_forward(self._micro)
 
-    def losses(self, loss_BL: Tensor, denominator: float | Tensor) -> None:
+    def losses(self, loss_BL: Tensor, denominator: float | Tensor | None = None) -> None:
         """Next-token losses of the last forward pass: (B, L), or (B, L − 1) without the last position, in nats.
 
         The tensor on which the host calls `backward` must be Σ counted losses / `denominator`. A host whose data-parallel
@@ -42,9 +42,15 @@ class Step:
         counted_BL = self._micro.counted_BL
         missing = counted_BL.shape[1] - loss_BL.shape[1]
         loss_BL = nn.functional.pad(loss_BL.detach(), (0, missing))
-        self._micro.denominator = float(denominator)
+        if denominator is not None:
+            self.bind(denominator)
         self._meters.after_forward(self._micro, loss_BL.masked_fill(~counted_BL, 0.0))
         self._measured = True
+
+    def bind(self, denominator: float | Tensor) -> None:
+        """Sets the denominator of the last forward pass, for hosts that know it in the backward pass only."""
+        assert self._micro is not None, "bind follows forward"
+        self._micro.denominator = float(denominator)
 
     def before_update(self) -> None:
         """Call it when the gradients of the step are complete, before the optimizer changes the weights."""
