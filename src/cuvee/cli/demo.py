@@ -72,7 +72,8 @@ class _View(AbstractContextManager["_View"]):
     and training as the commands for them do."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._shown = console, ExitStack()
+        self._console = console
+        self._shown = ExitStack()
         self._began: float | None = None
         self._bar: Bar | None = None
         self._fleet: FleetView | None = None
@@ -173,7 +174,8 @@ def _print_results(console: Console, made: Demo) -> None:
     from cuvee.report.words import headline, number, signed
 
     summary = summarise(made.runs)
-    start, paired = next(view.start for view in summary.runs if view.start), paired_table(summary)
+    start = next(view.start for view in summary.runs if view.start)
+    paired = paired_table(summary)
     against = {row.head: row.cells[3] for row in paired.rows} if paired else {}
     table = Table("", box=None, padding=(0, 2, 0, 0))
     for name in (

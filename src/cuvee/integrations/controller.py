@@ -98,7 +98,10 @@ class Controller:
                 f"lag is {lag} and interval is {interval}: a decision needs a lag of 0 or more that is smaller than the "
                 "interval. Raise the interval, or let the host read less far ahead"
             )
-        self.stream, self.interval, self.steps, self.lag = stream, interval, steps, lag
+        self.stream = stream
+        self.interval = interval
+        self.steps = steps
+        self.lag = lag
         self.ranks = ranks or Ranks()
         self.step_number = 0
         self.cost = Cost()
@@ -106,7 +109,8 @@ class Controller:
         guarded = policy if isinstance(policy, Guard) else Guard(policy, limits, interval * tokens)
         self._leader = Leader(guarded, self.ranks)
         self._context = _context(model, self.ranks, tokenizer, interval * tokens)
-        self._record, self._on_update = record, on_update
+        self._record = record
+        self._on_update = on_update
         self._meters: Meters | None = None
         self._so_far: Trajectory | None = None
         self._mixture: Mixture | None = None
@@ -175,7 +179,8 @@ class Controller:
 
     def end_step(self) -> None:
         """After the weights were updated. Takes the decision that is due."""
-        step, self._step = self._step, None
+        step = self._step
+        self._step = None
         assert step is not None, "end_step follows begin_step"
         step.check_complete()
         self.step_number += 1
@@ -243,8 +248,10 @@ class Controller:
         self.ranks.sum(sums, f"the sum of measurements after step {self.step_number}")
         measured = meters.read(sums)
         if self._validated is not None:
-            measured.probes["valid_loss"], self._validated = self._validated, None
-        tokens, now = int(measured.tokens_K.sum()), time.perf_counter()
+            measured.probes["valid_loss"] = self._validated
+            self._validated = None
+        tokens = int(measured.tokens_K.sum())
+        now = time.perf_counter()
         flops = tokens * self._context.flops_per_token + measured.flops
         self.cost += Cost(tokens, flops, now - self._clock)
         self._clock = now
@@ -308,9 +315,11 @@ class Controller:
         self.step_number = int(state["step"])
         self.stream.load_state_dict(state["stream"])
         self._updates = [MixtureUpdate.from_json(update) for update in state["updates"]]
-        self._mixture, self._before = Mixture.from_json(state["mixture"]), state["policy"]
+        self._mixture = Mixture.from_json(state["mixture"])
+        self._before = state["policy"]
         self._so_far = Trajectory.from_json(state["trajectory"])
-        self.cost, self._clock = Cost(**state["cost"]), time.perf_counter()
+        self.cost = Cost(**state["cost"])
+        self._clock = time.perf_counter()
         if state["validated"] is not None:
             self._validated = Measured.from_json(state["validated"])
         meters.begin_interval(self.stream.domains)

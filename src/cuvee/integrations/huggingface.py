@@ -57,14 +57,14 @@ class Steering:
         seed: int = 0,
         record: Record | None = None,
     ) -> None:
-        self.corpus, self.interval, self.lag = corpus, interval, lag
+        self.corpus = corpus
+        self.interval = interval
+        self.lag = lag
         self.policy = _policy(policy, corpus) if isinstance(policy, str) else policy
-        self._length, self._limits, self._seed, self._record = (
-            sequence_length,
-            limits,
-            seed,
-            record,
-        )
+        self._length = sequence_length
+        self._limits = limits
+        self._seed = seed
+        self._record = record
         self._stream: MixtureStream | None = None
         self._rows: LaneRows | None = None
         self._saved: bytes | None = None
@@ -213,7 +213,8 @@ class TrainerHooks(TrainerCallback):  # type: ignore[misc]
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Σ next-token losses / the counted tokens of the whole batch."""
-        logits_BLV, targets_BL = outputs.logits[:, :-1].float(), labels[:, 1:]
+        logits_BLV = outputs.logits[:, :-1].float()
+        targets_BL = labels[:, 1:]
         loss_BL = functional.cross_entropy(
             logits_BLV.flatten(0, 1), targets_BL.flatten(), ignore_index=IGNORED, reduction="none"
         ).view(targets_BL.shape)

@@ -70,7 +70,8 @@ def episodes_of(runs: Sequence[Run], encode: Encoding, reward: Reward) -> list[A
 
     if not runs:
         raise StoreError("there are no runs to export")
-    names, episodes = runs[0].trajectory.names, []
+    names = runs[0].trajectory.names
+    episodes = []
     for number, run in enumerate(runs):
         if run.trajectory.names != names:
             raise StoreError(

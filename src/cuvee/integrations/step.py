@@ -16,7 +16,9 @@ class Step:
     """One optimizer step of a host, as `Controller.step` and `begin_step` hand it out."""
 
     def __init__(self, meters: Meters, number: int, update: MixtureUpdate) -> None:
-        self._meters, self._number, self._update = meters, number, update
+        self._meters = meters
+        self._number = number
+        self._update = update
         self._micro: MicroBatch | None = None
         self._measured = self._updated = False
 

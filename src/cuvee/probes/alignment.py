@@ -93,12 +93,16 @@ class AlignmentMeter(Meter):
     """Keeps S_K for each layer and n_K. Everything it knows of an interval it forgets when the next one begins."""
 
     def __init__(self, probe: GradientAlignment, context: Context) -> None:
-        self._probe, self._device, self._ranks = probe, context.device, context.world_size
+        self._probe = probe
+        self._device = context.device
+        self._ranks = context.world_size
         found = find_layers(context.model, None if probe.layers == "last_mlp" else probe.layers)
         self._heard = dict.fromkeys(found, 0)
         self._layers: dict[str, GradientSums] = {}
         self._tokens_K = torch.zeros(0)
-        self._domains, self._steps, self._measuring = 0, 0, False
+        self._domains = 0
+        self._steps = 0
+        self._measuring = False
         self._halves = 2 if probe.halves else 1
         self._rows_K = np.zeros(0, dtype=np.int64)
         self._flops = 0.0
@@ -119,7 +123,9 @@ class AlignmentMeter(Meter):
             sums.reset()
         self._tokens_K = torch.zeros(self._parts, dtype=torch.float64, device=self._device)
         self._rows_K = np.zeros(len(domains), dtype=np.int64)
-        self._steps, self._measuring, self._batch = 0, False, None
+        self._steps = 0
+        self._measuring = False
+        self._batch = None
         self._flops = 0.0
 
     def begin_step(self, step: int) -> None:
@@ -156,7 +162,8 @@ class AlignmentMeter(Meter):
                 f"no gradient came back through {deaf[0]}, on which alignment is to be measured: the layer is not used or "
                 "nothing before it is trained, or the model was compiled and run before the probe was attached"
             )
-        self._measuring, self._batch = False, None
+        self._measuring = False
+        self._batch = None
 
     def sums(self) -> Tensor:
         """S_K of each layer and n_K; ⟨S_i, S_j⟩ already if no other rank has anything to add to S."""
@@ -188,10 +195,8 @@ class AlignmentMeter(Meter):
             else self._gram_PP(block.view(P, -1) for block in blocks[:-1])
         )
         halves = (self._halves, self._domains)
-        gram_HKHK, tokens_HK = (
-            gram_PP.cpu().numpy().reshape(halves * 2),
-            blocks[-1].cpu().numpy().reshape(halves),
-        )
+        gram_HKHK = gram_PP.cpu().numpy().reshape(halves * 2)
+        tokens_HK = blocks[-1].cpu().numpy().reshape(halves)
         found = {
             NAME: _mean(gram_HKHK.sum(axis=(0, 2)), tokens_HK.sum(axis=0), tokens_HK.sum(axis=0))
         }
@@ -214,7 +219,8 @@ class AlignmentMeter(Meter):
         }
 
     def load_interval_state(self, state: Mapping[str, Any]) -> None:
-        self._steps, self._flops = int(state["steps"]), float(state["flops"])
+        self._steps = int(state["steps"])
+        self._flops = float(state["flops"])
         self._rows_K = np.array(state["rows"])
         self._tokens_K.copy_(torch.from_numpy(state["tokens"]))
         for name, layer in self._layers.items():

@@ -112,7 +112,8 @@ class EvaluationMeter(Meter):
     """Evaluates when the sums are asked for, at an interval's end."""
 
     def __init__(self, probe: EvaluationSet, context: Context) -> None:
-        self._probe, self._context = probe, context
+        self._probe = probe
+        self._context = context
         self._tokenizer: Any = context.tokenizer
         limit = getattr(getattr(context.model, "config", None), "max_position_embeddings", None)
         self._limit = min(probe.max_tokens, limit or probe.max_tokens)
@@ -126,7 +127,8 @@ class EvaluationMeter(Meter):
     @torch.no_grad()
     def sums(self) -> Tensor:
         """Flat (N files, 4) of Σ log-probability, answer tokens, right choices, questions with choices; then tokens read."""
-        model, ranks = self._context.model, self._context.world_size
+        model = self._context.model
+        ranks = self._context.world_size
         device = self._context.device
         sums_N4 = torch.zeros(len(self._field_N), 4, dtype=torch.float64, device=device)
         self._read = 0
@@ -149,7 +151,8 @@ class EvaluationMeter(Meter):
         return self._read * FORWARD_SHARE * self._context.flops_per_token
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
-        sums_N4, tokens = sums[:-1].view(-1, 4).cpu().numpy(), float(sums[-1])
+        sums_N4 = sums[:-1].view(-1, 4).cpu().numpy()
+        tokens = float(sums[-1])
         found = {
             NAME: self._by_field(sums_N4[:, 0], sums_N4[:, 1]),
             f"{NAME}_tokens": Measured.all(tokens),
@@ -166,7 +169,8 @@ class EvaluationMeter(Meter):
     def _pick(self, number: int) -> Iterator[Encoded]:
         """Questions of field `number`: of each file in random order, always from the one that has cost least, as many as the
         field's budget pays for."""
-        probe, interval = self._probe, self._context.interval_tokens
+        probe = self._probe
+        interval = self._context.interval_tokens
         name, paths = list(probe.files.items())[number]
         files = [
             (
@@ -189,7 +193,8 @@ class EvaluationMeter(Meter):
             for i, (questions, _) in enumerate(files)
         }
         self._field_N += [number] * len(files)
-        spent, picked = dict.fromkeys(waiting, 0), 0
+        spent = dict.fromkeys(waiting, 0)
+        picked = 0
         while waiting:
             i = min(waiting, key=spent.__getitem__)
             encoded = next(waiting[i], None)
@@ -272,7 +277,8 @@ class EvaluationMeter(Meter):
         return self._tally(batch, sum_B, answer_BL.sum(1).cpu()).to(context.device)
 
     def _tally(self, batch: Sequence[Encoded], sum_B: Tensor, count_B: Tensor) -> Tensor:
-        scores_N4, first = torch.zeros(len(self._field_N), 4, dtype=torch.float64), 0
+        scores_N4 = torch.zeros(len(self._field_N), 4, dtype=torch.float64)
+        first = 0
         for question in batch:
             rows = slice(first, first + len(question.sequences))
             first, reference = rows.stop, first + question.reference

@@ -29,7 +29,8 @@ class Tap:
     def __init__(
         self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]
     ) -> None:
-        self.name, self.shape = name, weight_shape(name, layer)
+        self.name = name
+        self.shape = weight_shape(name, layer)
         self._listener = listener
         # Compilers must leave this alone: they would trace the listener's side effects away. It costs them a graph break.
         hook = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]

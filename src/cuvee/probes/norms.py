@@ -55,7 +55,8 @@ class WeightNormMeter(Meter):
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
         norms = sums.cpu().numpy()
-        last, self._last = self._last, norms
+        last = self._last
+        self._last = norms
         changes = Measured.absent(norms.shape) if last is None else Measured.all(norms - last)
         return {self.name: Measured.all(norms), "weight_norm_changes": changes}
 

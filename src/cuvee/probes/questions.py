@@ -85,7 +85,8 @@ def _question(row: Any, prompt_key: str, answer_key: str) -> Question:
 
 
 def _answers(row: Mapping[str, Any], answer_key: str) -> tuple[tuple[str, ...], int]:
-    choices, answer = row.get("choices"), row.get(answer_key)
+    choices = row.get("choices")
+    answer = row.get(answer_key)
     if choices is None:
         return (_text(row, answer_key),), 0
     if not isinstance(choices, list) or not choices:

@@ -54,7 +54,8 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
     """The saved policy that is to steer, if one is, with the run's questions in place of those that it was saved with."""
     if config.policy is None:
         return None
-    policy, asked = config.policy.load(), config.evaluation
+    policy = config.policy.load()
+    asked = config.evaluation
     if isinstance(policy, ReadsFeedback):
         policy.check(corpus.domains)
         return policy.evaluating(asked.files, asked.share) if asked else policy.evaluating(None)

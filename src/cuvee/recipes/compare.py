@@ -98,12 +98,16 @@ class _WorkerPool:
         stop: StopRequest,
     ) -> None:
         self._waiting = dict(configs)
-        self._resume, self._group, self._observer, self._stop = resume, group, observer, stop
+        self._resume = resume
+        self._group = group
+        self._observer = observer
+        self._stop = stop
         self._running: dict[Connection, BaseProcess] = {}
         self._failures: list[CuveeError] = []
 
     def work(self, workers: int) -> list[CuveeError]:
-        total, told = len(self._waiting), False
+        total = len(self._waiting)
+        told = False
         try:
             while self._running or (self._waiting and self._stop.signal is None):
                 while self._waiting and len(self._running) < workers and self._stop.signal is None:

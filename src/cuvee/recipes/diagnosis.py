@@ -41,7 +41,9 @@ def _view(
     learned: Learned,
     logged: Sequence[Trajectory],
 ) -> SpaceView:
-    path, feedback, quantile = estimate.path, learned.feedback, learned.settings.quantile
+    path = estimate.path
+    feedback = learned.feedback
+    quantile = learned.settings.quantile
     walks = [
         walk
         for walk in logged
@@ -149,10 +151,12 @@ def _mean_scores(walks: Sequence[Trajectory], feedback: Feedback) -> list[float]
     for walk in walks:
         source_K = heuristics.role_shares(walk.domains, "source")
         target_K = np.array([domain.is_target for domain in walk.domains])
-        weights_TK, e_T1 = walk.weights_TK(), feedback(walk).values
+        weights_TK = walk.weights_TK()
+        e_T1 = feedback(walk).values
         before = np.concatenate([source_K[None], source_K[None], weights_TK])
         for t, weights_K in enumerate(weights_TK):
-            one, last_K = weights_K[None], before[t + 1]
+            one = weights_K[None]
+            last_K = before[t + 1]
             wanted = heuristics.rising_share(0.0, 0.5, 1.0, walk.signals[t].progress)
             change = float(e_T1[t] - e_T1[t - 1]) if t else 0.0
             found.append(

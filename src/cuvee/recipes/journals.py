@@ -27,13 +27,11 @@ class WatchedJournal:
     def __init__(
         self, inner: SavingJournal, run_id: str, ranks: Ranks, stop: Stop, observer: Observer
     ) -> None:
-        self._inner, self._run_id, self._ranks, self._stop, self._observer = (
-            inner,
-            run_id,
-            ranks,
-            stop,
-            observer,
-        )
+        self._inner = inner
+        self._run_id = run_id
+        self._ranks = ranks
+        self._stop = stop
+        self._observer = observer
         self._began_at = 0.0
         self._tokens = 0
         self._valid_loss: float | None = None
@@ -68,7 +66,8 @@ class WatchedJournal:
             )
 
     def _progress(self, so_far: Trajectory) -> Progress:
-        last, mixture = so_far.last, so_far.last_mixture
+        last = so_far.last
+        mixture = so_far.last_mixture
         assert mixture is not None, "an interval has its mixture"
         self._tokens += int(last.tokens_K.sum())
         measured = valid_loss(last)
@@ -96,7 +95,9 @@ class FollowingJournal:
     """For ranks above 0: takes the run up from the checkpoint that rank 0 takes it up from, and writes nothing."""
 
     def __init__(self, store: Store, run_id: str, checkpoints: Checkpoints) -> None:
-        self._store, self._run_id, self._checkpoints = store, run_id, checkpoints
+        self._store = store
+        self._run_id = run_id
+        self._checkpoints = checkpoints
 
     def resume(self, trainer: Trainer, policy: Policy) -> Trajectory | None:
         latest = self._checkpoints.latest()

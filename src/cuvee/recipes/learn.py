@@ -45,8 +45,10 @@ class Learning:
         threads: int = 1,
         observer: Callable[[Any], None] | None = None,
     ) -> None:
-        self._method, self._working = method, working
-        self._threads, self._observer = threads, observer
+        self._method = method
+        self._working = working
+        self._threads = threads
+        self._observer = observer
         self._lesson: Lesson | None = None
         self._logged: Sequence[Run] = ()
         self._missing = 0

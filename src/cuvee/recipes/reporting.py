@@ -17,7 +17,8 @@ from cuvee.report.tables import Table, final_table, paired_table
 def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, Table]]:
     """What a comparison comes down to, with headings: final losses and cost, and paired differences if there are any."""
     summary = summarise(runs, baseline)
-    final, paired = ("At the end", final_table(summary)), paired_table(summary)
+    final = ("At the end", final_table(summary))
+    paired = paired_table(summary)
     return [final, (f"Against {summary.baseline}, paired by seed", paired)] if paired else [final]
 
 

@@ -179,13 +179,17 @@ def _estimate_seconds(
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
         mixture = Mixture.natural(corpus.domains)
         trainer.start(proposed[0].probes)
-        before, step, first, intervals = time.perf_counter(), 0, 0, 0
+        before = time.perf_counter()
+        step = 0
+        first = 0
+        intervals = 0
         while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
             step = trainer.advance(mixture).step
             intervals += 1
             # The first interval is slower: memory is asked for, kernels are chosen.
             if intervals == 1 and not trainer.done:
-                before, first = time.perf_counter(), step
+                before = time.perf_counter()
+                first = step
     each = (time.perf_counter() - before) / (step - first)
     return (
         each * config.train.total_steps,
@@ -224,7 +228,8 @@ def learn(
     method needs no proxy runs, `StoreError` if none is done, and what the method raises if they are too few.
     """
     with _opened(config) as (corpus, fleet):
-        learning, logged = _learning(config, observer), fleet.load()
+        learning = _learning(config, observer)
+        logged = fleet.load()
         if not learning.propose(corpus, ()):
             raise ConfigError(
                 f"{config.method.label} does not learn from logged runs: give it to `cuvee train` as its method"

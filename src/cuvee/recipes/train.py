@@ -93,9 +93,11 @@ def _train(
     stop: Stop,
     group: str | None,
 ) -> Run:
-    run_id, record = config.run_id(corpus.fingerprint), record_of(config, corpus)
+    run_id = config.run_id(corpus.fingerprint)
+    record = record_of(config, corpus)
     folder = (config.out / run_id).absolute()
-    trainer, policy = build_trainer(config, corpus, ranks), Leader(guarded, ranks)
+    trainer = build_trainer(config, corpus, ranks)
+    policy = Leader(guarded, ranks)
     checkpoints = Checkpoints(folder / "checkpoints")
 
     def watched(inner: SavingJournal) -> WatchedJournal:

@@ -54,7 +54,8 @@ def add_stack(
     **place: int,
 ) -> None:
     """A path of mixtures (T, K) over `x_T1`, the edges of its intervals, as a stacked area in the order of `ordered`."""
-    colours, many = domain_colours(ordered), len(ordered) > _MANY
+    colours = domain_colours(ordered)
+    many = len(ordered) > _MANY
     for k, domain in enumerate(ordered):
         first_target = domain.is_target and (k == 0 or not ordered[k - 1].is_target)
         figure.add_scatter(

@@ -74,7 +74,8 @@ class LoggedSpace:
     @property
     def figures(self) -> dict[str, str]:
         """What the runs cover, as rows of a table."""
-        found, count = self.coverage, len(self.trajectories)
+        found = self.coverage
+        count = len(self.trajectories)
         if found is None:
             return {"runs": str(count)}
         return {
@@ -223,7 +224,8 @@ def _progress(view: SpaceView) -> FloatArray:
 
 
 def _target_figure(view: SpaceView) -> go.Figure:
-    figure, progress_T = go.Figure(), _progress(view)
+    figure = go.Figure()
+    progress_T = _progress(view)
     order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # those that ended best last, on top
     for n in order:
         best = bool(view.best_N[n])
@@ -305,7 +307,8 @@ def _lines(view: SpaceView, curves: Mapping[str, FloatArray], title: str) -> go.
 
 
 def _trace_figure(view: SpaceView) -> go.Figure:
-    figure, updates = go.Figure(), [one.update for one in view.evaluations]
+    figure = go.Figure()
+    updates = [one.update for one in view.evaluations]
     figure.add_scatter(
         x=updates,
         y=[one.gain for one in view.evaluations],
@@ -330,7 +333,8 @@ def _trace_figure(view: SpaceView) -> go.Figure:
 
 def _heuristic_figure(view: SpaceView) -> go.Figure:
     """Scores less those of all walks, as fractions of the largest of the three, so that one axis serves all."""
-    figure, names = go.Figure(), list(view.heuristics)
+    figure = go.Figure()
+    names = list(view.heuristics)
     for index, (label, place) in enumerate((("policy", 0), ("best walks", 1))):
         scores = [view.heuristics[name][place] - view.heuristics[name][2] for name in names]
         sizes = [max(map(abs, view.heuristics[name])) or 1.0 for name in names]

@@ -83,12 +83,10 @@ def write_report(
 
 def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
     """The page as text."""
-    mixtures, curves, by_domain, trade = (
-        _mixtures(summary),
-        _curves(summary),
-        _by_domain(summary),
-        _trade(summary),
-    )
+    mixtures = _mixtures(summary)
+    curves = _curves(summary)
+    by_domain = _by_domain(summary)
+    trade = _trade(summary)
     domains = summary.runs[0].run.trajectory.domains
     return fill(
         "page.html",

@@ -51,7 +51,8 @@ def score(
     target = float(loss_K[target_K].mean()) if both else None
     width = [bytes_per_token.get(domain.name, 0.0) for domain in domains]
     bits = [bits_per_byte(float(loss), w) for loss, w in zip(loss_K, width, strict=True) if w > 0]
-    mean, worst = float(loss_K.mean()), int(loss_K.argmax())
+    mean = float(loss_K.mean())
+    worst = int(loss_K.argmax())
     return Scores(
         mean=mean,
         source=source,
@@ -162,7 +163,8 @@ class MethodView:
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
-    total, count = sum(costs, Cost()), len(costs)
+    total = sum(costs, Cost())
+    count = len(costs)
     return Cost(round(total.tokens / count), total.flops / count, total.seconds / count)
 
 

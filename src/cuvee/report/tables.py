@@ -94,12 +94,14 @@ def final_table(summary: Summary) -> Table:
 def paired_table(summary: Summary) -> Table | None:
     """Each method minus the baseline over the seeds that both finished, and if there were proxies the size of run from which they
     pay; None if there are no such seeds."""
-    baseline, others = summary.methods[0], summary.methods[1:]
+    baseline = summary.methods[0]
+    others = summary.methods[1:]
     losses = measures(summary)
     costly = any(method.proxies != Cost() for method in others)
     rows = []
     for index, method in enumerate(others, start=1):
-        cells, pairs = [], 0
+        cells = []
+        pairs = 0
         for _, value in losses:
             difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
             pairs = difference.pairs if difference else 0
@@ -190,7 +192,8 @@ def _final_note(method: MethodView, name: str, value: Value, digits: int) -> str
 
 
 def _run_count(method: MethodView) -> str:
-    total, done = len(method.runs), len(method.finished)
+    total = len(method.runs)
+    done = len(method.finished)
     if done == total:
         return f"{total} run{'s' if total != 1 else ''}"
     return (

@@ -46,7 +46,8 @@ class AgentSuite:
         )
 
     def filled(self, transitions: int = 24) -> Any:
-        agent, rng = self.make(), np.random.default_rng(3)
+        agent = self.make()
+        rng = np.random.default_rng(3)
         for _ in range(transitions):
             assert agent.observe(self.transition(rng)) is None
         return agent
@@ -64,7 +65,8 @@ class AgentSuite:
 
     @pytest.mark.parametrize("explore", [False, True])
     def test_acts_are_mixtures(self, explore: bool) -> None:
-        agent, rng = self.filled(), np.random.default_rng(0)
+        agent = self.filled()
+        rng = np.random.default_rng(0)
         for _ in range(20):
             action_K = agent.act(self.observation(rng), explore)
             assert action_K.shape == (self.domains,)

@@ -109,7 +109,8 @@ class _Written:
     """A file of which each write may fail after half of it."""
 
     def __init__(self, fault: Fault, file: Any) -> None:
-        self._fault, self._file = fault, file
+        self._fault = fault
+        self._file = file
 
     def write(self, data: Any) -> int:
         self._file.write(data[: len(data) // 2])

@@ -23,7 +23,9 @@ class ScriptedTrainer:
     def __init__(
         self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000
     ) -> None:
-        self.domains, self.intervals, self.tokens = domains, intervals, tokens
+        self.domains = domains
+        self.intervals = intervals
+        self.tokens = tokens
         self.t = 0
         self._seen_K = np.zeros(len(domains))
 
@@ -126,7 +128,8 @@ class PolicySuite:
         domains = some_domains()
         whole = self.play(self.make(domains), ScriptedTrainer(domains))
         for stop in range(len(whole)):
-            before, trainer = self.make(domains), ScriptedTrainer(domains)
+            before = self.make(domains)
+            trainer = ScriptedTrainer(domains)
             so_far = Trajectory.start(trainer.start(before.probes))
             while trainer.t < stop:
                 mixture = before.mixture(so_far)
@@ -139,7 +142,8 @@ class PolicySuite:
 
     def test_metrics_are_json(self) -> None:
         domains = some_domains()
-        policy, trainer = self.make(domains), ScriptedTrainer(domains)
+        policy = self.make(domains)
+        trainer = ScriptedTrainer(domains)
         so_far = Trajectory.start(trainer.start(policy.probes))
         mixture = policy.mixture(so_far)
         so_far = so_far.append(mixture, trainer.advance(mixture))

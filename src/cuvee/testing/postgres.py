@@ -30,7 +30,9 @@ class PostgresServer:
     """A running server. `url` names its database "cuvee", the password included."""
 
     def __init__(self, folder: Path, binaries: Path) -> None:
-        self._folder, self._binaries, self.data = folder, binaries, folder / "data"
+        self._folder = folder
+        self._binaries = binaries
+        self.data = folder / "data"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -122,7 +124,8 @@ class LossyLink:
     link breaks, though the server has done what it was told. `lost` counts them."""
 
     def __init__(self, server_port: int, lose_every: int) -> None:
-        self._server_port, self._lose_every = server_port, lose_every
+        self._server_port = server_port
+        self._lose_every = lose_every
         self.lost = self._commits = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -40,10 +40,8 @@ def example_run(
     domains = tuple(domains or example_domains())
     done = intervals if done is None else done
     generator = np.random.default_rng([seed, sum(map(ord, method))])
-    names, target_K = (
-        [domain.name for domain in domains],
-        np.array([domain.is_target for domain in domains]),
-    )
+    names = [domain.name for domain in domains]
+    target_K = np.array([domain.is_target for domain in domains])
     logits_K = generator.normal(0.0, 0.6, len(domains)) + 0.8 * target_K
     floor_K = np.random.default_rng(1).uniform(2.2, 3.6, len(domains))
     read_K = np.zeros(len(domains))

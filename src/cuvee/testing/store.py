@@ -85,7 +85,8 @@ class StoreSuite:
         record(claim, 6)
         claim.finish(Cost(100, 2.5e15, 3.25), checkpoint="a/b", policy="c", model="d")
         with Store.open(store_url) as other:
-            run, summary = other.load(run_id), other.summary(run_id)
+            run = other.load(run_id)
+            summary = other.summary(run_id)
         assert run.trajectory == expected(6)
         assert (run.id, run.seed, run.config, run.cost) == (
             run_id,

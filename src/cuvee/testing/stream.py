@@ -174,7 +174,8 @@ class StreamSuite:
             "epoch_caps": {"web": 1.0, "code": 1.5, "note": 1.0},
         }
         scenario = Scenario(corpus, mixture, settings=settings, factory=type(self).factory)
-        stream, drawn = scenario.ranks()[0], np.zeros(3, dtype=int)
+        stream = scenario.ranks()[0]
+        drawn = np.zeros(3, dtype=int)
         for _ in range((100 + 75 + 1) // 12):
             drawn += np.bincount(next(stream).domain_B, minlength=3)
         assert (drawn <= [100, 75, 1]).all()

@@ -142,12 +142,15 @@ class Sameness:
 
 
 def _compare(reference: Sequence[str], runs: Iterator[tuple[int, list[str]]]) -> Sameness:
-    identical, tried, first = 0, 0, None
+    identical = 0
+    tried = 0
+    first = None
     for begin, found in runs:
         wrong = next(
             (begin + i for i, hashed in enumerate(found) if hashed != reference[begin + i]), None
         )
-        tried, identical = tried + 1, identical + (wrong is None)
+        tried += 1
+        identical += wrong is None
         first = first if wrong is None else min(wrong, first if first is not None else wrong)
     return Sameness(identical, tried, first)
 
@@ -160,7 +163,8 @@ def measure_resume(
 ) -> Sameness:
     """RELIABILITY 1: the rest of the sequence, in order, after a stop and a resume at each of `stops`."""
     states: dict[int, dict[str, Any]] = {}
-    streams, reference = scenario.ranks(), []
+    streams = scenario.ranks()
+    reference = []
     for step in range(end):
         if step in stops:
             states[step] = json.loads(json.dumps(streams[0].state_dict()))
@@ -187,7 +191,8 @@ def special_stops(scenario: Scenario, end: int) -> list[int]:
                 if epoch > passes.setdefault(batch.names[domain], 0):
                     passes[batch.names[domain]] = epoch
                     special.add(batch.step)
-        before, mixture = mixture, streams[0].mixture if streams[0].position < end else mixture
+        before = mixture
+        mixture = streams[0].mixture if streams[0].position < end else mixture
         if before != mixture:
             special.add(streams[0].position)
     return sorted(
@@ -319,7 +324,8 @@ def measure_fidelity(scenario: Scenario, end: int, world_size: int = 1) -> Fidel
     """RELIABILITY 5: cumulative counts against the cumulative sum of what was asked. No epoch caps, fixed domains."""
     streams = scenario.ranks(world_size)
     domains = len(scenario.start)
-    asked_K, variance_K = np.zeros(domains), np.zeros(domains)
+    asked_K = np.zeros(domains)
+    variance_K = np.zeros(domains)
     realised_RK = np.zeros((world_size, domains))
     overall = by_rank = z = 0.0
     mixture = scenario.start

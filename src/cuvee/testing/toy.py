@@ -41,8 +41,10 @@ class ToyTrainer:
             Domain("code", 10**5),
             Domain("maths", 10**4, "target"),
         )
-        self._intervals, self._tokens = intervals, tokens
-        self._pause, self._faults = pause, dict(faults or {})
+        self._intervals = intervals
+        self._tokens = tokens
+        self._pause = pause
+        self._faults = dict(faults or {})
         self._generator = np.random.default_rng([seed, noise_seed])
         self._read_K = np.zeros(len(self.domains))
         self._step = 0
@@ -107,7 +109,8 @@ class ToyTrainer:
         generator = dict(state["generator"])
         generator["state"] = {name: int(value) for name, value in generator["state"].items()}
         self._generator.bit_generator.state = generator
-        self._step, self._read_K = int(state["step"]), np.array(state["read"])
+        self._step = int(state["step"])
+        self._read_K = np.array(state["read"])
         self.cost = Cost(**state["cost"])
 
     def export(self, folder: Path) -> None:

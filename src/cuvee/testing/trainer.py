@@ -49,7 +49,8 @@ class TrainerSuite:
     def test_a_run_ends_exactly_at_its_budget(self) -> None:
         trainer = self.make()
         signals = self.play(trainer, [trainer.start(self.probes)])
-        steps, progress = [s.step for s in signals], [s.progress for s in signals]
+        steps = [s.step for s in signals]
+        progress = [s.progress for s in signals]
         assert trainer.done
         assert steps == sorted(set(steps))
         assert progress == sorted(set(progress))
@@ -80,7 +81,8 @@ class TrainerSuite:
 
     def test_a_run_resumed_at_any_interval_equals_an_unbroken_one(self, tmp_path: Path) -> None:
         trainer = self.make()
-        signals, states = [trainer.start(self.probes)], [trainer.state_dict()]
+        signals = [trainer.start(self.probes)]
+        states = [trainer.state_dict()]
         while not trainer.done:
             signals = self.play(trainer, signals, most=len(signals))
             states.append(trainer.state_dict())

@@ -67,7 +67,8 @@ def _dtype_of(base: BaseFolder) -> torch.dtype:
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keep Transformers from writing bars and reports over other output on the terminal."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    shown = logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

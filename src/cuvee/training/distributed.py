@@ -48,8 +48,11 @@ class Ranks:
     ) -> None:
         assert 0 <= rank < size
         assert store is not None or size == 1
-        self.rank, self.size, self.timeout = rank, size, timeout
-        self._store, self._group = store, group
+        self.rank = rank
+        self.size = size
+        self.timeout = timeout
+        self._store = store
+        self._group = group
         self._roll = "failed"
         """Under which name ranks answer the roll call in the store."""
 

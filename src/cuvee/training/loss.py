@@ -142,7 +142,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 @torch.no_grad()
 def _has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits = hidden · Wᵀ. Raises `ConfigError` if an earlier position's logits depend on a later token."""
-    training, device = model.training, model.device
+    training = model.training
+    device = model.device
     tokens = torch.arange(8, device=device).remainder(model.config.vocab_size).repeat(2, 1)
     tokens[1, -1] = 0
     try:

@@ -94,7 +94,8 @@ class TrainerSettings:
     @property
     def validations(self) -> int:
         """How often the whole run validates: at the start, every `validate_every` intervals, and at the end."""
-        intervals, every = math.ceil(self.total_steps / self.interval), self.validate_every
+        intervals = math.ceil(self.total_steps / self.interval)
+        every = self.validate_every
         return 1 + (math.ceil(intervals / every) if every else 1)
 
     def learning_rate_at(self, step: int) -> float:

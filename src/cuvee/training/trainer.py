@@ -85,10 +85,8 @@ class LMTrainer:
             raise ConfigError(
                 f"sequence_length {settings.sequence_length} is more than the model's {longest} positions"
             )
-        compute, compiled = (
-            compute_type_for(settings, self.device),
-            is_compiled(settings, self.device),
-        )
+        compute = compute_type_for(settings, self.device)
+        compiled = is_compiled(settings, self.device)
         self.loss = NextTokenLoss(model, compute=compute, compiled=compiled)
         self.forward: Forward = self.loss
         self.clock = time.perf_counter
@@ -151,7 +149,8 @@ class LMTrainer:
         assert not self.done, "the budget is used up"
         began = self.clock()
         self.stream.set_mixture(mixture)
-        meters, domains = self._meters, self.stream.domains
+        meters = self._meters
+        domains = self.stream.domains
         meters.begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -268,7 +267,8 @@ class LMTrainer:
         if validate:
             valid_2K = flat[len(own) :].view(2, -1).cpu().numpy()
             probes["valid_loss"] = Measured.mean(*valid_2K)
-        tokens, seconds = int(measured.tokens_K.sum()), self.clock() - began
+        tokens = int(measured.tokens_K.sum())
+        seconds = self.clock() - began
         passes = (tokens + validated * FORWARD_SHARE) * self.size.flops_per_token
         self.cost += Cost(tokens, passes + measured.flops, seconds)
         progress = self.step / self.settings.total_steps
@@ -322,7 +322,8 @@ class LMTrainer:
                 )
         self.update.load_state_dict(state["update"])
         self.stream.load_state_dict(state["stream"], list(self.corpora.values()))
-        self.step, self._intervals = state["step"], state["intervals"]
+        self.step = state["step"]
+        self._intervals = state["intervals"]
         self.cost = Cost(**state["cost"])
         self._attach(probes).load_state_dict(state["meters"])
 

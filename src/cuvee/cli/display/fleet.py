@@ -60,7 +60,8 @@ class FleetView(AbstractContextManager["FleetView"]):
         if self._live or not status.tally.open:
             return
         if ended != self._said or time.monotonic() - self._said_at > _SILENCE:
-            self._said, self._said_at = ended, time.monotonic()
+            self._said = ended
+            self._said_at = time.monotonic()
             self._say(_line(status))
 
     def picture(self) -> RenderableType:

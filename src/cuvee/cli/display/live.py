@@ -15,7 +15,8 @@ from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 
-_BARS, _WIDTH = 12, 32
+_BARS = 12
+_WIDTH = 32
 _LINES = 20  # plain lines a run
 
 

@@ -89,7 +89,8 @@ def demo(
     Raises `CorpusError` in an environment without enough text; Ctrl-C while training raises `Stopped`, or `KeyboardInterrupt`
     in other stages, with everything saved.
     """
-    plan, folder = plan or DemoPlan(), folder.absolute()
+    plan = plan or DemoPlan()
+    folder = folder.absolute()
     workers = workers or min(len(os.sched_getaffinity(0)), 4)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = _corpus(folder, plan, workers, view)
@@ -130,10 +131,8 @@ def demo(
 
 def _corpus(folder: Path, plan: DemoPlan, workers: int, view: DemoView) -> Corpus:
     """The text is gathered once: a corpus stays what it is when packages are installed or upgraded later."""
-    text, targets = (
-        folder / "text",
-        [domain.name for domain in text_domains() if domain.role == "target"],
-    )
+    text = folder / "text"
+    targets = [domain.name for domain in text_domains() if domain.role == "target"]
     view.stage(1, STAGES[0])
     if not text.is_dir():
         gather(text, view.gathered)
@@ -184,8 +183,10 @@ def _verdict(provenance: Mapping[str, Any]) -> str:
 
 
 def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
-    cost, provenance = base.cost, read_provenance(agent)
-    proxies, seconds = provenance["proxies"], provenance["learning"]["seconds"]
+    cost = base.cost
+    provenance = read_provenance(agent)
+    proxies = provenance["proxies"]
+    seconds = provenance["learning"]["seconds"]
     return {
         "Model": f"llama, {MODEL['num_hidden_layers']} layers of {MODEL['hidden_size']}, vocabulary {corpus.vocab_size:,}",
         "Base model": f"{amount(cost.tokens)} tokens of the source domains, {amount(cost.flops)} FLOPs, {duration(cost.seconds)}",

@@ -147,7 +147,8 @@ def _write(domain: TextDomain, path: Path, seen: set[bytes]) -> Gathered:
                     continue
                 seen.add(digest)
                 file.write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
-                documents, size = documents + 1, size + len(piece.encode())
+                documents += 1
+                size += len(piece.encode())
             if size >= domain.largest:
                 break
     return Gathered(domain.name, domain.role, documents, size)
@@ -166,7 +167,8 @@ def split_text(text: str, largest: int = _DOCUMENT) -> Iterator[str]:
                 or max(rest.rfind("\n", half, largest), 0)
                 or largest
             )
-        piece, rest = rest[:cut].strip("\n"), rest[cut:].strip("\n")
+        piece = rest[:cut].strip("\n")
+        rest = rest[cut:].strip("\n")
         if len(piece) >= _SHORTEST:
             yield piece
 

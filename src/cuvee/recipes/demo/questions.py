@@ -44,7 +44,8 @@ def write_questions(corpus: Corpus, folder: Path, validation: Validation) -> dic
 def _questions(corpus: Corpus, name: str, validation: Validation) -> list[dict[str, str]]:
     if not corpus.has(name, "valid"):
         return []
-    tokens, length = corpus.pool(name, "valid").tokens, validation.length
+    tokens = corpus.pool(name, "valid").tokens
+    length = validation.length
     free = np.setdiff1d(np.arange(len(tokens) // length), validation.windows(len(tokens)))
     windows = [tokens[i * length : (i + 1) * length].tolist() for i in free]
     whole = [window for window in windows if corpus.end_of_text not in window]

@@ -36,7 +36,9 @@ class FleetWatch:
     def __init__(
         self, store: Store, group: str | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store, self._group, self._clock = store, group, clock
+        self._store = store
+        self._group = group
+        self._clock = clock
         self._seen: deque[tuple[float, int, float]] = (
             deque()
         )  # when; tokens and shares of runs done by then

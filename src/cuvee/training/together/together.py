@@ -177,7 +177,8 @@ class Together:
                 each.error = error
             return
         for each, result in zip(passes, results, strict=True):
-            each.result, each.seconds = result, (time.perf_counter() - began) / len(passes)
+            each.result = result
+            each.seconds = (time.perf_counter() - began) / len(passes)
 
 
 def _stacked(
@@ -210,7 +211,8 @@ def _apart(trainers: Sequence[LMTrainer], passes: Sequence[_Pass]) -> list[tuple
 
 
 def _timed_trial(trainers: Sequence[LMTrainer]) -> Comparison:
-    settings, device = trainers[0].settings, trainers[0].device
+    settings = trainers[0].settings
+    device = trainers[0].device
     shape = (settings.micro_batch_size or settings.batch_size, settings.sequence_length)
     generator = torch.Generator().manual_seed(0)
     passes = []
@@ -219,10 +221,8 @@ def _timed_trial(trainers: Sequence[LMTrainer]) -> Comparison:
         counted = torch.ones(shape, dtype=torch.bool, device=device)
         counted[:, -1] = False
         passes.append(_Pass(tokens, counted, float(counted.sum())))
-    model, members = (
-        StackedModel([trainer.model.base_model for trainer in trainers]),
-        range(len(trainers)),
-    )
+    model = StackedModel([trainer.model.base_model for trainer in trainers])
+    members = range(len(trainers))
     best = [float("inf"), float("inf")]
     found: list[list[Tensor]] = [[], []]
     until = time.perf_counter() + _TRIAL_SECONDS
