@@ -31,7 +31,6 @@ def test_every_method_has_a_page() -> None:
     assert missing == []
 
 
-@pytest.mark.xfail(reason="ac_odm and data_mixing_agent still hold experiments", strict=False)
 def test_no_page_of_a_method_is_longer_than_120_lines() -> None:
     lengths = {page.name: len(page.read_text().splitlines()) for page in PAGES.glob("*.md")}
     assert {name: length for name, length in lengths.items() if length > 120} == {}
