@@ -1,13 +1,17 @@
-"""The documentation: links resolve, and the commands and programs that it shows exist."""
+"""The documentation: links resolve, and the commands, files and options that it names exist."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from cuvee.core.registry import METHODS
+from cuvee.learning.history_learning import LearnSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -92,3 +96,12 @@ def test_benchmarks_exist(path: Path) -> None:
 def test_files_of_the_code_exist(path: Path) -> None:
     for file in re.findall(r"`(?:src/)?(cuvee/[a-z0-9_/]+\.py)`", path.read_text()):
         assert (ROOT / "src" / file).is_file(), f"{path.name} names {file}"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_page_of_a_method_names_its_options(name: str) -> None:
+    page = DOCS / "methods" / f"{name}.md"
+    text = (page if page.is_file() else page.with_name("static.md")).read_text()
+    settings = {"data_mixing_agent": [LearnSettings]}.get(name, [])
+    options = [f.name for kind in [METHODS.get(name), *settings] for f in dataclasses.fields(kind)]
+    assert [option for option in options if not re.search(rf"\b{option}\b", text)] == []

@@ -10,7 +10,7 @@ The fit is to all runs, those among them that the policy was learned from. A fit
 nothing and knows next to nothing: on real text it could not rank mixtures (docs/decisions.md).
 
 METHODS asks for fitted Q evaluation. Linear fitted Q, in closed form, was tried first: at 16 to 64 runs its interval is two to
-twenty times as wide (docs/methods/data_mixing_agent.md), since Q has to find out what the fitted run is told: that tokens add up.
+twenty times as wide (docs/lab/off_policy_evaluation.md), since Q has to find out what the fitted run is told: that tokens add up.
 
 *Support*: a mixture that nobody has tried at that stage of a run is extrapolation, whatever the interval says. Its distance is
 total variation to the nearest mixture that another run played at that stage. Pure numpy; deterministic.

@@ -102,7 +102,7 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
 class GainReward:
     """How much a step on each domain lowers the valued loss, in units of what a step on the valued domains does on average.
 
-    Differs from `AlignmentReward` in three things (docs/methods/ac_odm.md has what was seen of each). A domain's help for itself
+    Differs from `AlignmentReward` in three things (docs/lab/ac_odm.md has the figures). A domain's help for itself
     counts: its own loss is part of what is to fall. The inner products are unbiased
     (`GradientAlignment(halves=True)`): the cosine of noisy gradients tells how long a domain's rows are. And numerator and
     denominator are smoothed apart, by `smoothing`, and then divided, so that 1 is the average and 0 is what junk gets.

@@ -7,7 +7,7 @@ counting less: models forget. ψ has them by domain; then for the mean domain of
 logarithms, which tells how evenly it was read. ȳ is the mean of the data at that stage. W is a ridge regression over all moments
 of all runs, the ridge chosen by leaving runs out; it shrinks what the K domains share √K times less. Feedback tells mostly of
 fields, which would else have to be put together from domains, each of them shrunk. Where every run is a path through the same
-features, this is a far better use of few runs than a Q function is (docs/methods/data_mixing_agent.md has the figures).
+features, this is a far better use of few runs than a Q function is (docs/lab/off_policy_evaluation.md has the figures).
 
 Pure numpy; deterministic. A policy is rolled out in it by `cuvee.loop.run`.
 """
