@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,24 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
         return Bad("not JSON")
     if not isinstance(row, dict):
         return Bad(f"not an object but {shown(row)}")
-    if rules.text_column not in row:
-        return Bad(f"no key {rules.text_column!r}")
-    return Fields(
-        row[rules.text_column], row.get(rules.domain_column) if rules.domain_column else None
-    )
+    text = look_up(row, rules.text_column)
+    if text is _ABSENT:
+        keys = ", ".join(shown(key) for key in list(row)[:8])
+        return Bad(f"no key {rules.text_column!r}; the row has {keys or 'none'}")
+    domain = look_up(row, rules.domain_column) if rules.domain_column else None
+    return Fields(text, None if domain is _ABSENT else domain)
+
+
+def look_up(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value under the key `column`, else the field that it names as a path, as in `meta.text`."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return _ABSENT
+        value = value[key]
+    return value
 
 
 def shown(value: Any) -> str:

@@ -13,11 +13,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.parquet import read_columns
 from cuvee.data.ingest.raw import TextSource
 
 BLOCK_BYTES = 512 << 10
@@ -192,46 +192,13 @@ def _whole(stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
 def _parquet_rows(
     source: TextSource, text_column: str, domain_column: str | None
 ) -> Iterator[tuple[Row, int]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(source.path).names
-        columns = _check_columns(source, names, text_column, domain_column)
-        # Dictionary encoding holds a long text that repeats many times only once.
-        with pyarrow.parquet.ParquetFile(
-            source.path, read_dictionary=[text_column], buffer_size=_BUFFER_BYTES, pre_buffer=False
-        ) as file:
-            total = file.metadata.num_rows
-            done = 0
-            for batch in file.iter_batches(batch_size=512, columns=columns, use_threads=False):
-                labels = (
-                    _values(batch.column(domain_column))
-                    if domain_column
-                    else repeat(None, batch.num_rows)
-                )
-                for text, label in zip(_values(batch.column(text_column)), labels, strict=True):
-                    done += 1
-                    yield _fields(text, label), source.size * done // total
-    except (OSError, MemoryError, pyarrow.ArrowException) as error:
-        raise CorpusError(
-            f"{source.path} cannot be read as Parquet: {error}; restore it or leave it out"
-        ) from error
-
-
-def _values(column: Any) -> Iterator[Any]:
-    """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8."""
-    import pyarrow
-
-    values = column
-    indices = range(len(column))
-    if pyarrow.types.is_dictionary(column.type):
-        values, indices = column.dictionary, column.indices.to_pylist()
-    if pyarrow.types.is_string(values.type):
-        values = values.cast(pyarrow.binary())
-    elif pyarrow.types.is_large_string(values.type):
-        values = values.cast(pyarrow.large_binary())
-    return (None if i is None else values[i].as_py() for i in indices)
+    assert source.path is not None
+    allowed = _FREE_EXPANSION_BYTES + MAX_EXPANSION * source.size
+    total = 0
+    for text, domain, share in read_columns(source.path, text_column, domain_column):
+        total += len(text or b"") + len(domain or "") + 1
+        _check_expansion(source, total, allowed)
+        yield _fields(text, domain), int(source.size * share)
 
 
 def _data_set_rows(
@@ -241,9 +208,21 @@ def _data_set_rows(
     rows = source.rows.select_columns(columns)
     for start in range(0, len(rows), 512):
         batch = rows[start : start + 512]
-        labels = batch[domain_column] if domain_column else [None] * len(batch[text_column])
-        for i, fields in enumerate(zip(batch[text_column], labels, strict=True), start + 1):
+        texts = _nested(batch, text_column)
+        labels = _nested(batch, domain_column) if domain_column else [None] * len(texts)
+        for i, fields in enumerate(zip(texts, labels, strict=True), start + 1):
             yield _fields(*fields), i
+
+
+def _nested(batch: dict[str, list[Any]], column: str) -> list[Any]:
+    """Return the values of a column of a batch, or of the field of a struct that a path names."""
+    if column in batch:
+        return batch[column]
+    top, *path = column.split(".")
+    values = batch[top]
+    for key in path:
+        values = [value.get(key) if isinstance(value, dict) else None for value in values]
+    return values
 
 
 def _fields(text: Any, domain: Any) -> Row:
@@ -257,9 +236,9 @@ def _check_columns(
 ) -> list[str]:
     columns = [text_column, *([domain_column] if domain_column else [])]
     for column, option in zip(columns, ("--text-column", "--domain-column"), strict=False):
-        if column not in names:
+        if column not in names and column.split(".")[0] not in names:
             raise CorpusError(
                 f"{source.place} has no column {column!r}; it has {', '.join(names)}: choose with "
                 f"{option}"
             )
-    return columns
+    return sorted({column if column in names else column.split(".")[0] for column in columns})
