@@ -59,7 +59,7 @@ def read_columns(
         OSError,
         MemoryError,
         ValueError,
-        KeyError,
+        LookupError,
         OverflowError,
         pyarrow.ArrowException,
     ) as error:
