@@ -213,10 +213,13 @@ class TrainerHooks(TrainerCallback):  # type: ignore[misc]
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Σ next-token losses / the counted tokens of the whole batch."""
-        logits_BLV = outputs.logits[:, :-1].float()
-        targets_BL = labels[:, 1:]
+        # Labels are shifted and not the logits, whose slice would have to be copied.
+        targets_BL = functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         loss_BL = functional.cross_entropy(
-            logits_BLV.flatten(0, 1), targets_BL.flatten(), ignore_index=IGNORED, reduction="none"
+            outputs.logits.flatten(0, 1).float(),
+            targets_BL.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
         ).view(targets_BL.shape)
         tokens = (targets_BL != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         if self._waiting:
