@@ -19,7 +19,9 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.files import check_can_be_saved, load_policy, save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.probes.token_losses import ValidTokenLosses
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
+from cuvee.testing.probes import GradientNorm
 
 
 class TestFixed(PolicySuite):
@@ -179,6 +181,17 @@ def test_policy_files_round_trip(policy: Policy, tmp_path: Path) -> None:
     assert (tmp_path / "p" / "policy.json").exists()
     assert (tmp_path / "p" / "policy.safetensors").exists()
     assert load_policy(tmp_path / "p").mixture(so_far) == policy.mixture(so_far)
+
+
+def test_a_probe_travels_with_its_policy_by_kind_and_settings(tmp_path: Path) -> None:
+    asked = ValidTokenLosses(domains=("d1",), tokens=64)
+    save_policy(tmp_path / "policy", Fixed({"d0": 1.0}, probes=[asked]))
+    assert list(load_policy(tmp_path / "policy").probes) == [asked]
+
+
+def test_a_probe_that_is_not_registered_is_refused() -> None:
+    with pytest.raises(PolicyError, match="'gradient_norm' cannot be saved: register its class"):
+        check_can_be_saved(Fixed({"d0": 1.0}, probes=[GradientNorm()]))
 
 
 def test_policy_files_that_are_missing_or_altered_are_refused(tmp_path: Path) -> None:

@@ -181,4 +181,4 @@ register_trainer = TRAINERS.register
 `model` and `train` of the configuration; `settings` includes the run's seed. `price(model, corpus,
 settings)` returns the `Cost` of a whole run without seconds."""
 register_probe = PROBES.register
-"""Register a probe; see `core.protocols.Probe`."""
+"""Register a probe, a dataclass with its settings as fields; see `core.protocols.Probe`."""

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
-from cuvee.core.registry import register_policy
+from cuvee.core.registry import PROBES, register_policy
 from cuvee.core.trajectory import Trajectory
 
 
 @register_policy("fixed")
 class Fixed:
-    probes: Sequence[Probe] = ()
+    """`probes` are measured and not used: a method may read their signals from the logged run."""
 
     def __init__(
-        self, weights: Mixture | Mapping[str, float], evidence: Mapping[str, Any] | None = None
+        self,
+        weights: Mixture | Mapping[str, float],
+        evidence: Mapping[str, Any] | None = None,
+        probes: Sequence[Probe | Mapping[str, Any]] = (),
     ) -> None:
         self._mixture = weights if isinstance(weights, Mixture) else Mixture.of(weights)
         self.evidence = dict(evidence or {})
         """What the method that chose these weights says for them, `summary` in a line: plain JSON, travels with the policy."""
+        self.probes: Sequence[Probe] = [
+            _probe(probe) if isinstance(probe, Mapping) else probe for probe in probes
+        ]
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """The mixture over the run's domains. Raises `MixtureError` if one of its own domains is not among them."""
@@ -33,6 +42,7 @@ class Fixed:
         return {
             "weights": self._mixture.as_dict(),
             **({"evidence": self.evidence} if self.evidence else {}),
+            **({"probes": [_document(probe) for probe in self.probes]} if self.probes else {}),
         }
 
     def state_dict(self) -> State:
@@ -40,3 +50,21 @@ class Fixed:
 
     def load_state_dict(self, state: State) -> None:
         pass
+
+
+def _document(probe: Probe) -> dict[str, Any]:
+    """Kind and settings of a registered probe, as `_probe` takes them back."""
+    kind: Any = type(probe)
+    name = PROBES.name_of(kind)
+    if name is None:
+        raise PolicyError(
+            f'the probe {probe.name!r} cannot be saved: register its class with @register_probe("name")'
+        )
+    settings = {field.name: getattr(probe, field.name) for field in fields(kind) if field.init}
+    document: dict[str, Any] = json.loads(json.dumps({"kind": name, "settings": settings}))
+    return document
+
+
+def _probe(document: Mapping[str, Any]) -> Probe:
+    probe: Probe = PROBES.get(document["kind"])(**document["settings"])
+    return probe

@@ -6,6 +6,7 @@ A policy declares probes (`cuvee.core.protocols.Probe`); a trainer calls `attach
       begin_step                                    each optimizer step
         before_forward, after_forward               each micro-batch, around the forward pass
       before_update                                 each optimizer step, gradients complete, weights not yet changed
+    end_run                                         once, after the last step of the run
     sums → one all-reduce over ranks → read         once an interval
 
 Everything a rank knows leaves it as one flat vector of sums and counts, so that ranks are combined by adding, exactly, in
@@ -18,9 +19,9 @@ output layer, so that hooks there may never fire.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,27 @@ from cuvee.core.signals import Measured
 
 FORWARD_SHARE = 1 / 3
 """Of the operations of training on a token, those of the forward pass alone; the backward pass has twice as many."""
+
+
+class TokenLosses(NamedTuple):
+    """Losses of N tokens of each of D domains; a domain with fewer tokens has uncounted entries at its end."""
+
+    losses_DN: Tensor
+    """In nats. 0 for uncounted tokens and for those that another rank read."""
+    counted_DN: Tensor
+    """The same on every rank."""
+    read: int
+    """How many tokens this rank read for it, padding included."""
+
+
+class ValidText(Protocol):
+    """The validation text of a training loop."""
+
+    def has_valid_text(self, domain: str) -> bool: ...
+
+    def valid_token_losses(self, domains: Sequence[str], tokens: int) -> TokenLosses:
+        """On at most `tokens` tokens of each domain, which never change. Every rank calls it and reads its share."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,8 @@ class Context:
     """Training tokens of one interval over all ranks, against which probes that cost time of their own keep a budget."""
     flops_per_token: float = 0.0
     """Floating-point operations of training on one token, forward and backward; 0 if the trainer does not count."""
+    valid_text: ValidText | None = None
+    """Needed only by probes that measure on validation text."""
 
 
 @dataclass(eq=False)
@@ -89,6 +113,9 @@ class Meter:
         """`loss_BL` is the detached next-token loss at each position, 0 where it is not counted."""
 
     def before_update(self) -> None: ...
+
+    def end_run(self) -> None:
+        """Called after the last step of a run, before the last `sums`. Every rank calls it."""
 
     def sums(self) -> Tensor:
         """This rank's sums and counts of the interval: one flat float64 vector, of the same length on every rank."""

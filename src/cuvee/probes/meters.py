@@ -13,6 +13,8 @@ for step in interval:
     meters.before_update()
 vector = meters.sums()                     # add this vector over ranks
 measured = meters.read(vector)
+
+`meters.end_run()` goes before the last `sums` of the run.
 """
 
 from __future__ import annotations
@@ -97,6 +99,11 @@ class Meters:
             meter.before_update()
 
     # At its end
+
+    def end_run(self) -> None:
+        """Call it after the last step of the run, before the last `sums`."""
+        for meter in self._meters.values():
+            meter.end_run()
 
     def sums(self) -> Tensor:
         """This rank's sums of the interval as one flat float64 vector on the context's device.

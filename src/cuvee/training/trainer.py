@@ -27,7 +27,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.stream import MixtureStream
-from cuvee.probes.base import FORWARD_SHARE, Context, MicroBatch
+from cuvee.probes.base import FORWARD_SHARE, Context, MicroBatch, TokenLosses
 from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Ranks
 from cuvee.training.export import export_model
@@ -165,6 +165,8 @@ class LMTrainer:
                         f"step {self.step}: {error} Lower micro_batch_size or sequence_length"
                     ) from error
         self._intervals += 1
+        if self.done:
+            meters.end_run()
         every = self.settings.validate_every
         validate = self.done or (every > 0 and self._intervals % every == 0)
         return self._signals(meters, domains, validate=validate, began=began)
@@ -242,6 +244,7 @@ class LMTrainer:
             interval_tokens=s.interval * s.batch_size * s.sequence_length,
             compute=self.loss.compute,
             flops_per_token=self.size.flops_per_token,
+            valid_text=self,
         )
         self._meters = Meters(probes, context)
         return self._meters
@@ -285,6 +288,27 @@ class LMTrainer:
         )
         self.model.train()
         return sums, self.validation.tokens(pools)
+
+    def has_valid_text(self, domain: str) -> bool:
+        """Whether a domain of the stream has validation text; part of `probes.base.ValidText`."""
+        return self._valid_pools().get(domain) is not None
+
+    def valid_token_losses(self, domains: Sequence[str], tokens: int) -> TokenLosses:
+        """Losses of the windows that a validation on so many tokens of each domain reads; part of `probes.base.ValidText`."""
+        by_name = self._valid_pools()
+        validation = Validation(tokens, self.settings.sequence_length)
+        rows = self.settings.micro_batch_size or self.settings.batch_size
+        self.model.eval()
+        found = validation.token_losses(
+            self.loss,
+            [by_name.get(name) for name in domains],
+            self.device,
+            rows,
+            self.ranks.rank,
+            self.ranks.size,
+        )
+        self.model.train()
+        return found
 
     def _valid_pools(self) -> dict[str, TokenPool | None]:
         """By the name that a domain has now, which need not be what its corpus calls it."""

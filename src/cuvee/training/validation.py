@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cuvee.data.corpus.pool import TokenPool
+from cuvee.probes.base import TokenLosses
 from cuvee.training.loss import NextTokenLoss
 
 
@@ -46,6 +47,35 @@ class Validation:
             values = torch.stack([loss_BL.double().sum(1), counted.double().sum(1)])
             sums_2K.index_add_(1, torch.from_numpy(domain_B).to(device), values)
         return sums_2K.flatten()
+
+    @torch.no_grad()
+    def token_losses(
+        self,
+        loss: NextTokenLoss,
+        pools: Sequence[TokenPool | None],
+        device: torch.device,
+        rows: int,
+        rank: int,
+        ranks: int,
+    ) -> TokenLosses:
+        """The loss of each counted token, by domain; each rank reads every `ranks`-th group of `rows` windows."""
+        parts = self._parts(pools)
+        most = max((int(counted_BL.sum()) for _, _, counted_BL in parts), default=0)
+        losses_DN = torch.zeros(len(pools), most, dtype=torch.float64, device=device)
+        counted_DN = torch.zeros(losses_DN.shape, dtype=torch.bool, device=device)
+        read = 0
+        for k, tokens, counted in parts:
+            tokens_BL = torch.from_numpy(tokens).to(device)
+            counted_BL = torch.from_numpy(counted).to(device)
+            losses_BL = torch.zeros(counted_BL.shape, dtype=torch.float64, device=device)
+            for start in range(rank * rows, len(tokens_BL), ranks * rows):
+                part = slice(start, start + rows)
+                losses_BL[part] = loss(tokens_BL[part], counted_BL[part], 1.0)[1].double()
+                read += tokens_BL[part].numel()
+            count = int(counted_BL.sum())
+            losses_DN[k, :count] = losses_BL[counted_BL]
+            counted_DN[k, :count] = True
+        return TokenLosses(losses_DN, counted_DN, read)
 
     def _batches(
         self, pools: Sequence[TokenPool | None], rows: int, rank: int, ranks: int

@@ -51,7 +51,7 @@ class Table:
     @classmethod
     def of(cls, domains: tuple[Domain, ...], runs: Sequence[Run], objective: Objective) -> Table:
         """Raises `PolicyError` if fewer than `FEWEST_RUNS` runs can be used, `ConfigError` for an objective that does not fit."""
-        values = _values(domains, runs, objective)
+        values = objective_values(domains, runs, objective)
         names = [domain.name for domain in domains]
         left_out = {run.id: why for run in runs if (why := _unusable(run, names, values))}
         kept = [run for run in runs if run.id not in left_out]
@@ -75,7 +75,7 @@ class Table:
         )
 
 
-def _values(
+def objective_values(
     domains: tuple[Domain, ...], runs: Sequence[Run], objective: Objective
 ) -> dict[str, float]:
     """What each domain's loss counts for. Without weights by name: the domains that at least half of the runs have validated."""

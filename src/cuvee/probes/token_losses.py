@@ -1,0 +1,79 @@
+"""`ValidTokenLosses`: the loss of every single token of the validation text, at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cuvee.core.domain import Domain
+from cuvee.core.errors import ConfigError
+from cuvee.core.registry import register_probe
+from cuvee.core.signals import Measured
+from cuvee.probes.base import FORWARD_SHARE, Context, Meter, TokenLosses, ValidText
+
+NAME = "valid_token_losses"
+
+
+@register_probe("valid_token_losses")
+@dataclass(frozen=True)
+class ValidTokenLosses:
+    """Signal "valid_token_losses" (D, N), in the last interval only: next-token losses in nats, −ln p(token | tokens before it).
+
+    Row d is the d-th of `domains`, or of the run's domains if none are given. Entries beyond a domain's text are absent. The
+    tokens are the same in every run with the same corpus and sequence length, so that runs can be compared token by token.
+    """
+
+    domains: Sequence[str] = ()
+    tokens: int = 4096
+    """The most tokens of each domain's `valid` split that are read."""
+    name: str = NAME
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", tuple(self.domains))
+        if self.tokens < 2:
+            raise ConfigError(f"tokens is {self.tokens}: it must be at least 2")
+
+    def attach(self, context: Context) -> TokenLossMeter:
+        """Raises `ConfigError` if the training loop has no validation text."""
+        if context.valid_text is None:
+            raise ConfigError(
+                f"the probe {self.name!r} needs a training loop with validation text: set Context.valid_text"
+            )
+        return TokenLossMeter(self, context, context.valid_text)
+
+
+class TokenLossMeter(Meter):
+    def __init__(self, probe: ValidTokenLosses, context: Context, text: ValidText) -> None:
+        self._probe, self._context, self._text = probe, context, text
+        self._names: tuple[str, ...] = ()
+        self._found: TokenLosses | None = None
+
+    def begin_interval(self, domains: tuple[Domain, ...]) -> None:
+        """Raises `ConfigError` if there is nothing to measure on, before anything is trained."""
+        self._names = tuple(self._probe.domains) or tuple(domain.name for domain in domains)
+        without = [name for name in self._names if not self._text.has_valid_text(name)]
+        if without and (self._probe.domains or len(without) == len(domains)):
+            raise ConfigError(
+                f"no validation text of {', '.join(without)}: build the corpus with a valid split of it"
+            )
+
+    def end_run(self) -> None:
+        self._found = self._text.valid_token_losses(self._names, self._probe.tokens)
+
+    def sums(self) -> Tensor:
+        """This rank's losses, and 0 for the tokens of other ranks."""
+        return torch.zeros(0) if self._found is None else self._found.losses_DN.flatten()
+
+    def flops(self) -> float:
+        read = 0 if self._found is None else self._found.read
+        return read * FORWARD_SHARE * self._context.flops_per_token
+
+    def read(self, sums: Tensor) -> Mapping[str, Measured]:
+        if self._found is None:
+            return {}
+        counted_DN = self._found.counted_DN.cpu().numpy()
+        losses_DN = sums.view(counted_DN.shape).cpu().numpy()
+        return {self._probe.name: Measured(losses_DN, counted_DN)}
