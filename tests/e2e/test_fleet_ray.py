@@ -20,12 +20,14 @@ import pytest
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.toy import make_toy
+from fleet_plugin import MODULE, plugin_policy
 
 pytestmark = pytest.mark.training
 
@@ -159,6 +161,28 @@ def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(
         assert store.tally("toys").lost_attempts == 1
     clean = [run(make_toy({"intervals": 10}, 0), policy) for policy in policies()]
     assert [one.trajectory for one in found] == clean
+
+
+@pytest.fixture
+def policy_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    return plugin_policy(tmp_path, monkeypatch)
+
+
+def test_tasks_import_the_plugins_of_the_configuration(
+    policy_of_a_plugin: Policy, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The cluster is started after the plugin is on the path, as it would be on a cluster's nodes."""
+    with Store.open(tmp_path / "store.sqlite") as store:
+        fleet = RayFleet(
+            store,
+            make_toy,
+            {"intervals": 2},
+            address=cluster.address,
+            group="toys",
+            plugins=(MODULE,),
+        )
+        (found,) = fleet.run([policy_of_a_plugin])
+    assert found.trajectory == run(make_toy({"intervals": 2}, 0), policy_of_a_plugin)
 
 
 def test_no_cluster_is_said_so(tmp_path: Path) -> None:

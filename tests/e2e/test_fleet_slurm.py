@@ -9,11 +9,14 @@ import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
+from cuvee.core.trajectory import Run
+from cuvee.fleet.engine import FleetError
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.address import find_address
 from cuvee.fleet.store.database import Database
@@ -22,6 +25,7 @@ from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.testing.toy import make_toy
+from fleet_plugin import MODULE, plugin_policy
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("submitit")
@@ -64,6 +68,33 @@ def test_a_fleet_of_jobs_finishes_though_one_is_killed(tmp_path: Path) -> None:
         run(make_toy({"intervals": 6}, 0), policy) for policy in policies()
     ]
     assert stat.S_IMODE((tmp_path / "jobs").stat().st_mode) == 0o700
+
+
+@pytest.mark.training
+def test_jobs_import_the_plugins_of_the_configuration_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, proxy = plugin_policy(tmp_path, monkeypatch), {"intervals": 2}
+
+    def run_with(plugins: tuple[str, ...], place: Path) -> list[Run]:
+        place.mkdir()
+        options: dict[str, Any] = {"cluster": "local", "minutes": 5, "max_attempts": 1}
+        with Store.open(place / "store.sqlite") as store:
+            fleet = SlurmFleet(
+                store,
+                make_toy,
+                proxy,
+                folder=place / "jobs",
+                group="toys",
+                plugins=plugins,
+                **options,
+            )
+            return fleet.run([policy])
+
+    (found,) = run_with((MODULE,), tmp_path / "with")
+    assert found.trajectory == run(make_toy(proxy, 0), policy)
+    with pytest.raises(FleetError, match="no policy 'of_a_plugin'"):
+        run_with((), tmp_path / "without")
 
 
 SBATCH = """#!/bin/sh
