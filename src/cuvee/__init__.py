@@ -1,6 +1,7 @@
-"""cuvee learns how to mix training-data domains for language models, and steers the mixture while a model trains.
+"""cuvee learns how to mix training-data domains and steers the mixture while a model trains.
 
-Importing it has no side effects and loads no torch; the names below are loaded when first used.
+Importing cuvee has no side effects and does not import torch. The names in `__all__` are loaded
+when they are first used.
 """
 
 from __future__ import annotations

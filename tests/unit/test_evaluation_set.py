@@ -233,8 +233,8 @@ def test_rows_of_every_kind(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "q.jsonl:2: this is no JSON"),
-        ("[" * 100_000, "q.jsonl:2: this is no JSON"),
+        ("{", "q.jsonl:2: not valid JSON"),
+        ("[" * 100_000, "q.jsonl:2: not valid JSON"),
         ([1], "q.jsonl:2: a row must be an object"),
         ({"text": "?"}, "q.jsonl:2: a row needs 'prompt' or 'question'; it has text"),
         ({"prompt": "p"}, "q.jsonl:2: 'answer' must be a text that is not empty, got None"),
@@ -259,7 +259,7 @@ def test_rows_of_every_kind(tmp_path):
             {"question": "q", "choices": ["", "b"], "answer": 0},
             "the right choice must be a text that is not empty",
         ),
-        ('{"prompt": "\\ud800", "answer": "a"}', "half of a surrogate pair"),
+        ('{"prompt": "\\ud800", "answer": "a"}', "contains an unpaired surrogate"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, message):
@@ -273,7 +273,7 @@ def test_bad_rows_are_named(tmp_path, row, message):
 def test_bad_files_and_settings_are_explained(tmp_path):
     with pytest.raises(CorpusError, match=r"nowhere\.jsonl cannot be read"):
         attach({"f": [tmp_path / "nowhere.jsonl"]})
-    with pytest.raises(CorpusError, match="holds no questions"):
+    with pytest.raises(CorpusError, match="contains no questions"):
         attach({"f": [write(tmp_path / "empty.jsonl", [])]})
     path = write(tmp_path / "q.jsonl", plain(2))
     with pytest.raises(ConfigError, match="files is empty"):

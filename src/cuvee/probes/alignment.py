@@ -1,27 +1,33 @@
-"""`GradientAlignment`: the K × K Gram matrix of per-domain gradients, out of the backward pass that training does anyway.
+"""`GradientAlignment`: the K × K Gram matrix of per-domain gradients.
 
-For a linear layer y = Wx the gradient of any loss is ∂/∂W = Σ_t δ_t x_tᵀ over positions t, with δ = ∂loss/∂y. Summed over the
-positions of one domain only, it is that domain's gradient. Both factors are at hand in the backward pass, so K gradients
-cost one more product of the size of the layer's own weight gradient, whatever K is, in batches that mix domains freely.
+It is computed from the backward pass of training, without extra passes. For a linear layer y = Wx,
+the gradient of a loss is ∂/∂W = Σ_t δ_t x_tᵀ over positions t, with δ = ∂loss/∂y. The same sum over
+the positions of one domain is the gradient of that domain. Both factors exist in the backward pass.
+So all K gradients together cost one more product of the size of the layer's own weight gradient,
+for any K, and batches may mix domains freely.
 
     S_i = Σ over measured micro-batches of denominator · Σ_{t in domain i} δ_t x_tᵀ
     g_i = S_i / n_i                       n_i counted tokens: the gradient of domain i's mean loss
     G_ij = Σ over layers of ⟨g_i, g_j⟩    reported as "alignment"
 
-S and n are sums over positions, so they add over micro-batches, steps and ranks.
+S and n are sums over positions, so they add up over micro-batches, steps and ranks.
 
-It serves AC-ODM (arXiv 2505.23878), HDS (arXiv 2606.24133) and DoGE (arXiv 2310.15393), whose released code runs separate
-micro-batches for each domain. Their W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩ is a view of G and made where it is used.
+AC-ODM (arXiv 2505.23878), HDS (arXiv 2606.24133) and DoGE (arXiv 2310.15393) use this matrix.
+Their released code runs separate micro-batches for each domain instead. Their
+W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩ is computed from G where it is used.
 
-With `halves`, the rows of each domain go in turn to two halves a and b, whose gradients share θ but no noise, and
+With `halves`, the rows of each domain alternate between two halves a and b. The gradients of the
+two halves have the same θ and independent noise, and
 
     U_ij = ½ (⟨g_i^a, g_j^b⟩ + ⟨g_i^b, g_j^a⟩)    is reported as "alignment_unbiased".
 
-Off the diagonal U estimates the same as G. On it, G_ii = ‖∇ℓ_i‖² + noise, and with a few rows a domain the noise is many
-times the rest, so only U can say how much a domain helps itself.
+Off the diagonal, U estimates the same as G. On the diagonal, G_ii = ‖∇ℓ_i‖² + noise. With few rows
+per domain the noise is many times larger than ‖∇ℓ_i‖², so only U shows how much a domain helps
+itself.
 
-Gradients of the interval's measured steps are averaged before the inner product is taken: that keeps the part in which
-steps agree and averages out the rest, while the weights hardly move. For one step's matrix, train intervals of one step.
+The gradients of the interval's measured steps are averaged before the inner product. This keeps
+what the steps have in common and averages out noise; the weights change little within an interval.
+To measure single steps, use intervals of one step.
 """
 
 from __future__ import annotations
@@ -52,32 +58,46 @@ _STRETCH = 4096
 
 @dataclass(frozen=True)
 class GradientAlignment:
-    """Reports "alignment" (K, K), in squared loss per squared weight; rows and columns of domains without a token are absent.
+    """Settings of the probe that reports "alignment" (K, K), in squared loss per squared weight.
 
-    With `halves` also "alignment_unbiased" (K, K), absent for domains with less than two rows in the measured steps.
+    Rows and columns of domains without a token are absent. With `halves` it also reports
+    "alignment_unbiased" (K, K), absent for domains with fewer than two rows in the measured steps.
 
-    Exact for the last layer's MLP in any batch. In earlier layers a position's δ holds what later positions of its row got
-    from it, so there a row (or a document, where attention does not cross documents) must belong to one domain.
+    Exact for the MLP of the last layer in any batch. In earlier layers, δ of a position includes
+    gradient from later positions of its row. There, each row (or each document, if attention does
+    not cross documents) must belong to a single domain.
     """
 
     layers: Literal["last_mlp"] | tuple[str, ...] = "last_mlp"
-    """The down-projection of the last MLP, or names or shell-style patterns of linear layers: `("*.mlp.down_proj",)`."""
+    """The down-projection of the last MLP, or names or shell-style patterns of linear layers.
+
+    Example: `("*.mlp.down_proj",)`.
+    """
     stride: int = 5
-    """Steps between measured ones. An interval's first step is always measured; on the others nothing is done."""
+    """Every `stride`-th step of an interval is measured, beginning with the first.
+
+    The other steps have no extra cost.
+    """
     sketch: int | None = None
-    """Numbers kept a domain: estimates with standard error ≤ √(2/sketch)·‖g_i‖‖g_j‖ (`probes/sketch.py`). None: exact if it
-    fits in `memory`, else the largest sketch that does."""
+    """Numbers stored per domain. The estimates have standard error ≤ √(2/sketch)·‖g_i‖‖g_j‖.
+
+    None: exact if that fits in `memory`, else the largest sketch that does (`probes/sketch.py`).
+    """
     memory: int = 16 * 2**20
     """Bytes for the sums of all domains and layers together."""
     halves: bool = False
-    """Whether to report the unbiased matrix too. Hardly any time; twice the sums, so twice the memory, or, where `memory` sets
-    the size of the sketch, half as many numbers in it."""
+    """Whether to report the unbiased matrix too.
+
+    It takes little time but twice the sums: twice the memory, or half as many numbers in the
+    sketch if `memory` sets its size.
+    """
     name: str = field(default=NAME, init=False)
 
     def __post_init__(self) -> None:
         if self.layers != "last_mlp" and isinstance(self.layers, str):
             raise ConfigError(
-                f'layers is {self.layers!r}: it must be "last_mlp" or a list of layer names and patterns'
+                f'layers is {self.layers!r}: it must be "last_mlp" or a list of layer names and '
+                "patterns"
             )
         for name in ("stride", "sketch", "memory"):
             value = getattr(self, name)
@@ -85,12 +105,15 @@ class GradientAlignment:
                 raise ConfigError(f"{name} is {value}: it must be 1 or more")
 
     def attach(self, context: Context) -> AlignmentMeter:
-        """Raises `TrainingError` if the model has no such layer."""
+        """Return the meter of this probe on `context.model`.
+
+        Raises `TrainingError` if the model has no layer that matches `layers`.
+        """
         return AlignmentMeter(self, context)
 
 
 class AlignmentMeter(Meter):
-    """Keeps S_K for each layer and n_K. Everything it knows of an interval it forgets when the next one begins."""
+    """Keeps S_K for each layer and n_K of the current interval. `begin_interval` clears them."""
 
     def __init__(self, probe: GradientAlignment, context: Context) -> None:
         self._probe = probe
@@ -143,11 +166,15 @@ class AlignmentMeter(Meter):
 
     @property
     def _parts(self) -> int:
-        """P: what sums are kept of, domain k as k, and its second half as K + k."""
+        """P, the number of sums: K, or with halves 2K, where K + k is the second half of k."""
         return self._halves * self._domains
 
     def _halved(self, domain_BL: Tensor) -> Tensor:
-        """The rows of each domain in turn to its two halves; a row belongs where its first position does."""
+        """Assign the rows of each domain alternately to its two halves.
+
+        Domain k of the second half becomes K + k. A row counts for the domain of its first
+        position.
+        """
         first_B = domain_BL[:, 0].cpu().numpy()
         half_B = np.empty_like(first_B)
         for row, domain in enumerate(first_B):
@@ -159,14 +186,15 @@ class AlignmentMeter(Meter):
         deaf = [name for name, times in self._heard.items() if times == 0]
         if self._measuring and self._batch and deaf:
             raise TrainingError(
-                f"no gradient came back through {deaf[0]}, on which alignment is to be measured: the layer is not used or "
-                "nothing before it is trained, or the model was compiled and run before the probe was attached"
+                f"no gradient reached {deaf[0]}, where alignment is to be measured. Either the "
+                "layer is not used, or nothing before it is trained, or the model was compiled "
+                "and run before the probe was attached"
             )
         self._measuring = False
         self._batch = None
 
     def sums(self) -> Tensor:
-        """S_K of each layer and n_K; ⟨S_i, S_j⟩ already if no other rank has anything to add to S."""
+        """S_K of each layer and n_K, flat. With one rank, ⟨S_i, S_j⟩ takes the place of S."""
         if self._ranks == 1:
             blocks = [self._gram_PP(layer.sums_KM for layer in self._layers.values())]
         else:
@@ -176,7 +204,7 @@ class AlignmentMeter(Meter):
         )
 
     def flops(self) -> float:
-        """2·out·in for each position and layer measured, and 2·K² for each number kept, for the inner products."""
+        """2·out·in per measured position and layer, and 2·P² per number for inner products."""
         return self._flops + 2.0 * self._parts**2 * sum(
             layer.size for layer in self._layers.values()
         )
@@ -231,7 +259,11 @@ class AlignmentMeter(Meter):
             tap.remove()
 
     def _gram_PP(self, layers: Iterable[Tensor]) -> Tensor:
-        """Σ over layers of S Sᵀ. Products of short stretches are added up in float64, which is as good as all in float64."""
+        """Σ over layers of S Sᵀ.
+
+        Products of blocks of 4096 columns are added in float64, which is about as accurate as
+        float64 throughout.
+        """
         gram_PP = torch.zeros(
             self._parts, self._parts, dtype=torch.float64, device=self._tokens_K.device
         )
@@ -241,7 +273,7 @@ class AlignmentMeter(Meter):
         return gram_PP
 
     def _sizes(self) -> dict[str, int | None]:
-        """Numbers a domain for each layer, None for exact: in proportion to the layers' weights."""
+        """Numbers per domain for each layer, in proportion to its weights; None where exact."""
         weights = {tap.name: math.prod(tap.shape) for tap in self._taps}
         total = sum(weights.values())
         fits = self._probe.memory // (_FLOAT * self._parts)
@@ -251,7 +283,10 @@ class AlignmentMeter(Meter):
         return {name: wanted * weight // total for name, weight in weights.items()}
 
     def _listener(self, name: str) -> Listener | None:
-        """For the micro-batch whose forward pass is under way, also when its activations are being recomputed."""
+        """The listener for the micro-batch whose forward pass is running, or None.
+
+        It is also used when activations of that micro-batch are recomputed.
+        """
         if self._batch is None:
             return None
         runs, batch = self._batch
@@ -261,8 +296,9 @@ class AlignmentMeter(Meter):
             layer = self._layers[name]
             if delta_BLO.shape[:-1].numel() != runs.positions:
                 raise TrainingError(
-                    f"{name} saw {delta_BLO.shape[:-1].numel()} positions of a micro-batch of {runs.positions}: alignment needs "
-                    "layers that see every position, in order, which experts of a mixture do not"
+                    f"{name} received {delta_BLO.shape[:-1].numel()} positions of a micro-batch of "
+                    f"{runs.positions}: alignment needs layers that receive every position in "
+                    "order, which mixture-of-experts layers do not"
                 )
             delta_TO, x_TI = runs.flat(delta_BLO), runs.flat(x_BLI)
             for domain, start, stop in runs.runs:

@@ -1,4 +1,4 @@
-"""Which stretches of a micro-batch belong to which domain."""
+"""`DomainRuns`: which runs of consecutive positions of a micro-batch belong to which domain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 _SHORT_RUN = 128
-"""Tokens. Below this a matrix product is small beside reading and writing its result, and gathering first is cheaper."""
+"""In tokens. For shorter runs, sorting positions first is faster than one product per run.
+
+The time of such a small matrix product is dominated by reading and writing its result.
+"""
 
 
 @dataclass(frozen=True)
 class DomainRuns:
-    """T = B·L positions of a micro-batch, row after row, cut where the domain changes."""
+    """The T = B·L positions of a micro-batch, row by row, cut where the domain changes."""
 
     runs: tuple[tuple[int, int, int], ...]
-    """(domain, start, stop) of stretches that cover 0…T."""
+    """(domain, start, stop) of each run. Together the runs cover 0…T."""
     order_T: Tensor | None
-    """If given, positions must be put in this order first; then there is one run a domain."""
+    """If not None, reorder the positions by it first. Then there is one run per domain."""
 
     @property
     def positions(self) -> int:
@@ -27,10 +30,11 @@ class DomainRuns:
 
     @classmethod
     def of(cls, domain_BL: Tensor) -> DomainRuns:
-        """Runs of equal domain. When they are short on average, the positions are sorted by domain instead.
+        """Find the runs of equal domain. If they are short on average, sort positions by domain.
 
-        A batch whose rows are each of one domain, cuvee's own stream, is read where it lies and nothing is copied. The ids
-        have to reach the CPU, because they decide which matrix products are launched: one small copy a micro-batch.
+        Nothing is copied for batches in which each row has one domain, such as cuvee's own. The
+        domain ids are copied to the CPU once per micro-batch, because they decide which matrix
+        products are launched.
         """
         domain_T = domain_BL.detach().cpu().numpy().reshape(-1)
         runs = _runs(domain_T)
@@ -40,7 +44,7 @@ class DomainRuns:
         return cls(_runs(domain_T[order_T]), torch.from_numpy(order_T).to(domain_BL.device))
 
     def flat(self, x_BLD: Tensor) -> Tensor:
-        """(T, D): the positions of `x_BLD` in the order of `runs`."""
+        """Return the positions of `x_BLD` in the order of `runs`, as (T, D)."""
         x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
         return x_TD if self.order_T is None else x_TD.index_select(0, self.order_T)
 

@@ -1,14 +1,17 @@
-"""`EvaluationSet`: how well the model answers questions, as log-probabilities of the reference answers.
+"""`EvaluationSet`: how well the model answers questions, as log-probabilities of reference answers.
 
-The evaluation environment of Data Mixing Agent (arXiv 2507.15640): after each interval, a general and a target set of questions
-(fields) are scored by the mean log-probability of a reference answer's tokens given the question. Against the base model's
-score, and with which weights, the fields are then combined is a view, made where it is used.
+It is the evaluation environment of Data Mixing Agent (arXiv 2507.15640). After each interval, sets
+of questions (fields), such as a general and a target field, are scored. The score is the mean
+log-probability of the tokens of a reference answer, given the question. Rewards subtract the base
+model's score and weight the fields.
 
-A field's score is the mean of its files', so that a file of long answers does not drown the others. A forward pass costs a
-third of a training step on the same tokens. So `share` of an interval's cost buys 3 · share · (tokens of the interval) tokens of
-questions, divided evenly between the fields and in each between its files. Which questions those are depends on nothing but
-their text: the same ones at every interval, run, rank count and order of files, so that differences between intervals are
-differences of the model.
+The score of a field is the mean of its files' scores, so that a file with long answers does not
+dominate. The cost is limited: a forward pass costs a third of a training step on the same tokens,
+so `share` of an interval's cost pays for 3 · share · (tokens of the interval) tokens of questions.
+This budget is divided evenly between the fields, and within a field between its files.
+
+Questions are selected by a hash of their text only. Every interval, run, rank count and order of
+files uses the same questions, so differences between intervals are differences of the model.
 """
 
 from __future__ import annotations
@@ -37,25 +40,29 @@ _BATCH_LOGITS = 2**26
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Reports, in the order of `fields`,
+    """Settings of the probe. It reports these signals, with F fields in the order of `fields`:
 
-    "evaluation" (F,)           mean log-probability of a reference answer's token, in nats, over all answer tokens of a file;
-                                mean over the field's files
-    "evaluation_accuracy" (F,)  with `accuracy`: share of a file's questions with choices whose reference has the highest mean
-                                log-probability a token; mean over the files that have such questions, absent if none has
-    "evaluation_tokens" ()      tokens that were read for it, padding not counted
+    "evaluation" (F,)           mean log-probability of an answer token in nats, over all answer
+                                tokens of a file; then the mean over the field's files
+    "evaluation_accuracy" (F,)  only with `accuracy`: the share of multiple-choice questions whose
+                                right answer has the highest mean log-probability per token; then
+                                the mean over files that have such questions, absent if none has
+    "evaluation_tokens" ()      tokens read to evaluate, without padding
     """
 
     files: Mapping[str, Sequence[Path | str]]
-    """JSONL files by field, such as {"general": […], "target": […]}; for their rows see `read_questions`."""
+    """JSONL files of each field, such as {"general": […], "target": […]}.
+
+    `read_questions` describes their rows.
+    """
     share: float = 0.02
-    """The most that it may cost, as a share of what training an interval costs."""
+    """The highest cost of evaluation, as a share of the cost of training an interval."""
     max_items: int = 256
-    """The most questions a field; every file has one at least."""
+    """The most questions per field. Every file contributes at least one."""
     max_tokens: int = 512
-    """Longer questions lose the beginning of their prompt; those whose answer alone is longer are left out."""
+    """Prompts are cut at the beginning to fit. A question whose answer is too long is left out."""
     accuracy: bool = False
-    """Whether to score the wrong choices too, which multiplies the cost of a question by the number of its choices."""
+    """Whether to score the wrong choices too. A question then costs as many passes as choices."""
     prompt_key: str = "prompt"
     answer_key: str = "answer"
     name: str = field(default=NAME, init=False)
@@ -63,7 +70,8 @@ class EvaluationSet:
     def __post_init__(self) -> None:
         if not self.files:
             raise ConfigError(
-                'files is empty: give JSONL files by field, such as {"general": [...], "target": [...]}'
+                "files is empty: give JSONL files for each field, such as "
+                '{"general": [...], "target": [...]}'
             )
         for name, paths in self.files.items():
             if isinstance(paths, (str, Path)) or not paths:
@@ -80,23 +88,27 @@ class EvaluationSet:
         return tuple(self.files)
 
     def attach(self, context: Context) -> EvaluationMeter:
-        """Reads files and picks questions. Raises `CorpusError` for a bad row, naming file and line, and `ConfigError` if the
-        trainer brought no tokenizer."""
+        """Read the files and select the questions.
+
+        Raises `CorpusError` with file and line for a bad row, and `ConfigError` if the context has
+        no tokenizer.
+        """
         if context.tokenizer is None:
             raise ConfigError(
-                "an evaluation set needs the trainer to bring a tokenizer: set Context.tokenizer"
+                "an evaluation set needs a tokenizer: set Context.tokenizer in the trainer"
             )
         return EvaluationMeter(self, context)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One question: each answer's tokens behind those of the prompt, which are `prompt` many."""
+    """One question in tokens: one sequence per answer, the prompt's tokens first."""
 
     file: int
-    """Its number among the files of all fields."""
+    """Index of the question's file among the files of all fields."""
     sequences: tuple[tuple[int, ...], ...]
     prompt: int
+    """Number of prompt tokens at the beginning of each sequence."""
     reference: int
 
     @property
@@ -109,7 +121,7 @@ class Encoded:
 
 
 class EvaluationMeter(Meter):
-    """Evaluates when the sums are asked for, at an interval's end."""
+    """Runs the evaluation when `sums` is called, at the end of an interval."""
 
     def __init__(self, probe: EvaluationSet, context: Context) -> None:
         self._probe = probe
@@ -126,7 +138,10 @@ class EvaluationMeter(Meter):
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        """Flat (N files, 4) of Σ log-probability, answer tokens, right choices, questions with choices; then tokens read."""
+        """Flat (N files, 4) of the sums below over this rank's questions, then the tokens read.
+
+        The four columns: Σ log-probability, answer tokens, right choices, questions with choices.
+        """
         model = self._context.model
         ranks = self._context.world_size
         device = self._context.device
@@ -135,7 +150,8 @@ class EvaluationMeter(Meter):
         was_training = model.training
         model.eval()
         try:
-            # Every rank runs equally many passes, if need be one that counts for nothing: sharded models wait for each other.
+            # Sharded models need every rank in every pass, so all ranks run equally many passes.
+            # A rank without a batch repeats the last one and discards its scores.
             for start in range(0, len(self._batches), ranks):
                 mine = start + self._context.rank
                 batch = self._batches[min(mine, len(self._batches) - 1)]
@@ -162,13 +178,16 @@ class EvaluationMeter(Meter):
         return found
 
     def _by_field(self, sums_N: FloatArray, counts_N: FloatArray) -> Measured:
-        """(F,): means over the files of each field of what their sums are a question or token."""
+        """(F,): for each file sum / count, then the mean over the files of each field."""
         files_NF = np.eye(len(self._probe.files))[self._field_N] * (counts_N > 0)[:, None]
         return Measured.mean((sums_N / np.maximum(counts_N, 1)) @ files_NF, files_NF.sum(axis=0))
 
     def _pick(self, number: int) -> Iterator[Encoded]:
-        """Questions of field `number`: of each file in random order, always from the one that has cost least, as many as the
-        field's budget pays for."""
+        """Select questions of field `number` until its budget or `max_items` is used up.
+
+        The questions of a file are in a fixed random order. The next one is always from the file
+        with the fewest tokens so far.
+        """
         probe = self._probe
         interval = self._context.interval_tokens
         name, paths = list(probe.files.items())[number]
@@ -201,8 +220,8 @@ class EvaluationMeter(Meter):
             if encoded is None:
                 if not spent[i]:
                     raise CorpusError(
-                        f"no answer in {files[i][1]}, of field {name!r}, is shorter than {self._limit} tokens: raise max_tokens, "
-                        "or leave the file out"
+                        f"no answer in {files[i][1]}, of field {name!r}, is shorter than "
+                        f"{self._limit} tokens: raise max_tokens, or remove the file"
                     )
                 del waiting[i]
                 continue
@@ -215,7 +234,7 @@ class EvaluationMeter(Meter):
             yield encoded
 
     def _encode(self, file: int, questions: Sequence[Question]) -> Iterator[Encoded]:
-        """Prompt and answers are encoded apart, so that it is certain where an answer begins."""
+        """Encode questions. Prompt and answer are encoded separately, so their boundary is exact."""
         for question in questions:
             score_all = self._probe.accuracy and question.has_choices
             answers = question.answers if score_all else (question.answers[question.reference],)
@@ -231,7 +250,7 @@ class EvaluationMeter(Meter):
             yield Encoded(file, sequences, len(prompt), question.reference if score_all else 0)
 
     def _bucketed(self) -> list[list[Encoded]]:
-        """Whole questions of similar length in each batch."""
+        """Batches of whole questions of similar length, limited by tokens and by logits."""
         vocabulary = self._tokenizer.get_vocab_size()
         most = min(_BATCH_TOKENS, _BATCH_LOGITS // vocabulary)
         batches: list[list[Encoded]] = []
@@ -245,18 +264,18 @@ class EvaluationMeter(Meter):
         return batches
 
     def _score(self, batch: Sequence[Encoded]) -> Tensor:
-        """(N, 4), as in `sums`."""
+        """(N, 4): the columns of `sums` for one batch."""
         context = self._context
         rows = [(question, sequence) for question in batch for sequence in question.sequences]
         longest = max(len(sequence) for _, sequence in rows)
-        # Padding on the right: causal attention never sees it from the positions that count.
+        # Padding on the right has no effect on earlier positions under causal attention.
         tokens_BL = torch.tensor(
             [[*sequence, *[0] * (longest - len(sequence))] for _, sequence in rows]
         )
         answer_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
         for row, (question, sequence) in enumerate(rows):
             answer_BL[row, question.prompt - 1 : len(sequence) - 1] = (
-                True  # a position's logits are about its successor
+                True  # the logits at a position predict the next token
             )
         tokens_BL, answer_BL = tokens_BL.to(context.device), answer_BL.to(context.device)
         with torch.autocast(

@@ -1,7 +1,8 @@
-"""Taps: what a linear layer saw in the forward pass and got back in the backward pass, handed to whoever listens.
+"""Taps: pass the input and the output gradient of a linear layer to a listener.
 
-A tap is an identity in autograd behind the layer's output. It saves the layer's input the way autograd saves it, so the
-two share memory, and activation checkpointing and offloading treat it like any saved tensor. It changes no bit of training.
+A tap is an identity function in autograd behind the layer's output. It saves the layer's input the
+way autograd does, so the two share memory, and activation checkpointing and offloading handle it
+like any saved tensor. The results of training are bit-identical with and without taps.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from cuvee.core.errors import TrainingError
 from cuvee.probes.base import whole
 
 Listener = Callable[[Tensor, Tensor], None]
-"""Takes output gradient δ (…, out) and input x (…, in) of one use of a layer; runs inside the backward pass."""
+"""Receives output gradient δ (…, out) and input x (…, in) of one use of a layer, in backward."""
 
 _MLP_NAMES = {"mlp", "feed_forward", "ffn", "feedforward"}
 
 
 class Tap:
-    """A forward hook on `layer`. On each forward pass it asks `listener` who wants this pass's gradient; None means nobody."""
+    """A forward hook on `layer`. Each forward pass calls `listener` for the pass's listener or None."""
 
     def __init__(
         self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]
@@ -32,14 +33,15 @@ class Tap:
         self.name = name
         self.shape = weight_shape(name, layer)
         self._listener = listener
-        # Compilers must leave this alone: they would trace the listener's side effects away. It costs them a graph break.
+        # A compiler would trace away the listener's side effects. This costs one graph break.
         hook = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]
         self._handle = layer.register_forward_hook(hook, with_kwargs=True)
 
     def _after_forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Any:
-        # Re-entrant activation checkpointing runs the forward pass without gradients first and with gradients later.
+        # Re-entrant activation checkpointing runs the forward pass first without gradients and
+        # later again with gradients. Only the second pass is listened to.
         listen = self._listener() if torch.is_grad_enabled() and output.requires_grad else None
         if listen is None:
             return None
@@ -62,29 +64,31 @@ class _Identity(torch.autograd.Function):
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         with torch.autocast(delta.device.type, enabled=False):
-            # In the type of the layer's own weight gradient under autocast.
+            # The type of the layer's own weight gradient under autocast.
             ctx.listen(whole(delta), whole(x).to(delta.dtype))
         return delta, None, None
 
 
 def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Linear layers by name: those that match one of `patterns`, or the down-projection of the last MLP.
+    """Return linear layers by name: those that match a pattern, or the last MLP's down-projection.
 
-    Raises `TrainingError` if a pattern matches no linear layer, or if the model names no MLP.
+    Raises `TrainingError` if a pattern matches no linear layer, or if `patterns` is None and no
+    layer name contains a usual name of an MLP ("mlp", "ffn", …).
     """
     linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
     if patterns is None:
         inside = [name for name in linear if _MLP_NAMES & set(name.lower().split("."))]
         if not inside:
             raise TrainingError(
-                "found no MLP in this model to measure gradients on: give `layers` with names or patterns of linear layers, "
-                f"such as {list(linear)[-2:]}"
+                "found no MLP in this model to measure gradients on: set `layers` to names or "
+                f"patterns of linear layers, such as {list(linear)[-2:]}"
             )
         return {inside[-1]: linear[inside[-1]]}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in linear):
             raise TrainingError(
-                f"no linear layer is named {pattern!r}: names in this model look like {list(linear)[-2:]}"
+                f"no linear layer matches {pattern!r}: this model has names such as "
+                f"{list(linear)[-2:]}"
             )
     return {
         name: linear[name]
@@ -94,7 +98,7 @@ def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, n
 
 
 def weight_shape(name: str, layer: nn.Module) -> tuple[int, int]:
-    """(out, in). A Hugging Face `Conv1D` keeps its weight as (in, out), which inner products cannot tell."""
+    """Return (out, in). A Hugging Face `Conv1D` stores its weight as (in, out)."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     weight = layer.weight

@@ -1,4 +1,4 @@
-"""`LossByDomain`: the training loss of each domain, out of the forward passes that training does anyway."""
+"""`LossByDomain`: the training loss of each domain, from the forward passes of training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from cuvee.probes.base import Context, Meter, MicroBatch
 class LossByDomain:
     """Signal "loss" (K,): mean next-token loss of each domain over the interval, in nats per counted token.
 
-    Token-weighted and exact for batches that mix domains, packed rows, gradient accumulation and any number of ranks: every
-    counted position adds its loss and a 1 to its own domain. A domain without a counted token is absent. A trainer always
-    attaches it and reports it as `Signals.loss`; a policy need not ask.
+    Every counted position adds its loss and a 1 to its own domain. The result is exact for batches
+    that mix domains, packed rows, gradient accumulation and any number of ranks. A domain without
+    a counted token is absent. A trainer always measures it and reports it as `Signals.loss`, so a
+    policy does not need to declare it.
     """
 
     name: str = "loss"

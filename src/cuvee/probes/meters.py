@@ -1,4 +1,4 @@
-"""`Meters`: everything that one training loop measures, driven step by step, the same in cuvee's trainer and in any other loop.
+"""`Meters`: all meters of one training loop. cuvee's trainer and the integrations both use it.
 
 meters = Meters(policy.probes, Context(model, device))
 meters.begin_interval(domains)
@@ -36,21 +36,21 @@ from cuvee.probes.loss import LossByDomain, LossMeter
 
 
 class Measurements(NamedTuple):
-    """One interval, over all ranks."""
+    """The measurements of one interval over all ranks."""
 
     tokens_K: IntArray
     """Tokens read from each domain."""
     flops: float
-    """Operations that measuring took, beyond those of training."""
+    """Floating-point operations of measuring, beyond those of training."""
     loss: Measured
     """(K,) mean training loss of each domain, in nats per counted token."""
     probes: dict[str, Measured]
 
 
 class Meters:
-    """The meters of `probes` on one model, and the loss by domain, which is always measured.
+    """The meters of `probes` on one model, and of the loss by domain, which is always measured.
 
-    Raises `ConfigError` for a probe that cannot be measured on a torch model, and for two probes of one name.
+    Raises `ConfigError` for a probe without `attach`, and for two probes of one name.
     """
 
     def __init__(self, probes: Sequence[Probe], context: Context) -> None:
@@ -63,7 +63,8 @@ class Meters:
                 continue  # it is attached already
             if not hasattr(probe, "attach"):
                 raise ConfigError(
-                    f"probe {probe.name!r} cannot be measured on a torch model: it has no attach(context)"
+                    f"probe {probe.name!r} cannot be measured on a torch model: "
+                    "it has no attach(context)"
                 )
             if probe.name in self._meters:
                 raise ConfigError(f"two probes are called {probe.name!r}: rename one")
@@ -81,7 +82,7 @@ class Meters:
             meter.begin_step(step)
 
     def add_tokens(self, tokens_K: IntArray) -> None:
-        """Counts the tokens that this rank read from each domain, padding excluded."""
+        """Add the tokens that this rank read from each domain, without padding."""
         self._tokens_K += tokens_K
 
     def before_forward(self, batch: MicroBatch) -> None:
@@ -89,16 +90,16 @@ class Meters:
             meter.before_forward(batch)
 
     def after_forward(self, batch: MicroBatch, loss_BL: Tensor) -> None:
-        """`loss_BL` is the detached next-token loss at each position, 0 where it is not counted."""
+        """`loss_BL` is the detached next-token loss at each position, 0 where it does not count."""
         for meter in self._meters.values():
             meter.after_forward(batch, loss_BL)
 
     def before_update(self) -> None:
-        """Call it when the step's gradients are complete and the weights are not yet changed."""
+        """Call it when the gradients of the step are complete, before the weights change."""
         for meter in self._meters.values():
             meter.before_update()
 
-    # At its end
+    # At the end of an interval
 
     def end_run(self) -> None:
         """Call it after the last step of the run, before the last `sums`."""
@@ -106,9 +107,9 @@ class Meters:
             meter.end_run()
 
     def sums(self) -> Tensor:
-        """This rank's sums of the interval as one flat float64 vector on the context's device.
+        """This rank's sums of the interval: one flat float64 vector on the context's device.
 
-        Every rank's vector has the same length. Their sum over ranks is what `read` takes.
+        The vectors of all ranks have the same length. `read` takes their sum.
         """
         parts = [meter.sums() for meter in self._meters.values()]
         self._sizes = [len(part) for part in parts]
@@ -117,7 +118,7 @@ class Meters:
         return torch.cat([part.to(self.context.device, torch.float64) for part in parts])
 
     def read(self, sums: Tensor) -> Measurements:
-        """The interval's measurements, from the vectors of all ranks added up. Call it after `sums`."""
+        """The interval's measurements from the sum of all ranks' vectors. Call `sums` first."""
         *parts, tokens_K, flops = torch.split(sums, [*self._sizes, len(self._tokens_K), 1])
         probes: dict[str, Measured] = {}
         for meter, part in zip(self._meters.values(), parts, strict=True):
@@ -128,7 +129,7 @@ class Meters:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run resumed between two intervals needs; the same on every rank."""
+        """State that a run needs to resume between intervals; the same on every rank."""
         return {name: meter.state_dict() for name, meter in self._meters.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,17 +137,17 @@ class Meters:
             meter.load_state_dict(state.get(name, {}))
 
     def interval_state(self) -> dict[str, Any]:
-        """What this rank has measured of the interval so far, copied. Add it to `state_dict` inside an interval."""
+        """A copy of this rank's sums so far. Inside an interval, save it beside `state_dict`."""
         meters = {name: meter.interval_state() for name, meter in self._meters.items()}
         return {"tokens": self._tokens_K.copy(), "meters": meters}
 
     def load_interval_state(self, state: Mapping[str, Any]) -> None:
-        """Continues the interval that `interval_state` was called in. Call `begin_interval` first."""
+        """Restore `interval_state`. Call `begin_interval` first."""
         self._tokens_K = np.array(state["tokens"], dtype=np.int64)
         for name, meter in self._meters.items():
             meter.load_interval_state(state["meters"][name])
 
     def close(self) -> None:
-        """Removes all hooks from the model."""
+        """Remove all hooks from the model."""
         for meter in self._meters.values():
             meter.close()

@@ -1,4 +1,4 @@
-"""`WeightNorms`: how large the weights of each layer are, and how much that changed."""
+"""`WeightNorms`: the norm of each transformer layer's weights, and its change per interval."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from cuvee.probes.base import Context, Meter, whole
 
 @dataclass(frozen=True)
 class WeightNorms:
-    """Signals "weight_norms" and "weight_norm_changes" (layers,): ‖w_l‖₂ over all weights of transformer layer l at the
-    interval's end, and Δ‖w_l‖ since the end of the interval before (AC-ODM and HDS states, arXiv 2505.23878, 2606.24133).
+    """Signals "weight_norms" (layers,) and "weight_norm_changes" (layers,).
 
-    Only the norms are kept between intervals, never a copy of the weights. Before the first interval the changes are absent.
+    The norm is ‖w_l‖₂ over all weights of transformer layer l at the end of the interval. The
+    change is Δ‖w_l‖ since the end of the interval before; it is absent in the first interval.
+    Both are in the state of AC-ODM and HDS (arXiv 2505.23878, 2606.24133). Only the norms are kept
+    between intervals, never a copy of the weights.
     """
 
     name: str = "weight_norms"
@@ -30,17 +32,20 @@ class WeightNorms:
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a decoder: the first `ModuleList` with one entry a layer. Raises `ConfigError` if there is none."""
+    """Return the blocks of a decoder: the first `ModuleList` that is not empty.
+
+    Raises `ConfigError` if the model has none.
+    """
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module):
             return list(module)
     raise ConfigError(
-        f"{type(model).__name__} has no list of layers, so no norms by layer can be taken"
+        f"{type(model).__name__} has no list of layers, so norms by layer cannot be measured"
     )
 
 
 class WeightNormMeter(Meter):
-    """The weights are the same on all ranks, so rank 0 reports alone."""
+    """Measures the norms. The weights are equal on all ranks, so only rank 0 reports them."""
 
     def __init__(self, name: str, context: Context) -> None:
         self.name = name
@@ -68,5 +73,5 @@ class WeightNormMeter(Meter):
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return ‖·‖₂ over all `tensors`. Collective where they are sharded: every rank must call it."""
+    """Return ‖·‖₂ over all `tensors`. If they are sharded, every rank must call it."""
     return whole(torch.nn.utils.get_total_norm(tensors))

@@ -1,4 +1,4 @@
-"""Questions with reference answers, from JSONL files."""
+"""Reads questions with reference answers from JSONL files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from cuvee.core.errors import CorpusError
 
 @dataclass(frozen=True)
 class Question:
-    """`answers` are continuations of `prompt`, to the letter; `answers[reference]` is the right one."""
+    """A prompt and its possible answers.
+
+    Each answer continues the prompt without a separator. `answers[reference]` is the right one.
+    """
 
     prompt: str
     answers: tuple[str, ...]
@@ -26,21 +29,21 @@ class Question:
 
     @property
     def rank(self) -> bytes:
-        """Orders questions by chance, but the same way wherever they are read from."""
+        """A hash of the text, by which questions are put in a fixed random order."""
         return hashlib.sha256(f"{self.prompt}\0{self.answers[self.reference]}".encode()).digest()
 
 
 def read_questions(
     path: Path, prompt_key: str = "prompt", answer_key: str = "answer"
 ) -> list[Question]:
-    """One question a line; blank lines are skipped. Two kinds of rows:
+    """Read one question per line; blank lines are skipped. There are two kinds of rows:
 
-        {"prompt": …, "answer": …}                                   the prompt is continued by the answer as it stands
-        {"question": …, "choices": […] or null, "answer": …}         "Question: …\\nAnswer:" is continued by " " + answer
+        {"prompt": …, "answer": …}                            prompt + answer
+        {"question": …, "choices": […] or null, "answer": …}  "Question: …\\nAnswer:" + " " + answer
 
-    With choices, which either kind may have, the answer is an index or one of them. A "text" that is the question with the
-    answer right behind it (code, say) says that there is nothing to be put between. Raises `CorpusError` that names file
-    and line.
+    Both kinds may have choices. Then the answer is one of the choices or its index from 0. If a row
+    of the second kind has a "text" that equals question + answer (code, for example), the two are
+    joined without the words between them. Raises `CorpusError` with file and line for a bad row.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -54,14 +57,14 @@ def read_questions(
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(
-                f"{path}:{number}: this is no JSON ({error}); each line must be one object"
+                f"{path}:{number}: not valid JSON ({error}); each line must be one JSON object"
             ) from error
         try:
             questions.append(_question(row, prompt_key, answer_key))
         except ValueError as error:
             raise CorpusError(f"{path}:{number}: {error}") from error
     if not questions:
-        raise CorpusError(f"{path} holds no questions")
+        raise CorpusError(f"{path} contains no questions")
     return questions
 
 
@@ -73,7 +76,8 @@ def _question(row: Any, prompt_key: str, answer_key: str) -> Question:
     verbatim = prompt_key in row
     if not verbatim and "question" not in row:
         raise ValueError(
-            f"a row needs {prompt_key!r} or 'question'; it has {', '.join(map(str, row)) or 'nothing'}"
+            f"a row needs {prompt_key!r} or 'question'; it has "
+            f"{', '.join(map(str, row)) or 'nothing'}"
         )
     prompt = _text(row, prompt_key if verbatim else "question")
     answers, reference = _answers(row, answer_key)
@@ -98,7 +102,8 @@ def _answers(row: Mapping[str, Any], answer_key: str) -> tuple[tuple[str, ...], 
         reference = answer
     else:
         raise ValueError(
-            f"{answer_key!r} must be one of the {len(texts)} choices or its index from 0, got {_brief(answer)}"
+            f"{answer_key!r} must be one of the {len(texts)} choices or its index from 0, "
+            f"got {_brief(answer)}"
         )
     _checked("the right choice", texts[reference])
     return texts, reference
@@ -113,10 +118,11 @@ def _checked(what: str, value: Any, *, may_be_empty: bool = False) -> str:
         value = str(value)
     if not isinstance(value, str) or not (value or may_be_empty):
         raise ValueError(
-            f"{what} must be a text{'' if may_be_empty else ' that is not empty'}, got {_brief(value)}"
+            f"{what} must be a text{'' if may_be_empty else ' that is not empty'}, "
+            f"got {_brief(value)}"
         )
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{what} holds half of a surrogate pair: it is no valid text")
+        raise ValueError(f"{what} contains an unpaired surrogate, so it is not valid text")
     return value
 
 

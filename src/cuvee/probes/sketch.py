@@ -1,16 +1,20 @@
-"""How per-domain gradients of one layer are stored: exactly, or as a count sketch that keeps their inner products.
+"""Storage of one layer's per-domain gradients: exact, or as a count sketch.
 
-Count sketch (Charikar, Chen & Farach-Colton 2002; for inner products: Weinberger et al. 2009, eq. 2–3). Entry (r, c) of a
-weight gradient of shape (out, in) gets a random sign a_r·b_c and is added into bucket (r·in + c) mod m. For two gradients
-g and h, E⟨Sg, Sh⟩ = ⟨g, h⟩ over the signs, and
+A count sketch (Charikar, Chen & Farach-Colton 2002) preserves inner products (Weinberger et al.
+2009, eq. 2–3). Entry (r, c) of a weight gradient of shape (out, in) gets a random sign a_r·b_c and
+is added into bucket (r·in + c) mod m. For two gradients g and h, E⟨Sg, Sh⟩ = ⟨g, h⟩ over the signs,
+and
 
-    Var⟨Sg, Sh⟩ = Σ over ordered pairs k ≠ l of entries in one bucket of (g_k² h_l² + g_k h_k g_l h_l),
+    Var⟨Sg, Sh⟩ = Σ over ordered pairs k ≠ l of entries in one bucket of (g_k² h_l² + g_k h_k g_l h_l).
 
-which for energy spread evenly over the buckets is (‖g‖²‖h‖² + ⟨g, h⟩²) / m: a standard error of at most √(2/m) of ‖g‖‖h‖.
-The textbook's signs are independent for each entry. Products of a row's and a column's sign do as well here: with m odd,
-coprime to `in` and larger than `out` and `in`, two entries of one bucket share neither row nor column, and if (r, c) and
-(r′, c′) share a bucket then (r, c′) and (r′, c) do not, so no fourth moment of the signs but the intended ones survives.
-They save a matrix of signs as large as the layer.
+If the energy is spread evenly over the buckets, this is (‖g‖²‖h‖² + ⟨g, h⟩²) / m, a standard error
+of at most √(2/m)·‖g‖‖h‖.
+
+The textbook draws an independent sign for each entry, which needs a matrix of signs as large as the
+layer. The product of a row sign and a column sign has the same variance here. Let m be odd, coprime
+to `in`, and larger than `out` and `in`. Then two entries of one bucket share neither row nor column,
+and if (r, c) and (r′, c′) share a bucket, (r, c′) and (r′, c) do not. So all fourth moments of the
+signs vanish except those of the formula above.
 """
 
 from __future__ import annotations
@@ -26,9 +30,10 @@ _SEED = 20260
 
 
 class GradientSums:
-    """K running sums Σ δᵀx of one layer's weight gradient, float32: (K, out·in) if `size` is None, else (K, size) sketches.
+    """K running sums Σ δᵀx of one layer's weight gradient, in float32.
 
-    Sums add over micro-batches, steps and ranks, sketched or not: every rank draws the same signs.
+    Shape (K, out·in) if `size` is None, else (K, size) sketches. All ranks draw the same signs, so
+    sums add up over micro-batches, steps and ranks, sketched or not.
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class GradientSums:
         self.sums_KM.zero_()
 
     def add(self, domain: int, delta_TO: Tensor, x_TI: Tensor, scale: float) -> None:
-        """Adds `scale`·δᵀx to the sum of `domain`."""
+        """Add `scale`·δᵀx to the sum of `domain`. T positions, shapes (T, out) and (T, in)."""
         sum_M = self.sums_KM[domain]
         if self.exact and delta_TO.dtype == sum_M.dtype:
             sum_M.view(self.shape).addmm_(delta_TO.t(), x_TI, alpha=scale)
@@ -66,12 +71,15 @@ class GradientSums:
 
 
 def odd_coprime(size: int, shape: tuple[int, int]) -> int:
-    """The largest odd number ≤ `size` that has no factor in common with `in`, as the variance above requires."""
+    """Return the largest odd number ≤ `size` coprime to `in`, which the variance above requires.
+
+    Raises `ConfigError` if none is larger than both dimensions of `shape`.
+    """
     smallest = max(shape) + 1
     for candidate in range(size, smallest - 1, -1):
         if candidate % 2 and math.gcd(candidate, shape[1]) == 1:
             return candidate
     raise ConfigError(
-        f"a gradient sketch of {size} numbers a domain is too small for a layer of shape {shape[0]} × {shape[1]}: "
-        f"allow {2 * smallest} or more, by `sketch` or by a higher `memory`"
+        f"a gradient sketch of {size} numbers per domain is too small for a layer of shape "
+        f"{shape[0]} × {shape[1]}: allow {2 * smallest} or more, by `sketch` or a higher `memory`"
     )
