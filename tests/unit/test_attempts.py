@@ -79,7 +79,7 @@ def test_an_unreadable_attempt_hides_no_other(tmp_path: Path) -> None:
         file.unlink()
     with (
         pytest.warns(UserWarning, match="unreadable"),
-        pytest.raises(CheckpointError, match="start the run anew"),
+        pytest.raises(CheckpointError, match="restart the run from the beginning"),
     ):
         AttemptCheckpoints(tmp_path, 12).latest()
 

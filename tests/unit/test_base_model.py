@@ -163,7 +163,7 @@ def test_one_value_that_is_not_finite_is_an_error(
     name = next(name for name in tensors if "q_proj" in name)
     tensors[name].view(-1)[17] = value
     save(folder, tensors)
-    refused(folder, f"{name} holds NaN or infinity", monkeypatch)
+    refused(folder, f"{name} contains NaN or infinity", monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_none_readable_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
     (tmp_path / "step-000000010" / "state.json").unlink()
     with (
         pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(CheckpointError, match="start the run anew"),
+        pytest.raises(CheckpointError, match="restart the run from the beginning"),
     ):
         Checkpoints(tmp_path).latest()
 

@@ -234,7 +234,7 @@ class EvaluationMeter(Meter):
             yield encoded
 
     def _encode(self, file: int, questions: Sequence[Question]) -> Iterator[Encoded]:
-        """Encode questions. Prompt and answer are encoded separately, so their boundary is exact."""
+        """Encode questions. Prompt and answer are encoded apart, so their boundary is exact."""
         for question in questions:
             score_all = self._probe.accuracy and question.has_choices
             answers = question.answers if score_all else (question.answers[question.reference],)

@@ -25,7 +25,7 @@ _MLP_NAMES = {"mlp", "feed_forward", "ffn", "feedforward"}
 
 
 class Tap:
-    """A forward hook on `layer`. Each forward pass calls `listener` for the pass's listener or None."""
+    """A forward hook on `layer`. Each pass calls `listener`, which returns a `Listener` or None."""
 
     def __init__(
         self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]

@@ -16,7 +16,7 @@ from cuvee.probes.base import Context, Meter, MicroBatch
 
 @dataclass(frozen=True)
 class LossByDomain:
-    """Signal "loss" (K,): mean next-token loss of each domain over the interval, in nats per counted token.
+    """Signal "loss" (K,): each domain's mean next-token loss in the interval, in nats per token.
 
     Every counted position adds its loss and a 1 to its own domain. The result is exact for batches
     that mix domains, packed rows, gradient accumulation and any number of ranks. A domain without

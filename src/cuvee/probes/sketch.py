@@ -5,14 +5,14 @@ A count sketch (Charikar, Chen & Farach-Colton 2002) preserves inner products (W
 is added into bucket (r·in + c) mod m. For two gradients g and h, E⟨Sg, Sh⟩ = ⟨g, h⟩ over the signs,
 and
 
-    Var⟨Sg, Sh⟩ = Σ over ordered pairs k ≠ l of entries in one bucket of (g_k² h_l² + g_k h_k g_l h_l).
+    Var⟨Sg, Sh⟩ = Σ (g_k² h_l² + g_k h_k g_l h_l) over ordered pairs k ≠ l of entries in one bucket.
 
 If the energy is spread evenly over the buckets, this is (‖g‖²‖h‖² + ⟨g, h⟩²) / m, a standard error
 of at most √(2/m)·‖g‖‖h‖.
 
 The textbook draws an independent sign for each entry, which needs a matrix of signs as large as the
 layer. The product of a row sign and a column sign has the same variance here. Let m be odd, coprime
-to `in`, and larger than `out` and `in`. Then two entries of one bucket share neither row nor column,
+to `in`, and larger than `out` and `in`. Then two entries of a bucket share neither row nor column,
 and if (r, c) and (r′, c′) share a bucket, (r, c′) and (r′, c) do not. So all fourth moments of the
 signs vanish except those of the formula above.
 """

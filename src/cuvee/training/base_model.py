@@ -1,4 +1,4 @@
-"""Loads a pre-trained causal language model to continue from, from safetensors alone."""
+"""Loads a pre-trained causal language model to continue from. Only safetensors files are read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _FLOATS = {"F16", "BF16", "F32", "F64"}
 
 
 def load_base(folder: Path) -> PreTrainedModel:
-    """The model in `folder` in float32. Every parameter has a finite value from its files; none is drawn at random.
+    """Return the model in `folder` in float32, with every parameter finite and read from its files.
 
-    `model.carried_files` and `model.carried_dtype` are what an export takes from the folder. Raises
-    `ConfigError` naming the first tensor that is missing, of another shape, not floating-point or not finite.
+    The model has two extra attributes for the export: `carried_files`, the files to copy, and
+    `carried_dtype`, the number format of the weights. Raises `ConfigError` that names the first
+    tensor that is missing, of another shape, not floating-point or not finite.
     """
     base = find_base(folder)
     with tempfile.TemporaryDirectory(prefix="cuvee-base-") as clean:
@@ -41,14 +42,14 @@ def load_base(folder: Path) -> PreTrainedModel:
                     dtype=torch.float32,
                     output_loading_info=True,
                 )
-        except Exception as error:  # the files may come from anybody, so they can fail in any way
+        except Exception as error:  # files of unknown origin can fail in any way
             reason = str(error).replace(clean, str(folder))
             raise ConfigError(
                 f"{folder} cannot be loaded as a causal language model: {reason}"
             ) from error
     if missing := sorted(loaded["missing_keys"]):
         raise ConfigError(
-            f"{folder} lacks the tensors {_some(missing)}: it is not complete; download it again"
+            f"{folder} lacks the tensors {_some(missing)}: it is incomplete; download it again"
         )
     _check_types(base, set(loaded["unexpected_keys"]))
     _check_finite(folder, model)
@@ -59,14 +60,14 @@ def load_base(folder: Path) -> PreTrainedModel:
 
 
 def _dtype_of(base: BaseFolder) -> torch.dtype:
-    """The number format that the configuration names, float32 if none that can be trained."""
+    """The number format in the configuration, or float32 if it names none or an unknown one."""
     named = str(base.config.get("dtype", base.config.get("torch_dtype"))).removeprefix("torch.")
     return _DTYPES.get(named, torch.float32)
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keep Transformers from writing bars and reports over other output on the terminal."""
+    """Keep Transformers from printing progress bars and reports inside other terminal output."""
     shown = logging.is_progress_bar_enabled()
     level = logging.get_verbosity()
     logging.disable_progress_bar()
@@ -80,7 +81,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _link(base: BaseFolder, clean: Path) -> None:
-    """Fills a folder with the checked files alone, so that the library cannot read any other."""
+    """Fill `clean` with the checked files only, so that the library can read no others."""
     (clean / CONFIG).write_text(json.dumps(base.config))
     for file in base.files[1:]:
         os.symlink(file.absolute(), clean / file.name)
@@ -96,7 +97,8 @@ def _check_types(base: BaseFolder, unused: set[str]) -> None:
         for name, kind in types.items():
             if kind not in _FLOATS and name not in unused:
                 raise ConfigError(
-                    f"{path} holds {name} as {kind}: weights must be floating-point; save the model without quantization"
+                    f"{path} has {name} as {kind}: weights must be floating-point; save the model "
+                    "without quantization"
                 )
 
 
@@ -105,7 +107,8 @@ def _check_finite(folder: Path, model: PreTrainedModel) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ConfigError(
-                f"{folder}: the tensor {name} holds NaN or infinity: the file is damaged or the model diverged"
+                f"{folder}: the tensor {name} contains NaN or infinity: the file is damaged or the "
+                "model diverged"
             )
 
 

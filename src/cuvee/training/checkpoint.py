@@ -1,9 +1,10 @@
-"""`Checkpoints`: the last few states of a run in one folder, of which a complete one survives kills, full disks and power cuts.
+"""`Checkpoints`: the last states of a run in one folder. A complete one survives every crash.
 
-A state is written under a temporary name, hashed, fsynced, renamed to `step-000000120`, and the folder fsynced; then it is read
-back and its hashes are checked, and only then are older ones removed. Nothing is ever written over: a second checkpoint of the
-same step becomes `step-000000120.1`. What a kill leaves half done begins with a dot, is never read, and is cleared away at the
-next save.
+To save, a state is written under a temporary name, hashed, fsynced and renamed to `step-000000120`,
+and the folder is fsynced. Then the state is read back and its hashes are checked. Only after that
+are older checkpoints removed. Files are never overwritten: a second checkpoint of the same step is
+named `step-000000120.1`. The names of incomplete checkpoints begin with a dot. They are never read,
+and the next save deletes them.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ _NAME = re.compile(r"step-(\d{9,})(?:\.(\d+))?")
 
 
 class Checkpoints:
-    """Keeps the newest `keep` intact checkpoints in `folder`, at least two, so that a damaged one has a predecessor.
+    """The newest `keep` intact checkpoints in `folder`; at least 2, in case the newest is damaged.
 
-    One process writes to a folder at a time. A process that has lost its run, and does not know it yet, removes only what was
-    there when it began and what it wrote itself, so that the checkpoints of its successor remain.
+    One process writes to a folder at a time. A process that has lost its run to another, and does
+    not know it yet, removes only checkpoints that existed when it began or that it wrote itself.
+    So it cannot delete those of the other process.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2) -> None:
@@ -42,10 +44,10 @@ class Checkpoints:
         self._removable: set[Path] = set(self.folder.iterdir()) if self.folder.is_dir() else set()
 
     def save(self, step: int, state: State) -> Path:
-        """Makes `state` durable as the checkpoint of `step` and returns its folder.
+        """Store `state` durably as the checkpoint of `step` and return its folder.
 
-        Checkpoints of later steps, left by a run that was taken up again from an earlier one, are removed. Raises
-        `CheckpointError` if the disk refuses; what could be loaded before still can.
+        Checkpoints of later steps are removed; they exist if a run resumed from an earlier one.
+        Raises `CheckpointError` if writing fails. Earlier checkpoints can still be loaded then.
         """
         try:
             new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -64,30 +66,33 @@ class Checkpoints:
                 (str(path) for path in reversed(self._all()) if self._is_intact(path)), "none"
             )
             raise CheckpointError(
-                f"saving the checkpoint of step {step} in {self.folder} failed: {error}. The last complete one there: {good}. "
-                "Free space on that disk, or let the run write to another, and resume"
+                f"saving the checkpoint of step {step} in {self.folder} failed: {error}. The last "
+                f"complete one there: {good}. Free space on that disk, or let the run write to "
+                "another, and resume"
             ) from error
         return path
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, state) of the newest complete checkpoint, or None. Warns of each damaged one that it passes over.
+        """Return (step, state) of the newest complete checkpoint, or None if there are none.
 
-        Raises `CheckpointError` if there are checkpoints but none can be read.
+        Warns about each damaged one that is skipped. Raises `CheckpointError` if there are
+        checkpoints but none can be read.
         """
         paths = self._all()
         for path in reversed(paths):
             try:
                 return _order(path)[0], load_state(path)
             except CheckpointError as error:
-                warnings.warn(f"passed over a damaged checkpoint: {error}", stacklevel=2)
+                warnings.warn(f"skipped a damaged checkpoint: {error}", stacklevel=2)
         if paths:
             raise CheckpointError(
-                f"none of the {len(paths)} checkpoints in {self.folder} can be read: start the run anew"
+                f"none of the {len(paths)} checkpoints in {self.folder} can be read: "
+                "restart the run from the beginning"
             )
         return None
 
     def _all(self) -> list[Path]:
-        """Oldest first; whether each is intact, only reading it tells."""
+        """All checkpoints, intact or not, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(
@@ -99,7 +104,7 @@ class Checkpoints:
         return self.folder / (f"step-{step:09d}.{max(same) + 1}" if same else f"step-{step:09d}")
 
     def _prune(self, newest: Path) -> None:
-        """Removes what is later than `newest`, and what is earlier once there are `keep` intact ones."""
+        """Remove checkpoints later than `newest`, and all earlier than the `keep` newest intact."""
         intact = 0
         for path in reversed(self._all()):
             if _order(path) > _order(newest) or intact >= self.keep:
@@ -125,7 +130,7 @@ class Checkpoints:
 
 
 def _order(path: Path) -> tuple[int, int]:
-    """(step, how many of the same step came before)."""
+    """Return (step, number of earlier checkpoints of the same step)."""
     name = _NAME.fullmatch(path.name)
     assert name
     return int(name[1]), int(name[2] or 0)

@@ -17,10 +17,11 @@ from cuvee.training.base_model import no_progress_bars
 def export_model(
     model: PreTrainedModel, tokenizer: Tokenizer | None, end_of_text: int, folder: Path
 ) -> None:
-    """Writes safetensors, configuration and tokenizer to `folder`, replacing what was there; a failure leaves that intact.
+    """Write safetensors, configuration and tokenizer to `folder`, replacing its content.
 
-    A model that was continued from a folder keeps that folder's tokenizer files, chat template, generation settings and
-    number format. For a new model the tokenizer is that of the corpus, if there is one.
+    If writing fails, the previous content remains. A model that continued from a folder keeps that
+    folder's tokenizer files, chat template, generation settings and number format. A new model
+    gets the tokenizer of the corpus, if there is one.
     """
     carried: dict[str, bytes] = getattr(model, "carried_files", {})
 
@@ -41,7 +42,7 @@ def _save_weights(model: PreTrainedModel, folder: Path) -> None:
     dtype = getattr(model, "carried_dtype", torch.float32)
     tensors = _cast(model.state_dict(), dtype)
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-        dtype = torch.float32  # the trained weights exceed the range of a half-precision format
+        dtype = torch.float32  # the trained weights exceed the range of the half-precision format
         tensors = _cast(model.state_dict(), dtype)
     with no_progress_bars():
         model.save_pretrained(folder, state_dict=tensors)
@@ -51,7 +52,7 @@ def _save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _cast(tensors: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """In `dtype` where floating-point. Tensors that share memory still do, so that tied weights are written once."""
+    """Convert floating-point tensors to `dtype`. Tied weights stay tied and are written once."""
     done: dict[tuple[int, torch.Size], Any] = {}
     return {
         name: done.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))

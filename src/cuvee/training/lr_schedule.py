@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state for them."""
+"""Learning-rate schedules: pure functions of the step, so a resumed run needs no state for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def learning_rate(
     decay_ratio: float,
     min_ratio: float,
 ) -> float:
-    """The rate of optimizer step `step` (0-based). Both schedules warm up linearly and end at `min_ratio · peak`.
+    """Return the learning rate of optimizer step `step` (0-based).
 
-    "cosine" (Loshchilov & Hutter, arXiv 1608.03983) falls from the end of the warm-up on; "wsd", warm-up, stable, decay
-    (Hu et al., arXiv 2404.06395), stays at the peak and falls linearly over the last `decay_ratio` of all steps.
-    The last step, `total_steps − 1`, is the one that runs at the minimum; with a `decay_ratio` of 0, "wsd" never falls.
+    Both schedules warm up linearly and reach `min_ratio · peak` in the last step,
+    `total_steps − 1`. "cosine" (Loshchilov & Hutter, arXiv 1608.03983) decays from the end of the
+    warm-up. "wsd" (warm-up, stable, decay; Hu et al., arXiv 2404.06395) stays at the peak and
+    decays linearly over the last `decay_ratio` of all steps; with a `decay_ratio` of 0 it never
+    decays.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -36,5 +38,5 @@ def learning_rate(
 
 
 def _share(step: int, begin: int, end: int) -> float:
-    """How far `step` is from `begin` (0) to `end` (1)."""
+    """The position of `step` between `begin` (0) and `end` (1)."""
     return min(max(step - begin, 0) / max(end - begin, 1), 1.0)

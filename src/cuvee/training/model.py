@@ -1,4 +1,4 @@
-"""Causal language models to train: presets, any Hugging Face configuration, or a Hugging Face folder to continue from."""
+"""Builds causal language models from presets, Hugging Face configurations or folders."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from cuvee.training.base_model import load_base
 
 
 def _small_init(hidden: int) -> float:
-    """√(2 / (5·hidden)) (Nguyen & Salazar, arXiv 1910.05895), as Pythia has it: near the customary 0.02 for a width of 1,024, and
-    five times that for one of 32, which learns markedly faster for it."""
+    """√(2 / (5·hidden)), the initialization of Pythia (Nguyen & Salazar, arXiv 1910.05895).
+
+    For a width of 1,024 it is close to the customary 0.02. For a width of 32 it is five times as
+    large, and such a model learns markedly faster with it.
+    """
     return math.sqrt(2 / (5 * hidden))
 
 
@@ -46,7 +49,10 @@ def _llama(
 
 
 def _pythia(hidden: int, layers: int, heads: int, *, tied: bool = False) -> dict[str, Any]:
-    """GPT-NeoX with parallel residuals and rotary embeddings on a quarter of each head (Biderman et al., arXiv 2304.01373)."""
+    """GPT-NeoX as in Pythia (Biderman et al., arXiv 2304.01373).
+
+    Residuals are parallel, and rotary embeddings cover a quarter of each head.
+    """
     return {
         "model_type": "gpt_neox",
         "hidden_size": hidden,
@@ -60,8 +66,9 @@ def _pythia(hidden: int, layers: int, heads: int, *, tied: bool = False) -> dict
     }
 
 
-# Named by the parameters that they have with the vocabulary they are meant for: about 4,096 up to 5m, about 50,000 from 50m on.
-# The small ones tie input and output embeddings, which would otherwise be most of the model.
+# A preset's name gives its parameters with the intended vocabulary: about 4,096 tokens up to 5m,
+# about 50,000 from 50m on. Small models tie input and output embeddings, which would otherwise be
+# most of the model.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "llama-0.1m": _llama(32, 2, 2, 64, tied=True),
     "llama-1m": _llama(128, 3, 4, 256, tied=True),
@@ -78,14 +85,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 ModelSpec = str | Path | Mapping[str, Any]
-"""A preset's name, a Hugging Face folder, or the fields of a Hugging Face configuration with its `model_type`."""
+"""A preset's name, a Hugging Face folder, or the fields of a configuration with `model_type`."""
 
-# Arguments that configurations accept without having an attribute of that name.
+# Arguments that configurations accept although they have no attribute of that name.
 _ROPE_ARGUMENTS = {"rope_theta", "rotary_pct", "partial_rotary_factor"}
 
 
 class Vocabulary(Protocol):
-    """The part of a corpus that a model must fit."""
+    """What building a model needs from a corpus."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -98,17 +105,23 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Size:
-    """`parameters` counts tied weights once; `non_embedding` leaves out input embeddings and output head."""
+    """The size of a model."""
 
     parameters: int
+    """All parameters; tied weights count once."""
     non_embedding: int
+    """Parameters without input embeddings and output head."""
     flops_per_token: float
-    """Of training, forward and backward."""
+    """Operations of training on one token, forward and backward."""
 
 
 def size_of(model: PreTrainedModel, sequence_length: int) -> Size:
-    """Counts parameters and FLOPs: 6·N + 12·layers·hidden·length a token (Chowdhery et al., arXiv 2204.02311, appendix B),
-    with N the parameters that are multiplied: all but the input embeddings, the output head included even if it is tied."""
+    """Count parameters and FLOPs.
+
+    A token costs 6·N + 12·layers·hidden·length FLOPs (Chowdhery et al., arXiv 2204.02311, appendix
+    B). N counts the parameters that take part in products: all except the input embeddings, and
+    including the output head even if it is tied.
+    """
     total = sum(weight.numel() for weight in model.parameters())
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
@@ -121,11 +134,15 @@ def size_of(model: PreTrainedModel, sequence_length: int) -> Size:
 def model_config(
     spec: str | Mapping[str, Any], *, vocab_size: int, end_of_text: int | None = None
 ) -> PretrainedConfig:
-    """The configuration of a preset, or of a mapping with a `model_type`. Raises `ConfigError` on an unknown name or field."""
+    """Return the configuration of a preset or of a mapping with a `model_type`.
+
+    Raises `ConfigError` for an unknown preset, model type or field.
+    """
     if isinstance(spec, str):
         if spec not in PRESETS:
             raise ConfigError(
-                f"no model {spec!r}{_nearest(spec, PRESETS)}; give a preset or a Hugging Face folder"
+                f"no model {spec!r}{_nearest(spec, PRESETS)}; "
+                "give a preset or a Hugging Face folder"
             )
         spec = PRESETS[spec]
     fields = {
@@ -137,11 +154,12 @@ def model_config(
     kind = str(fields.pop("model_type", None))
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
         raise ConfigError(
-            f"model_type {kind!r} is no causal language model{_nearest(kind, CONFIG_MAPPING)}"
+            f"model_type {kind!r} is not a causal language model{_nearest(kind, CONFIG_MAPPING)}"
         )
     if fields["vocab_size"] < vocab_size:
         raise ConfigError(
-            f"vocab_size {fields['vocab_size']} is smaller than the corpus's vocabulary of {vocab_size}"
+            f"vocab_size {fields['vocab_size']} is smaller than the corpus's vocabulary of "
+            f"{vocab_size}"
         )
     known = CONFIG_MAPPING[kind]()
     for name in fields:
@@ -155,10 +173,11 @@ def model_config(
 
 
 def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
-    """A model in float32 on the CPU, in training mode, for the corpus's vocabulary.
+    """Return a model for the vocabulary of `corpus`: float32, on the CPU, in training mode.
 
-    New weights are a function of `seed` alone; a folder's weights are read as they are, from safetensors only, and no code
-    that it may hold is run. Raises `ConfigError` for a spec that is none or does not fit the corpus.
+    The weights of a new model depend only on `seed`. The weights of a folder are read from
+    safetensors, and no code in the folder is executed. Raises `ConfigError` for a spec that is not
+    valid or does not fit the corpus.
     """
     if isinstance(spec, Path) or (
         isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()
@@ -169,7 +188,7 @@ def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTra
         torch.manual_seed(seed)
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except Exception as error:  # sizes that do not divide, and whatever else a model class asks of its configuration
+        except Exception as error:  # each model class checks its configuration in its own way
             raise ConfigError(
                 f"no {config.model_type} model can be built from this configuration: {error}"
             ) from error
@@ -180,12 +199,15 @@ def _from_folder(folder: Path, corpus: Vocabulary) -> PreTrainedModel:
     model = load_base(folder)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < corpus.vocab_size:
-        raise ConfigError(f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build the corpus "
-                          f"with --tokenizer {folder / 'tokenizer.json'}")  # fmt: skip
+        raise ConfigError(
+            f"{folder} has {rows} embeddings but the corpus has {corpus.vocab_size} tokens: build "
+            f"the corpus with --tokenizer {folder / 'tokenizer.json'}"
+        )
     own = folder / "tokenizer.json"
     if own.is_file() and _vocabulary(own) != corpus.tokenizer().get_vocab():
         raise ConfigError(
-            f"{folder} was trained with another tokenizer than the corpus: rebuild that with --tokenizer {own}"
+            f"{folder} was trained with another tokenizer than the corpus: rebuild the corpus with "
+            f"--tokenizer {own}"
         )
     return model.train()
 

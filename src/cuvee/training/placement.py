@@ -1,4 +1,4 @@
-"""Where a run computes, and in which arithmetic."""
+"""On which device and in which number format a run computes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cuvee.training.settings import TrainerSettings
 
 
 def device_for(settings: TrainerSettings) -> torch.device:
-    """Raises `ConfigError` if a GPU is asked for and there is none."""
+    """Return the device of a run. Raises `ConfigError` if "cuda" is requested without a GPU."""
     available = torch.cuda.is_available()
     if settings.device == "cuda" and not available:
         raise ConfigError("device is cuda but torch sees no GPU here: use device auto or cpu")
@@ -23,7 +23,7 @@ def device_for(settings: TrainerSettings) -> torch.device:
 
 @contextmanager
 def computing_threads(count: int) -> Iterator[None]:
-    """Within, this process computes with so many threads of the CPU."""
+    """Set the number of CPU threads of this process inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -33,7 +33,10 @@ def computing_threads(count: int) -> Iterator[None]:
 
 
 def compute_type_for(settings: TrainerSettings, device: torch.device) -> torch.dtype:
-    """Of matrix products; weights, moments and sums of losses are float32 whatever this is."""
+    """Return the number format of matrix products.
+
+    Weights, optimizer moments and sums of losses are always float32.
+    """
     if settings.precision == "auto":
         return (
             torch.bfloat16

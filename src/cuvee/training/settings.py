@@ -1,4 +1,4 @@
-"""`TrainerSettings`: everything about a training run but the model, the data and the mixture."""
+"""`TrainerSettings`: all settings of a training run except model, data and mixture."""
 
 from __future__ import annotations
 
@@ -15,43 +15,51 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Settings of `LMTrainer`. Sizes are global: over all ranks and micro-batches."""
+    """Settings of `LMTrainer`. Sizes are global: over all ranks and micro-batches.
+
+    Raises `ConfigError` that names a value out of range.
+    """
 
     steps: int = 1000
     """Optimizer steps of the whole run."""
     tokens: int | None = None
-    """The budget in training tokens instead of `steps`: as many whole batches as reach it."""
+    """Training tokens, instead of `steps`. The run takes as many whole batches as reach them."""
     batch_size: int = 16
-    """Sequences a step, over all ranks."""
+    """Sequences per step, over all ranks."""
     sequence_length: int = 256
+    """Tokens per sequence."""
     micro_batch_size: int | None = None
-    """Sequences a forward pass on one rank; the gradients of a step are accumulated. None: all of them at once."""
+    """Sequences per forward pass on one rank, with gradient accumulation. None: all at once."""
     learning_rate: float = 1e-3
+    """The peak of the schedule."""
     min_lr_ratio: float = 0.1
-    """The last step's rate as a share of the peak."""
+    """The learning rate of the last step, as a share of the peak."""
     warmup_ratio: float = 0.05
-    """Share of the steps over which the rate rises."""
+    """The share of the steps over which the learning rate warms up."""
     schedule: Schedule = "cosine"
     decay_ratio: float = 0.2
-    """Share of the steps over which "wsd" falls at the end."""
+    """The share of the steps over which "wsd" decays at the end."""
     weight_decay: float = 0.1
-    """Decoupled, on weight matrices only: neither on norms and biases nor on embeddings."""
+    """Decoupled weight decay. It applies to weight matrices, not to norms, biases, embeddings."""
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
-    """The largest global gradient norm."""
+    """Gradients are clipped to this global norm."""
     precision: Precision = "auto"
-    """"bf16" runs forward and backward under autocast with weights kept in float32. auto: bf16 on GPUs that have it."""
+    """"bf16" runs forward and backward passes under autocast; weights stay in float32.
+
+    auto: bf16 on GPUs that support it, else fp32.
+    """
     device: Device = "auto"
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile. auto: on GPUs."""
+    """Whether to use torch.compile. auto: on GPUs."""
     interval: int = 10
     """Optimizer steps under one mixture."""
     validate_every: int = 5
-    """Intervals between validations; 0 validates at the start and at the end only."""
+    """Intervals between validations. 0 validates only at the start and at the end."""
     validation_tokens: int = 4_096
-    """The most tokens of each domain's `valid` split that a validation reads."""
+    """The most tokens of each domain's `valid` split that one validation reads."""
     seed: int = 0
-    """Of what is random inside a step (dropout)."""
+    """Seed of the randomness inside steps, such as dropout."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -93,13 +101,13 @@ class TrainerSettings:
 
     @property
     def validations(self) -> int:
-        """How often the whole run validates: at the start, every `validate_every` intervals, and at the end."""
+        """Validations of the run: at the start, every `validate_every` intervals, at the end."""
         intervals = math.ceil(self.total_steps / self.interval)
         every = self.validate_every
         return 1 + (math.ceil(intervals / every) if every else 1)
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of optimizer step `step` (0-based)."""
+        """Return the learning rate of optimizer step `step` (0-based)."""
         return learning_rate(
             step,
             total_steps=self.total_steps,

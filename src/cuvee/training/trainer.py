@@ -1,4 +1,4 @@
-"""`LMTrainer`: trains a Hugging Face causal language model on a mixture stream and reports signals."""
+"""`LMTrainer`: trains a Hugging Face causal language model on a mixture stream."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ from cuvee.training.update import OptimizerStep
 from cuvee.training.validation import Validation, next_token_counts
 
 Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""A training step's forward pass, as `NextTokenLoss` makes it; `cuvee.training.together.together` puts another in its place."""
+"""The forward pass of a step, by default `NextTokenLoss`; `training.together` replaces it."""
 
-# Settings that say where a run computes, not what.
+# A resumed run may change these settings: they say where a run computes, not what.
 _FREE_TO_CHANGE = {"device", "compile"}
 
 
 @register_trainer("lm")
 class LMTrainer:
-    """Implements `core.protocols.Trainer`. One interval is `settings.interval` optimizer steps, the last may be shorter.
+    """Implements `core.protocols.Trainer`.
 
-    Every rank builds one over its own slice of the stream and calls the same methods in the same order; the signals are
-    those of all ranks together, and equal on each. The state is the same on each rank and does not depend on how many
-    there are.
+    One interval is `settings.interval` optimizer steps; the last one may be shorter. Every rank
+    builds a trainer over its own slice of the stream and calls the same methods in the same order.
+    The signals cover all ranks and are equal on each. The state is equal on each rank and does not
+    depend on the number of ranks.
 
-    `Signals.loss` is the training loss by domain, `Signals.probes["valid_loss"]` (K,) the validation loss, both in nats per
-    token; probes that the policy asks for add theirs. `cost` counts training tokens, the FLOPs of training, validation
-    and probes, and the seconds of all three. `others` are the corpora, beside the first, from which domains were or
-    will be added to the stream while it runs.
+    `Signals.loss` is the training loss by domain and `Signals.probes["valid_loss"]` (K,) the
+    validation loss, both in nats per token. Probes that the policy declares add their own signals.
+    `cost` counts training tokens, and the FLOPs and seconds of training, validation and probes.
+    `others` are further corpora from which domains of the stream come, or are added while it runs.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class LMTrainer:
         for name in ("batch_size", "sequence_length"):
             if getattr(stream, name) != getattr(settings, name):
                 raise ConfigError(
-                    f"the settings' {name} is {getattr(settings, name)}, the stream's {getattr(stream, name)}: make them equal"
+                    f"the settings' {name} is {getattr(settings, name)}, the stream's "
+                    f"{getattr(stream, name)}: make them equal"
                 )
         longest = getattr(model.config, "max_position_embeddings", None) or settings.sequence_length
         if settings.sequence_length > longest:
             raise ConfigError(
-                f"sequence_length {settings.sequence_length} is more than the model's {longest} positions"
+                f"sequence_length {settings.sequence_length} is more than the model's {longest} "
+                "positions"
             )
         compute = compute_type_for(settings, self.device)
         compiled = is_compiled(settings, self.device)
@@ -106,7 +109,7 @@ class LMTrainer:
         settings: TrainerSettings,
         ranks: Ranks,
     ) -> LMTrainer:
-        """A fresh model and stream. All randomness follows from `settings.seed`, whatever the policy."""
+        """Build a new model and stream. All randomness depends on `settings.seed` only."""
         stream = MixtureStream(
             corpus,
             Mixture.natural(corpus.domains),
@@ -121,7 +124,7 @@ class LMTrainer:
 
     @staticmethod
     def price(model: str | Mapping[str, Any], corpus: Corpus, settings: TrainerSettings) -> Cost:
-        """Tokens and FLOPs of training and validation. What a policy has measured comes on top."""
+        """Estimate tokens and FLOPs of training and validation; probes add to the real cost."""
         size = size_of(build_model(model, corpus, seed=0), settings.sequence_length)
         tokens = settings.total_steps * settings.batch_size * settings.sequence_length
         names = corpus.names
@@ -135,7 +138,7 @@ class LMTrainer:
         return self.step >= self.settings.total_steps
 
     def start(self, probes: Sequence[Probe]) -> Signals:
-        """Attaches the probes and measures before the first step."""
+        """Attach the probes and measure before the first step."""
         began = self.clock()
         meters = self._attach(probes)
         domains = self.stream.domains
@@ -143,8 +146,11 @@ class LMTrainer:
         return self._signals(meters, domains, validate=True, began=began)
 
     def advance(self, mixture: Mixture) -> Signals:
-        """Trains one interval under `mixture`. Raises `TrainingError` if a loss or gradient is not finite, before the weights
-        are touched, or if ranks disagree or go missing."""
+        """Train one interval under `mixture`.
+
+        Raises `TrainingError` if a loss or gradient is not finite, before weights change, or if
+        ranks disagree or are missing.
+        """
         assert self._meters is not None, "call start or restore before advance"
         assert not self.done, "the budget is used up"
         began = self.clock()
@@ -154,9 +160,8 @@ class LMTrainer:
         meters.begin_interval(domains)
         steps = min(self.settings.interval, self.settings.total_steps - self.step)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(
-            devices=devices
-        ):  # so that reseeding below is nobody else's business
+        # Restore the generators afterwards: every step reseeds them.
+        with torch.random.fork_rng(devices=devices):
             for _ in range(steps):
                 try:
                     self._train_step(meters, domains)
@@ -174,9 +179,9 @@ class LMTrainer:
     def _train_step(self, meters: Meters, domains: tuple[Domain, ...]) -> None:
         batch = next(self.stream)
         assert batch.names == tuple(domain.name for domain in domains), (
-            "domains may change between intervals only"
+            "domains may change only between intervals"
         )
-        # What is random in a step depends on nothing but the step, so that a checkpoint needs no generator's state.
+        # Randomness depends only on seed, step and rank, so checkpoints need no generator state.
         torch.manual_seed(_seed_of(self.settings.seed, self.step, self.ranks.rank))
         counted_BL = next_token_counts(batch.counted_BL)
         denominator = float(self.ranks.agree(self.step, batch, int(counted_BL.sum())))
@@ -210,9 +215,13 @@ class LMTrainer:
         ]
 
     def _not_finite(self, meters: Meters, domains: tuple[Domain, ...], norm: float) -> str:
-        """Every rank sees a gradient that is not finite after the sum over ranks, so every rank comes here."""
+        """The error message, with the domains whose loss is not finite.
+
+        It calls a collective. After the sum over ranks, a gradient that is not finite is seen by
+        every rank, so all ranks call it.
+        """
         losses = meters.loss.sums()
-        self.ranks.sum(losses, f"the search for the domains at fault in step {self.step}")
+        self.ranks.sum(losses, f"the search for domains with a bad loss in step {self.step}")
         sums_K = losses.view(2, -1)[0]
         at_fault = [
             domain.name
@@ -225,12 +234,13 @@ class LMTrainer:
             else "the gradient, though no domain's loss,"
         )
         return (
-            f"step {self.step}: {what} is not finite (gradient norm {norm:g}); the weights are those of the step before. "
-            f"Resume from the last checkpoint, with a learning_rate below {self.settings.learning_rate:g} if it happens again"
+            f"step {self.step}: {what} is not finite (gradient norm {norm:g}); the weights are "
+            "those of the step before. Resume from the last checkpoint, with a learning_rate below "
+            f"{self.settings.learning_rate:g} if it happens again"
         )
 
     def _attach(self, probes: Sequence[Probe]) -> Meters:
-        if self.ranks.size > 1:  # not worth hashing the weights for oneself
+        if self.ranks.size > 1:  # a single rank need not hash the weights
             self.ranks.same("corpus, settings and weights", self._fingerprint())
         if self._meters is not None:
             self._meters.close()
@@ -251,7 +261,8 @@ class LMTrainer:
 
     def _fingerprint(self) -> str:
         sha = hashlib.sha256(
-            f"{self.corpus.fingerprint}{self.stream.seed}{self.step}{_comparable(self.settings)}".encode()
+            f"{self.corpus.fingerprint}{self.stream.seed}{self.step}"
+            f"{_comparable(self.settings)}".encode()
         )
         for weight in self.update.weights.values():
             sha.update(weight.detach().cpu().numpy().data)
@@ -260,7 +271,7 @@ class LMTrainer:
     def _signals(
         self, meters: Meters, domains: tuple[Domain, ...], *, validate: bool, began: float
     ) -> Signals:
-        """Adds up the sums of the meters and of the validation over ranks, in one collective, and reads them."""
+        """Add up the sums of meters and validation over ranks in one collective, and read them."""
         own = meters.sums()
         valid_sums, validated = self._validate(domains) if validate else (own.new_zeros(0), 0)
         flat = torch.cat([own, valid_sums.to(own)])
@@ -278,7 +289,7 @@ class LMTrainer:
         return Signals(domains, self.step, progress, measured.tokens_K, measured.loss, probes)
 
     def _validate(self, domains: tuple[Domain, ...]) -> tuple[Tensor, int]:
-        """This rank's sums, and how many tokens all ranks read for them."""
+        """Return this rank's sums, and how many tokens all ranks read for them."""
         by_name = self._valid_pools()
         pools = [by_name[domain.name] for domain in domains]
         rows = self.settings.micro_batch_size or self.settings.batch_size
@@ -311,7 +322,7 @@ class LMTrainer:
         return found
 
     def _valid_pools(self) -> dict[str, TokenPool | None]:
-        """By the name that a domain has now, which need not be what its corpus calls it."""
+        """Valid splits by the domain's current name, which may differ from its corpus's name."""
         pools: dict[str, TokenPool | None] = {}
         for row in self.stream.state_dict()["domains"]:
             corpus = self.corpora.get(row["fingerprint"])
@@ -324,7 +335,10 @@ class LMTrainer:
         return pools
 
     def state_dict(self) -> State:
-        """Everything that the rest of the run depends on, copied. Call it between intervals; it talks to no other rank."""
+        """A copy of everything that the rest of the run depends on.
+
+        Call it between intervals. It does not communicate with other ranks.
+        """
         return {
             "step": self.step,
             "intervals": self._intervals,
@@ -336,13 +350,16 @@ class LMTrainer:
         }
 
     def restore(self, state: Mapping[str, Any], probes: Sequence[Probe]) -> None:
-        """Goes on where `state_dict` was called, in place of `start`. Raises `CheckpointError` if model or settings differ."""
+        """Resume from `state_dict`, instead of `start`.
+
+        Raises `CheckpointError` if the model or the settings differ.
+        """
         own = _comparable(self.settings)
         for name, value in own.items():
             if state["settings"].get(name) != value:
                 raise CheckpointError(
-                    f"the checkpoint was made with {name} = {state['settings'].get(name)}, not {value}: "
-                    "give the same settings, or start a new run"
+                    f"the checkpoint was made with {name} = {state['settings'].get(name)}, not "
+                    f"{value}: give the same settings, or start a new run"
                 )
         self.update.load_state_dict(state["update"])
         self.stream.load_state_dict(state["stream"], list(self.corpora.values()))
@@ -352,11 +369,11 @@ class LMTrainer:
         self._attach(probes).load_state_dict(state["meters"])
 
     def export(self, folder: Path | str) -> None:
-        """Writes the model and its tokenizer, if the corpus has one, as an ordinary Hugging Face folder."""
+        """Write the model, and the corpus's tokenizer if any, as a Hugging Face folder."""
         export_model(self.model, self._tokenizer(), self.corpus.end_of_text, Path(folder))
 
     def _tokenizer(self) -> Tokenizer | None:
-        """None for a corpus of shards that came without one."""
+        """The corpus's tokenizer, or None for a corpus of shards that came without one."""
         return None if self.corpus.manifest.tokenizer.sha256 is None else self.corpus.tokenizer()
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of all weights in one buffer, summed over ranks in one collective, clipped, AdamW."""
+"""One optimizer step: one gradient buffer, one sum over ranks, clipping, AdamW."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from cuvee.core.errors import CheckpointError
 from cuvee.training.distributed import Ranks
 from cuvee.training.settings import TrainerSettings
 
-_ALIGNMENT = 64  # elements: each weight's gradient begins at a multiple, so that vector instructions stay aligned
+_ALIGNMENT = 64  # elements; each weight's gradient begins at a multiple, for vector instructions
 
 
 class OptimizerStep:
-    """AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on a model's trainable weights.
+    """AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).
 
-    `weight.grad` of every weight is a view into one flat buffer, whose last element carries the step's loss: one sum over
-    ranks, one norm and one finite check do for all of them.
+    It updates the trainable weights of a model. Each `weight.grad` is a view of one flat buffer,
+    and the last element of the buffer is the loss of the step. So one sum over ranks, one norm and
+    one check for finite values cover all of them.
     """
 
     def __init__(self, model: nn.Module, settings: TrainerSettings) -> None:
@@ -69,7 +70,7 @@ class OptimizerStep:
     def reduce(
         self, loss: torch.Tensor, ranks: Ranks, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums the gradients and `loss` over ranks; returns the loss and the gradient norm of the whole batch."""
+        """Sum gradients and `loss` over ranks. Return loss and gradient norm of the whole batch."""
         in_place = all(
             w.grad is g for w, g in zip(self.weights.values(), self._gradients, strict=True)
         )
@@ -79,14 +80,14 @@ class OptimizerStep:
         return self.buffer[-1], self.buffer[:-1].norm()
 
     def apply(self, norm: torch.Tensor, learning_rate: float) -> None:
-        """Clips to the largest global norm and changes the weights."""
+        """Clip the gradients to `max_grad_norm` and update the weights."""
         self.buffer.mul_(torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and both moments by weight name, float32; no moments before the first step."""
+        """Weights and both moments by weight name, in float32. No moments before the first step."""
         state: dict[str, Any] = {
             "weights": {name: _copy(weight) for name, weight in self.weights.items()},
             "steps": 0,
@@ -100,18 +101,22 @@ class OptimizerStep:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `CheckpointError` if the state is of a model with other weights, or of one that has diverged."""
+        """Restore `state_dict`.
+
+        Raises `CheckpointError` if the state has other weights, or weights that are not finite.
+        """
         saved = {name: array.shape for name, array in state["weights"].items()}
         own = {name: tuple(weight.shape) for name, weight in self.weights.items()}
         if saved != own:
             name = next(name for name in [*own, *saved] if saved.get(name) != own.get(name))
             raise CheckpointError(
-                f"the checkpoint is of another model: {name} has shape {saved.get(name)} there and {own.get(name)} here"
+                f"the checkpoint is of another model: {name} has shape {saved.get(name)} there and "
+                f"{own.get(name)} here"
             )
         for name, array in state["weights"].items():
             if not np.isfinite(array).all():
                 raise CheckpointError(
-                    f"{name} is not finite in the checkpoint: go back to an earlier one"
+                    f"{name} is not finite in the checkpoint: resume from an earlier checkpoint"
                 )
         for name, weight in self.weights.items():
             weight.copy_(torch.from_numpy(state["weights"][name]))

@@ -1,4 +1,7 @@
-"""Validation by domain: fixed windows of each domain's `valid` split, the same at every validation, rank count and resume."""
+"""Validation loss by domain, on fixed windows of each domain's `valid` split.
+
+The windows are the same at every validation, for every number of ranks and after a resume.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from cuvee.training.loss import NextTokenLoss
 
 
 class Validation:
-    """At most `tokens` tokens of each domain, in windows of `sequence_length` spread evenly over its `valid` split.
+    """Validation on at most `tokens` tokens of each domain.
 
-    Windows do not overlap; a split shorter than one window is padded. A domain without a `valid` split has no loss.
+    They are read in windows of `sequence_length`, spread evenly over the `valid` split. Windows do
+    not overlap. A split shorter than one window is padded. A domain without a `valid` split has no
+    validation loss.
     """
 
     def __init__(self, tokens: int, sequence_length: int) -> None:
@@ -26,7 +31,7 @@ class Validation:
         self._windows: dict[TokenPool, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
 
     def tokens(self, pools: Sequence[TokenPool | None]) -> int:
-        """How many go through the model, on all ranks together."""
+        """Return the number of tokens that one validation reads, over all ranks."""
         return sum(len(tokens_BL) for _, tokens_BL, _ in self._parts(pools)) * self.length
 
     @torch.no_grad()
@@ -39,7 +44,10 @@ class Validation:
         rank: int,
         ranks: int,
     ) -> Tensor:
-        """(2K,) float64: this rank's summed losses by domain, then how many token losses that are. `rows` go at a time."""
+        """Return this rank's sums as (2K,) float64: losses by domain, then counts by domain.
+
+        `rows` sequences are read per forward pass.
+        """
         sums_2K = torch.zeros(2, len(pools), dtype=torch.float64, device=device)
         for tokens_BL, counted_BL, domain_B in self._batches(pools, rows, rank, ranks):
             counted = torch.from_numpy(counted_BL).to(device)
@@ -103,7 +111,10 @@ class Validation:
         ]
 
     def windows(self, tokens: int) -> npt.NDArray[np.int64]:
-        """Which of the windows that a split of so many tokens is cut into are read; ascending, none if it is shorter than one."""
+        """Return the indices of the windows that are read of a split of `tokens` tokens.
+
+        They are ascending. There are none if the split is shorter than one window.
+        """
         fit = tokens // self.length
         count = min(fit, self.most)
         return np.arange(count) * fit // max(count, 1)
@@ -125,7 +136,7 @@ class Validation:
 
 
 def next_token_counts(real_BL: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The positions whose next-token loss counts: both the token and its successor in the row are real."""
+    """Mark positions whose next-token loss counts: the token and its successor are both real."""
     counted_BL = np.zeros(real_BL.shape, dtype=np.bool_)
     counted_BL[:, :-1] = real_BL[:, :-1] & real_BL[:, 1:]
     return counted_BL

@@ -1,1 +1,1 @@
-"""Several trainers in one process, their passes batched."""
+"""Runs several trainers in one process and batches their forward and backward passes."""

@@ -1,10 +1,12 @@
-"""`StackedModel`: several models of one architecture as one program, each on rows of its own.
+"""`StackedModel`: runs several models of one architecture as one program, each on its own rows.
 
-A copy of the first model's code is run on the rows of all members at once, with the modules that hold weights replaced: a linear
-layer becomes one batched product over the members' stacked weights, a root-mean-square norm one with stacked scales, and any
-other is asked member by member. What has no weights (attention, activations, residuals, rotations) sees a larger batch.
+The program is a copy of the first model, called on the rows of all members at once. Its modules
+with weights are replaced. A linear layer becomes one batched product over the members' stacked
+weights. A root-mean-square norm uses stacked scales. Any other module runs member by member.
+Modules without weights (attention, activations, residuals, rotations) just get a larger batch.
 
-The weights stay the members' own: they are stacked on the way forward, and the way back adds to each member's `weight.grad`.
+Each member keeps its own weights. The forward pass stacks them, and the backward pass adds to each
+member's `weight.grad`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from torch.func import functional_call
 
 
 class StackedModel:
-    """Called with tokens_BL of each of some members, by number, gives the last hidden states (BL, H) of each."""
+    """Several models of one architecture as one program.
+
+    Call it with the numbers of some members and the tokens_BL of each. It returns the last hidden
+    states of each, (B·L, H).
+    """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         shared = {id(weight): weight for weight in models[0].parameters()}
@@ -44,8 +50,11 @@ class StackedModel:
 
     @torch.no_grad()
     def agrees_with(self, models: Sequence[nn.Module]) -> bool:
-        """Whether each model gives these hidden states itself, tried on a few tokens: no with dropout, or if rows of a batch
-        are not treated alike. Any code may be in a model, so any error means no."""
+        """Whether the program gives the same hidden states as the models, tried on a few tokens.
+
+        False with dropout, or if the rows of a batch affect each other. Any error also gives False,
+        because a model may contain any code.
+        """
         device = next(models[0].parameters()).device
         tokens = list(
             torch.arange(16 * len(models), device=device).remainder(31).view(len(models), 2, 8)
@@ -65,13 +74,16 @@ class StackedModel:
 
 
 class _Leaf(nn.Module):
-    """Stands for the same module of every member; the first dimension of what it is called with is members times rows."""
+    """Takes the place of one module of every member.
+
+    Its input is the concatenation of all members' rows along the first dimension.
+    """
 
     members: Sequence[int] = ()
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self._of = tuple(modules)  # a tuple, so that they are not registered as parts of this one
+        self._of = tuple(modules)  # in a tuple, so that they are not registered as submodules
 
     def stacked(self, name: str) -> Tensor:
         return torch.stack([getattr(self._of[member], name) for member in self.members])
@@ -88,9 +100,9 @@ class _Linear(_Leaf):
 
 
 class _Scale(_Leaf):
-    """A norm whose last act is to multiply by its weight: run with ones, then scaled for each member.
+    """A norm that multiplies by its weight last: it runs with ones, then each member scales.
 
-    The reshaping is around the scaling alone, so that gradients meet in the order in which they do in one model.
+    Only the scaling is reshaped, so gradients are added in the same order as in a single model.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:

@@ -1,11 +1,11 @@
-"""`Together`: trainers in threads of one process that make their forward and backward passes as one batched program.
+"""`Together`: trainers in threads of one process that share batched forward and backward passes.
 
-    group = together(trainers)        # None unless that is faster, and gives the same numbers
-    with group.place(trainer):        # in a thread for each
+    group = together(trainers)        # None unless it is faster and gives the same numbers
+    with group.place(trainer):        # in one thread per trainer
         run(trainer, policy, journal)
 
-Everything else is each trainer's own as if it were alone: stream, optimizer, measurements, checkpoints, the end. A trainer that
-fails or ends leaves, and the others go on without it.
+Each trainer keeps its own stream, optimizer, measurements, checkpoints and end. If a trainer fails
+or ends, it leaves the group, and the others continue without it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cuvee.training.together.stacked import StackedModel
 from cuvee.training.trainer import LMTrainer
 
 WORTH = 1.2
-"""The least gain of the passes for which it is done: less is left of it in a whole step, part of which each does for itself."""
+"""The smallest speed-up of the passes that is worth it; the speed-up of a whole step is smaller."""
 
 _TRIAL_SECONDS = 0.5
 
@@ -36,11 +36,12 @@ _compared: dict[tuple[object, ...], Comparison] = {}
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one forward and backward pass of all: how many times as fast it is together, and whether every bit of losses and
-    gradients is the same."""
+    """The result of a timed trial of one forward and backward pass of all trainers."""
 
     gain: float
+    """How many times faster the shared passes are."""
     same_bits: bool
+    """Whether losses and gradients are bit-identical."""
 
 
 @dataclass
@@ -51,14 +52,16 @@ class _Pass:
     result: tuple[Tensor, Tensor] | None = None
     error: Exception | None = field(default=None, repr=False)
     seconds: float = 0.0
-    """Its share of the computation."""
+    """This trainer's share of the time of the shared computation."""
 
 
 def together(trainers: Sequence[Trainer]) -> Together | None:
-    """The trainers put together, or None if they are better left alone: if they cannot share one program, if a timed trial does
-    not show a gain of `WORTH`, or if it shows other bits, since a run must repeat itself whoever it is trained with.
+    """Group the trainers, or return None if they should run separately.
 
-    The trial takes about a second and changes nothing; its result is kept for other trainers of the same shape.
+    They run separately if they cannot share one program, if a timed trial shows a speed-up below
+    `WORTH`, or if its results are not bit-identical: a run must give the same results whichever
+    runs it shares passes with. The trial takes about a second and has no side effects. Its result
+    is reused for other trainers of the same shape.
     """
     if not can_share(trainers):
         return None
@@ -67,8 +70,12 @@ def together(trainers: Sequence[Trainer]) -> Together | None:
 
 
 def can_share(trainers: Sequence[Trainer]) -> TypeGuard[Sequence[LMTrainer]]:
-    """Whether these are two or more fresh `LMTrainer`s, each alone in its run, of one architecture, with equal settings but for
-    the seed, whose models can be stacked (see `StackedModel`)."""
+    """Whether these trainers can share one program.
+
+    They must be two or more `LMTrainer`s on one device that have not started, each with a single
+    rank, with one architecture, with settings equal except for the seed, and with models that can
+    be stacked (`StackedModel`).
+    """
     first = trainers[0] if trainers else None
     if len(trainers) < 2 or not isinstance(first, LMTrainer):
         return False
@@ -90,7 +97,7 @@ def can_share(trainers: Sequence[Trainer]) -> TypeGuard[Sequence[LMTrainer]]:
 
 
 def compare(trainers: Sequence[LMTrainer]) -> Comparison:
-    """Times both ways, in turns, on random tokens. The weights stay; gradients are left as at the beginning of a step."""
+    """Time both ways in turns on random tokens. Weights do not change; gradients are reset."""
     first = trainers[0]
     key = (_kind(first), len(trainers), str(first.device), torch.get_num_threads())
     if key not in _compared:
@@ -99,11 +106,12 @@ def compare(trainers: Sequence[LMTrainer]) -> Comparison:
 
 
 class Together:
-    """Several trainers that `can_share`. A pass waits until every trainer that has not left asks for its own; whoever comes last
-    computes for all.
+    """Several trainers that `can_share`, each in its own thread.
 
-    Only one of the threads runs at a time: a lock goes from hand to hand whenever one waits for the others. So they take no
-    more of the processor than one trainer does, and nothing that is random in one depends on the others.
+    A pass waits until every trainer of the group requests one. The last to request it computes the
+    passes of all. Only one thread runs at a time: a lock passes to another thread whenever one
+    waits. So the group uses no more CPU than a single trainer, and random numbers of one trainer
+    do not depend on the others.
     """
 
     def __init__(self, trainers: Sequence[LMTrainer]) -> None:
@@ -112,16 +120,18 @@ class Together:
         self._changed = threading.Condition()
         self._there = set(range(len(trainers)))
         self._waiting: dict[int, _Pass] = {}
-        self._others = [0.0] * len(
-            trainers
-        )  # seconds that a trainer spent on others, or waiting for them
+        # Seconds that each trainer spent waiting or computing for others.
+        self._others = [0.0] * len(trainers)
         for number, trainer in enumerate(trainers):
             trainer.forward = partial(self._forward, number)
             trainer.clock = partial(self._clock, number)
 
     @contextmanager
     def place(self, trainer: Trainer) -> Iterator[None]:
-        """Around the whole run of one trainer, in its thread; the others wait for it in every pass until the block ends."""
+        """Hold this block for the whole run of `trainer`, in its thread.
+
+        The other trainers wait for it in every pass until the block ends.
+        """
         number = next(number for number, own in enumerate(self._trainers) if own is trainer)
         with self._changed:
             try:
@@ -130,7 +140,7 @@ class Together:
                 self._leave(number)
 
     def _clock(self, number: int) -> float:
-        """Stands still while the time is others', so that the costs of all add up to the time that passes."""
+        """A clock that excludes time spent for others, so that the times of all trainers add up."""
         return time.perf_counter() - self._others[number]
 
     def _leave(self, number: int) -> None:
@@ -141,8 +151,8 @@ class Together:
     def _forward(
         self, number: int, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
     ) -> tuple[Tensor, Tensor]:
-        """The backward pass is done as well: calling `backward` on the returned loss adds nothing to any weight."""
-        if _is_hooked(self._trainers[number].model):  # a probe listens at this model's own modules
+        """Also computes the backward pass; `backward` on the returned loss changes no gradient."""
+        if _is_hooked(self._trainers[number].model):  # a probe needs this model's own modules
             self._leave(number)
             return self._trainers[number].loss(tokens_BL, counted_BL, denominator)
         began = time.perf_counter()
@@ -172,7 +182,7 @@ class Together:
                 if len(members) > 1
                 else _apart(trainers, passes)
             )
-        except Exception as error:  # each of them raises it, in its own thread
+        except Exception as error:  # each trainer raises it in its own thread
             for each in passes:
                 each.error = error
             return
@@ -188,7 +198,7 @@ def _stacked(
     passes: Sequence[_Pass],
 ) -> list[tuple[Tensor, Tensor]]:
     assert len({each.tokens_BL.shape for each in passes}) == 1, (
-        "trainers of equal settings step in step"
+        "trainers with equal settings have batches of equal shape"
     )
     compute = trainers[0].loss.compute
     with torch.autocast(trainers[0].device.type, dtype=compute, enabled=compute != torch.float32):
