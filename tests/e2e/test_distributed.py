@@ -126,7 +126,7 @@ def test_a_rank_that_is_gone_is_named_within_the_timeout(
         process.kill()
         process.join()
     report: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
-    assert "no sign of rank 1, which hangs or was killed" in report["error"]
+    assert "no answer from rank 1, which hangs or was killed" in report["error"]
     assert "step 4" in report["error"]
     assert report["step"] == 4
     assert report["seconds"] < 20

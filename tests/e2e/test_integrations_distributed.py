@@ -70,5 +70,5 @@ def test_a_rank_with_another_log_is_named_and_the_hosts_group_lives(
 
 
 def test_a_rank_that_hangs_is_named_and_the_hosts_group_lives(ranks: list[dict[str, Any]]) -> None:
-    assert "no sign of rank 1" in ranks[0]["missing"]["error"]
+    assert "no answer from rank 1" in ranks[0]["missing"]["error"]
     assert [rank["missing"]["sum"] for rank in ranks] == [2.0, 2.0]

@@ -166,7 +166,9 @@ def test_a_stopped_run_is_saved_and_goes_on(
     place: Path, unbroken: Run, number: signal.Signals
 ) -> None:
     handler = signal.getsignal(number)
-    with pytest.raises(Stopped, match=r"stopped after step 10 \(17%\), all of it saved") as stopped:
+    with pytest.raises(
+        Stopped, match=r"stopped after step 10 \(17%\); everything is saved"
+    ) as stopped:
         here(place, observer=Asks(number, after=5))
     assert stopped.value.signal == number
     assert signal.getsignal(number) is handler

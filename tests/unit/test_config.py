@@ -116,7 +116,7 @@ def test_what_is_wrong_with_a_run_is_named(content: dict[str, Any], said: str) -
         ({"methods": ["odm", {"name": "omd"}]}, "no method 'omd'; did you mean 'odm'?"),
         (
             {"methods": ["odm"], "baseline": "natural"},
-            "baseline is 'natural', which is not compared",
+            "baseline is 'natural', which is not in methods",
         ),
         ({"methods": ["odm"], "seeds": [1, 1]}, "seeds are [1, 1]: each may be given once"),
         ({"methods": ["odm"], "seed": 1}, "unknown key 'seed'; did you mean 'seeds'?"),
@@ -198,7 +198,7 @@ def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: 
     assert first.label == "learned"
     assert steered_by(tmp_path / "b" / "learned", "one").run_id("f") == first.run_id("f")
     assert steered_by(tmp_path / "c" / "learned", "two").run_id("f") != first.run_id("f")
-    with pytest.raises(PolicyError, match="holds no policy"):
+    with pytest.raises(PolicyError, match="has no policy"):
         parse(TrainConfig, {"corpus": "c", "policy": str(tmp_path)}, "mine.yaml").run_id("f")
 
 
@@ -292,7 +292,7 @@ def test_what_a_policy_cost_is_read_from_its_file_if_that_says_it(tmp_path: Path
         return PolicyChoice(policy=saved(tmp_path / "policy", provenance)).proxies
 
     assert proxies() is None
-    with pytest.raises(PolicyError, match="says of its cost"):
+    with pytest.raises(PolicyError, match="has the cost .* not valid"):
         proxies(proxies={"tokens": 3})
 
 
@@ -347,8 +347,8 @@ def bomb() -> str:
         ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("a: \0", "not readable as YAML"),
         ("a: 1" + ":59" * 100_000, "has a value of 300,001 characters"),
-        ("- 1", "holds a list"),
-        ("word", "holds text"),
+        ("- 1", "contains a list"),
+        ("word", "contains text"),
         (" " * (MAX_BYTES + 1), "larger than 1,000,000 bytes"),
     ],
 )

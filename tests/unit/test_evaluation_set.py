@@ -191,7 +191,7 @@ def test_long_prompts_lose_their_beginning_and_long_answers_are_left_out(tmp_pat
         attach({"f": [write(tmp_path / "f.jsonl", rows)]}, max_tokens=2)
     good, long = write(tmp_path / "good.jsonl", plain(3)), write(tmp_path / "long.jsonl", rows[1:])
     with pytest.raises(
-        CorpusError, match=r"no answer in .*long\.jsonl, of field 'f'.*leave the file out"
+        CorpusError, match=r"no answer in .*long\.jsonl, of field 'f'.*remove the file"
     ):
         attach({"f": [good, long]}, max_tokens=20)
 

@@ -270,7 +270,7 @@ def test_runs_whose_domains_changed_are_learned_from_and_not_evaluated_on() -> N
     assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
     (view,) = diagnose(learned, [*odd, *RUNS])
     assert (
-        "Run changed-run-2-0 takes no part in the evaluation: its domains changed in interval 3 (source0 came)."
+        "Run changed-run-2-0 is not part of the evaluation: its domains changed in interval 3 (source0 came)."
         in view.verdict
     )
     assert len(view.walks_NT) == len(RUNS)

@@ -124,7 +124,7 @@ def test_a_target_of_vanishing_probability_has_a_large_loss_and_not_an_infinite_
 
 
 def test_a_model_that_sees_the_future_is_refused() -> None:
-    with pytest.raises(ConfigError, match="looks at later tokens"):
+    with pytest.raises(ConfigError, match="uses later tokens"):
         NextTokenLoss(model_of({"model_type": "bert", **SIZES}))
 
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_made(
 ) -> None:
     asked = questions(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"evaluation\.target names .*none\.jsonl, and there is no such file"
+        ConfigError, match=r"evaluation\.target names .*none\.jsonl, which is not a file"
     ):
         config(policy=history, evaluation={**asked, "target": [str(tmp_path / "none.jsonl")]})
     with pytest.raises(ConfigError, match=r"evaluation\.target is missing"):
@@ -108,7 +108,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_made(
         ConfigError, match="unknown key 'targets' in evaluation; did you mean 'target'"
     ):
         config(policy=history, evaluation={**asked, "targets": []})
-    with pytest.raises(ConfigError, match="evaluation is given, and odm does not ask for it"):
+    with pytest.raises(ConfigError, match="evaluation is given, but odm does not use it"):
         config(method="odm", evaluation=asked)
     with pytest.raises(ConfigError, match="the policy fixed reads no feedback"):
         build_policy(config(policy=fixed, evaluation=asked), BOTH)

@@ -76,7 +76,7 @@ def test_show_prints_configuration_and_trajectory(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "said"),
-    [("nine", "no run 'nine'"), ("mine", "'mine' begins the ids of 2 runs: mine-odm-s0, mine-fl")],
+    [("nine", "no run 'nine'"), ("mine", "'mine' is the beginning of 2 ids: mine-odm-s0, mine-fl")],
 )
 def test_a_run_that_is_not_meant_clearly_is_refused(place: Path, wanted: str, said: str) -> None:
     with pytest.raises(CuveeError) as caught:

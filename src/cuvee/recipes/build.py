@@ -1,4 +1,4 @@
-"""The only place where configurations become objects: policies, models and trainers."""
+"""Turns configurations into policies, models and trainers. No other module does this."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from cuvee.training.distributed import Ranks
 
 
 def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What the store keeps as a run's configuration: all that decides what it computes, what its policy has cost before it, and
-    what turns its losses into bits."""
+    """Return what the store keeps as a run's configuration.
+
+    It has everything that decides what the run computes (its identity), the cost of the proxies
+    behind its policy, and each domain's bytes per token, which convert losses to bits per byte.
+    """
     widths: dict[str, float] = {}
     for name in corpus.names:
-        with suppress(
-            CorpusError
-        ):  # not known of shards that came without a tokenizer or without a `valid` split
+        # Unknown for shards without a tokenizer or without a `valid` split.
+        with suppress(CorpusError):
             widths[name] = corpus.bytes_per_token(name, "valid")
     proxies = config.policy.proxies if config.policy else None
     spent = {"proxies": asdict(proxies)} if proxies else {}
@@ -37,10 +39,10 @@ def record_of(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
 
 
 def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
-    """What steers, within the limits of the guard.
+    """Return the policy of the run, wrapped in the guard that enforces its limits.
 
-    Raises `PolicyError` if no mixture over the corpus satisfies them or a saved policy is not for such a corpus, and
-    `ConfigError` for a method that has to learn from proxies first.
+    Raises `PolicyError` if no mixture over the corpus satisfies the limits or if a saved policy
+    does not fit the corpus, and `ConfigError` for a method that needs proxy runs first.
     """
     config.guard.bounds(corpus.names)
     train = config.train
@@ -51,7 +53,7 @@ def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
 
 
 def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
-    """The saved policy that is to steer, if one is, with the run's questions in place of those that it was saved with."""
+    """Load the saved policy, if there is one, with this run's questions instead of its own."""
     if config.policy is None:
         return None
     policy = config.policy.load()
@@ -61,7 +63,8 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
         return policy.evaluating(asked.files, asked.share) if asked else policy.evaluating(None)
     if asked:
         raise ConfigError(
-            f"evaluation is given, and the policy {config.policy.label} reads no feedback: leave it out"
+            f"evaluation is given, but the policy {config.policy.label} reads no feedback: "
+            "remove evaluation"
         )
     return policy
 
@@ -70,14 +73,15 @@ def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
     method = config.method.build(config.seed)
     if wanted := len(method.propose(corpus, ())):
         raise ConfigError(
-            f"{config.method.label} learns from proxy runs, {wanted} to begin with: run `cuvee search` with this method, then "
-            "give the folder that it writes, as in policy=runs/search/policy, in place of the method"
+            f"{config.method.label} learns from proxy runs, {wanted} to begin with: run "
+            "`cuvee search` with this method, then use the folder that it writes, as in "
+            "policy=runs/search/policy, instead of the method"
         )
     return method.commit(corpus, ())
 
 
 def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Trainer:
-    """The registered trainer of that name. All randomness follows from the configuration's seed."""
+    """Build the registered trainer `config.trainer`. All randomness depends on `config.seed`."""
     settings = replace(config.train, seed=config.seed)
     trainer: Trainer = TRAINERS.get(config.trainer).build(config.model, corpus, settings, ranks)
     return trainer

@@ -1,4 +1,4 @@
-"""`compare`: methods × seeds, each run once, one after the other or several at a time in processes of their own."""
+"""`compare`: trains methods × seeds, one run after another or several in worker processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
 
-_LOOK_EVERY = 0.2  # seconds between two looks at the processes
+_POLL_SECONDS = 0.2
+"""How long the pool waits for messages before it checks for a stop request again."""
 
 
 def compare(
@@ -31,20 +32,19 @@ def compare(
     workers: int = 1,
     observer: Observer | None = None,
 ) -> list[Run]:
-    """Trains what `config` says and returns its runs, seed by seed. A run that is finished is not repeated.
+    """Train the runs of `config` and return them, ordered by seed. Finished runs are not repeated.
 
-    With `workers` above 1, so many runs go on at a time, each in a process of its own. A run that fails in training does
-    not stop the others; the first such error is raised when all have ended. SIGINT and SIGTERM end every run with a
-    checkpoint and raise `Stopped`.
+    With `workers` above 1, that many runs train at a time, each in its own process. A run that
+    fails in training does not stop the others; the first such error is raised after all have ended.
+    On SIGINT or SIGTERM every run saves a checkpoint, and `Stopped` is raised.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}: at least 1 is needed")
     corpus = Corpus.open(config.corpus)
     configs = {one.run_id(corpus.fingerprint): one for one in config.runs()}
     for one in configs.values():
-        build_policy(
-            one, corpus
-        )  # so that a method that does not fit is found out now and not after hours
+        # A method that does not fit the corpus should fail now, not after hours.
+        build_policy(one, corpus)
     observer = observer or Unobserved()
     with open_store(config.store) as store:
         known = {run.id: run for run in store.runs()}
@@ -61,7 +61,7 @@ def compare(
                     if i not in known or known[i].status != "done"
                 }
                 for run_id in (i for i in configs if i not in left):
-                    train(configs[run_id], observer=observer)  # only says so: not worth a process
+                    train(configs[run_id], observer=observer)  # reports the finished run
                 failures = _WorkerPool(left, resume, group, observer, stop).work(workers)
         if failures:
             raise failures[0]
@@ -83,10 +83,10 @@ def _one_by_one(
 
 
 class _WorkerPool:
-    """Runs in processes of their own, so many at a time: what one of them breaks, the others do not notice.
+    """Trains runs in worker processes, so a crash affects one run only.
 
-    Each has a line of its own to the process that looks on. One queue for all would be lost with its lock when a process dies
-    while it writes.
+    Each process has its own pipe to this one. In a shared queue, a process that dies while writing
+    would keep the queue's lock.
     """
 
     def __init__(
@@ -107,27 +107,26 @@ class _WorkerPool:
 
     def work(self, workers: int) -> list[CuveeError]:
         total = len(self._waiting)
-        told = False
+        stopping = False
         try:
             while self._running or (self._waiting and self._stop.signal is None):
                 while self._waiting and len(self._running) < workers and self._stop.signal is None:
                     run_id = next(iter(self._waiting))
                     self._begin(run_id, self._waiting.pop(run_id))
-                self._listen(_LOOK_EVERY)
-                if self._stop.signal is not None and not told:
-                    told = True
-                    for line in self._running:
-                        with suppress(OSError):  # that one has just ended
-                            line.send("stop")
+                self._receive(_POLL_SECONDS)
+                if self._stop.signal is not None and not stopping:
+                    stopping = True
+                    for pipe in self._running:
+                        with suppress(OSError):  # this process has just ended
+                            pipe.send("stop")
         finally:
-            for process in (
-                self._running.values()
-            ):  # there are some only if something went wrong here: end them at once
+            # Processes are still running only after an error in this one.
+            for process in self._running.values():
                 process.terminate()
         if self._stop.signal is not None:
             done = total - len(self._waiting)
             raise Stopped(
-                f"stopped with {done} of {total} runs begun, all that they did is saved",
+                f"stopped with {done} of {total} runs begun; all their work is saved",
                 self._stop.signal,
             )
         return self._failures
@@ -139,28 +138,29 @@ class _WorkerPool:
             target=_work, args=(run_id, config, self._resume, self._group, theirs), name=run_id
         )
         process.start()
-        theirs.close()  # so that the line ends with the process
+        theirs.close()  # so that the pipe closes when the process ends
         self._running[ours] = process
 
-    def _listen(self, seconds: float) -> None:
-        """Passes on what comes in `seconds`, and no longer, however much the processes have to say."""
+    def _receive(self, seconds: float) -> None:
+        """Pass on the messages of all processes for `seconds`, then return even if more wait."""
         until = time.monotonic() + seconds
         while self._running and (left := until - time.monotonic()) > 0:
-            for line in wait(list(self._running), left):
-                assert isinstance(line, Connection)
+            for pipe in wait(list(self._running), left):
+                assert isinstance(pipe, Connection)
                 try:
-                    what, details = line.recv()
+                    what, details = pipe.recv()
                 except (EOFError, OSError):
-                    self._bury(line)
+                    self._remove(pipe)
                     continue
                 if what == "failed":
                     self._failures.append(details[0])
                 else:
                     getattr(self._observer, what)(*details)
 
-    def _bury(self, line: Connection) -> None:
-        line.close()
-        process = self._running.pop(line)
+    def _remove(self, pipe: Connection) -> None:
+        """Remove an ended process. If it crashed, record that as a failure of its run."""
+        pipe.close()
+        process = self._running.pop(pipe)
         process.join()
         if process.exitcode:
             died = f"the process of run {process.name} died with exit code {process.exitcode}"
@@ -171,33 +171,33 @@ class _WorkerPool:
 
 
 class _Relay:
-    """An observer that passes everything on to the process that looks on, as long as there is one."""
+    """An observer that sends all events to the parent process, as long as there is one."""
 
-    def __init__(self, line: Connection) -> None:
-        self._line = line
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
 
     def begin(self, run_id: str, note: str) -> None:
-        self.say("begin", run_id, note)
+        self.send("begin", run_id, note)
 
     def interval(self, progress: Progress) -> None:
-        self.say("interval", progress)
+        self.send("interval", progress)
 
     def end(self, run_id: str, note: str) -> None:
-        self.say("end", run_id, note)
+        self.send("end", run_id, note)
 
-    def say(self, what: str, *details: object) -> None:
+    def send(self, what: str, *details: object) -> None:
         with suppress(OSError):
-            self._line.send((what, details))
+            self._pipe.send((what, details))
 
 
-def _work(run_id: str, config: TrainConfig, resume: bool, group: str, line: Connection) -> None:
-    """What a worker process does. Ctrl-C reaches it too, but it waits for the stop request of its parent."""
+def _work(run_id: str, config: TrainConfig, resume: bool, group: str, pipe: Connection) -> None:
+    """Main function of a worker process. It ignores Ctrl-C and waits for the parent's request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    relay = _Relay(line)
+    relay = _Relay(pipe)
     try:
         import_plugins(config.plugins)
-        train(config, resume=resume, observer=relay, group=group, stop=PipedStop(line))
+        train(config, resume=resume, observer=relay, group=group, stop=PipedStop(pipe))
     except CuveeError as error:
-        relay.say("failed", error)
+        relay.send("failed", error)
     except Stopped as stopped:
         relay.end(run_id, str(stopped).removeprefix(f"{run_id} "))

@@ -1,4 +1,4 @@
-"""What the diagnostics page shows of a learned policy: its path, its critic's values, its heuristics, its evaluation."""
+"""The content of the diagnostics page of a learned policy: path, critic, heuristics, evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _SCORED = 64
 
 
 def diagnose(learned: Learned, runs: Sequence[Run]) -> list[SpaceView]:
-    """One view for each domain space of the evaluation. Only `runs` that the policy was learned from or evaluated on count."""
+    """Return one view per domain space of the evaluation.
+
+    Of `runs`, only those are used from which the policy was learned or on which it was evaluated.
+    """
     known = set(learned.provenance["runs"])
     logged = [run.trajectory for run in runs if run.id in known]
     return [_view(name, estimate, learned, logged) for name, estimate in learned.estimates.items()]
@@ -83,37 +86,46 @@ def _view(
 
 
 def verdict(estimate: OffPolicyEstimate, update: int) -> list[str]:
-    """What off-policy evaluation says, in sentences."""
+    """Return the result of off-policy evaluation in sentences."""
     gain, over, error = estimate.gain, estimate.over_static, estimate.error
     said = [
-        f"Evaluated on {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends {_apart(gain)} their "
-        f"average in feedback, and {_apart(over)} the best static mixture.",
-        f"The fit that evaluates it is off by {error:.4f} on runs left out of it. {estimate.outside:.0%} of the decisions lie "
-        f"further from what was tried than the data do from each other (total variation above {estimate.reach:.2f}).",
+        f"Evaluated on {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends "
+        f"{_apart(gain)} their average in feedback, and {_apart(over)} the best static mixture.",
+        f"The model that evaluates it is off by {error:.4f} on held-out runs. "
+        f"{estimate.outside:.0%} of the decisions are further from what was tried than the data "
+        f"are from each other (total variation above {estimate.reach:.2f}).",
     ]
     if not estimate.supported:
         said.append(
-            "The data do not support this policy: a run that it steers gets the best static mixture instead."
+            "The data do not support this policy: a run under it gets the best static mixture "
+            "instead."
         )
     return said
 
 
 def _left_out(learned: Learned) -> list[str]:
     return [
-        f"Run {run} takes no part in the evaluation: {change}."
+        f"Run {run} is not part of the evaluation: {change}."
         for run, change in learned.provenance["left_out"].items()
     ]
 
 
 def _apart(estimate: Estimate) -> str:
     side = "above" if estimate.mean >= 0 else "below"
-    return f"{abs(estimate.mean):.4f} (95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}) {side}"
+    return (
+        f"{abs(estimate.mean):.4f} "
+        f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}) {side}"
+    )
 
 
 def _opinions(
     policy: HistoryPolicy, path: Trajectory, feedback: Feedback
 ) -> tuple[Mapping[str, FloatArray], FloatArray, FloatArray]:
-    """Values (T,) of some mixtures by the lesser twin, the deviation of Q over flat draws, and that of the twins' difference."""
+    """Return what the critic says about the path, each (T,).
+
+    First the values of some mixtures by the smaller of the twin critics, then the standard
+    deviation of Q over uniformly drawn mixtures, then that of half the twins' difference.
+    """
     T, K = len(path), len(path.names)
     own_TK = path.weights_TK()
     last_TK = np.concatenate([heuristics.role_shares(path.domains, "source")[None], own_TK[:-1]])
@@ -146,7 +158,10 @@ def _scores(
 
 
 def _mean_scores(walks: Sequence[Trajectory], feedback: Feedback) -> list[float]:
-    """Mean over all decisions of each of `CRITERIA`; target progress is against a share that rises evenly to one half."""
+    """Return the mean over all decisions of each of `CRITERIA`.
+
+    Target progress is measured against a target share that rises evenly to one half.
+    """
     found = []
     for walk in walks:
         source_K = heuristics.role_shares(walk.domains, "source")

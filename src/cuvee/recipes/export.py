@@ -1,4 +1,4 @@
-"""Runs as files for other programs: lossless JSON, or a Parquet table with one row a run, interval and domain."""
+"""Exports runs: lossless JSON, or a Parquet table with one row per run, interval and domain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from cuvee.report.summary import method_label
 
 
 def export(runs: Sequence[tuple[Run, Sequence[Metrics]]], path: Path) -> None:
-    """Writes runs with what their policies said to `path`, whose suffix, .json or .parquet, says how."""
+    """Write runs and the metrics of their policies to `path`, which ends in .json or .parquet.
+
+    Raises `ConfigError` for another suffix.
+    """
     if path.suffix not in (".json", ".parquet"):
         raise ConfigError(f"cannot tell the format of {path}: end its name in .json or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,10 @@ def _schema(pa: Any) -> Any:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    """`weight` is null at interval 0, which nothing was trained in; a loss is null where it was not measured."""
+    """Rows of the table.
+
+    `weight` is null at interval 0, before training. A loss is null where it was not measured.
+    """
     rows = []
     for t, signals in enumerate(run.trajectory.signals):
         weights = run.trajectory.mixtures[t - 1].as_dict() if t else {}

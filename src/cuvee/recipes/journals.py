@@ -1,4 +1,4 @@
-"""Journals around the one that writes: one that is looked on at and can be stopped, and one for the ranks that do not write."""
+"""Journals for `train`: one reports and can stop a run, one is for ranks that do not write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SavingJournal(Journal, Protocol):
 
 
 class WatchedJournal:
-    """Tells an observer of each interval, and ends the run, checkpointed, when any rank was asked to stop."""
+    """Reports each interval to an observer. Ends the run with a checkpoint on a stop request."""
 
     def __init__(
         self, inner: SavingJournal, run_id: str, ranks: Ranks, stop: Stop, observer: Observer
@@ -61,7 +61,8 @@ class WatchedJournal:
             self._inner.save(len(so_far), trainer, policy)
             last = so_far.last
             raise Stopped(
-                f"{self._run_id} stopped after step {last.step:,} ({last.progress:.0%}), all of it saved",
+                f"{self._run_id} stopped after step {last.step:,} ({last.progress:.0%}); "
+                "everything is saved",
                 asked,
             )
 
@@ -85,14 +86,17 @@ class WatchedJournal:
         )
 
     def _asked(self) -> int | None:
-        """The signal that asked; every rank hears of it after the same interval, whichever of them it was sent to."""
+        """Return the signal of a stop request, or None.
+
+        All ranks see the request after the same interval, whichever of them received it.
+        """
         asked = torch.tensor([self._stop.signal is not None], dtype=torch.float64)
         self._ranks.sum(asked, "the question whether to stop")
         return (self._stop.signal or signal.SIGTERM) if asked.item() else None
 
 
 class FollowingJournal:
-    """For ranks above 0: takes the run up from the checkpoint that rank 0 takes it up from, and writes nothing."""
+    """For ranks above 0: resumes from the same checkpoint as rank 0 and writes nothing."""
 
     def __init__(self, store: Store, run_id: str, checkpoints: Checkpoints) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""From logged runs to a policy folder with a page: what `cuvee learn` does, and the second half of `cuvee search`."""
+"""Learns a policy from logged runs: `cuvee learn`, and the second half of `cuvee search`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOT_EVALUATED = (
 
 @dataclass(frozen=True)
 class LearnResult:
-    """The policy folder, the page in it, and the sentences in which the page sums up the policy."""
+    """The policy folder, the page in it, and the page's conclusions as sentences."""
 
     folder: Path
     page: Path
@@ -32,8 +32,7 @@ class LearnResult:
 
 
 class Learning:
-    """A method whose `commit` resumes after an interruption, and whose policy can be written with its page.
-
+    """A method whose `commit` can resume, and whose policy is written together with a page.
     `working` is the folder in which a `ResumableMethod` keeps its state until `write` is done.
     `observer` receives the progress of such a method.
     """
@@ -57,7 +56,7 @@ class Learning:
         return self._method.propose(corpus, logged)
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Learn from `logged`. Raises what the method raises if they are too few or of no use."""
+        """Learn from `logged`. Raises what the method raises if it cannot learn from them."""
         self._logged = logged
         self._missing = len(self._method.propose(corpus, logged))
         with computing_threads(self._threads):
@@ -76,7 +75,7 @@ class Learning:
     def write(
         self, folder: Path, title: str, provenance: Mapping[str, Any], cost: Cost
     ) -> LearnResult:
-        """Write the policy and its page to `folder`. `cost` is that of all proxy runs, failed ones too."""
+        """Write the policy and its page. `cost` covers all proxy runs, failed ones included."""
         lesson = self._lesson
         assert lesson is not None, "commit comes first"
         said = {**lesson.provenance, **provenance, "proxies": asdict(cost)}
@@ -111,7 +110,7 @@ class Learning:
 
 
 def _summary(lesson: Lesson) -> tuple[str, ...]:
-    """What the policy rests on, as far as it says."""
+    """Return the policy's own evidence in one sentence, if it has any."""
     if isinstance(lesson, Learned):
         return (_NOT_EVALUATED,)
     evidence = getattr(lesson.policy, "evidence", None) or {}

@@ -1,4 +1,4 @@
-"""`recommend`: finds the runs that are meant, recommends, and writes what was asked for into one folder."""
+"""`recommend`: finds the given runs, recommends a mixture and writes the files of the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TABLES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What to write into `folder`: files of `formats`, the page, and a search file of the `next` runs."""
+    """What to write into `folder`: files of `formats`, a page, and a search file of `next_runs`."""
 
     folder: Path
     formats: Sequence[str] = ()
@@ -38,12 +38,15 @@ class Outputs:
 
 
 def known_runs(sources: Sequence[str], columns: Columns, store: str | None) -> Runs:
-    """`sources` are files or a folder of runs, a search file, or the name of a group in the store."""
+    """Read runs from `sources`.
+
+    These are files or one folder of runs, or one search file, or the name of a group in the store.
+    """
     paths = [Path(source) for source in sources]
     if all(path.is_dir() or path.suffix in _TABLES for path in paths):
         return read_runs(paths, columns)
     if len(sources) > 1:
-        raise ConfigError(f"{', '.join(sources)} are no tables: give CSV, JSONL or Parquet files")
+        raise ConfigError(f"{', '.join(sources)} are not tables: give CSV, JSONL or Parquet files")
     if paths[0].suffix in (".yaml", ".yml"):
         from cuvee.recipes.search import SearchConfig, logged_runs
 
@@ -60,7 +63,7 @@ def known_runs(sources: Sequence[str], columns: Columns, store: str | None) -> R
 
 
 def available_tokens(given: str) -> dict[str, int]:
-    """Tokens by domain from a corpus folder, or from a JSON file of an object."""
+    """Return tokens by domain, from a corpus folder or from a JSON file with one object."""
     path = Path(given)
     if path.is_dir():
         return {domain.name: domain.tokens for domain in Corpus.open(path).domains}
@@ -68,29 +71,32 @@ def available_tokens(given: str) -> dict[str, int]:
 
 
 def read_numbers(path: Path) -> dict[str, float]:
-    """A JSON object of numbers by domain. Raises `ConfigError` for anything else."""
+    """Return a JSON object of numbers by domain. Raises `ConfigError` for anything else."""
     content = read_object(path)
     wrong = [name for name, value in content.items() if not isinstance(value, (int, float))]
     if wrong:
-        raise ConfigError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, which is no number")
+        raise ConfigError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, which is not a number")
     return {name: float(value) for name, value in content.items()}
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `ConfigError` if the file holds none."""
+    """Return a JSON object. Raises `ConfigError` if the file has none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no JSON file that can be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold one JSON object, {{domain: value, …}}")
+        raise ConfigError(f"{path} must contain one JSON object, {{domain: value, …}}")
     return content
 
 
 def recommend_and_write(
     runs: Runs, request: Request, outputs: Outputs
 ) -> tuple[Recommendation, list[Path]]:
-    """The recommendation and the files written. Formats are checked before anything is fitted, and written only if all can be."""
+    """Recommend, write the files, and return the recommendation and the paths.
+
+    Formats are checked before anything is fitted. Files are written only if all can be produced.
+    """
     unknown = [name for name in outputs.formats if name not in FORMATS]
     if unknown:
         raise ConfigError(f"no format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
@@ -108,17 +114,15 @@ def recommend_and_write(
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a `recommendation.json`."""
+    """Return the plan in a `recommendation.json`."""
     content = read_object(path)
     if not isinstance(content.get("plan"), Mapping):
-        raise ConfigError(
-            f"{path} holds no plan: give the recommendation.json of `cuvee recommend`"
-        )
+        raise ConfigError(f"{path} has no plan: give the recommendation.json of `cuvee recommend`")
     return Plan.from_json(content["plan"])
 
 
 def _search_file(found: Recommendation, count: int) -> str:
-    """A configuration of `cuvee search` whose method runs exactly the proposed mixtures."""
+    """Return a configuration of `cuvee search` whose method runs exactly the proposed mixtures."""
     paths_NPK = propose_next(
         found.surrogate, found.bounds, found.runs.mixtures_NPK, count, found.request.seed
     )
@@ -137,5 +141,7 @@ def _search_file(found: Recommendation, count: int) -> str:
             ]
         runs.append(points if len(path_PK) > 1 and found.surrogate.order else points[:1])
     content = {"corpus": "PATH/TO/CORPUS", "method": {"name": "designed", "runs": runs}}
-    comment = "# Set corpus, model and train as in the search whose runs these are to join.\n"
+    comment = (
+        "# Set corpus, model and train as in the search to which these runs are to be added.\n"
+    )
     return comment + yaml.safe_dump(content, sort_keys=False)

@@ -1,4 +1,4 @@
-"""From runs to the tables that a terminal shows, and from a store to the page."""
+"""Turns runs into tables for a terminal, and a store into a report page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from cuvee.report.tables import Table, final_table, paired_table
 
 
 def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, Table]]:
-    """What a comparison comes down to, with headings: final losses and cost, and paired differences if there are any."""
+    """Return the tables of a comparison with headings.
+
+    They are final losses and cost, and paired differences if runs of equal seeds exist.
+    """
     summary = summarise(runs, baseline)
     final = ("At the end", final_table(summary))
     paired = paired_table(summary)
@@ -23,7 +26,10 @@ def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, 
 
 
 def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, title: str) -> Path:
-    """The page about runs in any state; those that recorded nothing are left out. Raises `StoreError` if that is all."""
+    """Write the page about runs in any state. Runs without a recorded interval are left out.
+
+    Raises `StoreError` if no run remains.
+    """
     begun = [summary for summary in summaries if summary.intervals]
     if not begun:
         raise StoreError(

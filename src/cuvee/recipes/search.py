@@ -1,4 +1,4 @@
-"""`search`: proxy runs in a fleet of workers until the method knows enough, and the policy that it commits to, as a folder."""
+"""`search`: trains proxy runs in a fleet of workers and writes the policy learned from them."""
 
 from __future__ import annotations
 
@@ -40,62 +40,67 @@ from cuvee.recipes.stores import open_store
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
-_TIMED_SECONDS = 2.0  # an estimate is worth so much training, or two intervals if these take longer
+_TIMED_SECONDS = 2.0  # seconds of training for an estimate, or two intervals if they take longer
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Partition = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
 
 
 class LocalOptions(BaseModel):
-    """Processes of this host."""
+    """Workers are processes of this host."""
 
     model_config = _STRICT
     devices: tuple[str, ...] = ()
-    """CUDA devices, one a worker in turn; two workers may share one."""
+    """CUDA devices, assigned to workers in turn. Workers may share a device."""
 
 
 class RayOptions(BaseModel):
-    """Tasks of a Ray cluster that is there already."""
+    """Workers are tasks of an existing Ray cluster."""
 
     model_config = _STRICT
     address: Annotated[str, Field(min_length=1)] = "auto"
-    """`HOST:PORT`, or auto: $RAY_ADDRESS, else the cluster that this host is part of."""
+    """`HOST:PORT`, or auto: $RAY_ADDRESS, else the cluster to which this host belongs."""
     gpus: float = Field(default=0.0, ge=0.0)
-    """Of each proxy; a share lets several proxies use one."""
+    """GPUs per proxy. With a fraction, several proxies share one GPU."""
 
 
 class SlurmOptions(BaseModel):
-    """Jobs of a Slurm cluster."""
+    """Workers are jobs of a Slurm cluster."""
 
     model_config = _STRICT
     partition: Partition | None = None
     minutes: int = Field(default=240, ge=1)
-    """The longest that a job may take; it saves before that, and another one goes on."""
+    """Time limit of a job. It saves its state before that, and another job resumes."""
     gpus: int = Field(default=0, ge=0)
     memory_gb: int | None = Field(default=None, ge=1)
     cluster: Literal["slurm", "local"] = "slurm"
-    """local: processes of this host instead of jobs, to try things out."""
+    """local: processes of this host instead of jobs, for trials."""
 
 
 class SearchConfig(RunConfig):
-    """`model` and `train` are the proxy's. The policy is written to `out`/NAME/policy."""
+    """Configuration of a search. `model` and `train` are those of the proxies.
+
+    The policy is written to `out`/NAME/policy.
+    """
 
     method: MethodChoice
     seed: Seed = 0
     max_attempts: int = Field(default=3, ge=1)
-    """How often a proxy run is tried before it is given up."""
+    """The most attempts at a proxy run before it counts as failed."""
     max_failed_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of the proxies that may be given up; the method learns from the others."""
+    """The largest share of proxies that may fail. The method learns from the others."""
     together: int = Field(default=1, ge=1)
-    """The most proxies that a worker trains as one program, if a trial shows that to be faster with the same numbers."""
+    """The most proxies that a worker trains as one program, where that is faster and exact."""
     engine: Literal["local", "ray", "slurm"] = "local"
-    """Where workers live. Each engine has a section of its own."""
+    """Where workers run. Each engine has its own section of options."""
     local: LocalOptions = LocalOptions()
     ray: RayOptions = RayOptions()
     slurm: SlurmOptions = SlurmOptions()
 
     def proxy(self, corpus_fingerprint: str) -> dict[str, Any]:
-        """What a worker needs to build a proxy's trainer, as plain JSON. Fingerprints make another corpus, or another base model
-        in the same place, another run."""
+        """Return what a worker needs to build a proxy's trainer, as plain JSON.
+
+        It includes fingerprints, so another corpus or base model in the same place is another run.
+        """
         same = self.model_dump(mode="json", include={"model", "trainer", "train"})
         same["train"].pop("seed", None)
         if folder := self.base_folder:
@@ -103,19 +108,25 @@ class SearchConfig(RunConfig):
         return {**same, "corpus": str(self.corpus.absolute()), "fingerprint": corpus_fingerprint}
 
     def group(self, corpus_fingerprint: str) -> str:
-        """The same for searches whose proxies are alike but for their policies, so that none waits for another's to end."""
-        return f"{self.name[:55]}-{self.method.label}-s{self.seed}-{short_digest(self.proxy(corpus_fingerprint))}"
+        """Names the group of runs. Searches whose proxies differ only in policies share it."""
+        digest = short_digest(self.proxy(corpus_fingerprint))
+        return f"{self.name[:55]}-{self.method.label}-s{self.seed}-{digest}"
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What `method` asks for next, and what that would cost; a method may ask again when it has seen those runs."""
+    """The runs that a method requests next and their cost.
+
+    A method may request more when it has seen those runs.
+    """
 
     runs: int
     logged: int
     each: Cost
-    """Its FLOPs are of training and validation; what a policy has measured comes on top. Its seconds are an estimate, from what
-    `estimated_from` says."""
+    """Cost of one run. FLOPs cover training and validation, without the policy's probes.
+
+    Its seconds are an estimate from `estimated_from`.
+    """
     estimated_from: str = ""
 
     @property
@@ -125,12 +136,15 @@ class SearchPlan:
         )
 
     def seconds(self, workers: int) -> float:
-        """Until all are done with so many workers of the same speed."""
+        """Estimated seconds until all runs are done, with `workers` workers of equal speed."""
         return math.ceil(self.runs / workers) * self.each.seconds
 
 
 def make_trainer(proxy: Mapping[str, Any], seed: int) -> Trainer:
-    """A proxy's trainer, built in a worker. Raises `ConfigError` if corpus or base model are not those of the plan."""
+    """Build a proxy's trainer in a worker.
+
+    Raises `ConfigError` if the corpus or the base model differs from the planned one.
+    """
     content = {
         key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")
     }
@@ -145,12 +159,16 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> Trainer:
 def _check(place: Path, found: str, planned: str) -> None:
     if found != planned:
         raise ConfigError(
-            f"{place} has fingerprint {found}, the run was planned for {planned}: search again, or bring the old one back"
+            f"{place} has fingerprint {found}, but the run was planned for {planned}: "
+            "search again, or restore the old content"
         )
 
 
 def plan(config: SearchConfig) -> SearchPlan:
-    """Trains nothing for the store. Where no run is done yet, a proxy is trained for a moment to see how long one takes."""
+    """Return what the search would do next, without storing any run.
+
+    If no run is done yet, one proxy is trained for about two seconds to estimate the time.
+    """
     with _opened(config) as (corpus, fleet):
         logged = fleet.load()
     each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
@@ -162,7 +180,7 @@ def plan(config: SearchConfig) -> SearchPlan:
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
-    """The proxy runs of this search that are done."""
+    """Return the finished proxy runs of this search."""
     with _opened(config) as (_, fleet):
         return fleet.load()
 
@@ -170,7 +188,7 @@ def logged_runs(config: SearchConfig) -> list[Run]:
 def _estimate_seconds(
     config: SearchConfig, corpus: Corpus, proposed: Sequence[Policy], logged: Sequence[Run]
 ) -> tuple[float, str]:
-    """Seconds of one proxy run, and what tells so."""
+    """Return the seconds of one proxy run, and what the estimate is based on."""
     if logged:
         return sum(run.cost.seconds for run in logged) / len(
             logged
@@ -186,7 +204,7 @@ def _estimate_seconds(
         while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
             step = trainer.advance(mixture).step
             intervals += 1
-            # The first interval is slower: memory is asked for, kernels are chosen.
+            # The first interval is slower: it allocates memory and selects kernels.
             if intervals == 1 and not trainer.done:
                 before = time.perf_counter()
                 first = step
@@ -207,9 +225,10 @@ def search(
     workers: int = 1,
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> Path:
-    """Runs the proxies that are missing, and writes the policy for the target. Returns its folder.
+    """Train the missing proxies, write the policy for the target run and return its folder.
 
-    Running it again goes on where it stopped; several drivers may share one store. `on_change` is called about once a second.
+    A second call resumes. Several drivers may share one store. `on_change` is called about once a
+    second.
     """
     with _opened(config, workers, on_change) as (corpus, fleet):
         learning = _learning(config, None)
@@ -222,22 +241,25 @@ def learn(
     out: Path | None = None,
     observer: Callable[[Any], None] | None = None,
 ) -> LearnResult:
-    """Learns from the proxy runs that are done, and writes to `out` (default: where `search` would) what `search` would.
+    """Learn from the finished proxy runs and write the same policy folder as `search`.
 
-    Resumes after an interruption. `observer` receives the progress of a method that takes long. Raises `ConfigError` if the
-    method needs no proxy runs, `StoreError` if none is done, and what the method raises if they are too few.
+    `out` is the folder, by default that of `search`. Learning resumes after an interruption.
+    `observer` receives the progress of a method that takes long. Raises `ConfigError` if the
+    method needs no proxy runs, `StoreError` if no run is done, and what the method raises if there
+    are too few.
     """
     with _opened(config) as (corpus, fleet):
         learning = _learning(config, observer)
         logged = fleet.load()
         if not learning.propose(corpus, ()):
             raise ConfigError(
-                f"{config.method.label} does not learn from logged runs: give it to `cuvee train` as its method"
+                f"{config.method.label} does not learn from logged runs: use it as the method of "
+                "`cuvee train`"
             )
         if not logged:
             raise StoreError(
-                f"no run of {config.group(corpus.fingerprint)!r} is done: run the proxies first with "
-                "`cuvee search --runs-only`, with the same file"
+                f"no run of {config.group(corpus.fingerprint)!r} is done: run the proxies first "
+                "with `cuvee search --runs-only` and the same file"
             )
         learning.commit(corpus, logged)
         return _write(learning, config, out, corpus, fleet)
@@ -266,7 +288,7 @@ def run_proxies(
     workers: int = 1,
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> list[Run]:
-    """The first half of `search`: runs the proxies that are missing and returns all there are."""
+    """Train the missing proxies and return all proxy runs: the first half of `search`."""
     with _opened(config, workers, on_change) as (corpus, fleet):
         return loop.explore(config.method.build(config.seed), corpus, fleet)
 
@@ -277,7 +299,7 @@ def _opened(
     workers: int = 1,
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> Iterator[tuple[Corpus, StoreFleet]]:
-    """The corpus, and the fleet over the store; both are opened once, and the store is closed at the end of the block."""
+    """Open the corpus and a fleet over the store. The store is closed at the end of the block."""
     corpus = Corpus.open(config.corpus)
     with open_store(config.store) as store:
         watch = FleetWatch(store, config.group(corpus.fingerprint))
@@ -292,9 +314,8 @@ def _fleet(
     workers: int,
     on_change: OnChange | None,
 ) -> StoreFleet:
-    folder = (
-        config.out / config.name
-    ).absolute()  # workers elsewhere have another working directory
+    # Absolute, because workers on other hosts have other working directories.
+    folder = (config.out / config.name).absolute()
     proxy = config.proxy(corpus.fingerprint)
     options: FleetOptions = {
         "group": config.group(corpus.fingerprint),

@@ -1,4 +1,4 @@
-"""Opening the store that is meant, and finding runs in it. Loads no torch, so that looking at runs is quick."""
+"""Opens the store of a command and finds runs in it, without loading torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ DEFAULT_STORE = "runs/cuvee.db"
 
 
 def open_store(given: str | None, must_exist: bool = False) -> Store:
-    """The store that is named, else the one in $CUVEE_STORE, else runs/cuvee.db; with `must_exist` no file is created."""
+    """Open the given store, else the one in $CUVEE_STORE, else runs/cuvee.db.
+
+    With `must_exist`, raises `StoreError` if the file does not exist, instead of creating it.
+    """
     place = given or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
     if "://" not in place and not place.startswith("@"):
         if must_exist and not Path(place).is_file():
@@ -26,7 +29,11 @@ def open_store(given: str | None, must_exist: bool = False) -> Store:
 
 
 def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -> list[RunSummary]:
-    """The runs with these ids, or ids that begin so, in this order; all of the group, or of the store, if none is given."""
+    """Return the runs whose ids are, or begin with, `ids`, in this order.
+
+    Without `ids`, return all runs of the group, or of the store if there is no group. Raises
+    `StoreError` for an unknown or ambiguous id.
+    """
     known = store.runs(group=group)
     if not ids:
         return known
@@ -35,12 +42,11 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
         exact = [run for run in known if run.id == wanted]
         matches = exact or [run for run in known if run.id.startswith(wanted)]
         if not matches:
-            raise StoreError(
-                f"no run {wanted!r} in {store!r}: `cuvee runs list` shows what there is"
-            )
+            raise StoreError(f"no run {wanted!r} in {store!r}: `cuvee runs list` lists all runs")
         if len(matches) > 1:
             raise StoreError(
-                f"{wanted!r} begins the ids of {len(matches)} runs: {', '.join(run.id for run in matches)}"
+                f"{wanted!r} is the beginning of {len(matches)} ids: "
+                f"{', '.join(run.id for run in matches)}"
             )
         found += matches
     return found

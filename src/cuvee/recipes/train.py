@@ -1,4 +1,4 @@
-"""`train`: one configuration → one run, from wherever it stopped to its end."""
+"""`train`: trains the run of one configuration, from the beginning or from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def train(
     group: str | None = None,
     stop: Stop | None = None,
 ) -> Run:
-    """Trains what `config` says and returns the run; if it is finished already, returns that and does nothing.
+    """Train the run of `config` and return it. A finished run is returned without training.
 
-    A run that was interrupted goes on with `resume`, and is refused without it. Under torchrun every process calls this and
-    rank 0 alone writes. When `stop` asks, by default for SIGINT and SIGTERM, the run ends with `Stopped` after the interval
-    under way, everything saved. `group` is what a comparison files its runs under.
+    An interrupted run resumes with `resume`; without it, `ConfigError` is raised. Under torchrun
+    every process calls this function, and only rank 0 writes. A request of `stop`, by default
+    SIGINT or SIGTERM, ends the run after the current interval with everything saved, and raises
+    `Stopped`. `group` is the comparison to which the run belongs.
     """
     observer = observer or Unobserved()
     corpus = Corpus.open(config.corpus)
-    guarded = build_policy(
-        config, corpus
-    )  # so that what cannot steer is found out before anything is created
+    # A policy that cannot steer should fail before anything is created.
+    guarded = build_policy(config, corpus)
     run_id = config.run_id(corpus.fingerprint)
     with open_store(config.store) as store:
         known = next((found for found in store.runs() if found.id == run_id), None)
@@ -68,18 +68,22 @@ def train(
 
 
 def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
-    """Raises `ConfigError` if the run has begun, is not finished, and nobody said that it shall go on, or somebody is at it."""
+    """Raise `ConfigError` if the run has begun and may not resume.
+
+    It may resume only with `resume`, or if another process still trains it. A finished run is fine.
+    """
     if known is None or known.status == "done" or not known.intervals or resume:
         return
     where = f"at {known.progress:.0%} of its budget"
     if known.status == "running" and not is_dead(known.worker or ""):
         raise ConfigError(
-            f"run {known.id} is {where} and {known.worker} has it: wait for that process, or stop it"
+            f"run {known.id} is {where} and is being trained by {known.worker}: "
+            "wait for that process, or stop it"
         )
     why = f" ({known.reason})" if known.reason else ""
     raise ConfigError(
-        f"run {known.id} was interrupted {where}{why}: continue it with --resume, or start another one by giving it "
-        "another name, as in name=second-try"
+        f"run {known.id} was interrupted {where}{why}: continue it with --resume, or start another "
+        "one under another name, as in name=second-try"
     )
 
 
@@ -127,6 +131,6 @@ def _train(
 
 
 def _short(path: Path) -> str:
-    """Relative to the working directory where it lies below that."""
+    """Return the path relative to the working directory if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,10 +1,12 @@
-"""Data-parallel ranks: what they add up, what they must agree on, and who asks the policy.
+"""Data-parallel ranks: sums over ranks, agreement between ranks, and a policy on rank 0.
 
-Ranks exchange tensors and fixed-size bytes only, never pickled objects. The network between them is trusted.
+Ranks exchange only tensors and fixed-size bytes, never pickled objects. The network between them is
+trusted.
 
-A step costs two collectives: a gather of 88 bytes a rank, *before* the forward pass, by which every rank sees that all train
-the same step under the same mixture and how many tokens count in the whole batch; and the sum of the gradients. So no step is
-ever trained on mixtures that differ.
+A step costs two collectives. The first gathers 88 bytes per rank *before* the forward pass. With it
+every rank checks that all train the same step under the same mixture, and learns how many tokens
+count in the whole batch. The second sums the gradients. So no step is ever trained on mixtures that
+differ.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.row_counts import MixtureUpdate
 
-# How long a rank whose collective failed waits for the last of the others to say that it failed there as well.
+# After a failed collective, a rank waits this long for the last other rank to report its failure.
 _ROLL_CALL_SECONDS = 3.0
-# How long ranks may be apart when they start: machines boot and file systems warm up at different speeds.
+# The longest difference between the start times of ranks: machines boot at different speeds.
 _JOIN_SECONDS = 600.0
 
 
 class Ranks:
-    """This process among its peers. `Ranks()` is a process alone, for which every exchange is free."""
+    """The ranks of a run, as seen by this process. `Ranks()` is a single rank without exchanges."""
 
     def __init__(
         self,
@@ -54,13 +56,14 @@ class Ranks:
         self._store = store
         self._group = group
         self._roll = "failed"
-        """Under which name ranks answer the roll call in the store."""
+        """Prefix of the keys in the store by which ranks report a failure."""
 
     @classmethod
     def connect(cls, *, timeout: float = 600.0) -> Ranks:
-        """Joins the processes that `torchrun` started, gloo between CPUs and NCCL between GPUs; alone if there are none.
+        """Connect the processes that `torchrun` started: gloo between CPUs, NCCL between GPUs.
 
-        `timeout` is how long, in seconds, a rank waits for the others before it ends with a `TrainingError`.
+        Without `torchrun` the result is a single rank. A rank that waits more than `timeout`
+        seconds for the others raises `TrainingError`.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
@@ -77,10 +80,11 @@ class Ranks:
 
     @classmethod
     def adopt(cls, group: dist.ProcessGroup | None = None, *, timeout: float = 600.0) -> Ranks:
-        """The processes of `group`, by default all that a host's trainer has connected; alone if there are none.
+        """Use the processes of `group`, by default all that a host's trainer has connected.
 
-        They exchange CPU tensors in a gloo group of their own, so a failure here leaves the host's groups intact. All of
-        them call this at the same time.
+        Without a process group the result is a single rank. The ranks exchange CPU tensors in a
+        gloo group of their own, so a failure here leaves the host's groups intact. All processes
+        of the group must call this at the same time.
         """
         if not dist.is_initialized():
             return cls()
@@ -97,27 +101,33 @@ class Ranks:
         return ranks
 
     def close(self) -> None:
-        """Leaves the group. What a host had connected stays connected."""
+        """Leave the group. Groups that a host has connected stay connected."""
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
 
     def sum(self, tensor: Tensor, what: str) -> None:
-        """Replaces `tensor` on every rank by its sum over ranks. Raises `TrainingError` if a rank does not take part."""
+        """Replace `tensor` on every rank by its sum over ranks.
+
+        `what` names the exchange in errors. Raises `TrainingError` if a rank does not take part.
+        """
         if self.size > 1:
             with self._together(what):
                 dist.all_reduce(tensor, group=self._group)
 
     def from_first(self, tensor: Tensor, what: str) -> None:
-        """Replaces `tensor` on every rank by that of rank 0. Raises `TrainingError` if a rank does not take part."""
+        """Replace `tensor` on every rank by that of rank 0.
+
+        Raises `TrainingError` if a rank does not take part.
+        """
         if self.size > 1:
             with self._together(what):
                 dist.broadcast(tensor, group=self._group, group_src=0)
 
     def agree(self, step: int, batch: Batch | MixtureUpdate, counted: int) -> int:
-        """Checks that all ranks are about to train the same step under the same mixture, reached by the same log of mixtures;
-        returns Σ `counted` over ranks.
+        """Check that all ranks train the same step next; return Σ `counted` over ranks.
 
-        Raises `TrainingError`, on every rank, naming the rank that differs from rank 0 and what each of the two holds.
+        They must have the same step, mixture and log of mixtures. Otherwise every rank raises
+        `TrainingError`, which names the rank that differs from rank 0 and both values.
         """
         if self.size == 1:
             return counted
@@ -132,25 +142,29 @@ class Ranks:
         for rank, row in enumerate(rows):
             if row != rows[0]:
                 raise TrainingError(
-                    f"ranks disagree: rank {rank} is at {_describe(row)}, rank 0 at {_describe(rows[0])}. "
-                    "Nothing was trained on it; give every rank the same mixture, and restart from the last checkpoint"
+                    f"ranks disagree: rank {rank} is at {_describe(row)}, rank 0 at "
+                    f"{_describe(rows[0])}. This step was not trained; give every rank the same "
+                    "mixture, and restart from the last checkpoint"
                 )
         return sum(counts)
 
     def same(self, what: str, digest: str) -> None:
-        """Raises `TrainingError` on every rank, naming one that differs, unless all have the same sha256 of `what`."""
+        """Check that all ranks have the same sha256 of `what`.
+
+        Otherwise every rank raises `TrainingError`, which names a rank that differs from rank 0.
+        """
         if self.size == 1:
             return
         _, *rows = self._gather([0, *_to_words(digest)], f"the comparison of {what}")
         for rank, row in enumerate(rows):
             if row != rows[0]:
                 raise TrainingError(
-                    f"ranks disagree on {what}: rank {rank} has {_to_hex(row)}, rank 0 has {_to_hex(rows[0])}. "
-                    "Start every rank with the same files and settings"
+                    f"ranks disagree on {what}: rank {rank} has {_to_hex(row)}, rank 0 has "
+                    f"{_to_hex(rows[0])}. Start every rank with the same files and settings"
                 )
 
     def _gather(self, own: Sequence[int], what: str) -> list[list[int]]:
-        """The first number of every rank as one list, then of each rank the rest."""
+        """Return the first numbers of all ranks as one list, then the rest of each rank."""
         mine = torch.tensor(own, dtype=torch.int64)
         table = torch.empty(self.size, len(mine), dtype=torch.int64)
         with self._together(what):
@@ -161,18 +175,18 @@ class Ranks:
     def _together(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (
-            RuntimeError
-        ) as error:  # timed out, connection lost: every backend has its own words for it
+        except RuntimeError as error:  # a timeout or a lost connection, different in each backend
             raise TrainingError(
-                f"rank {self.rank} could not finish {what}: {self._missing()} "
-                f"(waited up to {self.timeout:g} s; {str(error).splitlines()[0]}). Restart from the last checkpoint"
+                f"rank {self.rank} could not finish {what}: {self._missing()} (waited up to "
+                f"{self.timeout:g} s; {str(error).splitlines()[0]}). "
+                "Restart from the last checkpoint"
             ) from error
 
     def _missing(self) -> str:
-        """Roll call through the rendezvous store, which works where a collective no longer does.
+        """Describe which ranks are missing, from a roll call through the rendezvous store.
 
-        Connections are closed first, so that ranks still waiting for this one notice at once and answer as well.
+        The store still works when a collective has failed. Connections are closed first, so that
+        ranks that still wait for this one fail at once and answer too.
         """
         assert self._store is not None
         self.close()
@@ -185,20 +199,21 @@ class Ranks:
                 silent = [
                     rank for rank in silent if not self._store.check([f"{self._roll}/{rank}"])
                 ]
-                if known > len(silent) == 1:  # one is to be expected; it gets a little longer
+                if known > len(silent) == 1:  # one missing rank is expected; wait a little longer
                     deadline = min(deadline, time.monotonic() + _ROLL_CALL_SECONDS)
                 time.sleep(0.05)
         except RuntimeError:
-            return "the launcher and its store are gone as well"
+            return "the launcher and its store are not reachable either"
         if not silent:
             return "the connection between the ranks failed"
-        return f"no sign of rank {', '.join(map(str, silent))}, which hangs or was killed"
+        return f"no answer from rank {', '.join(map(str, silent))}, which hangs or was killed"
 
 
 class Leader:
-    """A policy that only rank 0 asks. The others receive its mixture as a tensor, bit by bit the same.
+    """A policy that decides on rank 0 only. The others receive its mixture, bit by bit the same.
 
-    `loop.run` on every rank then does the same steps. What the policy learns, it learns on rank 0, so save rank 0's state.
+    With it, `loop.run` does the same steps on every rank. The policy learns only on rank 0, so save
+    the state of rank 0.
     """
 
     def __init__(self, policy: Policy, ranks: Ranks) -> None:
@@ -210,7 +225,10 @@ class Leader:
         return self.policy.probes
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """The mixture of rank 0's policy over the domains of `so_far`. If it raises, the other ranks raise `TrainingError`."""
+        """Return the mixture of rank 0's policy over the domains of `so_far`.
+
+        If the policy raises on rank 0, the other ranks raise `TrainingError`.
+        """
         names = so_far.names
         message = torch.full((1 + len(names),), torch.nan, dtype=torch.float64)
         if self.ranks.rank == 0:
@@ -237,7 +255,7 @@ class Leader:
 
 def _to_words(digest: str) -> list[int]:
     words: list[int] = np.frombuffer(bytes.fromhex(digest), dtype="<i8").tolist()
-    assert len(words) == 4, f"{digest} is no sha256"
+    assert len(words) == 4, f"{digest} is not a sha256"
     return words
 
 
@@ -247,4 +265,7 @@ def _to_hex(words: Sequence[int]) -> str:
 
 def _describe(row: Sequence[int]) -> str:
     step, version, *words = row
-    return f"step {step} with mixture {_to_hex(words[:4])} (version {version}, log {_to_hex(words[4:])[:8]})"
+    return (
+        f"step {step} with mixture {_to_hex(words[:4])} "
+        f"(version {version}, log {_to_hex(words[4:])[:8]})"
+    )

@@ -1,8 +1,9 @@
-"""Next-token loss of every position, without ever holding all logits.
+"""Next-token loss at every position, without storing all logits at once.
 
-Output projection, cross-entropy and their gradient are done in one pass over blocks of positions (as in Hsu et al., "Liger
-Kernel", arXiv 2410.10989). For a small model with a real vocabulary the logits are most of the memory and of the time: a block
-of them stays in the processor's cache, and the step is about twice as fast as with whole logits.
+Output projection, cross-entropy and their gradients are computed in one pass over blocks of
+positions (as in Hsu et al., "Liger Kernel", arXiv 2410.10989). In a small model with a real
+vocabulary, the logits take most of the memory and time. A block of logits stays in the processor's
+cache, and a step is about twice as fast as with whole logits.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from transformers import PreTrainedModel
 
 from cuvee.core.errors import ConfigError
 
-# Logits held at a time. On a CPU they should fit in the cache; on a GPU the matrices should be large.
+# Logits stored at a time. On a CPU they should fit in the cache; on a GPU, large products are fast.
 _CPU_BLOCK, _GPU_BLOCK = 2**20, 2**26
 
 
 class NextTokenLoss:
-    """Called with tokens_BL, gives the loss to backpropagate and the loss of each position.
+    """Computes the loss to backpropagate and the loss at each position from tokens_BL.
 
-    A model whose logits are its last hidden states times its output embeddings takes the blockwise way; whether it does is
-    tried out once on a few tokens. Any other (with an output bias, say, or capped logits) is asked for its own logits.
+    It works in blocks for a model whose logits are its last hidden states times its output
+    embeddings; this is tested once on a few tokens. Any other model (with an output bias or capped
+    logits, for example) computes its own logits.
     """
 
     def __init__(
@@ -39,16 +41,18 @@ class NextTokenLoss:
         self.blockwise = _has_plain_head(model)
         run: Any = model.base_model if self.blockwise else model
         if compiled:
-            # Else code compiled for one layer serves another of its kind that a probe has hooked, and the hook never fires.
+            # Otherwise code compiled for one layer is reused for a layer of the same type that has
+            # a probe's hook, and the hook never fires.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.run = torch.compile(run) if compiled else run
 
     def __call__(
         self, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
     ) -> tuple[Tensor, Tensor]:
-        """Returns Σ counted losses / `denominator`, to be backpropagated, and the detached loss_BL, 0 where not counted.
+        """Return Σ counted losses / `denominator`, to backpropagate, and the detached loss_BL.
 
-        `counted_BL` marks the positions whose next-token loss counts; it is False at the end of each row.
+        `counted_BL` marks the positions whose next-token loss counts. It is False at the end of
+        each row. Where it is False, loss_BL is 0.
         """
         device = tokens_BL.device.type
         with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
@@ -67,9 +71,9 @@ class NextTokenLoss:
     def of_hidden(
         self, hidden_NH: Tensor, tokens_BL: Tensor, counted_BL: Tensor, denominator: float
     ) -> tuple[Tensor, Tensor]:
-        """The same from the model's last hidden states at these tokens; for a model that takes the blockwise way."""
+        """The same from the last hidden states (B·L, H) at these tokens. Needs `blockwise`."""
         assert self.blockwise
-        apply: Any = _BlockwiseLoss.apply  # torch leaves it untyped
+        apply: Any = _BlockwiseLoss.apply  # untyped in torch
         total, loss_N = apply(
             hidden_NH,
             self.head.weight,
@@ -82,7 +86,10 @@ class NextTokenLoss:
 
 
 class _BlockwiseLoss(torch.autograd.Function):
-    """Σ_n weight_n · (logsumexp(h_n W ᵀ) − h_n · W[target_n]) over N positions; the gradient is made on the way forward."""
+    """Σ_n weight_n · (logsumexp(h_n Wᵀ) − h_n · W[target_n]) over N positions.
+
+    The forward pass also computes the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -104,7 +111,8 @@ class _BlockwiseLoss(torch.autograd.Function):
                 rows = slice(start, start + block)
                 logits = (hidden[rows] @ head.T).float()
                 target = targets_N[rows, None]
-                # From the largest logit and the largest probability, so that a tiny probability of the target is no log 0.
+                # Computed from the largest logit and the largest probability. The target's
+                # probability may underflow, and its log would be −∞.
                 highest, chosen = logits.amax(1), logits.gather(1, target)[:, 0]
                 probability = torch.softmax(logits, 1)
                 loss_N[rows] = highest - chosen - probability.amax(1).log()
@@ -141,7 +149,10 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @torch.no_grad()
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits = hidden · Wᵀ. Raises `ConfigError` if an earlier position's logits depend on a later token."""
+    """Whether logits = hidden · Wᵀ.
+
+    Raises `ConfigError` if the logits of an earlier position depend on a later token.
+    """
     training = model.training
     device = model.device
     tokens = torch.arange(8, device=device).remainder(model.config.vocab_size).repeat(2, 1)
@@ -151,7 +162,8 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
         logits = model(input_ids=tokens, use_cache=False).logits
         if not torch.allclose(logits[0, :-1], logits[1, :-1], rtol=1e-4, atol=1e-5):
             raise ConfigError(
-                f"this {model.config.model_type} model looks at later tokens: it cannot be trained on next tokens"
+                f"this {model.config.model_type} model uses later tokens: it cannot be trained to "
+                "predict next tokens"
             )
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):

@@ -1,1 +1,1 @@
-"""Configurations: what they may say, and how YAML becomes one."""
+"""Configurations: their keys (`schema`), how YAML is read (`yaml_file`), and errors (`explain`)."""

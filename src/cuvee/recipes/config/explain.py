@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into sentences that name the key, the value and the nearest right key."""
+"""Turns pydantic's validation errors into sentences with the key, its value and the nearest key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cuvee.core.renamed import new_name
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
-_PLAIN = (  # what pydantic says, and what somebody who writes YAML would
+_PLAIN = (  # pydantic's words, and the words of a person who writes YAML
     (r"^Value error, ", ""),
     (r"^Input should be ", "it must be "),
     (r"a valid tuple|a valid list", "a list"),
@@ -36,7 +36,10 @@ _PLAIN = (  # what pydantic says, and what somebody who writes YAML would
 
 
 def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
-    """One clause for each wrong key of `content`, which was to become a `kind`: a pydantic model or a dataclass."""
+    """Return one clause per wrong key of `content`, which is not a valid `kind`.
+
+    `kind` is a pydantic model or a dataclass.
+    """
     unknown: list[str] = []
     wrong: dict[str, list[str]] = {}
     problems = error.errors()
@@ -44,7 +47,7 @@ def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
         if problem["type"] == "too_short" and any(
             _below(problem["loc"], other["loc"]) for other in problems
         ):
-            continue  # there would be enough if those were right
+            continue  # there are enough items once these are right
         keys, section = _locate(problem["loc"], kind, content, problem["type"])
         if problem["type"] in _UNKNOWN:
             where = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
@@ -75,9 +78,10 @@ def _plain(message: str) -> str:
 def _locate(
     location: tuple[int | str, ...], kind: type[Any], content: Any, problem: str
 ) -> tuple[list[str], type[Any] | None]:
-    """The keys that lead to a problem and the section that it is in.
+    """Return the keys that lead to a problem and the section that contains it.
 
-    A part of pydantic's location that is no key of `content` names an alternative of a union, unless a key is missing.
+    A part of pydantic's location that is not a key of `content` names an alternative of a union,
+    unless a key is missing.
     """
     keys: list[str] = []
     section: type[Any] | None = kind
@@ -97,7 +101,7 @@ def _locate(
 
 
 def _sections(kind: type[Any] | None) -> dict[str, type[Any] | None]:
-    """Each key of `kind` with the model or dataclass under it, if there is one."""
+    """Return each key of `kind` with the model or dataclass of its value, if any."""
     if kind is None:
         return {}
     if issubclass(kind, BaseModel):
@@ -107,7 +111,7 @@ def _sections(kind: type[Any] | None) -> dict[str, type[Any] | None]:
 
 
 def _section(annotation: Any) -> type[Any] | None:
-    """The first model or dataclass within."""
+    """Return the first model or dataclass in a type annotation."""
     if isinstance(annotation, type) and (
         issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
     ):

@@ -1,4 +1,4 @@
-"""`evaluation`: the questions that a run asks its model, for a saved policy that reads feedback."""
+"""`evaluation`: questions on which a run evaluates its model, for policies that read feedback."""
 
 from __future__ import annotations
 
@@ -19,31 +19,36 @@ Files = Annotated[tuple[Path, ...], Field(min_length=1)]
 
 @runtime_checkable
 class ReadsFeedback(Policy, Protocol):
-    """A policy that can be told how the model does on questions, and can do without. Which questions belongs to the run."""
+    """A policy that can use the model's answers to questions, and can also work without them.
+
+    The run's configuration chooses the questions.
+    """
 
     def evaluating(
         self, evaluation: Mapping[str, Sequence[str]] | None, share: float = 0.02
-    ) -> Policy: ...
+    ) -> Policy:
+        """Return this policy with the questions in these files, or without questions for None."""
+        ...
 
     def check(self, domains: tuple[Domain, ...]) -> None:
-        """Raises `PolicyError` if it cannot steer a run on these."""
+        """Raise `PolicyError` if the policy cannot steer a run on these domains."""
 
 
 class Evaluation(BaseModel):
-    """JSONL files of questions with reference answers for each field (see `probes.questions`)."""
+    """JSONL files of questions with reference answers for each field (`probes.questions`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     general: Files
     target: Files
     share: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """The most that asking may cost, as a share of what training an interval costs."""
+    """The highest cost of evaluation, as a share of the cost of training an interval."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, paths in self._fields.items():
             for path in paths:
                 if not path.is_file():
-                    raise ConfigError(f"evaluation.{name} names {path}, and there is no such file")
+                    raise ConfigError(f"evaluation.{name} names {path}, which is not a file")
         return self
 
     @property
@@ -52,13 +57,13 @@ class Evaluation(BaseModel):
 
     @property
     def files(self) -> dict[str, list[str]]:
-        """By their full paths: a process elsewhere has another working directory."""
+        """The files' absolute paths: a worker process may have another working directory."""
         return {
             name: [str(path.absolute()) for path in paths] for name, paths in self._fields.items()
         }
 
     def identity(self) -> dict[str, Any]:
-        """What is asked: places and order of the files decide nothing."""
+        """Hashes of the questions' content. Paths and order of the files are not part of it."""
         digests = {
             name: sorted(sha256_of(path) for path in paths) for name, paths in self._fields.items()
         }

@@ -1,7 +1,8 @@
-"""What a configuration may say: `TrainConfig` and `CompareConfig`, and how YAML and `key=value` become one of them.
+"""Configurations of jobs: `TrainConfig` and `CompareConfig`, read from YAML and `key=value`.
 
-The sections that belong to one part of cuvee are that part's own settings (`Limits`, `TrainerSettings`, a method's fields), so an
-option is declared once. Every complaint names the key, the value and the remedy.
+Each section that belongs to a part of cuvee is that part's own settings class (`Limits`,
+`TrainerSettings`, the fields of a method), so every option is declared once. Every error names the
+key, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ Anything = TypeVar("Anything", bound="RunConfig")
 
 
 class MethodChoice(BaseModel):
-    """`odm`, or `{name: odm, smoothing: 0.8, label: odm-fast}`: a registered method with its options.
+    """A registered method with its options.
 
-    `label` is what the method is called in a comparison; it defaults to the name.
+    Examples: `odm`, or `{name: odm, smoothing: 0.8, label: odm-fast}`. `label` names the method in
+    a comparison. The default is the method's name.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -79,14 +81,14 @@ class MethodChoice(BaseModel):
         return dict(self.model_extra or {})
 
     def build(self, seed: int = 0) -> Method:
-        """The method itself; one that draws random numbers draws them by `seed` unless its options say otherwise.
+        """Return the method. `seed` is its default seed, if the method has one.
 
         Raises `ConfigError` if there is no method of that name, or if it has no such option.
         """
         kind = METHODS.get(self.name)
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(
-                f"the method {self.name!r} is no dataclass: add @dataclass(frozen=True)"
+                f"the method {self.name!r} is not a dataclass: add @dataclass(frozen=True)"
             )
         seeded = (
             {"seed": seed}
@@ -104,10 +106,10 @@ class MethodChoice(BaseModel):
 
 
 class PolicyChoice(BaseModel):
-    """`{policy: runs/search/policy, label: ac_odm_proxy}`, or the folder alone: a saved policy, that steers instead of a method.
+    """A saved policy, used instead of a method: its folder, or `{policy: FOLDER, label: NAME}`.
 
-    `universal` is the one that ships with the package; a folder of that name is `./universal`. `label` defaults to what the
-    folder, or the one around a folder called `policy`, is called.
+    `universal` is the policy that ships with the package; write `./universal` for a folder of that
+    name. `label` defaults to the folder's name, or to its parent's name if it is called `policy`.
     """
 
     model_config = _STRICT
@@ -122,7 +124,8 @@ class PolicyChoice(BaseModel):
             return value
         if "name" in value:
             raise ConfigError(
-                f"both a method ({value['name']}) and a policy ({value['policy']}) are given; keep one"
+                f"both a method ({value['name']}) and a policy ({value['policy']}) are given; "
+                "keep one"
             )
         if value["policy"] == UNIVERSAL.name:
             value = {**value, "policy": UNIVERSAL}
@@ -141,22 +144,22 @@ class PolicyChoice(BaseModel):
 
     @property
     def reads_feedback(self) -> bool:
-        """Whether it can be told of questions. Raises `PolicyError` if no policy is there."""
+        """Whether it can use questions. Raises `PolicyError` if the folder has no policy."""
         return hasattr(kind_of_policy(self.policy), "evaluating")
 
     @property
     def sha256(self) -> str:
-        """Of all that is in the folder. Raises `PolicyError` if no policy is there."""
+        """Digest of all files in the folder. Raises `PolicyError` if the folder has no policy."""
         hashes = self.policy / "hashes.json"
         if not hashes.is_file():
             raise PolicyError(
-                f"{self.policy} holds no policy: give the `policy` folder of a run or a search"
+                f"{self.policy} has no policy: give the `policy` folder of a run or a search"
             )
         return sha256_of(hashes)
 
     @property
     def proxies(self) -> Cost | None:
-        """What the runs have cost that it was learned from; None if its file does not say."""
+        """The cost of the runs from which it was learned; None if its file does not have it."""
         proxies = read_provenance(self.policy).get("proxies")
         try:
             return (
@@ -166,12 +169,12 @@ class PolicyChoice(BaseModel):
             )
         except (KeyError, TypeError) as error:
             raise PolicyError(
-                f"{self.policy} says of its cost {proxies!r}, which is none: save it again"
+                f"{self.policy} has the cost {proxies!r}, which is not valid: save it again"
             ) from error
 
 
 def _kind_of(choice: Any) -> str:
-    """The words are none that a choice may have as a key, so that `explain` takes them for what they are."""
+    """The tag of a choice. Tags are not valid keys, so `explain` can tell them from keys."""
     saved = isinstance(choice, PolicyChoice) or (isinstance(choice, dict) and "policy" in choice)
     return "a policy" if saved else "a method"
 
@@ -180,28 +183,28 @@ Choice = Annotated[
     Annotated[MethodChoice, Tag("a method")] | Annotated[PolicyChoice, Tag("a policy")],
     Discriminator(_kind_of),
 ]
-"""What a comparison compares: `odm`, `{name: odm, …}` or `{policy: FOLDER}`."""
+"""An entry of a comparison: `odm`, `{name: odm, …}` or `{policy: FOLDER}`."""
 
 
 class RunConfig(BaseModel):
-    """What training and comparing have in common. Paths are relative to the working directory."""
+    """The keys that all jobs share. Paths are relative to the working directory."""
 
     model_config = _STRICT
     plugins: tuple[Module, ...] = ()
-    """Modules that register parts of your own. They are imported here and in every worker process."""
+    """Modules that register parts of your own. Every worker process imports them too."""
     corpus: Path
     """A folder that `cuvee corpus build` wrote."""
     model: str | dict[str, Any] = "llama-0.1m"
-    """A preset, a Hugging Face folder, or the fields of a Hugging Face configuration with `model_type`."""
+    """A preset, a Hugging Face folder, or the fields of a configuration with `model_type`."""
     trainer: str = "lm"
-    """What trains it: lm, simulator (random scaling laws, no model), or a registered trainer of your own."""
+    """`lm` (a real model), `simulator` (random scaling laws) or a registered trainer."""
     train: TrainerSettings = TrainerSettings()
     guard: Limits = Limits()
     name: Name = "run"
     store: str | None = None
-    """A file for SQLite, a URL, or @FILE that holds one; if not given $CUVEE_STORE, else runs/cuvee.db."""
+    """An SQLite file, a URL, or @FILE with a URL. Default: $CUVEE_STORE, else runs/cuvee.db."""
     out: Path = Path("runs")
-    """Where each run keeps its folder of checkpoints, model and policy."""
+    """The folder in which each run has a folder for checkpoints, model and policy."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Intervals between checkpoints."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -210,21 +213,21 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plug_in(cls, content: Any) -> Any:
-        """Before anything else is checked, so that the other keys may name what the plugins register."""
+        """Import plugins before other checks, so that other keys can name what they register."""
         plugins = content.get("plugins") if isinstance(content, dict) else None
         if isinstance(plugins, (list, tuple)):
             import_plugins(name for name in plugins if isinstance(name, str))
         return content
 
     def setting(self, corpus_fingerprint: str) -> dict[str, Any]:
-        """What runs that may be compared have in common, as plain JSON: it decides what they compute."""
+        """The part of the identity that comparable runs share, as plain JSON."""
         same = self.model_dump(
             mode="json", include={"model", "trainer", "guard", "train"}, exclude=_WHERE_NOT_WHAT
         )
         return {"corpus": corpus_fingerprint, **same, **self._base()}
 
     def _base(self) -> dict[str, str]:
-        """If the model is a folder to continue from, what it is called and what is in it: its place decides nothing."""
+        """Name and content hash of the folder to continue from, if any. Its path does not count."""
         folder = self.base_folder
         if folder is None:
             return {}
@@ -233,10 +236,10 @@ class RunConfig(BaseModel):
 
     @property
     def base_folder(self) -> Path | None:
-        """The Hugging Face folder that training continues from, if it does."""
+        """The Hugging Face folder from which training continues, or None for a new model."""
         if not isinstance(self.model, str) or not Path(self.model).is_dir():
             return None
-        from cuvee.training.model import PRESETS  # which loads torch, and a folder is rare
+        from cuvee.training.model import PRESETS  # loads torch, so only when it is needed
 
         return None if self.model in PRESETS else Path(self.model).absolute()
 
@@ -257,36 +260,38 @@ class RunConfig(BaseModel):
 
 
 class TrainConfig(RunConfig):
-    """One run: one method, one seed."""
+    """The configuration of one run: one method or saved policy, one seed."""
 
     method: MethodChoice = MethodChoice(name="natural")
     policy: PolicyChoice | None = None
-    """A policy folder that steers instead of a method."""
+    """A saved policy's folder, used instead of a method."""
     evaluation: Evaluation | None = None
-    """Questions for a policy that reads feedback; without them it steers without."""
+    """Questions for a policy that reads feedback. It also works without them."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
         if self.policy is None and self.evaluation is not None:
             raise ConfigError(
-                f"evaluation is given, and {self.method.label} does not ask for it: it is for a saved policy (policy: FOLDER)"
+                f"evaluation is given, but {self.method.label} does not use it: it is for a saved "
+                "policy (policy: FOLDER)"
             )
         if self.policy is not None and "method" in self.model_fields_set:
             raise ConfigError(
-                f"both method ({self.method.label}) and policy ({self.policy.policy}) are given; keep one"
+                f"both method ({self.method.label}) and policy ({self.policy.policy}) are given; "
+                "keep one"
             )
         return self
 
     @property
     def label(self) -> str:
-        """What steers, in a word."""
+        """The label of the policy or method."""
         return (self.policy or self.method).label
 
     def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
-        """Everything that decides what the run computes, and nothing that does not; plain JSON.
+        """Everything that decides what the run computes, and nothing else, as plain JSON.
 
-        Raises `PolicyError` if the policy that is to steer is not there.
+        Raises `PolicyError` if the folder of `policy` has no policy.
         """
         own = {**self.setting(corpus_fingerprint), "seed": self.seed}
         if self.policy is None:
@@ -295,20 +300,25 @@ class TrainConfig(RunConfig):
         return {**own, "policy": self.policy.label, "policy_sha256": self.policy.sha256, **asked}
 
     def run_id(self, corpus_fingerprint: str) -> str:
-        """The same for the same configuration on the same corpus, and for no other: `train-odm-s0-3f2a9c41`."""
-        return f"{f'{self.name}-{self.label}-s{self.seed}'[:55]}-{short_digest(self.identity(corpus_fingerprint))}"
+        """The id of the run, such as `train-odm-s0-3f2a9c41`. Equal only for equal identities."""
+        readable = f"{self.name}-{self.label}-s{self.seed}"[:55]
+        return f"{readable}-{short_digest(self.identity(corpus_fingerprint))}"
 
 
 class CompareConfig(RunConfig):
-    """Methods × seeds. For one seed all methods share model weights, the order of each domain's data, and evaluation."""
+    """The configuration of a comparison: methods × seeds.
+
+    For one seed, all methods share initial weights, the order of each domain's data, and the
+    evaluation.
+    """
 
     methods: Annotated[tuple[Choice, ...], Field(min_length=1)]
-    """Saved policies may stand among them."""
+    """Methods and saved policies to compare."""
     evaluation: Evaluation | None = None
-    """Questions for those of them that read feedback."""
+    """Questions for the policies among them that read feedback."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     baseline: str = ""
-    """The label of the method that the others are measured against; the first one if not given."""
+    """The label that the others are compared with; by default the first method."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -322,7 +332,7 @@ class CompareConfig(RunConfig):
             raise ConfigError(f"seeds are {list(self.seeds)}: each may be given once")
         if self.baseline and self.baseline not in labels:
             near = nearest(self.baseline, labels)
-            raise ConfigError(f"baseline is {self.baseline!r}, which is not compared{near}")
+            raise ConfigError(f"baseline is {self.baseline!r}, which is not in methods{near}")
         return self
 
     @property
@@ -330,16 +340,17 @@ class CompareConfig(RunConfig):
         return self.baseline or self.methods[0].label
 
     def group(self, corpus_fingerprint: str) -> str:
-        """The same for comparisons that differ in methods and seeds only, so that either can be added later."""
+        """The same for comparisons that differ only in methods and seeds, so more can be added."""
         return f"{self.name[:55]}-{short_digest(self.setting(corpus_fingerprint))}"
 
     def runs(self) -> list[TrainConfig]:
-        """One configuration for each method and seed, seed by seed, so that early results are already paired."""
+        """One configuration per method and seed, ordered by seed: early results are paired."""
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
         choices = [self._steering(choice) for choice in self.methods]
         if self.evaluation is not None and not any("evaluation" in choice for choice in choices):
             raise ConfigError(
-                f"evaluation is given, and none of {', '.join(choice.label for choice in self.methods)} reads feedback"
+                "evaluation is given, but none of "
+                f"{', '.join(choice.label for choice in self.methods)} reads feedback"
             )
         return [
             TrainConfig(**common, **choice, seed=seed) for seed in self.seeds for choice in choices
@@ -353,7 +364,7 @@ class CompareConfig(RunConfig):
 
 
 def sha256_of_model(folder: Path) -> str:
-    """Over configuration and weights of a Hugging Face folder: every file that decides what the model computes.
+    """Hash configuration and weights of a Hugging Face folder, all that decides its outputs.
 
     Raises `ConfigError` if the folder names files that cuvee does not read.
     """
@@ -367,7 +378,7 @@ def _file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256_of(path: Path, size: int, changed: int) -> str:
-    """Weights are large and a run's identity is asked for often; `size` and `changed` tell a file that was replaced."""
+    """Cached, because weights are large. `size` and `changed` detect a file that was replaced."""
     return sha256_of(path)
 
 
@@ -376,14 +387,15 @@ def _as_name(text: str) -> str:
 
 
 def short_digest(document: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits of a sha256 over plain JSON, whatever the order of its keys."""
+    """Eight hexadecimal digits of a sha256 of plain JSON, independent of the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Anything:
-    """The configuration in `path` with `key=value` overrides; its name is the file's unless it says otherwise.
+    """Read the configuration in `path` and apply `key=value` overrides.
 
-    Raises `ConfigError` for what cannot be read, unknown keys (naming the nearest right one) and values out of range.
+    Its `name` defaults to the file's name. Raises `ConfigError` for a file that cannot be read, an
+    unknown key (with the nearest known one) or a value out of range.
     """
     content = read_yaml(path)
     override(content, overrides)
@@ -393,12 +405,12 @@ def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Any
 
 
 def parse(kind: type[Anything], content: Mapping[str, Any], source: str) -> Anything:
-    """`content` as a configuration; `source` says in messages where it came from."""
+    """Turn `content` into a configuration. Error messages begin with `source`."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, kind, content)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    except CuveeError as error:  # a range that a settings class checks itself
+    except CuveeError as error:  # a range check of a settings class
         raise ConfigError(f"{source}: {error}") from error

@@ -1,4 +1,7 @@
-"""Reads a YAML configuration from anybody: bounded in size, depth and expansion, plain values only, no key twice."""
+"""Reads YAML configurations of unknown origin safely.
+
+Size, depth and expansion are limited. Only plain values are allowed, and no key may occur twice.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from cuvee.core.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
-MAX_LENGTH = 10_000  # of one value; numbers take time that grows with the square of theirs
+MAX_LENGTH = 10_000  # of one value; the time to parse a number grows with its length squared
 
 
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader`, which makes plain values only, reading 1e-3 as the number that it is; YAML 1.1 wants 1.0e-3."""
+    """`SafeLoader` (plain values only) that also reads 1e-3 as a number; YAML 1.1 needs 1.0e-3."""
 
 
 _Loader.add_implicit_resolver(
@@ -29,7 +32,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the file at `path`. Raises `ConfigError` if there is none, or if it is not small, plain YAML."""
+    """Return the mapping in the file at `path`.
+
+    Raises `ConfigError` if the file cannot be read or is not small, plain YAML.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -42,13 +48,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     content = parse_yaml(data, str(path))
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds {_kind(content)}: a configuration is a list of `key: value` lines"
+            f"{path} contains {_kind(content)}: a configuration is a list of `key: value` lines"
         )
     return content
 
 
 def parse_yaml(data: bytes | str, source: str) -> Any:
-    """The value that YAML text stands for; `source` says in messages where the text came from."""
+    """Return the value of YAML text. Error messages begin with `source`."""
     try:
         loader = _Loader(data)
         try:
@@ -76,7 +82,10 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
 
 
 def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> int:
-    """The number of values that `node` expands to once its aliases are followed; refuses bombs, loops and repeated keys."""
+    """Return the number of values in `node` with all aliases expanded.
+
+    Raises `ConfigError` for repeated keys, loops, too many values, and values too long or deep.
+    """
     if id(node) in sizes:
         if sizes[id(node)] == 0:
             raise ConfigError(
@@ -115,13 +124,14 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
 
 
 def override(content: dict[str, Any], assignments: Sequence[str]) -> None:
-    """Sets `train.learning_rate=3e-3` and its like in `content`; the value is read as YAML."""
+    """Apply overrides such as `train.learning_rate=3e-3` to `content`; values are YAML."""
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(
-                f"cannot understand {assignment!r}: an override is key=value, as in train.learning_rate=3e-3"
+                f"cannot understand {assignment!r}: an override is key=value, as in "
+                "train.learning_rate=3e-3"
             )
         section = content
         for depth, key in enumerate(keys[:-1], start=1):
@@ -130,7 +140,7 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> None:
                 inner = section[key] = {}
             if not isinstance(inner, dict):
                 raise ConfigError(
-                    f"cannot set {path}: {'.'.join(keys[:depth])} is {inner!r}, which has no keys of its own"
+                    f"cannot set {path}: {'.'.join(keys[:depth])} is {inner!r}, which has no keys"
                 )
             section = inner
         section[keys[-1]] = (

@@ -1,1 +1,1 @@
-"""The demo: the whole path on real text, in minutes."""
+"""The demo: every step of cuvee on real text, in minutes."""

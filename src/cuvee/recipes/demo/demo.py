@@ -1,16 +1,17 @@
-"""The demo: Data Mixing Agent from text to report, with nothing but the installed packages.
+"""The demo: Data Mixing Agent from text to report. It needs only the installed packages.
 
-    text       eleven domains out of the user's own Python environment; mathematics and graph theory are the target
-    corpus     built as any other, with questions out of held-out text
+    text       eleven domains from the user's own Python environment; mathematics and graph theory
+               are the target
+    corpus     built in the usual way, with questions from held-out text
     base       a small model pre-trained on the source domains
-    proxies    short continuations of the base, each steered by a sampler along a path of its own
-    agent      learned from the proxies' logs
-    targets    the base continued, several seeds each, by the agent, by the universal policy that has seen no proxy, by static
-               mixtures and an online method
-    report     one page: what was learned of the target, and what forgotten; another on what the agent has learned
+    proxies    short continuations of the base; each has its own random path of mixtures
+    agent      learned from the logs of the proxies
+    targets    the base continued with several seeds by the agent, by the universal policy (which
+               has seen no proxy), by static mixtures and by an online method
+    report     one page on what the model learned and forgot, another on what the agent learned
 
-Everything is written down as it happens. Whatever stops the demo, the same call goes on from there, and one that is finished
-comes back at once.
+Every result is stored at once. After an interruption the same call resumes, and a finished demo
+returns immediately.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from cuvee.training.validation import Validation
 
 
 class DemoView(Observer, Protocol):
-    """An observer of runs that also sees the stages before and between them."""
+    """An observer of runs that also receives the events of the other stages."""
 
     def stage(self, number: int, stage: Stage) -> None: ...
 
@@ -69,25 +70,29 @@ class DemoView(Observer, Protocol):
 
 @dataclass(frozen=True)
 class Demo:
-    """What there is at the end. `config` is the comparison as a file for `cuvee compare`, `search` the proxies' one for
-    `cuvee search`."""
+    """The results of the demo."""
 
     runs: tuple[Run, ...]
     corpus: Path
     report: Path
+    """The page that compares the target runs."""
     diagnostics: Path
+    """The page about the agent."""
     config: Path
+    """The comparison, as a file for `cuvee compare`."""
     search: Path
+    """The proxies, as a file for `cuvee search`."""
     store: Path
 
 
 def demo(
     folder: Path, view: DemoView, plan: DemoPlan | None = None, workers: int | None = None
 ) -> Demo:
-    """Runs the demo in `folder`, or what is left of it. `workers` processes work at a time, by default one a core up to four.
+    """Run the demo in `folder`, or the part of it that is not done yet.
 
-    Raises `CorpusError` in an environment without enough text; Ctrl-C while training raises `Stopped`, or `KeyboardInterrupt`
-    in other stages, with everything saved.
+    `workers` is the number of processes, by default one per core and at most four. Raises
+    `CorpusError` in an environment without enough text. Ctrl-C raises `Stopped` while a model
+    trains and `KeyboardInterrupt` in other stages; finished work is saved in both cases.
     """
     plan = plan or DemoPlan()
     folder = folder.absolute()
@@ -130,7 +135,7 @@ def demo(
 
 
 def _corpus(folder: Path, plan: DemoPlan, workers: int, view: DemoView) -> Corpus:
-    """The text is gathered once: a corpus stays what it is when packages are installed or upgraded later."""
+    """Gather text once, so the corpus does not change when packages are installed or upgraded."""
     text = folder / "text"
     targets = [domain.name for domain in text_domains() if domain.role == "target"]
     view.stage(1, STAGES[0])
@@ -143,7 +148,10 @@ def _corpus(folder: Path, plan: DemoPlan, workers: int, view: DemoView) -> Corpu
 
 
 def _agent(folder: Path, search: SearchConfig, workers: int, view: DemoView) -> Path:
-    """The policy's folder. One that was learned from these very proxies stays what it is, and so do the runs that it steered."""
+    """Return the policy's folder. A policy learned from exactly these proxies is kept.
+
+    So the runs that it steered stay valid.
+    """
     view.stage(4, STAGES[3])
     proxies = run_proxies(search, workers=workers, on_change=view.proxies)
     view.stage(5, STAGES[4])
@@ -155,31 +163,31 @@ def _agent(folder: Path, search: SearchConfig, workers: int, view: DemoView) -> 
 
 
 def _learned_from(policy: Path, runs: set[str]) -> bool:
-    """Its page is written last, and goes with the folder when another policy takes its place."""
+    """Whether the policy was learned from `runs`. Its page is written last, so it must exist."""
     return (policy / "diagnostics.html").is_file() and set(read_provenance(policy)["runs"]) == runs
 
 
 def _verdict(provenance: Mapping[str, Any]) -> str:
-    """What the logged runs say of the agent, in a sentence."""
+    """Return one sentence on what the logged runs show about the agent."""
     support = provenance["support"]
     if not support["spaces"]:
         return "The agent was not evaluated: there are too few proxies to hold some out."
     (figures,) = support["spaces"].values()
     gain, low, high = (100 * float(figures[name]) for name in ("gain", "gain_low", "gain_high"))
     said = (
-        f"By {figures['runs']} runs, the agent ends {gain:+.1f} points of feedback above their average "
-        f"(95 % interval {low:+.1f} to {high:+.1f})"
+        f"By {figures['runs']} runs, the agent ends {gain:+.1f} points of feedback above their "
+        f"average (95 % interval {low:+.1f} to {high:+.1f})"
     )
     if support["supported"]:
         return f"{said}, so it steers."
-    why = "what it does lies too far from the paths it learned from"
+    why = "its mixtures are too far from the paths it learned from"
     if figures["within_reach"]:
         why = (
             "it may end below the best static mixture"
             if low > 0
             else "that is not enough to trust it"
         )
-    return f"{said}; {why}, so it plays the static mixture that they point to instead."
+    return f"{said}; {why}, so it uses the best static mixture in those runs instead."
 
 
 def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
@@ -188,18 +196,22 @@ def _facts(corpus: Corpus, base: Run, agent: Path) -> dict[str, str]:
     proxies = provenance["proxies"]
     seconds = provenance["learning"]["seconds"]
     return {
-        "Model": f"llama, {MODEL['num_hidden_layers']} layers of {MODEL['hidden_size']}, vocabulary {corpus.vocab_size:,}",
-        "Base model": f"{amount(cost.tokens)} tokens of the source domains, {amount(cost.flops)} FLOPs, {duration(cost.seconds)}",
-        "Agent": f"learned in {duration(seconds)} from {len(provenance['runs'])} proxies of {amount(proxies['tokens'])} tokens "
-        f"in all, {amount(proxies['flops'])} FLOPs. {_verdict(provenance)}",
-        "Universal policy": "ships with cuvee; learned from simulated runs, no proxy was run for it",
-        "Corpus": f"text out of this Python environment, {amount(sum(domain.tokens for domain in corpus.domains))} tokens",
+        "Model": f"llama, {MODEL['num_hidden_layers']} layers of {MODEL['hidden_size']}, "
+        f"vocabulary {corpus.vocab_size:,}",
+        "Base model": f"{amount(cost.tokens)} tokens of the source domains, "
+        f"{amount(cost.flops)} FLOPs, {duration(cost.seconds)}",
+        "Agent": f"learned in {duration(seconds)} from {len(provenance['runs'])} proxies of "
+        f"{amount(proxies['tokens'])} tokens in all, {amount(proxies['flops'])} FLOPs. "
+        f"{_verdict(provenance)}",
+        "Universal policy": "ships with cuvee; learned from simulated runs, needs no proxies",
+        "Corpus": "text from this Python environment, "
+        f"{amount(sum(domain.tokens for domain in corpus.domains))} tokens",
         "Hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {_processor()}",
     }
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """Return the processor's name if the system provides it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,9 @@
-"""Real text in eleven domains out of the user's own Python environment: the demo's corpus, without a download.
+"""Real text in eleven domains from the user's own Python environment, without a download.
 
-Nothing is imported to be read: packages are found by `find_spec`, sources are parsed with `ast`, licences and descriptions
-come from the metadata of installed distributions. Docstrings and code are told apart, so that no text is in two domains.
-The same environment gives the same bytes: files are visited in the order of the hash of their path, until a domain is full.
+Packages are located with `find_spec` and not imported. Sources are parsed with `ast`. Licences and
+descriptions come from the metadata of installed distributions. Docstrings are separated from code,
+so no text occurs in two domains. The same environment gives the same bytes: files are read in the
+order of a hash of their paths, until a domain is full.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from cuvee.core.domain import Role
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_folder
 
-_LARGEST_FILE = 400_000  # bytes; longer ones are generated tables
-_DOCUMENT = 4_000  # characters a document at most, so that train and valid can be split finely
-_SHORTEST = 200
+_LARGEST_FILE = 400_000  # bytes; larger files are generated tables
+_DOCUMENT = 4_000  # the most characters of a document; short ones allow a fine train/valid split
+_SHORTEST = 200  # characters
 _TESTS = frozenset({"tests", "test", "testing"})
 _FEWEST_BYTES = 100_000
 _FEWEST_DOMAINS = 8
@@ -32,17 +33,19 @@ _FEWEST_DOMAINS = 8
 
 @dataclass(frozen=True)
 class TextDomain:
-    """One domain: where its documents come from and when it is full."""
+    """One domain: the source of its documents and its size limit."""
 
     name: str
     role: Role
     largest: int
-    """Bytes of text at most."""
+    """The most bytes of text."""
     documents: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Gathered:
+    """What was found of one domain."""
+
     name: str
     role: Role
     documents: int
@@ -51,7 +54,10 @@ class Gathered:
 
 
 def text_domains() -> tuple[TextDomain, ...]:
-    """Nine source domains and two target domains. Sizes differ on purpose: a natural mixture is not a uniform one."""
+    """Return nine source and two target domains.
+
+    Their sizes differ on purpose, so that the natural mixture is not uniform.
+    """
     library = (
         "sqlalchemy",
         "pydantic",
@@ -110,10 +116,11 @@ def text_domains() -> tuple[TextDomain, ...]:
 def gather(
     folder: Path, on_domain: Callable[[Gathered], None] = lambda gathered: None
 ) -> tuple[Gathered, ...]:
-    """Writes `folder/<domain>.jsonl`, one `{"text": …}` a line, whole or not at all, and says what was found.
+    """Write `folder/<domain>.jsonl` with one `{"text": …}` per line; return what was found.
 
-    Documents are unique over all domains. A domain of which this environment has less than 100 kB is left out; raises
-    `CorpusError` if fewer than eight domains or no target domain remain.
+    The folder is written completely or not at all. No document occurs twice, in any domain. A
+    domain with less than 100 kB in this environment is left out. Raises `CorpusError` if fewer than
+    eight domains or no target domain remain.
     """
     found: list[Gathered] = []
 
@@ -129,8 +136,9 @@ def gather(
         if len(found) < _FEWEST_DOMAINS or not any(gathered.role == "target" for gathered in found):
             names = ", ".join(gathered.name for gathered in found) or "none"
             raise CorpusError(
-                f"this Python environment holds too little text for the demo (found: {names}); install cuvee with its "
-                "dependencies by pip into a virtual environment, or build a corpus of your own with `cuvee corpus build`"
+                f"this Python environment has too little text for the demo (found: {names}); "
+                "install cuvee with its dependencies by pip into a virtual environment, or build "
+                "your own corpus with `cuvee corpus build`"
             )
 
     write_folder(folder, fill)
@@ -155,7 +163,10 @@ def _write(domain: TextDomain, path: Path, seen: set[bytes]) -> Gathered:
 
 
 def split_text(text: str, largest: int = _DOCUMENT) -> Iterator[str]:
-    """Pieces of at most `largest` characters, cut at the last blank line, else line end, that fits; short rests are dropped."""
+    """Yield pieces of at most `largest` characters. Pieces under 200 characters are dropped.
+
+    A piece ends at the last blank line that fits, or else at the last line end that fits.
+    """
     rest = text.strip()
     while len(rest) >= _SHORTEST:
         if len(rest) <= largest:
@@ -174,7 +185,7 @@ def split_text(text: str, largest: int = _DOCUMENT) -> Iterator[str]:
 
 
 def _shuffled(files: Iterable[Path], root: Path) -> Iterator[Path]:
-    """An order that does not depend on the file system and does not begin with everything called a…"""
+    """Files in a fixed random order that does not depend on the file system or on names."""
     usable = (file for file in files if file.is_file() and file.stat().st_size <= _LARGEST_FILE)
     yield from sorted(
         usable, key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
@@ -183,7 +194,7 @@ def _shuffled(files: Iterable[Path], root: Path) -> Iterator[Path]:
 
 def _package_root(name: str) -> Path | None:
     try:
-        spec = importlib.util.find_spec(name)  # finds a top-level package without importing it
+        spec = importlib.util.find_spec(name)  # does not import a top-level package
     except (ImportError, ValueError):
         return None
     return (
@@ -194,7 +205,7 @@ def _package_root(name: str) -> Path | None:
 
 
 def _package_files(names: tuple[str, ...], pattern: str, *, tests: bool = False) -> Iterator[Path]:
-    """The packages take turns, so that a domain that fills up early still has something of each."""
+    """Files of the packages in turn, so a domain that is soon full still has some of each."""
     yield from _in_turn(
         [_files_of(root, pattern, tests) for name in names if (root := _package_root(name))]
     )
@@ -260,14 +271,14 @@ def _texts(files: Iterator[Path]) -> Iterator[str]:
 def _parse(source: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # for invalid escapes in other packages
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return None
 
 
 def _documented(tree: ast.Module) -> Iterator[tuple[str, ast.Expr, str]]:
-    """(name, the statement that is the docstring, its text) of the module and everything defined in it."""
+    """Yield (name, docstring statement, docstring) of the module and of every definition in it."""
     pending: list[tuple[str, ast.AST]] = [("", tree)]
     while pending:
         prefix, node = pending.pop()
@@ -288,7 +299,7 @@ def _docstrings(files: Iterator[Path]) -> Iterator[str]:
 
 
 def _code(files: Iterator[Path]) -> Iterator[str]:
-    """Sources without their docstrings, which belong to another domain."""
+    """Sources without docstrings, which belong to another domain."""
     for file in files:
         source = _read(file)
         if tree := _parse(source):
@@ -300,7 +311,7 @@ def _code(files: Iterator[Path]) -> Iterator[str]:
 
 
 def _python_manual() -> Iterator[str]:
-    """The language reference that `help("topic")` shows, then the docstrings of the standard library."""
+    """The language reference of `help("topic")`, then the docstrings of the standard library."""
     from pydoc_data.topics import topics
 
     yield from (topics[name] for name in sorted(topics))
@@ -324,7 +335,7 @@ def _licences() -> Iterator[str]:
 
 
 def _descriptions() -> Iterator[str]:
-    """What the package index shows of each distribution."""
+    """The description of each distribution, as the package index shows it."""
     for distribution in _distributions():
         payload = distribution.metadata.get_payload()  # type: ignore[attr-defined]
         yield payload if isinstance(payload, str) else ""

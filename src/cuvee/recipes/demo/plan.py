@@ -1,4 +1,4 @@
-"""What the demo does and how much of it: its stages, the model, the budgets, and the configurations that it runs."""
+"""The plan of the demo: its stages, model, budgets and configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cuvee.training.settings import TrainerSettings
 
 @dataclass(frozen=True)
 class Stage:
-    """What it is, and what it is for."""
+    """A stage of the demo: its title and its purpose."""
 
     title: str
     why: str
@@ -27,27 +27,27 @@ class Stage:
 STAGES = (
     Stage(
         "Gather text",
-        "eleven domains out of this Python environment; mathematics and graph theory are to be learned",
+        "eleven domains of this Python environment; mathematics and graph theory are the target",
     ),
-    Stage("Build the corpus", "tokens by domain, and questions out of held-out text"),
+    Stage("Build the corpus", "tokens by domain, and questions from held-out text"),
     Stage(
         "Pre-train the base", "a small model that knows the source domains, as a released one would"
     ),
     Stage(
         "Run the proxies",
-        "short continuations of it, each along a path of mixtures of its own, to see what they lead to",
+        "short continuations of it under different paths of mixtures, to observe their effect",
     ),
     Stage(
         "Learn the agent",
-        "from what the proxies logged and nothing else, which also says whether to trust it",
+        "only from the logs of the proxies, which also show whether to trust it",
     ),
     Stage(
         "Continue the base under each mixture",
-        "twice as long as a proxy, the agent beside static mixtures and others",
+        "twice as long as a proxy, with the agent, static mixtures and other methods",
     ),
     Stage(
         "Write the report",
-        "what was learned of the target, what was forgotten of the rest, and at what cost",
+        "what was learned of the target, what was forgotten of the source, and the cost",
     ),
 )
 
@@ -77,7 +77,7 @@ _PROXY = replace(_CONTINUED, steps=200, validate_every=0, validation_tokens=0)
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How much of it. The defaults end within eight minutes on two cores."""
+    """The size of the demo. With the defaults it takes under eight minutes on two cores."""
 
     vocab_size: int = 2048
     base: TrainerSettings = _BASE
@@ -88,14 +88,14 @@ class DemoPlan:
     )
     continued: TrainerSettings = _CONTINUED
     methods: tuple[str, ...] = ("natural", "uniform", "target_only", "odm")
-    """The agent and the universal policy stand beside them."""
+    """Methods to compare with the agent and the universal policy."""
     seeds: tuple[int, ...] = (0, 1, 2)
     share: float = 0.15
-    """What asking may cost of an interval."""
+    """The highest cost of evaluating the model, as a share of the cost of an interval."""
 
 
 def base_config(folder: Path, plan: DemoPlan, corpus: Corpus) -> TrainConfig:
-    """Source domains in proportion to their tokens, nothing of the target."""
+    """The base model's run: source domains in proportion to their tokens, no target domain."""
     method = MethodChoice.model_validate({"name": "source_only", "label": "source-only"})
     return TrainConfig(
         name="demo-base",
@@ -111,7 +111,7 @@ def base_config(folder: Path, plan: DemoPlan, corpus: Corpus) -> TrainConfig:
 def search_config(
     folder: Path, plan: DemoPlan, base: Path, questions: Mapping[str, Sequence[str]]
 ) -> SearchConfig:
-    """The proxies: as `cuvee search` runs them, and `cuvee learn` learns from them."""
+    """The proxies' search, for `cuvee search` and `cuvee learn`."""
     method = {
         "name": "data_mixing_agent",
         "evaluation": {name: list(files) for name, files in questions.items()},
@@ -133,7 +133,7 @@ def search_config(
 def compare_config(
     folder: Path, plan: DemoPlan, base: Path, questions: Mapping[str, Sequence[str]], agent: Path
 ) -> CompareConfig:
-    """The target runs."""
+    """The comparison of the target runs."""
     steering: list[MethodChoice | PolicyChoice] = [
         *(MethodChoice.model_validate(name) for name in plan.methods),
         PolicyChoice.model_validate({"policy": str(agent), "label": "agent"}),
@@ -159,7 +159,7 @@ def store(folder: Path) -> str:
 
 
 def as_yaml(config: CompareConfig | SearchConfig, head: str) -> str:
-    """A file that cuvee takes as it is, and that is pleasant to change."""
+    """Return the configuration as YAML that cuvee accepts and that is easy to edit."""
     content = config.model_dump(mode="json", exclude_defaults=True)
     content["train"] = {
         key: value for key, value in content["train"].items() if value != _DEFAULTS[key]

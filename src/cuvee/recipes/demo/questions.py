@@ -1,6 +1,6 @@
-"""The demo's questions: pieces of held-out text, each to be continued.
+"""The demo's questions: pieces of held-out text that the model has to continue.
 
-Text that feedback asks about is never used for the final validation.
+They do not overlap with the text of the final validation.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.training.validation import Validation
 
 FIELDS = {"source": "general", "target": "target"}
-_MOST = 48  # questions a domain
+_MOST = 48  # questions per domain
 
 
 def write_questions(corpus: Corpus, folder: Path, validation: Validation) -> dict[str, list[str]]:
-    """One JSONL file a domain, as paths by field, for `evaluation`. Files that are there stay what they are.
+    """Write one JSONL file per domain; return the paths by field, for `evaluation`.
 
-    A question is a window of the `valid` split that lies in one document and that `validation` does not read, cut after
-    the first quarter of its tokens. A domain that has none asks nothing.
+    Existing files are kept. A question is a window of the `valid` split inside one document that
+    `validation` does not read. The first quarter of its tokens is the prompt. A domain without such
+    a window has no file.
     """
 
     def fill(temporary: Path) -> None:

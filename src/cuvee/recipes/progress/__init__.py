@@ -1,1 +1,1 @@
-"""What recipes report while they work, and how they are stopped."""
+"""What recipes report while they work (`watch`, `fleet_watch`) and how they stop (`stopping`)."""

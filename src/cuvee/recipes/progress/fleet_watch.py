@@ -1,4 +1,4 @@
-"""`FleetWatch`: where the runs of a store stand, how fast they go and how long they will take, for whoever looks on."""
+"""`FleetWatch`: the state of the runs in a store, their speed and their remaining time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _WINDOW = 60.0  # seconds over which speed is measured
 
 @dataclass(frozen=True)
 class FleetStatus:
-    """`tokens_per_second` and `seconds_left` are of all workers of all drivers together, measured while this watch looked on;
-    None while it has seen too little."""
+    """The state of the runs at one time.
+
+    `tokens_per_second` and `seconds_left` cover all workers of all drivers, measured since the
+    watch began. They are None until there are enough measurements.
+    """
 
     tally: Tally
     running: tuple[RunSummary, ...]
@@ -26,12 +29,12 @@ class FleetStatus:
 
     @property
     def retried(self) -> int:
-        """Attempts that came to nothing and were, or will be, followed by another one."""
+        """Failed attempts that were, or will be, followed by another attempt."""
         return max(0, self.tally.lost_attempts - self.tally.failed)
 
 
 class FleetWatch:
-    """Of the runs of a group, or of all runs in the store."""
+    """Watches the runs of a group, or all runs in the store if `group` is None."""
 
     def __init__(
         self, store: Store, group: str | None, clock: Callable[[], float] = time.monotonic
@@ -39,20 +42,18 @@ class FleetWatch:
         self._store = store
         self._group = group
         self._clock = clock
-        self._seen: deque[tuple[float, int, float]] = (
-            deque()
-        )  # when; tokens and shares of runs done by then
+        # Times; tokens and shares of runs that were done by then.
+        self._seen: deque[tuple[float, int, float]] = deque()
         self._moves = False
 
     def look(self, tally: Tally | None = None) -> FleetStatus:
-        """`tally` saves counting again."""
+        """Return the current state. A `tally` that is already known saves a query."""
         tally = tally or self._store.tally(self._group)
         running = self._store.runs(self._group, "running") if tally.running else []
         failed = self._store.runs(self._group, "failed") if tally.failed else []
         now = self._clock()
-        if (
-            self._seen and not self._moves
-        ):  # time counts from the first thing that was done: before, workers were starting
+        # Speed is measured from the first progress on: before it, workers were starting.
+        if self._seen and not self._moves:
             self._moves = tally.cost.tokens > self._seen[0][1]
             self._seen.clear()
         self._seen.append((now, tally.cost.tokens, tally.progress))

@@ -1,4 +1,7 @@
-"""Stopping without loss: the first Ctrl-C lets the interval end and be saved, the second ends the process at once."""
+"""Stopping without loss of work.
+
+The first Ctrl-C lets the interval end and saves it. The second ends the process at once.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from typing import Any, Protocol, Self
 
 
 class Stopped(BaseException):
-    """No error: work ended early because it was asked to by `signal`; what was done is on disk, and the message says how much."""
+    """Work ended early because of `signal`. This is not an error.
+
+    Everything done so far is on disk. The message says how much that is.
+    """
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message, signal)
@@ -23,25 +29,25 @@ class Stopped(BaseException):
 class Stop(Protocol):
     @property
     def signal(self) -> int | None:
-        """What asked to stop, if anything did."""
+        """The signal of a stop request, or None."""
         ...
 
 
 class PipedStop:
-    """For a process that another one started: asked by anything on the line between them, or by its end, the other's death."""
+    """Stop requests for a worker process: any message from the parent, or the parent's death."""
 
-    def __init__(self, line: Connection) -> None:
-        self._line = line
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
 
     @property
     def signal(self) -> int | None:
-        return signal.SIGTERM if self._line.poll() else None
+        return signal.SIGTERM if self._pipe.poll() else None
 
 
 class StopRequest:
-    """While it is entered, SIGINT and SIGTERM set `signal` instead of ending the process; a second one does end it.
+    """Inside its block, SIGINT and SIGTERM set `signal`; a second one ends the process.
 
-    Off the main thread, where Python has no signals, it never asks for anything.
+    Outside the main thread, Python delivers no signals and `signal` stays None.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe says of itself while it works: `Progress` after each interval, to whatever `Observer` the caller brings."""
+"""What a recipe reports while it works: a `Progress` after each interval, to an `Observer`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from cuvee.core.signals import Signals
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after an interval. `progress` is the share of its budget that is used; `seconds` and `tokens` count
-    from when this process took the run up, at `began` of its budget. Losses are nats per token; `valid_loss` is the mean
-    over domains when last measured."""
+    """The state of a run after an interval.
+
+    `progress` is the share of the budget that is used. `seconds` and `tokens` count from the start
+    of this process, which was at `began` of the budget. Losses are in nats per token. `valid_loss`
+    is the mean over domains of the last validation.
+    """
 
     run_id: str
     step: int
@@ -31,13 +34,13 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """None while too little is done to say."""
+        """Estimated seconds to the end of the run; None before any progress."""
         done = self.progress - self.began
         return self.seconds * (1.0 - self.progress) / done if done > 0 else None
 
 
 class Observer(Protocol):
-    """Someone who looks on. `note` is a short clause such as "continues at step 200"."""
+    """Receives the events of runs. `note` is a short clause such as "continues after step 200"."""
 
     def begin(self, run_id: str, note: str) -> None: ...
 
@@ -47,7 +50,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """The observer of a quiet run."""
+    """An observer that ignores all events."""
 
     def begin(self, run_id: str, note: str) -> None: ...
 
@@ -57,14 +60,14 @@ class Unobserved:
 
 
 def training_loss(signals: Signals) -> float | None:
-    """Of the interval over all its tokens, in nats per token; None if nothing was trained."""
+    """Return the mean loss over the interval's tokens in nats; None if nothing was trained."""
     tokens_K = signals.tokens_K * signals.loss.present
     total = int(tokens_K.sum())
     return float((signals.loss.values * tokens_K).sum() / total) if total else None
 
 
 def valid_loss(signals: Signals) -> float | None:
-    """Mean over domains in nats per token; None if nothing was validated."""
+    """Return the mean over domains in nats per token; None if nothing was validated."""
     measured = signals.probes.get("valid_loss")
     return (
         float(measured.values[measured.present].mean())
