@@ -212,5 +212,5 @@ def test_the_command_prints_what_was_kept_and_learned(
     ]
     source, change = float(rows["natural"][1]), float(rows["natural"][2].replace("−", "-"))
     assert source == pytest.approx(float(rows["base"][1]) + change, abs=0.0011)
-    assert "no claim" in result.stdout
+    assert "an observation, not a result" in result.stdout
     assert f"{(tmp_path / 'demo' / 'report.html').as_uri()}" in result.stdout

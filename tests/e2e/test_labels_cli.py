@@ -80,7 +80,7 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
     printed = cuvee(
         "label", raw, "-o", tmp_path / "out", "--by", "random", "--topics", "2", *columns
     )
-    assert "source and target text together in random-0, random-1" in printed
+    assert "source and target text are mixed in random-0, random-1" in printed
     assert "1 bad rows were left out" in printed
     assert "-o CORPUS --text-column content" in printed
 
@@ -99,7 +99,7 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
         (["--by", "role", "--embeddings", "x"], "--embeddings goes with --by cluster"),
         (["--by", "column"], "cannot understand --by column: use column:KEY"),
         (["--by", "folder:x"], "cannot understand --by folder:x"),
-        (["--by", "topic"], "there is no way 'topic' to label: use column:KEY, folder"),
+        (["--by", "topic"], "cannot label by 'topic': use column:KEY, folder"),
         (["--by", "map:nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["--by", "classifier:nvidia/domain-classifier"], "add the full commit hash of 40 digits"),
         (["--by", "classifier:nowhere"], "there is no folder nowhere"),

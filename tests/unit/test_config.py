@@ -292,7 +292,7 @@ def test_what_a_policy_cost_is_read_from_its_file_if_that_says_it(tmp_path: Path
         return PolicyChoice(policy=saved(tmp_path / "policy", provenance)).proxies
 
     assert proxies() is None
-    with pytest.raises(PolicyError, match="has the cost .* not valid"):
+    with pytest.raises(PolicyError, match=r"has the cost .* not valid"):
         proxies(proxies={"tokens": 3})
 
 

@@ -151,7 +151,7 @@ def test_audit_filters_and_says_so_if_there_is_nothing(place: Path) -> None:
     )
     shown = cuvee(place, "runs", "audit", "mine-f", "--only", "alarm").stdout
     assert "8 decisions: 8 limited" in shown
-    assert "planned holds no decision of a guard" in cuvee(place, "runs", "audit", "planned").stdout
+    assert "planned has no decision of a guard" in cuvee(place, "runs", "audit", "planned").stdout
 
 
 def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The command line. Each command is thin: it reads its arguments, calls a recipe, and prints.
+"""The command line. Each command reads its arguments, calls a recipe and prints the result.
 
-Nothing heavy is imported here or at the top of a command's module, so that `cuvee --help` answers at once.
+Commands import heavy libraries inside functions, so that `cuvee --help` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cuvee.recipes.progress.stopping import Stopped
 
 app = typer.Typer(
     name="cuvee",
-    help="Learns how to mix training-data domains for language models, and steers the mixture while a model trains.",
+    help="Learns how to mix training-data domains for language models, and steers the mixture "
+    "while a model trains.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -52,7 +53,10 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0 done, 1 training failed, 2 a mistake in what was asked, 130 or 143 stopped."""
+    """Run the command line.
+
+    Exit status: 0 success, 1 training failed, 2 invalid arguments or input, 130 or 143 stopped.
+    """
     say_warnings()
     try:
         app()

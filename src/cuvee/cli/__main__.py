@@ -1,4 +1,4 @@
-"""`python -m cuvee.cli`, for `torchrun -m cuvee.cli train …`."""
+"""`python -m cuvee.cli`, as used by `torchrun -m cuvee.cli train …`."""
 
 from cuvee.cli import main
 

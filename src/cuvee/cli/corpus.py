@@ -24,21 +24,23 @@ def build(
         list[Path],
         typer.Argument(
             metavar="SRC...",
-            help="Files or folders of .jsonl, .json, .txt (.gz, .zst), .parquet, or .bin/.idx pairs.",
+            help="Files or folders: .jsonl, .json, .txt (.gz, .zst), .parquet, .bin/.idx pairs.",
         ),
     ],
     folder: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="The corpus to make.")
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The corpus folder to write.")
     ],
     domain_column: Annotated[
         str | None,
-        typer.Option(help="The column with a row's domain; else files and folders name it."),
+        typer.Option(
+            help="The column with a row's domain. Default: the names of files or folders."
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A target domain; may be repeated. Else table.json says."
+            metavar="NAME", help="A target domain; may be repeated. Default: as in table.json."
         ),
     ] = None,
     tokenizer: Annotated[
@@ -46,29 +48,29 @@ def build(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(help="Tokens of the byte-level BPE that is trained: 4096 unless given."),
+        typer.Option(help="Vocabulary size of the byte-level BPE to train. Default: 4096."),
     ] = None,
     end_of_text: Annotated[
         str | None,
         typer.Option(
-            help="The token that ends a document, where it is none of the well-known ones."
+            help="The token that ends a document, if it is not one of the well-known ones."
         ),
     ] = None,
     valid_share: Annotated[
         float,
         typer.Option(
-            help="Share of documents kept for validation, unless sources have train/ and valid/."
+            help="Share of documents for validation, unless sources have train/ and valid/."
         ),
     ] = 0.05,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that tokenize: one a core unless given.")
+        int | None, typer.Option(help="Processes that tokenize. Default: one per core.")
     ] = None,
     max_bad_rows: Annotated[
-        int, typer.Option(help="Stop when more rows than these cannot be used.")
+        int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
-    """Make a corpus of text, or finish one whose building was interrupted."""
+    """Build a corpus from text or token shards, or resume a build that was interrupted."""
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.data.ingest.adopt import adopt, find_shards
     from cuvee.data.ingest.build import BuildSettings
@@ -101,9 +103,7 @@ def build(
                     sources, folder, settings, workers=workers, progress=Stages(bar)
                 )
         except KeyboardInterrupt:
-            console(stderr=True).print(
-                "Interrupted. The same command continues where this one stopped."
-            )
+            console(stderr=True).print("Interrupted. The same command resumes.")
             raise typer.Exit(130) from None
     console().print(_table(corpus))
     if corpus.manifest.bad_rows:
@@ -115,7 +115,7 @@ def build(
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")]) -> None:
-    """Print the domains of a corpus: documents, tokens, shares, bytes a token, lexical diversity."""
+    """Print the domains of a corpus: documents, tokens, shares, bytes per token, diversity."""
     from cuvee.cli.display.console import console
     from cuvee.data.corpus.corpus import Corpus
 
@@ -127,7 +127,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")],
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
-    """Read every file of a corpus and check it against the hashes in its manifest."""
+    """Read every file of a corpus and compare it with the hashes in the manifest."""
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.data.corpus.corpus import Corpus
 
@@ -136,7 +136,7 @@ def verify(
         stages = Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
     console().print(
-        f"{folder}: every file is as it was written (fingerprint {corpus.fingerprint})",
+        f"{folder}: all files match their hashes (fingerprint {corpus.fingerprint})",
         markup=False,
     )
 

@@ -1,4 +1,4 @@
-"""`cuvee demo`: everything at once, on the user's own machine."""
+"""`cuvee demo`: every step of cuvee on the user's own machine."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ _CORPUS, _BASE, _PROXIES, _AGENT, _TARGETS, _STAGES = 2, 3, 4, 5, 6, 7
 
 def demo(
     folder: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Where everything goes.")
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for all results.")
     ] = Path("cuvee-demo"),
     show: Annotated[
         bool, typer.Option("--open/--no-open", help="Show the report in the browser.")
     ] = True,
 ) -> None:
-    """Data Mixing Agent from beginning to end, on this environment's own text: a base model, proxies, an agent that learns from
-    them, and runs on mathematics that it steers, beside others. Shows the report.
+    """Run Data Mixing Agent from beginning to end on the text of this Python environment.
 
-    Takes less than eight minutes on two cores and downloads nothing. Interrupted, it continues when it is run again.
+    Trains a base model and proxies, learns an agent from them, and compares runs on mathematics
+    under the agent with other methods. Opens the report.
+
+    Takes less than eight minutes on two cores and downloads nothing. An interrupted demo resumes
+    when it is run again.
     """
     from cuvee.cli.display.console import console
     from cuvee.recipes.progress.stopping import Stopped
@@ -68,8 +71,11 @@ def demo(
 
 
 class _View(AbstractContextManager["_View"]):
-    """Names the stages, what they are for and how long they took; shows text as lines, the corpus as a bar, and proxies, learning
-    and training as the commands for them do."""
+    """Prints each stage, its purpose and its duration.
+
+    Gathered text is shown as lines and the corpus as a bar. Proxies, learning and training look as
+    in their own commands.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -136,15 +142,15 @@ class _View(AbstractContextManager["_View"]):
         self._console.print(f"    {verdict}", markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, run_id: str, note: str) -> None:
-        assert self._training, "models are trained in stages of their own"
+        assert self._training, "models are trained in their own stages"
         self._training.begin(run_id, note)
 
     def interval(self, progress: Progress) -> None:
-        assert self._training, "models are trained in stages of their own"
+        assert self._training, "models are trained in their own stages"
         self._training.interval(progress)
 
     def end(self, run_id: str, note: str) -> None:
-        assert self._training, "models are trained in stages of their own"
+        assert self._training, "models are trained in their own stages"
         self._training.end(run_id, note)
 
 
@@ -237,7 +243,7 @@ def _print_next(console: Console, made: Demo) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print("\nTo go on:", highlight=False)
+    console.print("\nNext steps:", highlight=False)
     for command in (
         f"cuvee corpus show {short(made.corpus)}",
         f"cuvee runs list --store {short(made.store)}",

@@ -1,4 +1,4 @@
-"""`cuvee corpus label`: gives documents other domains."""
+"""`cuvee corpus label`: assigns documents to other domains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from cuvee.data.label.labelers import Way
     from cuvee.data.label.report import Labels
 
-_WAYS = "column:KEY, folder, map:FILE.yaml, cluster, classifier:FOLDER, classifier:NAME@COMMIT, role or random"
+_WAYS = (
+    "column:KEY, folder, map:FILE.yaml, cluster, classifier:FOLDER, classifier:NAME@COMMIT, "
+    "role or random"
+)
 _DEFAULT_SAMPLE = 20_000
 
 
@@ -21,16 +24,16 @@ def label(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SRC...", help="Files or folders of text, as `cuvee corpus build` reads them."
+            metavar="SRC...", help="Files or folders of text, as for `cuvee corpus build`."
         ),
     ],
     folder: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="DIR", help="The folder of labelled text to make."),
+        typer.Option("-o", "--output", metavar="DIR", help="The folder of labelled text to write."),
     ],
     by: Annotated[str, typer.Option(metavar="WAY", help=f"{_WAYS}.")],
     topics: Annotated[
-        int | None, typer.Option(metavar="K", help="How many labels: for `cluster` and `random`.")
+        int | None, typer.Option(metavar="K", help="Number of labels, for `cluster` and `random`.")
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="For `cluster` and `random`.")
@@ -38,30 +41,31 @@ def label(
     sample: Annotated[
         int | None,
         typer.Option(
-            min=2, help=f"Documents that `cluster` is fitted on: {_DEFAULT_SAMPLE} unless given."
+            min=2, help=f"Documents on which `cluster` is fitted. Default: {_DEFAULT_SAMPLE}."
         ),
     ] = None,
     embeddings: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="For `cluster`: sentence-transformers:FOLDER or sentence-transformers:NAME@COMMIT in place of words.",
+            help="For `cluster`, instead of words: sentence-transformers:FOLDER or "
+            "sentence-transformers:NAME@COMMIT.",
         ),
     ] = None,
     roles: Annotated[
-        bool, typer.Option("--roles", help="Divide each label into LABEL.source and LABEL.target.")
+        bool, typer.Option("--roles", help="Split each label into LABEL.source and LABEL.target.")
     ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A target among the domains of SRC; may be repeated. Else table.json says.",
+            help="A target domain of SRC; may be repeated. Default: as in table.json.",
         ),
     ] = None,
     domain_column: Annotated[
         str | None,
         typer.Option(
-            help="The column with a row's domain until now; else files and folders name it."
+            help="The column with a row's old domain. Default: the names of files or folders."
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
@@ -72,14 +76,17 @@ def label(
         ),
     ] = 0.05,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that label: one a core unless given.")
+        int | None, typer.Option(help="Processes that label. Default: one per core.")
     ] = None,
     max_bad_rows: Annotated[
-        int, typer.Option(help="Stop when more rows than these cannot be used.")
+        int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
-    """Give documents the domains that a column, a map, clustering or a classifier finds, or go on where that was interrupted."""
+    """Assign documents to domains by a column, a map, clustering or a classifier.
+
+    After an interruption the same command resumes.
+    """
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.data.label.labels import LabelSettings
     from cuvee.data.label.labels import label as label_sources
@@ -100,15 +107,13 @@ def label(
                 sources, folder, way, settings, workers=workers, progress=Stages(bar)
             )
     except KeyboardInterrupt:
-        console(stderr=True).print(
-            "Interrupted. The same command continues where this one stopped."
-        )
+        console(stderr=True).print("Interrupted. The same command resumes.")
         raise typer.Exit(130) from None
     _print(console(), labels, folder)
 
 
 def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings: str | None) -> Way:
-    """What `--by` and the options that go with it ask for. Raises `ConfigError` or `CorpusError`."""
+    """Return the labeler for `--by` and its options. Raises `ConfigError` or `CorpusError`."""
     from cuvee.core.errors import ConfigError
     from cuvee.data.label import labelers as label_ways
 
@@ -152,7 +157,7 @@ def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings:
         from cuvee.data.label.classifier import ByClassifier
 
         return ByClassifier(find_model(argument))
-    raise ConfigError(f"there is no way {kind!r} to label: use {_WAYS}")
+    raise ConfigError(f"cannot label by {kind!r}: use {_WAYS}")
 
 
 def _print(out: Console, labels: Labels, folder: Path) -> None:
@@ -207,18 +212,20 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
     lines = []
     if found.adjusted_mutual_information is not None:
         lines.append(
-            f"agreement with the domains until now: adjusted mutual information {found.adjusted_mutual_information:.3f}, "
-            f"homogeneity {found.homogeneity:.3f}, completeness {found.completeness:.3f}"
+            "agreement with the old domains: adjusted mutual information "
+            f"{found.adjusted_mutual_information:.3f}, homogeneity {found.homogeneity:.3f}, "
+            f"completeness {found.completeness:.3f}"
         )
     if labels.mixed:
         shown = ", ".join(labels.mixed[:4]) + (", …" if len(labels.mixed) > 4 else "")
         lines.append(
-            f"source and target text together in {shown}: these count as source; --roles keeps the two apart"
+            f"source and target text are mixed in {shown}: these count as source; "
+            "--roles separates them"
         )
     if labels.left_out:
         lines.append(
-            f"no training text for {', '.join(labels.left_out)}: {sum(labels.left_out.values())} validation documents "
-            f"are in {folder / 'left_out'}"
+            f"no training text for {', '.join(labels.left_out)}: "
+            f"{sum(labels.left_out.values())} validation documents are in {folder / 'left_out'}"
         )
     if labels.bad_rows:
         lines.append(f"{labels.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")
@@ -226,6 +233,7 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
         "" if labels.text_column == "text" else f" --text-column {shlex.quote(labels.text_column)}"
     )
     lines.append(
-        f"everything is in {folder / 'labels.json'}; next: cuvee corpus build {shlex.quote(str(folder))} -o CORPUS{column}"
+        f"details are in {folder / 'labels.json'}; next: "
+        f"cuvee corpus build {shlex.quote(str(folder))} -o CORPUS{column}"
     )
     return lines

@@ -1,4 +1,4 @@
-"""`cuvee learn`: from the runs of a search to a policy."""
+"""`cuvee learn`: learns a policy from the runs of a search."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def learn(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`."),
+        typer.Option("--store", help="SQLite file, URL or @FILE, instead of the file's `store`."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Learns a policy from the proxy runs that `cuvee search` did with the same file, and says whether they support it."""
+    """Learn a policy from the proxy runs of `cuvee search`, and report whether they support it."""
     from rich.progress import Progress
 
     from cuvee.cli.display.console import console
@@ -43,7 +43,7 @@ def learn(
         with Progress(console=console(stderr=True), disable=quiet, transient=True) as progress:
             done = recipe.learn(wanted, output, Shown(progress).show)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on", error=True, colour="yellow")
+        say("stopped; the same command resumes", error=True, colour="yellow")
         raise typer.Exit(130) from None
     for sentence in done.verdict:
         say(sentence)
@@ -52,7 +52,7 @@ def learn(
 
 
 class Shown:
-    """A bar for cloning and one for Q-learning, with the newest estimates beside it."""
+    """A bar for behaviour cloning and one for Q-learning, with the newest estimates."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

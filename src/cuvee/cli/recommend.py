@@ -1,4 +1,4 @@
-"""`cuvee recommend`: from a table of runs to the mixture, or the stages, that a target run trains on."""
+"""`cuvee recommend`: from a table of runs to the mixture, or the stages, of a target run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def recommend(
         list[str],
         typer.Argument(
             metavar="SOURCE…",
-            help="A table of runs (CSV, JSONL, Parquet), mixtures and metrics as two, a folder of RegMix's or olmix's layout, "
-            "a search file, or a group of the store.",
+            help="A table of runs (CSV, JSONL, Parquet), mixtures and metrics as two, a folder of "
+            "RegMix's or olmix's layout, a search file, or a group of the store.",
         ),
     ],
     output: Annotated[
@@ -64,7 +64,8 @@ def recommend(
     write: Annotated[
         list[str] | None,
         typer.Option(
-            help="megatron, nemo, torchtitan, levanter, olmo_core, axolotl, llama_factory, trl, hf_datasets or schedule."
+            help="megatron, nemo, torchtitan, levanter, olmo_core, axolotl, llama_factory, trl, "
+            "hf_datasets or schedule."
         ),
     ] = None,
     steps: Annotated[
@@ -90,7 +91,7 @@ def recommend(
     store: Annotated[str | None, typer.Option(help="SQLite file, URL or @FILE.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Recommends a mixture or up to three stages from small runs, with intervals, and writes it for a trainer."""
+    """Recommend a mixture, or up to three stages, from small runs, and write it for a trainer."""
     from dataclasses import replace
 
     from cuvee.recipes import recommend as recipe
@@ -172,7 +173,7 @@ def _number(text: str, option: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _mistake(f"{option}: {text!r} is no number")
+        raise _mistake(f"{option}: {text!r} is not a number")
     return value
 
 

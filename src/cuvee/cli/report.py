@@ -1,4 +1,4 @@
-"""`cuvee report`: runs as one page that opens anywhere."""
+"""`cuvee report`: writes runs as one HTML page."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cuvee.cli.runs import GroupOption, StoreOption
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]…", help="Ids or their beginnings; all runs if none."),
+        typer.Argument(metavar="[RUN]…", help="Ids or their beginnings. Default: all runs."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "report.html"
     ),
     title: Annotated[
-        str | None, typer.Option("--title", help="Its heading. Default: the group, or the one run.")
+        str | None, typer.Option("--title", help="Heading. Default: the group, or the only run.")
     ] = None,
     group: GroupOption = None,
     store: StoreOption = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Writes one self-contained HTML page: mixtures over time, losses by domain, and the final table with cost."""
+    """Write one self-contained HTML page: mixtures, losses by domain, final results with cost."""
     from cuvee.recipes.reporting import write_stored
     from cuvee.recipes.stores import find_runs, open_store
 

@@ -1,4 +1,4 @@
-"""`cuvee runs`: what was trained, and what became of it."""
+"""`cuvee runs`: lists, shows, watches, exports and audits runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ StoreOption = Annotated[
     ),
 ]
 GroupOption = Annotated[
-    str | None, typer.Option("--group", help="Only the runs of this comparison.")
+    str | None, typer.Option("--group", help="Only runs of this comparison or search.")
 ]
 _SHOWN_DOMAINS = 4
 
@@ -36,7 +36,7 @@ def list_runs(
         str | None, typer.Option("--status", help="waiting, running, done or failed.")
     ] = None,
 ) -> None:
-    """A table of runs, oldest first."""
+    """List runs, oldest first."""
     from cuvee.cli.display.live import time_of
     from cuvee.recipes.stores import open_store
 
@@ -58,7 +58,7 @@ def list_runs(
 
 @app.command()
 def watch(store: StoreOption = None, group: GroupOption = None) -> None:
-    """Shows how runs get on, whoever works on them, until none is open or Ctrl-C."""
+    """Watch all runs until none is open or Ctrl-C, whichever workers train them."""
     import time
     from contextlib import suppress
 
@@ -82,13 +82,13 @@ def watch(store: StoreOption = None, group: GroupOption = None) -> None:
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
+    run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
     store: StoreOption = None,
     every: Annotated[
-        int, typer.Option("--every", min=0, help="Show each n-th interval; 0 picks about 20.")
+        int, typer.Option("--every", min=0, help="Show every n-th interval; 0 shows about 20.")
     ] = 0,
 ) -> None:
-    """One run: its configuration and its trajectory, interval by interval."""
+    """Show the configuration and the trajectory of a run."""
     import yaml
 
     from cuvee.recipes.progress.watch import training_loss, valid_loss
@@ -138,12 +138,12 @@ def export_runs(
         Path, typer.Option("--output", "-o", help="A file ending in .parquet or .json.")
     ],
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Ids or their beginnings; all runs if none.")
+        list[str] | None, typer.Argument(help="Ids or their beginnings. Default: all runs.")
     ] = None,
     store: StoreOption = None,
     group: GroupOption = None,
 ) -> None:
-    """Writes runs to one file: JSON keeps everything, Parquet is a table by run, interval and domain."""
+    """Write runs to one file: complete as JSON, or a table by interval and domain as Parquet."""
     from cuvee.recipes.export import export
     from cuvee.recipes.stores import find_runs, open_store
 
@@ -155,19 +155,19 @@ def export_runs(
 
 @app.command()
 def audit(
-    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
+    run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
     store: StoreOption = None,
     only: Annotated[
         Only | None,
         typer.Option(
-            "--only", help="Decisions with this verdict; alarm: those after which one sounded."
+            "--only", help="Decisions with this verdict; alarm: those that raised an alarm."
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The records as they are, a line of JSON each.")
+        bool, typer.Option("--json", help="Print the records as lines of JSON.")
     ] = False,
 ) -> None:
-    """Each decision of a run: what the policy proposed, what the guard made of it, and why."""
+    """Show each decision of a run: the policy's proposal, the guard's result, and the reason."""
     import json
 
     from cuvee.cli.display.audit import is_meant, summary, table
@@ -185,7 +185,8 @@ def audit(
         return
     if not logged:
         say(
-            f"{found.id} holds no decision of a guard: it has not begun, or it is a proxy, which runs without one"
+            f"{found.id} has no decision of a guard: it has not begun, or it is a proxy, "
+            "which runs without a guard"
         )
         return
     _print(table([record for record, _ in meant]))

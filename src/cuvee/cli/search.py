@@ -1,4 +1,4 @@
-"""`cuvee search`: proxy runs, and the policy that a method learns from them."""
+"""`cuvee search`: trains proxy runs and writes the policy that a method learns from them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def search(
     workers: Annotated[
         int,
         typer.Option(
-            "--workers", "-w", min=1, help="Proxies at a time, `threads` CPU threads each."
+            "--workers", "-w", min=1, help="Proxies at a time, with `threads` CPU threads each."
         ),
     ] = 2,
     engine: Annotated[
         Literal["local", "ray", "slurm"] | None,
-        typer.Option("--engine", help="Where workers live, in place of the file's `engine`."),
+        typer.Option("--engine", help="Where workers run, instead of the file's `engine`."),
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", help="SQLite file, URL or @FILE, in place of the file's `store`."),
+        typer.Option("--store", help="SQLite file, URL or @FILE, instead of the file's `store`."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")
+        bool, typer.Option("--dry-run", help="Print the runs that would be trained and their cost.")
     ] = False,
     runs_only: Annotated[
-        bool, typer.Option("--runs-only", help="Run the proxies and learn nothing from them yet.")
+        bool, typer.Option("--runs-only", help="Train the proxies without learning from them.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Runs the proxies that a method asks for, none twice, and writes the policy that it commits to."""
+    """Train the proxy runs that a method requests, and write the policy learned from them."""
     from cuvee.cli.display.console import console
     from cuvee.cli.display.fleet import FleetView
     from cuvee.recipes import search as recipe
@@ -62,7 +62,10 @@ def search(
                 said = _done(len(runs), shlex.join([str(config), *(overrides or ())]) + _at(store))
             else:
                 folder = recipe.search(wanted, workers=workers, on_change=on_change)
-                said = f"{_evidence(folder)}policy: {folder}; steer a run with `cuvee train CONFIG.yaml policy={folder}`"
+                said = (
+                    f"{_evidence(folder)}policy: {folder}; "
+                    f"steer a run with `cuvee train CONFIG.yaml policy={folder}`"
+                )
     except KeyboardInterrupt as stopped:
         say(str(stopped) or "stopped", error=True, colour="yellow")
         raise typer.Exit(130) from None
@@ -70,7 +73,7 @@ def search(
 
 
 def _evidence(policy: Path) -> str:
-    """What the policy rests on, as a line, if it says."""
+    """The policy's own evidence as a line, if it has any."""
     from cuvee.policies.files import load_policy
 
     summary = getattr(load_policy(policy), "evidence", {}).get("summary")
@@ -79,12 +82,12 @@ def _evidence(policy: Path) -> str:
 
 def _done(runs: int, what: str) -> str:
     if not runs:
-        return "the method asks for no proxy runs"
+        return "the method needs no proxy runs"
     return f"{runs} runs are done; `cuvee learn {what} -o policy/` learns from them"
 
 
 def _at(store: str | None) -> str:
-    """The option as it was given, unless it may hold a password."""
+    """The option as it was given, without a URL, which may contain a password."""
     if store is None:
         return ""
     return " --store …" if "://" in store else f" --store {shlex.quote(store)}"
@@ -94,7 +97,7 @@ def _said(plan: SearchPlan, method: str, workers: int) -> str:
     from cuvee.cli.display.live import time_of
 
     asked = (
-        f"{method} asks for {plan.runs} proxy runs next ({plan.logged} are done): "
+        f"{method} requests {plan.runs} proxy runs next ({plan.logged} are done): "
         f"{plan.total.tokens:,} tokens, {plan.total.flops:.3g} FLOPs; "
         f"each {plan.each.tokens:,} tokens, {plan.each.flops:.3g} FLOPs"
     )

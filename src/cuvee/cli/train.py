@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from cuvee.report.tables import Table as Figures
 
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG.yaml", help="What to run: see docs/configuration.md.")
+    Path, typer.Argument(metavar="CONFIG.yaml", help="The configuration: docs/configuration.md.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]…",
-        help="In place of the file's values, as in train.learning_rate=3e-3.",
+        help="Replaces values of the file, as in train.learning_rate=3e-3.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it works.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 def train(
     config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False
 ) -> None:
-    """Trains a model under a method's mixture, and keeps run, model and policy."""
+    """Train a model under a method's mixture, and store run, model and policy."""
     from cuvee.cli.display.live import view
     from cuvee.recipes import train as recipe
     from cuvee.recipes.config.schema import TrainConfig, load
@@ -43,11 +43,12 @@ def train(
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
     if first:
+        # A URL may contain a password, so it is not printed.
         at = (
             f" --store {shlex.quote(wanted.store)}"
             if wanted.store and "://" not in wanted.store
             else ""
-        )  # no secrets
+        )
         say(f"see it with `cuvee runs show {run.id}{at}` or `cuvee report {run.id}{at}`")
 
 
@@ -57,15 +58,17 @@ def compare(
     resume: Resume = False,
     workers: Annotated[
         int,
-        typer.Option("--workers", "-w", min=1, help="Runs at a time, `threads` CPU threads each."),
+        typer.Option(
+            "--workers", "-w", min=1, help="Runs at a time, with `threads` CPU threads each."
+        ),
     ] = 1,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The report to write. Default: NAME.html in `out`."),
+        typer.Option("--output", "-o", help="The report file. Default: NAME.html in `out`."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Trains each method with each seed on equal terms, prints what came of it, and writes the report."""
+    """Train each method with each seed, print the results, and write the report."""
     from cuvee.cli.display.console import console
     from cuvee.cli.display.live import view
     from cuvee.recipes import compare as recipe

@@ -1,4 +1,4 @@
-"""The diagnostics of a learned policy: one page that says what it does, how it was evaluated, and what is wrong with it."""
+"""The diagnostics page of a learned policy: what it does, how it was evaluated, what is wrong."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cuvee.report.page import Panel, fill
 from cuvee.report.trajectories import trajectories_figure
 
 _WALKS = 120
-_FLAT = 0.003  # deviations of a return that one interval must decide about at least, or nothing was learned of it
+_FLAT = 0.003  # standard deviations of a return; if mixtures differ by less, nothing was learned
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One point of the trace: after so many updates, the gain over the best static mixture with its interval."""
+    """The estimated gain over the best static mixture after some updates, with its interval."""
 
     update: int
     gain: float
@@ -35,22 +35,30 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SpaceView:
-    """One domain space. `path_TK` is what the policy plays in a run fitted to the logged runs; `walks_NT` the target shares of
-    the runs that it was learned from or evaluated on, and `best_N` which of them ended best. `values` (T,) are what the critic
-    expects of some mixtures, `q_std_T` how far it tells mixtures apart and `disagreement_T` how far the twins disagree about that,
-    all in deviations of returns. `heuristics`: name → mean score of the policy, of the best walks, of all walks."""
+    """The diagnostics of one domain space, with T decisions, N runs and K domains.
+
+    Values of the critic are in standard deviations of returns.
+    """
 
     name: str
     domains: tuple[Domain, ...]
     path_TK: FloatArray
+    """The policy's mixtures in a dynamics model that is fitted to the logged runs."""
     walks_NT: FloatArray
+    """Target shares of the runs from which it was learned or on which it was evaluated."""
     best_N: FloatArray
+    """1 for the runs with the highest returns, else 0."""
     values: Mapping[str, FloatArray]
+    """(T,) each: the critic's values of some mixtures, by name."""
     q_std_T: FloatArray
+    """How much the critic's values differ between mixtures."""
     disagreement_T: FloatArray
+    """How much the twin critics disagree about these differences."""
     evaluations: Sequence[Evaluated]
     heuristics: Mapping[str, tuple[float, float, float]]
+    """Mean score of the policy, of the best runs and of all runs, by heuristic."""
     verdict: Sequence[str]
+    """The conclusions of the evaluation, as sentences."""
 
     @property
     def target_T(self) -> FloatArray:
@@ -61,7 +69,7 @@ class SpaceView:
 
 @dataclass(frozen=True)
 class LoggedSpace:
-    """The logged runs of one domain space and one length. `coverage` is None for a single run."""
+    """The logged runs of one set of domains and one length. `coverage` is None for one run."""
 
     domains: tuple[Domain, ...]
     trajectories: tuple[Trajectory, ...]
@@ -73,14 +81,16 @@ class LoggedSpace:
 
     @property
     def figures(self) -> dict[str, str]:
-        """What the runs cover, as rows of a table."""
+        """Numbers on how much of the mixture space the runs cover, as rows of a table."""
         found = self.coverage
         count = len(self.trajectories)
         if found is None:
             return {"runs": str(count)}
         return {
             "runs": str(count),
-            "distance between two runs (mean total variation at the same time)": f"{found.distance:.3f}",
+            "distance between two runs (mean total variation at the same time)": (
+                f"{found.distance:.3f}"
+            ),
             "distance of their target shares": f"{found.target_distance:.3f}",
             "distance of their source parts": f"{found.source_distance:.3f}",
             "change from one interval to the next (mean total variation)": f"{found.change:.3f}",
@@ -91,7 +101,7 @@ class LoggedSpace:
 
 
 def logged_spaces(trajectories: Sequence[Trajectory]) -> list[LoggedSpace]:
-    """Groups finished trajectories by domains and number of intervals."""
+    """Group finished trajectories by domains and number of intervals."""
     spaces: dict[object, list[Trajectory]] = {}
     for one in trajectories:
         if len(one):
@@ -103,24 +113,28 @@ def logged_spaces(trajectories: Sequence[Trajectory]) -> list[LoggedSpace]:
 
 
 def alarms(view: SpaceView) -> list[str]:
-    """What a person should look into: flat Q, collapse to a domain, a policy that is constant."""
+    """Warnings for the reader: flat Q values, collapse to one domain, a constant policy."""
     found = []
     q_std, disagreement = float(view.q_std_T.mean()), float(view.disagreement_T.mean())
     if q_std <= max(disagreement, _FLAT):
         found.append(
-            f"Flat Q: values of different mixtures differ by {q_std:.2g} deviations of a return, the twin critics disagree "
-            f"about those differences by {disagreement:.2g}. What was learned beyond cloning is noise: learn longer, or from more runs."
+            f"Flat Q: values of different mixtures differ by {q_std:.2g} standard deviations of a "
+            "return, and the twin critics disagree about those differences by "
+            f"{disagreement:.2g}. What was learned beyond behaviour cloning is noise: learn "
+            "longer, or from more runs."
         )
     largest_T = view.path_TK.max(axis=1)
     if (largest_T > 0.9).mean() >= 0.5:
         name = view.domains[int(np.bincount(view.path_TK.argmax(axis=1)).argmax())].name
         found.append(
-            f"Collapse: {name} has over 90 % of the batch in {(largest_T > 0.9).mean():.0%} of the decisions."
+            f"Collapse: {name} has over 90 % of the batch in {(largest_T > 0.9).mean():.0%} of the "
+            "decisions."
         )
     moved = 0.5 * np.abs(np.diff(view.path_TK, axis=0)).sum(axis=1)
     if len(moved) and moved[len(moved) // 4 :].max(initial=0.0) < 0.005:
         found.append(
-            "Constant: after its first quarter the policy holds one mixture; a static one would do as well."
+            "Constant: after its first quarter the policy keeps one mixture; a static mixture "
+            "would do as well."
         )
     return found
 
@@ -133,10 +147,10 @@ def write_diagnostics(
     logged: Sequence[LoggedSpace] = (),
     verdict: Sequence[str] = (),
 ) -> Path:
-    """Writes the page about a policy, and returns its path.
+    """Write the page about a policy and return its path.
 
-    `views` are the domain spaces in which it was evaluated, `logged` the runs that it was learned from, and `verdict` sums up a
-    policy that has no views.
+    `views` are the domain spaces in which it was evaluated. `logged` are the runs from which it was
+    learned. `verdict` has the conclusions about a policy without views.
     """
     sections = [(view, alarms(view), _panels(view, number)) for number, view in enumerate(views)]
     spaces = [(space, _logged_panel(space, number)) for number, space in enumerate(logged)]
@@ -173,7 +187,8 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
         "target": Panel(
             f"target-{number}",
             "Target share over time",
-            f"Target share of the policy over a run, from {start:.0%} to {end:.0%}, against the logged walks",
+            f"Target share of the policy over a run, from {start:.0%} to {end:.0%}, against the "
+            "logged runs",
             _target_figure(view),
         ),
         "domains": Panel(
@@ -191,8 +206,8 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
         "q_std": Panel(
             f"q_std-{number}",
             "How far it tells mixtures apart",
-            f"Deviation of Q over mixtures, {view.q_std_T.mean():.3g} on average, and disagreement of the twin critics, "
-            f"{view.disagreement_T.mean():.3g}",
+            f"Deviation of Q over mixtures, {view.q_std_T.mean():.3g} on average, and disagreement "
+            f"of the twin critics, {view.disagreement_T.mean():.3g}",
             _lines(
                 view,
                 {"between mixtures": view.q_std_T, "between the twins": view.disagreement_T},
@@ -202,7 +217,8 @@ def _panels(view: SpaceView, number: int) -> dict[str, Panel]:
         "heuristics": Panel(
             f"heuristics-{number}",
             "Heuristics",
-            "Mean score by heuristic of the policy, the best walks and all walks; the table has the figures",
+            "Mean score by heuristic of the policy, the best runs and all runs; the table has the "
+            "figures",
             _heuristic_figure(view),
         ),
     }
@@ -226,7 +242,7 @@ def _progress(view: SpaceView) -> FloatArray:
 def _target_figure(view: SpaceView) -> go.Figure:
     figure = go.Figure()
     progress_T = _progress(view)
-    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # those that ended best last, on top
+    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # the best runs last, so on top
     for n in order:
         best = bool(view.best_N[n])
         figure.add_scatter(
@@ -332,10 +348,10 @@ def _trace_figure(view: SpaceView) -> go.Figure:
 
 
 def _heuristic_figure(view: SpaceView) -> go.Figure:
-    """Scores less those of all walks, as fractions of the largest of the three, so that one axis serves all."""
+    """Scores minus those of all runs, relative to the largest of the three, on a common axis."""
     figure = go.Figure()
     names = list(view.heuristics)
-    for index, (label, place) in enumerate((("policy", 0), ("best walks", 1))):
+    for index, (label, place) in enumerate((("policy", 0), ("best runs", 1))):
         scores = [view.heuristics[name][place] - view.heuristics[name][2] for name in names]
         sizes = [max(map(abs, view.heuristics[name])) or 1.0 for name in names]
         figure.add_bar(
@@ -347,7 +363,7 @@ def _heuristic_figure(view: SpaceView) -> go.Figure:
             hovertemplate="%{x:.0%}",
         )
     style(figure, "", height=300)
-    figure.update_xaxes(title_text="score above all walks’, of the largest", tickformat=".0%")
+    figure.update_xaxes(title_text="score above all runs’, of the largest", tickformat=".0%")
     figure.update_layout(
         margin_l=130,
         margin_t=34,

@@ -1,7 +1,8 @@
-"""The report: one HTML file that holds everything it needs and asks the network for nothing.
+"""The report: one self-contained HTML file that makes no network requests.
 
-Text goes through an autoescaping template; figures and names that scripts read go into a JSON block in which `<`, `>` and `&` are
-escaped; and a content security policy lets the browser run only the scripts whose hashes were written into the page.
+Text passes through an autoescaping template. Data for scripts are in a JSON block with `<`, `>` and
+`&` escaped. A content security policy lets the browser run only scripts whose hashes are in the
+page.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, tr
 from cuvee.report.summary import Summary, summarise
 from cuvee.report.words import amount, headline, number
 
+# Keys in which fairly compared runs may differ. `evaluation` is among them: it trains nothing.
 _MAY_DIFFER = {
     "name",
     "method",
@@ -38,12 +40,12 @@ _MAY_DIFFER = {
     "proxies",
     "seed",
     "evaluation",
-}  # questions train nothing
+}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with its place in the page. `words` is what a screen reader says in its stead."""
+    """A figure with its place in the page. Screen readers read `words` instead of the figure."""
 
     id: str
     heading: str
@@ -66,12 +68,13 @@ def write_report(
     bytes_per_token: Mapping[str, float] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the page and returns its path.
+    """Write the page and return its path.
 
-    `baseline` is the label of the method that the others are measured against (default: natural, else the first);
-    `statuses` says of runs that did not finish why, by run id ("failed: the loss is not finite"); `bytes_per_token` by
-    domain gives bits per byte where the runs' configurations do not; `facts` are further lines for "what was compared",
-    such as the hardware. Raises `ConfigError` as `summarise` does.
+    `baseline` is the label of the method that the others are compared with (default: natural, else
+    the first). `statuses` says by run id why unfinished runs did not finish ("failed: the loss is
+    not finite"). `bytes_per_token` by domain gives bits per byte if the runs' configurations do not
+    have it. `facts` are further lines of "what was compared", such as the hardware. Raises
+    `ConfigError` as `summarise` does.
     """
     summary = summarise(runs, baseline, statuses, bytes_per_token)
     page = render(summary, title, facts or {})
@@ -82,7 +85,7 @@ def write_report(
 
 
 def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     mixtures = _mixtures(summary)
     curves = _curves(summary)
     by_domain = _by_domain(summary)
@@ -116,7 +119,10 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
 def fill(
     template: str, title: str, facts: Mapping[str, str], panels: Sequence[Panel], **content: Any
 ) -> str:
-    """A page as text: `template`, which extends layout.html, with its `content`. `panels` are all whose figures it shows."""
+    """Return a page as text, from `template`, which extends layout.html, and its `content`.
+
+    `panels` are all panels whose figures the page shows.
+    """
     scripts = [
         get_plotlyjs().replace("</script", "<\\/script"),
         (files("cuvee.report") / "assets" / "page.js").read_text(),
@@ -136,8 +142,11 @@ def fill_with(
     style: str = "",
     **content: Any,
 ) -> str:
-    """A page whose template is in the assets of the first of `rooms` that has it. Its `scripts` are the only ones that the
-    browser runs, and find `data` as JSON in the element `data`. `style` follows the common style sheet."""
+    """Return a page whose template is in the assets of the first of `rooms` that has it.
+
+    The browser runs only `scripts`. They find `data` as JSON in the element with the id `data`.
+    `style` follows the common style sheet.
+    """
     assets = files("cuvee.report") / "assets"
     now = datetime.datetime.now(datetime.UTC)
     environment = Environment(
@@ -160,7 +169,7 @@ def fill_with(
 
 
 def _script_json(value: Any) -> str:
-    """JSON that no browser can mistake for markup."""
+    """Return JSON that a browser cannot interpret as markup."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -181,7 +190,7 @@ def _style(css: str) -> str:
 
 
 def _facts(summary: Summary) -> dict[str, str]:
-    """What was compared, as far as the runs say it."""
+    """The lines of "what was compared", from the runs' configurations."""
     config = summary.runs[0].run.config
     names = [
         method.label + (" (baseline)" if method.label == summary.baseline else "")
@@ -207,7 +216,7 @@ def _facts(summary: Summary) -> dict[str, str]:
 
 
 def _model_name(model: Any) -> str:
-    """A preset as it is called; fields one by one."""
+    """A preset's name, or the fields of a configuration."""
     if isinstance(model, Mapping):
         return ", ".join(f"{key} {value}" for key, value in model.items())
     return str(model)
@@ -219,27 +228,29 @@ def _warnings(summary: Summary) -> list[str]:
     if open_runs:
         states = "; ".join(f"{view.run.id}: {view.status}" for view in open_runs)
         found.append(
-            f"{len(open_runs)} of {len(summary.runs)} runs did not finish and count in no comparison. {states}."
+            f"{len(open_runs)} of {len(summary.runs)} runs did not finish and are not part of any "
+            f"comparison. {states}."
         )
     if differing := _differing(summary):
         found.append(
-            f"The runs differ in more than method and seed ({', '.join(differing)}): not only mixtures are compared."
+            f"The runs differ in more than method and seed ({', '.join(differing)}): the "
+            "comparison is not only between mixtures."
         )
     if summary.unmeasured:
         found.append(
-            f"Without validation loss, and so in no mean: {', '.join(summary.unmeasured)}."
+            f"Without validation loss, and so not part of means: {', '.join(summary.unmeasured)}."
         )
     budgets = {int(view.tokens_T1[-1]) for view in summary.runs if view.finished}
     if budgets and max(budgets) > 1.02 * min(budgets):
         found.append(
-            f"The runs did not train on equally many tokens ({amount(min(budgets))} to {amount(max(budgets))}): losses of "
-            "unequal budgets are not comparable."
+            f"The runs did not train on equally many tokens ({amount(min(budgets))} to "
+            f"{amount(max(budgets))}): losses of unequal budgets are not comparable."
         )
     return found
 
 
 def _differing(summary: Summary) -> list[str]:
-    """Keys of the configurations that a fair comparison holds equal, and that are not."""
+    """Configuration keys that differ between runs although a fair comparison keeps them equal."""
     configs = [view.run.config for view in summary.runs]
     keys = dict.fromkeys(key for config in configs for key in config if key not in _MAY_DIFFER)
     return [
@@ -248,7 +259,7 @@ def _differing(summary: Summary) -> list[str]:
 
 
 def _configs(summary: Summary) -> list[dict[str, str]]:
-    """The configuration of the first run of each method, as it was stored."""
+    """The stored configuration of the first run of each method."""
     return [
         {
             "name": method.label,
@@ -314,7 +325,10 @@ def _by_domain(summary: Summary) -> list[Panel]:
     order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
     for k in order:
         domain = summary.domains[k]
-        words = f"Validation loss on {domain.name} over tokens, by method; the table below has the final figures"
+        words = (
+            f"Validation loss on {domain.name} over tokens, by method; "
+            "the table below has the final figures"
+        )
         panels.append(
             Panel(
                 f"plot-domain-{k}", domain.name, words, domain_figure(summary, k), domain.is_target

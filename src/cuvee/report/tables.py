@@ -1,4 +1,4 @@
-"""The tables of the page as rows of text cells."""
+"""The tables of the report as rows of text cells."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _MEASURES: tuple[tuple[str, Value], ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """`note` is printed small below `text`; `lowest` marks the best of a column; `shade` −3 (better) to 3 (worse)."""
+    """A cell of a table."""
 
     text: str
     note: str = ""
+    """Printed small below `text`."""
     lowest: bool = False
+    """Whether it is the best of its column."""
     shade: int = 0
+    """From −3 (better than the baseline) to 3 (worse)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ class Table:
 
 
 def measures(summary: Summary) -> list[tuple[str, Value]]:
-    """The summary losses that this corpus has: all four with source and target domains, else the mean alone."""
+    """The summary losses of this corpus: all four with source and target domains, else the mean."""
     return [(name, value) for name, value in _MEASURES if summary.has_roles or name == "Mean"]
 
 
 def final_table(summary: Summary) -> Table:
-    """One row a method: losses at the last validation, averaged over seeds, and what a run cost, its proxies included."""
+    """One row per method: losses at the last validation, and the cost of a run with its proxies.
+
+    Losses and costs are means over seeds.
+    """
     bits = all(
         scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P
     )
@@ -92,8 +98,10 @@ def final_table(summary: Summary) -> Table:
 
 
 def paired_table(summary: Summary) -> Table | None:
-    """Each method minus the baseline over the seeds that both finished, and if there were proxies the size of run from which they
-    pay; None if there are no such seeds."""
+    """Each method minus the baseline, over the seeds that both finished; None without such seeds.
+
+    With proxies it also has the size of run from which they pay off.
+    """
     baseline = summary.methods[0]
     others = summary.methods[1:]
     losses = measures(summary)
@@ -130,7 +138,10 @@ def paired_table(summary: Summary) -> Table | None:
 
 
 def domain_table(summary: Summary) -> Table:
-    """One row a domain: final validation loss by method, shaded by the difference to the baseline, with the share of tokens."""
+    """One row per domain: final validation loss and share of tokens by method.
+
+    Cells are shaded by the difference to the baseline.
+    """
     scored = [method for method in summary.methods if method.scored]
     start = next((view for view in summary.runs if view.start), None)
     rows = []
@@ -162,7 +173,7 @@ def domain_table(summary: Summary) -> Table:
 
 
 def run_table(summary: Summary) -> Table:
-    """One row a run, whatever became of it."""
+    """One row per run, in whatever state it is."""
     rows = []
     for index, method in enumerate(summary.methods):
         for view in method.runs:
@@ -206,7 +217,7 @@ def _run_count(method: MethodView) -> str:
 
 
 def _cost_cells(method: MethodView) -> list[Cell]:
-    """Mean cost of a run and of what had to be spent before it: all proxies, for each seed."""
+    """The mean cost of a run plus the cost of all its proxies, which each seed counts in full."""
     proxies = method.proxies
     total = method.cost + (proxies or Cost())
     texts = amount(total.tokens), amount(total.flops), duration(total.seconds)
@@ -220,8 +231,10 @@ def _cost_cells(method: MethodView) -> list[Cell]:
 
 
 def _shares(method: MethodView, baseline: MethodView) -> list[float | None]:
-    """Share of the baseline's tokens after which the method's loss is down to where the baseline's ended, by shared seed; None
-    where it never is."""
+    """The share of the baseline's tokens at which the method reaches the baseline's final loss.
+
+    One value per shared seed; None where it is never reached.
+    """
     theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
     shares: list[float | None] = []
     for view in method.finished:
@@ -240,10 +253,11 @@ def _tokens_needed(shares: Sequence[float | None]) -> str:
 
 
 def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float | None]) -> Cell:
-    """FLOPs of the baseline's run from which on the proxies are worth their cost.
+    """FLOPs of the baseline's run from which the proxies are worth their cost.
 
-    A method that is down to the baseline's loss after the share s of its tokens, at r times its FLOPs a token, saves 1 − s·r of
-    that run; proxies of P FLOPs are paid for by a run of P / (1 − s·r), if the share stays what it is.
+    Let a method reach the baseline's loss after the share s of its tokens, at r times its FLOPs per
+    token. It saves 1 − s·r of that run. Proxies of P FLOPs pay off for runs of P / (1 − s·r) FLOPs
+    or more, if s stays the same.
     """
     proxies = method.proxies
     if proxies is None:
@@ -264,7 +278,7 @@ def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float
 
 
 def _share(method: MethodView, name: str) -> float:
-    """Share of all tokens drawn by the method's shown runs that came from the domain."""
+    """The share of the domain in all tokens of the method's scored runs."""
     drawn = total = 0
     for view in method.scored:
         for signals in view.run.trajectory.signals:

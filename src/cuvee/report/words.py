@@ -1,4 +1,4 @@
-"""Figures as text, and what may honestly be said of them. Everything returned is plain text; the page escapes it."""
+"""Figures as text, and conclusions that the data support. The text is plain; pages escape it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from cuvee.evaluation.statistics import Estimate, paired_difference
 from cuvee.report.summary import MethodView, Scores, Summary
 
 ENOUGH_SEEDS = 5
-"""METHODS, "Comparing honestly": at least five seeds for a claim."""
+"""The number of seeds below which a difference is called a hint, not a result."""
 
 ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """Format a number with a true minus sign; absent values as "–", infinite ones as "∞"."""
     if value is None:
         return ABSENT
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "∞"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
+    """Format a number with its sign."""
     if value is None:
         return ABSENT
     return number(value, digits) if value < 0 else f"+{number(value, digits)}"
 
 
 def amount(value: float) -> str:
-    """1234567 → 1.23 M"""
+    """Format a number with a metric prefix: 1234567 → 1.23 M."""
     for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if abs(value) >= 10**power:
             return f"{value / 10**power:.3g} {prefix}"
@@ -34,6 +36,7 @@ def amount(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Format seconds as "5.2 s", "3 min 07 s" or "2 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -42,25 +45,27 @@ def duration(seconds: float) -> str:
 
 
 def interval(estimate: Estimate | None, digits: int = 3) -> str:
+    """Format a confidence interval, or "" if there is none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"
 
 
 def headline(summary: Summary) -> list[str]:
-    """One to three sentences: who ended lowest, by how much, and whether that means anything."""
+    """One to three sentences: which method ended lowest, by how much, and how sure that is."""
     ranked = sorted((method for method in summary.methods if method.finished), key=_headline_loss)
     if not ranked:
         return [
-            "No run has finished yet, so there is nothing to compare. What was measured so far is below."
+            "No run has finished yet, so there is nothing to compare. "
+            "What was measured so far is below."
         ]
     measure = "average of source and target loss" if summary.has_roles else "mean validation loss"
     best = ranked[0]
     if len(ranked) == 1:
         alone = len(summary.methods) == 1
         return [
-            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure}), perplexity "
-            f"{number(best.mean(lambda scores: scores.perplexity), 1)}. "
+            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure}), "
+            f"perplexity {number(best.mean(lambda scores: scores.perplexity), 1)}. "
             + (
                 "Nothing was compared with it."
                 if alone
@@ -81,8 +86,8 @@ def _headline_loss(method: MethodView) -> float:
 def _one_seed(ranked: list[MethodView], measure: str) -> str:
     order = ", ".join(f"{method.label} {number(_headline_loss(method))}" for method in ranked)
     return (
-        f"In one run of each method the {measure} ended at: {order}. One seed cannot tell a better method from a lucky run, "
-        "so this is an observation and no claim."
+        f"In one run of each method the {measure} ended at: {order}. One seed cannot distinguish a "
+        "better method from a lucky run, so this is an observation, not a result."
     )
 
 
@@ -92,19 +97,31 @@ def _several_seeds(summary: Summary, ranked: list[MethodView], measure: str) -> 
     rival = others[0] if others and best.label != summary.baseline else ranked[1]
     what = "the baseline " if rival.label == summary.baseline else ""
     difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
-    start = f"{best.label} ended with the lowest {measure}, {number(_headline_loss(best))} nats per token"
+    start = (
+        f"{best.label} ended with the lowest {measure}, {number(_headline_loss(best))} "
+        "nats per token"
+    )
     if difference is None:
         return (
             f"{start}, but it shares no seed with {what}{rival.label}, so the two cannot be paired."
         )
     against = f"{start}: {signed(difference.mean)} against {what}{rival.label}"
     if difference.low is None:
-        return f"{against} on the only seed that both have finished. One pair cannot tell a better method from a lucky run."
-    spread = f"{difference.level:.0%} interval {interval(difference)} over {difference.pairs} paired seeds"
+        return (
+            f"{against} on the only seed that both have finished. One pair cannot distinguish a "
+            "better method from a lucky run."
+        )
+    spread = (
+        f"{difference.level:.0%} interval {interval(difference)} "
+        f"over {difference.pairs} paired seeds"
+    )
     if not difference.excludes_zero:
-        return f"{against} ({spread}). The interval includes zero: the two cannot be told apart."
+        return f"{against} ({spread}). The interval includes zero: the two may be equally good."
     if difference.pairs < ENOUGH_SEEDS:
-        return f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too narrow: take it as a hint."
+        return (
+            f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too "
+            "narrow: this is only a hint."
+        )
     return f"{against} ({spread})."
 
 
@@ -113,7 +130,7 @@ def _headline(scores: Scores) -> float:
 
 
 def _extremes(summary: Summary, ranked: list[MethodView]) -> list[str]:
-    """Where there is something to keep and something to learn: who did most of each."""
+    """The methods with the lowest target and source loss, if the corpus has both roles."""
     if not summary.has_roles:
         return []
     kept = min(ranked, key=lambda method: method.mean(lambda scores: scores.source) or math.inf)

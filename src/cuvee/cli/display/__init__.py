@@ -1,1 +1,1 @@
-"""How the command line shows runs, fleets and audits."""
+"""How the command line displays runs, fleets and audits."""

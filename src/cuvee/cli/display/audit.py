@@ -1,4 +1,4 @@
-"""How the guard's audit records are shown: a row a decision, and a summary."""
+"""Displays the guard's audit records: one row per decision, and a summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ORDER = ("accepted", "limited", "refused", "fallback", "shadow")
 
 
 def is_meant(record: Record, only: Only | None) -> bool:
-    """Whether a filter lets this record through. `refused` is either a proposal or a lesson."""
+    """Whether a filter selects this record. `refused` selects refused proposals and lessons."""
     if only == "alarm":
         return bool(record.get("alarms"))
     if only == "refused" and record.get("lesson", "learned") != "learned":
@@ -50,7 +50,7 @@ def table(records: Sequence[Record]) -> Table:
 
 
 def summary(records: Sequence[Record]) -> Iterator[str]:
-    """A few lines about all decisions of a run."""
+    """Yield a few lines about all decisions of a run."""
     verdicts = Counter(record["verdict"] for record in records)
     counted = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _ORDER if verdicts[verdict])
     yield f"{len(records)} decision{'s' * (len(records) != 1)}: {counted}"
@@ -68,7 +68,7 @@ def summary(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _alarms(records: Sequence[Record]) -> Iterator[str]:
-    """Each alarm once, as it was first raised."""
+    """Yield each alarm once, with its first occurrence and its count."""
     first: dict[str, tuple[int, str]] = {}
     sounded: Counter[str] = Counter()
     for record in records:
@@ -101,5 +101,5 @@ def heaviest(weights: Mapping[str, float], most: int = _SHOWN_DOMAINS) -> str:
 
 
 def _number(value: Any) -> str:
-    """A bandit's reward is one figure a domain, which no column holds."""
+    """Format a number. A bandit's reward has one number per domain, which does not fit a column."""
     return f"{value:.4f}" if isinstance(value, (int, float)) else ""

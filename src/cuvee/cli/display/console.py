@@ -1,7 +1,7 @@
-"""Where everything that the command line prints goes through: tables, bars, live views and lines.
+"""The console through which the command line prints tables, bars, live views and lines.
 
-Domain names, reasons, paths and settings come from files, other workers and other people. No string is markup here, and
-control characters are written out. Nothing in `cuvee.cli` prints in another way.
+Domain names, reasons, paths and settings may come from other people. So no string is interpreted as
+markup, and control characters are escaped. All of `cuvee.cli` prints through here or `lines`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PIPE_WIDTH = 240
 
 
 class PlainConsole(Console):
-    """A console on which every string is text and nothing else."""
+    """A console that prints every string literally, without markup."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(
@@ -36,13 +36,13 @@ class PlainConsole(Console):
 
 
 def console(stderr: bool = False) -> Console:
-    """As wide as the terminal; wide enough for a whole row when the output goes into a file or a pipe."""
+    """A console as wide as the terminal, or 240 columns wide for a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     return PlainConsole(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH)
 
 
 class Stages:
-    """Shows each stage of some work as a bar of its own."""
+    """Shows each stage of some work as a separate bar."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -55,7 +55,7 @@ class Stages:
 
 
 def progress_bar(*, disable: bool) -> Progress:
-    """On the error stream, for `Stages`."""
+    """Return the bar for `Stages`, on standard error."""
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -1,4 +1,7 @@
-"""The live view of a fleet: counts, speed and cost, and a row for each run under way; plain lines where there is no terminal."""
+"""The live view of a fleet: counts, speed, cost, and a row per active run.
+
+Without a terminal it prints plain lines.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ if TYPE_CHECKING:
     from cuvee.fleet.store.rows import RunSummary
     from cuvee.recipes.progress.fleet_watch import FleetStatus
 
-_ROWS = 20  # runs under way that have a row of their own
-_SILENCE = 30.0  # seconds after which a log gets a line though nothing has ended
+_ROWS = 20  # active runs with a row of their own
+_SILENCE = 30.0  # seconds after which a log gets a line even if no run has ended
 
 
 class FleetView(AbstractContextManager["FleetView"]):
-    """`show` draws the newest status. At the end it says how things stand, and which runs failed and why."""
+    """`show` displays a status. At the end it prints the final status and why runs failed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,7 +69,7 @@ class FleetView(AbstractContextManager["FleetView"]):
 
     def picture(self) -> RenderableType:
         if self._status is None:
-            return Text("looking into the store")
+            return Text("reading the store")
         tally = self._status.tally
         counts = _table(
             "waiting",
@@ -116,14 +119,15 @@ def _line(status: FleetStatus) -> str:
     if tally.open:
         going = f"; {_speed(status.tokens_per_second)} tokens/s, {_left(status.seconds_left)} left"
     return (
-        f"{tally.done} done, {tally.running} running, {tally.waiting} waiting, {tally.failed} failed, "
-        f"{status.retried} retried{going}; "
-        f"{tally.cost.tokens:,} tokens, {tally.cost.flops:.2e} FLOPs, {time_of(tally.cost.seconds)} so far"
+        f"{tally.done} done, {tally.running} running, {tally.waiting} waiting, "
+        f"{tally.failed} failed, {status.retried} retried{going}; "
+        f"{tally.cost.tokens:,} tokens, {tally.cost.flops:.2e} FLOPs, "
+        f"{time_of(tally.cost.seconds)} so far"
     )
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
-    """Speed and time left by what the run has cost, lost work included."""
+    """The cells of a run's row. Speed and time left count all attempts, lost work included."""
     speed = run.cost.tokens / run.cost.seconds if run.cost.seconds > 0 else None
     left = run.cost.seconds * (1.0 - run.progress) / run.progress if run.progress > 0 else None
     host, _, rest = (run.worker or "").partition("/")

@@ -1,4 +1,4 @@
-"""Lines of plain text. Loads nothing heavy, for commands and errors that print no table."""
+"""Prints lines of plain text without heavy imports, for commands and errors without tables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cuvee.cli.display.printable import printable
 def say(
     text: str = "", *, error: bool = False, colour: Literal["red", "yellow"] | None = None
 ) -> None:
-    """Prints `text` with control characters written out; with `error` on the error stream."""
+    """Print `text` with control characters escaped, on standard error if `error`."""
     typer.secho(printable(text), fg=colour, err=error)
 
 
 def say_warnings() -> None:
-    """From now on a warning is one line on the error stream."""
+    """Print warnings as single lines on standard error from now on."""
 
     def show(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if sys.stderr is not None:

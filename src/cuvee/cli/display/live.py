@@ -1,4 +1,4 @@
-"""The live view of training: rows of runs and bars of the mixture on a terminal, plain lines everywhere else."""
+"""The live view of training: rows of runs and bars of the mixture; plain lines in logs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 
-_BARS = 12
-_WIDTH = 32
-_LINES = 20  # plain lines a run
+_BARS = 12  # domains with a bar
+_WIDTH = 32  # characters of the longest bar
+_LINES = 20  # plain lines per run
 
 
 class LiveView(Observer, AbstractContextManager["LiveView"]):
-    """Redraws in place. With one run going on, its mixture stands below; with several, one row each."""
+    """Updates in place: one row per run. With a single run, its mixture is shown below."""
 
     def __init__(self, console: Console) -> None:
         self._running: dict[str, Progress | None] = {}
@@ -66,7 +66,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
 
 class PlainView(Observer, AbstractContextManager["PlainView"]):
-    """A line now and then, for logs and pipes."""
+    """Prints a line from time to time, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -85,7 +85,8 @@ class PlainView(Observer, AbstractContextManager["PlainView"]):
         self._printed[progress.run_id] = line
         step, done, loss, valid, speed, left = _cells(progress)
         self._say(
-            f"{progress.run_id} step {step} ({done}) loss {loss} valid {valid} {speed} tokens/s, {left} left"
+            f"{progress.run_id} step {step} ({done}) loss {loss} valid {valid} "
+            f"{speed} tokens/s, {left} left"
         )
 
     def end(self, run_id: str, note: str) -> None:
@@ -101,7 +102,7 @@ class QuietView(Unobserved, AbstractContextManager["QuietView"]):
 
 
 def view(quiet: bool = False) -> LiveView | PlainView | QuietView:
-    """The view that suits where the standard error goes."""
+    """Return the view that fits standard error: live on a terminal, else plain lines."""
     if quiet:
         return QuietView()
     to = console(stderr=True)
@@ -121,7 +122,7 @@ def _cells(progress: Progress) -> tuple[str, str, str, str, str, str]:
 
 
 def _bars(mixture: Mapping[str, float]) -> Table:
-    """The heaviest domains, each with a bar in proportion to the heaviest; the rest in one line."""
+    """The domains with the largest shares as bars, relative to the largest, and the rest."""
     ranked = sorted(mixture.items(), key=lambda item: -item[1])
     table = Table("domain", "share", "", box=None, padding=(0, 2, 0, 0))
     for name, weight in ranked[:_BARS]:
@@ -140,7 +141,7 @@ def _number(value: float | None) -> str:
 
 
 def time_of(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """Format seconds as `1:02:03`, or `2:03` below one hour."""
     clock = time.gmtime(round(seconds))
     hours = int(round(seconds) // 3600)
     return (

@@ -1,12 +1,13 @@
-"""Text from outside, made safe for a terminal and a log."""
+"""Makes text from other sources safe to print on a terminal or into a log."""
 
 from __future__ import annotations
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """`text` with every control, format and surrogate character written out, as in `\\x1b`.
+    """Return `text` with control, format and surrogate characters escaped, as in `\\x1b`.
 
-    Such characters move the cursor, change colours, reverse the direction of text or hide in it. Those in `keep` stay.
+    Such characters can move the cursor, change colours, reverse text or be invisible. Characters in
+    `keep` are not escaped.
     """
     if text.isprintable():
         return text
@@ -17,5 +18,5 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def one_line(text: str) -> str:
-    """`printable` in one line, so that no text can look like another line of a log."""
+    """`printable` on one line, so that no text can imitate another line of a log."""
     return printable(text, keep="")
