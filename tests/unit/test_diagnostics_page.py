@@ -46,7 +46,7 @@ def view(**changes: Any) -> SpaceView:
             {"path_TK": np.tile([0.02, 0.03, 0.95], (T, 1)) + 0.0 * RISING},
             "Collapse: maths has over 90 %",
         ),
-        ({"path_TK": np.tile([0.2, 0.3, 0.5], (T, 1))}, "Constant: .* a static one would do"),
+        ({"path_TK": np.tile([0.2, 0.3, 0.5], (T, 1))}, "Constant: .* a static mixture would do"),
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, Any], said: str) -> None:
