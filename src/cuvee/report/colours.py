@@ -1,6 +1,7 @@
-"""Colours that say the same everywhere: one for each method, one for each domain, target domains warm and source domains cool.
+"""Colours of the reports: one per method and one per domain, the same in all figures.
 
-Figures are built in the light theme. `DARK` says what each of those colours becomes in the dark one; the page swaps them.
+Target domains have warm colours and source domains cool ones. Figures are built in the light theme.
+`DARK` maps each of its colours to the dark theme; the page replaces them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from cuvee.core.domain import Domain
 
 INK, FAINT, GRID, PAPER = "#1d2430", "#5b6472", "#e3e6ea", "#ffffff"
-METHODS = (  # Okabe & Ito (2008) darkened to 3:1 on white; the baseline comes first and is grey
+METHODS = (  # Okabe & Ito (2008), darkened to a contrast of 3:1 on white; the baseline is grey
     ("#6b7280", "#a6adb8"),
     ("#0067a5", "#5bb0f0"),
     ("#c2410c", "#ff9455"),
@@ -31,8 +32,12 @@ def method_colour(index: int) -> str:
 
 
 def domain_colours(domains: Sequence[Domain]) -> dict[str, str]:
-    """Hues from green to violet for source domains and from red to yellow for target domains; without target domains, all
-    hues. Neighbours differ in lightness too, so that 26 of a kind can still be told apart."""
+    """Return a colour for each domain, by name.
+
+    Hues run from green to violet for source domains and from red to yellow for target domains.
+    Without target domains all hues are used. Neighbours also differ in lightness, so that up to 26
+    domains of a role can be distinguished.
+    """
     targets = [domain.name for domain in domains if domain.is_target]
     sources = [domain.name for domain in domains if not domain.is_target]
     cool = (150.0, 310.0) if targets else (20.0, 340.0)
@@ -52,7 +57,10 @@ def _spread(names: Sequence[str], first: float, last: float, chroma: float) -> d
 
 
 def _oklch(lightness: float, chroma: float, hue: float) -> str:
-    """OKLCH (hue in degrees) as sRGB hex, clipped to the gamut (Ottosson 2020, bottosson.github.io/posts/oklab)."""
+    """Convert OKLCH (hue in degrees) to sRGB hex, clipped to the gamut (Ottosson 2020).
+
+    Source: bottosson.github.io/posts/oklab.
+    """
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3

@@ -1,6 +1,7 @@
 """The plots, as Plotly figures in the light theme. Each is one panel; the page arranges them.
 
-A panel carries no title of its own: the page writes titles as text, where they are escaped, read aloud and wrapped.
+Panels have no titles. The page writes titles as text, so they are escaped, wrapped and available to
+screen readers.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from cuvee.report.colours import (
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
 
 _MANY = 16
-"""Domains from which on a stack gets more height and thinner lines."""
+"""The number of domains above which a stack is taller and has thinner lines."""
 
 Value = Callable[[Scores], float | None]
 
 
 def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
-    """Shares of the batch by domain over tokens, averaged over the seeds that got that far: a stacked area, source domains
-    below, target domains hatched on top. A mixture stays in force for one interval, so edges are steps."""
+    """Shares of the batch by domain over tokens, as a stacked area.
+
+    Source domains are at the bottom, target domains are hatched on top. Shares are means over the
+    seeds that reached an interval. A mixture holds for one interval, so edges are steps.
+    """
     domains = method.runs[0].run.trajectory.domains
     ordered = sorted(domains, key=lambda domain: domain.is_target)
     tokens_T1, weights_TK = _mean_mixture(method, [domain.name for domain in ordered])
@@ -53,16 +57,17 @@ def add_stack(
     hover: str,
     **place: int,
 ) -> None:
-    """A path of mixtures (T, K) over `x_T1`, the edges of its intervals, as a stacked area in the order of `ordered`."""
+    """Add a path of mixtures (T, K) as a stacked area in the order of `ordered`.
+
+    `x_T1` are the edges of its T intervals.
+    """
     colours = domain_colours(ordered)
     many = len(ordered) > _MANY
     for k, domain in enumerate(ordered):
         first_target = domain.is_target and (k == 0 or not ordered[k - 1].is_target)
         figure.add_scatter(
             x=x_T1,
-            y=np.append(
-                weights_TK[:, k], weights_TK[-1:, k]
-            ),  # the last mixture was in force up to the end
+            y=np.append(weights_TK[:, k], weights_TK[-1:, k]),  # the last mixture holds to the end
             name=plain(domain.name),
             meta=domain.name,
             mode="lines",
@@ -92,7 +97,7 @@ def add_stack(
 
 
 def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Figure:
-    """One summary loss over tokens: a thin line for each seed and a strong one for their mean."""
+    """One summary loss over tokens: a thin line per seed and a thick one for their mean."""
 
     def at(view: RunView) -> FloatArray:
         return np.array([value(scores) for scores in view.scores_P], dtype=np.float64)
@@ -101,13 +106,15 @@ def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Fig
 
 
 def domain_figure(summary: Summary, k: int) -> go.Figure:
-    """The validation loss of domain number `k` of the summary over tokens, small."""
+    """A small figure of the validation loss of domain number `k` of the summary over tokens."""
     return _lines(summary, lambda view: view.loss_PK[:, k], 150, "")
 
 
 def trade_figure(summary: Summary) -> go.Figure:
-    """What was kept against what was learned: each run's path from the start to its last validation. Left is better on the
-    source domains, down is better on the target domains."""
+    """Target loss against source loss: each run's path from its start to its last validation.
+
+    Left is better on the source domains, down is better on the target domains.
+    """
     figure = go.Figure()
     for index, method in enumerate(summary.methods):
         alone = len(method.scored) == 1
@@ -139,7 +146,7 @@ def trade_figure(summary: Summary) -> go.Figure:
 
 
 def plain(text: str) -> str:
-    """Plotly reads a little HTML in its labels; names are never meant as any."""
+    """Escape a name, because Plotly interprets some HTML in labels."""
     return html.escape(text, quote=False)
 
 
@@ -177,7 +184,7 @@ def _lines(
 
 
 def style(figure: go.Figure, y_title: str, height: int) -> None:
-    """What all panels look like; their x axis counts tokens."""
+    """Set the common layout of all panels. The x axis counts tokens."""
     axis = {
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -205,7 +212,7 @@ def style(figure: go.Figure, y_title: str, height: int) -> None:
 
 
 def _mean_mixture(method: MethodView, names: list[str]) -> tuple[FloatArray, FloatArray]:
-    """((T + 1,) tokens, (T, K) weights), averaged over the runs at the intervals that all of them have."""
+    """Return ((T + 1,) tokens, (T, K) weights), means over runs of the intervals all have."""
     ran = [view for view in method.runs if len(view.run.trajectory)]
     shared = min(len(view.run.trajectory) for view in ran)
     stacked = [_weights(view, names)[:shared] for view in ran]

@@ -1,4 +1,4 @@
-"""What the report says in numbers: a view of each run, and runs grouped into methods. No text, no colours."""
+"""The numbers of a report: a view of each run, and runs grouped into methods."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ VALID_LOSS = "valid_loss"
 
 @dataclass(frozen=True)
 class Scores:
-    """Validation losses of one model in nats per token, each domain weighing the same. `balance` is the mean of `source` and
-    `target`; all three are None unless the corpus has domains of both roles."""
+    """Validation losses of one model in nats per token. Each domain has the same weight.
+
+    `source`, `target` and their mean `balance` are None unless the corpus has domains of both
+    roles.
+    """
 
     mean: float
     source: float | None
@@ -34,11 +37,11 @@ class Scores:
     perplexity: float
     """exp of `mean`."""
     bits_per_byte: float | None
-    """Mean over domains of loss / ln 2 / (bytes a token of that domain); None unless every domain's is known."""
+    """Mean over domains of loss / ln 2 / (bytes per token); None unless known for all domains."""
 
     @property
     def headline(self) -> float:
-        """What methods are ranked by: `balance` if there are two roles, else `mean`."""
+        """The loss by which methods are ranked: `balance` if there are two roles, else `mean`."""
         return self.mean if self.balance is None else self.balance
 
 
@@ -67,7 +70,7 @@ def score(
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as the report shows it. `domains` are those measured in every run of the report; K counts them."""
+    """One run in a report. `domains` are the K domains measured in every run of the report."""
 
     run: Run
     label: str
@@ -78,7 +81,7 @@ class RunView:
 
     @cached_property
     def tokens_T1(self) -> npt.NDArray[np.int64]:
-        """(T+1,) training tokens drawn up to each signal."""
+        """(T+1,) training tokens up to each signal."""
         return np.cumsum([int(signals.tokens_K.sum()) for signals in self.run.trajectory.signals])
 
     @cached_property
@@ -90,7 +93,7 @@ class RunView:
 
     @cached_property
     def tokens_P(self) -> npt.NDArray[np.int64]:
-        """(P,) tokens at the points where every domain was validated."""
+        """(P,) tokens at the points where all domains were validated."""
         return self.tokens_T1[self._points]
 
     @cached_property
@@ -106,7 +109,7 @@ class RunView:
 
     @property
     def proxies(self) -> Cost | None:
-        """What the runs cost that this one's policy was learned from. None if it was steered by a file that does not say."""
+        """The cost of the runs from which the run's policy was learned; None if unknown."""
         spent = self.run.config.get("proxies")
         if isinstance(spent, Mapping):
             return Cost(int(spent["tokens"]), float(spent["flops"]), float(spent["seconds"]))
@@ -114,12 +117,12 @@ class RunView:
 
     @property
     def final(self) -> Scores | None:
-        """At the last validation, which for a run that is not finished lies before the end."""
+        """Scores at the last validation. For an unfinished run this is before its end."""
         return self.scores_P[-1] if self.scores_P else None
 
     @property
     def start(self) -> Scores | None:
-        """Before training, if that was measured."""
+        """Scores before training, if they were measured."""
         return self.scores_P[0] if self.scores_P and self._points[0] == 0 else None
 
 
@@ -136,27 +139,28 @@ class MethodView:
 
     @property
     def scored(self) -> tuple[RunView, ...]:
-        """The finished runs, or if there are none those that were measured at all."""
+        """The finished runs; if there are none, all runs that were validated."""
         return self.finished or tuple(view for view in self.runs if view.final)
 
     def by_seed(self, value: Callable[[Scores], float | None]) -> dict[int, float]:
-        """`value` of the final scores of each finished run, by seed; absent ones left out."""
+        """`value` of the final scores of each finished run, by seed. Absent values are left out."""
         found = {view.run.seed: value(view.final) for view in self.finished if view.final}
         return {seed: number for seed, number in found.items() if number is not None}
 
     @property
     def cost(self) -> Cost:
-        """Of one run, on average, without proxies."""
+        """The mean cost of a run, without proxies."""
         return _mean_cost([view.run.cost for view in self.scored or self.runs])
 
     @property
     def proxies(self) -> Cost | None:
-        """What had to be spent before a run, on average; None if some policy's file does not say."""
+        """The mean cost of the proxies behind a run's policy; None if it is unknown for a run."""
         spent = [view.proxies for view in self.scored or self.runs]
         known = [cost for cost in spent if cost is not None]
         return _mean_cost(known) if len(known) == len(spent) else None
 
     def mean(self, value: Callable[[Scores], float | None]) -> float | None:
+        """Mean of `value` over the scored runs; None if it is absent in one of them."""
         numbers = [value(view.final) for view in self.scored if view.final]
         known = [number for number in numbers if number is not None]
         return sum(known) / len(known) if known and len(known) == len(numbers) else None
@@ -170,7 +174,7 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that the page shows. `unmeasured` names domains without a validation loss in some run."""
+    """Everything that the page shows. `unmeasured` are domains without validation loss in a run."""
 
     methods: tuple[MethodView, ...]
     baseline: str
@@ -192,12 +196,12 @@ class Summary:
 
     @property
     def has_roles(self) -> bool:
-        """Whether there is something to keep and something to learn."""
+        """Whether the corpus has both source and target domains."""
         return len({domain.role for domain in self.domains}) == 2
 
 
 def validated(run: Run, t: int) -> dict[str, float]:
-    """Validation loss by domain at signal t, of the domains that were measured."""
+    """Return the validation loss by domain at signal t, without domains that were not measured."""
     signals = run.trajectory.signals[t]
     measured = signals.probes.get(VALID_LOSS)
     if measured is None or measured.shape != (len(signals.domains),):
@@ -210,7 +214,7 @@ def validated(run: Run, t: int) -> dict[str, float]:
 
 
 def method_label(config: Mapping[str, Any]) -> str:
-    """What steered: the method's label or name, else the policy folder's name."""
+    """Return the method's label or name, or the policy's label."""
     method = config.get("method")
     if isinstance(method, Mapping):
         return str(method.get("label") or method.get("name") or "unnamed")
@@ -223,10 +227,11 @@ def summarise(
     statuses: Mapping[str, str] | None = None,
     bytes_per_token: Mapping[str, float] | None = None,
 ) -> Summary:
-    """Groups runs into methods in the order in which they come, the baseline first.
+    """Group runs into methods in the order of the runs, with the baseline first.
 
-    Bytes a token come from the runs' configurations (`bytes_per_token` by domain) unless they are given.
-    Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no run has the baseline's label.
+    Bytes per token come from the runs' configurations (`bytes_per_token` by domain) unless they are
+    given. Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no
+    run has the baseline's label.
     """
     if not runs:
         raise ConfigError(
@@ -237,7 +242,7 @@ def summarise(
         baseline = "natural" if "natural" in labels else labels[0]
     elif baseline not in labels:
         raise ConfigError(
-            f"the baseline {baseline!r} is none of the methods that ran: {', '.join(labels)}"
+            f"the baseline {baseline!r} is not one of the methods that ran: {', '.join(labels)}"
         )
     labels.sort(key=lambda label: label != baseline)
     common = _common_domains(runs)
@@ -272,7 +277,7 @@ def _common_domains(runs: Sequence[Run]) -> tuple[Domain, ...]:
 
 
 def _measured(runs: Sequence[Run], common: tuple[Domain, ...]) -> tuple[Domain, ...]:
-    """The domains validated at the last validation of every run that was validated at all."""
+    """Domains that are in the last validation of every run that was validated."""
     seen = []
     for run in runs:
         found = (validated(run, t) for t in range(len(run.trajectory), -1, -1))

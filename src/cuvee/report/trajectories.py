@@ -1,4 +1,4 @@
-"""A picture of collections of trajectories: how the target share runs in each, and a few of the paths whole."""
+"""A figure of collections of trajectories: target shares over progress, and some whole paths."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.report.colours import FAINT, INK
 from cuvee.report.figures import add_stack, plain, style
 
-_LINES = 80  # more would be a surface
+_LINES = 80  # more lines cannot be distinguished
 
 
 def trajectories_figure(
     collections: Mapping[str, Sequence[Trajectory]], stacks: int = 3
 ) -> go.Figure:
-    """A row for each collection: target share over progress, one thin line a trajectory and the median in bold, then the first
-    `stacks` of its trajectories as stacked areas (source below, target hatched on top). Raises `ConfigError` for an empty one."""
+    """A row per collection: its target shares over progress, then its first `stacks` trajectories.
+
+    Target shares are thin lines with their median in bold. Trajectories are stacked areas with
+    source domains at the bottom and target domains hatched on top. Raises `ConfigError` for an
+    empty collection.
+    """
     if not collections or not all(collections.values()):
         raise ConfigError("there are no trajectories to draw")
     columns = 1 + min(stacks, max(map(len, collections.values())))
@@ -88,5 +92,5 @@ def _add_shares(figure: go.Figure, made: Sequence[Trajectory], row: int) -> None
 
 
 def _edges(trajectory: Trajectory) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """(T + 1,) progress where intervals begin and end."""
+    """(T + 1,) progress at the edges of the intervals."""
     return np.array([signals.progress for signals in trajectory.signals])

@@ -1,4 +1,4 @@
-"""`AgentSuite`: what every agent promises. Subclass it, implement `make`, and let pytest collect it."""
+"""`AgentSuite`: tests of the agent interface. Subclass it, implement `make`, and run pytest."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ POISON = (float("nan"), float("inf"), -float("inf"), 1e30)
 
 
 class AgentSuite:
-    """Override `make`, and the sizes if the agent was built for others. `vector`: its rewards are one a domain."""
+    """Override `make`, and the sizes if needed. `vector`: rewards have one value per domain."""
 
     domains, features, globals = 4, 3, 2
     vector = False
 
     def make(self) -> Any:
-        """A fresh `Agent` that learns once it holds 16 transitions or fewer; each call gives an equal one."""
+        """Return a new `Agent` that learns from 16 transitions on; equal at every call."""
         raise AssertionError("a subclass makes the agent under test")
 
     def observation(self, rng: np.random.Generator) -> Observation:
@@ -53,7 +53,7 @@ class AgentSuite:
         return agent
 
     def play(self, agent: Any, rng: np.random.Generator, rounds: int) -> list[bytes]:
-        """Acts, remembers and learns; returns the exact actions."""
+        """Act, observe and learn for some rounds; return the exact actions."""
         actions = []
         for _ in range(rounds):
             transition = self.transition(rng)

@@ -1,11 +1,11 @@
-"""Disks that fail and processes that die at a chosen file-system call: for tests of whatever promises to survive that.
+"""Planted faults: disks that fail and processes that die at a chosen file-system call.
 
     with failing(FailAt(7, errno.ENOSPC)) as faults:
         checkpoints.save(step, state)
-    faults.fired         whether there was a seventh call
+    faults.fired         whether there was a call number 7 (0-based)
 
-Counted are the calls that change a disk or make a change durable: opening for writing, writing, fsync, rename, mkdir, unlink,
-rmdir, and the writing of a safetensors file.
+The counted calls change a disk or make a change durable: opening for writing, writing, fsync,
+rename, mkdir, unlink, rmdir, and saving a safetensors file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OS_CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 
 class Fault:
-    """Base: counts calls and does nothing to them."""
+    """Base class: counts calls without changing them."""
 
     def __init__(self, at: int = -1) -> None:
         self.at = at
@@ -38,7 +38,7 @@ class Fault:
         return 0 <= self.at < len(self.calls)
 
     def reach(self, call: str) -> None:
-        """Before each counted call."""
+        """Called before each counted call."""
         self.calls.append(call)
         if len(self.calls) - 1 == self.at:
             self.strike(call)
@@ -47,7 +47,7 @@ class Fault:
 
 
 class FailAt(Fault):
-    """Call number `at` (0-based) raises an `OSError`, or the error that safetensors makes of it."""
+    """Call number `at` (0-based) raises an `OSError`, or the safetensors error that wraps it."""
 
     def __init__(self, at: int, code: int = errno.ENOSPC) -> None:
         super().__init__(at)
@@ -63,7 +63,7 @@ class FailAt(Fault):
 
 
 class KillAt(Fault):
-    """The process kills itself with SIGKILL right before call number `at`. Use it in a child."""
+    """The process kills itself with SIGKILL before call number `at`. Use it in a child process."""
 
     def strike(self, call: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -71,7 +71,7 @@ class KillAt(Fault):
 
 @contextmanager
 def failing(fault: Fault) -> Iterator[Fault]:
-    """Puts `fault` between this process and its disks for the length of the block."""
+    """Apply `fault` to the file-system calls of this process inside the block."""
     opener = _opener(fault, io.open)
     with ExitStack() as patches:
         for name in _OS_CALLS:
@@ -106,7 +106,7 @@ def _opener(fault: Fault, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Written:
-    """A file of which each write may fail after half of it."""
+    """A file in which each write may fail after half of the data."""
 
     def __init__(self, fault: Fault, file: Any) -> None:
         self._fault = fault

@@ -1,4 +1,4 @@
-"""`PolicySuite`: what every policy promises. Subclass it, implement `make`, and let pytest collect it."""
+"""`PolicySuite`: tests of the policy interface. Subclass it, implement `make`, and run pytest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from cuvee.core.trajectory import Trajectory
 
 
 class ScriptedTrainer:
-    """Signals by formula, no model: domain k's loss falls with the tokens it got, at a rate of its own; the first is absent from
-    every third interval. Alignment, weight norms and evaluation are answered, by formula too. Deterministic."""
+    """A deterministic trainer without a model, whose signals are formulas.
+
+    Domain k's loss falls with the tokens read from it, at a rate of its own. The first domain is
+    absent in every third interval. Alignment, weight norms and evaluation are formulas too.
+    """
 
     def __init__(
         self, domains: tuple[Domain, ...], intervals: int = 12, tokens: int = 1000
@@ -76,7 +79,7 @@ class ScriptedTrainer:
 
 
 def some_domains(K: int = 4) -> tuple[Domain, ...]:
-    """K domains of different sizes, the last one a target."""
+    """Return K domains of different sizes. The last one is a target."""
     return tuple(
         Domain(
             f"d{k}",
@@ -89,7 +92,7 @@ def some_domains(K: int = 4) -> tuple[Domain, ...]:
 
 
 class PolicySuite:
-    """Override `make`."""
+    """Override `make`, which returns a new policy for a run on `domains`."""
 
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         raise AssertionError("a subclass makes the policy under test")
@@ -118,7 +121,7 @@ class PolicySuite:
         assert first == second
 
     def test_mixture_does_not_change_state(self) -> None:
-        """A trainer may ask twice (a retry, a shadow run): the second answer must not depend on the first."""
+        """A trainer may ask twice (a retry, a shadow run). Both answers must be equal."""
         domains = some_domains()
         policy = self.make(domains)
         so_far = Trajectory.start(ScriptedTrainer(domains).start(policy.probes))

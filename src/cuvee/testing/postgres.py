@@ -1,4 +1,7 @@
-"""A real PostgreSQL server for tests and benchmarks: in a temporary folder, on a free loopback port, gone afterwards."""
+"""A real PostgreSQL server for tests and benchmarks.
+
+It runs in a temporary folder on a free loopback port and is removed afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 
 
 def find_binaries() -> Path | None:
-    """The folder of the newest installed server's programs, or None."""
+    """Return the folder with the programs of the newest installed server, or None."""
     packaged = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3])
     )
@@ -27,7 +30,7 @@ def find_binaries() -> Path | None:
 
 
 class PostgresServer:
-    """A running server. `url` names its database "cuvee", the password included."""
+    """A running server. `url` is that of its database "cuvee" and includes the password."""
 
     def __init__(self, folder: Path, binaries: Path) -> None:
         self._folder = folder
@@ -55,7 +58,10 @@ class PostgresServer:
         return f"postgresql://cuvee:{self.password}@127.0.0.1:{self.port}/cuvee"
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        options = (
+            f"-p {self.port} -c listen_addresses=127.0.0.1 "
+            f"-c unix_socket_directories={self._folder}"
+        )
         self._run(
             "pg_ctl",
             "-D",
@@ -69,7 +75,7 @@ class PostgresServer:
         )
 
     def stop(self, mode: str = "fast") -> None:
-        """`mode` is pg_ctl's: "fast" ends every session, "immediate" is a crash."""
+        """Stop with a mode of pg_ctl: "fast" ends every session, "immediate" is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -87,9 +93,8 @@ class PostgresServer:
             "LC_ALL": "C",
             "PGPASSWORD": self.password,
         }
-        with tempfile.TemporaryFile(
-            "w+"
-        ) as output:  # a pipe would never end: the server keeps pg_ctl's output open
+        # Not a pipe, which would never end: the server keeps pg_ctl's output open.
+        with tempfile.TemporaryFile("w+") as output:
             result = subprocess.run(
                 command,
                 cwd=self._folder,
@@ -106,7 +111,7 @@ class PostgresServer:
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """Raises `FileNotFoundError` where no server is installed."""
+    """Start a server for the block. Raises `FileNotFoundError` if none is installed."""
     binaries = find_binaries()
     if binaries is None:
         raise FileNotFoundError("no PostgreSQL server (initdb) is installed")
@@ -120,8 +125,11 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 class LossyLink:
-    """A relay to a server on this host that loses answers: of every `lose_every`-th COMMIT the answer never arrives and the
-    link breaks, though the server has done what it was told. `lost` counts them."""
+    """A relay to a server on this host that loses answers.
+
+    For every `lose_every`-th COMMIT, the server commits, but its answer does not arrive and the
+    connection breaks. `lost` counts these cases.
+    """
 
     def __init__(self, server_port: int, lose_every: int) -> None:
         self._server_port = server_port
@@ -157,7 +165,7 @@ class LossyLink:
                         return
                     (server if source is client else client).sendall(data)
                     if source is client and b"COMMIT" in data and self._loses():
-                        server.recv(65536)  # the server's word that it is committed goes no further
+                        server.recv(65536)  # the server's confirmation is not passed on
                         return
 
     def _loses(self) -> bool:

@@ -16,7 +16,7 @@ from cuvee.probes.norms import norm_of
 
 @dataclass(frozen=True)
 class GradientNorm:
-    """Signal "gradient_norm" (): the mean over the interval's steps of ‖g‖₂ over all weights, before clipping."""
+    """Signal "gradient_norm" (): ‖g‖₂ over all weights before clipping, mean over the steps."""
 
     name: str = "gradient_norm"
 
@@ -25,7 +25,7 @@ class GradientNorm:
 
 
 class GradientNormMeter(Meter):
-    """The gradients are reduced before this is asked, so that rank 0 reports alone."""
+    """Measures gradients after they are summed over ranks, so only rank 0 reports."""
 
     def __init__(self, name: str, context: Context) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Made-up runs with the shape of real ones, for tests of what shows, stores or learns from runs."""
+"""Synthetic runs with the shape of real ones, for tests of reports, stores and learning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cuvee.core.trajectory import Cost, Run, Trajectory
 
 
 def example_domains(sources: int = 6, targets: int = 2) -> tuple[Domain, ...]:
-    """source-0, source-1, …, then target-0, …; the later ones smaller."""
+    """Return source-0, source-1, …, then target-0, …, in decreasing size."""
     made = [Domain(f"source-{k}", 400_000 // (k + 1)) for k in range(sources)]
     return (
         *made,
@@ -32,10 +32,11 @@ def example_run(
     tokens: int = 20_000,
     config: Mapping[str, Any] | None = None,
 ) -> Run:
-    """`done` of `intervals` intervals of `tokens` tokens each under a wandering mixture, starting from a pre-trained model.
+    """Return a run with `done` of `intervals` intervals, under a mixture that changes slowly.
 
-    Losses fall as a power of the tokens read from a domain and rise a little on source domains that are not read. They are
-    validated at the start, at every second interval and at the end.
+    Each interval has `tokens` tokens. The run continues from a pre-trained model. Losses fall as a
+    power of the tokens read from a domain, and rise slightly on source domains that are not read.
+    They are validated at the start, at every second interval and at the end.
     """
     domains = tuple(domains or example_domains())
     done = intervals if done is None else done

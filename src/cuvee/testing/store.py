@@ -1,4 +1,4 @@
-"""`StoreSuite`: what every run store promises. Inherit it and give the fixture `store_url`, which names an empty database:
+"""`StoreSuite`: tests of the run store. Subclass it with the URL of an empty database:
 
 class TestMyStore(StoreSuite):
     @pytest.fixture
@@ -31,7 +31,10 @@ CONFIG = {"model": {"layers": 2, "rate": 1e-3}, "mixture": [0.1, 0.9], "note": "
 
 
 def example_interval(number: int, seed: int = 0) -> tuple[Mixture | None, Signals]:
-    """Interval `number` of an imaginary run: awkward floats, absent losses, probes of several shapes, a domain that joins."""
+    """Return interval `number` of a synthetic run that is hard to store.
+
+    It has unusual floats, absent losses, probes of several shapes and a domain that is added later.
+    """
     random = np.random.default_rng([seed, number])
     names = ("web", "code", "maths") if number < 3 else ("web", "code", "maths", "law")
     domains = tuple(Domain(name, 1000 + i, scores={"mtld": 71.3}) for i, name in enumerate(names))
@@ -210,7 +213,7 @@ class StoreSuite:
             claim = store.claim("worker", lease_seconds=1e-6 if attempt == 2 else 60.0)
             assert claim is not None
             if attempt == 2:
-                continue  # lost: the next claim finds the lease run out
+                continue  # abandoned: the next claim finds an expired lease
             assert claim.fail("loss is nan", Cost(10)) == status
         assert store.claim("worker") is None
         summary = store.summary(run_id)
@@ -220,7 +223,7 @@ class StoreSuite:
             3,
             20,
         )
-        again = store.claim_run(run_id, "worker")  # because the user says so
+        again = store.claim_run(run_id, "worker")  # an explicit request of the user
         record(again, 1)
         again.finish(Cost(1))
         assert store.summary(run_id).status == "done"
@@ -235,7 +238,7 @@ class StoreSuite:
             assert store.claim("worker") is None
             assert store.summary(run_id).attempts == 2 * round_
             store.reopen(run_id, attempts_more=2)
-            store.reopen(run_id, attempts_more=9)  # it is open already
+            store.reopen(run_id, attempts_more=9)  # it is already open
             assert store.summary(run_id).status == "waiting"
 
     def test_giving_a_run_back_does_not_count_against_it(self, store: Store) -> None:
@@ -306,7 +309,7 @@ class StoreSuite:
             ["signals", "mixture"], values, [False, True]
         ):
             row = Interval(1, *example_interval(1), {}).row() | {column: value}
-            if forged:  # by somebody who knows how digests are made
+            if forged:  # by an attacker who knows how digests are made
                 row["digest"] = digest_of([row["space"], row["mixture"], row["signals"]])
             _update(
                 store, sa.update(schema.intervals).where(schema.intervals.c.number == 1).values(row)
@@ -382,5 +385,5 @@ class StoreSuite:
 
 
 def _update(store: Store, statement: sa.Executable) -> None:
-    """What only somebody with the database's password can do."""
+    """A change that needs the database's password."""
     store._database.write(lambda connection: connection.execute(statement))

@@ -1,4 +1,4 @@
-"""`StreamSuite`: what every mixture stream promises. Subclass it, put your own factory in, and let pytest collect it:
+"""`StreamSuite`: tests of the mixture stream. Subclass it with your own factory and run pytest:
 
 class TestMyStream(StreamSuite):
     factory = MyStream                 # called like `MixtureStream`

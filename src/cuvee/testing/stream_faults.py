@@ -1,4 +1,4 @@
-"""Faults planted in a stream, one and more for each measurement, each of which that measurement must catch (RELIABILITY.md)."""
+"""Faults planted in a stream. The measurement with the same number must detect each of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ State = dict[str, Any]
 
 
 class Rewinds(MixtureStream):
-    """Goes back to the last change of mixture whenever somebody iterates."""
+    """Returns to the last change of mixture at every `iter`."""
 
     def __iter__(self) -> MixtureStream:
         state = self.state_dict()
@@ -39,7 +39,7 @@ class Rewinds(MixtureStream):
 
 
 class Late(MixtureStream):
-    """Brings every update but the first into force one step late."""
+    """Applies every update except the first one step late."""
 
     def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
         step = self.position if at_step is None else at_step
@@ -77,7 +77,7 @@ def _step_over_a_boundary() -> Any:
 
 
 class _EverythingFinite:
-    """numpy, but for one thing."""
+    """numpy, except that everything counts as finite."""
 
     def __getattr__(self, name: str) -> Any:
         return (lambda x: np.ones_like(x, dtype=bool)) if name == "isfinite" else getattr(np, name)
@@ -95,7 +95,7 @@ def _another_shuffle() -> Any:
 def planted(
     scenario: Scenario, end: int, golden: str, golden_samples: int
 ) -> dict[str, Callable[[], bool]]:
-    """Each fault by name, with a call that plants it, measures, and says whether it was caught."""
+    """Return faults by name. Each call plants the fault, measures, and returns if it was found."""
     stops = sorted({end // 2, *(step + 1 for step in scenario.changes if step + 1 < end)})
 
     def shuffle_once() -> bool:

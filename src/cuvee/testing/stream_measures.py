@@ -1,8 +1,8 @@
-"""What a mixture stream must do, as measurements that return figures.
+"""Measurements of a mixture stream's guarantees, each returning figures.
 
-They serve at any size: `StreamSuite` takes them small, `benchmarks/stream_exact.py` in full size. A `Scenario` is a corpus, a
-log of mixtures and the stream's settings; streams are made by a factory, so that another implementation, or a broken one, can
-be put in the place of `MixtureStream`.
+They work at any size: `StreamSuite` uses small ones, `benchmarks/stream_exact.py` full size. A
+`Scenario` is a corpus, a log of mixtures and the stream's settings. Streams are made by a factory,
+so that another implementation, or a broken one, can take the place of `MixtureStream`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ State = Mapping[str, Any]
 
 
 def make_corpus(tokens: Mapping[str, int], seed: int = 0, document: int = 23) -> MemoryCorpus:
-    """A corpus of random ids in which every document ends with id 0; documents are `document` tokens long on average."""
+    """Return a corpus of random ids in which every document ends with id 0.
+
+    Documents have `document` tokens on average.
+    """
     rng = np.random.default_rng(seed)
     pools = {}
     for name, number in tokens.items():
@@ -46,7 +49,7 @@ def make_corpus(tokens: Mapping[str, int], seed: int = 0, document: int = 23) ->
 
 @dataclass(frozen=True)
 class Scenario:
-    """A corpus, the mixture at the start, and the mixtures that are logged right before the steps named."""
+    """A corpus, the first mixture, and later mixtures by the step from which they apply."""
 
     corpus: MemoryCorpus
     start: Mixture
@@ -66,7 +69,10 @@ class Scenario:
         floor: float = 0.0,
         **settings: Any,
     ) -> Scenario:
-        """`changes` Dirichlet mixtures at random steps; one weight in five is zero, or a part of `floor` that all share."""
+        """Return a scenario with `changes` Dirichlet mixtures at random steps.
+
+        One weight in five is zero, plus the part of `floor` that all domains get.
+        """
         rng = np.random.default_rng(log_seed)
         names = tuple(domain.name for domain in corpus.domains)
 
@@ -88,7 +94,7 @@ class Scenario:
         return int(self.settings["batch_size"])
 
     def ranks(self, world_size: int = 1, state: State | None = None) -> list[MixtureStream]:
-        """A stream for each rank, at the beginning or where `state` was saved (through JSON and back)."""
+        """Return a stream per rank, at the start or at `state` (after a round trip via JSON)."""
         streams = [
             self.factory(self.corpus, self.start, rank=r, world_size=world_size, **self.settings)
             for r in range(world_size)
@@ -99,7 +105,7 @@ class Scenario:
         return streams
 
     def steps(self, streams: Sequence[MixtureStream], end: int) -> Iterator[list[Batch]]:
-        """The batches of all ranks, step by step, with the mixtures changed as logged."""
+        """Yield the batches of all ranks step by step, under the logged mixtures."""
         for step in range(streams[0].position, end):
             self.change(streams, step)
             yield [next(stream) for stream in streams]
@@ -114,7 +120,7 @@ class Scenario:
 
 
 def digest(batches: Sequence[Batch]) -> str:
-    """Hash of one global step: names, and domain, pass, window and tokens of every row in order."""
+    """Hash a global step: names, and domain, pass, window and tokens of every row in order."""
     sha = hashlib.sha256("\0".join(batches[0].names).encode())
     for parts in zip(
         *((b.domain_B, b.origin.epoch_B, b.origin.window_B, b.tokens_BL) for b in batches),
@@ -127,7 +133,7 @@ def digest(batches: Sequence[Batch]) -> str:
 
 @dataclass(frozen=True)
 class Sameness:
-    """How many of the sequences tried were the same as the reference, and the first step at which one differed."""
+    """How many sequences equal the reference, and the first step at which one differs."""
 
     identical: int
     tried: int
@@ -161,7 +167,7 @@ Spoil = Callable[[dict[str, Any]], dict[str, Any]]
 def measure_resume(
     scenario: Scenario, stops: Sequence[int], end: int, spoil: Spoil = lambda state: state
 ) -> Sameness:
-    """RELIABILITY 1: the rest of the sequence, in order, after a stop and a resume at each of `stops`."""
+    """Measurement 1: the rest of the sequence after a stop and a resume at each of `stops`."""
     states: dict[int, dict[str, Any]] = {}
     streams = scenario.ranks()
     reference = []
@@ -178,7 +184,10 @@ def measure_resume(
 
 
 def special_stops(scenario: Scenario, end: int) -> list[int]:
-    """0, 1, every change of mixture ±1, and every step ±1 in which a domain begins another pass or gives its last row."""
+    """Return stops at which errors are likely.
+
+    They are 0, 1, each change of mixture ±1, and each step ±1 in which a domain begins a pass.
+    """
     streams = scenario.ranks()
     special = {0, 1, *scenario.changes}
     passes: dict[str, int] = {}
@@ -207,8 +216,11 @@ def measure_worlds(
     end: int,
     spoil: Spoil = lambda state: state,
 ) -> tuple[Sameness, Sameness]:
-    """RELIABILITY 2: saved at W ranks, resumed at W'; and the pairs with a world size that does not divide the batch, each of
-    which must be refused by a named error. Returns (valid pairs, invalid pairs)."""
+    """Measurement 2: the rest of the sequence after saving at W ranks and resuming at W'.
+
+    World sizes that do not divide the batch must be refused with an error that names them. Returns
+    the result of (valid pairs, invalid pairs).
+    """
     reference = scenario.digests(scenario.ranks(), end)
     valid = [
         (w, v) for w, v in pairs if scenario.batch_size % w == 0 and scenario.batch_size % v == 0
@@ -249,7 +261,10 @@ def _refuses(scenario: Scenario, world_size: int) -> bool:
 
 
 def measure_repeated_resume(scenario: Scenario, cycles: int, step_between: bool) -> tuple[int, int]:
-    """RELIABILITY 3: save, load and iterate again `cycles` times. Returns (rows of drift, states that changed by loading)."""
+    """Measurement 3: save, load and iterate again, `cycles` times.
+
+    Returns (rows that drifted, states that changed by loading).
+    """
     stream = scenario.ranks()[0]
     expected = [digest(batches) for batches in scenario.steps(scenario.ranks(), 2 * cycles + 2)]
     next(stream)
@@ -268,7 +283,11 @@ def measure_repeated_resume(scenario: Scenario, cycles: int, step_between: bool)
 
 @dataclass(frozen=True)
 class Visits:
-    """Rows given twice or never within a pass that ended, the widest spread of visit counts, and passes in the same order."""
+    """Errors in the order of visits.
+
+    They are rows given twice or never within a finished pass, the largest difference between
+    visit counts, and passes in an order that occurred before.
+    """
 
     duplicates: int
     skips: int
@@ -281,7 +300,7 @@ class Visits:
 
 
 def measure_visits(scenario: Scenario, end: int) -> Visits:
-    """RELIABILITY 4: every window of a domain exactly once in each pass over it."""
+    """Measurement 4: each pass over a domain visits every window exactly once."""
     stream = scenario.ranks()[0]
     size = {name: rows for name, rows in stream.rows_per_epoch().items() if rows}
     given: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in size}
@@ -305,14 +324,15 @@ def measure_visits(scenario: Scenario, end: int) -> Visits:
             if epoch < epoch_N.max():
                 skips += int((seen_W == 0).sum())
                 orders.append(np.sort(window_N[epoch_N == epoch][: size[name] // 2]).tobytes())
-        # Rows of a batch are dealt out, so orders are compared by which windows come first; of 32 and more they seldom agree.
+        # Rows of a batch may be in any order. So two orders are equal if the same windows are in
+        # their first halves; with 32 windows or more this is unlikely by chance.
         repeated += len(orders) - len(set(orders)) if size[name] >= 32 else 0
     return Visits(duplicates, skips, spread, repeated)
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Largest |realised − asked| in rows after any step: over all ranks, and of any rank from its share."""
+    """Largest |realised − requested| in rows after any step, overall and of a rank's share."""
 
     overall: float
     by_rank: float
@@ -321,7 +341,7 @@ class Fidelity:
 
 
 def measure_fidelity(scenario: Scenario, end: int, world_size: int = 1) -> Fidelity:
-    """RELIABILITY 5: cumulative counts against the cumulative sum of what was asked. No epoch caps, fixed domains."""
+    """Measurement 5: cumulative counts against requested counts, without epoch caps."""
     streams = scenario.ranks(world_size)
     domains = len(scenario.start)
     asked_K = np.zeros(domains)
@@ -343,9 +363,10 @@ def measure_fidelity(scenario: Scenario, end: int, world_size: int = 1) -> Fidel
 
 
 def measure_edges(cases: int, seed: int, factory: Factory = MixtureStream) -> dict[str, int]:
-    """RELIABILITY 7: weights of every odd kind, 1 to 1,000 domains. What cannot be drawn must be refused by a `CuveeError`.
+    """Measurement 7: unusual weights for 1 to 1,000 domains.
 
-    Counts cases, refusals, draws, and what must not be: other errors, and draws under weights that are no mixture.
+    Mixtures that cannot be drawn must raise a `CuveeError`. Returns the numbers of cases, refusals
+    and draws, and of two failures: other errors, and draws under invalid weights.
     """
     rng = np.random.default_rng(seed)
     corpora: dict[tuple[int, int], MemoryCorpus] = {}
@@ -408,7 +429,10 @@ def _odd_weights(rng: np.random.Generator, domains: int) -> npt.NDArray[np.float
 
 
 def golden_order(samples: int, factory: Factory = MixtureStream) -> str:
-    """RELIABILITY 8: hash of the first `samples` rows of a fixed scenario; equal on every platform, Python and numpy."""
+    """Measurement 8: hash of the first `samples` rows of a fixed scenario.
+
+    It is equal on every platform and with every version of Python and numpy.
+    """
     names = ("web", "code", "books", "notes")
     corpus = make_golden_corpus()
     scenario = Scenario(
@@ -426,7 +450,7 @@ def golden_order(samples: int, factory: Factory = MixtureStream) -> str:
 
 
 def make_golden_corpus() -> MemoryCorpus:
-    """Four domains of counted ids, made without a random generator, whose streams are frozen by no promise of numpy's."""
+    """Return four domains of counted ids. They do not depend on numpy's random generators."""
     sizes = {"web": 30_011, "code": 9_973, "books": 1_600, "notes": 5}
     return MemoryCorpus(
         {

@@ -1,7 +1,7 @@
-"""`ToyTrainer`: a trainer without a model, for tests of what surrounds training. Microseconds an interval, exactly resumable.
+"""`ToyTrainer`: a trainer without a model, for tests of the code around training.
 
-Its runs can be made to go wrong, each by its own mixture: `faults={"kill": 0.125}` ends the process of the run that gives the
-first domain exactly that share.
+It takes microseconds per interval and resumes exactly. Faults can be planted by mixture:
+`faults={"kill": 0.125}` kills the process of a run that gives the first domain exactly that share.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from cuvee.core.trajectory import Cost
 
 
 class ToyTrainer:
-    """The loss of each domain falls as a power of the tokens read from it, with noise from a generator that is part of the
-    state; a loss is absent where nothing was drawn. Two trainers of one `noise_seed` agree. `pause` is seconds an interval."""
+    """A trainer in which each domain's loss falls as a power of the tokens read from it.
+
+    Noise comes from a generator that is part of the state. A loss is absent where nothing was
+    drawn. Trainers with equal `seed` and `noise_seed` agree. `pause` is in seconds per interval.
+    """
 
     def __init__(
         self,
@@ -94,9 +97,8 @@ class ToyTrainer:
 
     def state_dict(self) -> State:
         generator = dict(self._generator.bit_generator.state)
-        generator["state"] = {
-            name: str(value) for name, value in generator["state"].items()
-        }  # 128-bit integers
+        # As text, because these integers have 128 bits.
+        generator["state"] = {name: str(value) for name, value in generator["state"].items()}
         cost = {"tokens": self.cost.tokens, "flops": self.cost.flops, "seconds": self.cost.seconds}
         return {
             "step": self._step,
@@ -114,14 +116,14 @@ class ToyTrainer:
         self.cost = Cost(**state["cost"])
 
     def export(self, folder: Path) -> None:
-        """Writes nothing: there is no model."""
+        """Write nothing: there is no model."""
 
 
 def make_toy(proxy: Mapping[str, Any], seed: int) -> ToyTrainer:
-    """For a fleet: `proxy` holds the arguments."""
+    """Build a toy trainer in a fleet's worker. `proxy` has its arguments."""
     return ToyTrainer(seed=seed, **proxy)
 
 
 def make_nothing(proxy: Mapping[str, Any], seed: int) -> ToyTrainer:
-    """For a fleet whose trainers cannot be built."""
+    """Fail, as a trainer that cannot be built in a fleet's worker."""
     raise RuntimeError("planted")

@@ -1,4 +1,4 @@
-"""`TrainerSuite`: what every trainer promises. Subclass it, implement `make`, and let pytest collect it."""
+"""`TrainerSuite`: tests of the trainer interface. Subclass it, implement `make`, run pytest."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cuvee.core.state import load_state, save_state
 
 
 class TrainerSuite:
-    """Override `make`, and `probes` if the trainer should be tested with some."""
+    """Override `make`, and `probes` to test the trainer with probes."""
 
     probes: Sequence[Probe] = ()
 
     def make(self) -> Any:
-        """A fresh `Trainer` of a few intervals over at least two domains; each call gives an equal one."""
+        """Return a new `Trainer` of a few intervals over two or more domains; equal each time."""
         raise AssertionError("a subclass makes the trainer under test")
 
     def mixture(self, signals: Signals) -> Mixture:
-        """A mixture of its own for every interval; domain 0 is left out of every third."""
+        """Return a mixture that depends on the interval. Every third one excludes domain 0."""
         weights_K = np.arange(1.0, len(signals.names) + 1)
         weights_K[0] += signals.step % 5
         if len(signals.names) > 1 and signals.step % 3 == 2:
@@ -96,7 +96,7 @@ class TrainerSuite:
 
 
 def assert_same_state(a: Any, b: Any, path: str = "", ignore: Sequence[str] = ("seconds",)) -> None:
-    """Bit by bit, apart from wall time, which no two runs share."""
+    """Assert that states are bit-identical except for wall-clock times."""
     if isinstance(a, dict):
         assert isinstance(b, dict), path
         assert list(a) == list(b), path
