@@ -243,7 +243,7 @@ def test_settings_that_differ_are_pointed_out(tmp_path: Path) -> None:
 def test_what_a_report_refuses() -> None:
     with pytest.raises(ConfigError, match="at least one run"):
         summarise([])
-    with pytest.raises(ConfigError, match="'pile' is none of the methods"):
+    with pytest.raises(ConfigError, match="'pile' is not one of the methods"):
         summarise(compared(1), baseline="pile")
     other = example_run(
         "odm", domains=[replace(domain, name=f"x-{domain.name}") for domain in example_domains()]
