@@ -140,7 +140,7 @@ def test_what_is_executed_is_within_limits_whatever_a_policy_does(case: Any) -> 
     for t in range(intervals):
         last, mixture = so_far.last_mixture, guard.mixture(so_far)
         lowered_K = capped_ceilings(
-            epochs_K(limits.epochs, names), so_far, EpochBudget().outlook(so_far), ceiling_K
+            epochs_K(limits.epochs, names), so_far, EpochBudget().forecast(so_far), ceiling_K
         )
         tokens_K = np.floor(mixture.weights_K * TOKENS).astype(np.int64)
         so_far = so_far.append(mixture, signals(domains, t + 1, intervals, tokens_K))

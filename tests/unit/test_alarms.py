@@ -93,7 +93,7 @@ def test_a_mixture_that_the_user_wrote_down_is_no_collapse() -> None:
         (
             {"rejected": "reward is 1e+30"},
             None,
-            "the agent refused what it was shown (reward is 1e+30)",
+            "the agent refused the transition (reward is 1e+30)",
         ),
         ({}, "ValueError: no", "learning was refused (ValueError: no)"),
     ],

@@ -69,9 +69,9 @@ def test_stream_guard_and_regmix_read_one_cap_alike() -> None:
     assert stream.rows_drawn()["code"] * 10 == expected[1] * tokens
 
     start = Trajectory.start(Signals(corpus.domains, 0, 0.0, [0, 0], Measured.absent(2)))
-    outlook = EpochBudget(first_interval=tokens).outlook(start)
+    forecast = EpochBudget(first_interval=tokens).forecast(start)
     caps_K = epochs_K({"code": epochs}, NAMES)
-    assert capped_ceilings(caps_K, start, outlook, np.ones(2)).tolist() == expected.tolist()
+    assert capped_ceilings(caps_K, start, forecast, np.ones(2)).tolist() == expected.tolist()
 
     assert RegMix(tokens=tokens, epoch_cap=epochs)._ceilings(corpus.domains).tolist() == (
         expected.tolist()

@@ -15,7 +15,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.stream.row_counts import UNLIMITED, RowSchedule
 from cuvee.policies.guard.guard import Guard, Limits
-from cuvee.policies.guard.limits import nearest_within, within_reach
+from cuvee.policies.guard.limits import nearest_within, limit_change
 
 LENGTH = 32
 ROWS = 16
@@ -229,9 +229,9 @@ def test_a_way_that_a_cap_shortens_is_no_longer_in_all_than_it_may_be() -> None:
     )
     held = nearest_within(last, np.zeros(3), np.array([0.4, 1.0, 1.0]))
     assert held.total_variation(last) == pytest.approx(0.1)
-    moved = within_reach(wanted, last, held, 0.2)
+    moved = limit_change(wanted, last, held, 0.2)
     assert 0.1 < moved.total_variation(last) <= 0.2 + 1e-12
-    assert within_reach(wanted, last, held, 0.05) == held
+    assert limit_change(wanted, last, held, 0.05) == held
 
 
 def test_a_floor_that_a_cap_has_lowered_limits_nothing() -> None:

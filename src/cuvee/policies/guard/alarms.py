@@ -1,10 +1,13 @@
-"""What makes the guard stop a policy. Each alarm looks at one decision at a time and sounds after `patience` bad ones in a row.
+"""Alarms: the conditions under which the guard stops a policy.
 
-collapse           nearly everything goes to one domain, or nearly nothing to the target domains
-value_divergence   the agent's critic has lost its footing, or learning is refused again and again
-run_divergence     the loss of the model rises far above its best
+Each alarm checks one decision at a time. It goes off after `patience` bad decisions in a row.
 
-They are pure functions of what they are told, so their state is a few numbers and resumes exactly.
+- `collapse`: nearly all weight is on one domain, or nearly none on the target domains.
+- `value_divergence`: the agent's critic diverges, or learning is refused again and again.
+- `run_divergence`: the training loss of the model is far above its best.
+
+Alarms depend only on the timesteps they receive. Their state is a few numbers, and a resumed run
+continues exactly.
 """
 
 from __future__ import annotations
@@ -21,27 +24,29 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, State
 from cuvee.core.signals import Signals
 
-_SMOOTHING = (
-    0.8  # of losses: one interval's batch is noisy, most of all for domains of which it held little
-)
+# Losses of one interval are noisy, in particular for domains with few tokens.
+_SMOOTHING = 0.8
 
 
 @dataclass(frozen=True)
 class AlarmSettings:
-    """Where alarms begin; None turns that one off."""
+    """Thresholds of the alarms. None turns an alarm off."""
 
     patience: int = 5
-    """Decisions in a row."""
+    """Number of bad decisions in a row before an alarm goes off."""
     collapse: float | None = 0.99
-    """Share of one domain in what a policy that learns proposes."""
+    """Highest weight of one domain in the proposal of a policy that learns."""
     starved: float | None = 0.01
-    """Share of the target domains together in what it proposes, relative to their natural share."""
+    """Lowest weight of all target domains together in the proposal, relative to natural."""
     value: float | None = 1e4
-    """Size of an agent's values, or root of its critic's loss, in units of its reward's deviation."""
+    """Largest value, or root of the critic loss, in units of the reward's standard deviation."""
     rise: float | None = 1.5
-    """Training loss above its best, in nats: the mean over the tokens of an interval, each against the best of its domain."""
+    """Largest rise of the training loss above its best, in nats.
+
+    Each domain is compared with its own best. The rises are averaged over the interval's tokens.
+    """
     domain_rise: float | None = 4.0
-    """The same of any one domain."""
+    """Largest rise of the loss of a single domain above its best, in nats."""
 
     def __post_init__(self) -> None:
         if self.patience is None or self.patience < 1:
@@ -56,8 +61,12 @@ class AlarmSettings:
 
 @dataclass(frozen=True)
 class Timestep:
-    """A decision and what came of it, as alarms are told. `signals` are the believable ones; `refused` says why the policy did
-    not learn from them; `learns` is whether it has a state that could go wrong, unlike a mixture that a user wrote down."""
+    """A decision and its result, as alarms see it.
+
+    `signals` are the sanitized signals. `refused` is the reason why the policy did not learn from
+    them. `learns` is whether the policy has a state that could diverge. A mixture that the user
+    wrote down has none.
+    """
 
     signals: Signals
     proposed: Mixture | None
@@ -67,6 +76,8 @@ class Timestep:
 
 
 class Alarm(ABC):
+    """Base class of alarms. Counts the bad decisions in a row."""
+
     name: str
 
     def __init__(self, settings: AlarmSettings) -> None:
@@ -75,10 +86,10 @@ class Alarm(ABC):
 
     @abstractmethod
     def complaint(self, timestep: Timestep) -> str | None:
-        """What is wrong with this one decision."""
+        """Return what is wrong with this decision, or None."""
 
     def update(self, timestep: Timestep) -> str | None:
-        """The complaint, once there were `patience` in a row."""
+        """Return the complaint if there were at least `patience` in a row, else None."""
         complaint = self.complaint(timestep)
         self.bad = self.bad + 1 if complaint else 0
         return (
@@ -95,6 +106,11 @@ class Alarm(ABC):
 
 
 class Collapse(Alarm):
+    """Goes off when a domain gets nearly all weight or the target domains nearly none.
+
+    Policies that do not learn are not checked.
+    """
+
     name = "collapse"
 
     def complaint(self, timestep: Timestep) -> str | None:
@@ -105,20 +121,28 @@ class Collapse(Alarm):
         share = float(proposed.weights_K[heaviest])
         if self.settings.collapse is not None and share >= self.settings.collapse:
             return f"{proposed.names[heaviest]} gets {share:.4f} of the tokens"
-        domains, given = timestep.signals.domains, proposed.as_dict()
+        domains = timestep.signals.domains
+        weights = proposed.as_dict()
         targets = [domain.name for domain in domains if domain.is_target]
         if self.settings.starved is None or not targets:
             return None
-        due = float(natural_K(domains)[[domain.is_target for domain in domains]].sum())
-        got = sum(given.get(name, 0.0) for name in targets)
-        if got < self.settings.starved * due:
-            return f"the target domains ({', '.join(targets)}) get {got:.2e} of the tokens, of which they hold {due:.2e}"
+        natural = float(natural_K(domains)[[domain.is_target for domain in domains]].sum())
+        weight = sum(weights.get(name, 0.0) for name in targets)
+        if weight < self.settings.starved * natural:
+            return (
+                f"the target domains ({', '.join(targets)}) get weight {weight:.2e}; "
+                f"their natural share is {natural:.2e}"
+            )
         return None
 
 
 class ValueDivergence(Alarm):
-    """Reads the agent's own figures, `metrics["agent"]`: NAME_loss (a critic's is squared, an actor's is a value), NAME_value,
-    NAME_refused."""
+    """Goes off when the agent's metrics diverge or its learning is refused.
+
+    Checks `metrics["agent"]`: every entry must be finite. NAME_loss and NAME_value are compared
+    with `AlarmSettings.value`; the critic's loss is squared, so its root is used. NAME_refused must
+    be 0.
+    """
 
     name = "value_divergence"
 
@@ -126,7 +150,7 @@ class ValueDivergence(Alarm):
         if timestep.refused:
             return f"learning was refused ({timestep.refused})"
         if rejected := timestep.metrics.get("rejected"):
-            return f"the agent refused what it was shown ({rejected})"
+            return f"the agent refused the transition ({rejected})"
         figures = timestep.metrics.get("agent")
         if not isinstance(figures, Mapping) or self.settings.value is None:
             return None
@@ -144,7 +168,11 @@ class ValueDivergence(Alarm):
 
 
 class RunDivergence(Alarm):
-    """Losses are smoothed by domain, so that neither noise nor another mixture looks like a rise."""
+    """Goes off when the training loss rises far above its best.
+
+    Losses are smoothed and compared per domain. Neither noise nor a change of the mixture then
+    looks like a rise.
+    """
 
     name = "run_divergence"
 
@@ -154,7 +182,10 @@ class RunDivergence(Alarm):
         self.best: dict[str, float] = {}
 
     def complaint(self, timestep: Timestep) -> str | None:
-        signals, rises, weighed, tokens = timestep.signals, {}, 0.0, 0
+        signals = timestep.signals
+        rises: dict[str, float] = {}
+        weighted = 0.0
+        tokens = 0
         for k, name in enumerate(signals.names):
             if not signals.loss.present[k]:
                 continue
@@ -162,9 +193,9 @@ class RunDivergence(Alarm):
             self.level[name] = _SMOOTHING * self.level.get(name, loss) + (1.0 - _SMOOTHING) * loss
             self.best[name] = min(self.best.get(name, math.inf), self.level[name])
             rises[name] = self.level[name] - self.best[name]
-            weighed += rises[name] * int(signals.tokens_K[k])
+            weighted += rises[name] * int(signals.tokens_K[k])
             tokens += int(signals.tokens_K[k])
-        mean = weighed / tokens if tokens else 0.0
+        mean = weighted / tokens if tokens else 0.0
         if self.settings.rise is not None and mean > self.settings.rise:
             return f"the training loss is {mean:.2f} nats above its best"
         worst = max(rises, key=lambda name: rises[name], default=None)
@@ -173,7 +204,10 @@ class RunDivergence(Alarm):
             and self.settings.domain_rise is not None
             and rises[worst] > self.settings.domain_rise
         ):
-            return f"the loss of {worst} is {rises[worst]:.2f} nats above its best of {self.best[worst]:.2f}"
+            return (
+                f"the loss of {worst} is {rises[worst]:.2f} nats above its best of "
+                f"{self.best[worst]:.2f}"
+            )
         return None
 
     def state_dict(self) -> State:
@@ -181,11 +215,12 @@ class RunDivergence(Alarm):
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.level, self.best = dict(state["level"]), dict(state["best"])
+        self.level = dict(state["level"])
+        self.best = dict(state["best"])
 
 
 class Alarms:
-    """All of them together."""
+    """All alarms together."""
 
     def __init__(self, settings: AlarmSettings) -> None:
         self._alarms: Sequence[Alarm] = (
@@ -195,12 +230,14 @@ class Alarms:
         )
 
     def update(self, timestep: Timestep) -> dict[str, str]:
-        """Why each alarm sounds, for those that do."""
-        said = {alarm.name: alarm.update(timestep) for alarm in self._alarms}
-        return {name: why for name, why in said.items() if why}
+        """Return the complaint of each alarm that goes off, by name of the alarm."""
+        complaints = {alarm.name: alarm.update(timestep) for alarm in self._alarms}
+        return {name: complaint for name, complaint in complaints.items() if complaint}
 
-    def calm(self) -> None:
-        """Begins to count anew, as when a policy is given another chance; what was best stays known."""
+    def reset(self) -> None:
+        """Set all counts to 0, for example when a policy gets another chance. The best losses are
+        kept.
+        """
         for alarm in self._alarms:
             alarm.bad = 0
 

@@ -1,13 +1,20 @@
-"""`Guard`: wraps every policy that steers a real run. What it lets through is a mixture within stated limits, always.
+"""`Guard`: wraps every policy that steers a real run, and keeps its mixtures within limits.
 
-A proposal is projected onto floor ≤ α ≤ ceiling, with ceilings lowered to keep within epoch caps (`policies.guard.epochs`), then
-moved towards the last executed mixture until the change is within `max_change`. A proposal that cannot be made is refused and
-the last mixture stays. Nothing unbelievable is learned from (`policies.guard.sanitizer`), and learning that raises leaves the policy as it
-was. When an alarm sounds (`policies.guard.alarms`), and in shadow mode, a static mixture steers, and the policy goes on deciding and
-learning from what was executed. Each decision is one audit record, logged with the interval.
+For each decision:
 
-In the first interval a `PolicyError` or `ConfigError` of the policy is a mistake in how the run was set up, and ends it. Later
-a policy ends it only by failing to learn in such a way that it cannot be put back as it was.
+1. The policy proposes a mixture. It sees sanitized signals only (`guard.sanitizer`). If it raises
+an error or returns no mixture, the proposal is refused and the last mixture stays. 2. The proposal
+is projected onto floor ≤ α ≤ ceiling. Ceilings are lowered to stay within epoch caps
+(`guard.epochs`). 3. The change from the last executed mixture is limited to `max_change`.
+
+After an alarm (`guard.alarms`) and in shadow mode, a static mixture is used instead. The policy
+still proposes mixtures and learns from what was executed. The policy does not learn from signals
+with a fault. If learning raises an error, the policy's state is restored. Each decision is one
+audit record, which is logged with the interval.
+
+In the first interval, a `PolicyError` or `ConfigError` of the policy means that the run is set up
+wrongly, and ends the run. Later, a policy can end the run only if it fails to learn and its state
+cannot be restored.
 """
 
 from __future__ import annotations
@@ -26,14 +33,17 @@ from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.guard.alarms import Alarms, Timestep
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
-from cuvee.policies.guard.limits import Limits, nearest_within, within_reach
+from cuvee.policies.guard.limits import Limits, nearest_within, limit_change
 from cuvee.policies.guard.sanitizer import SignalSanitizer
 
 __all__ = ["Guard", "Limits"]
 
 
 class Bounds(NamedTuple):
-    """(K,) each: the floors and ceilings that were asked for, and those that hold now, since an epoch cap wins over both."""
+    """Floors and ceilings, (K,) each: as configured, and as they hold now.
+
+    They differ where an epoch cap lowers them.
+    """
 
     asked_floor_K: FloatArray
     asked_ceiling_K: FloatArray
@@ -42,14 +52,19 @@ class Bounds(NamedTuple):
 
 
 class Guard:
-    """Executes `policy` within `limits`. `first_interval` is how many tokens that will read, if known: see `policies.guard.epochs`."""
+    """Executes `policy` within `limits`.
+
+    `first_interval` is the number of tokens of the first interval, if known (see `guard.epochs`).
+    """
 
     def __init__(
         self, policy: Policy, limits: Limits | None = None, first_interval: int | None = None
     ) -> None:
-        self._policy, self._limits = policy, limits or Limits()
+        self._policy = policy
+        self._limits = limits or Limits()
         self._alarms = Alarms(self._limits.alarms)
-        self._view, self._ledger = SignalSanitizer(), EpochBudget(first_interval)
+        self._sanitizer = SignalSanitizer()
+        self._budget = EpochBudget(first_interval)
         self._fallback: dict[str, Any] | None = None
         self._refused = {"proposals": 0, "lessons": 0}
         self._decision: dict[str, Any] = {}
@@ -61,16 +76,22 @@ class Guard:
 
     @property
     def policy(self) -> Policy:
+        """The wrapped policy."""
         return self._policy
 
     # Deciding
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """Changes no state, so it may be asked twice. Raises `PolicyError` for limits that no mixture satisfies and
-        `CorpusExhausted` when the epoch caps leave nothing to read."""
+        """Return the mixture to execute.
+
+        Does not change the policy's or the guard's state, so it can be called again. Raises
+        `PolicyError` for limits that no mixture satisfies, and `CorpusExhausted` when the epoch
+        caps leave too few tokens.
+        """
         bounds = self._bounds(so_far)
-        last, static = so_far.last_mixture, self._limits.static(so_far.domains)
-        view, _ = self._view.of(so_far)
+        last = so_far.last_mixture
+        static = self._limits.static(so_far.domains)
+        view, _ = self._sanitizer.of(so_far)
         proposed, refusal = self._ask(view)
         wanted = proposed or last or static
         executed, acted = self._apply(wanted, last, bounds)
@@ -100,15 +121,15 @@ class Guard:
 
     def _bounds(self, so_far: Trajectory) -> Bounds:
         floor_K, ceiling_K = self._limits.bounds(so_far.names)
-        caps_K, outlook = epochs_K(self._limits.epochs, so_far.names), self._ledger.outlook(so_far)
-        lowered_K = capped_ceilings(caps_K, so_far, outlook, ceiling_K)
+        caps_K = epochs_K(self._limits.epochs, so_far.names)
+        lowered_K = capped_ceilings(caps_K, so_far, self._budget.forecast(so_far), ceiling_K)
         return Bounds(floor_K, ceiling_K, np.minimum(floor_K, lowered_K), lowered_K)
 
     def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None]:
         try:
             proposed = self._policy.mixture(view)
             if not isinstance(proposed, Mixture):
-                return None, f"the policy returned a {type(proposed).__name__} and no mixture"
+                return None, f"the policy returned a {type(proposed).__name__}, not a mixture"
             return proposed.to(view.names), None
         except Exception as error:
             if len(view) == 0 and isinstance(error, (PolicyError, ConfigError)):
@@ -118,10 +139,10 @@ class Guard:
     def _apply(
         self, wanted: Mixture, last: Mixture | None, bounds: Bounds
     ) -> tuple[Mixture, list[str]]:
-        """What is executed of `wanted`, and which limits made it so."""
+        """Return the executed mixture, and the names of the limits that changed `wanted`."""
         within = nearest_within(wanted, bounds.floor_K, bounds.ceiling_K)
         held = nearest_within(last, bounds.floor_K, bounds.ceiling_K) if last else None
-        executed = within_reach(within, last, held, self._limits.max_change)
+        executed = limit_change(within, last, held, self._limits.max_change)
         if executed == wanted:
             return executed, []
         weights_K = wanted.weights_K
@@ -135,7 +156,10 @@ class Guard:
         return executed, [name for name, did in acted.items() if did]
 
     def _explained(self, view: Trajectory) -> dict[str, Any]:
-        """What the policy says of the state in which it decides, if it offers `explain(so_far)`."""
+        """Return what `policy.explain(so_far)` says, if the policy has this method.
+
+        It describes the state in which the policy decides.
+        """
         explain = getattr(self._policy, "explain", None)
         if explain is None:
             return {}
@@ -147,8 +171,9 @@ class Guard:
     # Learning
 
     def learn(self, so_far: Trajectory) -> Metrics:
+        """Let the policy learn, update the alarms, and return the metrics with the audit record."""
         assert self._decision, "learn follows mixture"
-        view, fault = self._view.of(so_far)
+        view, fault = self._sanitizer.of(so_far)
         before = self._policy.state_dict()
         state = digest(before)
         metrics, refusal = self._teach(view, fault, before, state)
@@ -171,9 +196,12 @@ class Guard:
     def _teach(
         self, view: Trajectory, fault: str | None, before: State, state: str
     ) -> tuple[Metrics, str | None]:
-        """The policy's metrics, or none and why it did not learn; then it is as it was `before`, to the bit."""
+        """Let the policy learn. Return its metrics, or {} and the reason why it did not learn.
+
+        In the second case, the policy is restored exactly to the state `before`.
+        """
         if self._proposed is None:
-            return {}, "it made no proposal to learn from"
+            return {}, "the policy made no valid proposal"
         if fault:
             return {}, fault
         try:
@@ -184,13 +212,14 @@ class Guard:
             self._policy.load_state_dict(before)
             if digest(self._policy.state_dict()) != state:
                 raise PolicyError(
-                    f"{type(self._policy).__name__} failed to learn ({type(error).__name__}: {error}) and could not be put back: "
-                    "its state_dict must hold copies of everything, and load_state_dict restore it"
+                    f"{type(self._policy).__name__} failed to learn "
+                    f"({type(error).__name__}: {error}) and its state could not be restored: "
+                    "state_dict must return copies of everything, and load_state_dict restore it"
                 ) from error
             return {}, f"{type(error).__name__}: {error}"
 
     def _change_over(self, done: int, sounding: dict[str, str]) -> None:
-        """`done` intervals are over: whether the static mixture steers the next one."""
+        """Decide, after `done` intervals, whether the fallback mixture is used for the next one."""
         if self._fallback is None:
             if sounding:
                 reason = "; ".join(f"{name}: {why}" for name, why in sounding.items())
@@ -200,7 +229,7 @@ class Guard:
             and done - self._fallback["after"] >= self._limits.cooldown
         ):
             self._fallback = None
-            self._alarms.calm()
+            self._alarms.reset()
 
     # State
 
@@ -216,5 +245,7 @@ class Guard:
         self._policy.load_state_dict(state["policy"])
         own = state["guard"]
         self._alarms.load_state_dict(own["alarms"])
-        self._fallback, self._refused = own["fallback"], dict(own["refused"])
-        self._decision, self._proposed = {}, None
+        self._fallback = own["fallback"]
+        self._refused = dict(own["refused"])
+        self._decision = {}
+        self._proposed = None

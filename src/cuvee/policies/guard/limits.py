@@ -1,4 +1,4 @@
-"""`Limits`: the settings of the guard, and the mixtures that they allow."""
+"""`Limits`: the settings of the guard, and the projection onto the allowed mixtures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ Bound = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a policy may not do, when it is stopped, and what steers then.
+    """What a policy may do, when it is stopped, and which mixture is used then.
 
-    `floor` and `ceiling` are one share for all domains or a share by name (unnamed: 0 and 1). `max_change` is the largest total
-    variation between two decisions, 1 for no limit. `epochs` is how often a domain may be read over the run, for all or by name
-    (unnamed: any number). `fallback` holds the shares of the static mixture, which need not sum to 1; natural ones if not given.
-    After an alarm it steers for `cooldown` intervals, or to the end; with `shadow` all the time.
+    - `floor`, `ceiling`: smallest and largest weight, one for all domains or by name (default: 0
+      and 1).
+    - `max_change`: largest total variation between two decisions, from 0 to 1; 1 is no limit.
+    - `epochs`: how often a domain may be read during the run, for all domains or by name (default:
+      no cap).
+    - `fallback`: shares of the static fallback mixture. They need not sum to 1. Default: natural
+      shares.
+    - `cooldown`: number of intervals for which the fallback mixture is used after an alarm. None:
+      until the end of the run.
+    - `shadow`: always use the fallback mixture; the policy only proposes and learns.
+    - `alarms`: the thresholds of the alarms.
     """
 
     floor: Bound = 0.0
@@ -37,37 +44,42 @@ class Limits:
     alarms: AlarmSettings = field(default_factory=AlarmSettings)
 
     def bounds(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """(K,) floors and (K,) ceilings, epochs aside. Raises `PolicyError` if no mixture satisfies them, or if any other limit
-        cannot be meant, and `ConfigError` for an epoch cap that cannot."""
-        floor_K, ceiling_K = (
-            _shares("floor", self.floor, names, 0.0),
-            _shares("ceiling", self.ceiling, names, 1.0),
-        )
+        """Return the (K,) floors and (K,) ceilings, without epoch caps.
+
+        Raises `PolicyError` if no mixture satisfies them or another limit is invalid, and
+        `ConfigError` for an invalid epoch cap.
+        """
+        floor_K = _shares("floor", self.floor, names, 0.0)
+        ceiling_K = _shares("ceiling", self.ceiling, names, 1.0)
         if (floor_K > ceiling_K).any():
             bad = int(np.flatnonzero(floor_K > ceiling_K)[0])
             raise PolicyError(
-                f"the floor of {names[bad]} ({floor_K[bad]:g}) is above its ceiling ({ceiling_K[bad]:g})"
+                f"the floor of {names[bad]} ({floor_K[bad]:g}) is above its ceiling "
+                f"({ceiling_K[bad]:g})"
             )
         if floor_K.sum() > 1.0 + 1e-9:
             raise PolicyError(
-                f"the floors of {len(names)} domains sum to {floor_K.sum():g}: lower them to 1 or less"
+                f"the floors of {len(names)} domains sum to {floor_K.sum():g}: "
+                "lower them to 1 or less"
             )
         if ceiling_K.sum() < 1.0 - 1e-9:
             raise PolicyError(
-                f"the ceilings of {len(names)} domains sum to {ceiling_K.sum():g}: raise them to 1 or more"
+                f"the ceilings of {len(names)} domains sum to {ceiling_K.sum():g}: "
+                "raise them to 1 or more"
             )
         if not 0.0 < self.max_change <= 1.0:
             raise PolicyError(f"max_change is {self.max_change}: it must be above 0 and at most 1")
         if self.cooldown is not None and self.cooldown < 1:
             raise PolicyError(
-                f"cooldown is {self.cooldown}: it must be 1 interval or more; leave it out for no retry"
+                f"cooldown is {self.cooldown}: it must be 1 interval or more; "
+                "leave it out for no retry"
             )
         _by_name("fallback", self.fallback or {}, names, 0.0)
         epochs_K(self.epochs, names)
         return floor_K, ceiling_K
 
     def static(self, domains: Sequence[Domain]) -> Mixture:
-        """The mixture that steers when the policy must not, before limits."""
+        """Return the fallback mixture, before limits are applied."""
         names = [domain.name for domain in domains]
         if self.fallback is None:
             return Mixture.normalise(names, natural_K(domains))
@@ -75,23 +87,29 @@ class Limits:
 
 
 def nearest_within(mixture: Mixture, floor_K: FloatArray, ceiling_K: FloatArray) -> Mixture:
-    """The nearest mixture within the bounds; `mixture` itself, bit for bit, if it is there already."""
+    """Return the nearest mixture within the bounds.
+
+    Returns `mixture` itself, unchanged, if it is within the bounds.
+    """
     if ((floor_K <= mixture.weights_K) & (mixture.weights_K <= ceiling_K)).all():
         return mixture
     return Mixture.normalise(mixture.names, project_to_box(mixture.weights_K, floor_K, ceiling_K))
 
 
-def within_reach(
+def limit_change(
     wanted: Mixture, last: Mixture | None, held: Mixture | None, max_change: float
 ) -> Mixture:
-    """The mixture on the way from `held` to `wanted` that is at most `max_change` from `last` in total variation.
+    """Move from `held` towards `wanted` until the total variation from `last` is `max_change`.
 
-    `held` is the nearest mixture to `last` within the bounds, and `last` itself unless the bounds have moved. Both ends lie
-    within the bounds, which are convex, so any point between them does too. Where even `held` is further away, it is `held`.
+    `last` is the mixture of the last interval. `held` is the nearest mixture to it within the
+    bounds; the two differ only if the bounds have changed. `held` and `wanted` are within the
+    bounds, which are convex, so every mixture between them is too. If even `held` is further away
+    than `max_change`, the result is `held`.
     """
     if last is None or held is None or wanted.total_variation(last) <= max_change:
         return wanted
-    left, change = max_change - held.total_variation(last), wanted.total_variation(held)
+    left = max_change - held.total_variation(last)
+    change = wanted.total_variation(held)
     if left <= 0 or change <= 0:
         return held
     moved_K = held.weights_K + min(1.0, left / change) * (wanted.weights_K - held.weights_K)
@@ -99,9 +117,13 @@ def within_reach(
 
 
 def project_to_box(weights_K: FloatArray, floor_K: FloatArray, ceiling_K: FloatArray) -> FloatArray:
-    """The point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`: clip(weights − λ) for the one λ that sums to 1."""
-    low, high = float((weights_K - ceiling_K).min()), float((weights_K - floor_K).max())
-    for _ in range(100):  # the sum falls as λ rises; a hundred halvings exhaust a float
+    """Return the point of {floor ≤ x ≤ ceiling, Σx = 1} nearest to `weights_K`.
+
+    It is clip(weights − λ) for the λ at which it sums to 1. λ is found by bisection.
+    """
+    low = float((weights_K - ceiling_K).min())
+    high = float((weights_K - floor_K).max())
+    for _ in range(100):  # the sum decreases in λ; 100 halvings reach float64 precision
         middle = 0.5 * (low + high)
         if np.clip(weights_K - middle, floor_K, ceiling_K).sum() > 1.0:
             low = middle

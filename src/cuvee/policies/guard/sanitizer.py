@@ -1,7 +1,8 @@
-"""The gate in front of a policy: what is not believable is absent from what it sees, and it does not learn from that interval.
+"""Removes implausible values from the signals that a policy sees.
 
-`Measured` refuses NaN and infinity when it is made. What can still come is a number of no sensible size, a matrix of the wrong
-shape, or time that runs backwards; the trajectory keeps such facts as they are, the policy's view of it does not.
+`Measured` already refuses NaN and infinity. This module finds numbers that are far too large,
+matrices of the wrong shape, and a step or progress that decreases. The trajectory keeps the
+original values. The policy sees them as absent, and does not learn from that interval.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
 LARGEST_LOSS = 1e4
-"""In nats per token: a uniform guess over any vocabulary has less than 20."""
+"""In nats per token. A uniform guess over any vocabulary has less than 20."""
 LARGEST_MEASUREMENT = 1e12
-"""Of anything else: inner products of gradients, norms, scores."""
+"""For every other measurement: inner products of gradients, norms, scores."""
 LARGEST_TOKENS = 1e15
-"""Of one domain in one interval."""
+"""For one domain in one interval."""
 
 _LOSSES = ("loss", "valid_loss")
 
 
 class SignalSanitizer:
-    """What a policy sees of a trajectory: the trajectory itself while all of it is believable, else a copy with the rest absent.
+    """Computes the trajectory that a policy sees.
 
-    It grows with the trajectory, O(K²) an interval; given another one, it starts anew. Unchanged signals stay the same objects.
+    It is the trajectory itself as long as all its values are plausible. Otherwise it is a copy in
+    which the others are absent. The copy is extended incrementally, O(K²) per interval; another
+    trajectory restarts it. Signals without a fault are the same objects in both.
     """
 
     def __init__(self) -> None:
@@ -36,12 +39,14 @@ class SignalSanitizer:
         self._altered = False
 
     def of(self, so_far: Trajectory) -> tuple[Trajectory, str | None]:
-        """The view of `so_far`, and what is wrong with its newest signals, if anything is."""
+        """Return the sanitized `so_far`, and the fault of its newest signals or None."""
         known = -1 if self._seen is None else len(self._seen)
         signals = so_far.signals
         if self._seen is None or known >= len(signals) or signals[known] is not self._newest:
             cleaned, self._fault = clean(signals[0], None)
-            self._seen, known, self._altered = Trajectory.start(cleaned), 0, self._fault is not None
+            self._seen = Trajectory.start(cleaned)
+            self._altered = self._fault is not None
+            known = 0
         mixtures = so_far.mixtures
         for t in range(known + 1, len(signals)):
             cleaned, self._fault = clean(signals[t], signals[t - 1])
@@ -52,32 +57,35 @@ class SignalSanitizer:
 
 
 def clean(signals: Signals, before: Signals | None) -> tuple[Signals, str | None]:
-    """`signals` with what is not believable absent, and the first fault found; the same object and None if there is none."""
+    """Return `signals` with implausible values absent, and the first fault found.
+
+    Without a fault, returns the same object and None.
+    """
     K = len(signals.names)
     shapes = {"loss": (K,), "valid_loss": (K,), "alignment": (K, K)}
     faults = [fault for fault in (_clock_fault(signals, before), _token_fault(signals)) if fault]
-    believed: dict[str, Measured] = {}
+    replaced: dict[str, Measured] = {}
     for name, measured in {"loss": signals.loss, **signals.probes}.items():
         largest = LARGEST_LOSS if name in _LOSSES else LARGEST_MEASUREMENT
         good = np.abs(measured.values) <= largest
         if name in shapes and measured.shape != shapes[name]:
             faults.append(f"{name} has shape {measured.shape}, {K} domains need {shapes[name]}")
-            believed[name] = Measured.absent(shapes[name])
+            replaced[name] = Measured.absent(shapes[name])
         elif not good.all():
             worst = measured.values.flat[int(np.argmax(np.abs(measured.values)))]
             faults.append(
-                f"{name} holds {worst:.6g}: nothing above {largest:g} in size is believed"
+                f"{name} holds {worst:.6g}: values above {largest:g} in size are implausible"
             )
-            believed[name] = Measured(measured.values, measured.present & good)
+            replaced[name] = Measured(measured.values, measured.present & good)
     if not faults:
         return signals, None
     probes = {
         **signals.probes,
-        **{name: measured for name, measured in believed.items() if name != "loss"},
+        **{name: measured for name, measured in replaced.items() if name != "loss"},
     }
     tokens_K = np.minimum(signals.tokens_K, int(LARGEST_TOKENS))
     return replace(
-        signals, loss=believed.get("loss", signals.loss), probes=probes, tokens_K=tokens_K
+        signals, loss=replaced.get("loss", signals.loss), probes=probes, tokens_K=tokens_K
     ), faults[0]
 
 
@@ -85,15 +93,15 @@ def _clock_fault(signals: Signals, before: Signals | None) -> str | None:
     if before is None or (signals.step >= before.step and signals.progress >= before.progress):
         return None
     return (
-        f"step {signals.step} at progress {signals.progress:g} follows step {before.step} at {before.progress:g}: "
-        "time does not run backwards"
+        f"step {signals.step} at progress {signals.progress:g} follows step {before.step} at "
+        f"progress {before.progress:g}: neither may decrease"
     )
 
 
 def _token_fault(signals: Signals) -> str | None:
     most = int(signals.tokens_K.max())
     return (
-        f"{most:,} tokens in one interval: nothing above {LARGEST_TOKENS:g} is believed"
+        f"{most:,} tokens in one interval: more than {LARGEST_TOKENS:g} are implausible"
         if most > LARGEST_TOKENS
         else None
     )
