@@ -1,7 +1,8 @@
-"""The whole system in a page. A target and a proxy run through the same code.
+"""The core loops. Target runs and proxy runs use the same code.
 
-`run` asks a policy for a mixture, trains one interval under it, and lets the policy learn from what was measured.
-`search` lets a method ask for proxy runs until it knows enough to commit to a policy for the target; `explore` is its first half.
+`run`: a policy chooses a mixture, the trainer trains one interval under it, and the policy learns
+from the measurements. `search`: a method asks for proxy runs until it can commit to a policy for
+the target run. `explore` is the first half of `search`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from cuvee.core.trajectory import Run, Trajectory
 
 
 def run(trainer: Trainer, policy: Policy, journal: Journal | None = None) -> Trajectory:
-    """Trains to the end under `policy` and returns what happened; with a journal, from where the last run stopped."""
+    """Train to the end under `policy` and return the trajectory.
+
+    With a journal that has a record, the run resumes from it.
+    """
     so_far = journal.resume(trainer, policy) if journal else None
     if so_far is None:
         so_far = Trajectory.start(trainer.start(policy.probes))
@@ -25,14 +29,14 @@ def run(trainer: Trainer, policy: Policy, journal: Journal | None = None) -> Tra
 
 
 def search(method: Method, corpus: Domains, fleet: Fleet) -> Policy:
-    """Runs the proxies that `method` asks for, none twice, and returns its policy for the target."""
+    """Run the proxies that `method` asks for, each once, and return its policy for the target."""
     return method.commit(corpus, explore(method, corpus, fleet))
 
 
 def explore(method: Method, corpus: Domains, fleet: Fleet) -> list[Run]:
-    """Runs the proxies that `method` asks for, none twice, and returns all there are.
+    """Run the proxies that `method` asks for, each once, and return all finished runs.
 
-    A fleet may give up on some of them; when nothing but those is left to run, the method has to do with the others.
+    A fleet may give up on proxies that fail. If only those are left, the search ends without them.
     """
     logged = fleet.load()
     while policies := method.propose(corpus, logged):

@@ -1,9 +1,14 @@
-"""`AgentPolicy`: agent × encoder × reward. What AC-ODM and HDS steer with, learning on the run or frozen.
+"""`AgentPolicy`: an agent with an encoder and a reward. AC-ODM and HDS use it.
 
-While it learns: a warm-up in which ODM acts, less where a domain counts less, and fills the buffer; then the agent acts,
-exploring, and is updated after every interval. Frozen: the agent's actor alone, no reward, nothing measured but losses and
-norms. The Transformer architecture acts at any number of domains; one that learns on other domains than it was saved with
-keeps its networks and starts a new buffer.
+While the policy learns, ODM (`Exp3`) chooses the mixtures of the warm-up intervals, with less
+weight on domains that count less. The warm-up fills the replay buffer. After it the agent acts,
+with exploration, and is updated after every interval.
+
+A frozen policy only uses the agent's actor. It needs no reward, and nothing is measured except
+losses and weight norms.
+
+With the Transformer architecture, the policy acts on any number of domains. If a saved policy
+learns on another number of domains, it keeps its networks and starts a new replay buffer.
 """
 
 from __future__ import annotations
@@ -32,14 +37,18 @@ from cuvee.probes.norms import WeightNorms
 
 @register_policy("agent")
 class AgentPolicy:
-    """`vector`: a reward, and a critic's value, for each domain instead of one for all.
+    """Steers a run with an agent, learning or frozen.
 
-    `observe_reward`: the last reward of each domain is one of its features. The agent then learns within
-    one run what its networks would otherwise need many runs for. Such a policy needs the feature when
-    frozen, too. `warmup_intervals`: intervals at the start in which ODM acts.
+    - `agent`, `reward`, `encoder`: names in the registries.
+    - `vector`: the reward and the critic's value have one entry per domain instead of one in total.
+    - `observe_reward`: the last reward of each domain is one of its features. The agent can then
+      learn within one run what its networks would otherwise learn over many runs. The policy needs
+      the rewards when frozen, too.
+    - `warmup_intervals`: number of intervals at the start in which ODM acts.
+    - `mode`: "learning" or "frozen".
+    - `agent_settings`, `reward_settings`: arguments of the classes that `agent` and `reward` name.
 
-    `agent_settings` and `reward_settings` are what the classes named by `agent` and `reward` take. All arguments are JSON values,
-    so that a policy file can hold them.
+    All arguments are JSON values, so that a policy file can hold them.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class AgentPolicy:
         agent_settings: Mapping[str, Any] | None = None,
         reward_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        AGENTS.get(agent)  # refuses an unknown name now and not when the run starts
+        AGENTS.get(agent)  # raises for an unknown name here, not when the run starts
         self._settings: dict[str, Any] = {
             "agent": agent,
             "reward": reward,
@@ -81,7 +90,10 @@ class AgentPolicy:
 
     @property
     def probes(self) -> Sequence[Probe]:
-        """Frozen, a policy that is not told its rewards needs none, and so nothing is measured for one."""
+        """The probes of the reward, and weight norms.
+
+        A frozen policy that does not observe rewards needs only weight norms.
+        """
         wanted = {
             probe.name: probe
             for probe in (
@@ -91,20 +103,23 @@ class AgentPolicy:
         return tuple({**wanted, "weight_norms": WeightNorms()}.values())
 
     def frozen(self) -> AgentPolicy:
-        """The same policy as it is now, which acts without exploring and whose agent never changes."""
+        """Return a copy that acts without exploration and does not learn."""
         copy = AgentPolicy(**self._settings, mode="frozen")
         copy.load_state_dict(self.state_dict())
         return copy
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """Asked twice at the same moment, it answers the same, though exploring draws random numbers."""
+        """Return the next mixture.
+
+        Repeated calls at the same timestep return the same mixture, although exploration is random.
+        """
         if self._decided is None or self._decided[0] is not so_far.last:
             observation = self._observe(so_far)
             self._decided = so_far.last, observation, self._decide(so_far, observation)
         return self._decided[2]
 
     def explain(self, so_far: Trajectory) -> dict[str, Any]:
-        """The state in which it decides, by name, for the guard's audit record."""
+        """Return the observation of this decision by feature name, for the guard's audit record."""
         domains_KF, globals_G = self._observe(so_far)
         return {
             "domains": {
@@ -117,7 +132,10 @@ class AgentPolicy:
         }
 
     def _observe(self, so_far: Trajectory) -> Observation:
-        """Made once a moment: what an interval ended in is what the next one begins in."""
+        """Return the observation of the newest timestep. It is computed once per timestep.
+
+        The observation after an interval is also the one before the next interval.
+        """
         if self._seen is None or self._seen[0] is not so_far.last:
             values_K = self._values_K(so_far)
             known_K = np.array([name in self._rewards for name in so_far.names])
@@ -130,7 +148,8 @@ class AgentPolicy:
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warmup_intervals"]:
-            logits_K = log_value(self._values_K(so_far)).astype(np.float32)  # what the agent sees
+            # float32, as the agent sees these logits
+            logits_K = log_value(self._values_K(so_far)).astype(np.float32)
             start_K = np.exp(logits_K.astype(np.float64))
             return Mixture.normalise(so_far.names, self._warmup.mixture(so_far).weights_K * start_K)
         agent = self._agent_for(len(so_far.names))
@@ -138,9 +157,11 @@ class AgentPolicy:
 
     def learn(self, so_far: Trajectory) -> Metrics:
         if not self._learning:
-            self._tell(so_far, self._reward(so_far) if self._settings["observe_reward"] else None)
+            if self._settings["observe_reward"]:
+                self._keep_rewards(so_far, self._reward(so_far))
             return {}
-        decided, executed = self._decided, so_far.last_mixture
+        decided = self._decided
+        executed = so_far.last_mixture
         assert decided is not None, "learn follows mixture"
         assert executed is not None, "learn follows mixture"
         warming = len(so_far) <= self._settings["warmup_intervals"]
@@ -150,7 +171,7 @@ class AgentPolicy:
         reward = self._reward(so_far)
         if reward is None:
             return {**metrics, "reward": None}
-        self._tell(so_far, reward)
+        self._keep_rewards(so_far, reward)
         agent = self._agent_for(len(so_far.names))
         transition = Transition(
             observation=decided[1],
@@ -168,12 +189,16 @@ class AgentPolicy:
             "agent": agent.update(),
         }
 
-    def _tell(self, so_far: Trajectory, reward: Reward | None) -> None:
+    def _keep_rewards(self, so_far: Trajectory, reward: Reward | None) -> None:
         if reward is not None and self._settings["observe_reward"]:
             self._rewards = dict(zip(so_far.names, reward.vector_K.tolist(), strict=True))
 
     def _agent_for(self, K: int) -> Agent:
-        """The agent; made when K is first known, and given a new buffer when a run that it learns on has another K."""
+        """Return the agent for K domains.
+
+        It is built when K is first known. If the policy learns on another K, the networks are kept
+        and the replay buffer is new.
+        """
         if self._agent is None:
             self._agent = self._build(K)
         elif self._learning and self._agent.shape.domains != K:
@@ -225,7 +250,10 @@ class AgentPolicy:
 
 
 def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:
-    """`type_(**settings)`, with lists as the tuples that JSON cannot hold, and a word about a wrong key."""
+    """Return `type_(**settings)`, with lists as tuples, which JSON cannot hold.
+
+    Raises `PolicyError` that names unknown settings.
+    """
     if dataclasses.is_dataclass(type_):
         known = {field.name for field in dataclasses.fields(type_)}
         unknown = sorted(set(settings) - known)

@@ -1,10 +1,18 @@
-"""What an agent sees of a run: a `Trajectory` → an `Observation` of any K, comparable between models, corpora and trainers.
+"""What an agent sees of a run: a `Trajectory` → an `Observation`, for any number of domains.
 
-The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples drawn, losses, loss changes, weight norms, their
-changes, progress). Deviations, all of them so that one policy file fits other runs: every group is standardised over the domains
-of the same moment and not by running statistics; losses change against the previous decision and not against step 1; weight
-norms, of which another model has another number, enter as the mean and spread over layers; the last mixture, the natural shares,
-the target flag, the domain's value and its last reward are added. Nothing is kept here, so there is no state to save.
+The state of AC-ODM and HDS (arXiv 2505.23878 §3, 2606.24133 §3) is (samples drawn, losses, loss
+changes, weight norms, their changes, progress).
+
+Deviations from the papers. All make observations comparable between models, corpora and trainers,
+so that a policy file can be used in other runs:
+
+- Features are standardised over the domains of the same timestep, not by running statistics.
+- Loss changes are relative to the previous decision, not to step 1.
+- Weight norms enter as mean and standard deviation over layers, because the number of layers
+  differs between models.
+- Added: the last mixture, natural shares, the target flag, the domain's value and its last reward.
+
+Encoders have no state.
 """
 
 from __future__ import annotations
@@ -26,20 +34,20 @@ from cuvee.core.trajectory import Trajectory
 DOMAIN_FEATURES = (
     "drawn",  # tokens drawn so far, standardised
     "loss",  # standardised; 0 where absent
-    "loss_change",  # against the previous interval, standardised; 0 where absent
+    "loss_change",  # since the previous interval, standardised; 0 where absent
     "loss_known",  # 1 where a loss was measured
     "weight",  # K α − 1 of the last mixture: 0 at uniform
     "epochs",  # log(1 + tokens drawn / tokens available)
     "natural",  # log natural share, standardised
-    "target",  # 1 for a domain that is to be learned
-    "value",  # log of its value over the largest, at least ln 0.05: what a domain whose loss does not count has
+    "target",  # 1 for a target domain
+    "value",  # ln(value / largest value), at least ln 0.05: see `log_value`
     "reward",  # of the last interval, standardised; 0 where absent
 )
 GLOBAL_FEATURES = (
     "progress",
-    "loss_level",  # mean loss over the domains measured, in units of ten nats
-    "loss_trend",  # its change against the previous interval, in nats
-    "norm_change",  # mean relative change of the weight norms of the layers, in percent
+    "loss_level",  # mean loss over the measured domains, in units of ten nats
+    "loss_trend",  # mean loss change since the previous interval, in nats
+    "norm_change",  # mean over layers of the relative change of the weight norms, in percent
     "norm_spread",  # standard deviation over layers of the same
 )
 _CLIP = 3.0
@@ -47,10 +55,11 @@ _LEAST_VALUE = 0.05
 
 
 class Encoder(Protocol):
-    """What an agent observes. Registered with `register_encoder`; it takes no arguments and keeps no state.
+    """Computes what an agent observes. Register it with `register_encoder`.
 
-    The features are named in the order of their columns. A domain feature called "value" holds the logits of the mixture at
-    which agents start; without one they start uniform.
+    Its constructor takes no arguments, and it has no state. The features are named in the order of
+    their columns. A domain feature named "value" holds the logits of the mixture that an untrained
+    agent plays. Without it, that mixture is uniform.
     """
 
     domain_features: Sequence[str]
@@ -59,17 +68,24 @@ class Encoder(Protocol):
     def __call__(
         self, so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None
     ) -> Observation:
-        """(K, F) and (G,) features, finite, in float32. Arguments as in `observe`."""
+        """Return (K, F) domain features and (G,) global features, finite, float32.
+
+        The arguments are those of `observe`.
+        """
         ...
 
 
 def observe(
     so_far: Trajectory, values_K: FloatArray, rewards: Measured | None = None
 ) -> Observation:
-    """(K, 10) features by domain and (5,) of the run, each within ±3, as float32. `values_K` says how much each domain counts,
-    `rewards` (K,) what each one's reward was last; without it, or where it is absent, that is 0."""
+    """Return (K, 10) domain features and (5,) global features, float32, clipped to ±3.
+
+    `values_K` says how much each domain counts. `rewards` (K,) are the last rewards of the domains;
+    the feature is 0 where they are absent.
+    """
     rewards = rewards or Measured.absent(len(so_far.names))
-    now, before = so_far.last, so_far.signals[-2] if len(so_far) else None
+    now = so_far.last
+    before = so_far.signals[-2] if len(so_far) else None
     K = len(so_far.names)
     drawn_K = TokensRead.during(so_far).of(so_far.names)
     change = _change(now, before)
@@ -111,7 +127,7 @@ def observe(
 
 @register_encoder("standard")
 class StandardEncoder:
-    """The features of `DOMAIN_FEATURES` and `GLOBAL_FEATURES`, computed by `observe`."""
+    """Encodes `DOMAIN_FEATURES` and `GLOBAL_FEATURES`. Calls `observe`."""
 
     domain_features = DOMAIN_FEATURES
     global_features = GLOBAL_FEATURES
@@ -123,13 +139,17 @@ class StandardEncoder:
 
 
 def log_value(values_K: FloatArray) -> FloatArray:
-    """ln v (K,), 0 for the largest: the logits of the mixture from which agents start and warm up. A domain that does not count
-    gets a twentieth of what the others get, in a large batch enough to find out whether it helps them."""
+    """Return ln v (K,), 0 for the largest value and at least ln 0.05.
+
+    These are the logits of the mixture that untrained agents play and that the warm-up uses. A
+    domain with value 0 gets a twentieth of the weight of the others. In a large batch, that is
+    enough to find out whether it helps them.
+    """
     return np.log(np.maximum(values_K / max(float(values_K.max()), 1e-12), _LEAST_VALUE))
 
 
 def _change(now: Signals, before: Signals | None) -> Measured:
-    """(K,) loss now minus loss before, absent where either is."""
+    """Return the (K,) loss now minus loss before. Absent where either is absent."""
     if before is None:
         return Measured.absent(len(now.names))
     index = {name: k for k, name in enumerate(before.names)}
@@ -139,7 +159,10 @@ def _change(now: Signals, before: Signals | None) -> Measured:
 
 
 def _norm_changes(now: Signals, before: Signals | None) -> tuple[float, float]:
-    """Mean and spread over layers of the relative change of the weight norms; (0, 0) where they were not measured twice."""
+    """Return mean and std over layers of the relative change of the weight norms.
+
+    Returns (0, 0) unless all norms were measured twice.
+    """
     new = now.probes.get("weight_norms")
     old = before.probes.get("weight_norms") if before else None
     if (
@@ -154,7 +177,10 @@ def _norm_changes(now: Signals, before: Signals | None) -> tuple[float, float]:
 
 
 def _standardised(values_K: FloatArray, present_K: npt.NDArray[np.bool_]) -> FloatArray:
-    """(x − mean) / deviation over the present domains; 0 elsewhere, and everywhere if they are all alike."""
+    """Return (x − mean) / std over the present domains; 0 elsewhere.
+
+    If all present values are equal, everything is 0.
+    """
     if not present_K.any():
         return np.zeros_like(values_K)
     known = values_K[present_K]

@@ -1,11 +1,15 @@
-"""`Exp3`: online data mixing as a bandit whose reward is the training loss (Albalak et al. 2023, arXiv 2312.02406, §3).
+"""`Exp3`: online data mixing as a bandit whose reward is the training loss.
 
-    R̂_i ← ξ R̂_i + (1 − ξ) ℓ_i / α_i                            for every domain i that the interval drew from
-    α_i = (1 − K ε_t) softmax(ε_{t−1} R̂)_i + ε_t               ε_t = min(1/K, √(ln K / (K t)))
+Source: ODM, Albalak et al. 2023, arXiv 2312.02406, §3.
 
-Deviations: the paper draws one domain a batch and updates one arm; here a batch is mixed, so every domain that was drawn is
-updated, and one that was not keeps its R̂. The softmax subtracts its maximum, so that it cannot overflow however long the run.
-R̂ is kept by name, and a domain that joins later starts from the mean of the others.
+    R̂_i ← ξ R̂_i + (1 − ξ) ℓ_i / α_i               for every domain i drawn in the interval
+    α_i = (1 − K ε_t) softmax(ε_{t−1} R̂)_i + ε_t
+    ε_t = min(1/K, √(ln K / (K t)))
+
+Deviations: the paper draws one domain per batch and updates one arm. Here a batch is mixed, so
+every domain that was drawn is updated, and the others keep their R̂. The softmax subtracts the
+maximum, so it cannot overflow in long runs. R̂ is stored by domain name; a domain that joins later
+starts from the mean of the others.
 """
 
 from __future__ import annotations
@@ -26,7 +30,11 @@ from cuvee.core.trajectory import Trajectory
 
 @register_policy("exp3")
 class Exp3:
-    """`smoothing` is ξ, in [0, 1): the share of the old reward estimate that survives an interval."""
+    """The Exp3 bandit policy.
+
+    `smoothing` is ξ, at least 0 and below 1: the fraction of the old reward estimate that is kept
+    per interval.
+    """
 
     probes: Sequence[Probe] = ()
 
@@ -70,9 +78,13 @@ class Exp3:
         return {"rewards": dict(self._rewards), "updates": self._updates}
 
     def load_state_dict(self, state: State) -> None:
-        self._rewards, self._updates = dict(state["rewards"]), int(state["updates"])
+        self._rewards = dict(state["rewards"])
+        self._updates = int(state["updates"])
 
 
 def _exploration(K: int, t: int) -> float:
-    """ε_t: every domain's smallest share. Before the first update nothing is known, so all of it is exploration."""
+    """Return ε_t, the smallest weight of a domain.
+
+    It is 1/K, that is uniform weights, before the first update.
+    """
     return 1.0 / K if t == 0 else min(1.0 / K, math.sqrt(math.log(K) / (K * t)))

@@ -1,14 +1,17 @@
-"""`Feedback`: the evaluation environment of Data Mixing Agent (arXiv 2507.15640), one number for each moment of a run.
+"""`Feedback`: the evaluation score of Data Mixing Agent (arXiv 2507.15640), one number per
+timestep.
 
     e_t = λ (g_t − g_0) / |g_0| + (1 − λ) (h_t − h_0) / |h_0|
 
-g and h are the mean log-probabilities, in nats, of the reference answers of a general and of a target set of questions, as the
-probe "evaluation" measures them (see `cuvee.probes.evaluation_set`). Each is standardised by the score of the base model, which
-is the model before the first step; so e_0 = 0, higher is better, and 0.05 says that answers cost 5 % fewer nats than the base
-model needed. The reward of interval t is e_{t+1} − e_t.
+g and h are mean log-probabilities, in nats, of the reference answers of a general and a target set
+of questions. The probe "evaluation" measures them (see `cuvee.probes.evaluation_set`). Each is
+relative to the score of the base model, that is the model before the first step. So e_0 = 0 and
+higher is better. e_t = 0.05 means that answers need 5 % fewer nats than under the base model. The
+reward of interval t is e_{t+1} − e_t.
 
-The paper standardises by the base model too but does not say how. A ratio is ours: it needs no second model and no variance, and
-a field that starts with three times the nats of the other does not count three times as much.
+The paper also standardises by the base model but does not say how. We use a ratio: it needs no
+second model and no variance, and a field with three times the nats of the other does not count
+three times as much.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
 FIELDS = ("general", "target")
-"""The fields of "evaluation", in this order."""
+"""The fields of the probe "evaluation", in this order."""
 
 
 def question_files(evaluation: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
-    """Files by field in the order of `FIELDS`; None stays None. Raises `PolicyError` if there are not exactly these fields."""
+    """Return the question files by field, in the order of `FIELDS`. None stays None.
+
+    Raises `PolicyError` if the fields are not exactly these.
+    """
     if evaluation is None:
         return None
     if set(evaluation) != set(FIELDS):
@@ -40,18 +46,25 @@ def question_files(evaluation: Mapping[str, Sequence[str]] | None) -> dict[str, 
 
 @dataclass(frozen=True)
 class Feedback:
-    """`weight` is λ, what the general field counts; the target field counts the rest."""
+    """Computes e_t.
+
+    `weight` is λ, the weight of the general field. The target field has the weight 1 − λ.
+    """
 
     weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
             raise PolicyError(
-                f"the weight of general questions is {self.weight}: it must lie between 0 and 1"
+                f"the weight of general questions is {self.weight}: it must be between 0 and 1"
             )
 
     def __call__(self, trajectory: Trajectory) -> Measured:
-        """(T+1,) e_t; absent where nothing was evaluated, and everywhere if the base model was not."""
+        """Return e_t for all timesteps, (T+1,).
+
+        It is absent where nothing was evaluated, and everywhere if the base model was not
+        evaluated.
+        """
         first = trajectory.signals[0]
         found = [self.at(first, now) for now in trajectory.signals]
         return Measured(
@@ -60,13 +73,14 @@ class Feedback:
         )
 
     def at(self, first: Signals, now: Signals) -> float | None:
-        """e of the moment `now` in a run that began with `first`; None if either was not evaluated.
+        """Return e of the timestep `now` in a run that began with `first`.
 
-        Raises `PolicyError` if something else than the two fields was evaluated.
+        Returns None if one of them was not evaluated, or a base score is 0. Raises `PolicyError` if
+        the evaluation does not have exactly the two fields.
         """
         base, score = _scores(first), _scores(now)
         if base is None or score is None or not base.all():
-            return None  # a base model that is certain of every answer leaves nothing to be better than
+            return None  # a base score of 0 (certainty of every answer) has no ratio
         general, target = (score - base) / np.abs(base)
         return float(self.weight * general + (1.0 - self.weight) * target)
 
@@ -77,6 +91,7 @@ def _scores(signals: Signals) -> FloatArray | None:
         return None
     if evaluation.shape != (len(FIELDS),):
         raise PolicyError(
-            f"feedback needs two fields, {' and '.join(FIELDS)}, in this order; got {evaluation.shape}"
+            f"feedback needs two fields, {' and '.join(FIELDS)}, in this order; "
+            f"got shape {evaluation.shape}"
         )
     return evaluation.values if evaluation.present.all() else None

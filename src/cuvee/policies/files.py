@@ -1,6 +1,8 @@
-"""A policy as a folder that travels: `policy.safetensors`, `policy.json` (kind, settings, provenance, state) and their hashes.
+"""Saves and loads policies.
 
-Names travel and indices do not: a policy file says nothing of the order in which its run had its domains.
+A policy is a folder with `policy.safetensors` (arrays), `policy.json` (kind, settings, provenance,
+state) and hashes of both. State is stored by domain name, so a policy file does not depend on the
+order of a run's domains.
 """
 
 from __future__ import annotations
@@ -17,17 +19,24 @@ from cuvee.core.state import detached, load_state, save_state
 from cuvee.policies.guard.guard import Guard
 
 UNIVERSAL = Path(__file__).parent / "universal"
-"""The policy that ships with the package, see docs/methods/data_mixing_agent.md."""
+"""The policy that ships with the package. See docs/methods/data_mixing_agent.md."""
 
 
 def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None = None) -> None:
-    """Writes `policy` without its guard, because the guard's limits belong to the run."""
+    """Save `policy` without its guard, because the guard's limits belong to the run.
+
+    Raises `PolicyError` if its class is not registered or has no `settings()`.
+    """
     document = {**document_of(policy), "provenance": dict(provenance or {})}
     save_state(path, document, stem="policy")
 
 
 def load_policy(path: Path) -> Policy:
-    """Raises `PolicyError` or `CheckpointError` unless `path` holds a complete, unaltered policy of a registered kind."""
+    """Load a policy.
+
+    Raises `PolicyError` or `CheckpointError` unless `path` holds a complete, unaltered policy of a
+    registered kind.
+    """
     document = _read(path)
     kind = _kind(path, document)
     try:
@@ -37,34 +46,38 @@ def load_policy(path: Path) -> Policy:
         raise
     except Exception as error:  # a file of another program can be wrong in any way
         raise PolicyError(
-            f"{path} does not hold a policy that can be loaded ({type(error).__name__}: {error}); use an earlier copy"
+            f"{path} does not hold a policy that can be loaded "
+            f"({type(error).__name__}: {error}); use an earlier copy"
         ) from error
     return policy
 
 
 def document_of(policy: Policy) -> dict[str, Any]:
-    """Kind, settings and state of `policy`, without its guard: what files and tasks hold.
+    """Return kind, settings and state of `policy`, without its guard.
 
-    Raises `PolicyError` for a policy whose class is not registered.
+    Policy files and tasks for workers hold this document. Raises `PolicyError` for a policy whose
+    class is not registered or has no `settings()`.
     """
     bare: Any = policy.policy if isinstance(policy, Guard) else policy
     kind = POLICIES.name_of(type(bare))
     if kind is None:
         raise PolicyError(
-            f'{type(bare).__name__} cannot be saved: register its class with @register_policy("name")'
+            f"{type(bare).__name__} cannot be saved: register its class with "
+            '@register_policy("name")'
         )
     if not hasattr(bare, "settings"):
         raise PolicyError(
-            f"{type(bare).__name__} cannot be saved: it needs settings(), the arguments of its constructor as JSON"
+            f"{type(bare).__name__} cannot be saved: it needs settings(), which returns the "
+            "arguments of its constructor as JSON"
         )
     return {"kind": kind, "settings": bare.settings(), "state": bare.state_dict()}
 
 
 def check_can_be_saved(policy: Policy) -> None:
-    """Saves `policy` to memory and loads it again. Call it before the first step of a run.
+    """Save `policy` to memory and load it again. Call it before the first step of a run.
 
-    Raises `PolicyError` for a policy that a file could not hold: one that is not registered, or whose settings or state do not
-    survive.
+    Raises `PolicyError` for a policy that a file cannot hold: its class is not registered, or its
+    settings or state cannot be saved and loaded.
     """
     document = document_of(policy)
     try:
@@ -76,13 +89,14 @@ def check_can_be_saved(policy: Policy) -> None:
         raise
     except Exception as error:
         raise PolicyError(
-            f"a policy of kind {document['kind']!r} cannot be saved and loaded ({type(error).__name__}: {error}): settings() "
-            "must be JSON that its constructor accepts, and state_dict() must hold arrays and JSON values only"
+            f"a policy of kind {document['kind']!r} cannot be saved and loaded "
+            f"({type(error).__name__}: {error}): settings() must be JSON that its constructor "
+            "accepts, and state_dict() must hold arrays and JSON values only"
         ) from error
 
 
 def kind_of_policy(path: Path) -> type[Any]:
-    """The class of the policy in `path`. Raises as `load_policy` does."""
+    """Return the class of the policy in `path`. Raises the same errors as `load_policy`."""
     return _kind(path, _read(path))
 
 
@@ -94,7 +108,10 @@ def _kind(path: Path, document: Mapping[str, Any]) -> type[Any]:
 
 
 def read_provenance(path: Path) -> Mapping[str, Any]:
-    """What `save_policy` was told of how the policy came to be. Raises as `load_policy` does."""
+    """Return the provenance that was passed to `save_policy`.
+
+    Raises the same errors as `load_policy`, except for an unknown kind.
+    """
     provenance = _read(path).get("provenance")
     return provenance if isinstance(provenance, dict) else {}
 

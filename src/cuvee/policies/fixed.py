@@ -16,7 +16,12 @@ from cuvee.core.trajectory import Trajectory
 
 @register_policy("fixed")
 class Fixed:
-    """`probes` are measured and not used: a method may read their signals from the logged run."""
+    """Plays the same mixture in every interval and learns nothing.
+
+    `evidence` is what the method that chose the weights reports about them, as plain JSON. Its
+    entry `summary` is one line. It is saved with the policy. `probes` are measured but not used by
+    the policy: a method may read their signals from the logged run.
+    """
 
     def __init__(
         self,
@@ -26,13 +31,15 @@ class Fixed:
     ) -> None:
         self._mixture = weights if isinstance(weights, Mixture) else Mixture.of(weights)
         self.evidence = dict(evidence or {})
-        """What the method that chose these weights says for them, `summary` in a line: plain JSON, travels with the policy."""
         self.probes: Sequence[Probe] = [
             _probe(probe) if isinstance(probe, Mapping) else probe for probe in probes
         ]
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """The mixture over the run's domains. Raises `MixtureError` if one of its own domains is not among them."""
+        """Return the mixture over the run's domains.
+
+        Raises `MixtureError` if the run lacks one of the mixture's own domains.
+        """
         return self._mixture.to(so_far.names)
 
     def learn(self, so_far: Trajectory) -> Metrics:

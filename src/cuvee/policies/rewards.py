@@ -1,17 +1,24 @@
-"""What an agent is rewarded for, from raw signals. Rewards are views: a trajectory stores none of them.
+"""Rewards of agents, computed from raw signals. A trajectory stores no rewards.
 
-    W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩                        how domain i helps the valued others (AC-ODM, arXiv 2505.23878 §3)
-    W̃_i = W_i / (‖g_i‖ ‖Σ_{j≠i} v_j g_j‖)               the same as a cosine, within ±1
-    r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i                    smoothed and importance-corrected: the vector reward
-    Σ_i α_i W̃_i                                         the scalar reward of AC-ODM
-    U_i = Σ_j v_j ⟨∇ℓ_i, ∇ℓ_j⟩,  r_i = Ū_i / mean_v Ū                      the gain, j = i included: ours
-    w_a Σ_i α_i W̃_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)      the scalar reward of HDS (arXiv 2606.24133 §3)
+    W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩                   how domain i helps the other valued domains
+                                                   (AC-ODM, arXiv 2505.23878 §3)
+    W̃_i = W_i / (‖g_i‖ ‖Σ_{j≠i} v_j g_j‖)          the same as a cosine, within ±1
+    r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / (K α_i)            smoothed, importance-corrected: vector reward
+    Σ_i α_i W̃_i                                    scalar reward of AC-ODM
+    U_i = Σ_j v_j ⟨∇ℓ_i, ∇ℓ_j⟩,  r_i = Ū_i / mean_v Ū      the gain; it includes j = i
+    w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)
+                                                   scalar reward of HDS (arXiv 2606.24133 §3)
 
-Deviations. The papers use W_i itself, whose size falls by orders of magnitude while the gradients shrink, so that a critic chases
-its scale; the cosine keeps it. The values v are all one in the papers, and then junk is rewarded for aligning with junk: here
-they are one for the domains that are validated and zero for others, unless the user says which domains count. α_i is taken as at
-least `least_weight`/K in the correction, or one rarely drawn domain would drown the others. No reward is z-scored over domains:
-the mean of such a vector is zero whatever the agent does.
+Deviations from the papers:
+
+- The papers use W_i, which shrinks by orders of magnitude as gradients shrink, so that the critic
+  must follow its scale. The cosine W̃_i keeps its scale. HDS uses the gain r_i here.
+- In the papers all values v are 1, so junk domains are rewarded for alignment with other junk. Here
+  v is 1 for domains that have a validation loss and 0 for others, unless the user says which
+  domains count.
+- In the importance correction, α_i is at least `least_weight`/K. Otherwise one rarely drawn domain
+  would dominate.
+- Rewards are not z-scored over domains, because the mean would then be 0 whatever the agent does.
 """
 
 from __future__ import annotations
@@ -37,7 +44,11 @@ _LARGEST_GAIN = 3.0
 
 @dataclass(frozen=True)
 class Reward:
-    """The reward of one interval: by domain, as one number, and the terms it is the sum of, for the log."""
+    """The reward of one interval.
+
+    `vector_K` has one entry per domain, and `scalar` is one number. `terms` are the summands of
+    `scalar`, for the log.
+    """
 
     vector_K: FloatArray
     scalar: float
@@ -45,11 +56,16 @@ class Reward:
 
 
 class RewardFunction(Protocol):
+    """Computes the reward of each interval. It may have a state."""
+
     @property
     def probes(self) -> Sequence[Probe]: ...
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        """The reward of the last interval; None if what it needs was not measured. Called once an interval, in order."""
+        """Return the reward of the last interval, or None if an input was not measured.
+
+        Called once per interval, in order.
+        """
         ...
 
     def state_dict(self) -> State: ...
@@ -58,16 +74,19 @@ class RewardFunction(Protocol):
 
 
 def valued_alignment(gram: Measured, values_K: FloatArray) -> Measured:
-    """W̃ (K,): the cosine between each domain's gradient and the valued sum of the others'. Absent for a domain without a
-    gradient, and where one of the two is zero. `gram` is (K, K), ⟨g_i, g_j⟩."""
+    """Return W̃ (K,): the cosine of each domain's gradient with the valued sum of the others'.
+
+    `gram` (K, K) holds ⟨g_i, g_j⟩. The result is absent for a domain without a gradient, and where
+    one of the two vectors is 0.
+    """
     present_K = gram.present.diagonal()
     gram_KK = np.where(np.outer(present_K, present_K), gram.values, 0.0)
     values_K = np.where(present_K, values_K, 0.0)
-    diagonal_K, towards_K = gram_KK.diagonal(), gram_KK @ values_K
+    diagonal_K = gram_KK.diagonal()
+    towards_K = gram_KK @ values_K
     alignment_K = towards_K - values_K * diagonal_K
-    others_K = (
-        values_K @ towards_K - 2 * values_K * towards_K + values_K**2 * diagonal_K
-    )  # ‖Σ_{j≠i} v_j g_j‖²
+    # ‖Σ_{j≠i} v_j g_j‖²
+    others_K = values_K @ towards_K - 2 * values_K * towards_K + values_K**2 * diagonal_K
     size_K = np.sqrt(np.maximum(others_K, 0.0) * np.maximum(diagonal_K, 0.0))
     measured_K = present_K & (size_K > 0)
     cosine_K = np.divide(alignment_K, size_K, out=np.zeros_like(alignment_K), where=measured_K)
@@ -75,8 +94,13 @@ def valued_alignment(gram: Measured, values_K: FloatArray) -> Measured:
 
 
 def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArray:
-    """v (K,): as `given` by name, 1 where it says nothing; without it 1 for domains with a validation loss and 0 for others, or 1
-    for all if none has one. Raises `PolicyError` if a value names a domain that the run does not have."""
+    """Return the values v (K,) of the domains.
+
+    With `given`, they are taken from it by name; the default is 1. Without it, they are 1 for
+    domains with a validation loss and 0 for others, or 1 for all if no domain has one. Domains that
+    join later have value 1. Raises `PolicyError` if `given` names an unknown domain or all values
+    are 0.
+    """
     names = so_far.names
     if given:
         unknown = sorted(set(given) - set(names))
@@ -93,19 +117,22 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
     if validated is None or not validated.present.any():
         return np.ones(len(names))
     known = dict(zip(first.names, validated.present.tolist(), strict=True))
-    return np.array(
-        [float(known.get(name, True)) for name in names]
-    )  # a domain that joined later counts
+    return np.array([float(known.get(name, True)) for name in names])
 
 
 @register_reward("gain")
 class GainReward:
-    """How much a step on each domain lowers the valued loss, in units of what a step on the valued domains does on average.
+    """How much a step on each domain lowers the valued loss, relative to the average valued domain.
 
-    Differs from `AlignmentReward` in three things (docs/lab/ac_odm.md has the figures). A domain's help for itself
-    counts: its own loss is part of what is to fall. The inner products are unbiased
-    (`GradientAlignment(halves=True)`): the cosine of noisy gradients tells how long a domain's rows are. And numerator and
-    denominator are smoothed apart, by `smoothing`, and then divided, so that 1 is the average and 0 is what junk gets.
+    It differs from `AlignmentReward` in three ways (see docs/methods/ac_odm.md for their effects):
+
+    - A domain's effect on its own loss counts.
+    - Inner products are unbiased (`GradientAlignment(halves=True)`). The cosine of noisy gradients
+      depends on the length of a domain's rows.
+    - Numerator and denominator are smoothed separately, with `smoothing`, and then divided. So 1 is
+      the average, and junk gets 0.
+
+    `values` as in `values_of`; gradients are measured every `stride` steps.
     """
 
     def __init__(
@@ -113,16 +140,19 @@ class GainReward:
     ) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-        self._smoothing, self._values = smoothing, dict(values or {})
+        self._smoothing = smoothing
+        self._values = dict(values or {})
         self._smoothed: dict[str, float] = {}
         self.probes: Sequence[Probe] = (GradientAlignment(stride=stride, halves=True),)
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        gram, mixture = so_far.last.probes.get(UNBIASED), so_far.last_mixture
-        assert mixture is not None, "a reward is for an interval that is over"
+        gram = so_far.last.probes.get(UNBIASED)
+        mixture = so_far.last_mixture
+        assert mixture is not None, "rewards are for finished intervals"
         if gram is None or not gram.present.any():
             return None
-        values_K, present_K = values_of(so_far, self._values), gram.present.diagonal()
+        values_K = values_of(so_far, self._values)
+        present_K = gram.present.diagonal()
         gain_K = np.where(gram.present, gram.values, 0.0) @ values_K
         for name, gain, present in zip(
             so_far.names, gain_K.tolist(), present_K.tolist(), strict=True
@@ -134,7 +164,7 @@ class GainReward:
         smoothed_K = np.array([self._smoothed.get(name, 0.0) for name in so_far.names])
         known_K = values_K * np.array([name in self._smoothed for name in so_far.names])
         average = float(known_K @ smoothed_K) / max(float(known_K.sum()), 1e-12)
-        if average <= 0.0:  # nothing but noise yet
+        if average <= 0.0:  # only noise so far
             return None
         gain_K = np.clip(smoothed_K / average, -_LARGEST_GAIN, _LARGEST_GAIN)
         scalar = float(mixture.weights_K @ gain_K)
@@ -149,7 +179,10 @@ class GainReward:
 
 @register_reward("alignment")
 class AlignmentReward:
-    """AC-ODM's. `smoothing` is ξ; `values` as in `values_of`."""
+    """The reward of AC-ODM, with cosines.
+
+    `smoothing` is ξ; `values` as in `values_of`; gradients are measured every `stride` steps.
+    """
 
     def __init__(
         self,
@@ -160,17 +193,16 @@ class AlignmentReward:
     ) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-        self._smoothing, self._values, self._least_weight = (
-            smoothing,
-            dict(values or {}),
-            least_weight,
-        )
+        self._smoothing = smoothing
+        self._values = dict(values or {})
+        self._least_weight = least_weight
         self._smoothed: dict[str, float] = {}
         self.probes: Sequence[Probe] = (GradientAlignment(stride=stride),)
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        gram, mixture = so_far.last.probes.get("alignment"), so_far.last_mixture
-        assert mixture is not None, "a reward is for an interval that is over"
+        gram = so_far.last.probes.get("alignment")
+        mixture = so_far.last_mixture
+        assert mixture is not None, "rewards are for finished intervals"
         if gram is None or not gram.present.any():
             return None
         alignment = valued_alignment(gram, values_of(so_far, self._values))
@@ -182,9 +214,8 @@ class AlignmentReward:
         weights_K = np.maximum(mixture.weights_K, self._least_weight / len(names))
         for k, name in enumerate(names):
             if alignment.present[k]:
-                new = float(alignment.values[k] / weights_K[k]) / len(
-                    names
-                )  # 1 at uniform weights and cosine 1
+                # Divided by K, so that it is 1 for uniform weights and a cosine of 1.
+                new = float(alignment.values[k] / weights_K[k]) / len(names)
                 self._smoothed[name] = (
                     self._smoothing * self._smoothed.get(name, new) + (1 - self._smoothing) * new
                 )
@@ -199,7 +230,11 @@ class AlignmentReward:
 
 @register_reward("holistic")
 class HolisticReward:
-    """HDS's three terms. `quality` names a score of the domains (`mtld` is measured when a corpus is built)."""
+    """The reward of HDS: gain, quality and stability, weighted by `weights`.
+
+    `quality` is the name of a domain score, or scores by domain name. `mtld` is measured when a
+    corpus is built. `largest_calm` bounds the stability term.
+    """
 
     def __init__(
         self,
@@ -210,30 +245,36 @@ class HolisticReward:
         values: Mapping[str, float] | None = None,
         stride: int = 1,
     ) -> None:
-        self._weights, self._quality, self._largest_calm = weights, quality, largest_calm
+        self._weights = weights
+        self._quality = quality
+        self._largest_stability = largest_calm
         self._values = dict(values or {})
         self._gain = GainReward(smoothing, values, stride)
         self.probes: Sequence[Probe] = (*self._gain.probes, WeightNorms())
 
     def __call__(self, so_far: Trajectory) -> Reward | None:
-        gain, mixture = self._gain(so_far), so_far.last_mixture
-        assert mixture is not None, "a reward is for an interval that is over"
+        gain = self._gain(so_far)
+        mixture = so_far.last_mixture
+        assert mixture is not None, "rewards are for finished intervals"
         if gain is None:
             return None
-        for_influence, for_quality, for_calm = self._weights
+        for_influence, for_quality, for_stability = self._weights
         quality_K = so_far.last.progress * self._quality_K(so_far)
-        calm = self._calm(so_far.last, so_far.signals[-2])
+        stability = self._stability(so_far.last, so_far.signals[-2])
         terms = {
             "influence": for_influence * gain.scalar,
             "quality": for_quality * float(mixture.weights_K @ quality_K),
-            "stability": for_calm * calm,
+            "stability": for_stability * stability,
         }
-        vector_K = for_influence * gain.vector_K + for_quality * quality_K + for_calm * calm
+        vector_K = for_influence * gain.vector_K + for_quality * quality_K + terms["stability"]
         return Reward(vector_K, sum(terms.values()), terms)
 
     def _quality_K(self, so_far: Trajectory) -> FloatArray:
-        """Each domain's score over the largest, within 0 and 1, so that another scale of quality needs no other weight, times
-        its value: nothing is as diverse as random tokens, and nobody wants more of those."""
+        """Return each domain's score, relative to the largest, times its value; from 0 to 1.
+
+        The division makes the weight of this term independent of the score's scale. The value is a
+        factor because random text has the highest diversity and is not wanted.
+        """
         scores: Mapping[str, float]
         if isinstance(self._quality, str):
             scores = {
@@ -244,20 +285,22 @@ class HolisticReward:
         missing = [name for name in so_far.names if name not in scores]
         if missing:
             raise PolicyError(
-                f"no quality score {self._quality!r} for {', '.join(missing)}: name a score that all domains have"
+                f"no quality score {self._quality!r} for {', '.join(missing)}: "
+                "name a score that all domains have"
             )
         quality_K = np.array([scores[name] for name in so_far.names]) * values_of(
             so_far, self._values
         )
         return quality_K / max(float(quality_K.max()), 1e-12)
 
-    def _calm(self, now: Signals, before: Signals) -> float:
-        """min(1/Σ_l |Δ‖w_l‖|, 5); 0 where the norms were not measured twice."""
-        new, old = now.probes.get("weight_norms"), before.probes.get("weight_norms")
+    def _stability(self, now: Signals, before: Signals) -> float:
+        """Return min(1/Σ_l |Δ‖w_l‖|, `largest_calm`), or 0 if the norms were not measured twice."""
+        new = now.probes.get("weight_norms")
+        old = before.probes.get("weight_norms")
         if new is None or old is None or new.shape != old.shape:
             return 0.0
         moved = float(np.abs(new.values - old.values)[new.present & old.present].sum())
-        return min(1.0 / moved, self._largest_calm) if moved > 0 else self._largest_calm
+        return min(1.0 / moved, self._largest_stability) if moved > 0 else self._largest_stability
 
     def state_dict(self) -> State:
         return self._gain.state_dict()
@@ -268,7 +311,10 @@ class HolisticReward:
 
 @register_reward("random")
 class RandomReward:
-    """The ablation: the gain is measured, so that the cost is the same, and then noise of the same range is returned."""
+    """Random rewards, for ablations.
+
+    The gain is measured so that the cost is the same, and then noise from −1 to 1 is returned.
+    """
 
     def __init__(self, seed: int = 0, **gain: Any) -> None:
         self._seed = seed
@@ -279,7 +325,7 @@ class RandomReward:
             -1.0, 1.0, len(so_far.names)
         )
         mixture = so_far.last_mixture
-        assert mixture is not None, "a reward is for an interval that is over"
+        assert mixture is not None, "rewards are for finished intervals"
         scalar = float(mixture.weights_K @ noise_K)
         return Reward(noise_K, scalar, {"noise": scalar})
 
