@@ -222,7 +222,7 @@ def test_a_fallback_that_is_none_is_refused(fallback: dict[str, float]) -> None:
 def test_questions_belong_to_the_run() -> None:
     policy = lively(HistoryPolicy(TINY))
     assert policy.probes == ()
-    asking = policy.evaluating({"target": ["t.jsonl"], "general": ["g.jsonl"]}, share=0.1)
+    asking = policy.with_evaluation({"target": ["t.jsonl"], "general": ["g.jsonl"]}, share=0.1)
     (probe,) = asking.probes
     assert probe.fields == ("general", "target")  # type: ignore[attr-defined]
     so_far = Trajectory.start(ScriptedTrainer(some_domains()).start(()))
@@ -261,7 +261,7 @@ def test_bad_settings_are_named() -> None:
         HistoryPolicy(evaluation={"general": ["a"], "code": ["b"]})
     with pytest.raises(PolicyError, match="temperature 0"):
         HistoryPolicy(temperature=0.0)
-    with pytest.raises(PolicyError, match="lower but not"):
+    with pytest.raises(PolicyError, match="lower but lacks 'supported'"):
         HistoryPolicy(support={"lower": -0.1})
 
 

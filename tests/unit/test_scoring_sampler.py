@@ -248,7 +248,10 @@ def test_a_collection_covers_paths_from_little_target_to_much() -> None:
         (lambda: ScoringSampler(evaluation={"general": ["a.jsonl"]}), "general and target"),
         (lambda: ScoringSampler(weight=2.0), "between 0 and 1"),
         (lambda: run(ScriptedTrainer(FIELD[:3]), ScoringSampler()), "--target"),
-        (lambda: run(ScriptedTrainer(FIELD[3:]), ScoringSampler()), "some of each"),
+        (
+            lambda: run(ScriptedTrainer(FIELD[3:]), ScoringSampler()),
+            "at least one source domain and one target domain",
+        ),
         (lambda: run(ScriptedTrainer(FIELD), ScoringSampler(start={"latin": 1.0})), "latin"),
         (lambda: RandomWalkPolicy(step=0.0), "above 0"),
     ],

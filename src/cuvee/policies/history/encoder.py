@@ -1,11 +1,16 @@
-"""What the Data Mixing Agent sees of a run (arXiv 2507.15640 §3): features of every moment, one call a moment, O(K).
+"""What the Data Mixing Agent sees of a run (arXiv 2507.15640 §3): features of every timestep.
 
-The paper's state is ρ_0, the mixtures so far, the feedback so far and progress, over 52 fixed domains. Ours says the same of any
-domains, without their names or their order: weights and shares are relative to uniform, on a logarithmic scale, so that they
-mean the same at 2 domains as at 104; what is absent is 0 with a flag beside it; everything is clipped to ±3, so that a run
-unlike those learned from cannot drive the policy out of the range that it knows.
+The paper's state is ρ_0, all mixtures, all feedback and the progress, over 52 fixed domains. Our
+features carry the same information for any domains, without their names or order:
 
-The features of a moment depend on it and on running sums alone. The network that reads them has the moments before.
+- Weights and shares are relative to uniform and logarithmic, so they mean the same for 2 or 104
+  domains.
+- Absent values are 0, with a flag.
+- Everything is clipped to ±3, so that an unusual run stays in the range that the policy was trained
+  on.
+
+Features depend on the timestep and on running sums only. The network that reads them sees earlier
+timesteps itself. The cost is O(K) per timestep.
 """
 
 from __future__ import annotations
@@ -30,21 +35,30 @@ from cuvee.policies.history.heuristics import role_shares
 
 
 def reference_mixture(domains: tuple[Domain, ...]) -> FloatArray:
-    """(K,) half for source domains and half for target domains, each in proportion to its tokens: what an untrained policy
-    plays. Raises `PolicyError` if there is nothing to divide between."""
+    """Return the (K,) reference mixture, which an untrained policy plays.
+
+    Source domains together get one half, in proportion to their tokens. Target domains get the
+    other half in the same way. Raises `PolicyError` if there are no source or no target domains
+    with tokens.
+    """
     parts = [role_shares(domains, role) for role in ("source", "target")]
     for role, part_K in zip(("source", "target"), parts, strict=True):
         if not part_K.any():
             raise PolicyError(
-                f"this policy divides a run between source domains, which are not to be forgotten, and target domains, which "
-                f"are to be learned; of {', '.join(domain.name for domain in domains)} none is a {role} domain with tokens: "
-                "build the corpus with --target NAME, or take another policy for training from scratch"
+                "this policy divides a run between source domains (to be retained) and target "
+                "domains (to be learned); of "
+                f"{', '.join(domain.name for domain in domains)} none is a {role} domain with "
+                "tokens: build the corpus with --target NAME, or use another policy to train "
+                "from scratch"
             )
     return 0.5 * (parts[0] + parts[1])
 
 
 class HistoryEncoder:
-    """Observes the moments of one run in order. Sums by domain are kept by name, so domains may come and go."""
+    """Encodes the timesteps of one run in order.
+
+    Running sums are stored by domain name, so domains may be added or removed.
+    """
 
     def __init__(self, feedback: Feedback) -> None:
         self._feedback = feedback
@@ -60,23 +74,26 @@ class HistoryEncoder:
         self.timesteps = 0
 
     def observe(self, so_far: Trajectory) -> Observation:
-        """(K, 9) features by domain and (10,) of the run at the newest moment, float32, each within ±3.
+        """Return (K, 9) domain features and (10,) global features of the newest timestep.
 
-        Raises `PolicyError` if there are no source or no target domains, and then has not observed it.
+        They are float32 and clipped to ±3. Raises `PolicyError` if there are no source or no target
+        domains; the encoder is then unchanged.
         """
-        assert len(so_far) == self.timesteps, "each moment is observed once, in order"
-        now, domains = so_far.last, so_far.domains
-        reference_K, source_K = reference_mixture(domains), role_shares(domains, "source")
-        in_force = so_far.last_mixture
-        weights_K = source_K if in_force is None else in_force.to(now.names).weights_K
+        assert len(so_far) == self.timesteps, "each timestep is observed once, in order"
+        now = so_far.last
+        domains = so_far.domains
+        reference_K = reference_mixture(domains)
+        last = so_far.last_mixture
+        weights_K = role_shares(domains, "source") if last is None else last.to(now.names).weights_K
         first = self._first or now
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # against a base score of almost nothing, absent
-            said = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
-        self._first, self.timesteps = first, self.timesteps + 1
+        # A base score near 0 overflows the ratio. The score then counts as absent.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = {name: _finite(part.at(first, now)) for name, part in self._parts.items()}
+        self._first = first
+        self.timesteps += 1
         self._read.add(now)
-        before, self._before = self._before, said["feedback"]
+        before = self._before
+        self._before = scores["feedback"]
         seen = Timestep(
             reference_K=_tensor(reference_K),
             target_K=_tensor([domain.is_target for domain in domains]),
@@ -88,9 +105,9 @@ class HistoryEncoder:
             first_loss_K=_tensor(self._first_losses(now)),
             loss_known_K=_tensor(now.loss.present),
             progress_1=_tensor([now.progress]),
-            feedback_3=_tensor([said[name] or 0.0 for name in self._parts]),
-            change_1=_tensor([_change(before, said["feedback"])]),
-            feedback_known_1=_tensor([said["feedback"] is not None]),
+            feedback_3=_tensor([scores[name] or 0.0 for name in self._parts]),
+            change_1=_tensor([_change(before, scores["feedback"])]),
+            feedback_known_1=_tensor([scores["feedback"] is not None]),
         )
         observation = Observation(
             seen.domain_features().float().numpy(), seen.run_features().float().numpy()
@@ -99,16 +116,16 @@ class HistoryEncoder:
         return observation
 
     def _first_losses(self, now: Signals) -> FloatArray:
-        """(K,) the first known loss of each domain, 1 where there is none yet."""
+        """Return the (K,) first known loss of each domain, 1 where none is known yet."""
         for k in np.flatnonzero(now.loss.present):
             self._first_loss.setdefault(now.names[k], float(now.loss.values[k]))
         return np.array([self._first_loss.get(name, 1.0) for name in now.names])
 
 
 def encode_trajectory(trajectory: Trajectory, feedback: Feedback) -> Observation:
-    """(T+1, K, 9) and (T+1, 10): what a `HistoryEncoder` observes of each moment, stacked.
+    """Return the features of all timesteps: (T+1, K, 9) and (T+1, 10).
 
-    Where domains came or went on the way, only the moments since the last time they did, which are fewer.
+    If domains were added or removed, returns only the timesteps since the last such change.
     """
     encoder = HistoryEncoder(feedback)
     seen = [(so_far.names, encoder.observe(so_far)) for so_far in prefixes(trajectory)]

@@ -1,6 +1,6 @@
-"""The features of one timestep, of one run or of B runs side by side; differentiable.
+"""The features of one timestep, of one run or of B runs in a batch; differentiable.
 
-`HistoryEncoder` computes them for a real run, `learning.universal` for a batch of simulated ones.
+`HistoryEncoder` computes them for a real run, `learning.universal` for a batch of simulated runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 HISTORY_FEATURES = (
     "reference",  # ½ ln(K ρ) of the reference mixture, which `HistoryActor` adds to its logits
-    "last",  # ½ ln(K α) of the mixture in force, at first the source field's distribution; also added
-    "weight",  # K α − 1 of the mixture in force
+    "last",  # ½ ln(K α) of the current mixture; at the start the token shares of source domains
+    "weight",  # K α − 1 of the current mixture
     "target",  # 1 for a target domain
     "share_in_role",  # ½ ln of its share of the tokens of its role, relative to uniform there
     "share",  # ½ ln(K · its share of all tokens)
@@ -29,9 +29,9 @@ HISTORY_GLOBALS = (
     "target",  # 5 e_t of the target questions alone
     "feedback_change",  # 50 (e_t − e_{t−1}); 0 where either is absent
     "feedback_known",
-    "target_weight",  # share of the target domains in the mixture in force
-    "target_drawn",  # and in the tokens drawn so far
-    "target_share",  # and in the tokens available
+    "target_weight",  # share of the target domains in the current mixture
+    "target_drawn",  # share of the target domains in the tokens drawn so far
+    "target_share",  # share of the target domains in the available tokens
     "domains",  # ¼ ln K
 )
 _CLIP = 3.0
@@ -40,12 +40,12 @@ _LEAST = math.exp(-2 * _CLIP)
 
 @dataclass(frozen=True)
 class Timestep:
-    """What is known at one timestep over K domains. Tensors may have a first dimension B.
+    """What is known at one timestep about K domains. Tensors may have a leading dimension B.
 
-    Of the domains: the reference mixture, 1 for target domains, shares of all tokens, and tokens.
-    Of the run: the mixture in force, the tokens drawn so far, losses with the first known ones and 1
-    where a loss is known, progress, feedback of all, general and target questions, its change since
-    the last timestep, and 1 if it is known.
+    Of the domains: the reference mixture, 1 for target domains, shares of all tokens, available
+    tokens, the current mixture, tokens drawn so far, losses, first known losses, and 1 where a loss
+    is known. Of the run: progress; feedback from all, general and target questions; its change
+    since the last timestep; and 1 if it is known.
     """
 
     reference_K: Tensor
@@ -63,7 +63,7 @@ class Timestep:
     feedback_known_1: Tensor
 
     def domain_features(self) -> Tensor:
-        """Return (…, K, F) the values of `HISTORY_FEATURES`, clipped to ±3."""
+        """Return the values of `HISTORY_FEATURES`, (…, K, F), clipped to ±3."""
         K, target_K = self.target_K.shape[-1], self.target_K
         targets_1 = target_K.sum(-1, keepdim=True)
         in_role_K = 2 * self.reference_K * torch.where(target_K > 0, targets_1, K - targets_1)
@@ -82,7 +82,7 @@ class Timestep:
         return torch.stack(columns, -1).clamp(-_CLIP, _CLIP)
 
     def run_features(self) -> Tensor:
-        """Return (…, G) the values of `HISTORY_GLOBALS`, clipped to ±3."""
+        """Return the values of `HISTORY_GLOBALS`, (…, G), clipped to ±3."""
         drawn_K = self.drawn_K / self.drawn_K.sum(-1, keepdim=True).clamp(min=1.0)
         columns = [
             self.progress_1,
@@ -99,5 +99,5 @@ class Timestep:
 
 
 def _half_log(relative_K: Tensor) -> Tensor:
-    """½ ln, and −3 for 0."""
+    """Return ½ ln x, and −3 for 0."""
     return 0.5 * relative_K.clamp(min=_LEAST).log()

@@ -1,11 +1,12 @@
-"""`HistoryPolicy`: a frozen agent that steers a run by all that has happened in it (Data Mixing Agent, arXiv 2507.15640).
+"""`HistoryPolicy`: a frozen agent that sees the whole history of a run.
 
-At each interval it observes the newest moment, lets the actor read it (one step, with a memory of the moments before) and plays
-the centre of the actor's distribution. Resumed, or asked about another history, it reads that history again, moment by
-moment, and so decides to the bit what it would have decided. Where domains come or go its memory starts anew, while what
-the encoder sums up by name goes on.
+Source: Data Mixing Agent, arXiv 2507.15640. After each interval, the policy encodes the newest
+timestep, runs the actor for one step with its memory of earlier timesteps, and plays the centre of
+the actor's distribution. After a restart, or for another history, it encodes that history from the
+start, timestep by timestep. Its decisions are then exactly the same. When domains are added or
+removed, the actor's memory restarts; the encoder's sums by domain name continue.
 
-One file serves any number of domains of any name: which are to be learned is said by their role.
+One policy file works for any number of domains with any names. Target domains are marked by `role`.
 """
 
 from __future__ import annotations
@@ -43,18 +44,23 @@ _FALLBACK = ("target", "flatness", "shares")
 
 @register_policy("history")
 class HistoryPolicy:
-    """All arguments are JSON values, so that a policy file can hold them.
+    """Steers a run with a learned `HistoryActor`.
 
-    `architecture` is the name of a preset or what `HistoryArchitecture` takes. `evaluation` names JSONL question files of the
-    fields "general" and "target", which `share` of an interval's cost is spent on; without them nothing is evaluated and the
-    actor, which is told so, decides without feedback. `weight` is λ of `Feedback`.
+    - `architecture`: name of a preset, or the arguments of `HistoryArchitecture`.
+    - `evaluation`: JSONL question files of the fields "general" and "target". Without them there is
+      no feedback, which the actor sees as a feature.
+    - `share`: fraction of an interval's cost that is spent on the evaluation.
+    - `weight`: λ of `Feedback`.
+    - `temperature`, `floor`: the mixture is (1 − floor) · softmax(logits / temperature) + floor /
+      K.
+    - `support`: result of off-policy evaluation. With {"supported": false, …}, the logged data do
+      not show that the policy is better than a static mixture, and `fallback` is played instead.
+    - `fallback`: a static mixture, {"target": …, "flatness": …, "shares": …}. "target" is the share
+      of the target domains and "flatness" says how evenly each role is divided (see
+      `divided_shares`). "shares" are shares by name, which are used if they name all domains of the
+      run. Default: the reference mixture, one half for each role.
 
-    The mixture is softmax(logits / `temperature`), of which `floor` is dealt out evenly.
-
-    `support` is what off-policy evaluation said of the policy: {"supported": false, …} where the data it was learned from cannot
-    say that it is any good. Then `fallback` is played instead, a static mixture: {"target": …, "flatness": …}, a target share and
-    how evenly each field is divided (`divided_shares`), and {name: share} under "shares", which is played where it knows
-    all domains of the run. By default the reference mixture, half for each field.
+    All arguments are JSON values, so that a policy file can hold them.
     """
 
     def __init__(
@@ -73,17 +79,19 @@ class HistoryPolicy:
         shape = _architecture(architecture)
         if temperature <= 0 or not 0 <= floor < 1:
             raise PolicyError(
-                f"temperature {temperature} must be above 0, and floor {floor} from 0 to below 1"
+                f"temperature {temperature} must be above 0, and floor {floor} must be at least 0 "
+                "and below 1"
             )
         if support is not None and "supported" not in support:
             raise PolicyError(
-                f"support says {', '.join(support)} but not whether the policy is 'supported'"
+                f"support has {', '.join(support)} but lacks 'supported', true or false"
             )
         if fallback is not None and not (
             set(fallback) <= set(_FALLBACK) and 0 <= fallback.get("target", -1) <= 1
         ):
             raise PolicyError(
-                f"fallback is {dict(fallback)}: give {', '.join(_FALLBACK)}, of which target is from 0 to 1"
+                f"fallback is {dict(fallback)}: give {', '.join(_FALLBACK)}, where target is from "
+                "0 to 1"
             )
         questions = question_files(evaluation)
         self._settings: dict[str, Any] = {
@@ -102,57 +110,67 @@ class HistoryPolicy:
             seed, lambda: (HistoryActor(*sizes, shape), HistoryCritic(*sizes, shape))
         )
         self.probes: Sequence[Probe] = (EvaluationSet(questions, share=share),) if questions else ()
-        self._reading = _Reading(Feedback(weight))
+        self._history = _History(Feedback(weight))
         self._decision: dict[str, FloatArray] = {}
 
     @property
     def supported(self) -> bool:
+        """Whether the policy itself acts. If not, the fallback mixture is played."""
         return self._settings["support"] is None or bool(self._settings["support"]["supported"])
 
-    def evaluating(
+    def with_evaluation(
         self, evaluation: Mapping[str, Sequence[str]] | None, share: float = 0.02
     ) -> HistoryPolicy:
-        """The same policy with other questions, or none: they belong to a run and not to what was learned."""
+        """Return a copy with other question files, or none. They belong to a run, not to the
+        policy.
+        """
         copy = HistoryPolicy(**{**self._settings, "evaluation": evaluation, "share": share})
         copy.load_state_dict(self.state_dict())
         return copy
 
     @staticmethod
     def check(domains: tuple[Domain, ...]) -> None:
-        """Raises `PolicyError` if there are no source or no target domains, which it divides a run between."""
+        """Raise `PolicyError` if there are no source or no target domains."""
         reference_mixture(domains)
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """Raises `PolicyError` if there are no source or no target domains."""
+        """Return the next mixture.
+
+        Raises `PolicyError` if there are no source or no target domains.
+        """
         with torch.inference_mode():
             logits_K = (
-                self._reading.follow(so_far, self.actor).double() / self._settings["temperature"]
+                self._history.follow(so_far, self.actor).double() / self._settings["temperature"]
             )
         floor = self._settings["floor"]
         own_K = (1 - floor) * as_weights(logits_K.softmax(-1)) + floor / len(logits_K)
-        self._decision = {"own": own_K, **_rivals(so_far)}
+        self._decision = {"own": own_K, **_alternatives(so_far)}
         if self.supported:
             return Mixture.normalise(so_far.names, own_K)
         self._decision["fallback"] = self._fallback(so_far.domains)
         return Mixture.normalise(so_far.names, self._decision["fallback"])
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        """Learns nothing. Says who acted, and of the last decision the entropy, the share of target domains and what the critic
-        (the lesser twin) expects of the actor's own mixture and of others in its place, in its own units: "own_value" and so
-        on under "agent", where the guard looks for values that diverge."""
+        """Return metrics of the last decision. The policy does not learn.
+
+        The metrics say who acted, and the entropy and target share of the actor's mixture. Under
+        "agent" they hold the critic's value of that mixture and of others, as "own_value",
+        "last_value" and so on: the lower value of the two critics, in the critic's units. The guard
+        checks them for divergence.
+        """
         if not self._decision:
             return {}
         own_K = self._decision["own"]
-        target_K = np.array([domain.is_target for domain in self._reading.domains])
+        target_K = np.array([domain.is_target for domain in self._history.domains])
         with torch.inference_mode():
-            tokens_KH = self._reading.tokens(self.critic)
+            tokens_KH = self._history.tokens(self.critic)
             actions_NK = torch.from_numpy(np.stack(list(self._decision.values()))).float()
             q_N = torch.minimum(*self.critic.values(tokens_KH, actions_NK))
         return {
             "acts": "history" if self.supported else "fallback",
             "supported": self.supported if self._settings["support"] else None,
             "entropy": Mixture.normalise(
-                [domain.name for domain in self._reading.domains], own_K
+                [domain.name for domain in self._history.domains], own_K
             ).entropy(),
             "target_share": float(own_K[target_K].sum()),
             "agent": {
@@ -162,11 +180,12 @@ class HistoryPolicy:
         }
 
     def explain(self, so_far: Trajectory) -> dict[str, float]:
-        """What the actor was told of the run when it last decided."""
-        return self._reading.told()
+        """Return the global features of the newest timestep, by name."""
+        return self._history.run_features()
 
     def _fallback(self, domains: tuple[Domain, ...]) -> FloatArray:
-        given, names = self._settings["fallback"], [domain.name for domain in domains]
+        given = self._settings["fallback"]
+        names = [domain.name for domain in domains]
         if given is None:
             return reference_mixture(domains)
         shares = given.get("shares", {})
@@ -185,24 +204,28 @@ class HistoryPolicy:
     def load_state_dict(self, state: State) -> None:
         load_module(self.actor, state["actor"])
         load_module(self.critic, state["critic"])
-        self._reading, self._decision = _Reading(Feedback(self._settings["weight"])), {}
+        self._history = _History(Feedback(self._settings["weight"]))
+        self._decision = {}
 
 
-class _Reading:
-    """How far a run has been read, and what is remembered of it. The critic follows later, when its opinion is wanted."""
+class _History:
+    """The part of a run that was encoded, with the memories of actor and critic.
+
+    The critic is evaluated later than the actor, and only when its values are needed.
+    """
 
     def __init__(self, feedback: Feedback) -> None:
         self._feedback = feedback
-        self._begin()
+        self._restart()
 
-    def _begin(self) -> None:
+    def _restart(self) -> None:
         self._signals: Sequence[Signals] = ()
         self._mixtures: Sequence[Mixture] = ()
         self._encoder = HistoryEncoder(self._feedback)
         self.domains: tuple[Domain, ...] = ()
-        self._begin_memory()
+        self._restart_memory()
 
-    def _begin_memory(self) -> None:
+    def _restart_memory(self) -> None:
         self._actor_memory: Memory | None = None
         self._critic_memory: Memory | None = None
         self._unvalued: list[Observation] = []
@@ -210,38 +233,43 @@ class _Reading:
         self._globals_G: Sequence[float] = ()
 
     def follow(self, so_far: Trajectory, actor: HistoryActor) -> torch.Tensor:
-        """The actor's logits (K,) at the newest moment of `so_far`, of which only what is new is read."""
-        signals, mixtures = so_far.signals, so_far.mixtures
+        """Return the actor's logits (K,) at the newest timestep of `so_far`.
+
+        Only new timesteps are encoded.
+        """
+        signals = so_far.signals
+        mixtures = so_far.mixtures
         known = len(self._signals)
         if not (_begins(signals, self._signals) and _begins(mixtures, self._mixtures)):
             known = 0
         if known == 0:
-            self._begin()
-        unread = (so_far,) if known == len(so_far) else islice(prefixes(so_far), known, None)
+            self._restart()
+        new = (so_far,) if known == len(so_far) else islice(prefixes(so_far), known, None)
         try:
-            for prefix in unread:
-                self._read(prefix, actor)
-        except Exception:  # whatever it was, half of a history is none
-            self._begin()
+            for prefix in new:
+                self._add(prefix, actor)
+        except Exception:  # a partly encoded history is of no use
+            self._restart()
             raise
-        self._signals, self._mixtures = signals, mixtures
+        self._signals = signals
+        self._mixtures = mixtures
         return self._logits_K
 
-    def _read(self, so_far: Trajectory, actor: HistoryActor) -> None:
+    def _add(self, so_far: Trajectory, actor: HistoryActor) -> None:
         observation = self._encoder.observe(so_far)
         if [domain.name for domain in self.domains] != list(so_far.names):
-            self._begin_memory()
+            self._restart_memory()
         self.domains = so_far.domains
         self._logits_K, self._actor_memory = actor.step(self._actor_memory, *tensors(observation))
         self._unvalued.append(observation)
         self._globals_G = observation.globals_G.tolist()
 
-    def told(self) -> dict[str, float]:
-        """Features of the run at the newest moment read; {} if none is."""
+    def run_features(self) -> dict[str, float]:
+        """Return the global features of the newest timestep; {} before the first."""
         return dict(zip(HISTORY_GLOBALS, self._globals_G, strict=False))
 
     def tokens(self, critic: HistoryCritic) -> torch.Tensor:
-        """What the critic (K, H) knows of the newest moment read."""
+        """Return the critic's tokens (K, H) of the newest timestep."""
         for observation in self._unvalued:
             self._tokens_KH, self._critic_memory = critic.step(
                 self._critic_memory, *tensors(observation)
@@ -251,15 +279,16 @@ class _Reading:
 
 
 def _begins(now: Sequence[Any], before: Sequence[Any]) -> bool:
-    """Whether `now` starts with the very objects of `before`."""
+    """Return whether `now` starts with the same objects as `before`."""
     return len(before) <= len(now) and all(
         new is old for new, old in zip(now, before, strict=False)
     )
 
 
-def _rivals(so_far: Trajectory) -> dict[str, FloatArray]:
-    """(K,) mixtures by name that a critic is asked about beside the policy's own."""
-    K, last = len(so_far.names), so_far.last_mixture
+def _alternatives(so_far: Trajectory) -> dict[str, FloatArray]:
+    """Return (K,) mixtures by name, which the critic values for comparison."""
+    K = len(so_far.names)
+    last = so_far.last_mixture
     return {
         "last": role_shares(so_far.domains, "source")
         if last is None
@@ -277,6 +306,7 @@ def _architecture(given: str | Mapping[str, Any]) -> HistoryArchitecture:
     known = [field.name for field in fields(HistoryArchitecture)]
     if set(given) - set(known):
         raise PolicyError(
-            f"HistoryArchitecture has no {', '.join(set(given) - set(known))}; it has {', '.join(known)}"
+            f"HistoryArchitecture has no {', '.join(set(given) - set(known))}; "
+            f"it has {', '.join(known)}"
         )
     return replace(PRESETS["small"], **given)

@@ -1,17 +1,23 @@
-"""`ScoringSampler`: one trajectory of the inductive scoring sampler of Data Mixing Agent (arXiv 2507.15640 §3).
+"""`ScoringSampler`: generates varied trajectories to learn from.
 
-At each step, candidates are drawn from a blend of proposals and scored by a weighted sum of human heuristics (both in
-`cuvee.policies.history.heuristics`), and the next mixture is drawn from softmax(score / τ). The weights, τ, and where the target share is
-to end and how it gets there are drawn once a trajectory, so a collection of them holds good and bad paths.
+It is the inductive scoring sampler of Data Mixing Agent (arXiv 2507.15640 §3). At each step,
+candidate mixtures are drawn from several proposals and scored by a weighted sum of heuristics (both
+in `cuvee.policies.history.heuristics`). The next mixture is drawn from softmax(score / τ). The
+weights, τ, and the schedule of the target share are drawn once per trajectory, so a collection has
+good and bad trajectories.
 
-Ours, where the source says nothing. Each heuristic is standardised over the candidates of the step before it is weighted, so
-that a weight means the same at 2 domains as at 104, whatever the units. And each trajectory has its own reading of what the two
-fields are made of, drawn once: their empirical distributions, flattened by a power between none and all of the way to uniform,
-times log-normal factors. Without these all domains of a field come to the same share in the mean over a run, whatever happens
-from step to step, and nobody can learn which of them matter. And half of the trajectories go straight: a quarter hold one
-mixture, a quarter go from one target share to another, up or down, in even steps. The others begin at the source field and are
-drawn back to it, so that with many source domains for one of the target, few of them read much of the target for long, and none
-of them reads it first.
+The paper leaves the following open; these choices are ours:
+
+- Each heuristic is standardised over the candidates of the step before it is weighted. A weight
+  then means the same for 2 or 104 domains and any units.
+- Each trajectory has its own preference among the domains of a role, drawn once. It is the token
+  shares, flattened towards uniform by a random power, times log-normal factors. Without it, all
+  domains of a role would have the same average weight over a run, and it could not be learned which
+  of them matter.
+- Half of the trajectories are straight: one quarter holds one mixture, and one quarter moves evenly
+  from one target share to another, up or down. The others start at the source domains and are
+  pulled back to them. With many source domains per target domain, few of those would read much of
+  the target for long, and none would read it first.
 """
 
 from __future__ import annotations
@@ -33,26 +39,29 @@ from cuvee.policies.history import heuristics
 from cuvee.probes.evaluation_set import EvaluationSet
 
 CRITERIA = ("smoothness", "target progress", "source coverage", "balance", "feedback direction")
-_EMPHASIS = (
-    1.0,
-    2.0,
-    1.0,
-    1.0,
-    1.0,
-)  # the target share is what matters most, so it is to be covered best
+# Concentrations of the criteria's weights. The target share matters most.
+_EMPHASIS = (1.0, 2.0, 1.0, 1.0, 1.0)
 _TEMPERATURES = (0.1, 2.0)
 _ENDS = (0.05, 1.0)
 _BENDS = (0.05, 3.0)
 _TASTES = (0.0, 1.5)
-_HELD, _STRAIGHT = 0.25, 0.5  # of the trajectories; those that hold their mixture go straight, too
+_HELD = 0.25  # fraction of the trajectories that hold one mixture; they are straight, too
+_STRAIGHT = 0.5  # fraction of the trajectories that are straight
 
 
 @dataclass(frozen=True)
 class Character:
-    """What one trajectory is like: `weights` of `CRITERIA`, which sum to 1; `temperature` is τ; the target share is to rise to
-    `end`, early if `bend` is below 1 and late above; `taste` is the deviation of the logarithms of the factors by which it
-    prefers domains to others of their field. `flatness` is 0 where a field's domains are wanted by their tokens, and 1 where
-    they are wanted alike. In one that goes `straight` the target share is `begin` at first and moves evenly to `end`."""
+    """The random properties of one trajectory.
+
+    - `weights`: weights of `CRITERIA`; they sum to 1.
+    - `temperature`: τ.
+    - `end`: the target share at the end of the schedule.
+    - `bend`: the schedule rises early if `bend` is below 1, late if it is above 1.
+    - `taste`: standard deviation of the log factors by which domains of one role are preferred to
+      each other.
+    - `flatness`: 0 if domains of a role are preferred by their tokens, 1 if equally.
+    - `straight`: the target share moves evenly from `begin` to `end`, and heuristics are not used.
+    """
 
     weights: tuple[float, ...]
     temperature: float
@@ -68,9 +77,14 @@ class Character:
         def log_uniform(low: float, high: float) -> float:
             return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-        weights, temperature = rng.dirichlet(_EMPHASIS), log_uniform(*_TEMPERATURES)
-        end, bend, taste = rng.uniform(*_ENDS), log_uniform(*_BENDS), rng.uniform(*_TASTES)
-        kind, flatness, begin = rng.random(), rng.uniform(), rng.uniform(*_ENDS)
+        weights = rng.dirichlet(_EMPHASIS)
+        temperature = log_uniform(*_TEMPERATURES)
+        end = rng.uniform(*_ENDS)
+        bend = log_uniform(*_BENDS)
+        taste = rng.uniform(*_TASTES)
+        kind = rng.random()
+        flatness = rng.uniform()
+        begin = rng.uniform(*_ENDS)
         return cls(
             weights=tuple(weights.tolist()),
             temperature=temperature,
@@ -85,12 +99,19 @@ class Character:
 
 @register_policy("scoring_sampler")
 class ScoringSampler:
-    """Trajectory `number` of those that belong to `seed`. `mixture` is a function of settings and history alone.
+    """Generates trajectory `number` of the family `seed`.
 
-    `evaluation` names JSONL question files of the fields "general" and "target", which `share` of an interval's cost is spent
-    on (see `EvaluationSet`); without them nothing is evaluated and the feedback's direction is not heeded. `weight` is λ of
-    `Feedback`. `start` is ρ_0 by name, which need not sum to 1; by default the source field's empirical distribution, which gives
-    target domains nothing. `candidates` are drawn a step, a quarter from each proposal. All arguments are JSON values.
+    The mixture depends on the settings and the history only.
+
+    - `evaluation`: JSONL question files of the fields "general" and "target" (see `EvaluationSet`).
+      Without them nothing is evaluated, and the heuristic feedback direction is 0.
+    - `share`: fraction of an interval's cost that is spent on the evaluation.
+    - `weight`: λ of `Feedback`.
+    - `start`: ρ_0, shares by name, which need not sum to 1. Default: the token shares of the source
+      domains, so target domains have weight 0.
+    - `candidates`: number of candidates per step, a quarter from each proposal.
+
+    All arguments are JSON values.
     """
 
     def __init__(
@@ -128,15 +149,19 @@ class ScoringSampler:
         return self._character
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """Raises `PolicyError` if there are no source or no target domains to move between."""
+        """Return the next mixture.
+
+        Raises `PolicyError` if there are no source or no target domains.
+        """
         fields = [heuristics.role_shares(so_far.domains, role) for role in ("source", "target")]
         if not all(field_K.any() for field_K in fields):
             raise PolicyError(
-                "the scoring sampler moves between source and target domains, and there must be some of each: "
+                "the scoring sampler needs at least one source domain and one target domain: "
                 "build the corpus with --target NAME"
             )
         start_K = self._start(so_far.names, fields[0])
-        factors_K, power = self._factors(len(so_far.names)), 1 - self._character.flatness
+        factors_K = self._factors(len(so_far.names))
+        power = 1 - self._character.flatness
         source_K, target_K = (heuristics.tilted(field_K, factors_K, power) for field_K in fields)
         if self._character.straight:
             begin, end = self._character.begin, self._character.end
@@ -147,10 +172,8 @@ class ScoringSampler:
         rng = self._generator(1 + len(so_far))
         each = self._settings["candidates"] // len(heuristics.PROPOSALS)
         candidates_MK = heuristics.proposals(rng, each, last_K, source_K, target_K)
-        character, is_target_K = (
-            self._character,
-            np.array([domain.is_target for domain in so_far.domains]),
-        )
+        character = self._character
+        is_target_K = np.array([domain.is_target for domain in so_far.domains])
         wanted = heuristics.rising_share(
             float(start_K[is_target_K].sum()), character.end, character.bend, so_far.last.progress
         )
@@ -178,11 +201,11 @@ class ScoringSampler:
         return Mixture.normalise(so_far.names, candidates_MK[chosen])
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        """Learns nothing; says what the trajectory is like and how the mixture was come by."""
-        said = asdict(self._character)
+        """Return the trajectory's properties and how the mixture was chosen. Does not learn."""
+        character = asdict(self._character)
         return {
-            **said,
-            "weights": dict(zip(CRITERIA, said["weights"], strict=True)),
+            **character,
+            "weights": dict(zip(CRITERIA, character["weights"], strict=True)),
             **self._decision,
         }
 
@@ -198,7 +221,7 @@ class ScoringSampler:
         return Mixture.normalise(names, [given.get(name, 0.0) for name in names]).weights_K
 
     def _change(self, so_far: Trajectory) -> float:
-        """How much the last move raised the feedback; 0 if that is not known."""
+        """Return how much the last change of the mixture raised the feedback; 0 if unknown."""
         if not len(so_far):
             return 0.0
         first, before, now = so_far.signals[0], so_far.signals[-2], so_far.last
@@ -206,11 +229,14 @@ class ScoringSampler:
         return 0.0 if then is None or today is None else today - then
 
     def _factors(self, K: int) -> FloatArray:
-        """(K,) how much more of a domain there is to be than of another of its field."""
+        """Return the (K,) factors by which domains of one role are preferred to each other."""
         return np.asarray(np.exp(self._character.taste * self._generator(0, K).normal(size=K)))
 
     def _generator(self, *timestep: int) -> np.random.Generator:
-        """Random numbers of one step, so that a run that goes on draws what it would have drawn."""
+        """Return the random generator of one step.
+
+        It depends on the step only, so a resumed run draws the same numbers.
+        """
         return np.random.default_rng([self._settings["seed"], self._settings["number"], *timestep])
 
     def settings(self) -> dict[str, Any]:
@@ -224,7 +250,10 @@ class ScoringSampler:
 
 
 def _past(so_far: Trajectory, steps: int, start_K: FloatArray) -> FloatArray:
-    """(K,) the mixture so many steps ago over the present domains; ρ_0 before the first one."""
+    """Return the (K,) mixture `steps` intervals ago over the current domains.
+
+    Before the first interval it is `start_K`.
+    """
     if len(so_far) < steps:
         return start_K
     shares = so_far.mixtures[-steps].as_dict()
@@ -233,7 +262,7 @@ def _past(so_far: Trajectory, steps: int, start_K: FloatArray) -> FloatArray:
 
 
 def _standardised(scores_CM: FloatArray) -> FloatArray:
-    """Each heuristic with mean 0 and deviation 1 over the candidates; 0 where it tells none from another."""
+    """Scale each heuristic to mean 0 and std 1 over the candidates; 0 if all are equal."""
     deviation_C1 = scores_CM.std(axis=1, keepdims=True)
     return np.where(
         deviation_C1 > 1e-12,

@@ -24,7 +24,7 @@ class ReadsFeedback(Policy, Protocol):
     The run's configuration chooses the questions.
     """
 
-    def evaluating(
+    def with_evaluation(
         self, evaluation: Mapping[str, Sequence[str]] | None, share: float = 0.02
     ) -> Policy:
         """Return this policy with the questions in these files, or without questions for None."""
