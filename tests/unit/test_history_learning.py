@@ -264,13 +264,13 @@ def test_runs_whose_domains_changed_are_learned_from_and_not_evaluated_on() -> N
     )
     assert learned.held_out == plain.held_out
     assert learned.provenance["left_out"] == {
-        run.id: "its domains changed in interval 3 (source0 came)" for run in odd
+        run.id: "its domains changed in interval 3 (source0 was added)" for run in odd
     }
     assert plain.provenance["left_out"] == {}
     assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
     (view,) = diagnose(learned, [*odd, *RUNS])
     assert (
-        "Run changed-run-2-0 is not part of the evaluation: its domains changed in interval 3 (source0 came)."
+        "Run changed-run-2-0 is not part of the evaluation: its domains changed in interval 3 (source0 was added)."
         in view.verdict
     )
     assert len(view.walks_NT) == len(RUNS)

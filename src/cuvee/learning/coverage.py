@@ -1,6 +1,7 @@
-"""How much of what could be tried a collection of trajectories has tried: what a policy learned from them can know about.
+"""Coverage: how varied the mixtures of a collection of trajectories are.
 
-Trajectories are compared at the same shares of their runs, so their numbers of intervals may differ.
+A policy can only learn about mixtures that were tried. Trajectories are compared at equal fractions
+of their runs, so their numbers of intervals may differ.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Trajectory
 
 POINTS = 20
-"""Shares of the run at which mixtures are compared."""
+"""Number of points of a run at which mixtures are compared."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """`distance` is the mean total variation between two trajectories at the same time; `target_distance` what the target share
-    alone makes of it, `source_distance` that between the source parts, each taken as a mixture of its own. `change` is the mean
-    total variation from one interval to the next.
+    """Statistics of a collection of trajectories.
 
-    `target_share_Q5` has the 10, 25, 50, 75 and 90 % quantiles over trajectories of the target share at the beginning, at
-    each quarter of the run, and at the end (5 rows). `emphasised` is the share of domains that a trajectory, on average, ever
-    gives twice their natural share (or half way to the whole batch, where that is less), `ever_emphasised` that of the domains
-    which any trajectory does. `entropy` has the 5 and the 95 % quantile of the entropy over ln K."""
+    - `distance`: mean total variation between two trajectories at the same fraction of the run.
+    - `target_distance`: the same for the target share alone.
+    - `source_distance`: the same for the source parts, each normalised to sum to 1.
+    - `change`: mean total variation between consecutive intervals.
+    - `target_share_Q5`: 10, 25, 50, 75 and 90 % quantiles over trajectories of the target share, at
+      the start, at each quarter of the run and at the end (5 rows).
+    - `emphasised`: fraction of the domains that a trajectory, on average, ever emphasises. A domain
+      is emphasised if its weight is twice its natural share, or half way from that share to 1 if
+      this is less.
+    - `ever_emphasised`: fraction of the domains that any trajectory emphasises.
+    - `entropy`: 5 and 95 % quantiles of the entropy divided by ln K.
+    """
 
     trajectories: int
     distance: float
@@ -42,7 +49,10 @@ class Coverage:
 
 
 def coverage(trajectories: Sequence[Trajectory]) -> Coverage:
-    """Raises `ConfigError` for fewer than two, an empty one, or different domains."""
+    """Compute the coverage of `trajectories`.
+
+    Raises `ConfigError` for fewer than two, an empty one, or different domains.
+    """
     weights_NPK = common_weights(trajectories)
     domains = trajectories[0].domains
     target_K = np.array([domain.is_target for domain in domains])
@@ -74,19 +84,22 @@ def coverage(trajectories: Sequence[Trajectory]) -> Coverage:
 
 
 def common_weights(trajectories: Sequence[Trajectory]) -> FloatArray:
-    """(N, `POINTS`, K) the mixtures in force at evenly spaced shares of each run."""
+    """Return the mixtures at evenly spaced fractions of each run, (N, `POINTS`, K)."""
     if len(trajectories) < 2 or not all(map(len, trajectories)):
-        raise ConfigError("coverage is about two trajectories or more, of an interval or more each")
+        raise ConfigError("coverage needs at least two trajectories with at least an interval each")
     if any(trajectory.names != trajectories[0].names for trajectory in trajectories):
         raise ConfigError(
-            "trajectories over different domains, or in another order, cannot be compared"
+            "trajectories with different domains, or domains in another order, cannot be compared"
         )
     at_P = (np.arange(POINTS) + 0.5) / POINTS
     return np.stack([t.weights_TK()[np.floor(at_P * len(t)).astype(int)] for t in trajectories])
 
 
 def _mean_distance(weights_NPK: FloatArray) -> float:
-    """Mean total variation over pairs of trajectories and points, one trajectory against all later ones at a time."""
+    """Return the mean total variation over all pairs of trajectories and all points.
+
+    One trajectory is compared with all later ones at a time, to limit memory.
+    """
     N = len(weights_NPK)
     total = sum(
         0.5 * np.abs(weights_NPK[n + 1 :] - weights_NPK[n]).sum(axis=2).mean(axis=1).sum()

@@ -1,4 +1,4 @@
-"""Whole runs as arrays: `Episode`, the gate in front of learning from them, batches, and rewards as critics see them."""
+"""Whole runs as arrays: episodes, their validation, batches, and shaped rewards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _BINS = 64
 
 
 class Episode(NamedTuple):
-    """One run of T intervals: what was seen at its T + 1 moments, what was played and what it brought.
+    """One run of T intervals as arrays.
 
-    `domains_TKF` (T+1, K, F), `globals_TG` (T+1, G), `actions_TK` (T, K), `rewards_T` (T,), raw. `terminated`: it broke off
-    because the run diverged; if not, it ended with its budget.
+    `domains_TKF` (T+1, K, F) and `globals_TG` (T+1, G) are the features of all timesteps,
+    `actions_TK` (T, K) the mixtures, and `rewards_T` (T,) the unscaled rewards. `terminated`: the
+    run diverged before the end of its budget.
     """
 
     domains_TKF: npt.NDArray[Any]
@@ -33,6 +34,7 @@ class Episode(NamedTuple):
 
     @property
     def domains(self) -> int:
+        """K, the number of domains."""
         return int(self.actions_TK.shape[1])
 
     @property
@@ -42,15 +44,16 @@ class Episode(NamedTuple):
 
     @property
     def intervals(self) -> int:
-        """T."""
+        """T, the number of intervals."""
         return len(self.rewards_T)
 
 
 class EpisodeBatch(NamedTuple):
-    """B episodes of one K as float32 tensors, shorter ones padded at the end, where `valid_BT` is False.
+    """B episodes with the same K as float32 tensors, padded to the same length.
 
-    `reward_BT` is shaped and scaled (`ReturnScale`); `goes_on_BT` is 0 where nothing of value follows, else 1; `best_B` is 1
-    for those that are worth imitating.
+    `valid_BT` is False in the padding. `reward_BT` is shaped and scaled (`ReturnScale`).
+    `goes_on_BT` is 0 where the next timestep has no value, else 1. `best_B` is 1 for episodes to
+    imitate.
     """
 
     domains_BTKF: Tensor
@@ -63,7 +66,10 @@ class EpisodeBatch(NamedTuple):
 
 
 def episode_fault(episode: Episode, features: int, globals_: int) -> str | None:
-    """Why nobody must learn from `episode`, or None. `features` and `globals_` are what the networks were built for."""
+    """Return why `episode` cannot be learned from, or None.
+
+    `features` and `globals_` are the input sizes of the networks.
+    """
     T, K = len(episode.rewards_T), episode.actions_TK.shape[-1]
     shapes = {
         "domains": (episode.domains_TKF, (T + 1, K, features)),
@@ -91,11 +97,13 @@ def episode_fault(episode: Episode, features: int, globals_: int) -> str | None:
 
 
 class ReturnScale(NamedTuple):
-    """r̃_t = (r_t + γ Φ(t+1) − Φ(t)) / scale, Φ the data's mean return still to come at that share of the budget, by K.
+    """Shapes and scales rewards: r̃_t = (r_t + γ Φ(t+1) − Φ(t)) / scale.
 
-    Shaping by a potential leaves the best policy what it is (Ng, Harada and Russell 1999) as long as Φ is 0 after the end.
-    It takes out of all targets what every run gains alike, early in a run most of what there is; the critic learns what
-    tells one mixture from another. `scale` is the deviation of what is left of the returns, one for all K.
+    Φ is the data's mean return to come at that fraction of the budget, one function per K. Shaping
+    by a potential does not change the best policy (Ng, Harada and Russell 1999), as long as Φ is 0
+    after the end. It removes from the targets what every run gains, which is most of the return
+    early in a run. The critic then learns the differences between mixtures. `scale` is the standard
+    deviation of the remaining returns, one number for all K.
     """
 
     potential: dict[int, FloatArray]
@@ -103,6 +111,7 @@ class ReturnScale(NamedTuple):
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], discount: float) -> ReturnScale:
+        """Compute potential and scale from `episodes`."""
         longest = _longest(episodes)
         sums = {K: np.zeros((2, _BINS + 1)) for K in longest}
         for episode in episodes:
@@ -118,14 +127,16 @@ class ReturnScale(NamedTuple):
         return cls(potential, max(float(np.concatenate(left).std()), 1e-8))
 
     def shaped(self, episode: Episode, longest: int, discount: float) -> FloatArray:
-        """(T,) r̃. `longest` is the number of intervals of a whole budget; see `_progress`."""
+        """Return the shaped rewards (T,).
+
+        `longest` is the number of intervals of a whole budget (see `_progress`).
+        """
         grid = np.linspace(0, 1, _BINS + 1)
         phi_T = np.interp(
             _progress(episode, {episode.domains: longest}), grid, self.potential[episode.domains]
         )
-        after_T = np.append(
-            phi_T[1:], 0.0
-        )  # zero after the end, whichever end it is: the critic's own value goes on from 0
+        # Φ is 0 after every end. After a truncation, the critic's own value covers what follows.
+        after_T = np.append(phi_T[1:], 0.0)
         shaped_T: FloatArray = (episode.rewards_T + discount * after_T - phi_T) / self.scale
         return shaped_T
 
@@ -138,7 +149,10 @@ def _longest(episodes: Sequence[Episode]) -> dict[int, int]:
 
 
 def _progress(episode: Episode, longest: dict[int, int]) -> FloatArray:
-    """(T,) the share of the budget used before each interval; of a run that broke off, as if it had been a longest one."""
+    """Return the fraction of the budget used before each interval, (T,).
+
+    A terminated run is treated as if its budget were that of the longest run.
+    """
     whole = longest[episode.domains] if episode.terminated else episode.intervals
     return np.arange(episode.intervals) / max(whole, 1)
 
@@ -153,7 +167,10 @@ def _interpolated(total: FloatArray, count: FloatArray) -> FloatArray:
 
 
 class EpisodeSet:
-    """Episodes by K, shaped and padded once; `sample` draws batches of one K, each K as often as it has episodes."""
+    """Episodes grouped by K, shaped and padded once.
+
+    `sample` draws batches of one K. A K is drawn in proportion to its number of episodes.
+    """
 
     def __init__(
         self, episodes: Sequence[Episode], scale: ReturnScale, discount: float, budget_ends: bool
@@ -168,7 +185,7 @@ class EpisodeSet:
         self._shares = sizes / sizes.sum()
 
     def imitate(self, best: Sequence[bool], episodes: Sequence[Episode]) -> None:
-        """Marks, of the episodes that this was made of, those that are worth imitating."""
+        """Mark the episodes to imitate. `episodes` are those this set was built from."""
         for K, group in self._groups.items():
             flags = [
                 float(flag)
@@ -178,7 +195,10 @@ class EpisodeSet:
             self._groups[K] = group._replace(best_B=torch.tensor(flags))
 
     def sample(self, size: int, rng: np.random.Generator, best: bool = False) -> EpisodeBatch:
-        """`size` episodes, none twice unless there are fewer; only those worth imitating if `best`."""
+        """Draw `size` episodes of one K; with `best`, only episodes to imitate.
+
+        They are drawn without replacement unless there are fewer than `size`.
+        """
         group = list(self._groups.values())[int(rng.choice(len(self._groups), p=self._shares))]
         among = np.flatnonzero(group.best_B.numpy()) if best else np.arange(len(group.best_B))
         chosen = torch.from_numpy(rng.choice(among, size=size, replace=len(among) < size))

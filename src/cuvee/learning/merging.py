@@ -1,7 +1,9 @@
-"""Logged runs as coarser domain spaces would have logged them, so that what is learned holds at other numbers of domains.
+"""Rewrites logged runs in coarser domain spaces, so that learning generalises over the number of
+domains.
 
-Domains of one role are put together at random. What a run came to does not depend on how its text is divided, so feedback is as
-it was, tokens and weights add up, and a loss is the mean of its parts'. Ours: the source learns in one space of 52 domains.
+Domains of one role are merged at random. The result of a run does not depend on how its text is
+divided into domains. Feedback therefore stays the same, tokens and weights are summed, and a loss
+is the mean of its parts. This augmentation is ours: the paper learns in one space of 52 domains.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.simulation.dynamics_model import domain_change
 
 Groups = Sequence[npt.NDArray[np.int64]]
-"""Indices of the domains that become one, each in one group."""
+"""Index arrays. Each holds the domains that are merged into one. A domain is in one group."""
 
 
 def coarser(trajectories: Sequence[Trajectory], seed: int) -> list[Trajectory]:
-    """Of each run two more: with about √n of the n domains of either role, put together at random, and with one of each.
+    """Return up to two coarser versions of each run.
 
-    Fewer where that would be no coarser, none of a run whose domains changed.
+    One has about √n domains for the n domains of each role, merged at random. The other has one
+    domain per role. Versions that would not be coarser are omitted, and so are runs whose domains
+    changed.
     """
-    rng, found = np.random.default_rng([seed, 13]), []
+    rng = np.random.default_rng([seed, 13])
+    found = []
     for trajectory in trajectories:
         if domain_change(trajectory):
             continue
@@ -45,8 +50,12 @@ def coarser(trajectories: Sequence[Trajectory], seed: int) -> list[Trajectory]:
 
 
 def merged(trajectory: Trajectory, groups: Groups) -> Trajectory:
-    """The same run with the domains of each group as one, which has the name of its first. A loss is the mean of those that were
-    measured, by the tokens there are of their domains; of the probes the evaluation is kept, which is not by domain."""
+    """Return the same run with the domains of each group merged into one.
+
+    It has the name of the group's first domain. Its loss is the mean of the measured losses,
+    weighted by the domains' token counts. Of the probes, only "evaluation" is kept, because it is
+    not per domain.
+    """
 
     def signals(one: Signals) -> Signals:
         sizes_K = np.array([float(domain.tokens) for domain in one.domains]) * one.loss.present
@@ -72,7 +81,7 @@ def merged(trajectory: Trajectory, groups: Groups) -> Trajectory:
 
 
 def _divided(members: npt.NDArray[np.int64], count: int, rng: np.random.Generator) -> Groups:
-    """`count` groups, none of them empty."""
+    """Divide `members` into `count` random groups. None is empty."""
     of_M = (
         np.concatenate([np.arange(count), rng.integers(count, size=len(members) - count)])
         if count

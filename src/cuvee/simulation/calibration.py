@@ -1,12 +1,16 @@
-"""Which simulated worlds do logged runs look like? Approximate Bayesian computation by rejection (Beaumont et al. 2002).
+"""Finds simulated worlds that resemble logged runs, by approximate Bayesian computation.
 
-    a nature is drawn, and of it a world with as many domains as the runs have (`simulation.continual`)
-    the mixtures of all runs are played in it, the largest domain of a field as the world's largest, and so on
-    distance: over general feedback, target feedback and their mean, Σ (x̃ − ỹ)² / Σ ỹ², x̃ and ỹ less the mean over runs of
-        each moment; and how far that mean is off, relative to the runs' deviation at the end
-    kept are the natures that come nearest, of each domain space as many
+The method is rejection sampling (Beaumont et al. 2002):
 
-Nothing is fitted to single domains: what is kept is what such runs have in common, for corpora that have other ones.
+1. Draw world parameters, and a world with as many domains as the runs (`simulation.continual`). 2.
+Play the mixtures of all runs in it. Domains are matched by role and by rank in size. 3. Compute the
+distance, over general feedback, target feedback and their mean: Σ (x̃ − ỹ)² / Σ ỹ², where x̃ and ỹ
+are centred over the runs at each timestep. Add the difference of the means over runs, relative to
+the runs' variance at the end, with weight 0.1. 4. Keep the nearest parameters, the same number for
+each domain space.
+
+No parameter of a single domain is fitted. The result describes what such runs have in common, so it
+is useful for corpora with other domains.
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ _FEWEST = 8
 
 @dataclass(frozen=True)
 class WorldMatch:
-    """A nature and how far its world is from the logged runs; 1 is as far as one where mixtures make no difference."""
+    """World parameters, and the distance of their world from the logged runs.
+
+    A world in which mixtures have no effect has a distance of about 1.
+    """
 
     params: WorldParams
     distance: float
@@ -39,7 +46,10 @@ class WorldMatch:
 
 @dataclass(frozen=True, eq=False)
 class _Space:
-    """Runs of the same domains, the largest first in either field: mixtures (N, T, K) and feedback by field (N, T, 2)."""
+    """Runs with the same domains: mixtures (N, T, K) and feedback by field (N, T, 2).
+
+    Source domains come first, then target domains, each by size, the largest first.
+    """
 
     sources: int
     targets: int
@@ -56,8 +66,9 @@ class _Space:
         fields_NT2 = (1 - asked_NT2 / asked_NT2[:, :1])[:, 1:]
         if not fields_NT2[:, -1].std(axis=0).all():
             raise PolicyError(
-                f"feedback is the same at the end of all {len(runs)} runs like {runs[0].id}: they tell no world from another; "
-                "log runs under different mixtures (`cuvee search` with data_mixing_agent)"
+                f"feedback is the same at the end of all {len(runs)} runs like {runs[0].id}, so "
+                "worlds cannot be compared with them: log runs under different mixtures "
+                "(`cuvee search` with data_mixing_agent)"
             )
         sources = sum(not domain.is_target for domain in domains)
         weights_NTK = np.stack([run.trajectory.weights_TK()[:, order] for run in runs])
@@ -69,7 +80,8 @@ class _Space:
             np.concatenate([one, one.mean(-1, keepdims=True)], -1)
             for one in (played_NT2, self.fields_NT2)
         )
-        x_T3, y_T3 = x_NT3.mean(0), y_NT3.mean(0)
+        x_T3 = x_NT3.mean(0)
+        y_T3 = y_NT3.mean(0)
         apart_3 = np.square(x_NT3 - x_T3 - y_NT3 + y_T3).sum((0, 1)) / np.square(y_NT3 - y_T3).sum(
             (0, 1)
         )
@@ -82,7 +94,8 @@ class _Space:
         weights_NTK = torch.from_numpy(self.weights_NTK[..., np.argsort(_by_size(domains))])
         is_target_K = np.array([domain.is_target for domain in domains])
         roles_K2 = torch.from_numpy(np.stack([~is_target_K, is_target_K], 1)).double()
-        effective_NK, base_2 = laws.start_K, laws.loss(laws.start_K) @ roles_K2
+        effective_NK = laws.start_K
+        base_2 = laws.loss(laws.start_K) @ roles_K2
         found = []
         for number in range(intervals):
             effective_NK = laws.step(effective_NK, weights_NTK[:, number], number)
@@ -91,9 +104,11 @@ class _Space:
 
 
 def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list[WorldMatch]:
-    """Of `draws` natures the `keep` nearest to the runs of each domain space, space by space and the nearest first.
+    """Draw `draws` world parameters and return the `keep` nearest to the runs of each domain space.
 
-    Raises `PolicyError` if no space has 8 complete runs with feedback for every interval, or if those of one all did the same.
+    They are sorted by space, then by distance. Runs are used if they are complete, have feedback
+    for every interval, and did not change their domains. Raises `PolicyError` if no space has 8
+    such runs, or if the runs of a space all end with the same feedback.
     """
     spaces: dict[object, list[Run]] = {}
     for run in runs:
@@ -103,11 +118,12 @@ def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list
     logged = [_Space.of(members) for members in spaces.values() if len(members) >= _FEWEST]
     if not logged:
         raise PolicyError(
-            f"none of {len(spaces)} domain spaces has {_FEWEST} complete runs with feedback for every interval: run more proxies "
-            "(`cuvee search`), with question files"
+            f"none of {len(spaces)} domain spaces has {_FEWEST} complete runs with feedback for "
+            "every interval: run more proxies (`cuvee search`), with question files"
         )
     drawn: list[int] = np.random.default_rng([seed, 5]).integers(2**31, size=draws).tolist()
-    world_params, found = [(WorldParams.draw(one), one) for one in drawn], list[WorldMatch]()
+    world_params = [(WorldParams.draw(one), one) for one in drawn]
+    found: list[WorldMatch] = []
     for space in logged:
         distances = [
             WorldMatch(params, space.distance(params, world)) for params, world in world_params
@@ -117,7 +133,7 @@ def calibrate(runs: Sequence[Run], draws: int, keep: int, seed: int = 0) -> list
 
 
 def _by_size(domains: Sequence[Domain]) -> npt.NDArray[np.int64]:
-    """Indices of the source domains, then of the target domains, the largest first."""
+    """Return the indices of the source domains, then of the target domains, the largest first."""
     return np.array(
         sorted(range(len(domains)), key=lambda k: (domains[k].is_target, -domains[k].tokens))
     )

@@ -1,11 +1,14 @@
-"""Continual pre-training, simulated: a model that knows its source field is to learn a target field without forgetting.
+"""Simulated continual pre-training: a model learns target domains and must not forget source
+domains.
 
-Source domains begin with many effective tokens, each forgotten at its own rate unless it is seen again; target domains
-begin with few. What counts is the feedback of Data Mixing Agent (arXiv 2507.15640) at the end of the run, with λ = ½:
+Source domains start with many effective tokens and are forgotten, each at its own rate, unless they
+are read again. Target domains start with few. The objective is the feedback of Data Mixing Agent
+(arXiv 2507.15640) at the end of the run, with λ = ½:
 
-    e = ½ (S_0 − S_T) / S_0 + ½ (H_0 − H_T) / H_0,      S, H: mean loss over the source and over the target domains
+    e = ½ (S_0 − S_T) / S_0 + ½ (H_0 − H_T) / H_0
 
-`ScalingLaws.value_K` holds the weights of that sum, so `best_static` and `best_schedule` maximise e.
+S and H are the mean losses of the source and the target domains. `ScalingLaws.value_K` holds the
+weights of this sum, so `best_static` and `best_schedule` maximise e.
 """
 
 from __future__ import annotations
@@ -23,40 +26,43 @@ from cuvee.simulation.simulator import ScalingLaws
 
 @dataclass(frozen=True)
 class WorldParams:
-    """What all domains of a world have in common."""
+    """Parameters that all domains of a world share."""
 
     budget: float = 2e7
     """Tokens of a run."""
     known: float = 4e7
-    """Effective tokens of the source field before the run."""
+    """Effective tokens of all source domains together before the run."""
     begun: float = 2e5
-    """And of the target field."""
+    """Effective tokens of all target domains together before the run."""
     nearness: float = 3.0
-    """How fast transfer falls with distance on the sphere."""
+    """How fast transfer decreases with the distance between domains, which are points on a sphere.
+    """
     forgetting: tuple[float, float] = (0.1, 0.95)
-    """Between which shares of what is known of a domain are forgotten over a run that never reads it."""
+    """Range of the fraction of a domain that is forgotten over a run that never reads it."""
     final_lr_ratio: float = 1.0
-    """The learning rate at the end, relative to the beginning; it falls along a cosine."""
+    """Learning rate at the end relative to the start; the decay is a cosine. 1 is constant."""
     learning: float = 1.0
     fading: float = 1.0
-    """The powers of the learning rate that learning and forgetting go with."""
+    """Forgetting is proportional to this power of the learning rate."""
     variety: float = 1.0
-    """How much the laws of domains differ, and what is forgotten of them; 0: not at all."""
+    """How much the laws and forgetting rates of domains differ, from 0 (not at all) to 1."""
 
     @classmethod
     def draw(cls, seed: int) -> WorldParams:
-        """Budgets over a factor of forty; source fields of which a run that never reads them leaves 60 % or next to nothing;
-        target fields that are new or half known; transfer from almost everywhere to almost nowhere; four times in five a
-        learning rate that falls to little, so that less is learned late and still less is forgotten.
+        """Draw random parameters.
 
-        What is forgotten and what reading restores are in balance somewhere near what is known at first, as they are in a base
-        model that was trained on its source field until the run began.
+        Budgets vary by a factor of 40. A run that never reads a source domain retains between 60 %
+        and almost nothing of it. Target domains are new or partly known. Transfer is broad or very
+        local. In four of five worlds the learning rate decays, so that late in a run less is
+        learned and even less is forgotten.
+
+        Forgetting and reading are in balance close to the initial state, as in a base model that
+        was trained on its source domains until the run started.
         """
         rng = np.random.default_rng([seed, 77])
         budget = 2e7 * _log_uniform(rng, 0.1, 4.0)
-        decay = float(
-            rng.uniform(0.5, 6.0)
-        )  # in a run that never reads it, e^−decay is left of a domain
+        # e^−decay is left of a domain after a run that never reads it
+        decay = float(rng.uniform(0.5, 6.0))
         known = budget / decay * _log_uniform(rng, 0.5, 4.0)
         return cls(
             budget=budget,
@@ -72,7 +78,7 @@ class WorldParams:
 
 
 def _paces(final_lr_ratio: float, intervals: int, power: float) -> tuple[float, ...]:
-    """A power of the rate of each interval, relative to its mean."""
+    """Return the learning rate of each interval to the given power, divided by its mean."""
     if final_lr_ratio == 1.0:
         return ()
     rate_T = final_lr_ratio + (1 - final_lr_ratio) * 0.5 * (
@@ -88,9 +94,13 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def continual(
     sources: int, targets: int, seed: int, intervals: int = 20, params: WorldParams | None = None
 ) -> tuple[ScalingLaws, tuple[Domain, ...]]:
-    """Laws and domains, source domains first. Sizes, laws, transfer and forgetting are drawn from `seed`."""
+    """Draw a world: its laws and its domains, source domains first.
+
+    Sizes, laws, transfer and forgetting are drawn from `seed`.
+    """
     params = params or WorldParams()
-    K, rng = sources + targets, np.random.default_rng([seed, sources, targets])
+    K = sources + targets
+    rng = np.random.default_rng([seed, sources, targets])
     is_target_K = np.arange(K) >= sources
     points_KD = rng.normal(size=(K, 5))
     points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
@@ -113,10 +123,11 @@ def continual(
         intervals=intervals,
         pace_T=_paces(params.final_lr_ratio, intervals, params.learning),
         fade_T=_paces(params.final_lr_ratio, intervals, params.fading),
-        interval=params.budget
-        / intervals,  # so that a run is one budget, however often it is re-weighted
+        # A run has the same budget whatever the number of intervals.
+        interval=params.budget / intervals,
     )
-    loss_K, target_K = laws.loss(laws.start_K), torch.from_numpy(is_target_K)
+    loss_K = laws.loss(laws.start_K)
+    target_K = torch.from_numpy(is_target_K)
     value_K = 0.5 / torch.where(target_K, loss_K[target_K].sum(), loss_K[~target_K].sum())
     tokens_K = np.rint(share_K * np.where(is_target_K, 2e7, 1e8)).astype(int).tolist()
     roles = ["target" if target else "source" for target in is_target_K]
@@ -128,6 +139,6 @@ def continual(
 
 
 def feedback_gain(laws: ScalingLaws, weights_TK: Tensor) -> float:
-    """e at the end of a path of mixtures (T, K), without noise."""
+    """Return e at the end of a path of mixtures (T, K), without noise."""
     losses_TK = laws.losses(weights_TK)
     return float((losses_TK[0] - losses_TK[-1]) @ laws.value_K)

@@ -1,15 +1,21 @@
-"""A `Trainer` fitted to logged runs: what a run would measure under a path of mixtures that nobody has tried.
+"""`DynamicsModel`: a `Trainer` fitted to logged runs. It predicts the signals of untried mixtures.
 
-    y_t = y_0 + ȳ_t + ψ_t · W,    ψ_t = (n, ln(1 + n/ε)) for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
+    y_t = y_0 + ȳ_t + ψ_t · W
+    ψ_t = (n, ln(1 + n/ε)) for each decay ρ,    n_t = ρ n_{t−1} + α_{t−1} / T
 
-y are feedback's two fields and the losses by domain; n is the share of the budget that a domain has had, with what is long ago
-counting less: models forget. ψ has them by domain; then for the mean domain of each field, and each field's mean of their
-logarithms, which tells how evenly it was read. ȳ is the mean of the data at that stage. W is a ridge regression over all moments
-of all runs, the ridge chosen by leaving runs out; it shrinks what the K domains share √K times less. Feedback tells mostly of
-fields, which would else have to be put together from domains, each of them shrunk. Where every run is a path through the same
-features, this is a far better use of few runs than a Q function is (docs/lab/off_policy_evaluation.md has the figures).
+y are the two fields of the feedback and the losses of all domains. n is the fraction of the budget
+that a domain has received; old tokens count less because models forget. ȳ is the mean of the data
+at that timestep.
 
-Pure numpy; deterministic. A policy is rolled out in it by `cuvee.loop.run`.
+ψ has three kinds of features: per domain; for the mean domain of each role; and each role's mean of
+the logarithms, which says how evenly its domains were read. W is a ridge regression over all
+timesteps of all runs, with the ridge chosen by cross-validation over runs. The penalty of features
+that all K domains share is √K times smaller. Feedback depends mostly on roles, and would otherwise
+have to be composed of strongly shrunk domain features.
+
+With few runs, this regression is far more accurate than a Q function (see
+docs/methods/data_mixing_agent.md). It uses only numpy and is deterministic. Use `cuvee.loop.run` to
+roll out a policy in it.
 """
 
 from __future__ import annotations
@@ -29,19 +35,23 @@ from cuvee.core.protocols import Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Trajectory
 
-_DECAYS = (1.0, 0.9, 0.7)  # over a twentieth of the budget
+_DECAYS = (1.0, 0.9, 0.7)  # per twentieth of the budget
 _EPSILON = 0.02
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
-_FIELDS = 2  # of feedback, which come first
+_FIELDS = 2  # fields of the feedback, the first columns of y
 
 
 def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> FloatArray:
-    """ψ before and after each interval (T+1, 6·K + S): by domain, then S columns that domains share, progress among them.
-    `target_K` marks target domains; a field without domains has no columns. Leading axes of `weights_TK` are kept."""
+    """Return ψ before and after each interval, (T+1, 6·K + S).
+
+    The 6·K columns are per domain; the S others are shared and include progress. `target_K` marks
+    target domains. A role without domains has no columns. Leading axes of `weights_TK` are kept.
+    """
     *leading, T, K = weights_TK.shape
     fields = [field_K for field_K in (~target_K, target_K) if field_K.any()]
-    own, shared = [], []
+    own = []
+    shared = []
     for decay in _DECAYS:
         had_TK = np.zeros((*leading, T + 1, K))
         for t in range(T):
@@ -60,8 +70,11 @@ def path_features(weights_TK: FloatArray, target_K: npt.NDArray[np.bool_]) -> Fl
 
 @dataclass(frozen=True, eq=False)
 class Logged:
-    """A logged run as numbers: `weights_TK` (T, K) as played, `measured_TY` (T+1, Y), what is to be predicted, and which domains
-    are of the target field, `target_K` (K,)."""
+    """A logged run as numbers.
+
+    `weights_TK` (T, K) are the mixtures that were played, `measured_TY` (T+1, Y) the measurements
+    to predict, and `target_K` (K,) marks target domains.
+    """
 
     weights_TK: FloatArray
     measured_TY: FloatArray
@@ -69,22 +82,22 @@ class Logged:
 
 
 class Regression:
-    """The ridge regression over `runs`, which have equally many intervals and domains. At least 2 are needed.
+    """The ridge regression over `runs`.
 
-    The ridge is the one that best predicts the first `fields` columns of what was measured: feedback, by default.
+    All runs must have the same number of intervals and domains. At least 2 are needed. The ridge is
+    chosen by the prediction of the first `fields` columns of the measurements: feedback, by
+    default.
     """
 
     def __init__(self, runs: Sequence[Logged], fields: int = _FIELDS) -> None:
-        assert len(runs) > 1, "one run has no spread to learn from"
+        assert len(runs) > 1, "a regression needs at least 2 runs"
         assert len({run.weights_TK.shape for run in runs}) == 1, (
-            "runs of one regression are equally long"
+            "the runs of a regression have equally many intervals and domains"
         )
         self._target_K = runs[0].target_K
         raw = np.stack([path_features(run.weights_TK, self._target_K) for run in runs])
-        self._centre_F, self._scale_F = (
-            raw.mean(axis=(0, 1)),
-            np.maximum(raw.std(axis=(0, 1)), 1e-9),
-        )
+        self._centre_F = raw.mean(axis=(0, 1))
+        self._scale_F = np.maximum(raw.std(axis=(0, 1)), 1e-9)
         x_NTF = self._standardised(raw)
         y_NTY = np.stack([run.measured_TY - run.measured_TY[0] for run in runs])
         self.start_Y = np.mean([run.measured_TY[0] for run in runs], axis=0)
@@ -97,17 +110,22 @@ class Regression:
         self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
 
     def at_end(self, weights_TK: FloatArray) -> FloatArray:
-        """(Y,) what a run along `weights_TK` (T, K) would measure at its end, less what it measured at its start.
-        Leading axes are kept."""
+        """Predict the change (Y,) of the measurements from start to end under `weights_TK` (T, K).
+
+        Leading axes of `weights_TK` are kept.
+        """
         return np.asarray(self.at_ends(weights_TK, [self.weights_FY])[0])
 
     def at_ends(self, weights_TK: FloatArray, solutions: Sequence[FloatArray]) -> FloatArray:
-        """(S, Y) the same by each of other `solutions` (F, Y) of this regression, see `resampled`."""
+        """Return the same for each of S other `solutions` (F, Y), as an array (S, Y).
+
+        `resampled` returns such solutions.
+        """
         x_F = self._standardised(path_features(weights_TK, self._target_K)[..., -1, :])
         return np.stack([self._stage_TY[-1] + x_F @ solution_FY for solution_FY in solutions])
 
     def after(self, weights_TK: FloatArray, whole: int) -> FloatArray:
-        """(Y,) what is measured after the first intervals, played as in `weights_TK` (t, K), of `whole`."""
+        """Predict the measurements (Y,) after t of `whole` intervals, under `weights_TK` (t, K)."""
         padded_TK = np.concatenate(
             [weights_TK, np.zeros((whole - len(weights_TK), weights_TK.shape[1]))]
         )
@@ -115,11 +133,11 @@ class Regression:
         return np.asarray(self.start_Y + self._stage_TY[len(weights_TK)] + x_F @ self.weights_FY)
 
     def resampled(self, counts_N: FloatArray) -> FloatArray:
-        """(F, Y) the solution if run n had been logged `counts_N[n]` times."""
+        """Return the solution (F, Y) for data in which run n appears `counts_N[n]` times."""
         return self._solve(counts_N, self.ridge)
 
     def redrawn(self, rng: np.random.Generator) -> Regression:
-        """The same, fitted to as many runs drawn with replacement: another regression that the data do not rule out."""
+        """Return a regression fitted to runs drawn with replacement (a bootstrap sample)."""
         other = copy.copy(self)
         other.weights_FY = self.resampled(
             rng.multinomial(self.runs, np.full(self.runs, 1 / self.runs)).astype(np.float64)
@@ -127,7 +145,9 @@ class Regression:
         return other
 
     def _choose(self, last_NF: FloatArray, wanted_NY: FloatArray) -> float:
-        """The ridge that best predicts feedback at the end of runs left out."""
+        """Return the ridge with the best prediction of the final `wanted_NY` for runs that are left
+        out.
+        """
         fold_N = np.arange(self.runs) % min(_FOLDS, self.runs)
         spread_Y = np.maximum(wanted_NY.std(axis=0), 1e-12)
         errors = []
@@ -145,7 +165,8 @@ class Regression:
         return _RIDGES[int(np.argmin(errors))]
 
     def _solve(self, counts_N: FloatArray, ridge: float) -> FloatArray:
-        gram_FF, K = np.tensordot(counts_N, self._gram_NFF, axes=1), len(self._target_K)
+        gram_FF = np.tensordot(counts_N, self._gram_NFF, axes=1)
+        K = len(self._target_K)
         penalty_F = np.full(len(gram_FF), ridge / K**0.5)
         penalty_F[: 2 * len(_DECAYS) * K] = ridge
         penalty_F[-1] = 1e-6  # the constant
@@ -159,19 +180,23 @@ class Regression:
 
 
 def domain_change(trajectory: Trajectory) -> str | None:
-    """When and how the domains of a run first changed, in words; None if they never did, as a regression needs it."""
+    """Describe when and how the domains of a run first changed. None if they did not.
+
+    A regression needs runs whose domains did not change.
+    """
     for number, (before, _, after) in enumerate(trajectory, start=1):
         if before.names != after.names:
-            changes = [f"{name} came" for name in after.names if name not in before.names]
-            changes += [f"{name} went" for name in before.names if name not in after.names]
-            return f"its domains changed in interval {number} ({', '.join(changes) or 'in order'})"
+            changes = [f"{name} was added" for name in after.names if name not in before.names]
+            changes += [f"{name} was removed" for name in before.names if name not in after.names]
+            return f"its domains changed in interval {number} ({', '.join(changes) or 'order'})"
     return None
 
 
 def as_logged(trajectory: Trajectory) -> Logged:
-    """Evaluation fields, then losses by domain (absent ones as they were last known), as numbers.
+    """Return a run as numbers: the evaluation fields, then the losses by domain.
 
-    Raises `PolicyError` if domains came or went in the course of the run, whose measurements then are of different things.
+    An absent loss is replaced by the last known one, or else by the next one. Raises `PolicyError`
+    if the domains changed during the run.
     """
     if change := domain_change(trajectory):
         raise PolicyError(f"a run cannot be fitted: {change}. Leave it out")
@@ -187,10 +212,14 @@ def as_logged(trajectory: Trajectory) -> Logged:
 
 
 class DynamicsModel:
-    """`cuvee.core.protocols.Trainer`: a run as the regression has it, in the circumstances of the logged `example`."""
+    """A `Trainer` whose signals are predictions of a regression.
+
+    Domains, steps and tokens are those of the logged run `example`.
+    """
 
     def __init__(self, regression: Regression, example: Trajectory) -> None:
-        self._regression, self._example = regression, example
+        self._regression = regression
+        self._example = example
         self._played: list[FloatArray] = []
 
     @property
@@ -199,7 +228,7 @@ class DynamicsModel:
 
     @property
     def cost(self) -> Cost:
-        """Nothing: no token is read."""
+        """Always zero, because no tokens are read."""
         return Cost()
 
     def start(self, probes: Sequence[Probe]) -> Signals:
@@ -226,4 +255,4 @@ class DynamicsModel:
         self._played = list(state["played"])
 
     def export(self, folder: Path) -> None:
-        """Writes nothing: there is no model."""
+        """Write nothing, because there is no model."""

@@ -1,9 +1,10 @@
-"""The two formulas of simulated training, for one world or for B worlds side by side.
+"""The two formulas of simulated training, for one world or for a batch of B worlds.
 
     L_i(n)   = E_i + A_i (n_i / N₀)^(−β_i)
     n_i(t+1) = (1 − f_i)^φ n_i(t) + η Σ_j T_ij α_j N
 
-Hoffmann et al. 2022 (arXiv 2203.15556) for one law a domain; `simulation.simulator` has the symbols.
+The loss follows Hoffmann et al. 2022 (arXiv 2203.15556), with one law per domain.
+`simulation.simulator` explains the symbols.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _TENSORS = ("floor_K", "scale_K", "exponent_K", "transfer_KK", "forgetting_K", "
 
 @dataclass(frozen=True, kw_only=True)
 class Laws:
-    """Coefficients of scaling laws over K domains, differentiable and of any floating-point type.
+    """Coefficients of scaling laws over K domains, as differentiable tensors.
 
-    `floor_K` E, `scale_K` A, `exponent_K` β, `transfer_KK` T, `forgetting_K` f (0 ≤ f < 1, per
-    interval), `start_K` the effective tokens before the run, `value_K` how much each domain's loss
-    counts, `interval` N tokens, `unit` N₀ tokens. Of B worlds, tensors have a first dimension B, and
-    `interval` and `unit` are (B, 1).
+    `floor_K` is E, `scale_K` A, `exponent_K` β, `transfer_KK` T, and `forgetting_K` f (0 ≤ f < 1,
+    per interval). `start_K` are the effective tokens before the run. `value_K` is how much each
+    domain's loss counts. `interval` is N and `unit` is N₀, both in tokens. For B worlds, tensors
+    have a leading dimension B, and `interval` and `unit` are (B, 1).
     """
 
     floor_K: Tensor
@@ -39,7 +40,7 @@ class Laws:
 
     @classmethod
     def stack(cls, laws: Sequence[Laws], dtype: torch.dtype) -> Laws:
-        """Return the laws of several worlds of equally many domains, side by side."""
+        """Return a batch of the laws of several worlds with equally many domains."""
         stacked = {name: torch.stack([getattr(one, name) for one in laws]) for name in _TENSORS}
         single = {
             name: torch.tensor([getattr(one, name) for one in laws], dtype=dtype)[:, None]
@@ -48,7 +49,7 @@ class Laws:
         return cls(**{name: values.to(dtype) for name, values in stacked.items()}, **single)
 
     def loss(self, effective_K: Tensor) -> Tensor:
-        """Return the loss by domain (…, K) in nats per token after `effective_K` (…, K) tokens."""
+        """Return the loss by domain (…, K), in nats per token, after `effective_K` (…, K) tokens."""
         return self.floor_K + self.scale_K * (effective_K / self.unit).pow(-self.exponent_K)
 
     def after(
@@ -58,7 +59,8 @@ class Laws:
         pace: float | Tensor = 1.0,
         fade: float | Tensor = 1.0,
     ) -> Tensor:
-        """Return the effective tokens (…, K) after an interval under the mixture `weights_K` (…, K).
+        """Return the effective tokens (…, K) after an interval under the mixture `weights_K` (…,
+        K).
 
         `pace` is η and `fade` is φ of that interval.
         """

@@ -1,16 +1,25 @@
-"""A `Trainer` without a model: losses follow a scaling law with transfer between domains, in CPU milliseconds.
+"""`Simulator`: a `Trainer` without a model. A run takes milliseconds on a CPU.
 
-    n_i(t+1) = (1 − f_i)^φ n_i(t) + η Σ_j T_ij α_j(t) N        effective tokens; N drawn an interval, f_i forgotten
-    L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)                  as in Hoffmann et al. 2022 (arXiv:2203.15556), one law a domain
+Losses follow a scaling law with transfer between domains and forgetting:
 
-η(t) and φ(t), 1 by default, are how fast is learned and forgotten, relative to their means: as the learning rate has it, or a
-power of it. T (diagonal 1) says how much a token of j teaches of i. Where domains are forgotten at different rates the order
-matters, so the best schedule beats the best constant mixture; with f = 0 it cannot. `ScalingLaws.losses` is differentiable,
-and `best_static` and `best_schedule` climb through it, so an agent's regret can be measured against the truth.
+    n_i(t+1) = (1 − f_i)^φ n_i(t) + η Σ_j T_ij α_j(t) N
+    L_i(t)   = E_i + A_i (n_i(t) / N₀)^(−β_i)
 
-A mixture's effect on L_i per token is −∂L_i/∂n_i T_ij, so gradients with Gram matrix √(s_i s_j) (T_ij + T_ji) / 2, where
-s_i = −∂L_i/∂n_i · N₀, would train like this. That is what the probe "alignment" reports. The probe "evaluation" reports how
-source and target domains do on average, as log-probabilities: questions about general matters and about the target.
+n are effective tokens. N tokens are drawn per interval, and f_i is the fraction forgotten per
+interval. T_ij (diagonal 1) says how much a token of domain j teaches about domain i. The loss
+follows Hoffmann et al. 2022 (arXiv:2203.15556), with one law per domain. η(t) and φ(t), 1 by
+default, are the rates of learning and forgetting relative to their means. They can follow the
+learning rate or a power of it.
+
+If domains are forgotten at different rates, the order of the data matters, and the best schedule is
+better than the best constant mixture. With f = 0 it is not. `ScalingLaws.losses` is differentiable.
+`best_static` and `best_schedule` optimise through it, so the regret of an agent can be measured
+exactly.
+
+The effect of a mixture on L_i per token is −∂L_i/∂n_i T_ij. The probe "alignment" reports the Gram
+matrix of gradients with this effect, √(s_i s_j) (T_ij + T_ji) / 2 with s_i = −∂L_i/∂n_i · N₀. The
+probe "evaluation" reports minus the mean loss of the source and of the target domains, as
+log-probabilities of general and target questions.
 """
 
 from __future__ import annotations
@@ -42,9 +51,10 @@ _FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingLaws(Laws):
-    """The laws of one simulated run: float64 tensors over K domains.
+    """The laws of one simulated run, as float64 tensors over K domains.
 
-    `pace_T` η and `fade_T` φ hold one number for each of the `intervals`, or none, which is 1.
+    `pace_T` is η and `fade_T` is φ, one number per interval. An empty tuple means 1. Raises
+    `ConfigError` for wrong shapes or ranges.
     """
 
     intervals: int
@@ -70,7 +80,8 @@ class ScalingLaws(Laws):
             (transfer < 0).any() | (transfer.diagonal() != 1).any()
         ):
             raise ConfigError(
-                f"transfer between {K} domains must be a ({K}, {K}) matrix ≥ 0 with ones on its diagonal"
+                f"transfer between {K} domains must be a non-negative ({K}, {K}) matrix with ones "
+                "on its diagonal"
             )
         if bool(
             (self.forgetting_K < 0).any()
@@ -78,7 +89,8 @@ class ScalingLaws(Laws):
             | (self.start_K <= 0).any()
         ):
             raise ConfigError(
-                "forgetting must lie in [0, 1) and every domain must start with some effective tokens"
+                "forgetting must be at least 0 and below 1, and every domain must start with "
+                "some effective tokens"
             )
 
     @property
@@ -89,7 +101,11 @@ class ScalingLaws(Laws):
     def draw(
         cls, domains: int, seed: int, *, intervals: int = 25, forgetting: float = 0.3
     ) -> ScalingLaws:
-        """Random laws. Domains are points on a sphere: near ones teach each other, and a few are forgotten fast."""
+        """Draw random laws.
+
+        Domains are points on a sphere. Near domains teach each other more. A few domains are
+        forgotten fast.
+        """
         rng = np.random.default_rng([seed, domains])
         points_KD = rng.normal(size=(domains, 6))
         points_KD /= np.linalg.norm(points_KD, axis=1, keepdims=True)
@@ -107,12 +123,12 @@ class ScalingLaws(Laws):
         )
 
     def step(self, effective_K: Tensor, weights_K: Tensor, number: int) -> Tensor:
-        """Effective tokens (…, K) after interval `number` (from 0) under `weights_K` (…, K)."""
+        """Return the effective tokens (…, K) after interval `number` (from 0) under `weights_K`."""
         pace, fade = (one[number] if one else 1.0 for one in (self.pace_T, self.fade_T))
         return self.after(effective_K, weights_K, pace, fade)
 
     def alignment(self, effective_K: Tensor) -> Tensor:
-        """Gram matrix (K, K) of the domains' gradients."""
+        """Return the Gram matrix (K, K) of the domains' gradients."""
         slope_K = (
             self.scale_K * self.exponent_K * (effective_K / self.unit).pow(-self.exponent_K - 1)
         )
@@ -120,23 +136,24 @@ class ScalingLaws(Laws):
         return root_K[:, None] * root_K * (self.transfer_KK + self.transfer_KK.T) / 2
 
     def losses(self, weights_TK: Tensor) -> Tensor:
-        """Loss by domain (T+1, K) along a path of mixtures (T, K); differentiable."""
-        effective_K, losses = self.start_K, [self.loss(self.start_K)]
+        """Return the losses (T+1, K) along a path of mixtures (T, K); differentiable."""
+        effective_K = self.start_K
+        losses = [self.loss(effective_K)]
         for number, weights_K in enumerate(weights_TK):
             effective_K = self.step(effective_K, weights_K, number)
             losses.append(self.loss(effective_K))
         return torch.stack(losses)
 
     def objective(self, weights_TK: Tensor) -> Tensor:
-        """The valued loss Σ v_i L_i at the end of a path; what the optima minimise."""
+        """Return the valued loss Σ v_i L_i at the end of a path of mixtures (T, K)."""
         return self.losses(weights_TK)[-1] @ self.value_K
 
     def best_static(self, steps: int = 400) -> Tensor:
-        """The constant mixture (K,) that ends lowest, by Adam through the simulator."""
+        """Return the constant mixture (K,) with the lowest objective, found by Adam."""
         return self._climb(1, steps)[0]
 
     def best_schedule(self, steps: int = 400) -> Tensor:
-        """The path (T, K) that ends lowest."""
+        """Return the path of mixtures (T, K) with the lowest objective, found by Adam."""
         return self._climb(self.intervals, steps)
 
     def _climb(self, rows: int, steps: int) -> Tensor:
@@ -156,11 +173,11 @@ class ScalingLaws(Laws):
 @register_trainer("simulator")
 @dataclass
 class Simulator:
-    """`cuvee.core.protocols.Trainer` over `ScalingLaws`. Deterministic from `seed`; measured losses carry noise.
+    """A `Trainer` over `ScalingLaws`. Deterministic given `seed`.
 
-    `noise` is the standard deviation, in nats, of a training loss measured on an even share of the tokens; a smaller share
-    is noisier by the root. "valid_loss", measured on the same tokens each time, carries a tenth of it. In "alignment" it is
-    the deviation of a cosine.
+    `noise` is the standard deviation, in nats, of the training loss of a domain with weight 1/K. It
+    is proportional to 1/√weight. The noise of "valid_loss" is a tenth of it, because the same
+    tokens are measured each time. For "alignment" it is the standard deviation of a cosine.
     """
 
     laws: ScalingLaws
@@ -186,9 +203,10 @@ class Simulator:
     def build(
         cls, model: str | Mapping[str, Any], corpus: Domains, settings: TrainerSettings, ranks: Any
     ) -> Simulator:
-        """A world over the corpus's domains, drawn by `settings.seed`, with the steps and tokens of `settings`.
+        """Build a world over the corpus's domains, drawn from `settings.seed`.
 
-        `model` is not used, and every rank simulates the same.
+        Steps and tokens are those of `settings`. `model` is not used, and every rank simulates the
+        same run.
         """
         intervals = math.ceil(settings.total_steps / settings.interval)
         laws = ScalingLaws.draw(len(corpus.domains), settings.seed, intervals=intervals)
@@ -209,6 +227,7 @@ class Simulator:
     def price(
         cls, model: str | Mapping[str, Any], corpus: Domains, settings: TrainerSettings
     ) -> Cost:
+        """Return the cost of a whole run."""
         intervals = math.ceil(settings.total_steps / settings.interval)
         interval = settings.interval * settings.batch_size * settings.sequence_length
         return cls._price(intervals * interval)
@@ -222,10 +241,10 @@ class Simulator:
         return self._signals(np.zeros(self.laws.domains, np.int64))
 
     def advance(self, mixture: Mixture) -> Signals:
-        """Trains one interval. Raises `TrainingError` past the end."""
+        """Simulate one interval. Raises `TrainingError` after the end of the run."""
         if self.done:
             raise TrainingError(
-                f"the simulated run ended at step {self.step}: start another to go on"
+                f"the simulated run ended at step {self.step}: build another simulator"
             )
         weights_K = mixture.to([domain.name for domain in self.domains]).weights_K
         self._effective_K = self.laws.step(
@@ -250,7 +269,8 @@ class Simulator:
             )
 
     def _signals(self, tokens_K: np.ndarray[Any, Any]) -> Signals:
-        laws, K = self.laws, self.laws.domains
+        laws = self.laws
+        K = laws.domains
         true_K = laws.loss(self._effective_K).numpy()
         share_K = tokens_K / max(tokens_K.sum(), 1)
         train_K = true_K + self.noise * self._rng.normal(size=K) / np.sqrt(
@@ -270,9 +290,7 @@ class Simulator:
         measured = {
             "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
             "alignment": Measured.all(noisy_KK),
-            "alignment_unbiased": Measured.all(
-                noisy_KK
-            ),  # the simulator's noise has no bias to begin with
+            "alignment_unbiased": Measured.all(noisy_KK),  # the simulator's noise has no bias
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),
         }
@@ -292,7 +310,7 @@ class Simulator:
         return Cost(tokens=tokens, flops=_FLOPS_PER_TOKEN * tokens)
 
     def valued_loss(self) -> float:
-        """The truth that the optima are about, without noise."""
+        """Return the current valued loss Σ v_i L_i, without noise."""
         return float(self.laws.loss(self._effective_K) @ self.laws.value_K)
 
     def state_dict(self) -> State:
@@ -304,7 +322,10 @@ class Simulator:
         }
 
     def restore(self, state: State, probes: Sequence[Probe]) -> None:
-        """Goes on where `state` was saved. Raises `CheckpointError` if it is of another number of domains."""
+        """Continue from `state`.
+
+        Raises `CheckpointError` if it has another number of domains.
+        """
         effective_K: FloatArray = np.array(state["effective"])
         if effective_K.shape != (self.laws.domains,):
             raise CheckpointError(
@@ -312,8 +333,9 @@ class Simulator:
             )
         self._attach(probes)
         self._effective_K = torch.from_numpy(effective_K)
-        self.step, self.cost = int(state["step"]), self._price(int(state["tokens"]))
+        self.step = int(state["step"])
+        self.cost = self._price(int(state["tokens"]))
         self._rng.bit_generator.state = state["rng"]
 
     def export(self, folder: Path) -> None:
-        """Writes nothing: there is no model."""
+        """Write nothing, because there is no model."""
