@@ -42,6 +42,7 @@ class WorldParams:
     final_lr_ratio: float = 1.0
     """Learning rate at the end relative to the start; the decay is a cosine. 1 is constant."""
     learning: float = 1.0
+    """Learning is proportional to this power of the learning rate."""
     fading: float = 1.0
     """Forgetting is proportional to this power of the learning rate."""
     variety: float = 1.0

@@ -33,7 +33,7 @@ from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.guard.alarms import Alarms, Timestep
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
-from cuvee.policies.guard.limits import Limits, nearest_within, limit_change
+from cuvee.policies.guard.limits import Limits, limit_change, nearest_within
 from cuvee.policies.guard.sanitizer import SignalSanitizer
 
 __all__ = ["Guard", "Limits"]
