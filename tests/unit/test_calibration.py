@@ -77,7 +77,7 @@ def test_natures_are_kept_for_each_domain_space() -> None:
 def test_runs_that_all_did_the_same_are_refused() -> None:
     with pytest.raises(
         PolicyError,
-        match=r"the same at the end of all 8 runs like run-0: .* under different mixtures",
+        match=r"the same at the end of all 8 runs like run-0, so .* under different mixtures",
     ):
         calibrate(
             [

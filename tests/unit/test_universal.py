@@ -112,7 +112,7 @@ def test_learning_is_repeatable_and_ends_above_the_reference_mixture() -> None:
 
 @pytest.mark.training
 def test_what_it_pays_for_straying_keeps_it_near_the_reference() -> None:
-    strayed = {}
+    divergence = {}
     for caution in (0.0, 3.0):
         said: list[float] = []
         settings = replace(
@@ -124,9 +124,11 @@ def test_what_it_pays_for_straying_keeps_it_near_the_reference() -> None:
             longest=8,
             kl_coef=caution,
         )
-        learn_universal(settings, 0, lambda _, figures, said=said: said.append(figures["strayed"]))
-        strayed[caution] = sum(said[-10:])
-    assert strayed[3.0] < 0.5 * strayed[0.0]
+        learn_universal(
+            settings, 0, lambda _, figures, said=said: said.append(figures["divergence"])
+        )
+        divergence[caution] = sum(said[-10:])
+    assert divergence[3.0] < 0.5 * divergence[0.0]
 
 
 def test_a_batch_is_of_one_size_and_no_larger_than_asked() -> None:

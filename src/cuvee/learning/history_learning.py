@@ -1,11 +1,14 @@
-"""From logged runs to a policy: cloning, conservative Q-learning, and when to stop (Data Mixing Agent, arXiv 2507.15640 §3).
+"""Learns a policy from logged runs (Data Mixing Agent, arXiv 2507.15640 §3).
 
-A share of the runs is held out: off-policy evaluation uses all runs, and nothing is learned from the held-out ones. The actor
-is evaluated (`learning.off_policy`) after behaviour cloning and then every `eval_every` updates. Among the actors that stay near
-the data, the one whose gain over the best static mixture has the highest lower bound is kept. Learning that diverges therefore
-costs time and not quality. `updates=0` is behaviour cloning (SFT) only.
+`learn` runs behaviour cloning, then conservative Q-learning. A fraction of the runs is held out:
+nothing is learned from them, but off-policy evaluation uses all runs. The actor is evaluated
+(`learning.off_policy`) after behaviour cloning and then every `eval_every` updates. Of the actors
+that stay near the data, the one is kept whose gain over the best static mixture has the highest
+lower bound. If learning diverges, it costs time but not quality. `updates=0` is behaviour cloning
+(SFT) only.
 
-Runs may be of several domain spaces. The actor is evaluated in each space by itself, and the lowest bound counts.
+Runs may come from several domain spaces. The actor is evaluated in each space separately, and the
+lowest bound counts.
 """
 
 from __future__ import annotations
@@ -39,16 +42,23 @@ from cuvee.simulation.dynamics_model import DynamicsModel, Regression, as_logged
 from cuvee.training.checkpoint import Checkpoints
 
 _FEWEST = 8
-_FAR_OUT = 1e3  # taken off the bound of what is out of reach, so that anything within it is better
+# Subtracted from the bound of an actor that leaves the data, so that any other actor is better.
+_FAR_OUT = 1e3
 
 
 @dataclass(frozen=True)
 class LearnSettings(OfflineSettings):
-    """`OfflineSettings`, and: `bc_updates` and `updates` are steps of behaviour cloning and of Q-learning. `held_out` is the share
-    of each space's runs that are kept for off-policy evaluation and not learned from. With 0 nothing is evaluated, and the last
-    actor is kept. So many `imagined` trajectories are learned from beside the logged ones, see `imagine`. `initial` is the folder
-    of a policy whose actor learning starts from, or `universal`. `coarse`: each run is also learned from in coarser domain spaces.
-    `architecture` is a preset's name or its fields."""
+    """Settings of `learn`, in addition to those of `OfflineSettings`.
+
+    - `bc_updates`, `updates`: number of updates of behaviour cloning and of Q-learning.
+    - `eval_every`: number of Q-learning updates between evaluations.
+    - `held_out`: fraction of the runs of each space that are held out. With 0 nothing is evaluated,
+      and the last actor is kept.
+    - `imagined`: number of simulated trajectories to learn from in addition (see `imagine`).
+    - `initial`: folder of a policy whose actor is the starting point, or `universal`.
+    - `coarse`: also learn from each run in coarser domain spaces (see `learning.merging`).
+    - `architecture`: name of a preset, or its fields.
+    """
 
     bc_updates: int = 300
     updates: int = 1000
@@ -62,14 +72,14 @@ class LearnSettings(OfflineSettings):
         super().__post_init__()
         if not 0 <= self.held_out < 1:
             raise ConfigError(
-                f"held_out is {self.held_out}: it is a share of the runs, from 0 to below 1"
+                f"held_out is {self.held_out}: it is a fraction of the runs, at least 0 and below 1"
             )
         if self.eval_every < 1 or min(self.bc_updates, self.updates) < 0:
             raise ConfigError("eval_every must be 1 or more, bc_updates and updates 0 or more")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """From plain JSON. Raises `ConfigError` naming an option that there is not."""
+        """Return the settings from plain JSON. Raises `ConfigError` that names unknown options."""
         known = [one.name for one in dataclasses.fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise ConfigError(unknown_settings("the agent", unknown, known))
@@ -84,7 +94,11 @@ class LearnSettings(OfflineSettings):
 
 @dataclass(frozen=True)
 class LearnProgress:
-    """`stage` is "cloning" or "learning"; `estimates` are the newest figures, by domain space."""
+    """Progress of `learn`, for observers.
+
+    `stage` is "cloning" or "learning". `estimates` are the results of the newest evaluation, by
+    domain space.
+    """
 
     stage: str
     done: int
@@ -98,10 +112,12 @@ Observer = Callable[[LearnProgress], None]
 
 @dataclass(frozen=True)
 class Learned(Lesson):
-    """`evaluations` holds the figures of each off-policy evaluation, in the order of updates. `estimates`
-    are those of the actor that was kept, by domain space; `held_out` are the ids of the runs they rest on.
+    """The result of `learn`.
 
-    "supported" under "support" of the provenance is null where no runs were held out."""
+    `evaluations` holds the results of all evaluations, in the order of updates. `estimates` are
+    those of the actor that was kept, by domain space. `held_out` are the ids of the runs that were
+    held out. In the provenance, "supported" under "support" is null if no runs were held out.
+    """
 
     policy: HistoryPolicy
     evaluations: Sequence[Mapping[str, Any]]
@@ -119,23 +135,24 @@ def learn(
     folder: Path | None = None,
     observer: Observer | None = None,
 ) -> Learned:
-    """Learns from `runs`. With a `folder`, resumes there what was interrupted, to the bit.
+    """Learn a policy from `runs`.
 
-    Runs whose domains changed are learned from, but take no part in the evaluation; "left_out" of the provenance names them.
-    Raises `PolicyError` if they leave no run to evaluate on, if fewer than 8 runs have feedback for every interval, or naming
-    the run that holds a non-finite number.
+    With a `folder`, an interrupted call resumes from it, with exactly the same result. Runs whose
+    domains changed are learned from but not used in the evaluation; "left_out" in the provenance
+    names them. Raises `PolicyError` if no runs are left for the evaluation, if fewer than 8 runs
+    have feedback for every interval, or if a run has a non-finite number (it is named).
     """
     usable = [run for run in runs if len(run.trajectory) and feedback(run.trajectory).present.all()]
     if len(usable) < _FEWEST:
         raise PolicyError(
-            f"{len(usable)} of {len(runs)} runs have feedback for every interval, at least {_FEWEST} are needed: run more "
-            "proxies (`cuvee search`), with question files"
+            f"{len(usable)} of {len(runs)} runs have feedback for every interval, at least "
+            f"{_FEWEST} are needed: run more proxies (`cuvee search`), with question files"
         )
     return _Learning(usable, feedback, settings, seed, folder, observer).finish()
 
 
 class _Learning:
-    """The state of one course of learning: the learner, how far it is, the best actor so far and the trace."""
+    """The state of one call of `learn`: learner, position, best actor and evaluations."""
 
     def __init__(
         self,
@@ -146,8 +163,13 @@ class _Learning:
         folder: Path | None,
         observer: Observer | None,
     ) -> None:
-        self.runs, self.feedback, self.settings, self.seed = runs, feedback, settings, seed
-        self.observer, self.seconds, self.position = observer, 0.0, 0
+        self.runs = runs
+        self.feedback = feedback
+        self.settings = settings
+        self.seed = seed
+        self.observer = observer
+        self.seconds = 0.0
+        self.position = 0
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         held = _held_out(runs, settings.held_out, seed)
@@ -156,8 +178,8 @@ class _Learning:
         if settings.held_out and self.left_out and not held:
             each = "; ".join(f"{run_id}: {change}" for run_id, change in self.left_out.items())
             raise PolicyError(
-                f"too few runs are left to evaluate a policy on: {each}. Run proxies whose domains stay the same (`cuvee search`), "
-                "or set held_out to 0, so that nothing is evaluated"
+                f"too few runs are left to evaluate a policy: {each}. Run proxies whose domains "
+                "stay the same (`cuvee search`), or set held_out to 0 to skip the evaluation"
             )
         self.held_out = [run.id for run in runs if run.id in held]
         learned_from = [run for run in runs if run.id not in held]
@@ -166,8 +188,7 @@ class _Learning:
         if settings.coarse:
             seen += coarser(seen, seed)
             names += [
-                f"a coarser form of a run, number {number}"
-                for number in range(len(seen) - len(names))
+                f"coarser version {number} of a run" for number in range(len(seen) - len(names))
             ]
         episodes = [as_episode(trajectory, feedback) for trajectory in seen]
         imagined = [
@@ -175,7 +196,7 @@ class _Learning:
             for one in imagine(learned_from, settings.imagined, feedback.weight, seed)
         ]
         self.learner = OfflineLearner(episodes, settings, seed, names, imagined)
-        self.initial = _begin_with(self.learner, settings) if settings.initial else None
+        self.initial = _start_from(self.learner, settings) if settings.initial else None
         self.evaluators = _evaluators(runs, held, feedback, settings.quantile)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
 
@@ -187,7 +208,8 @@ class _Learning:
         started = time.perf_counter()
         if self.checkpoints and (saved := self.checkpoints.latest()):
             self.load_state_dict(saved[1])
-        before, metrics = self.seconds, dict[str, float]()
+        before = self.seconds
+        metrics: Mapping[str, float] = {}
         while True:
             if self._due():
                 self._evaluate()
@@ -234,15 +256,11 @@ class _Learning:
             }
         )
         if self.best is None or worst > self.best["worst"]:
-            actor, critic = (
-                module_state(self.learner.actor.net),
-                module_state(self.learner.critic.net),
-            )
             self.best = {
                 "worst": worst,
                 "update": self.evaluations[-1]["update"],
-                "actor": actor,
-                "critic": critic,
+                "actor": module_state(self.learner.actor.net),
+                "critic": module_state(self.learner.critic.net),
             }
 
     def _policy(
@@ -298,7 +316,11 @@ class _Learning:
         )
 
     def _fallback(self, estimates: Mapping[str, OffPolicyEstimate]) -> dict[str, Any] | None:
-        """The best static mixture: by role, the mean over spaces, and by domain where all runs have the same ones."""
+        """Return the best static mixture.
+
+        "target" and "flatness" are means over the domain spaces. "shares" is by domain, if all runs
+        have the same domains.
+        """
         found = list(estimates.values())
         if not found:
             return None
@@ -331,11 +353,13 @@ class _Learning:
         if state["identity"] != self._identity():
             assert self.checkpoints
             raise PolicyError(
-                f"{self.checkpoints.folder} holds what was learned from other runs or with other settings: remove that folder to "
-                "begin anew, or go on with the settings that it was begun with"
+                f"{self.checkpoints.folder} holds a checkpoint of other runs or other settings: "
+                "remove that folder to start again, or use the settings it was started with"
             )
-        self.position, self.seconds = int(state["position"]), float(state["seconds"])
-        self.evaluations, self.best = list(state["evaluations"]), state["best"]
+        self.position = int(state["position"])
+        self.seconds = float(state["seconds"])
+        self.evaluations = list(state["evaluations"])
+        self.best = state["best"]
         self.learner.load_state_dict(state["learner"])
 
     def _identity(self) -> dict[str, Any]:
@@ -348,18 +372,24 @@ class _Learning:
         }
 
 
-def _begin_with(learner: OfflineLearner, settings: LearnSettings) -> str:
-    """Gives it the actor of another policy; the critics, which valued something else, begin anew. Returns the actor's digest."""
+def _start_from(learner: OfflineLearner, settings: LearnSettings) -> str:
+    """Copy the actor of a saved policy and return its digest.
+
+    The critics are not copied, because they were trained on other returns.
+    """
     folder = UNIVERSAL if settings.initial == UNIVERSAL.name else Path(settings.initial)
     policy = load_policy(folder)
     if not isinstance(policy, HistoryPolicy):
         raise PolicyError(
-            f"{folder} holds a {type(policy).__name__}: only what `cuvee learn` wrote can be learned on from"
+            f"{folder} holds a {type(policy).__name__}: only what `cuvee learn` wrote can be the "
+            "initial policy"
         )
-    wanted, there = dataclasses.asdict(settings.architecture), policy.settings()["architecture"]
-    if wanted != there:
+    wanted = dataclasses.asdict(settings.architecture)
+    found = policy.settings()["architecture"]
+    if wanted != found:
         raise PolicyError(
-            f"the policy in {folder} has the architecture {there}, and not {wanted}: give it as `architecture`"
+            f"the policy in {folder} has the architecture {found}, not {wanted}: "
+            "give it as `architecture`"
         )
     state = module_state(policy.actor)
     load_module(learner.actor.net, state)
@@ -367,8 +397,9 @@ def _begin_with(learner: OfflineLearner, settings: LearnSettings) -> str:
 
 
 def as_episode(trajectory: Trajectory, feedback: Feedback) -> Episode:
-    """What a learner reads of a run; the reward of an interval is by how much it raised the feedback."""
-    seen, e_T1 = encode_trajectory(trajectory, feedback), feedback(trajectory).values
+    """Return a run as an episode. The reward of an interval is the increase of the feedback."""
+    seen = encode_trajectory(trajectory, feedback)
+    e_T1 = feedback(trajectory).values
     kept = len(seen.globals_G)
     weights_TK = trajectory.weights_TK()[len(trajectory) + 1 - kept :]
     return Episode(
@@ -381,12 +412,14 @@ def as_episode(trajectory: Trajectory, feedback: Feedback) -> Episode:
 
 
 def imagine(runs: Sequence[Run], count: int, weight: float, seed: int) -> list[Trajectory]:
-    """`count` walks of the scoring sampler through runs as regressions over the logged ones have them (`simulation.dynamics_model`).
+    """Simulate `count` trajectories of the scoring sampler in models of the logged runs.
 
-    Each walk has a regression of its own, fitted to runs drawn with replacement, so what the data leave open differs from walk to
-    walk. Spaces get walks in proportion to their runs; one of fewer than 4 whole runs gets none.
+    The model is a `DynamicsModel`. Each trajectory uses its own regression, fitted to runs drawn
+    with replacement, so trajectories differ where the data are uncertain. Domain spaces get
+    trajectories in proportion to their runs. Spaces with fewer than 4 complete runs get none.
     """
-    rng, found = np.random.default_rng([seed, 11]), []
+    rng = np.random.default_rng([seed, 11])
+    found = []
     for space in dict.fromkeys(_space(run.trajectory) for run in runs):
         members = [
             run.trajectory for run in runs if _space(run.trajectory) == space and _whole(run)
@@ -409,13 +442,20 @@ def _space(trajectory: Trajectory) -> tuple[tuple[str, ...], int]:
 
 
 def _whole(run: Run) -> bool:
-    """Whether it ran to its end over the same domains, as it must for a regression."""
+    """Return whether the run is complete and its domains did not change.
+
+    A regression needs such runs.
+    """
     return run.trajectory.last.progress >= 1.0 and domain_change(run.trajectory) is None
 
 
 def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
-    """Ids of the runs that are held out: a share of each space, drawn by `seed`; none of a space too small to spare two."""
-    rng, held = np.random.default_rng([seed, 7]), set()
+    """Return the ids of the runs to hold out: a fraction of each space, drawn with `seed`.
+
+    None are held out in a space that is too small for two held-out and two other runs.
+    """
+    rng = np.random.default_rng([seed, 7])
+    held = set()
     for space in dict.fromkeys(_space(run.trajectory) for run in runs):
         members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
         count = round(share * len(members))

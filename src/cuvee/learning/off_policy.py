@@ -1,19 +1,25 @@
-"""Off-policy evaluation: the return of a policy, estimated from logged runs, and whether these support the estimate.
+"""Off-policy evaluation: estimates the return of a policy from logged runs.
 
-The policy is rolled out in a run fitted to the logged ones (`fitted_run`), and the path that it takes is valued. Two things
-make that value uncertain, and the interval holds both: which runs happened to be logged (runs are drawn anew with
-replacement and the fit is repeated), and how far off a fit is on a path that it has not seen (the errors it makes on runs left
-out of it). Values are returns, feedback at the end less that at the start. Behaviour is the mean return of the runs, and two
-values are compared on the same draws.
+The policy is rolled out in a dynamics model that is fitted to the logged runs
+(`simulation.dynamics_model`). The path of mixtures that it takes is valued by that model. Values
+are returns: feedback at the end minus feedback at the start. "Behaviour" is the mean return of the
+logged runs.
 
-The fit is to all runs, those among them that the policy was learned from. A fit to a quarter of them, held out, owes the policy
-nothing and knows next to nothing: on real text it could not rank mixtures (docs/decisions.md).
+The confidence interval covers two kinds of uncertainty: which runs happened to be logged (bootstrap
+over runs, with a new fit for each sample), and the error of a fit on paths that it has not seen
+(its errors on runs left out by cross-validation). Two values are compared on the same samples.
 
-METHODS asks for fitted Q evaluation. Linear fitted Q, in closed form, was tried first: at 16 to 64 runs its interval is two to
-twenty times as wide (docs/lab/off_policy_evaluation.md), since Q has to find out what the fitted run is told: that tokens add up.
+The model is fitted to all runs, including those that the policy was learned from. A fit to the
+held-out quarter alone would be independent of the policy but too weak: on real text it could not
+rank mixtures (see docs/decisions.md).
 
-*Support*: a mixture that nobody has tried at that stage of a run is extrapolation, whatever the interval says. Its distance is
-total variation to the nearest mixture that another run played at that stage. Pure numpy; deterministic.
+Linear fitted Q evaluation was tried first. With 16 to 64 runs, its interval is 2 to 20 times wider
+(see docs/methods/data_mixing_agent.md), because Q must learn that tokens add up, which the dynamics
+model assumes.
+
+*Support*: if nobody has tried a similar mixture at that timestep, the value is an extrapolation,
+whatever the interval says. The distance is the total variation to the nearest mixture that another
+run played at about that timestep. The module uses only numpy and is deterministic.
 """
 
 from __future__ import annotations
@@ -33,8 +39,8 @@ from cuvee.loop import run
 from cuvee.simulation.dynamics_model import DynamicsModel, Logged, Regression, as_logged
 
 _RESAMPLES = 200
-_FAR = 0.95  # quantile of the data's own distances: what lies further out is outside
-_MOST_OUTSIDE = 0.25  # of decisions
+_FAR = 0.95  # quantile of the data's own distances; mixtures further away are outside
+_MOST_OUTSIDE = 0.25  # largest fraction of decisions outside
 _COMPARED = 4096
 _FOLDS = 8
 _LEVEL = 0.95
@@ -45,9 +51,16 @@ _DIVISIONS = [
 
 @dataclass(frozen=True)
 class OffPolicyEstimate:
-    """`gain` is value − behaviour, `over_static` value − that of the best static mixture, `static_K`. `by_role` is the best of
-    those that say no more than a target share and a flatness. `outside` is the share of decisions further than `reach` from what
-    others played; `error` the standard error of the fit on runs that it has not seen."""
+    """The result of off-policy evaluation.
+
+    - `value`: estimated return of the policy.
+    - `behaviour`: mean return of the logged runs. `gain` is value − behaviour.
+    - `static`: value of the best static mixture `static_K`. `over_static` is value − static.
+    - `by_role`: (target share, flatness) of the best static mixture that is divided by role.
+    - `outside`: fraction of decisions further than `reach` from what other runs played.
+    - `error`: standard error of the fit on runs that it has not seen.
+    - `path`: the rollout of the policy.
+    """
 
     value: Estimate
     behaviour: Estimate
@@ -63,17 +76,22 @@ class OffPolicyEstimate:
 
     @property
     def within_reach(self) -> bool:
+        """Whether the policy stays close to the data."""
         return self.outside <= _MOST_OUTSIDE
 
     @property
     def supported(self) -> bool:
-        """The policy stays where there are data, and the whole intervals are above 0 of its gain over behaviour and of that over
-        the best static mixture, which is played in its place if not."""
+        """Whether the data show that the policy is better than behaviour and the best static
+        mixture.
+
+        The policy must stay within reach of the data, and the confidence intervals of both gains
+        must be above 0. If not, the best static mixture is played instead.
+        """
         lows = (self.gain.low, self.over_static.low)
         return self.within_reach and all(low is not None and low > 0 for low in lows)
 
     def figures(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the estimate as plain JSON."""
         estimates = {
             name: getattr(self, name)
             for name in ("value", "behaviour", "gain", "static", "over_static")
@@ -93,17 +111,20 @@ class OffPolicyEstimate:
 
 
 class OffPolicyEvaluator:
-    """Judges policies by `runs`.
+    """Evaluates policies by the logged `runs`.
 
-    They say what is within reach, and which mixture within it is the best one to hold from start to end: one that divides the
-    run by role (`_DIVISIONS`), or one of `statics` if it surely ends higher. All runs have the same domains and equally many
-    intervals; at least four are needed. `weight` is λ of the feedback.
+    All runs must have the same domains and equally many intervals; at least four are needed.
+    `weight` is λ of the feedback.
+
+    The evaluator also finds the best static mixture within reach. It is one that is divided by role
+    (`_DIVISIONS`), or one of `statics` (mixtures by name) if that has a clearly higher return.
     """
 
     def __init__(
         self, runs: Sequence[Trajectory], statics: Mapping[str, FloatArray], weight: float = 0.5
     ) -> None:
-        self._weight, self._example = weight, runs[0]
+        self._weight = weight
+        self._example = runs[0]
         self._runs = [as_logged(trajectory) for trajectory in runs]
         self._seen_NTK = np.stack([run.weights_TK for run in self._runs])
         self._regression = Regression(self._runs)
@@ -140,8 +161,10 @@ class OffPolicyEvaluator:
             self.static_K, self._static_R = statics[challenger], challenger_R
 
     def __call__(self, policy: Policy) -> OffPolicyEstimate:
+        """Roll out `policy` and return its estimate."""
         path = run(DynamicsModel(self._regression, self._example), policy)
-        weights_TK, n = path.weights_TK(), len(self._runs)
+        weights_TK = path.weights_TK()
+        n = len(self._runs)
         value_R = self._values(weights_TK)
         nothing_R = np.zeros_like(value_R)
         return OffPolicyEstimate(
@@ -168,7 +191,11 @@ class OffPolicyEvaluator:
         return np.broadcast_to(mixture_K, self._seen_NTK.shape[1:])
 
     def _values(self, weights_TK: FloatArray) -> FloatArray:
-        """(1 + R,) the value of a path by the fit, and by each resampled one with an error it is known to make."""
+        """Return the values (1 + R,) of a path.
+
+        The first is by the fit to all runs. The others are by the bootstrap fits, each with a
+        random error of the size that fits make on unseen runs.
+        """
         drawn = [
             self._score(change_Y[:2])
             for change_Y in self._regression.at_ends(weights_TK, self._solutions)
@@ -176,7 +203,7 @@ class OffPolicyEvaluator:
         return np.append(self._earned(weights_TK), np.array(drawn) + self._missed_R)
 
     def _missed(self) -> FloatArray:
-        """(N,) by how much a fit to other runs is off on each run."""
+        """Return the (N,) errors on each run of a fit to other runs."""
         fold_N = np.arange(len(self._runs)) % _FOLDS
         missed_N = np.array([self._return(run) for run in self._runs])
         for fold in np.unique(fold_N):
@@ -198,7 +225,10 @@ class OffPolicyEvaluator:
 def static_candidates(
     runs: Sequence[Trajectory], returns: Sequence[float], quantile: float
 ) -> dict[str, FloatArray]:
-    """Mixtures (K,) that might be the best to hold: the means of the best runs' paths, the mean of those, and uniform."""
+    """Return mixtures (K,) by name that may be the best static mixture.
+
+    They are the mean mixtures of the best runs, the mean of those, and uniform.
+    """
     order = np.argsort(-np.asarray(returns))[: max(1, int(np.ceil(quantile * len(runs))))]
     means = {f"mean of run {int(n)}": runs[int(n)].weights_TK().mean(axis=0) for n in order}
     K = len(runs[0].names)
@@ -210,20 +240,26 @@ def static_candidates(
 
 
 def _compared(ours_R: FloatArray, theirs_R: FloatArray, runs: int) -> Estimate:
-    """Ours − theirs on the same draws; the first is the data as they are."""
+    """Estimate ours − theirs on the same samples. The first entry belongs to the original data."""
     differences_R = ours_R - theirs_R
     low, high = np.quantile(differences_R[1:], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Estimate(float(differences_R[0]), float(low), float(high), runs, _LEVEL)
 
 
 def _nearest(runs_NTK: FloatArray, t: int, mixture_K: FloatArray) -> FloatArray:
-    """(N,) total variation of a mixture to what each run played within one interval of `t`."""
+    """Return the (N,) total variation of a mixture from what each run played near timestep `t`.
+
+    "Near" is at most one interval earlier or later.
+    """
     near = runs_NTK[:, max(0, t - 1) : t + 2]
     return np.asarray(0.5 * np.abs(near - mixture_K).sum(axis=-1).min(axis=1))
 
 
 def _own_distances(runs_NTK: FloatArray) -> FloatArray:
-    """How far mixtures of the data are from the nearest of another run; evenly spaced runs speak for very many."""
+    """Return how far mixtures of the data are from the nearest mixture of another run.
+
+    If there are many runs, evenly spaced ones are used.
+    """
     N, T, _ = runs_NTK.shape
     rows = np.unique(np.linspace(0, N - 1, min(N, max(2, _COMPARED // T))).astype(int))
     return np.array(

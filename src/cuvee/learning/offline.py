@@ -1,24 +1,31 @@
-"""Learning from whole runs: behaviour cloning, then conservative Q-learning on the simplex over histories.
+"""Offline learning from whole runs: behaviour cloning, then conservative Q-learning.
 
-For Data Mixing Agent (arXiv:2507.15640): what is known of a run at moment t is everything up to t, so the networks read whole
-trajectories (`agents.history`) and every moment of every episode of a batch is learned from at once.
+This is the agent of Data Mixing Agent (arXiv:2507.15640). At timestep t, everything up to t is
+known. The networks therefore read whole trajectories (`agents.history`), and every timestep of
+every episode of a batch is learned from at once.
 
-    warm-up  KL(α_data ‖ π) over the episodes in the top quantile by return
+    cloning  KL(α_data ‖ π) over the episodes in the top quantile by return
     critics  Σ_j ½ (Q_j(s_t, α_t) − y_t)² + ω Σ_j [ln E_ρ exp Q_j(s_t, α) − Q_j(s_t, α_t)]
              y_t = r̃_t + γ [(1 − λ) min_j Q'_j(s_{t+1}, α′) + λ y_{t+1}],   α′ ~ π(s_{t+1})
-    actor    −E_π min_j Q_j(s_t, α) / ς + κ (H̄ − H(π)) + χ KL(α_data ‖ π) over the same top quantile
+    actor    −E_π min_j Q_j(s_t, α) / ς + κ (H̄ − H(π)) + χ KL(α_data ‖ π)
+             with the last term over the same top quantile
 
-CQL is that of `agents.cql` (Kumar et al. 2020, arXiv:2006.04779), ρ its even blend of the flat Dirichlet, π(s_t) and
-π(s_{t+1}). Deviations:
+The conservative loss is that of `agents.cql` (Kumar et al. 2020, arXiv:2006.04779). ρ is the equal
+mixture of the flat Dirichlet, π(s_t) and π(s_{t+1}). Deviations:
 
-- y is a λ-return without correction for α_{t+1}, … being the data's (Peng's Q(λ); Kozuno et al. 2021, arXiv:2103.00107):
-  the feedback of one interval is mostly noise, that of a whole run is not. λ = 0 is `agents.cql`.
-- rewards are shaped and scaled (`episodes.ReturnScale`); γ is 1 and the end of the budget is an end, since what counts is
-  the model at the end; `budget_ends=False` with γ < 1 bootstraps through it, as METHODS has it.
-- ς is how much Q differs between proposals in one state, so that χ and κ mean the same at any length of run.
-- π's entropy in the Aitchison measure is exact; its bonus is left out of y, where at its target it is worth nothing on average.
-- the conservative term is taken over `states` moments drawn from the batch, and of Q / ς, weighing ω ς²: an ω in units of returns
-  would push by many times what a mixture can change, since one interval decides about little of a run.
+- y is a λ-return, without correction for the fact that α_{t+1}, … are the data's actions (Peng's
+  Q(λ); Kozuno et al. 2021, arXiv:2103.00107). The feedback of one interval is mostly noise; that of
+  a whole run is not. With λ = 0 it is the target of `agents.cql`.
+- Rewards are shaped and scaled (`episodes.ReturnScale`). γ is 1 and the end of the budget is
+  terminal, because only the final model counts. `budget_ends=False` with γ < 1 bootstraps through
+  the end of the budget.
+- ς is the standard deviation of Q over the proposals of one state, so χ and κ mean the same for any
+  length of run.
+- The entropy of π in the Aitchison measure is exact. y does not contain the entropy bonus, which is
+  0 on average when the entropy is at its target.
+- The conservative loss uses `states` timesteps drawn from the batch, and Q / ς, and is weighted by
+  ω ς². One interval decides little of a run's return. With ω in units of returns, the loss would
+  push Q by many times what a mixture can change.
 """
 
 from __future__ import annotations
@@ -40,17 +47,23 @@ from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import State
 from cuvee.learning.episodes import Episode, EpisodeBatch, EpisodeSet, ReturnScale, episode_fault
 
-_MIN_STD = 1e-4  # of Q over mixtures, where returns have a deviation of 1
+_MIN_STD = 1e-4  # smallest ς; returns have a standard deviation of 1
 
 
 @dataclass(frozen=True)
 class OfflineSettings:
-    """Symbols as above: `td_lambda` λ, `cql_alpha` ω, `bc_coef` χ, `discount` γ; `temperature` is κ at
-    the start. `batch_size` counts episodes. `draws` mixtures are taken from each of the three proposals,
-    at `states` timesteps of a batch. `std` is how far π is to vary each weight, relatively.
+    """Settings of `OfflineLearner`; the symbols are those above.
 
-    The first `critic_warmup_steps` updates leave the actor as it is: an actor that follows untrained
-    critics unlearns what behaviour cloning taught it."""
+    - `discount` γ, `td_lambda` λ, `cql_alpha` ω, `bc_coef` χ; `temperature` is the initial κ.
+    - `budget_ends`: the end of the budget is terminal.
+    - `batch_size`: number of episodes per batch.
+    - `quantile`: fraction of episodes, by return, to imitate.
+    - `draws`: number of samples from each of the three proposals.
+    - `states`: number of timesteps of a batch for the conservative loss.
+    - `std`: relative variation of each weight that the target entropy corresponds to.
+    - `critic_warmup_steps`: number of first updates that do not change the actor. An actor that
+      follows untrained critics loses what behaviour cloning taught it.
+    """
 
     architecture: HistoryArchitecture = PRESETS["small"]
     discount: float = 1.0
@@ -73,21 +86,22 @@ class OfflineSettings:
     def __post_init__(self) -> None:
         for name in ("discount", "td_lambda", "quantile", "tau"):
             if not 0 <= getattr(self, name) <= 1:
-                raise PolicyError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
+                raise PolicyError(f"{name} is {getattr(self, name)}: it must be between 0 and 1")
         for name in ("batch_size", "draws", "states"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not self.budget_ends and self.discount == 1:
             raise PolicyError(
-                "without an end (budget_ends: false) values grow for ever: give a discount below 1"
+                "with budget_ends: false, values grow without bound: give a discount below 1"
             )
 
 
 class OfflineLearner:
-    """Holds the networks and the data. Deterministic; `state_dict` resumes at any update to the bit, given the same episodes.
+    """Holds the networks and the data.
 
-    `imagined` episodes, of a model of the runs, are learned from but not imitated.
-    Raises `PolicyError` naming the episode (by `names`, else by its number) that holds what nobody can learn from.
+    It is deterministic. `load_state_dict` resumes exactly at any update, given the same episodes.
+    `imagined` episodes, simulated by a model of the runs, are learned from but not imitated. Raises
+    `PolicyError` that names an invalid episode (by `names`, else by its number).
     """
 
     def __init__(
@@ -101,12 +115,12 @@ class OfflineLearner:
         if not episodes:
             raise PolicyError("there is no episode to learn from")
         self.settings = s = settings or OfflineSettings()
-        features, globals_ = episodes[0].domains_TKF.shape[-1], episodes[0].globals_TG.shape[-1]
+        features = episodes[0].domains_TKF.shape[-1]
+        globals_ = episodes[0].globals_TG.shape[-1]
         for number, episode in enumerate(episodes):
             if fault := episode_fault(episode, features, globals_):
-                raise PolicyError(
-                    f"{names[number] if names else f'episode {number}'} cannot be learned from: {fault}"
-                )
+                name = names[number] if names else f"episode {number}"
+                raise PolicyError(f"{name} cannot be learned from: {fault}")
         everything = [*episodes, *imagined]
         scale = ReturnScale.of(everything, s.discount)
         self.data = EpisodeSet(everything, scale, s.discount, s.budget_ends)
@@ -133,13 +147,13 @@ class OfflineLearner:
         self.updates = 0
 
     def clone(self) -> dict[str, float]:
-        """One step of behaviour cloning on a batch of the best episodes."""
+        """Do one step of behaviour cloning on a batch of the best episodes."""
         batch = self.data.sample(self.settings.batch_size, self._rng, best=True)
         policy = self.actor.net.policy(batch.domains_BTKF[:, :-1], batch.globals_BTG[:, :-1])
         return self.actor.step("clone", cloning_loss(policy, batch))
 
     def update(self) -> dict[str, float]:
-        """One step of temperature, critics, targets and actor on a batch."""
+        """Do one update of temperature, critics, actor and target network on a batch."""
         return self.learn(self.data.sample(self.settings.batch_size, self._rng))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, float]:
@@ -165,7 +179,10 @@ class OfflineLearner:
     def critic_loss(
         self, batch: EpisodeBatch, policy: LogisticNormal
     ) -> tuple[Tensor, dict[str, float]]:
-        """Squared errors to the λ-returns and the conservative term, over all valid moments, and figures about them."""
+        """Return the critics' loss over all valid timesteps, and metrics.
+
+        The loss is the squared error to the λ-returns plus the conservative loss.
+        """
         target_BT = self.targets(batch, policy)
         tokens = self.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]
         valid = batch.valid_BT
@@ -180,8 +197,9 @@ class OfflineLearner:
 
     @torch.no_grad()
     def targets(self, batch: EpisodeBatch, policy: LogisticNormal) -> Tensor:
-        """λ-returns (B, T): backwards, what comes after a moment is the blend of the slow critics' value and the return."""
-        target_net, s = self.critic.target_net, self.settings
+        """Return the λ-returns (B, T), with the next state's value from the target network."""
+        target_net = self.critic.target_net
+        s = self.settings
         tokens = target_net.encode(batch.domains_BTKF, batch.globals_BTG)[:, 1:]
         drawn = LogisticNormal(policy.logits[:, 1:], policy.std[:, 1:]).sample(self.generator)
         value_BT = torch.minimum(*target_net.values(tokens, drawn.weights))
@@ -190,17 +208,20 @@ class OfflineLearner:
     def conservative_loss(
         self, tokens: Tensor, batch: EpisodeBatch, policy: LogisticNormal, unit: float | None = None
     ) -> tuple[Tensor, float]:
-        """How much more the critics promise for proposals than for the data, summed over twins, in units of ς; and ς, how far Q
-        differs between the proposals of one moment (mean deviation), unless `unit` is given in its place."""
+        """Return the conservative loss in units of ς, summed over both critics, and ς.
+
+        It is how much higher the critics value proposals than the data. ς is the mean standard
+        deviation of Q over the proposals of one state; `unit` replaces it if given.
+        """
         index = torch.nonzero(batch.valid_BT.flatten())[:, 0]
         if len(index) > self.settings.states:
             index = index[
                 torch.randperm(len(index), generator=self.generator)[: self.settings.states]
             ]
-        tokens_NKH, action_NK = tokens.flatten(0, 1)[index], batch.action_BTK.flatten(0, 1)[index]
-        proposed = torch.stack(
-            self.critic.net.values(tokens_NKH, self._proposals(policy, index, action_NK))
-        )  # (2, M, N)
+        tokens_NKH = tokens.flatten(0, 1)[index]
+        action_NK = batch.action_BTK.flatten(0, 1)[index]
+        proposals = self._proposals(policy, index, action_NK)
+        proposed = torch.stack(self.critic.net.values(tokens_NKH, proposals))  # (2, M, N)
         data = torch.stack(self.critic.net.values(tokens_NKH, action_NK))
         unit = unit or max(float(proposed.detach().std(1).mean()), _MIN_STD)
         gap = torch.stack([log_mean_exp(scores) for scores in proposed / unit]) - data / unit
@@ -208,7 +229,11 @@ class OfflineLearner:
 
     @torch.no_grad()
     def _proposals(self, policy: LogisticNormal, index: Tensor, action_NK: Tensor) -> Tensor:
-        """(3·draws, N, K) from the flat Dirichlet, π at the moments `index` of the flattened batch, and π at the next ones."""
+        """Return mixtures (3·draws, N, K) from the three proposal distributions.
+
+        They are the flat Dirichlet, and π at the timesteps `index` of the flattened batch and at
+        the next timesteps.
+        """
         draws = self.settings.draws
         flat = sample_flat((draws, *action_NK.shape), self.generator)
         parts = [flat]
@@ -256,13 +281,15 @@ class OfflineLearner:
         self.updates = int(state["updates"])
 
     def digest(self) -> str:
-        """sha256 over networks, targets, moments and generators."""
+        """Return the sha256 of the whole state."""
         return digest(self.state_dict())
 
 
 def top_quantile(episodes: Sequence[Episode], quantile: float) -> list[bool]:
-    """Which episodes have one of the `quantile` highest returns among those of their K, at least one of each; no broken-off one
-    unless all are."""
+    """Return which episodes have one of the highest returns among those with the same K.
+
+    At least one per K is chosen. Terminated episodes are chosen only if there are no others left.
+    """
     best = [False] * len(episodes)
     for K in {episode.domains for episode in episodes}:
         members = [number for number, episode in enumerate(episodes) if episode.domains == K]
@@ -275,7 +302,10 @@ def top_quantile(episodes: Sequence[Episode], quantile: float) -> list[bool]:
 
 
 def cloning_loss(policy: LogisticNormal, batch: EpisodeBatch) -> Tensor:
-    """Mean KL(α_data ‖ centre of π) in nats over the valid moments of the episodes worth imitating; 0 if there are none."""
+    """Return the mean KL(α_data ‖ centre of π) in nats over valid timesteps of the best episodes.
+
+    It is 0 if there are none.
+    """
     ratio_BTK = log_weights(batch.action_BTK) - policy.logits.log_softmax(-1).clamp(
         min=LOG_WEIGHT_FLOOR
     )
@@ -286,12 +316,11 @@ def cloning_loss(policy: LogisticNormal, batch: EpisodeBatch) -> Tensor:
 def lambda_returns(
     batch: EpisodeBatch, value_BT: Tensor, discount: float, td_lambda: float
 ) -> Tensor:
-    """y (B, T); `value_BT` is the value at the moment after each."""
+    """Return y (B, T). `value_BT` is the value at the timestep after each."""
     following = torch.zeros_like(value_BT[:, 0])
     out = torch.empty_like(value_BT)
-    blend_BT = td_lambda * nn.functional.pad(
-        batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1)
-    )  # the last has no return after it
+    # The last timestep has no return after it.
+    blend_BT = td_lambda * nn.functional.pad(batch.valid_BT[:, 1:].to(value_BT.dtype), (0, 1))
     for t in reversed(range(value_BT.shape[1])):
         after_B = (1 - blend_BT[:, t]) * value_BT[:, t] + blend_BT[:, t] * following
         following = out[:, t] = batch.reward_BT[:, t] + discount * batch.goes_on_BT[:, t] * after_B
@@ -299,5 +328,5 @@ def lambda_returns(
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over entries where `valid`; 0 if there are none."""
+    """Return the mean over entries where `valid`; 0 if there are none."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,16 +1,23 @@
-"""The universal policy: an actor trained by gradient through simulated continual pre-training, in worlds of all kinds.
+"""The universal policy: an actor trained by gradient through simulated continual pre-training.
 
-    world      K domains, T intervals, laws and their `WorldParams` drawn at random              (`simulation.continual`)
-    rollout    the actor steers it from beginning to end; e_T is a differentiable function of the actor's weights
-    actor      ascends (e_T − e_T of the reference mixture) / (|that| + 0.02), so that no world outweighs the others, and pays
-               for each nat that it strays from that mixture: worlds are not real runs
-    critics    regress e_T − e_t on paths that were pushed off the actor's own
+    world    K domains, T intervals, laws and `WorldParams`, drawn at random
+             (`simulation.continual`)
+    rollout  the actor steers a whole run; e_T is a differentiable function of its weights
+    actor    maximises (e_T − e_T of the reference mixture) / (|e_T of the reference| + 0.02)
+             minus a KL penalty
+    critics  predict e_T − e_t on rollouts with noise on the actor's logits
 
-Unlike a `DataMixingAgent` it has imitated no proxy runs, and costs none where it is used; real runs enter by the natures that
-they look like (`calibration`), if at all. What it knows is how laws of such a shape are best played, and it finds out which
-laws by the losses and the feedback that it sees. What it sees is what `HistoryEncoder` makes of a run, here for a batch of
-worlds and with gradients; they agree to rounding. So that it copes with real runs, losses are as noisy as those of few
-sequences, rare domains are not always drawn, and in a third of the worlds there is no feedback.
+The division makes worlds count equally. The penalty is for divergence from the reference mixture,
+because simulated worlds are not real runs.
+
+Unlike a policy of `DataMixingAgent`, this one has not imitated proxy runs and needs none where it
+is used. Real runs enter only through world parameters that resemble them
+(`simulation.calibration`), if at all. The policy learns the best mixtures for laws of this form,
+and infers the laws of a run from its losses and feedback.
+
+The observations are those of `HistoryEncoder`, computed here for a batch of worlds with gradients;
+both agree up to rounding. For robustness, losses are as noisy as those of few sequences, rare
+domains are not always drawn, and a third of the worlds have no feedback.
 """
 
 from __future__ import annotations
@@ -33,16 +40,24 @@ from cuvee.simulation.continual import WorldParams, continual
 from cuvee.simulation.laws import Laws
 from cuvee.simulation.simulator import ScalingLaws
 
-_LEAST_LOSS = 0.1  # nats; noise may measure a first loss below 0, which nothing can be relative to
+# In nats. A first loss below 0, which noise can cause, would make relative losses meaningless.
+_LEAST_LOSS = 0.1
 World = tuple[ScalingLaws, tuple[Domain, ...]]
 
 
 @dataclass(frozen=True)
 class UniversalSettings:
-    """Worlds have up to `sources` + `targets` domains and `shortest` to `longest` intervals, few more often than many
-    (log-uniform), and a share `pairs` of them one domain of each field; a batch is about `timesteps` domain-moments. A share `real`
-    is of natures that real runs look like, where these are given. `kl_coef` is the price of a nat, in gains relative to the
-    reference mixture's. `updates` of the actor, then `critic_updates` of the critics."""
+    """Settings of `learn_universal`.
+
+    - `updates`, `critic_updates`: number of updates of the actor, then of the critics.
+    - `timesteps`: approximate number of domains × timesteps in a batch of worlds.
+    - `sources`, `targets`: largest number of source and target domains. `shortest`, `longest`:
+      range of the number of intervals. All are drawn log-uniformly.
+    - `pairs`: fraction of batches with one source and one target domain.
+    - `real`: fraction of worlds with given world parameters, if there are any.
+    - `kl_coef`: penalty per nat, in units of the relative gain.
+    - `lr`: initial learning rate.
+    """
 
     updates: int = 2000
     critic_updates: int = 150
@@ -58,7 +73,7 @@ class UniversalSettings:
 
 
 class Worlds:
-    """B worlds of equal K and T, side by side."""
+    """A batch of B worlds with the same K and T."""
 
     def __init__(self, worlds: Sequence[World]) -> None:
         laws = [one for one, _ in worlds]
@@ -81,15 +96,19 @@ class Worlds:
         )
 
     def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
-        """Effective tokens (B, K) after interval `number` (from 0)."""
+        """Return the effective tokens (B, K) after interval `number` (from 0)."""
         pace_B1, fade_B1 = self.pace_TB1[number], self.fade_TB1[number]
         return self.laws.after(effective_BK, weights_BK, pace_B1, fade_B1)
 
 
 @dataclass(frozen=True)
 class MeasurementNoise:
-    """How well a run is measured in each of B worlds: whether there is feedback, the deviations of a training loss at an even
-    share and of a field's score, and how many sequences an interval draws, in which a rare domain may not be."""
+    """Measurement noise in each of B worlds.
+
+    `has_feedback_B1` is 1 if there is feedback. `loss_std_B1` is the std of a training loss at
+    weight 1/K, `feedback_std_B1` that of a feedback field. `sequences_B1` is the number of
+    sequences per interval; a rare domain may not be among them.
+    """
 
     has_feedback_B1: Tensor
     loss_std_B1: Tensor
@@ -98,12 +117,17 @@ class MeasurementNoise:
 
     @classmethod
     def perfect(cls, count: int) -> MeasurementNoise:
+        """Return measurements without noise, for `count` worlds."""
         one_B1 = torch.ones(count, 1)
         return cls(one_B1, 0 * one_B1, 0 * one_B1, torch.inf * one_B1)
 
     @classmethod
     def draw(cls, count: int, domains: int, rng: np.random.Generator) -> MeasurementNoise:
-        """A sequence's loss deviates by 0.2 to 0.6 nats, and an even share of an interval has 1 / K of its sequences."""
+        """Draw random noise.
+
+        The loss of a sequence has a std of 0.2 to 0.6 nats. At weight 1/K, a domain has 1/K of an
+        interval's sequences.
+        """
 
         def log_uniform(low: float, high: float) -> Tensor:
             return _column(np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist())
@@ -116,7 +140,10 @@ class MeasurementNoise:
 
 @dataclass(frozen=True)
 class Played:
-    """What was seen (B, T, K, F) and (B, T, G), what was played (B, T, K) and the feedback (B, T+1), as it truly was."""
+    """A batch of rollouts: features, mixtures and true feedback.
+
+    Shapes: (B, T, K, F), (B, T, G), (B, T, K) and (B, T+1).
+    """
 
     domains_BTKF: Tensor
     globals_BTG: Tensor
@@ -124,8 +151,8 @@ class Played:
     feedback_BT: Tensor
 
 
-class _Sight:
-    """What is measured of B runs, one timestep after the other, and the features of it."""
+class _Sensors:
+    """Measures B runs, one timestep after the other, with noise."""
 
     def __init__(self, worlds: Worlds, noise: MeasurementNoise, generator: torch.Generator) -> None:
         self.worlds, self.noise, self.generator = worlds, noise, generator
@@ -141,11 +168,15 @@ class _Sight:
         loss_BK: Tensor | None,
         fields_B2: Tensor,
     ) -> Timestep:
-        """From progress, the mixture in force, the tokens drawn so far, the true losses, None before the first interval, and
-        the true feedback of either field alone."""
+        """Return the observation of a timestep.
+
+        Arguments: progress, the current mixture, the tokens drawn so far, the true losses (None
+        before the first interval), and the true feedback of each field.
+        """
         measured_BK, seen_BK = self._losses(last_BK, loss_BK)
         feedback_B3 = self._feedback(fields_B2, known=progress > 0)
-        change_B1, self.before_B1 = feedback_B3[:, :1] - self.before_B1, feedback_B3[:, :1]
+        change_B1 = feedback_B3[:, :1] - self.before_B1
+        self.before_B1 = feedback_B3[:, :1]
         return Timestep(
             reference_K=self.worlds.reference_BK,
             target_K=self.worlds.target_BK,
@@ -163,7 +194,7 @@ class _Sight:
         )
 
     def _losses(self, last_BK: Tensor, loss_BK: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, K) losses as measured, and 1 where an interval under `last_BK` has drawn the domain."""
+        """Return measured losses (B, K), and 1 where the domain was drawn in the last interval."""
         if loss_BK is None:
             return torch.zeros_like(last_BK), torch.zeros_like(last_BK)
         drawn_BK = 1 - (-last_BK.detach() * self.noise.sequences_B1).exp()
@@ -177,9 +208,12 @@ class _Sight:
         return measured_BK, seen_BK
 
     def _feedback(self, fields_B2: Tensor, known: bool) -> Tensor:
-        """(B, 3) feedback as measured: of all questions, of the general and of the target ones; exact before the first step."""
-        doubt_B2 = self.noise.feedback_std_B1 * self._normal(fields_B2) if known else 0.0
-        measured_B2 = self.noise.has_feedback_B1 * (fields_B2 + doubt_B2)
+        """Return the measured feedback (B, 3): of all, general and target questions.
+
+        It is exact before the first step.
+        """
+        noise_B2 = self.noise.feedback_std_B1 * self._normal(fields_B2) if known else 0.0
+        measured_B2 = self.noise.has_feedback_B1 * (fields_B2 + noise_B2)
         return torch.cat([measured_B2.mean(-1, keepdim=True), measured_B2], -1)
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -196,29 +230,33 @@ def rollout(
     generator: torch.Generator,
     push_B1: Tensor | None = None,
 ) -> Played:
-    """The policy's actor steers each world from beginning to end, its logits pushed off by so much noise; differentiable."""
-    sight, effective_BK = _Sight(worlds, noise, generator), worlds.laws.start_K
+    """Let the policy's actor steer each world from start to end; differentiable.
+
+    `push_B1` is the std of noise that is added to the logits.
+    """
+    sensors = _Sensors(worlds, noise, generator)
+    effective_BK = worlds.laws.start_K
     past: Past | None = None
     loss_BK: Tensor | None = None
-    last_BK, drawn_BK = worlds.start_BK, torch.zeros_like(worlds.start_BK)
-    base_BK, source_BK = worlds.laws.loss(effective_BK), 1 - worlds.target_BK
+    last_BK = worlds.start_BK
+    drawn_BK = torch.zeros_like(worlds.start_BK)
+    base_BK = worlds.laws.loss(effective_BK)
+    source_BK = 1 - worlds.target_BK
     at_first_B2 = torch.stack(
         [(base_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
     )
     fields_B2 = torch.zeros_like(at_first_B2)
     kept: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
     for t in range(worlds.intervals):
-        seen = sight.at(t / worlds.intervals, last_BK, drawn_BK, loss_BK, fields_B2)
+        seen = sensors.at(t / worlds.intervals, last_BK, drawn_BK, loss_BK, fields_B2)
         domains_BKF, globals_BG = seen.domain_features(), seen.run_features()
         logits_BK, past = policy.actor.unroll(past, domains_BKF, globals_BG)
         if push_B1 is not None:
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
         last_BK = logits_BK.softmax(-1)
         effective_BK = worlds.step(effective_BK, last_BK, t)
-        drawn_BK, loss_BK = (
-            drawn_BK + last_BK * worlds.laws.interval,
-            worlds.laws.loss(effective_BK),
-        )
+        drawn_BK = drawn_BK + last_BK * worlds.laws.interval
+        loss_BK = worlds.laws.loss(effective_BK)
         now_B2 = torch.stack(
             [(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
         )
@@ -230,7 +268,7 @@ def rollout(
 
 
 def constant_gain(worlds: Worlds, weights_BK: Tensor) -> Tensor:
-    """(B,) e at the end of a run under one mixture."""
+    """Return e (B,) at the end of a run under one mixture."""
     effective_BK = worlds.laws.start_K
     for number in range(worlds.intervals):
         effective_BK = worlds.step(effective_BK, weights_BK, number)
@@ -244,12 +282,16 @@ def learn_universal(
     observer: Callable[[int, dict[str, float]], None] | None = None,
     world_params: Sequence[WorldParams] = (),
 ) -> HistoryPolicy:
-    """The policy. `world_params` are those of real runs (`calibration`). `observer` is given the number of each update, and how far
-    above the reference mixture it ended."""
-    policy, rng = HistoryPolicy("small", seed=seed), np.random.default_rng(seed)
+    """Train the universal policy.
+
+    `world_params` are those that resemble real runs (`simulation.calibration`). `observer` receives
+    the number of each update and its metrics.
+    """
+    policy = HistoryPolicy("small", seed=seed)
+    rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    actor = _Descent(policy.actor, settings.lr, settings.updates)
-    critic = _Descent(policy.critic, settings.lr, settings.critic_updates)
+    actor = _Optimizer(policy.actor, settings.lr, settings.updates)
+    critic = _Optimizer(policy.critic, settings.lr, settings.critic_updates)
     for number in range(settings.updates + settings.critic_updates):
         worlds = draw_worlds(settings, rng, world_params)
         count, domains = worlds.start_BK.shape
@@ -259,28 +301,28 @@ def learn_universal(
             reference_B = constant_gain(worlds, worlds.reference_BK)
             above_B = played.feedback_BT[:, -1] - reference_B
             better = (above_B / (reference_B.abs() + 0.02)).mean()
-            strayed = _strayed(played.weights_BTK, worlds.reference_BK)
-            said = {
+            divergence = _divergence(played.weights_BTK, worlds.reference_BK)
+            metrics = {
                 "above_reference": better.item(),
-                "strayed": strayed.item(),
-                "gradient": actor.step(settings.kl_coef * strayed - better),
+                "divergence": divergence.item(),
+                "gradient": actor.step(settings.kl_coef * divergence - better),
             }
         else:
-            wrong = _valuation(policy, worlds, noise, rng, generator)
-            said = {"critic_loss": wrong.item(), "gradient": critic.step(wrong)}
+            loss = _critic_loss(policy, worlds, noise, rng, generator)
+            metrics = {"critic_loss": loss.item(), "gradient": critic.step(loss)}
         if observer:
-            observer(number, said)
+            observer(number, metrics)
     return policy
 
 
-def _strayed(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
-    """Mean KL(α_t ‖ reference) in nats."""
+def _divergence(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
+    """Return the mean KL(α_t ‖ reference) in nats."""
     ratio_BTK = weights_BTK.clamp(min=1e-9) / reference_BK[:, None].clamp(min=1e-9)
     return (weights_BTK * ratio_BTK.log()).sum(-1).mean()
 
 
-class _Descent:
-    """Adam whose rate falls to nothing along a cosine. A gradient longer than 1, as a long run may have, is shortened."""
+class _Optimizer:
+    """Adam with a cosine schedule to 0 and gradient clipping at norm 1."""
 
     def __init__(self, net: nn.Module, rate: float, updates: int) -> None:
         self.parameters = list(net.parameters())
@@ -299,14 +341,19 @@ class _Descent:
 def draw_worlds(
     settings: UniversalSettings, rng: np.random.Generator, world_params: Sequence[WorldParams] = ()
 ) -> Worlds:
-    """A batch of worlds of one size, a share `real` of them of `world_params` if there are any."""
+    """Draw a batch of worlds of the same size.
+
+    A fraction `real` of them has parameters from `world_params`, if there are any.
+    """
 
     def size(low: int, high: int) -> int:
         return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
 
-    intervals, sources, targets = size(settings.shortest, settings.longest), 1, 1
+    intervals = size(settings.shortest, settings.longest)
+    sources = targets = 1
     if rng.random() >= settings.pairs:
-        sources, targets = size(1, settings.sources), size(1, settings.targets)
+        sources = size(1, settings.sources)
+        targets = size(1, settings.targets)
     count = int(np.clip(settings.timesteps / ((sources + targets) * intervals), 4, 32))
 
     def params(seed: int) -> WorldParams:
@@ -318,14 +365,17 @@ def draw_worlds(
     return Worlds([continual(sources, targets, seed, intervals, params(seed)) for seed in seeds])
 
 
-def _valuation(
+def _critic_loss(
     policy: HistoryPolicy,
     worlds: Worlds,
     noise: MeasurementNoise,
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """How wrong both critics are about what is still to come, ten times e_T − e_t, on paths that are not the actor's own."""
+    """Return the error of both critics about 10 (e_T − e_t).
+
+    The rollouts have noise on the actor's logits, so that the critics see other mixtures, too.
+    """
     push_B1 = _column(rng.uniform(0.0, 1.5, len(worlds.start_BK)).tolist())
     with torch.no_grad():
         played = rollout(policy, worlds, noise, generator, push_B1)

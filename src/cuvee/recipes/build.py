@@ -60,7 +60,9 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
     asked = config.evaluation
     if isinstance(policy, ReadsFeedback):
         policy.check(corpus.domains)
-        return policy.with_evaluation(asked.files, asked.share) if asked else policy.evaluating(None)
+        return (
+            policy.with_evaluation(asked.files, asked.share) if asked else policy.evaluating(None)
+        )
     if asked:
         raise ConfigError(
             f"evaluation is given, but the policy {config.policy.label} reads no feedback: "
