@@ -15,7 +15,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.stream.row_counts import UNLIMITED, RowSchedule
 from cuvee.policies.guard.guard import Guard, Limits
-from cuvee.policies.guard.limits import nearest_within, limit_change
+from cuvee.policies.guard.limits import limit_change, nearest_within
 
 LENGTH = 32
 ROWS = 16
