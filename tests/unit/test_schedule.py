@@ -51,7 +51,7 @@ def test_two_points_at_one_progress_are_a_jump() -> None:
 def test_refuses_what_is_no_schedule() -> None:
     with pytest.raises(PolicyError, match="no points"):
         Scheduled([])
-    with pytest.raises(PolicyError, match="rise"):
+    with pytest.raises(PolicyError, match="sorted"):
         Scheduled([(0.5, {"web": 1}), (0.1, {"web": 1})])
     with pytest.raises(PolicyError, match="nan"):
         Scheduled([(0.0, {"web": 1}), (float("nan"), {"web": 1})])

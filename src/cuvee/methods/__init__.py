@@ -1,1 +1,11 @@
-"""One file a method: its formula, its citation, what it proposes and what it commits to."""
+"""Methods: how to find a mixture or a policy for the target run.
+
+Each file holds one method with its formula, citation, proposals (the proxy runs it asks for) and
+result (the policy it commits to). The interface is `cuvee.core.protocols.Method`. Read `odm.py`
+first: it is the smallest method. `ado.py` shows a method with a policy of its own.
+
+- Learning on the target run: `odm`, `ado`, and `doge`, `ac_odm`, `hds`, `agent` in mode online.
+- From proxy runs: `doremi`, `regmix/`, `data_mixing_agent`, and the mode proxy of `doge`,
+  `ac_odm`, `hds`, `agent`.
+- `baselines/`: static mixtures, schedules and a random walk.
+"""

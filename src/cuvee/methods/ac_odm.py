@@ -1,17 +1,23 @@
-"""AC-ODM: actor-critic online data mixing with a gradient-alignment reward (arXiv 2505.23878 v2, ICML 2026).
+"""AC-ODM: actor-critic online data mixing with a gradient-alignment reward.
 
-    state    samples drawn, losses and their changes by domain, weight norms and their changes, progress   (`policies.encoders`)
+Source: arXiv 2505.23878 v2, ICML 2026.
+
+    state    samples drawn, losses and their changes by domain, weight norms and their changes,
+             progress (`policies.encoders`)
     action   the mixture
-    reward   the gain r_i of each domain, or Σ_i α_i r_i with a scalar critic; `reward: alignment` for the paper's
-             r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i                                                             (`policies.rewards`)
-    agent    DDPG after a warm-up in which ODM acts                                                         (`agents.ddpg`)
+    reward   the gain r_i of each domain, or Σ_i α_i r_i with a scalar critic
+             `reward: alignment` is the paper's: r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i
+             (`policies.rewards`)
+    agent    DDPG, after a warm-up in which ODM acts (`agents.ddpg`)
 
-`online` (the paper's non-proxy mode) proposes nothing and learns on the target run itself. `proxy` proposes one run on the proxy
-model, with the policy learning, and commits to its actor, frozen: the target run measures no reward.
+Mode `online` is the paper's non-proxy mode: it needs no proxy run and learns on the target run.
+Mode `proxy` proposes one run on the proxy model in which the policy learns, and commits to its
+frozen actor. The target run then measures no reward.
 
-The released code never steps the actor (it calls the critic's optimizer after the actor's backward pass), hard-codes 22 domains,
-takes all changes against step 1, divides by zero for a domain missing from a batch and does not save the replay buffer. What is
-here was built from the paper; deviations are listed where they are made, in the files named above.
+The released code never updates the actor (it calls the critic's optimizer after the actor's
+backward pass), has a fixed number of 22 domains, takes all changes relative to step 1, divides by
+zero for a domain that is missing from a batch, and does not save the replay buffer. This
+implementation follows the paper. The files named above list their deviations.
 """
 
 from __future__ import annotations
@@ -35,14 +41,25 @@ AGENT: Mapping[str, Any] = {
     "ema_rate": 0.005,
     "architecture": {"hidden": 32},
 }
-"""For the few hundred decisions of one run. The paper's settings (`agents.ddpg.PAPER`) need tens of thousands."""
+"""Settings for the few hundred decisions of one run.
+
+The paper's settings (`agents.ddpg.PAPER`) need tens of thousands of decisions.
+"""
 
 
 @register_method("ac_odm")
 @dataclass(frozen=True)
 class ACODM(AgentPreset):
-    """`values` is v by name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of
-    DDPG. `reward: alignment` is the paper's, `random` the ablation in which the reward is noise."""
+    """The preset AC-ODM of `AgentMethod`.
+
+    - `reward`: `gain`; `alignment` is the paper's reward; `random` is noise, for ablations.
+    - `smoothing`, `stride`: arguments of the reward.
+    - `values`: v by domain name, how much each domain counts. Default: 1 for domains with a
+      validation loss.
+    - `agent`: overrides `AGENT`, the settings of DDPG.
+
+    The other options are those of `AgentMethod`.
+    """
 
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
@@ -55,7 +72,7 @@ class ACODM(AgentPreset):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.configured()  # refuses bad settings now and not when the run starts
+        self.configured()  # raises for bad settings here, not when the run starts
 
     def configured(self) -> AgentMethod:
         return AgentMethod(

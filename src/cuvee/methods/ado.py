@@ -1,16 +1,20 @@
-"""ADO, adaptive data optimization (Jiang et al. 2024, arXiv 2410.11820): scaling laws of each domain, fitted while the model trains.
+"""ADO, adaptive data optimization: per-domain scaling laws that are fitted during the run.
 
-    L_k(n) = ε_k + β_k n^(−α_k)                        n: tokens trained on in total
-    v_k    = −dL_k/dn = α_k β_k n^(−α_k − 1)           learning speed
-    h      ← (1 − γ_h) h + γ_h π                       recent mixture; h_k^s is the credit of domain k for its own progress
-    ρ_k    ∝ μ_k h_k^s v_k                             μ: prior mixture
-    π      = γ ρ + (1 − γ) π̄,  π_k ≥ δ                 π̄: mean of all mixtures so far
+Source: Jiang et al. 2024, arXiv 2410.11820.
 
-ADO proposes no proxies. It commits to `ADOPolicy`, which steers by the prior for the first `warmup` of the run and by π after it.
+    L_k(n) = ε_k + β_k n^(−α_k)                   n: tokens trained on in total
+    v_k    = −dL_k/dn = α_k β_k n^(−α_k − 1)      learning speed
+    h      ← (1 − γ_h) h + γ_h π                  recent mixture
+    ρ_k    ∝ μ_k h_k^s v_k                        μ: prior mixture
+    π      = γ ρ + (1 − γ) π̄,  π_k ≥ δ            π̄: mean of all mixtures so far
 
-Deviations: the laws are refitted after every interval by least squares over a grid of α, with ε and β in closed form. The paper
-refits every 1,000 steps with L-BFGS on a Huber loss of logarithms. The paper updates h and π̄ after every step, we after every
-interval. A domain whose law cannot be fitted yet gets the mean speed of the others. δ is at most 1/K.
+The factor h_k^s gives domain k the credit for its own progress. ADO proposes no proxy runs. It
+commits to `ADOPolicy`, which uses the prior for the first `warmup` of the run, and then π.
+
+Deviations: laws are refitted after every interval by least squares over a grid of α, with ε and β
+in closed form. The paper refits every 1,000 steps with L-BFGS on a Huber loss of logarithms. We
+update h and π̄ after every interval, the paper after every step. A domain whose law cannot be
+fitted yet gets the mean speed of the others. δ is at most 1/K.
 """
 
 from __future__ import annotations
@@ -32,12 +36,15 @@ from cuvee.core.trajectory import Run, Trajectory
 from cuvee.policies.guard.limits import nearest_within
 
 _FEWEST_POINTS = 4  # a law has three parameters
-_MOST_POINTS = 256  # of one fit; evenly spaced over the run
+_MOST_POINTS = 256  # per fit, evenly spaced over the run
 _EXPONENTS = (0.01, 1.5)
 
 
 class Law(NamedTuple):
-    """L(n) = `limit` + `scale` n^(−`exponent`), in nats per token; n is in units of `unit` tokens."""
+    """A scaling law: L(n) = `limit` + `scale` n^(−`exponent`), in nats per token.
+
+    n is in units of `unit` tokens.
+    """
 
     limit: float
     scale: float
@@ -48,12 +55,12 @@ class Law(NamedTuple):
         return self.limit + self.scale * math.pow(tokens / self.unit, -self.exponent)
 
     def speed(self, tokens: float) -> float:
-        """−dL/dn in nats per token read, at least 0."""
+        """Return −dL/dn, at least 0, in nats per token read."""
         return self.exponent * self.scale * math.pow(tokens / self.unit, -self.exponent) / tokens
 
 
 def fit_law(tokens_T: FloatArray, losses_T: FloatArray) -> Law:
-    """The law with the least squared error over T ≥ 4 points, with ε ≥ 0 and β ≥ 0."""
+    """Return the law with the least squared error over T ≥ 4 points, with ε ≥ 0 and β ≥ 0."""
     unit = float(tokens_T.max())
     low, high = _EXPONENTS
     for _ in range(3):  # each round searches between the neighbours of the best exponent
@@ -67,7 +74,10 @@ def fit_law(tokens_T: FloatArray, losses_T: FloatArray) -> Law:
 
 
 def _closed_form(powers_AT: FloatArray, losses_T: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(A,) limits and (A,) scales: linear regression of the losses on each row, within ε ≥ 0 and β ≥ 0."""
+    """Return (A,) limits and (A,) scales by linear regression of the losses on each row.
+
+    They satisfy ε ≥ 0 and β ≥ 0.
+    """
     centred_AT = powers_AT - powers_AT.mean(1, keepdims=True)
     scales_A = (centred_AT @ losses_T) / np.maximum((centred_AT**2).sum(1), 1e-300)
     scales_A = np.maximum(scales_A, 0.0)
@@ -80,7 +90,11 @@ def _closed_form(powers_AT: FloatArray, losses_T: FloatArray) -> tuple[FloatArra
 @register_method("ado")
 @dataclass(frozen=True)
 class ADO:
-    """`prior` is μ by domain, natural shares if it is not given. The other options are those of `ADOPolicy`."""
+    """Adaptive data optimization.
+
+    `prior` is μ by domain name; the default is natural shares. The other options are those of
+    `ADOPolicy`.
+    """
 
     prior: Mapping[str, float] = field(default_factory=dict)
     credit: float = 0.5
@@ -90,13 +104,13 @@ class ADO:
     warmup: float = 0.05
 
     def __post_init__(self) -> None:
-        self._policy({"any": 1.0})  # refuses bad settings now and not when the run starts
+        self._policy({"any": 1.0})  # raises for bad settings here, not when the run starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Raises `ConfigError` for a prior over domains that the corpus does not have."""
+        """Return the policy. Raises `ConfigError` if `prior` names unknown domains."""
         return self._policy(_prior(self.prior, corpus.domains).as_dict())
 
     def _policy(self, prior: Mapping[str, float]) -> ADOPolicy:
@@ -120,7 +134,15 @@ def _prior(given: Mapping[str, float], domains: tuple[Domain, ...]) -> Mixture:
 
 @register_policy("ado")
 class ADOPolicy:
-    """`credit` is s ≥ 0, `smoothing` γ and `credit_smoothing` γ_h in (0, 1], `floor` δ in [0, 1), `warmup` a share of the run."""
+    """The policy of ADO.
+
+    - `prior`: μ by domain name.
+    - `credit`: s ≥ 0.
+    - `smoothing`: γ, above 0 and at most 1.
+    - `credit_smoothing`: γ_h, above 0 and at most 1.
+    - `floor`: δ, at least 0 and below 1.
+    - `warmup`: fraction of the run, at least 0 and below 1.
+    """
 
     probes: Sequence[Probe] = ()
 
@@ -141,19 +163,26 @@ class ADOPolicy:
         for name, value in (("floor", floor), ("warmup", warmup)):
             if not 0 <= value < 1:
                 raise PolicyError(f"{name} is {value}: it must be at least 0 and below 1")
-        self._prior, self._credit = dict(prior), credit
-        self._smoothing, self._credit_smoothing = smoothing, credit_smoothing
-        self._floor, self._warmup = floor, warmup
+        self._prior = dict(prior)
+        self._credit = credit
+        self._smoothing = smoothing
+        self._credit_smoothing = credit_smoothing
+        self._floor = floor
+        self._warmup = warmup
         self._recent: dict[str, float] = {}
         self._mean: dict[str, float] = {}
         self._next: dict[str, float] = {}
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """The prior until there are laws. A domain that joins later has a uniform share of the prior."""
+        """Return the next mixture: the prior until there are laws.
+
+        A domain that joins later has weight 1/K in the prior.
+        """
         return _over(so_far.names, self._next or self._prior)
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        names, executed = so_far.names, so_far.last_mixture
+        names = so_far.names
+        executed = so_far.last_mixture
         assert executed is not None, "learn is called after an interval"
         recent, mean = (
             _over(names, known or executed.as_dict()).weights_K
@@ -179,7 +208,7 @@ class ADOPolicy:
         speeds_K = np.array([speeds.get(name, typical) for name in names])
         prior_K = _over(names, self._prior).weights_K
         preferred_K = prior_K * recent_K**self._credit * speeds_K
-        if not preferred_K.sum() > 0:  # no loss falls any more
+        if not preferred_K.sum() > 0:  # no loss decreases any more
             preferred_K = prior_K
         aim_K = preferred_K / preferred_K.sum()
         mixed = Mixture.normalise(names, self._smoothing * aim_K + (1 - self._smoothing) * mean_K)
@@ -187,7 +216,10 @@ class ADOPolicy:
         return nearest_within(mixed, floor_K, np.ones(len(names)))
 
     def _laws(self, so_far: Trajectory) -> dict[str, Law]:
-        """The laws of the domains with enough measured losses, from the intervals after half of the warm-up."""
+        """Return the laws of the domains with enough measured losses.
+
+        Intervals of the first half of the warm-up are not used.
+        """
         tokens_T = np.cumsum([signals.tokens_K.sum() for signals in so_far.signals])
         first = next(
             t for t, s in enumerate(so_far.signals) if t and s.progress >= self._warmup / 2
@@ -196,7 +228,8 @@ class ADOPolicy:
         laws = {}
         for name in so_far.names:
             points = [
-                (0.5 * (tokens_T[t - 1] + tokens_T[t]), loss)  # a mean loss is of the middle
+                # The mean loss of an interval belongs to its middle.
+                (0.5 * (tokens_T[t - 1] + tokens_T[t]), loss)
                 for t in steps
                 if (loss := _loss_of(so_far, t, name)) is not None
             ]
@@ -219,12 +252,13 @@ class ADOPolicy:
         return {"recent": dict(self._recent), "mean": dict(self._mean), "next": dict(self._next)}
 
     def load_state_dict(self, state: State) -> None:
-        self._recent, self._mean = dict(state["recent"]), dict(state["mean"])
+        self._recent = dict(state["recent"])
+        self._mean = dict(state["mean"])
         self._next = dict(state["next"])
 
 
 def _over(names: Sequence[str], shares: Mapping[str, float]) -> Mixture:
-    """`shares` over `names`, where a domain without a share gets a uniform one."""
+    """Return the mixture over `names` with the given shares; a missing share counts as 1/K."""
     return Mixture.normalise(names, [shares.get(name, 1.0 / len(names)) for name in names])
 
 

@@ -1,9 +1,10 @@
-"""Any registered agent with any registered encoder and reward. AC-ODM and HDS are presets of it.
+"""The method `agent`: any registered agent with any registered encoder and reward.
 
     method: {name: agent, agent: sac, encoder: standard, reward: gain, agent_settings: {updates: 6}}
 
-Mode `online` proposes nothing and learns on the target run. Mode `proxy` proposes one proxy run in which the policy learns, and
-commits to its frozen actor: the target run then measures no reward. The policy itself is `policies.agent_policy.AgentPolicy`.
+Mode `online` needs no proxy run and learns on the target run. Mode `proxy` proposes one proxy run
+in which the policy learns, and commits to its frozen actor. The target run then measures no reward.
+The policy is `policies.agent_policy.AgentPolicy`. AC-ODM and HDS are presets of this method.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ from cuvee.policies.files import load_policy
 @register_method("agent")
 @dataclass(frozen=True)
 class AgentMethod:
-    """`agent_settings` and `reward_settings` are what the agent's `settings_type` and the reward take.
+    """Learns a policy with an agent.
 
-    `critic: vector` learns a value for each domain, `scalar` one for all. In the first `warmup_intervals` ODM acts.
+    - `agent`, `encoder`, `reward`: names in the registries.
+    - `mode`: `online` learns on the target run, `proxy` on one proxy run.
+    - `critic`: `vector` learns a value for each domain, `scalar` one for all.
+    - `warmup_intervals`: number of first intervals in which ODM acts.
+    - `agent_settings`, `reward_settings`: arguments of the agent's `settings_type` and of the
+      reward.
+
+    Raises `ConfigError` or `PolicyError` for bad settings.
     """
 
     agent: str = "ddpg"
@@ -46,9 +54,10 @@ class AgentMethod:
                 raise ConfigError(
                     f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
                 )
-        self.policy()  # refuses bad settings now and not when the run starts
+        self.policy()  # raises for bad settings here, not when the run starts
 
     def policy(self) -> AgentPolicy:
+        """Return the policy at its start, before it has learned anything."""
         return AgentPolicy(
             self.agent,
             self.reward,
@@ -65,13 +74,16 @@ class AgentMethod:
         return () if self.mode == "online" or logged else (self.policy(),)
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Raises `PolicyError` if no proxy run has kept its policy."""
+        """Return the policy for the target run.
+
+        Raises `PolicyError` in mode proxy if no proxy run has saved its policy.
+        """
         if self.mode == "online":
             return self.policy()
         kept = [run.policy for run in logged if run.policy]
         if not kept:
             raise PolicyError(
-                "no proxy run has left a policy yet: run the proxies first (`cuvee search`)"
+                "no proxy run has saved a policy yet: run the proxies first (`cuvee search`)"
             )
         policy = load_policy(Path(kept[-1]))
         if not isinstance(policy, AgentPolicy):
@@ -82,10 +94,12 @@ class AgentMethod:
 
 
 class AgentPreset(ABC):
-    """A method that is an `AgentMethod` with options of its own."""
+    """Base class of methods that are an `AgentMethod` with options of their own."""
 
     @abstractmethod
-    def configured(self) -> AgentMethod: ...
+    def configured(self) -> AgentMethod:
+        """Return the method with this preset's options."""
+        ...
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return self.configured().propose(corpus, logged)

@@ -1,17 +1,24 @@
-"""Data Mixing Agent: offline reinforcement learning for continual pre-training (arXiv 2507.15640, ACL 2026).
+"""Data Mixing Agent: offline reinforcement learning for continual pre-training.
 
-    state    ρ_0, mixtures α_0 … α_{t−1}, feedback e_0 … e_t, progress           (`policies.history.encoder`)
+Source: arXiv 2507.15640, ACL 2026.
+
+    state    ρ_0, mixtures α_0 … α_{t−1}, feedback e_0 … e_t, progress (`policies.history.encoder`)
     action   the mixture α_t
-    reward   r_t = e_{t+1} − e_t,  e_t = λ (g_t − g_0)/|g_0| + (1 − λ) (h_t − h_0)/|h_0|          (`policies.feedback`)
-    data     trajectories of the inductive scoring sampler, one a proxy run        (`policies.history.scoring_sampler`)
-    agent    cloning of the best trajectories, then CQL on the simplex             (`learning.history_learning`)
+    reward   r_t = e_{t+1} − e_t
+             e_t = λ (g_t − g_0)/|g_0| + (1 − λ) (h_t − h_0)/|h_0|   (`policies.feedback`)
+    data     trajectories of the inductive scoring sampler, one per proxy run
+             (`policies.history.scoring_sampler`)
+    agent    behaviour cloning of the best trajectories, then CQL on the simplex
+             (`learning.history_learning`)
 
-Propose: a scoring sampler for each of `proxies` runs, those that are not done yet, all at once. All start from one base model
-(set `model` to its folder) with one data order and differ in the sampler's `number` alone. Commit: the policy learned from them.
+Proposals: one scoring sampler for each of `proxies` runs, all at once. All runs start from the same
+base model (set `model` to its folder) and use the same data order. They differ only in the
+sampler's `number`. Commit: the policy learned from these runs.
 
-No public code exists. Deviations from the paper, with reasons where they are made: the sampler's heuristics and the way feedback
-is standardised are ours, since the paper gives neither; the agent is a Transformer over domain tokens that fits any number of
-domains, where the published one is tied to 52 inputs; conservative Q-learning draws its actions from the simplex.
+No public code exists. Deviations from the paper: the sampler's heuristics and the standardisation
+of the feedback are ours, because the paper gives neither. The agent is a Transformer over domain
+tokens that works for any number of domains; the published one is tied to 52 inputs. Conservative
+Q-learning draws its actions from the simplex.
 """
 
 from __future__ import annotations
@@ -35,9 +42,16 @@ if TYPE_CHECKING:
 @register_method("data_mixing_agent")
 @dataclass(frozen=True)
 class DataMixingAgent:
-    """`evaluation` names JSONL question files of the fields "general" and "target", `share` what asking them may cost of an
-    interval, `weight` is λ. `start` is ρ_0 by name (default: the source field's empirical distribution), `candidates` the
-    sampler's. `agent` overrides `LearnSettings`."""
+    """The method Data Mixing Agent.
+
+    - `evaluation`: JSONL question files of the fields "general" and "target".
+    - `proxies`: number of proxy runs.
+    - `share`: fraction of an interval's cost that is spent on the evaluation.
+    - `weight`: λ.
+    - `start`: ρ_0, shares by name. Default: the token shares of the source domains.
+    - `candidates`: number of candidate mixtures per step of the sampler.
+    - `agent`: overrides `LearnSettings`.
+    """
 
     evaluation: Mapping[str, Sequence[str]] = field(default_factory=dict)
     proxies: int = 64
@@ -52,14 +66,15 @@ class DataMixingAgent:
         if set(self.evaluation) != set(FIELDS):
             named = ", ".join(self.evaluation) or "nothing"
             raise ConfigError(
-                f"evaluation names {named}: give question files as {{general: [FILE, …], target: [FILE, …]}}"
+                f"evaluation names {named}: give question files as "
+                "{general: [FILE, …], target: [FILE, …]}"
             )
         if self.proxies < 1:
             raise ConfigError(f"proxies is {self.proxies}: at least 1 run is needed to learn from")
-        self.sampler(0)  # refuses bad settings now and not when a run starts
+        self.sampler(0)  # raises for bad settings here, not when a run starts
 
     def sampler(self, number: int) -> ScoringSampler:
-        """What steers proxy `number`."""
+        """Return the policy of proxy run `number`."""
         return ScoringSampler(
             self.seed,
             number,
@@ -71,14 +86,16 @@ class DataMixingAgent:
         )
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        """The samplers whose runs are missing. Where runs do not say what steered them, the first ones count as done.
+        """Return the samplers whose runs are not logged.
 
-        Raises `ConfigError` for a corpus without source or target domains.
+        If runs do not record their policy, the first samplers count as done. Raises `ConfigError`
+        for a corpus without source or target domains.
         """
         roles = {domain.role for domain in corpus.domains}
         if roles != {"source", "target"}:
             raise ConfigError(
-                "the agent balances a source and a target field: build the corpus with --target NAME"
+                "the agent balances source domains and target domains: build the corpus with "
+                "--target NAME"
             )
         samplers = [self.sampler(number) for number in range(self.proxies)]
         steered = [run.config.get("policy") for run in logged]
@@ -88,9 +105,10 @@ class DataMixingAgent:
         return [sampler for sampler in samplers if sampler.settings() not in done]
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Steers without feedback until a run gives it questions (`HistoryPolicy.evaluating`).
+        """Return the learned policy.
 
-        Raises `PolicyError` if there is nothing to learn from.
+        It has no question files and acts without feedback until it gets some
+        (`HistoryPolicy.with_evaluation`). Raises `PolicyError` if there are too few usable runs.
         """
         return self.learn(corpus, logged).policy
 
@@ -101,14 +119,17 @@ class DataMixingAgent:
         folder: Path | None = None,
         observer: Callable[[LearnProgress], None] | None = None,
     ) -> Learned:
-        """`commit`, which resumes in `folder` after an interruption."""
+        """Do the work of `commit`, and resume from `folder` after an interruption."""
         from cuvee.learning.history_learning import LearnSettings, learn
 
         settings = LearnSettings.of(self.agent)
         return learn(logged, Feedback(self.weight), settings, self.seed, folder, observer)
 
     def files(self) -> dict[str, list[str]]:
-        """By their full paths: a worker elsewhere has another working directory."""
+        """Return the question files with absolute paths.
+
+        A worker may have another working directory.
+        """
         return {
             name: [str(Path(file).absolute()) for file in self.evaluation[name]] for name in FIELDS
         }

@@ -1,12 +1,18 @@
-"""DoGE: domain reweighting with generalisation estimation (Fan et al. 2023, arXiv 2310.15393).
+"""DoGE: domain reweighting with generalisation estimation.
 
-    α_i ← α_i exp(W̃_i / μ), divided by the sum            W̃ as in `cuvee.policies.rewards`
+Source: Fan et al. 2023, arXiv 2310.15393.
 
-DoGE uses the gradient alignment of AC-ODM without a critic, so comparing the two shows what the critic adds. Mode `proxy`
-is the paper's: one proxy run learns, and the target trains on the mean of its mixtures. Mode `online` learns on the target.
+    α_i ← α_i exp(W̃_i / μ), then divided by the sum
 
-Deviations: DoGE uses W itself and a learning rate for each run. The cosine W̃ lets one μ fit models of all sizes. `floor`
-keeps every domain at floor/K or more, like DoReMi's smoothing, because a weight of 0 can never grow again.
+W̃ is the gradient alignment of `cuvee.policies.rewards`. DoGE is AC-ODM without a critic, so a
+comparison of the two shows the effect of the critic.
+
+Mode `proxy` is the paper's: one proxy run learns, and the target run trains on the mean of its
+mixtures. Mode `online` learns on the target run.
+
+Deviations: DoGE uses the inner product W instead of the cosine W̃, and a learning rate for each
+run. With the cosine, one μ fits models of all sizes. `floor` keeps every weight at floor/K or more,
+like DoReMi's smoothing, because a weight of 0 can never grow again.
 """
 
 from __future__ import annotations
@@ -29,6 +35,11 @@ from cuvee.policies.rewards import AlignmentReward, valued_alignment, values_of
 @register_method("doge")
 @dataclass(frozen=True)
 class DoGE:
+    """Domain reweighting with generalisation estimation.
+
+    The options other than `mode` are those of `ExponentiatedAlignment`.
+    """
+
     mode: Literal["online", "proxy"] = "online"
     mu: float = 10.0
     floor: float = 0.01
@@ -38,15 +49,20 @@ class DoGE:
     def __post_init__(self) -> None:
         if self.mode not in ("online", "proxy"):
             raise ConfigError(f"mode is {self.mode!r}: use online or proxy")
-        self.policy()  # refuses bad settings now and not when the run starts
+        self.policy()  # raises for bad settings here, not when the run starts
 
     def policy(self) -> ExponentiatedAlignment:
+        """Return the policy at its start, before it has learned anything."""
         return ExponentiatedAlignment(self.mu, self.floor, self.values, self.stride)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return () if self.mode == "online" or logged else (self.policy(),)
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """Return the policy for the target run.
+
+        Raises `PolicyError` in mode proxy if no proxy run is logged.
+        """
         if self.mode == "online":
             return self.policy()
         if not logged or not len(logged[-1].trajectory):
@@ -57,7 +73,13 @@ class DoGE:
 
 @register_policy("exponentiated_alignment")
 class ExponentiatedAlignment:
-    """Starts uniform. `mu` > 0: the larger, the slower. `values` as in `AlignmentReward`."""
+    """Multiplicative weights with the gradient alignment as reward. Starts uniform.
+
+    - `mu`: μ > 0. A larger μ changes the mixture more slowly.
+    - `floor`: every weight is at least floor/K.
+    - `values`: how much each domain counts, see `policies.rewards.values_of`.
+    - `stride`: gradients are measured every `stride` steps.
+    """
 
     def __init__(
         self,
@@ -71,7 +93,8 @@ class ExponentiatedAlignment:
         if not 0.0 <= floor < 1.0:
             raise PolicyError(f"floor is {floor}: it must be at least 0 and below 1")
         self._settings = {"mu": mu, "floor": floor, "values": dict(values or {}), "stride": stride}
-        self._mu, self._floor = mu, floor
+        self._mu = mu
+        self._floor = floor
         self._reward = AlignmentReward(values=values, stride=stride)
         self._values = dict(values or {})
         self._weights: dict[str, float] = {}
@@ -81,7 +104,7 @@ class ExponentiatedAlignment:
         return self._reward.probes
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """A domain that joins later starts at uniform."""
+        """Return the next mixture. A domain that joins later starts at weight 1/K."""
         K = len(so_far.names)
         raw_K = np.array([self._weights.get(name, 1.0 / K) for name in so_far.names])
         return Mixture.normalise(
@@ -89,7 +112,8 @@ class ExponentiatedAlignment:
         )
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        gram, executed = so_far.last.probes.get("alignment"), so_far.last_mixture
+        gram = so_far.last.probes.get("alignment")
+        executed = so_far.last_mixture
         assert executed is not None, "learn is called after an interval"
         if gram is None or not gram.present.any():
             return {"alignment": None}

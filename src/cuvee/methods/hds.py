@@ -1,16 +1,26 @@
-"""HDS, Holistic Data Scheduler: SAC with a reward of three parts (arXiv 2606.24133, KDD 2026).
+"""HDS, Holistic Data Scheduler: SAC with a reward of three terms.
 
-    reward = w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)          r_i as in AC-ODM
+Source: arXiv 2606.24133, KDD 2026.
 
-influence between domains (as in AC-ODM), quality of the data (lexical diversity unless another score is named), counting more
-as training goes on (t′ is progress), and calm of the weight norms. Each term is logged on its own.
+    reward = w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)
 
-The released code cannot be constructed: wrong arguments, a missing `sample`, a softmax on the critic's output. What is here was
-built from the paper. Deviations: the influence is the gain, 1 on average over the domains that count; the quality of a domain is
-its score over the largest, so within 0 and 1 whatever the score, and 0 for a domain that does not count; so the weights are
-(1, 0.1, 0.1) and not (1, 10, 10), with which the mixture goes to the most diverse domain and nothing else matters; the critic
-values each domain, since one number an interval teaches nothing in one run; the policy is a logistic-normal on the simplex;
-more where they are made: `policies.rewards`, `policies.encoders`, `agents.sac`.
+The terms are the influence between domains (r_i as in AC-ODM), the quality q_i of the data, and the
+stability of the weight norms. Quality is lexical diversity unless another score is named. It counts
+more as training proceeds (t′ is progress). Each term is logged separately.
+
+The released code cannot run: wrong arguments, a missing `sample`, a softmax on the critic's output.
+This implementation follows the paper. Deviations:
+
+- The influence is the gain, which is 1 on average over the domains that count.
+- The quality of a domain is its score relative to the largest, so it is from 0 to 1 for any score.
+  It is 0 for a domain that does not count.
+- The weights are (1, 0.1, 0.1). With the paper's (1, 10, 10), the mixture goes to the most diverse
+  domain whatever the other terms are.
+- The critic has a value for each domain, because one number per interval is too little to learn
+  from in one run.
+- The policy is a logistic-normal distribution on the simplex.
+
+`policies.rewards`, `policies.encoders` and `agents.sac` list further deviations.
 """
 
 from __future__ import annotations
@@ -35,14 +45,26 @@ AGENT: Mapping[str, Any] = {
     "ema_rate": 0.005,
     "architecture": {"hidden": 32},
 }
-"""For the few hundred decisions of one run. The paper's settings (`agents.sac.PAPER`) need tens of thousands."""
+"""Settings for the few hundred decisions of one run.
+
+The paper's settings (`agents.sac.PAPER`) need tens of thousands of decisions.
+"""
 
 
 @register_method("hds")
 @dataclass(frozen=True)
 class HDS(AgentPreset):
-    """`weights` are (w_a, w_q, w_s). `quality` names a score of the corpus's domains, or gives one by name. `values` is v by
-    name: which domains count; by default those that are validated. `agent` overrides `AGENT`, the settings of SAC."""
+    """The preset HDS of `AgentMethod`.
+
+    - `weights`: (w_a, w_q, w_s).
+    - `quality`: name of a score of the corpus's domains, or scores by domain name.
+    - `smoothing`, `stride`: arguments of the reward.
+    - `values`: v by domain name, how much each domain counts. Default: 1 for domains with a
+      validation loss.
+    - `agent`: overrides `AGENT`, the settings of SAC.
+
+    The other options are those of `AgentMethod`.
+    """
 
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
@@ -58,9 +80,10 @@ class HDS(AgentPreset):
     def __post_init__(self) -> None:
         if len(self.weights) != 3:
             raise ConfigError(
-                f"weights are {self.weights}: give three, for influence, quality and stability"
+                f"weights are {self.weights}: give three numbers, for influence, quality and "
+                "stability"
             )
-        self.configured()  # refuses bad settings now and not when the run starts
+        self.configured()  # raises for bad settings here, not when the run starts
 
     def configured(self) -> AgentMethod:
         return AgentMethod(

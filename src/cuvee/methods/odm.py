@@ -1,6 +1,7 @@
-"""ODM, online data mixing (Albalak et al. 2023, arXiv 2312.02406): a bandit that follows the training loss.
+"""ODM, online data mixing: a bandit whose reward is the training loss.
 
-Propose: nothing. Commit: `Exp3`, which learns on the target run itself. The formula is in `cuvee.policies.exp3`.
+Source: Albalak et al. 2023, arXiv 2312.02406. It proposes no proxy runs and commits to `Exp3`,
+which learns on the target run. `cuvee.policies.exp3` has the formula.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from cuvee.policies.exp3 import Exp3
 @register_method("odm")
 @dataclass(frozen=True)
 class ODM:
+    """Online data mixing. `smoothing` is ξ of `Exp3`."""
+
     smoothing: float = 0.9
 
     def __post_init__(self) -> None:
-        Exp3(self.smoothing)  # refuses a bad value now and not when the run starts
+        Exp3(self.smoothing)  # raises for a bad value here, not when the run starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()

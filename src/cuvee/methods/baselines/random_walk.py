@@ -1,9 +1,11 @@
-"""Random walk on the simplex: the baseline that shows what any movement at all is worth.
+"""Random walk on the simplex: a baseline that shows the effect of random changes of the mixture.
 
-    α_0 = natural shares        ln α_{t+1} = ln α_t + σ z_t + const,   z_t ~ N(0, 1) by domain
+    α_0 = natural shares
+    ln α_{t+1} = ln α_t + σ z_t + const,   z_t ~ N(0, 1) for each domain
 
-A step multiplies each share by a log-normal factor. Small and large domains therefore move alike, and every mixture can be
-reached. Data Mixing Agent (arXiv 2507.15640 §4) has such a baseline, but its paper does not give the distribution.
+A step multiplies each weight by a log-normal factor. The relative change is the same for small and
+large domains, and every mixture can be reached. Data Mixing Agent (arXiv 2507.15640 §4) has such a
+baseline but does not give its distribution.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
 from cuvee.core.registry import register_method, register_policy
 from cuvee.core.trajectory import Run, Trajectory
 
-_LEAST = 1e-3  # of a uniform share: where a domain with no share at all starts
+_LEAST = 1e-3  # fraction of 1/K from which a domain with weight 0 starts
 
 
 @register_method("random_walk")
 @dataclass(frozen=True)
 class RandomWalk:
+    """The baseline. `step` is σ."""
+
     step: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        RandomWalkPolicy(
-            self.seed, self.step
-        )  # refuses a bad value now and not when the run starts
+        # Raises for a bad value here, not when the run starts.
+        RandomWalkPolicy(self.seed, self.step)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()
@@ -43,17 +46,22 @@ class RandomWalk:
 
 @register_policy("random_walk")
 class RandomWalkPolicy:
-    """`step` is σ. The mixture is a function of settings and history alone."""
+    """The policy of the random walk. `step` is σ.
+
+    The mixture depends on the settings and the history only.
+    """
 
     probes: Sequence[Probe] = ()
 
     def __init__(self, seed: int = 0, step: float = 0.2) -> None:
         if not step > 0:
             raise PolicyError(f"step is {step}: it must be above 0")
-        self._seed, self._step = seed, step
+        self._seed = seed
+        self._step = step
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        K, last = len(so_far.names), so_far.last_mixture
+        K = len(so_far.names)
+        last = so_far.last_mixture
         shares = (last or Mixture.natural(so_far.domains)).as_dict()
         log_K = np.log(np.maximum([shares.get(name, 0.0) for name in so_far.names], _LEAST / K))
         if last is not None:

@@ -1,4 +1,7 @@
-"""A schedule that the user gives: shares by domain at points of progress, linear between them (curricula, annealing)."""
+"""A schedule that the user gives: mixtures at points of progress, linear between them.
+
+Use it for curricula and annealing.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,22 @@ from cuvee.core.trajectory import Run, Trajectory
 @register_method("schedule")
 @dataclass(frozen=True)
 class Schedule:
-    """`points`: [[0.0, {web: 3, maths: 1}], [1.0, {web: 1, maths: 3}]]."""
+    """The method: needs no proxy runs and commits to the schedule.
+
+    `points` are pairs of progress and shares by domain name, for example [[0.0, {web: 3, maths:
+    1}], [1.0, {web: 1, maths: 3}]].
+    """
 
     points: Sequence[tuple[float, Mapping[str, float]]]
 
     def __post_init__(self) -> None:
-        Scheduled(self.points)  # refuses bad points now and not when the run starts
+        Scheduled(self.points)  # raises for bad points here, not when the run starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
+        """Return the policy. Raises `ConfigError` if a point names an unknown domain."""
         names = [domain.name for domain in corpus.domains]
         unknown = sorted({name for _, shares in self.points for name in shares} - set(names))
         if unknown:
@@ -40,10 +48,12 @@ class Schedule:
 
 @register_policy("schedule")
 class Scheduled:
-    """`points` are (progress from 0 to 1, shares by name), in order; between two the mixture is linear, outside constant.
+    """The policy of a schedule.
 
-    Shares need not sum to 1, and a domain that a point does not name has none there. Two points at one progress make a jump,
-    of which the later one holds from that progress on.
+    `points` are (progress from 0 to 1, shares by name), sorted by progress. Between two points, the
+    mixture is interpolated linearly. Before the first and after the last, it is constant. Shares
+    need not sum to 1. A domain that a point does not name has weight 0 there. Two points at the
+    same progress make a jump: the later one applies from that progress on.
     """
 
     probes: Sequence[Probe] = ()
@@ -51,14 +61,13 @@ class Scheduled:
     def __init__(self, points: Sequence[tuple[float, Mapping[str, float]]]) -> None:
         if not points:
             raise PolicyError(
-                "a schedule has no points: give [progress, {domain: share, …}] at least once"
+                "a schedule has no points: give at least one [progress, {domain: share, …}]"
             )
         places = [float(progress) for progress, _ in points]
-        if places != sorted(places) or not all(
-            0 <= place <= 1 for place in places
-        ):  # false for NaN too
+        # NaN fails the second test, too.
+        if places != sorted(places) or not all(0 <= place <= 1 for place in places):
             raise PolicyError(
-                f"the points of a schedule are at {places}: they must rise within 0 and 1"
+                f"the points of a schedule are at {places}: they must be sorted, from 0 to 1"
             )
         self._progress = np.array(places)
         self._mixtures = [
@@ -66,13 +75,17 @@ class Scheduled:
         ]
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        """Raises `MixtureError` if a domain of the schedule is not in the run."""
+        """Return the mixture at the run's progress.
+
+        Raises `MixtureError` if the run lacks a domain of the schedule.
+        """
         return self.at(so_far.last.progress, so_far.names)
 
     def at(self, progress: float, names: Sequence[str]) -> Mixture:
-        """The mixture over `names` at this progress."""
+        """Return the mixture over `names` at this progress."""
         after = int(np.searchsorted(self._progress, progress, side="right"))
-        before, after = max(after - 1, 0), min(after, len(self._progress) - 1)
+        before = max(after - 1, 0)
+        after = min(after, len(self._progress) - 1)
         first, second = (self._mixtures[i].to(names) for i in (before, after))
         width = float(self._progress[after] - self._progress[before])
         share = (

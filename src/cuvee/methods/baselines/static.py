@@ -1,11 +1,12 @@
-"""Static mixtures: decided before the run and never changed. The baselines that every method has to beat.
+"""Static mixtures: chosen before the run and never changed. Every method should beat them.
 
-natural       α_i = n_i / Σn                      reads every token equally often
+natural       α_i = n_i / Σn                    all tokens are read equally often
 uniform       α_i = 1/K
-temperature   α_i ∝ (n_i / Σn)^(1/τ)              τ = 1 is natural, τ → ∞ uniform (Devlin et al. 2019; Xue et al. 2021)
-source_only   natural over the source domains     what the base model of continual pre-training was trained on
-target_only   natural over the target domains     naive continual pre-training
-given         what the user says
+temperature   α_i ∝ (n_i / Σn)^(1/τ)            τ = 1 is natural, τ → ∞ uniform
+                                                (Devlin et al. 2019; Xue et al. 2021)
+source_only   natural over the source domains   the data of the base model
+target_only   natural over the target domains   naive continual pre-training
+given         what the user gives
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from cuvee.policies.fixed import Fixed
 
 
 class Static:
-    """Needs no proxies; commits to `Fixed(self.mixture_for(domains))`."""
+    """Base class: no proxy runs; commits to `Fixed(self.mixture_for(domains))`."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
+        """Return the mixture for these domains."""
         return Mixture.normalise([domain.name for domain in domains], natural_K(domains))
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
@@ -40,13 +42,13 @@ class Static:
 @register_method("natural")
 @dataclass(frozen=True)
 class Natural(Static):
-    """Every domain by its share of the tokens."""
+    """Each domain in proportion to its tokens."""
 
 
 @register_method("uniform")
 @dataclass(frozen=True)
 class Uniform(Static):
-    """Every domain alike."""
+    """The same weight for every domain."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
         return Mixture.uniform([domain.name for domain in domains])
@@ -55,7 +57,7 @@ class Uniform(Static):
 @register_method("temperature")
 @dataclass(frozen=True)
 class Temperature(Static):
-    """Natural shares flattened by τ > 0."""
+    """Natural shares, flattened by τ > 0."""
 
     tau: float = 2.0
 
@@ -71,12 +73,12 @@ class Temperature(Static):
 @register_method("source_only")
 @dataclass(frozen=True)
 class SourceOnly(Static):
-    """The source domains by their share of the source's tokens; nothing of the target."""
+    """The source domains in proportion to their tokens; target domains have weight 0."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
         if all(domain.is_target for domain in domains):
             raise ConfigError(
-                "source_only needs a source domain: not all domains can be named with --target"
+                "source_only needs a source domain: do not name all domains with --target"
             )
         return _field(domains, "source")
 
@@ -84,7 +86,7 @@ class SourceOnly(Static):
 @register_method("target_only")
 @dataclass(frozen=True)
 class TargetOnly(Static):
-    """The target domains by their share of the target's tokens; nothing of the source."""
+    """The target domains in proportion to their tokens; source domains have weight 0."""
 
     def mixture_for(self, domains: tuple[Domain, ...]) -> Mixture:
         if not any(domain.is_target for domain in domains):
@@ -104,7 +106,7 @@ def _field(domains: tuple[Domain, ...], role: Role) -> Mixture:
 @register_method("given")
 @dataclass(frozen=True)
 class Given(Static):
-    """Shares by name that need not sum to 1; a domain that is not named gets nothing."""
+    """Shares by name. They need not sum to 1; a domain that is not named has weight 0."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,16 +1,18 @@
-"""From mixtures to losses: the regressions of RegMix, and how well each ranks runs that it has not seen.
+"""The regressions of RegMix from mixtures to losses, and their cross-validation.
 
-lightgbm           boosted trees as published (Liu et al. 2024, arXiv 2407.01492, and its notebook): up to 1,000 trees at a
-                   rate of 0.01, L2, stopped when three more do not help
-log_linear         L = c + exp(k + Σ_j t_j α_j), the data mixing law (Ye et al. 2024, arXiv 2403.16952); shares sum
-                   to 1, so k is a part of t
-gaussian_process   `methods.regmix.gaussian_process`
+- `lightgbm`: boosted trees as published (Liu et al. 2024, arXiv 2407.01492, and its notebook): up
+  to 1,000 trees at a learning rate of 0.01 with L2 loss, stopped when three more trees do not help.
+- `log_linear`: L = c + exp(k + Σ_j t_j α_j), the data mixing law (Ye et al. 2024, arXiv
+  2403.16952). Weights sum to 1, so k is a part of t.
+- `gaussian_process`: see `methods.regmix.gaussian_process`.
 
-Each domain's loss is fitted by itself and an objective over domains is the sum of the predictions. Fitting the objective
-directly, as the paper does with its one domain, ranks much worse where domains compete: their losses cross, and the sum is flat.
+The loss of each domain is fitted separately, and the objective is the sum of the predictions. The
+paper fits its objective, one domain, directly. This ranks much worse where domains compete: their
+losses cross, and the sum is flat.
 
-Deviation: the published notebook stops LightGBM where the loss on the *held-out* runs is lowest, which lets them into the fit.
-Here a fifth of the fitted runs decides how many trees, and all of them are then fitted with so many.
+Deviation: the published notebook stops LightGBM where the loss on the *held-out* runs is lowest, so
+these runs influence the fit. Here a fifth of the fitted runs determines the number of trees, and
+then all of them are fitted with that number.
 """
 
 from __future__ import annotations
@@ -29,23 +31,21 @@ from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
 from cuvee.methods.regmix.gaussian_process import fit_gaussian_process
 
 Prediction = Callable[[FloatArray], FloatArray]
-"""Mixtures (M, K) → losses (M,) of one domain."""
+"""Maps mixtures (M, K) to losses (M,) of one domain."""
 
 Fit = Callable[[FloatArray, FloatArray], Prediction]
-"""Mixtures (N, K) and the losses (N,) of one domain that they led to → a prediction."""
+"""Maps mixtures (N, K) and the resulting losses (N,) of one domain to a prediction."""
 
 _FOLDS = 5
 _TREES, _RATE, _PATIENCE = 1000, 1e-2, 3
-_ASYMPTOTES = (
-    0.1,
-    0.5,
-    2.0,
-)  # where the search for c starts: standard deviations of the losses below the lowest
-_LARGEST_EXPONENT = 50.0  # no loss is e⁵⁰: a step of the search went astray, and must not overflow
+# Start values of c, in standard deviations of the losses below the lowest loss.
+_ASYMPTOTES = (0.1, 0.5, 2.0)
+_LARGEST_EXPONENT = 50.0  # prevents overflow when a step of the search is far off
 _RIDGE = 1e-3  # on t, so that a domain that no run drew from has t = 0
 
 
 def fit_lightgbm(mixtures_NK: FloatArray, losses_N: FloatArray) -> Prediction:
+    """Fit boosted trees, deterministically and on one thread."""
     import lightgbm
 
     settings = {
@@ -76,7 +76,11 @@ def _predicted(booster: Any, mixtures_MK: FloatArray) -> FloatArray:
 
 
 def fit_log_linear(mixtures_NK: FloatArray, losses_N: FloatArray) -> Prediction:
-    """Least squares from several asymptotes c, each with the t that is best for ln(L − c); the best end is kept."""
+    """Fit the data mixing law by least squares.
+
+    The search starts from several asymptotes c, each with the t that is best for ln(L − c). The
+    best result is kept.
+    """
     from scipy.optimize import least_squares
 
     N, K = mixtures_NK.shape
@@ -116,39 +120,46 @@ FITS: dict[str, Fit] = {
     "lightgbm": fit_lightgbm,
     "log_linear": fit_log_linear,
 }
-"""Name in a configuration → fit."""
+"""Fits by their name in a configuration."""
 
 
 def check_installed(fit: str) -> None:
-    """Raises `ConfigError` if what `fit` (a name of `FITS`, or "best" for all) needs is not there."""
+    """Raise `ConfigError` if a library that `fit` needs is not installed.
+
+    `fit` is a name of `FITS`, or "best" for all.
+    """
     if fit in ("best", "lightgbm") and find_spec("lightgbm") is None:
         raise ConfigError(
-            f"fit {fit} needs LightGBM: pip install 'cuvee[regression]', or use fit: gaussian_process"
+            f"fit {fit} needs LightGBM: pip install 'cuvee[regression]', "
+            "or use fit: gaussian_process"
         )
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One fit for each of D domains, and how well the fits of other runs' losses ranked each run by the objective."""
+    """Fits of D domains' losses, with the rank correlation in cross-validation."""
 
     name: str
     predictions: tuple[Prediction, ...]
     ranks: RankCorrelation
 
     def losses(self, mixtures_MK: FloatArray) -> FloatArray:
-        """(M, D)"""
+        """Return the predicted losses (M, D)."""
         return np.stack([predict(mixtures_MK) for predict in self.predictions], axis=1)
 
 
 def fit(name: str, mixtures_NK: FloatArray, losses_ND: FloatArray, values_D: FloatArray) -> Fitted:
-    """Fits each domain's loss. `values_D` weighs them into the objective by which runs are ranked, here in cross-validation."""
+    """Fit the loss of each domain.
+
+    `values_D` are the weights of the objective by which runs are ranked in cross-validation.
+    """
     unseen_ND = cross_validated(FITS[name], mixtures_NK, losses_ND)
     ranks = rank_correlation(unseen_ND @ values_D, losses_ND @ values_D)
     return Fitted(name, tuple(FITS[name](mixtures_NK, losses_N) for losses_N in losses_ND.T), ranks)
 
 
 def cross_validated(fit_one: Fit, mixtures_NK: FloatArray, losses_ND: FloatArray) -> FloatArray:
-    """(N, D) what is predicted of each run by fits to the four fifths of the others that it is not with."""
+    """Return the (N, D) losses of each run as predicted by fits to the other folds."""
     unseen_ND = np.empty_like(losses_ND)
     for fold, kept in folds(np.arange(len(mixtures_NK))):
         for d, losses_N in enumerate(losses_ND.T):
@@ -157,7 +168,10 @@ def cross_validated(fit_one: Fit, mixtures_NK: FloatArray, losses_ND: FloatArray
 
 
 def folds(groups_N: IntArray) -> list[tuple[IntArray, IntArray]]:
-    """(rows left out, rows fitted) of each of five folds. Rows of one group, such as repeats of a run, stay together."""
+    """Return (rows left out, rows fitted) for each of five folds.
+
+    Rows with the same group, such as repeats of a run, are in the same fold.
+    """
     groups = np.unique(groups_N)
     order = np.random.Generator(np.random.PCG64(0)).permutation(groups)
     parts = [np.isin(groups_N, part) for part in np.array_split(order, _FOLDS)]

@@ -1,11 +1,14 @@
-"""A Gaussian process from mixtures to a metric (Rasmussen & Williams 2006, §2.2 and §5.4.1).
+"""A Gaussian process from mixtures to a metric.
+
+Source: Rasmussen & Williams 2006, §2.2 and §5.4.1.
 
     x_j = ln(1 + α_j / ε), standardised        ε = 1/(20 K)
     y   = m + σ_f f(x) + σ_n e                 m is the mean of y
 
-f has a Matérn-5/2 kernel with one length λ_j per domain. The logarithm is there because a loss falls steeply with the first
-shares of a domain and slowly after that. λ, σ_f and σ_n maximise the posterior: the marginal likelihood times a broad
-log-normal prior on each. Without the prior, 52 lengths would overfit 64 runs.
+f has a Matérn-5/2 kernel with one length scale λ_j per domain. The logarithm is used because a loss
+falls steeply with the first percents of a domain and slowly after that. λ, σ_f and σ_n maximise the
+posterior, which is the marginal likelihood times a broad log-normal prior on each. Without the
+prior, 52 length scales would overfit 64 runs.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 
-_FIRST_SHARE = 0.05  # of a uniform share: ε
+_FIRST_SHARE = 0.05  # ε as a fraction of 1/K
 _BROAD = 1.5  # standard deviation of the priors of ln λ, ln σ_f, ln σ_n
 _NOISE = 0.1  # the prior's median of σ_n, in standard deviations of y; the median of σ_f is 1
-_REACH = 4.0  # the search stays within this many deviations of the prior
+_REACH = 4.0  # the search stays within this many standard deviations of the prior
 _STEPS = 60
-_SEARCHED = 256  # runs that the hyper-parameters are searched on; the posterior has all runs
+_SEARCHED = 256  # runs used for the hyper-parameter search; the posterior uses all runs
 _JITTER = 1e-8  # keeps the covariance of two equal mixtures invertible
-_AT_ONCE = 4096  # mixtures predicted at a time, each a row of N numbers
+_AT_ONCE = 4096  # mixtures predicted at a time, to limit memory
 _ROOT5 = np.sqrt(5.0)
 
 
@@ -33,8 +36,9 @@ _ROOT5 = np.sqrt(5.0)
 class GaussianProcess:
     """The posterior after N runs. Call it with mixtures (M, K) to get the expected metric (M,).
 
-    `inputs_NK` are the fitted runs' features over their lengths. `whitened_NN` is the inverse of the Cholesky factor of
-    their covariance, in units of the metric's variance, noise included.
+    `inputs_NK` are the features of the fitted runs divided by the length scales. `whitened_NN` is
+    the inverse of the Cholesky factor of their covariance, including noise, in units of the
+    metric's variance.
     """
 
     centre_K: FloatArray
@@ -55,11 +59,11 @@ class GaussianProcess:
 
     @property
     def noise_deviation(self) -> float:
-        """The estimated standard deviation of the metric between two runs of one mixture."""
+        """Estimated standard deviation of the metric between two runs with the same mixture."""
         return self.spread * self.noise
 
     def deviation(self, mixtures_MK: FloatArray) -> FloatArray:
-        """(M,) the posterior's standard deviation of the metric, without the noise of one more run."""
+        """Return the (M,) posterior standard deviation of the metric, without the noise of a run."""
         parts = range(0, len(mixtures_MK), _AT_ONCE)
         explained = [
             np.square(self.whitened_NN @ self._to_runs(mixtures_MK[at : at + _AT_ONCE]).T).sum(0)
@@ -69,7 +73,7 @@ class GaussianProcess:
         return self.spread * np.sqrt(np.maximum(left_M, 0.0))
 
     def covariance(self, mixtures_MK: FloatArray, others_LK: FloatArray) -> FloatArray:
-        """(M, L) the posterior covariance of the metric between mixtures, for paired differences."""
+        """Return the (M, L) posterior covariance of the metric, for paired differences."""
         prior_ML = self.signal**2 * _matern(
             _squared_distances(self._features(mixtures_MK), self._features(others_LK))
         )
@@ -78,7 +82,7 @@ class GaussianProcess:
         return np.asarray(self.spread**2 * (prior_ML - ours_NM.T @ theirs_NL))
 
     def _to_runs(self, mixtures_MK: FloatArray) -> FloatArray:
-        """(M, N) prior covariance with the fitted runs."""
+        """Return the (M, N) prior covariance with the fitted runs."""
         squared_MN = _squared_distances(self._features(mixtures_MK), self.inputs_NK)
         return np.asarray(self.signal**2 * _matern(squared_MN))
 
@@ -87,12 +91,13 @@ class GaussianProcess:
 
 
 def fit_gaussian_process(mixtures_NK: FloatArray, losses_N: FloatArray) -> GaussianProcess:
-    """The process given `mixtures_NK` and the metric `losses_N` that they led to."""
+    """Return the posterior for mixtures (N, K) with the metric `losses_N`."""
     logs_NK = _logs(mixtures_NK)
     centre_K = logs_NK.mean(axis=0)
     scale_K = np.where(logs_NK.std(axis=0) > 0, logs_NK.std(axis=0), 1.0)
     features_NK = (logs_NK - centre_K) / scale_K
-    mean, spread = float(losses_N.mean()), float(losses_N.std()) or 1.0
+    mean = float(losses_N.mean())
+    spread = float(losses_N.std()) or 1.0
     standardised_N = (losses_N - mean) / spread
     searched_S = _spread_rows(len(losses_N))
     lengths_K, signal, noise = _most_probable(features_NK[searched_S], standardised_N[searched_S])
@@ -116,7 +121,7 @@ def _logs(mixtures_NK: FloatArray) -> FloatArray:
 
 
 def _spread_rows(runs: int) -> npt.NDArray[np.intp]:
-    """The rows that hyper-parameters are searched on: all of them, or a random subset where there are many."""
+    """Return the rows for the hyper-parameter search: all, or a random subset of 256."""
     order_N = np.random.Generator(np.random.PCG64(0)).permutation(runs)
     return order_N[:_SEARCHED]
 
@@ -124,7 +129,10 @@ def _spread_rows(runs: int) -> npt.NDArray[np.intp]:
 def _most_probable(
     features_NK: FloatArray, values_N: FloatArray
 ) -> tuple[FloatArray, float, float]:
-    """λ (K,), σ_f and σ_n of the highest posterior that L-BFGS finds from the prior's median."""
+    """Return λ (K,), σ_f and σ_n with the highest posterior.
+
+    L-BFGS starts from the median of the prior.
+    """
     from scipy.optimize import Bounds, minimize
 
     K = features_NK.shape[1]
@@ -141,7 +149,10 @@ def _most_probable(
 def _negative_log_posterior(
     logs: FloatArray, *, features_NK: FloatArray, values_N: FloatArray, prior: FloatArray
 ) -> tuple[float, FloatArray]:
-    """−ln posterior of ln(λ, σ_f, σ_n), and its gradient (Rasmussen & Williams, equations 2.30 and 5.9)."""
+    """Return −ln posterior of ln(λ, σ_f, σ_n), and its gradient.
+
+    See Rasmussen & Williams, equations 2.30 and 5.9.
+    """
     N, K = features_NK.shape
     lengths_K, signal, noise = np.exp(logs[:K]), np.exp(logs[K]), np.exp(logs[K + 1])
     inputs_NK = features_NK / lengths_K
@@ -175,7 +186,7 @@ def _whitened(inputs_NK: FloatArray, signal: float, noise: float) -> FloatArray:
 
 
 def _inverse(covariance_NN: FloatArray) -> tuple[FloatArray, float]:
-    """The inverse and ln determinant of a positive definite matrix."""
+    """Return the inverse and the ln determinant of a positive definite matrix."""
     from scipy.linalg.lapack import dpotrf, dpotri
 
     factor_NN, failed = dpotrf(covariance_NN, lower=1)
@@ -196,6 +207,6 @@ def _squared_distances(inputs_MK: FloatArray, others_NK: FloatArray) -> FloatArr
 
 
 def _matern(squared: FloatArray) -> FloatArray:
-    """Matérn-5/2 of squared distances, 1 at distance 0."""
+    """Return the Matérn-5/2 kernel of squared distances; 1 at distance 0."""
     far = _ROOT5 * np.sqrt(squared)
     return np.asarray((1.0 + far + far**2 / 3.0) * np.exp(-far))

@@ -1,17 +1,27 @@
-"""RegMix: the mixture as a regression over small static runs (Liu et al. 2024, arXiv 2407.01492, ICLR 2025).
+"""RegMix: finds a mixture by regression over small static runs.
 
-    prior     α ~ Dirichlet(s b),   b_i ∝ √(n_i / Σn),   ln s ~ U(ln 0.1, ln 5);   shares below 2e-4 become 0
-    propose   N proxies, each under one such α from start to end
-    commit    fit the losses by domain from α (`methods.regmix.fit`), predict 100,000 α from the same prior, and take the mean
-              of the 128 with the lowest objective; none of them reads a domain more than `epoch_cap` times in `tokens` tokens
+Source: Liu et al. 2024, arXiv 2407.01492, ICLR 2025.
 
-b and the range of s are those of the released configuration (temperature 0.5, strength 0.1 to 5).
+    prior     α ~ Dirichlet(s b),   b_i ∝ √(n_i / Σn),   ln s ~ U(ln 0.1, ln 5)
+              weights below 2e-4 become 0
+    propose   N proxy runs, each with one such α
+    commit    fit the losses by domain from α (`methods.regmix.fit`), predict them for 100,000 α
+              from the same prior, and average the 128 with the lowest objective
 
-Deviations. Losses are fitted by domain and then weighed (why: `methods.regmix.fit`), by default with the fit that ranks unseen
-proxies best. The released code draws s from 15 levels and rounds shares to multiples of 2e-4; here s is continuous, nothing is
-rounded, and any two proxies differ by half a percent of the batch. It caps repetition in the proxies' draw too, by rejection;
-here only candidates are capped, so that one set of proxies serves targets of any length, and a share over the cap is cut and
-the rest scaled up, since with many small domains rejection leaves nothing.
+No candidate reads a domain more than `epoch_cap` times in `tokens` tokens. b and the range of s are
+those of the released configuration (temperature 0.5, strength 0.1 to 5).
+
+Deviations:
+
+- Losses are fitted by domain and then weighted (`methods.regmix.fit` explains why), by default with
+  the fit that ranks unseen proxy runs best.
+- The released code draws s from 15 levels and rounds weights to multiples of 2e-4. Here s is
+  continuous and nothing is rounded. Any two proxy mixtures differ by more than 0.5 % total
+  variation.
+- The released code also limits repetition in the proxies' mixtures, by rejection. Here only
+  candidates are limited, so that one set of proxies serves target runs of any length. A weight
+  above its limit is cut and the others are scaled up, because with many small domains rejection
+  would leave no candidates.
 """
 
 from __future__ import annotations
@@ -38,16 +48,24 @@ _TEMPERATURE = 0.5
 _STRENGTHS = (0.1, 5.0)
 _SMALLEST_SHARE = 2e-4
 _CANDIDATES, _KEPT = 100_000, 128
-_NEARLY_SAME = 0.005  # total variation that two proxies differ by, at least
+_NEARLY_SAME = 0.005  # smallest total variation between two proxy mixtures
 _BLOCK, _MOST_BLOCKS = 256, 64
-_SAME = 1e-9  # total variation between a proxy's mixture and what its run says that it was
+_SAME = 1e-9  # largest total variation between a proxy's mixture and the one in its log
 
 
 @register_method("regmix")
 @dataclass(frozen=True)
 class RegMix:
-    """`proxies` is N. `objective`: the mean validation loss over domains; half the mean of the source's and half that of the
-    target's; or weights by name. `tokens` is the target run's budget, None for no cap."""
+    """The method RegMix.
+
+    - `proxies`: N, the number of proxy runs.
+    - `fit`: name of a fit, or `best` for the one with the best rank correlation.
+    - `objective`: `valid_loss` is the mean validation loss over domains; `source_target` is half
+      the mean of the source domains plus half the mean of the target domains; or weights by domain
+      name.
+    - `tokens`: token budget of the target run; None for no epoch cap.
+    - `epoch_cap`: largest number of times that the target run may read a domain.
+    """
 
     proxies: int = 64
     fit: Literal["best", "gaussian_process", "lightgbm", "log_linear"] = "best"
@@ -69,8 +87,11 @@ class RegMix:
         check_objective(self.objective)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        """The proxies that no logged run was, whatever order they ended in. More `proxies` keep the ones that are there."""
-        check_installed(self.fit)  # now, and not when all the proxies have been paid for
+        """Return the policies of the proxy runs that are not logged, in any order of completion.
+
+        With a larger `proxies`, the existing runs are kept.
+        """
+        check_installed(self.fit)  # before the proxies are paid for
         names = tuple(domain.name for domain in corpus.domains)
         drawn_NK = self._drawn(corpus.domains)
         there = [run.trajectory.mixtures[0] for run in logged if len(run.trajectory)]
@@ -84,7 +105,10 @@ class RegMix:
         return [Fixed(Mixture.normalise(names, drawn_K)) for drawn_K in drawn_NK]
 
     def _drawn(self, domains: tuple[Domain, ...]) -> FloatArray:
-        """(N, K) mixtures from the prior that differ: with few domains, many of its draws are one domain and nothing else."""
+        """Return (N, K) distinct mixtures from the prior.
+
+        With few domains, many samples of the prior have all weight on one domain.
+        """
         generator = np.random.Generator(np.random.PCG64(self.seed))
         found_NK = np.empty((0, len(domains)))
         for _ in range(_MOST_BLOCKS):
@@ -94,14 +118,16 @@ class RegMix:
                 if len(found_NK) == self.proxies:
                     return found_NK
         raise ConfigError(
-            f"proxies is {self.proxies}, but over {len(domains)} domains only {len(found_NK)} mixtures were found that "
-            f"differ by more than {_NEARLY_SAME:g}: ask for fewer"
+            f"proxies is {self.proxies}, but over {len(domains)} domains only {len(found_NK)} "
+            f"mixtures were found that differ by more than {_NEARLY_SAME:g}: ask for fewer"
         )
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """`Fixed`, with what it rests on as its `evidence`: the fit, its cross-validated rank correlation, runs left out and why.
+        """Return a `Fixed` policy with its evidence.
 
-        Raises `PolicyError` if too few runs can be used, or if no fit ranks unseen ones better than chance.
+        The evidence has the fit, its cross-validated rank correlation, and the runs left out with
+        reasons. Raises `PolicyError` if too few runs can be used, or if no fit ranks unseen runs
+        better than chance.
         """
         ceilings_K = self._ceilings(corpus.domains)
         table = Table.of(corpus.domains, logged, self.objective)
@@ -109,9 +135,10 @@ class RegMix:
         best = max(fits, key=lambda fitted: fitted.ranks.value)
         if best.ranks.low <= 0:
             raise PolicyError(
-                f"the fit ({best.name}) ranks proxies that it has not seen with Spearman {best.ranks.value:.2f} "
-                f"({best.ranks.low:.2f} to {best.ranks.high:.2f}), which may be chance: train more proxies (proxies is "
-                f"{self.proxies}), train each longer, or validate on more tokens (train.validation_tokens)"
+                f"the fit ({best.name}) ranks proxies that it has not seen with Spearman "
+                f"{best.ranks.value:.2f} ({best.ranks.low:.2f} to {best.ranks.high:.2f}), which "
+                f"may be chance: train more proxies (proxies is {self.proxies}), train each "
+                "longer, or validate on more tokens (train.validation_tokens)"
             )
         candidates_MK = draw(
             corpus.domains, _CANDIDATES, np.random.Generator(np.random.PCG64([self.seed, 1]))
@@ -122,9 +149,9 @@ class RegMix:
         missing = len(self.propose(corpus, logged))
         evidence = {
             "method": "regmix",
-            "summary": f"{best.name} ranks proxies that it has not seen with Spearman {best.ranks.value:.3f} "
-            f"({best.ranks.low:.3f} to {best.ranks.high:.3f}); {best.ranks.runs} runs fitted, {len(table.left_out)} left out, "
-            f"{missing} missing",
+            "summary": f"{best.name} ranks proxies that it has not seen with Spearman "
+            f"{best.ranks.value:.3f} ({best.ranks.low:.3f} to {best.ranks.high:.3f}); "
+            f"{best.ranks.runs} runs fitted, {len(table.left_out)} left out, {missing} missing",
             "fit": best.name,
             "rank_correlation": asdict(best.ranks),
             "rank_correlations": {fitted.name: fitted.ranks.value for fitted in fits},
@@ -137,23 +164,25 @@ class RegMix:
         )
 
     def _ceilings(self, domains: tuple[Domain, ...]) -> FloatArray:
-        """(K,) the share with which each domain is read `epoch_cap` times in the target run."""
+        """Return the (K,) weight at which each domain is read `epoch_cap` times in the target run."""
         if self.tokens is None:
             return np.ones(len(domains))
         ceilings_K = largest_shares(allowed(self.epoch_cap, available_K(domains)), self.tokens)
         if ceilings_K.sum() < 1.0:
-            there = sum(domain.tokens for domain in domains)
+            total = sum(domain.tokens for domain in domains)
             raise ConfigError(
-                f"the {there:,} tokens of the corpus, each read {self.epoch_cap:g} times (epoch_cap), are fewer than the "
-                f"target's {self.tokens:,} (tokens): raise epoch_cap, or train on less"
+                f"the {total:,} tokens of the corpus, each read {self.epoch_cap:g} times "
+                f"(epoch_cap), are fewer than the target's {self.tokens:,} (tokens): "
+                "raise epoch_cap, or train on fewer tokens"
             )
         return ceilings_K
 
 
 def draw(domains: tuple[Domain, ...], count: int, generator: np.random.Generator) -> FloatArray:
-    """(count, K) mixtures from the prior.
+    """Draw (count, K) mixtures from the prior.
 
-    Gamma variates with shapes far below 1 underflow, so they are drawn as logarithms: ln G(a) = ln G(a + 1) + ln(U) / a.
+    Gamma variates with shapes far below 1 underflow, so their logarithms are drawn: ln G(a) = ln
+    G(a + 1) + ln(U) / a.
     """
     base_K = natural_K(domains) ** _TEMPERATURE
     low, high = np.log(_STRENGTHS)
@@ -169,9 +198,10 @@ def draw(domains: tuple[Domain, ...], count: int, generator: np.random.Generator
 
 
 def capped(mixtures_MK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray) -> FloatArray:
-    """(M, K) each share cut to its ceiling and the others scaled up, until both hold. The ceilings sum to 1 or more.
+    """Cut weights to their ceilings and scale up the others, until all are within (M, K).
 
-    Where all that a mixture has is at its ceiling, the rest goes to the other domains by their natural shares `shares_K`.
+    The ceilings sum to 1 or more. If all domains of a mixture are at their ceilings, the rest goes
+    to the other domains in proportion to their natural shares `shares_K`.
     """
     return capped_phases(mixtures_MK[:, None], ceilings_K, shares_K, np.ones(1))[:, 0]
 
@@ -179,7 +209,11 @@ def capped(mixtures_MK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray
 def capped_phases(
     mixtures_MPK: FloatArray, ceilings_K: FloatArray, shares_K: FloatArray, phases_P: FloatArray
 ) -> FloatArray:
-    """`capped` for runs of P phases, where a ceiling is on a domain's mean share over the run. `phases_P` sums to 1."""
+    """Do the same as `capped` for runs with P phases, (M, P, K).
+
+    A ceiling limits a domain's mean weight over the run. `phases_P` are the lengths of the phases
+    and sum to 1.
+    """
     within_MPK = mixtures_MPK + 1e-12 * shares_K
     fixed_MPK = np.zeros_like(within_MPK)
     full_MK = np.zeros((len(within_MPK), len(ceilings_K)), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Which proxy runs can be fitted, and the table that they make: mixtures, losses by domain, and what each loss counts for."""
+"""Selects the proxy runs that can be fitted and makes a table of them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ from cuvee.core.trajectory import Run
 Objective = Literal["valid_loss", "source_target"] | Mapping[str, float]
 
 FEWEST_RUNS = 8
-_STATIC = 1e-6  # the largest total variation between mixtures of a run under one mixture
+_STATIC = 1e-6  # largest total variation between the mixtures of a static run
 
 
 def check_objective(objective: Objective) -> None:
-    """Raises `ConfigError` for what no corpus could satisfy."""
+    """Raise `ConfigError` for an objective that is invalid for every corpus."""
     if isinstance(objective, str):
         if objective not in ("valid_loss", "source_target"):
             raise ConfigError(
-                f"objective is {objective!r}: use valid_loss, source_target, or weights by name of domain"
+                f"objective is {objective!r}: use valid_loss, source_target, "
+                "or weights by domain name"
             )
     elif not objective or min(objective.values()) < 0 or not 0 < sum(objective.values()) < np.inf:
         raise ConfigError(
-            f"objective is {dict(objective)}: give domains with weights that are not negative, not all 0"
+            f"objective is {dict(objective)}: give weights by domain name, none negative and "
+            "not all 0"
         )
 
 
 @dataclass(frozen=True)
 class Table:
-    """N usable runs over K domains, of which the `valued` D count: objective = losses @ values, and values sum to 1."""
+    """N usable runs over K domains, of which D count.
+
+    `valued` are the names of these domains. The objective is `losses_ND @ values_D`; the values sum
+    to 1.
+    """
 
     mixtures_NK: FloatArray
     losses_ND: FloatArray
     values_D: FloatArray
     valued: tuple[str, ...]
     left_out: Mapping[str, str]
-    """Run → why."""
+    """Why runs were left out, by run id."""
 
     @property
     def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -50,19 +56,23 @@ class Table:
 
     @classmethod
     def of(cls, domains: tuple[Domain, ...], runs: Sequence[Run], objective: Objective) -> Table:
-        """Raises `PolicyError` if fewer than `FEWEST_RUNS` runs can be used, `ConfigError` for an objective that does not fit."""
+        """Select the usable runs.
+
+        Raises `PolicyError` if fewer than `FEWEST_RUNS` runs can be used, and `ConfigError` for an
+        objective that does not fit the corpus.
+        """
         values = objective_values(domains, runs, objective)
         names = [domain.name for domain in domains]
         left_out = {run.id: why for run in runs if (why := _unusable(run, names, values))}
         kept = [run for run in runs if run.id not in left_out]
-        kept.sort(
-            key=lambda run: run.trajectory.mixtures[0].to(names).weights_K.tolist()
-        )  # by content, not as they ended
+        # Sorted by content, so that the order in which runs finish does not matter.
+        kept.sort(key=lambda run: run.trajectory.mixtures[0].to(names).weights_K.tolist())
         if len(kept) < FEWEST_RUNS:
             reasons = "; ".join(f"{run} {why}" for run, why in list(left_out.items())[:3])
             raise PolicyError(
-                f"{len(kept)} of {len(runs)} proxy runs can be fitted, at least {FEWEST_RUNS} are needed"
-                f"{f' ({reasons})' if reasons else ''}: run the proxies first (`cuvee search`)"
+                f"{len(kept)} of {len(runs)} proxy runs can be fitted, at least {FEWEST_RUNS} are "
+                f"needed{f' ({reasons})' if reasons else ''}: run the proxies first "
+                "(`cuvee search`)"
             )
         return cls(
             mixtures_NK=np.stack([run.trajectory.mixtures[0].to(names).weights_K for run in kept]),
@@ -78,12 +88,16 @@ class Table:
 def objective_values(
     domains: tuple[Domain, ...], runs: Sequence[Run], objective: Objective
 ) -> dict[str, float]:
-    """What each domain's loss counts for. Without weights by name: the domains that at least half of the runs have validated."""
+    """Return how much the loss of each domain counts.
+
+    Without weights by name, it is about the domains that at least half of the runs validated.
+    """
     if not isinstance(objective, str):
         unknown = sorted(set(objective) - {domain.name for domain in domains})
         if unknown:
             raise ConfigError(
-                f"objective names {', '.join(unknown)}, but the corpus has {', '.join(d.name for d in domains)}"
+                f"objective names {', '.join(unknown)}, but the corpus has "
+                f"{', '.join(d.name for d in domains)}"
             )
         total = sum(objective.values())
         return {name: value / total for name, value in objective.items() if value > 0}
@@ -93,20 +107,23 @@ def objective_values(
     ]
     if runs and not measured:
         raise PolicyError(
-            "no proxy run has a validation loss: build the corpus with a valid split, and set train.validation_tokens above 0"
+            "no proxy run has a validation loss: build the corpus with a valid split, and set "
+            "train.validation_tokens above 0"
         )
     if objective == "valid_loss":
         return {domain.name: 1 / len(measured) for domain in measured}
     targets = sum(domain.is_target for domain in measured)
     if targets in (0, len(measured)):
         raise ConfigError(
-            "objective source_target needs validated domains of both roles: build the corpus with --target NAME"
+            "objective source_target needs validated domains of both roles: build the corpus with "
+            "--target NAME"
         )
     counts = {True: targets, False: len(measured) - targets}
     return {domain.name: 0.5 / counts[domain.is_target] for domain in measured}
 
 
 def _unusable(run: Run, names: Sequence[str], values: Mapping[str, float]) -> str | None:
+    """Return why a run cannot be fitted, or None."""
     so_far = run.trajectory
     if not len(so_far) or so_far.last.progress < 1.0:
         return f"ended at {so_far.last.progress:.0%} of its budget"
@@ -115,14 +132,15 @@ def _unusable(run: Run, names: Sequence[str], values: Mapping[str, float]) -> st
         return "has not kept one mixture"
     if set(first.names) != set(names):
         return "has other domains than the corpus"
-    start, end = last_losses(so_far.signals[0]), last_losses(so_far.last)
+    start = last_losses(so_far.signals[0])
+    end = last_losses(so_far.last)
     if missing := [name for name in values if name not in end]:
         return f"has no final validation loss of {', '.join(missing[:3])}"
     before, after = (
         sum(value * losses.get(name, np.inf) for name, value in values.items())
         for losses in (start, end)
     )
-    # A base model forgets what it no longer reads, and that is what a fit is to know of it.
+    # A base model forgets what it no longer reads. The fit must see such runs.
     forgets = isinstance(proxy := run.config.get("proxy"), Mapping) and "model_sha256" in proxy
     return (
         f"has diverged: its loss rose from {before:.3g} to {after:.3g}"
@@ -132,7 +150,7 @@ def _unusable(run: Run, names: Sequence[str], values: Mapping[str, float]) -> st
 
 
 def last_losses(signals: Signals) -> dict[str, float]:
-    """Validation loss by name of the domains that have one."""
+    """Return the validation losses by name of the domains that have one."""
     measured = signals.probes.get("valid_loss")
     if measured is None:
         return {}
