@@ -61,7 +61,9 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
     if isinstance(policy, ReadsFeedback):
         policy.check(corpus.domains)
         return (
-            policy.with_evaluation(asked.files, asked.share) if asked else policy.evaluating(None)
+            policy.with_evaluation(asked.files, asked.share)
+            if asked
+            else policy.with_evaluation(None)
         )
     if asked:
         raise ConfigError(

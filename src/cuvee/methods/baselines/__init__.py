@@ -1,5 +1,7 @@
-"""Baselines: mixtures and schedules that need no learning and no proxy runs.
+"""Baselines: mixtures and schedules that need no learning, or hardly any.
 
-`static.py` has the static mixtures, `schedule.py` a schedule that the user gives, and
-`random_walk.py` a random walk.
+- `static`: static mixtures, chosen before the run.
+- `schedule`: a schedule that the user gives.
+- `designed`: proxy runs with given schedules; the best one becomes the mixture.
+- `random_walk`: a random walk.
 """

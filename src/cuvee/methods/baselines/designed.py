@@ -1,4 +1,7 @@
-"""Runs that were designed elsewhere, each a schedule, as `cuvee recommend --next` writes them; then the best of all runs."""
+"""Proxy runs with given schedules, as `cuvee recommend --next` writes them.
+
+The result is the mean mixture of the best run.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,17 @@ from cuvee.methods.baselines.schedule import Scheduled
 from cuvee.methods.regmix.runs import last_losses
 from cuvee.policies.fixed import Fixed
 
-_SAME = 1e-6  # total variation between a run's mixtures and what was designed
+_SAME = 1e-6  # largest total variation between a run's mixtures and the given schedule
 
 
 @register_method("designed")
 @dataclass(frozen=True)
 class Designed:
-    """`runs`: for each run its points `[progress, {domain: share}]`, as of the method `schedule`.
+    """The method: proposes the given runs and commits to the best one.
 
-    Commits to the mean mixture of the logged run with the lowest mean validation loss. It is meant to fill a store whose
-    runs `cuvee recommend` then fits.
+    `runs` holds, for each run, the points `[progress, {domain: share}]` of a schedule, as in the
+    method `schedule`. The policy is the mean mixture of the logged run with the lowest mean
+    validation loss. The main purpose is to log runs that `cuvee recommend` then fits.
     """
 
     runs: Sequence[Sequence[tuple[float, Mapping[str, float]]]]
@@ -36,7 +40,10 @@ class Designed:
             Scheduled(points)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        """The designed runs that no logged run has done."""
+        """Return the policies of the runs that are not logged.
+
+        Raises `ConfigError` if a run names an unknown domain.
+        """
         names = {domain.name for domain in corpus.domains}
         unknown = sorted(
             {name for points in self.runs for _, shares in points for name in shares} - names
@@ -49,7 +56,7 @@ class Designed:
         return [policy for policy in wanted if not any(_done(policy, run) for run in logged)]
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """Raises `PolicyError` if no run has a validation loss."""
+        """Return the static mixture. Raises `PolicyError` if no run has a validation loss."""
         ends: list[tuple[float, Any]] = []
         for run in logged:
             losses = last_losses(run.trajectory.last)

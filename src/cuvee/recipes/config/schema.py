@@ -145,7 +145,7 @@ class PolicyChoice(BaseModel):
     @property
     def reads_feedback(self) -> bool:
         """Whether it can use questions. Raises `PolicyError` if the folder has no policy."""
-        return hasattr(kind_of_policy(self.policy), "evaluating")
+        return hasattr(kind_of_policy(self.policy), "with_evaluation")
 
     @property
     def sha256(self) -> str:
