@@ -1,4 +1,4 @@
-"""The interface of agents: `Observation`, `Transition`, `Agent`, and the input checks they share."""
+"""The interface of agents: `Observation`, `Transition`, `Agent`, and their input checks."""
 
 from __future__ import annotations
 

@@ -86,6 +86,7 @@ class CQL(SAC):
         return (batch.action_BK * ratio_BK).sum(-1).mean()
 
     def critic_loss(self, batch: ReplayBatch, rewards: RewardScale, strength: float) -> Tensor:
+        """Return SAC's critic loss plus ω times the conservative loss."""
         conservative, self._report = self.conservative_loss(batch)
         return (
             super().critic_loss(batch, rewards, strength) + self.settings.cql_alpha * conservative
@@ -94,6 +95,7 @@ class CQL(SAC):
     def actor_loss(
         self, batch: ReplayBatch, draw: Draw, rewards: RewardScale, strength: float
     ) -> Tensor:
+        """Return SAC's actor loss plus χ times the cloning loss."""
         loss = super().actor_loss(batch, draw, rewards, strength)
         return (
             loss + self.settings.bc_coef * self.cloning_loss(batch)

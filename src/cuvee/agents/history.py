@@ -200,14 +200,18 @@ class _Block(nn.Module):
 
     def __init__(self, architecture: HistoryArchitecture) -> None:
         super().__init__()
-        width, inner = architecture.hidden, architecture.hidden * architecture.expansion
+        width = architecture.hidden
+        inner = width * architecture.expansion
         self.heads = architecture.heads
         self.norm_domains, self.norm_time, self.norm_forward = (
             nn.LayerNorm(width) for _ in range(3)
         )
-        self.qkv_domains, self.out_domains = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.qkv_time, self.out_time = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.forward_in, self.forward_out = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.qkv_domains = nn.Linear(width, 3 * width)
+        self.out_domains = nn.Linear(width, width)
+        self.qkv_time = nn.Linear(width, 3 * width)
+        self.out_time = nn.Linear(width, width)
+        self.forward_in = nn.Linear(width, inner)
+        self.forward_out = nn.Linear(inner, width)
 
     def forward(self, x_BTKH: Tensor, bias: Tensor) -> Tensor:
         B, T, K, H = x_BTKH.shape
@@ -219,10 +223,11 @@ class _Block(nn.Module):
         return x.view(B, K, T, H).transpose(1, 2)
 
     def step(self, x_KH: Tensor, buffer: Tensor, seen: slice, bias: Tensor) -> Tensor:
-        """Return the next x (K, H). Writes keys and values to the last place of `seen` in `buffer`."""
+        """Return the next x (K, H). Writes keys and values to the last place of `seen`."""
         x = self._over_domains(x_KH[None])[0]
         q, k, v = self.qkv_time(self.norm_time(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        buffer[0, :, :, seen.stop - 1], buffer[1, :, :, seen.stop - 1] = k, v
+        buffer[0, :, :, seen.stop - 1] = k
+        buffer[1, :, :, seen.stop - 1] = v
         keys, values = buffer[..., seen, :]
         attended = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=bias)
         return self._feed(x + self.out_time(attended.flatten(1)))
@@ -230,6 +235,7 @@ class _Block(nn.Module):
     def unroll(
         self, x_BKH: Tensor, past: tuple[Tensor, Tensor] | None, bias: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the next x (B, K, H), and `past` extended by one timestep."""
         x = self._over_domains(x_BKH)
         B, K, H = x.shape
         q, k, v = (
@@ -319,7 +325,8 @@ class HistoryActor(nn.Module):
 
 
 def _blended(domains: Tensor, out: Tensor) -> Tensor:
-    reference, last = 2 * domains[..., 0], 2 * domains[..., 1]
+    reference = 2 * domains[..., 0]
+    last = 2 * domains[..., 1]
     return reference + out[..., 0].sigmoid() * (last - reference) + bounded(out[..., 1], 4.0)
 
 

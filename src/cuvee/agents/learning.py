@@ -205,12 +205,13 @@ def pessimistic_value(values: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Te
 
     Returns that critic's output (…, R), and the value of the mixture (…,).
     """
-    value_BR, worth_B = values[0], mixture_value(values[0], action_BK)
+    lowest_BR = values[0]
+    lowest_B = mixture_value(lowest_BR, action_BK)
     for other_BR in values[1:]:
         other_B = mixture_value(other_BR, action_BK)
-        value_BR = torch.where((worth_B <= other_B)[..., None], value_BR, other_BR)
-        worth_B = torch.minimum(worth_B, other_B)
-    return value_BR, worth_B
+        lowest_BR = torch.where((lowest_B <= other_B)[..., None], lowest_BR, other_BR)
+        lowest_B = torch.minimum(lowest_B, other_B)
+    return lowest_BR, lowest_B
 
 
 def mixture_value(value_BR: Tensor, action_BK: Tensor) -> Tensor:

@@ -107,9 +107,12 @@ class _Block(nn.Module):
         super().__init__()
         width = architecture.hidden
         self.heads = architecture.heads
-        self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.forward_in, self.forward_out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.norm_forward = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.forward_in = nn.Linear(width, 2 * width)
+        self.forward_out = nn.Linear(2 * width, width)
 
     def forward(self, x_BKH: Tensor) -> Tensor:
         q, k, v = (

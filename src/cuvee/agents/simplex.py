@@ -160,7 +160,8 @@ class Dirichlet(NamedTuple):
 
         It is at most −ln Γ(K), the entropy of the flat Dirichlet.
         """
-        alpha, total = self.concentration, self.concentration.sum(-1)
+        alpha = self.concentration
+        total = alpha.sum(-1)
         log_beta = alpha.lgamma().sum(-1) - total.lgamma()
         return (
             log_beta

@@ -70,7 +70,8 @@ def episode_fault(episode: Episode, features: int, globals_: int) -> str | None:
 
     `features` and `globals_` are the input sizes of the networks.
     """
-    T, K = len(episode.rewards_T), episode.actions_TK.shape[-1]
+    T = len(episode.rewards_T)
+    K = episode.actions_TK.shape[-1]
     shapes = {
         "domains": (episode.domains_TKF, (T + 1, K, features)),
         "globals": (episode.globals_TG, (T + 1, globals_)),

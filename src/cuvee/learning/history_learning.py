@@ -202,9 +202,11 @@ class _Learning:
 
     @property
     def total(self) -> int:
+        """The number of updates of both stages."""
         return self.settings.bc_updates + self.settings.updates
 
     def finish(self) -> Learned:
+        """Run the remaining updates and evaluations and return the result."""
         started = time.perf_counter()
         if self.checkpoints and (saved := self.checkpoints.latest()):
             self.load_state_dict(saved[1])

@@ -158,7 +158,8 @@ class OffPolicyEvaluator:
         challenger = best(statics)
         challenger_R = self._values(self._held(statics[challenger]))
         if (_compared(challenger_R, self._static_R, n).low or 0.0) > 0:
-            self.static_K, self._static_R = statics[challenger], challenger_R
+            self.static_K = statics[challenger]
+            self._static_R = challenger_R
 
     def __call__(self, policy: Policy) -> OffPolicyEstimate:
         """Roll out `policy` and return its estimate."""

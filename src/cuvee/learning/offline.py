@@ -157,6 +157,7 @@ class OfflineLearner:
         return self.learn(self.data.sample(self.settings.batch_size, self._rng))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, float]:
+        """Do one update on `batch` and return its metrics."""
         policy = self.actor.net.policy(batch.domains_BTKF, batch.globals_BTG)
         excess = (
             target_entropy(batch.action_BTK.shape[-1], self.settings.std)
@@ -250,6 +251,11 @@ class OfflineLearner:
         strength: float,
         q_std: float,
     ) -> Tensor:
+        """Return the actor's loss over all valid timesteps.
+
+        `lacking_BT` is the target entropy minus the policy's entropy, `strength` is κ and `q_std`
+        is ς.
+        """
         now = LogisticNormal(policy.logits[:, :-1], policy.std[:, :-1])
         with torch.no_grad():
             tokens = self.critic.net.encode(batch.domains_BTKF, batch.globals_BTG)[:, :-1]

@@ -97,8 +97,9 @@ class Worlds:
 
     def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int) -> Tensor:
         """Return the effective tokens (B, K) after interval `number` (from 0)."""
-        pace_B1, fade_B1 = self.pace_TB1[number], self.fade_TB1[number]
-        return self.laws.after(effective_BK, weights_BK, pace_B1, fade_B1)
+        return self.laws.after(
+            effective_BK, weights_BK, self.pace_TB1[number], self.fade_TB1[number]
+        )
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class _Sensors:
     """Measures B runs, one timestep after the other, with noise."""
 
     def __init__(self, worlds: Worlds, noise: MeasurementNoise, generator: torch.Generator) -> None:
-        self.worlds, self.noise, self.generator = worlds, noise, generator
+        self.worlds = worlds
+        self.noise = noise
+        self.generator = generator
         self.known_BK = torch.zeros_like(worlds.target_BK)
         self.first_BK = torch.ones_like(worlds.target_BK)
         self.before_B1 = torch.zeros_like(noise.has_feedback_B1)
@@ -249,7 +252,8 @@ def rollout(
     kept: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
     for t in range(worlds.intervals):
         seen = sensors.at(t / worlds.intervals, last_BK, drawn_BK, loss_BK, fields_B2)
-        domains_BKF, globals_BG = seen.domain_features(), seen.run_features()
+        domains_BKF = seen.domain_features()
+        globals_BG = seen.run_features()
         logits_BK, past = policy.actor.unroll(past, domains_BKF, globals_BG)
         if push_B1 is not None:
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
@@ -330,6 +334,7 @@ class _Optimizer:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(updates, 1))
 
     def step(self, loss: Tensor) -> float:
+        """Take one step on `loss` and return the gradient's norm before clipping."""
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))

@@ -70,7 +70,7 @@ class DoReMi:
         return Fixed(Mixture.normalise(path.names, path.weights_TK().mean(axis=0)))
 
     def _split(self, corpus: Domains, logged: Sequence[Run]) -> tuple[Run | None, Run | None]:
-        """Return the reference run (the first one that was uniform throughout) and the proxy run."""
+        """Return the reference run (the first that was uniform throughout) and the proxy run."""
         uniform = Mixture.uniform([domain.name for domain in corpus.domains])
         started = [run for run in logged if len(run.trajectory)]
         reference = next(

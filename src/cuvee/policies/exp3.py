@@ -46,7 +46,8 @@ class Exp3:
         self._updates = 0
 
     def mixture(self, so_far: Trajectory) -> Mixture:
-        K, t = len(so_far.names), self._updates
+        K = len(so_far.names)
+        t = self._updates
         logits_K = _exploration(K, t) * self._rewards_K(so_far.names)
         softmax_K = np.exp(logits_K - logits_K.max())
         softmax_K /= softmax_K.sum()
@@ -54,7 +55,8 @@ class Exp3:
         return Mixture.normalise(so_far.names, (1.0 - K * floor) * softmax_K + floor)
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        executed, after = so_far.last_mixture, so_far.last
+        executed = so_far.last_mixture
+        after = so_far.last
         assert executed is not None, "learn is called after an interval"
         rewards_K = self._rewards_K(so_far.names)
         drawn_K = after.loss.present & (executed.weights_K > 0)

@@ -78,7 +78,8 @@ class Feedback:
         Returns None if one of them was not evaluated, or a base score is 0. Raises `PolicyError` if
         the evaluation does not have exactly the two fields.
         """
-        base, score = _scores(first), _scores(now)
+        base = _scores(first)
+        score = _scores(now)
         if base is None or score is None or not base.all():
             return None  # a base score of 0 (certainty of every answer) has no ratio
         general, target = (score - base) / np.abs(base)

@@ -58,6 +58,7 @@ class _Space:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> _Space:
+        """Return the arrays of runs with the same domains."""
         domains = runs[0].trajectory.domains
         order = _by_size(domains)
         asked_NT2 = np.stack(
@@ -75,6 +76,7 @@ class _Space:
         return cls(sources, len(domains) - sources, weights_NTK, fields_NT2)
 
     def distance(self, params: WorldParams, seed: int) -> float:
+        """Return the distance between these runs and the world drawn from `params` and `seed`."""
         played_NT2 = self._play(params, seed)
         x_NT3, y_NT3 = (
             np.concatenate([one, one.mean(-1, keepdims=True)], -1)
@@ -89,6 +91,7 @@ class _Space:
         return float(apart_3.mean() + 0.1 * level_3.mean())
 
     def _play(self, params: WorldParams, seed: int) -> FloatArray:
+        """Return the feedback by field (N, T, 2) of the runs' mixtures in that world."""
         intervals = self.weights_NTK.shape[1]
         laws, domains = continual(self.sources, self.targets, seed, intervals, params)
         weights_NTK = torch.from_numpy(self.weights_NTK[..., np.argsort(_by_size(domains))])

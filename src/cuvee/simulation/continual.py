@@ -110,7 +110,8 @@ def continual(
     share_K = np.concatenate([rng.dirichlet(np.full(n, 2.0)) for n in (sources, targets)])
 
     def drawn(low: float, high: float) -> FloatArray:
-        middle, reach = 0.5 * (low + high), 0.5 * params.variety * (high - low)
+        middle = 0.5 * (low + high)
+        reach = 0.5 * params.variety * (high - low)
         return np.asarray(rng.uniform(middle - reach, middle + reach, K))
 
     laws = ScalingLaws(

@@ -235,6 +235,7 @@ class DynamicsModel:
         return self._example.signals[0]
 
     def advance(self, mixture: Mixture) -> Signals:
+        """Return the predicted signals after one more interval under `mixture`."""
         then = self._example.signals[len(self._played) + 1]
         self._played.append(mixture.weights_K)
         measured_Y = self._regression.after(np.array(self._played), len(self._example))
@@ -252,6 +253,7 @@ class DynamicsModel:
         return {"played": np.array(self._played)}
 
     def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        """Continue from `state`, which holds the mixtures played so far."""
         self._played = list(state["played"])
 
     def export(self, folder: Path) -> None:

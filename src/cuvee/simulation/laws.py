@@ -49,7 +49,7 @@ class Laws:
         return cls(**{name: values.to(dtype) for name, values in stacked.items()}, **single)
 
     def loss(self, effective_K: Tensor) -> Tensor:
-        """Return the loss by domain (…, K), in nats per token, after `effective_K` (…, K) tokens."""
+        """Return the losses (…, K) in nats per token after `effective_K` (…, K) tokens."""
         return self.floor_K + self.scale_K * (effective_K / self.unit).pow(-self.exponent_K)
 
     def after(

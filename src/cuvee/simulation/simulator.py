@@ -95,6 +95,7 @@ class ScalingLaws(Laws):
 
     @property
     def domains(self) -> int:
+        """K, the number of domains."""
         return len(self.floor_K)
 
     @classmethod

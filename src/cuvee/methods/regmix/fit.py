@@ -37,7 +37,9 @@ Fit = Callable[[FloatArray, FloatArray], Prediction]
 """Maps mixtures (N, K) and the resulting losses (N,) of one domain to a prediction."""
 
 _FOLDS = 5
-_TREES, _RATE, _PATIENCE = 1000, 1e-2, 3
+_TREES = 1000
+_RATE = 1e-2
+_PATIENCE = 3
 # Start values of c, in standard deviations of the losses below the lowest loss.
 _ASYMPTOTES = (0.1, 0.5, 2.0)
 _LARGEST_EXPONENT = 50.0  # prevents overflow when a step of the search is far off
@@ -57,7 +59,8 @@ def fit_lightgbm(mixtures_NK: FloatArray, losses_N: FloatArray) -> Prediction:
     }
     settings |= {"deterministic": True}
     order_N = np.random.Generator(np.random.PCG64(0)).permutation(len(losses_N))
-    fitted, watched = order_N[len(order_N) // _FOLDS :], order_N[: len(order_N) // _FOLDS]
+    watched = order_N[: len(order_N) // _FOLDS]
+    fitted = order_N[len(order_N) // _FOLDS :]
     stopped = lightgbm.train(
         settings,
         lightgbm.Dataset(mixtures_NK[fitted], losses_N[fitted]),

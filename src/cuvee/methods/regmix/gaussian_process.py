@@ -63,7 +63,7 @@ class GaussianProcess:
         return self.spread * self.noise
 
     def deviation(self, mixtures_MK: FloatArray) -> FloatArray:
-        """Return the (M,) posterior standard deviation of the metric, without the noise of a run."""
+        """Return the (M,) posterior standard deviation of the metric, without the noise of runs."""
         parts = range(0, len(mixtures_MK), _AT_ONCE)
         explained = [
             np.square(self.whitened_NN @ self._to_runs(mixtures_MK[at : at + _AT_ONCE]).T).sum(0)

@@ -47,9 +47,11 @@ from cuvee.policies.fixed import Fixed
 _TEMPERATURE = 0.5
 _STRENGTHS = (0.1, 5.0)
 _SMALLEST_SHARE = 2e-4
-_CANDIDATES, _KEPT = 100_000, 128
+_CANDIDATES = 100_000
+_KEPT = 128
 _NEARLY_SAME = 0.005  # smallest total variation between two proxy mixtures
-_BLOCK, _MOST_BLOCKS = 256, 64
+_BLOCK = 256  # mixtures drawn at a time
+_MOST_BLOCKS = 64
 _SAME = 1e-9  # largest total variation between a proxy's mixture and the one in its log
 
 
@@ -164,7 +166,7 @@ class RegMix:
         )
 
     def _ceilings(self, domains: tuple[Domain, ...]) -> FloatArray:
-        """Return the (K,) weight at which each domain is read `epoch_cap` times in the target run."""
+        """Return the (K,) weights at which domains are read `epoch_cap` times in the target run."""
         if self.tokens is None:
             return np.ones(len(domains))
         ceilings_K = largest_shares(allowed(self.epoch_cap, available_K(domains)), self.tokens)

@@ -52,6 +52,7 @@ class Table:
 
     @property
     def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """The arguments of `fit`: mixtures, losses and values."""
         return self.mixtures_NK, self.losses_ND, self.values_D
 
     @classmethod

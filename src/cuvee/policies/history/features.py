@@ -64,7 +64,8 @@ class Timestep:
 
     def domain_features(self) -> Tensor:
         """Return the values of `HISTORY_FEATURES`, (…, K, F), clipped to ±3."""
-        K, target_K = self.target_K.shape[-1], self.target_K
+        K = self.target_K.shape[-1]
+        target_K = self.target_K
         targets_1 = target_K.sum(-1, keepdim=True)
         in_role_K = 2 * self.reference_K * torch.where(target_K > 0, targets_1, K - targets_1)
         relative_K = self.loss_K.clamp(0.0, 1e6) / self.first_loss_K.clamp(1e-6, 1e6)

@@ -74,6 +74,8 @@ class Character:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Character:
+        """Draw random properties."""
+
         def log_uniform(low: float, high: float) -> float:
             return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
@@ -146,6 +148,7 @@ class ScoringSampler:
 
     @property
     def character(self) -> Character:
+        """The properties of this trajectory."""
         return self._character
 
     def mixture(self, so_far: Trajectory) -> Mixture:
@@ -164,8 +167,8 @@ class ScoringSampler:
         power = 1 - self._character.flatness
         source_K, target_K = (heuristics.tilted(field_K, factors_K, power) for field_K in fields)
         if self._character.straight:
-            begin, end = self._character.begin, self._character.end
-            share = begin + (end - begin) * so_far.last.progress
+            begin = self._character.begin
+            share = begin + (self._character.end - begin) * so_far.last.progress
             self._decision = {"proposal": "straight", "wanted_target_share": share}
             return Mixture.normalise(so_far.names, (1 - share) * source_K + share * target_K)
         last_K, before_K = (_past(so_far, steps, start_K) for steps in (1, 2))
@@ -224,9 +227,10 @@ class ScoringSampler:
         """Return how much the last change of the mixture raised the feedback; 0 if unknown."""
         if not len(so_far):
             return 0.0
-        first, before, now = so_far.signals[0], so_far.signals[-2], so_far.last
-        then, today = self._feedback.at(first, before), self._feedback.at(first, now)
-        return 0.0 if then is None or today is None else today - then
+        first = so_far.signals[0]
+        before = self._feedback.at(first, so_far.signals[-2])
+        now = self._feedback.at(first, so_far.last)
+        return 0.0 if before is None or now is None else now - before
 
     def _factors(self, K: int) -> FloatArray:
         """Return the (K,) factors by which domains of one role are preferred to each other."""
