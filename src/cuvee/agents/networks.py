@@ -1,5 +1,6 @@
-"""Building blocks of actors and critics: an MLP for a fixed K, a Transformer over domains for any
-K.
+"""Building blocks of actors and critics.
+
+An MLP works for a fixed K, a Transformer over domains for any K.
 """
 
 from __future__ import annotations

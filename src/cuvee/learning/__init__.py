@@ -1,5 +1,4 @@
-"""Learning from logged runs: offline reinforcement learning, off-policy evaluation, universal
-policy.
+"""Learning from logged runs.
 
 Read `history_learning.py` first: `learn` turns logged runs into a policy.
 

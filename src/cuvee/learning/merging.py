@@ -1,9 +1,9 @@
-"""Rewrites logged runs in coarser domain spaces, so that learning generalises over the number of
-domains.
+"""Rewrites logged runs in coarser domain spaces.
 
-Domains of one role are merged at random. The result of a run does not depend on how its text is
-divided into domains. Feedback therefore stays the same, tokens and weights are summed, and a loss
-is the mean of its parts. This augmentation is ours: the paper learns in one space of 52 domains.
+What is learned from them then generalises over the number of domains. Domains of one role are
+merged at random. The result of a run does not depend on how its text is divided into domains.
+Feedback therefore stays the same, tokens and weights are summed, and a loss is the mean of its
+parts. This augmentation is ours: the paper learns in one space of 52 domains.
 """
 
 from __future__ import annotations

@@ -81,11 +81,11 @@ class OffPolicyEstimate:
 
     @property
     def supported(self) -> bool:
-        """Whether the data show that the policy is better than behaviour and the best static
-        mixture.
+        """Whether the data show that the policy is better than the alternatives.
 
-        The policy must stay within reach of the data, and the confidence intervals of both gains
-        must be above 0. If not, the best static mixture is played instead.
+        The alternatives are behaviour and the best static mixture. The policy must stay within
+        reach of the data, and the confidence intervals of both gains must be above 0. If not, the
+        best static mixture is played instead.
         """
         lows = (self.gain.low, self.over_static.low)
         return self.within_reach and all(low is not None and low > 0 for low in lows)

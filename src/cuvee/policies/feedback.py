@@ -1,5 +1,6 @@
-"""`Feedback`: the evaluation score of Data Mixing Agent (arXiv 2507.15640), one number per
-timestep.
+"""`Feedback`: the evaluation score of Data Mixing Agent, one number per timestep.
+
+Source: arXiv 2507.15640.
 
     e_t = λ (g_t − g_0) / |g_0| + (1 − λ) (h_t − h_0) / |h_0|
 

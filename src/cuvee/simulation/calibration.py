@@ -2,12 +2,12 @@
 
 The method is rejection sampling (Beaumont et al. 2002):
 
-1. Draw world parameters, and a world with as many domains as the runs (`simulation.continual`). 2.
-Play the mixtures of all runs in it. Domains are matched by role and by rank in size. 3. Compute the
-distance, over general feedback, target feedback and their mean: Σ (x̃ − ỹ)² / Σ ỹ², where x̃ and ỹ
-are centred over the runs at each timestep. Add the difference of the means over runs, relative to
-the runs' variance at the end, with weight 0.1. 4. Keep the nearest parameters, the same number for
-each domain space.
+1. Draw world parameters, and a world with as many domains as the runs (`simulation.continual`).
+2. Play the mixtures of all runs in it. Domains are matched by role and by rank in size.
+3. Compute the distance, over general feedback, target feedback and their mean: Σ (x̃ − ỹ)² / Σ ỹ²,
+   where x̃ and ỹ are centred over the runs at each timestep. Add the difference of the means over
+   runs, relative to the runs' variance at the end, with weight 0.1.
+4. Keep the nearest parameters, the same number for each domain space.
 
 No parameter of a single domain is fitted. The result describes what such runs have in common, so it
 is useful for corpora with other domains.

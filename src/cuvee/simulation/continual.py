@@ -1,9 +1,9 @@
-"""Simulated continual pre-training: a model learns target domains and must not forget source
-domains.
+"""Simulated continual pre-training.
 
-Source domains start with many effective tokens and are forgotten, each at its own rate, unless they
-are read again. Target domains start with few. The objective is the feedback of Data Mixing Agent
-(arXiv 2507.15640) at the end of the run, with λ = ½:
+A model learns target domains and must not forget source domains. Source domains start with many
+effective tokens and are forgotten, each at its own rate, unless they are read again. Target domains
+start with few. The objective is the feedback of Data Mixing Agent (arXiv 2507.15640) at the end of
+the run, with λ = ½:
 
     e = ½ (S_0 − S_T) / S_0 + ½ (H_0 − H_T) / H_0
 

@@ -145,9 +145,7 @@ class Regression:
         return other
 
     def _choose(self, last_NF: FloatArray, wanted_NY: FloatArray) -> float:
-        """Return the ridge with the best prediction of the final `wanted_NY` for runs that are left
-        out.
-        """
+        """Return the ridge that best predicts the final `wanted_NY` of runs that are left out."""
         fold_N = np.arange(self.runs) % min(_FOLDS, self.runs)
         spread_Y = np.maximum(wanted_NY.std(axis=0), 1e-12)
         errors = []

@@ -59,8 +59,7 @@ class Laws:
         pace: float | Tensor = 1.0,
         fade: float | Tensor = 1.0,
     ) -> Tensor:
-        """Return the effective tokens (…, K) after an interval under the mixture `weights_K` (…,
-        K).
+        """Return the effective tokens (…, K) after an interval under `weights_K` (…, K).
 
         `pace` is η and `fade` is φ of that interval.
         """

@@ -235,8 +235,9 @@ class Alarms:
         return {name: complaint for name, complaint in complaints.items() if complaint}
 
     def reset(self) -> None:
-        """Set all counts to 0, for example when a policy gets another chance. The best losses are
-        kept.
+        """Set all counts to 0, for example when a policy gets another chance.
+
+        The best losses are kept.
         """
         for alarm in self._alarms:
             alarm.bad = 0

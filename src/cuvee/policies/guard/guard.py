@@ -3,9 +3,10 @@
 For each decision:
 
 1. The policy proposes a mixture. It sees sanitized signals only (`guard.sanitizer`). If it raises
-an error or returns no mixture, the proposal is refused and the last mixture stays. 2. The proposal
-is projected onto floor ≤ α ≤ ceiling. Ceilings are lowered to stay within epoch caps
-(`guard.epochs`). 3. The change from the last executed mixture is limited to `max_change`.
+   an error or returns no mixture, the proposal is refused and the last mixture stays.
+2. The proposal is projected onto floor ≤ α ≤ ceiling. Ceilings are lowered to stay within epoch
+   caps (`guard.epochs`).
+3. The change from the last executed mixture is limited to `max_change`.
 
 After an alarm (`guard.alarms`) and in shadow mode, a static mixture is used instead. The policy
 still proposes mixtures and learns from what was executed. The policy does not learn from signals

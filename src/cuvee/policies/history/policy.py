@@ -121,8 +121,9 @@ class HistoryPolicy:
     def with_evaluation(
         self, evaluation: Mapping[str, Sequence[str]] | None, share: float = 0.02
     ) -> HistoryPolicy:
-        """Return a copy with other question files, or none. They belong to a run, not to the
-        policy.
+        """Return a copy with other question files, or none.
+
+        The files belong to a run, not to the policy.
         """
         copy = HistoryPolicy(**{**self._settings, "evaluation": evaluation, "share": share})
         copy.load_state_dict(self.state_dict())
