@@ -162,8 +162,8 @@ class AgentPolicy:
             return {}
         decided = self._decided
         executed = so_far.last_mixture
-        assert decided is not None, "learn follows mixture"
-        assert executed is not None, "learn follows mixture"
+        assert decided is not None, "call mixture before learn"
+        assert executed is not None, "call mixture before learn"
         warming = len(so_far) <= self._settings["warmup_intervals"]
         if warming:
             self._warmup.learn(so_far)

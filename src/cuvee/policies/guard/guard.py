@@ -173,7 +173,7 @@ class Guard:
 
     def learn(self, so_far: Trajectory) -> Metrics:
         """Let the policy learn, update the alarms, and return the metrics with the audit record."""
-        assert self._decision, "learn follows mixture"
+        assert self._decision, "call mixture before learn"
         view, fault = self._sanitizer.of(so_far)
         before = self._policy.state_dict()
         state = digest(before)

@@ -136,7 +136,7 @@ def _shares(what: str, bound: Bound, names: Sequence[str], default: float) -> Fl
     shares_K = _by_name(what, bound, names, default)
     for name, share in zip(names, shares_K.tolist(), strict=True):
         if not 0.0 <= share <= 1.0:
-            raise PolicyError(f"the {what} of {name} is {share}: it must lie between 0 and 1")
+            raise PolicyError(f"the {what} of {name} is {share}: it must be between 0 and 1")
     return shares_K
 
 
