@@ -10,8 +10,8 @@ spans `window` timesteps, which limits memory and compute. The fraction of the r
 feature, not a position.
 
 The agent of Data Mixing Agent (arXiv:2507.15640) is a Transformer of about 2.1M parameters that is
-tied to 52 domains. Its layout is not published. Our preset `full` is of similar size; `small` is
-for CPUs.
+tied to 52 domains. Its layout is not published. Our preset `full` has about 1M parameters in the
+actor and as many in the critic; `small` is for CPUs.
 
     T timesteps, K domains, F features per domain, G global features, H hidden width
     forward   (B, T, K, F), (B, T, G) → (B, T, K, H)    all timesteps at once, to learn
