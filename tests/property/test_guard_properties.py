@@ -135,12 +135,14 @@ def test_what_is_executed_is_within_limits_whatever_a_policy_does(case: Any) -> 
     names = tuple(domain.name for domain in domains)
     floor_K, ceiling_K = limits.bounds(names)
     allowed_K = allowed(epochs_K(limits.epochs, names), [domain.tokens for domain in domains])
-    guard, drawn_K = Guard(policy, limits), np.zeros(len(domains))
+    # Without the size of the first interval, the guard assumes at most the whole corpus.
+    first = TOKENS if sum(domain.tokens for domain in domains) < TOKENS else None
+    guard, drawn_K = Guard(policy, limits, first), np.zeros(len(domains))
     so_far = Trajectory.start(signals(domains, 0, intervals, np.zeros(len(domains), np.int64)))
     for t in range(intervals):
         last, mixture = so_far.last_mixture, guard.mixture(so_far)
         lowered_K = capped_ceilings(
-            epochs_K(limits.epochs, names), so_far, EpochBudget().forecast(so_far), ceiling_K
+            epochs_K(limits.epochs, names), so_far, EpochBudget(first).forecast(so_far), ceiling_K
         )
         tokens_K = np.floor(mixture.weights_K * TOKENS).astype(np.int64)
         so_far = so_far.append(mixture, signals(domains, t + 1, intervals, tokens_K))
