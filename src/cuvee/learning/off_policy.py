@@ -14,7 +14,7 @@ held-out quarter alone would be independent of the policy but too weak: on real 
 rank mixtures (see docs/decisions.md).
 
 Linear fitted Q evaluation was tried first. With 16 to 64 runs, its interval is 2 to 20 times wider
-(see docs/methods/data_mixing_agent.md), because Q must learn that tokens add up, which the dynamics
+(see docs/lab/off_policy_evaluation.md), because Q must learn that tokens add up, which the dynamics
 model assumes.
 
 *Support*: if nobody has tried a similar mixture at that timestep, the value is an extrapolation,

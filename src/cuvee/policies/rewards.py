@@ -124,7 +124,7 @@ def values_of(so_far: Trajectory, given: Mapping[str, float] | None) -> FloatArr
 class GainReward:
     """How much a step on each domain lowers the valued loss, relative to the average valued domain.
 
-    It differs from `AlignmentReward` in three ways (see docs/methods/ac_odm.md for their effects):
+    It differs from `AlignmentReward` in three ways (see docs/lab/ac_odm.md for their effects):
 
     - A domain's effect on its own loss counts.
     - Inner products are unbiased (`GradientAlignment(halves=True)`). The cosine of noisy gradients

@@ -14,7 +14,7 @@ that all K domains share is √K times smaller. Feedback depends mostly on roles
 have to be composed of strongly shrunk domain features.
 
 With few runs, this regression is far more accurate than a Q function (see
-docs/methods/data_mixing_agent.md). It uses only numpy and is deterministic. Use `cuvee.loop.run` to
+docs/lab/off_policy_evaluation.md). It uses only numpy and is deterministic. Use `cuvee.loop.run` to
 roll out a policy in it.
 """
 
