@@ -5,7 +5,7 @@ result (the policy it commits to). The interface is `cuvee.core.protocols.Method
 first: it is the smallest method. `ado.py` shows a method with a policy of its own.
 
 - Learning on the target run: `odm`, `ado`, and `doge`, `ac_odm`, `hds`, `agent` in mode online.
-- From proxy runs: `doremi`, `regmix/`, `data_mixing_agent`, and the mode proxy of `doge`,
+- From proxy runs: `doremi`, `regmix/`, `mixmin`, `data_mixing_agent`, and the mode proxy of `doge`,
   `ac_odm`, `hds`, `agent`.
 - `baselines/`: static mixtures, schedules and a random walk.
 """

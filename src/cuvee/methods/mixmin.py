@@ -1,14 +1,19 @@
-"""MixMin: the mixture whose weights minimise the loss of the mixed outputs of one proxy a domain (Thudi et al. 2025, arXiv 2502.10510).
+"""MixMin: finds the mixture by minimising the loss of the mixed outputs of one proxy per domain.
 
-    propose   one proxy for each domain k, trained on that domain alone
-    commit    minimise  F(w) = −Σ_x v(x) ln Σ_k w_k p_k(x)  over the simplex; train on w from start to end
+Source: Thudi et al. 2025, arXiv 2502.10510.
 
-x is a token of the objective's validation text, p_k(x) the probability that proxy k gives it after the tokens before it, and
-v(x) its weight in the objective; Σ v = 1. The best predictor for a mixture of data is the same mixture of the predictors of its
-parts, so F(w) stands for the loss of a model trained on w. F is convex.
+    propose   one proxy run for each domain k, trained on that domain alone
+    commit    minimise  F(w) = −Σ_x v(x) ln Σ_k w_k p_k(x)  over the simplex
+              w is the mixture of the whole target run
 
-Deviations. The released code takes p_k(x) of a whole document, divides its logarithm by the document's length and does 100 steps
-of exponentiated gradient. Here x is a token, and the multiplicative step runs until F is within 1e-8 nats of its minimum.
+x is a token of the objective's validation text. p_k(x) is its probability under proxy k, given the
+tokens before it. v(x) is its weight in the objective; Σ v = 1. The best predictor for a mixture of
+data is the same mixture of the predictors of its parts. F(w) therefore approximates the loss of a
+model trained on w. F is convex.
+
+Deviations. The released code uses p_k(x) of a whole document, divides its logarithm by the
+document's length and does 100 steps of exponentiated gradient. Here x is a token, and the
+multiplicative step is repeated until F is within 1e-8 nats of its minimum.
 """
 
 from __future__ import annotations
@@ -29,31 +34,38 @@ from cuvee.policies.fixed import Fixed
 from cuvee.probes.token_losses import NAME, ValidTokenLosses
 
 _ROUNDS = 10_000
-_GAP = 1e-8  # nats
+_GAP = 1e-8  # largest distance of F from its minimum, in nats
 
 
 @register_method("mixmin")
 @dataclass(frozen=True)
 class MixMin:
-    """`objective`: the mean validation loss over domains; half the mean of the source's and half that of the target's; or
-    weights by name. `tokens` is how many validation tokens of each domain are read."""
+    """The method MixMin.
+
+    - `objective`: `valid_loss` is the mean validation loss over domains; `source_target` is half
+      the mean of the source domains plus half the mean of the target domains; or weights by domain
+      name.
+    - `tokens`: number of validation tokens of each domain that are read.
+    """
 
     objective: Objective = "valid_loss"
     tokens: int = 4096
 
     def __post_init__(self) -> None:
         check_objective(self.objective)
-        self._probe()  # refuses a bad number of tokens now and not when the first proxy starts
+        self._probe()  # raises for a bad number of tokens here, not when a proxy starts
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        """The proxies that have no finished run."""
-        there = self._logged(corpus, logged)
-        return [proxy for name, proxy in self._proxies(corpus).items() if name not in there]
+        """Return the policies of the proxy runs that are not finished."""
+        finished = self._logged(corpus, logged)
+        return [proxy for name, proxy in self._proxies(corpus).items() if name not in finished]
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
-        """`Fixed`, with the loss of the mixed outputs and of each proxy as its `evidence`. A domain without a proxy gets nothing.
+        """Return a `Fixed` policy with its evidence.
 
-        Raises `PolicyError` if no proxy is logged, or if the objective's domains were not measured.
+        The evidence has the loss of the mixed outputs and of each proxy. A domain without a proxy
+        has weight 0. Raises `PolicyError` if no proxy is logged, or if the objective's domains were
+        not measured.
         """
         runs = self._logged(corpus, logged)
         if not runs:
@@ -66,8 +78,9 @@ class MixMin:
         best = min(losses, key=losses.__getitem__)
         evidence = {
             "method": "mixmin",
-            "summary": f"the mixed outputs of {len(runs)} proxies have a loss of {mixed:.4f} nats per token on "
-            f"{len(values_N):,} validation tokens, the best proxy alone ({best}) {losses[best]:.4f}",
+            "summary": f"the mixed outputs of {len(runs)} proxies have a loss of {mixed:.4f} nats "
+            f"per token on {len(values_N):,} validation tokens, the best proxy alone ({best}) "
+            f"{losses[best]:.4f}",
             "loss": mixed,
             "losses": losses,
             "missing": [domain.name for domain in corpus.domains if domain.name not in runs],
@@ -87,7 +100,10 @@ class MixMin:
         return {name: Fixed(mixture, probes=[self._probe()]) for name, mixture in alone.items()}
 
     def _logged(self, corpus: Domains, logged: Sequence[Run]) -> dict[str, Run]:
-        """The finished run of each proxy, by domain; it is recognised by the settings of its policy."""
+        """Return the finished run of each proxy, by domain.
+
+        Runs are matched by the settings of their policies.
+        """
         ended = [run for run in logged if NAME in run.trajectory.last.probes]
         found = {}
         for name, proxy in self._proxies(corpus).items():
@@ -101,9 +117,10 @@ class MixMin:
     def _table(
         self, runs: Sequence[Run], values: Mapping[str, float]
     ) -> tuple[FloatArray, FloatArray]:
-        """(N, K) ln p_k(x) of the N tokens of all valued domains, and (N,) their weights."""
+        """Return ln p_k(x) of the N tokens of all valued domains (N, K), and their weights (N,)."""
         rows = list(self._probe().domains) or list(runs[0].trajectory.names)
-        log_probs, weights = [], []
+        log_probs = []
+        weights = []
         for name, value in values.items():
             measured = [run.trajectory.last.probes[NAME] for run in runs]
             there_N = measured[0].present[rows.index(name)]
@@ -114,10 +131,14 @@ class MixMin:
 
 
 def mixture_of_outputs(log_probs_NK: FloatArray, values_N: FloatArray) -> FloatArray:
-    """(K,) the minimiser of F. `log_probs_NK` are natural logarithms of probabilities; `values_N` are ≥ 0 and sum to 1.
+    """Return the minimiser (K,) of F.
 
-    The multiplicative step w_k ← w_k g_k with g_k = Σ_x v(x) p_k(x) / Σ_j w_j p_j(x) is exponentiated gradient with a step size
-    that needs no tuning (expectation maximisation): F never rises. max_k g_k − 1 bounds F(w) − min F.
+    `log_probs_NK` are natural logarithms of probabilities. `values_N` are not negative and sum to
+    1.
+
+    The step is w_k ← w_k g_k with g_k = Σ_x v(x) p_k(x) / Σ_j w_j p_j(x). This is exponentiated
+    gradient with a step size that needs no tuning (expectation maximisation): F never increases.
+    max_k g_k − 1 is an upper bound of F(w) − min F.
     """
     probs_NK = np.exp(log_probs_NK - log_probs_NK.max(axis=1, keepdims=True))
     weights_K = np.full(probs_NK.shape[1], 1.0 / probs_NK.shape[1])
@@ -130,7 +151,7 @@ def mixture_of_outputs(log_probs_NK: FloatArray, values_N: FloatArray) -> FloatA
 
 
 def output_loss(weights_K: FloatArray, log_probs_NK: FloatArray, values_N: FloatArray) -> float:
-    """F(w), in nats per token."""
+    """Return F(w) in nats per token."""
     highest_N = log_probs_NK.max(axis=1)
     mixed_N = np.exp(log_probs_NK - highest_N[:, None]) @ weights_K
     return float(-(values_N @ (np.log(mixed_N) + highest_N)))

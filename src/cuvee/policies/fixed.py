@@ -1,4 +1,4 @@
-"""`Fixed`: one mixture for the whole run, what everybody does today."""
+"""`Fixed`: one static mixture for the whole run."""
 
 from __future__ import annotations
 
@@ -60,12 +60,13 @@ class Fixed:
 
 
 def _document(probe: Probe) -> dict[str, Any]:
-    """Kind and settings of a registered probe, as `_probe` takes them back."""
+    """Return kind and settings of a registered probe, the argument of `_probe`."""
     kind: Any = type(probe)
     name = PROBES.name_of(kind)
     if name is None:
         raise PolicyError(
-            f'the probe {probe.name!r} cannot be saved: register its class with @register_probe("name")'
+            f"the probe {probe.name!r} cannot be saved: register its class with "
+            '@register_probe("name")'
         )
     settings = {field.name: getattr(probe, field.name) for field in fields(kind) if field.init}
     document: dict[str, Any] = json.loads(json.dumps({"kind": name, "settings": settings}))
