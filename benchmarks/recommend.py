@@ -11,8 +11,10 @@ regret       fitted to 32 to 512 of them, ten draws each (one of 512), paired: b
              a random pick. Real losses throughout.
 top128       the mixture recommended from 128 runs against the mean of the best 128 of 100,000 draws (RegMix's), five draws.
              Nobody has trained either, so the value is that of a Gaussian process fitted to all 768 runs: a simulated figure.
-next         16 runs at random, then eight at a time: at random, or those that `--next` picks among the 512. After each, the
-             regret of the best prediction among the 256. How many runs each needs for the same regret.
+next         16 runs at random, then 16 at a time: at random among the 512, or those that `--next` proposes, up to half as many.
+             Values are those of the same process with noise of 2 % of each metric's spread, since nobody has trained the proposed
+             mixtures. After each, the regret of the recommended mixture. How many runs `--next` needs for the regret that
+             random designs have at 128.
 stages       100 simulated worlds of two phases (`simulation.simulator`), 50 without forgetting, where order cannot matter, and 50
              with it whose best two stages beat the best single mixture by ten standard deviations of a run's noise.
 
@@ -36,7 +38,7 @@ from cuvee.evaluation.statistics import bootstrap_mean
 from cuvee.methods.regmix.fit import FITS, fit_lightgbm
 from cuvee.methods.regmix.method import draw
 from cuvee.recommend.choose import Bounds, choose, optimise
-from cuvee.recommend.design import pick
+from cuvee.recommend.design import propose_next
 from cuvee.recommend.fits import Surrogate, fit_surrogate
 from cuvee.recommend.reading import Columns, read_runs
 from cuvee.recommend.table import Runs
@@ -46,7 +48,7 @@ COLUMNS = Columns("train_the_pile_{}", ("metric/the_pile_{}_val_loss",), key="in
 HEADLINE = "pile_cc"
 SIZES = (32, 64, 128, 256, 512)
 DRAWS = 10
-NEXT_START, NEXT_STEP, NEXT_END, NEXT_DRAWS = 16, 8, 128, 6
+NEXT_STEP, NEXT_END, NEXT_DRAWS, NEXT_NOISE = 16, 128, 5, 0.02
 WORLDS, WORLD_RUNS, WORLD_DOMAINS, WORLD_NOISE = 50, 96, 4, 0.005
 CLEAR = 10 * WORLD_NOISE
 
@@ -115,24 +117,36 @@ def _processes(runs: Runs) -> list[Any]:
     return [FITS["gaussian_process"](runs.mean_NK, values_N) for values_N in runs.values_ND.T]
 
 
+class Truth:
+    """What a run would measure as far as 768 real runs tell: a Gaussian process for each metric, fitted to all of them."""
+
+    def __init__(self, train: Runs, test: Runs) -> None:
+        mixtures_NK = np.concatenate([train.mean_NK, test.mean_NK])
+        values_ND = np.concatenate([train.values_ND, test.values_ND])
+        self._fits = [FITS["gaussian_process"](mixtures_NK, values_N) for values_N in values_ND.T]
+
+    def metrics(self, paths_MPK: Any) -> Any:
+        return np.stack([fit(paths_MPK.mean(axis=1)) for fit in self._fits], axis=1)
+
+    def objective(self, paths_MPK: Any) -> Any:
+        return self.metrics(paths_MPK).mean(axis=1)
+
+
 def top128(train: Runs, test: Runs) -> dict[str, float]:
-    both_NK = np.concatenate([train.mean_NK, test.mean_NK])
-    values_ND = np.concatenate([train.values_ND, test.values_ND])
-    truth = [FITS["gaussian_process"](both_NK, values_N) for values_N in values_ND.T]
+    truth = Truth(train, test)
     domains = tuple(Domain(name, 1) for name in train.domains)
-    bounds = Bounds.of(train.domains)
     ours, theirs = [], []
     for seed in range(5):
         rows = np.random.Generator(np.random.PCG64([seed, 128])).permutation(512)[:128]
         part = train.only(rows)
-        surrogate = fitted(part, ["gaussian_process"])
-        path_PK = choose(surrogate, bounds, part.mixtures_NPK, seed=seed).path_PK
+        path_PK = _chosen(part, seed)
         boosted = [fit_lightgbm(part.mean_NK, values_N) for values_N in part.values_ND.T]
         candidates_MK = draw(domains, 100_000, np.random.Generator(np.random.PCG64([seed, 1])))
         predicted_M = np.mean([one(candidates_MK) for one in boosted], axis=0)
         mean_K = candidates_MK[np.argpartition(predicted_M, 128)[:128]].mean(axis=0)
-        for found, mixture_K in ((ours, path_PK[0]), (theirs, mean_K)):
-            found.append(float(np.mean([one(mixture_K[None])[0] for one in truth])))
+        both = truth.objective(np.stack([path_PK, mean_K[None]]))
+        ours.append(float(both[0]))
+        theirs.append(float(both[1]))
     paired = bootstrap_mean(np.array(ours) - np.array(theirs))
     return {
         "ours": float(np.mean(ours)),
@@ -144,54 +158,64 @@ def top128(train: Runs, test: Runs) -> dict[str, float]:
 
 
 def next_runs(train: Runs, test: Runs) -> dict[str, Any]:
-    """Mean regret by number of runs for both designs, and the runs that each needs for what random reaches at the end."""
-    real_M = test.values_ND.mean(axis=1)
-    sizes = list(range(NEXT_START, NEXT_END + 1, NEXT_STEP))
+    """Regret of the recommended mixture by number of runs for both designs, and how many runs `--next` needs for the regret
+    that random designs have at the end."""
+    truth = Truth(train, test)
+    noise_D = np.std(train.values_ND, axis=0) * NEXT_NOISE
+    best_PK = optimise(
+        truth.objective, Bounds.of(train.domains), train.mixtures_NPK, np.ones(1), ((0,),)
+    )
+    lowest = float(truth.objective(best_PK[None])[0])
+    sizes = {
+        "random": list(range(NEXT_STEP, NEXT_END + 1, NEXT_STEP)),
+        "next": list(range(NEXT_STEP, NEXT_END // 2 + 1, NEXT_STEP)),
+    }
     curves: dict[str, list[list[float]]] = {"random": [], "next": []}
     for seed in range(NEXT_DRAWS):
         order = np.random.Generator(np.random.PCG64([seed, 7])).permutation(len(train.names))
-        for name in curves:
-            rows = list(order[:NEXT_START])
+        for name, counts in sizes.items():
+            rng = np.random.Generator(np.random.PCG64([seed, 8]))
+            paths = train.mixtures_NPK[order[:NEXT_STEP]]
+            values = truth.metrics(paths) + noise_D * rng.normal(size=(NEXT_STEP, len(noise_D)))
             curve = []
-            for size in sizes:
-                part = train.only(np.array(rows))
-                surrogate = _light(part)
-                at = int(surrogate.objective(test.mixtures_NPK).argmin())
-                curve.append(float(real_M[at] - real_M.min()))
-                left = np.setdiff1d(np.arange(len(train.names)), rows)
-                if name == "random":
-                    rows = list(order[: size + NEXT_STEP])
-                else:
-                    pool = train.mixtures_NPK[left]
-                    rows += list(left[pick(surrogate, pool, part.mixtures_NPK, NEXT_STEP)])
+            for count in counts:
+                part = _as_runs(train, paths, values)
+                surrogate = fitted(part, ["gaussian_process"])
+                bounds = Bounds.of(train.domains)
+                path_PK = choose(surrogate, bounds, paths, seed=seed).path_PK
+                curve.append(float(truth.objective(path_PK[None])[0]) - lowest)
+                more = (
+                    train.mixtures_NPK[order[count : count + NEXT_STEP]]
+                    if name == "random"
+                    else propose_next(surrogate, bounds, paths, NEXT_STEP, seed)
+                )
+                measured = truth.metrics(more) + noise_D * rng.normal(
+                    size=(len(more), len(noise_D))
+                )
+                paths, values = np.concatenate([paths, more]), np.concatenate([values, measured])
             curves[name].append(curve)
-        print(
-            f"  draw {seed}: random {curves['random'][-1]}\n          next {curves['next'][-1]}",
-            flush=True,
-        )
+            print(f"  draw {seed} {name}: {np.round(curve, 4).tolist()}", flush=True)
     means = {name: np.mean(curve, axis=0) for name, curve in curves.items()}
-    settled = {name: np.minimum.accumulate(mean) for name, mean in means.items()}
-    # For every regret that random reaches: the runs that each design needs for it.
-    needed = []
-    for n, size in enumerate(sizes):
-        reached = np.flatnonzero(settled["next"] <= settled["random"][n])
-        if n == 0 or settled["random"][n] < settled["random"][n - 1]:
-            needed.append((size, sizes[int(reached[0])] if len(reached) else None))
-    last = needed[-1]
+    reached = np.flatnonzero(means["next"] <= means["random"][-1])
+    needs = sizes["next"][int(reached[0])] if len(reached) else None
     return {
         "sizes": sizes,
         "random": means["random"].tolist(),
         "next": means["next"].tolist(),
-        "random_needs": last[0],
-        "next_needs": last[1],
-        "ratio": last[1] / last[0] if last[1] else None,
-        "pairs": needed,
+        "random_runs": NEXT_END,
+        "next_runs": needs,
+        "ratio": needs / NEXT_END if needs else None,
     }
 
 
-def _light(runs: Runs) -> Surrogate:
-    """The surrogate that `recommend` would use, of Gaussian processes only: with so few runs they have all the weight."""
-    return fitted(runs, ["gaussian_process"])
+def _as_runs(like: Runs, paths_NPK: Any, values_ND: Any) -> Runs:
+    names = tuple(map(str, range(len(paths_NPK))))
+    return Runs(names, like.domains, like.metrics, paths_NPK, values_ND, like.shares_P)
+
+
+def _chosen(runs: Runs, seed: int) -> Any:
+    surrogate = fitted(runs, ["gaussian_process"])
+    return choose(surrogate, Bounds.of(runs.domains), runs.mixtures_NPK, seed=seed).path_PK
 
 
 def stages() -> dict[str, Any]:

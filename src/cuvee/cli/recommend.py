@@ -125,7 +125,7 @@ def recommend(
         present=recipe.read_numbers(Path(present)) if present.endswith(".json") else present,
         most_stages=stages,
         caution=caution,
-        pareto=_two(pareto),
+        pareto=two_names(pareto, "--pareto"),
         outputs=outputs,
         seed=seed,
     )
@@ -158,12 +158,13 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, float]:
     return found
 
 
-def _two(given: str | None) -> tuple[str, str] | None:
+def two_names(given: str | None, option: str) -> tuple[str, str] | None:
+    """The two names of `A,B`; None if the option is not given. Raises `ConfigError` for anything else."""
     if given is None:
         return None
     names = [name.strip() for name in given.split(",")]
     if len(names) != 2:
-        raise _mistake(f"--pareto is {given!r}: give two metrics, METRIC,METRIC")
+        raise _mistake(f"{option} is {given!r}: give two names, A,B")
     return names[0], names[1]
 
 

@@ -51,6 +51,8 @@ def search(
     wanted = wanted.model_copy(
         update={name: value for name, value in given.items() if value is not None}
     )
+    for warning in recipe.repetition_checks(wanted):
+        say(f"warning: {warning}", error=True, colour="yellow")
     if dry_run:
         say(_said(recipe.plan(wanted), wanted.method.label, workers))
         return

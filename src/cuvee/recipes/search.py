@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cuvee import loop
+from cuvee.core.domain import natural_K
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
@@ -37,6 +39,7 @@ from cuvee.recipes.config.schema import (
 from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
+from cuvee.recommend.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
@@ -90,6 +93,8 @@ class SearchConfig(RunConfig):
     """The largest share of proxies that may fail. The method learns from the others."""
     together: int = Field(default=1, ge=1)
     """The most proxies that a worker trains as one program, where that is faster and exact."""
+    target_tokens: int | None = Field(default=None, ge=1)
+    """The target run's budget, to compare repetition of domains with. RegMix's `tokens` serves too."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Where workers run. Each engine has its own section of options."""
     local: LocalOptions = LocalOptions()
@@ -162,6 +167,23 @@ def _check(place: Path, found: str, planned: str) -> None:
             f"{place} has fingerprint {found}, but the run was planned for {planned}: "
             "search again, or restore the old content"
         )
+
+
+def repetition_checks(config: SearchConfig) -> list[str]:
+    """Return a warning for each domain whose repetition in a proxy is far from the target run's.
+
+    There is none if the target's budget is not known. The mixture compared is the roots of natural
+    shares, the base of RegMix's prior.
+    """
+    target = config.target_tokens or getattr(config.method.build(config.seed), "tokens", None)
+    if target is None:
+        return []
+    domains = Corpus.open(config.corpus).domains
+    roots_K = np.sqrt(natural_K(domains))
+    mixture = Mixture.normalise([domain.name for domain in domains], roots_K)
+    train = config.train
+    tokens = train.total_steps * train.batch_size * train.sequence_length
+    return repetition_warnings(domains, mixture, tokens, target)
 
 
 def plan(config: SearchConfig) -> SearchPlan:

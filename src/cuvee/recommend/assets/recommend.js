@@ -77,7 +77,15 @@
     drawMetrics(plan);
     document.documentElement.dataset.plan = String(plan);
   };
-  form.addEventListener("input", draw);
+  // The address `page.html#weights=50,0,100` opens the page with the sliders there, so a position can be shared.
+  const shared = new URLSearchParams(location.hash.slice(1)).get("weights");
+  (shared ?? "").split(",").forEach((value, d) => {
+    if (value !== "" && sliders[d]) sliders[d].value = value;
+  });
+  form.addEventListener("input", () => {
+    history.replaceState(null, "", `#weights=${sliders.map((slider) => slider.value).join(",")}`);
+    draw();
+  });
   form.addEventListener("reset", () => setTimeout(draw));
   draw();
 })();

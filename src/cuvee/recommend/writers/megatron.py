@@ -7,6 +7,7 @@ run changes its blend only at a restart: load the checkpoint of one stage with t
 from __future__ import annotations
 
 import json
+import shlex
 
 from cuvee.recommend.plan import Plan, Stage
 from cuvee.recommend.writers.base import Target, Writer, path_of, per_stage, weights
@@ -24,7 +25,7 @@ def write(plan: Plan, target: Target) -> dict[str, str]:
     files = {}
     for stage, name in per_stage(plan, "megatron", ""):
         found = blend(stage, plan, target)
-        files[f"{name}.args"] = "--data-path " + " ".join(found) + "\n"
+        files[f"{name}.args"] = f"--data-path {shlex.join(found)}\n"
         files[f"{name}.json"] = json.dumps({"train": found}, indent=2) + "\n"
     return files
 
