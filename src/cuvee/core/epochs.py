@@ -3,9 +3,9 @@
     C_k = epochs_k · n_k        the tokens that may be read of a domain with n_k tokens
     c_k = min(1, L_k / N)       its largest share of the next N tokens, if L_k of C_k are left
 
-All three users of epoch caps share this arithmetic. The stream applies caps to whole rows
-(`data.stream.domain_state`), the guard to the next interval (`policies.guard.epochs`), and RegMix
-to a whole target run (`methods.regmix.method`).
+All users of epoch caps share this arithmetic. The stream applies caps to whole rows
+(`data.stream.domain_state`), the guard to the next interval (`policies.guard.epochs`), RegMix and
+`recommend.choose` to a whole target run.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from cuvee.core.arrays import FloatArray, IntArray
+from cuvee.core.epochs import allowed, largest_shares
 from cuvee.core.errors import ConfigError, nearest
 from cuvee.evaluation.statistics import Estimate
 from cuvee.methods.regmix.method import capped_phases
@@ -61,9 +62,9 @@ class Bounds:
         ceilings_K = np.array([(caps or {}).get(name, 1.0) for name in domains])
         known = available or {}
         if tokens is not None:
-            for k, name in enumerate(domains):
-                if name in known:
-                    ceilings_K[k] = min(ceilings_K[k], epoch_cap * known[name] / tokens)
+            available_K = np.array([known.get(name, np.inf) for name in domains])
+            capped_K = largest_shares(allowed(epoch_cap, available_K), tokens)
+            ceilings_K = np.minimum(ceilings_K, capped_K)
         floors_K = np.array([(floors or {}).get(name, 0.0) for name in domains])
         if ceilings_K.sum() < 1:
             raise ConfigError(

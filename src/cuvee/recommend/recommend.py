@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
+from cuvee.core.epochs import check_epochs
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.evaluation.statistics import Estimate
@@ -43,8 +44,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
             raise ConfigError(f"tokens is {self.tokens}: give the target run's budget, 1 or more")
-        if not self.epoch_cap > 0:
-            raise ConfigError(f"epoch_cap is {self.epoch_cap}: it must be above 0")
+        check_epochs("epoch_cap", self.epoch_cap)
         if not 1 <= self.most_stages <= 3:
             raise ConfigError(f"stages is {self.most_stages}: use 1, 2 or 3")
 
