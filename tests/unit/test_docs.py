@@ -72,7 +72,9 @@ def commands(path: Path) -> Iterator[str]:
 
 @TEXTS
 def test_commands_exist_with_their_options(path: Path) -> None:
-    known = {" ".join(re.findall(r"^cuvee(?: [a-z]+(?:-[a-z]+)*)+", line)): line for line in COMMANDS}
+    known = {
+        " ".join(re.findall(r"^cuvee(?: [a-z]+(?:-[a-z]+)*)+", line)): line for line in COMMANDS
+    }
     for command in commands(path):
         name = next((name for name in known if f"{command} ".startswith(f"{name} ")), None)
         if name is None:

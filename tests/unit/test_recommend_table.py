@@ -65,6 +65,7 @@ def test_phases_are_found_and_have_shares(tmp_path: Path) -> None:
     ]
     path = csv_of(tmp_path / "runs.csv", rows)
     runs = read_runs([path], Columns(shares=(0.75, 0.25)))
+    assert runs.domains == ("a", "b")
     assert runs.mixtures_NPK.shape == (10, 2, 2)
     assert runs.moves
     assert runs.mean_NK[9] == pytest.approx([0.625, 0.375])
@@ -170,6 +171,16 @@ def test_too_few_runs_are_refused(count: int) -> None:
 def test_higher_is_better_turns_the_sign() -> None:
     _, costs = table(higher=frozenset({"score"})).usable({"loss": 1.0, "score": 0.5})
     assert costs == {"loss": 1.0, "score": -0.5}
+
+
+def test_tokens_of_an_unknown_domain_are_refused_and_missing_ones_noted() -> None:
+    with pytest.raises(
+        ConfigError, match="'wbe', which is no domain of the table; did you mean 'web'"
+    ):
+        table().with_available({"wbe": 1})
+    assert table().with_available({"web": 1}).notes == (
+        "the tokens of code are not known, so they have no cap",
+    )
 
 
 def test_noise_is_pooled_over_repeats_of_one_mixture() -> None:

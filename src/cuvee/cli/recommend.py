@@ -115,7 +115,7 @@ def recommend(
     if higher:
         runs = replace(runs, higher=runs.higher | set(higher))
     if available is not None:
-        runs = replace(runs, available=recipe.available_tokens(available))
+        runs = runs.with_available(recipe.available_tokens(available))
     request = Request(
         objective=_pairs(objective, "--objective") or None,
         tokens=tokens,

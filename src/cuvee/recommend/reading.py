@@ -18,7 +18,7 @@ from cuvee.recommend.table import Runs
 
 _KEYS = ("index", "run", "run_id", "run_name", "id", "name")
 _META = re.compile(r"(index|run|run_id|run_name|id|name|seed|step|unnamed.*|)", re.IGNORECASE)
-_PHASE = re.compile(r"^(?P<before>.*?(?:phase|stage)[_-]?)(?P<phase>\d+)(?P<after>[_/.-].*)$")
+_PHASE = re.compile(r"^(?P<before>.*?(?:phase|stage)[_-]?)(?P<phase>\d+)(?P<after>[_/.-]+).+$")
 _ROUNDING = 0.02
 _LARGEST = 1e12
 _MOST_BAD = 0.1
@@ -149,8 +149,9 @@ def _mixture_columns(
     """For each phase, column by domain."""
     if columns.mixture is not None:
         return _by_pattern(table, columns.mixture)
-    phased = {match["before"] for name in table.columns if (match := _PHASE.match(name))}
-    candidates = [f"{before}{{phase}}{{}}" for before in sorted(phased)]
+    matches = [match for name in table.columns if (match := _PHASE.match(name))]
+    phased = {(match["before"], match["after"]) for match in matches}
+    candidates = [f"{before}{{phase}}{after}{{}}" for before, after in sorted(phased)]
     candidates += [prefix + "{}" for prefix in _prefixes(table.columns)]
     for pattern in candidates:
         try:

@@ -122,6 +122,15 @@ def recommend(runs: Runs, request: Request | None = None) -> Recommendation:
         caps=request.caps,
         floors=request.floors,
     )
+    if request.present == "natural" and not all(runs.available.get(n) for n in runs.domains):
+        request = replace(request, present="uniform")
+        note = (
+            "tokens by domain are not known (--available): the present blend is taken to be uniform"
+        )
+        runs = replace(runs, notes=(*runs.notes, note))
+    if request.tokens is not None and not runs.available:
+        note = "tokens by domain are not known (--available): there are no epochs and no epoch caps"
+        runs = replace(runs, notes=(*runs.notes, note))
     present = _present(runs, bounds, request.present)
     if request.pareto:
         for name in request.pareto:

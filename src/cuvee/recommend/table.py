@@ -119,6 +119,17 @@ class Runs:
             )
         return runs, signed
 
+    def with_available(self, available: Mapping[str, int]) -> Runs:
+        """The same with tokens by domain. Raises `ConfigError` for a domain that the table does not have."""
+        for name in available:
+            if name not in self.domains:
+                raise ConfigError(
+                    f"tokens are given of {name!r}, which is no domain of the table{nearest(name, self.domains)}"
+                )
+        unknown = [name for name in self.domains if name not in available]
+        notes = (f"the tokens of {', '.join(unknown)} are not known, so they have no cap",)
+        return replace(self, available=available, notes=self.notes + (notes if unknown else ()))
+
     def _unusable(self, name: str) -> str | None:
         values_N = self.values_ND[:, self.metrics.index(name)]
         there = values_N[np.isfinite(values_N)]

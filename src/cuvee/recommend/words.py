@@ -65,7 +65,7 @@ def evidence(found: Recommendation) -> list[str]:
     by_fit = ", ".join(f"{name} {value:.3f}" for name, value in known.ranks_by_fit.items())
     noise = "measured on repeated runs" if known.noise_measured else "estimated, no run is repeated"
     lines = [
-        f"{len(found.runs.names)} runs; {len(found.runs.bad)} rows set aside.",
+        f"{len(found.runs.names)} runs; rows set aside: {len(found.runs.bad)}.",
         f"Rank correlation on runs left out: {ranks.value:.3f} ({ranks.low:.3f} to {ranks.high:.3f}); by fit: {by_fit}.",
         f"Regret@1: the run picked among runs left out is {known.regret:.4g} worse than the best of them; a random pick is "
         f"{known.regret_of_chance:.4g} worse.",

@@ -64,7 +64,7 @@ def recommended(table: Path) -> tuple[Path, str]:
 def test_the_command_says_and_writes_what_was_asked(recommended: tuple[Path, str]) -> None:
     output, said = recommended
     assert "Tied: one mixture for the whole run." in said
-    assert "1 rows set aside" in said
+    assert "rows set aside: 1" in said
     assert "Regret@1" in said
     assert "megatron: weights of sequences" in said
     content = json.loads((output / "recommendation.json").read_text())
@@ -102,7 +102,7 @@ def test_a_group_of_the_store_is_a_source(tmp_path: Path) -> None:
             store.add(f"swarm/{seed}", run, group="swarm")
     said = cuvee("recommend", "swarm", "--store", tmp_path / "runs.db", "-o", tmp_path / "out")
     assert "runs that move are averaged over 3 equal phases" in said
-    assert "16 runs; 0 rows set aside." in said
+    assert "16 runs; rows set aside: 0." in said
     with pytest.raises(ConfigError, match="did you mean 'swarm'"):
         cuvee("recommend", "swram", "--store", tmp_path / "runs.db")
 
