@@ -146,7 +146,7 @@ def test_settings_that_cannot_be_steered_under_are_refused(corpus: Corpus, tmp_p
     job = Job(corpus, tmp_path / "none")
     assert job.steer.resume(tmp_path / "none") is None
     (tmp_path / "none" / "checkpoint-3").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="saved without steering or was cut short"):
+    with pytest.raises(CheckpointError, match="saved without steering or is incomplete"):
         job.steer.resume(tmp_path / "none")
 
 

@@ -287,7 +287,7 @@ def test_a_policy_that_answers_otherwise_when_asked_again_is_found_out(corpus: C
     host.train(2)
     again = Forgetful(first)
     again.answers = [other]
-    with pytest.raises(CheckpointError, match="state_dict does not hold everything"):
+    with pytest.raises(CheckpointError, match="state_dict does not contain everything"):
         Host(corpus, again).controller.restore(host.controller.state())
 
 

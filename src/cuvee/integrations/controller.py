@@ -1,24 +1,25 @@
-"""`Controller`: steers the data mixture from inside a training loop that is not cuvee's.
+"""`Controller`: steers the data mixture inside a training loop that is not cuvee's.
 
     controller = Controller(policy, stream, model, interval=50, steps=10_000)
-    controller.begin()                                     # before anything is read
-    for batch in stream:                                   # or rows of a host's own data loader
+    controller.begin()                                 # before anything is read
+    for batch in stream:                               # or rows of a host's own data loader
         with controller.step(batch) as step:
-            loss_BL = ...                                  # the host's forward pass: next-token losses
+            loss_BL = ...                              # the host's forward pass: next-token losses
             step.losses(loss_BL, denominator=n)            # the host divides the sum of losses by n
             (loss_BL.sum() / n).backward()
             step.before_update()
             optimizer.step()
 
-It makes the decisions of `cuvee.loop.run`, in the same order. With `lag` 0 and the same deterministic arithmetic, both
-record the same trajectory, to the bit.
+It makes the decisions of `cuvee.loop.run` in the same order. With `lag` 0 and the same
+deterministic arithmetic, both record the same trajectory, bit by bit.
 
-**Lag.** A host that reads ahead needs the next mixture before the interval ends. A decision is taken `lag` steps before
-the interval's end, from what was measured until then, and takes effect exactly at its end. So the steps that one decision
-measures are shifted by `lag` against those that it steers.
+**Lag.** A host that reads ahead needs the next mixture before the interval ends. So each decision
+is made `lag` steps before the end of the interval, from what was measured until then, and takes
+effect exactly at the end. The steps that a decision measures are shifted by `lag` against the
+steps that it steers.
 
-**Checks.** Every batch says which step it is for and which log of mixtures it was drawn under. That is compared before
-the forward pass, so nothing is trained on stale data.
+**Checks.** Every batch carries its step and the log of mixtures under which it was drawn. Both are
+compared before the forward pass, so nothing is trained on stale data.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from cuvee.training.distributed import Leader, Ranks
 
 
 class Record(Protocol):
-    """Where intervals are written down, such as a `Claim` on a run of the store. Only rank 0 writes."""
+    """Stores intervals, such as a `Claim` on a run of the store. Only rank 0 calls it."""
 
     def append(
         self,
@@ -64,14 +65,15 @@ class Record(Protocol):
 
 
 class Controller:
-    """Intervals, meters, policy, guard and record of one run that a host trains for `steps` optimizer steps.
+    """Intervals, meters, policy, guard and record of one run that a host trains.
 
-    `stream` is where decisions are logged. The host reads batches from it or from copies that follow `on_update`, which is
-    called with every decision. `interval` is in optimizer steps, `lag` is fewer. A policy that is not guarded already is
-    guarded with `limits`. Raises `ConfigError` for steps that are not possible.
+    The run has `steps` optimizer steps. Decisions are logged in `stream`. The host reads batches
+    from it, or from copies that follow `on_update`, which is called with every decision. `interval`
+    and `lag` are in optimizer steps, and `lag` is the smaller one. A policy without a guard is
+    guarded with `limits`. Raises `ConfigError` if steps, interval or lag are not possible.
 
-    With several ranks, each builds one over its own model and calls the same methods in the same order; `ranks` is
-    `Ranks.adopt()`. Rank 0 decides.
+    With several ranks, each builds a controller over its own model and calls the same methods in
+    the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides.
     """
 
     def __init__(
@@ -95,8 +97,8 @@ class Controller:
             )
         if not 0 <= lag < interval:
             raise ConfigError(
-                f"lag is {lag} and interval is {interval}: a decision needs a lag of 0 or more that is smaller than the "
-                "interval. Raise the interval, or let the host read less far ahead"
+                f"lag is {lag} and interval is {interval}: the lag must be 0 or more and smaller "
+                "than the interval. Raise the interval, or let the host read less far ahead"
             )
         self.stream = stream
         self.interval = interval
@@ -124,7 +126,7 @@ class Controller:
 
     @property
     def trajectory(self) -> Trajectory:
-        """The intervals that are complete. Before the first step, call `begin`."""
+        """The complete intervals. Call `begin` before the first step."""
         assert self._so_far is not None, "call begin first"
         return self._so_far
 
@@ -133,15 +135,16 @@ class Controller:
         return self.step_number >= self.steps
 
     def begin(self) -> None:
-        """Attaches the probes, measures, and makes the first decision. Call it before the first batch is read.
+        """Attach the probes, measure, and make the first decision. Call it before reading.
 
-        Without effect if the controller has begun or was restored.
+        It has no effect if the controller has begun or was restored.
         """
         if self._so_far is not None:
             return
         if self.stream.position > 0:
             raise TrainingError(
-                f"the stream was read up to step {self.stream.position} before the first decision: call begin() first"
+                f"the stream was read up to step {self.stream.position} before the first decision: "
+                "call begin() first"
             )
         meters = self._attach()
         meters.begin_interval(self.stream.domains)
@@ -153,10 +156,11 @@ class Controller:
 
     @contextmanager
     def step(self, batch: Batch | Rows | None = None) -> Iterator[Step]:
-        """One optimizer step. `batch` holds this rank's rows if the step has one forward pass.
+        """Run one optimizer step. `batch` has this rank's rows if the step has one forward pass.
 
-        With gradient accumulation call `step()` and, before each forward pass, `forward` of what it returns. Raises
-        `TrainingError` at the end of the block if the losses or `before_update` were left out.
+        With gradient accumulation, call `step()` without a batch, and call `forward` of the `Step`
+        before each forward pass. At the end of the block, raises `TrainingError` if the losses or
+        `before_update` are missing.
         """
         step = self.begin_step()
         if batch is not None:
@@ -165,7 +169,7 @@ class Controller:
         self.end_step()
 
     def begin_step(self) -> Step:
-        """For hosts that call back at the beginning and end of a step, in place of `with step()`."""
+        """Begin a step, for hosts that use callbacks instead of `with step()`."""
         self.begin()
         if self.done:
             raise TrainingError(f"all {self.steps} steps are done: give the controller more steps")
@@ -178,7 +182,7 @@ class Controller:
         return self._step
 
     def end_step(self) -> None:
-        """After the weights were updated. Takes the decision that is due."""
+        """End a step after the weights were updated, and make the decision that is due."""
         step = self._step
         self._step = None
         assert step is not None, "end_step follows begin_step"
@@ -196,9 +200,10 @@ class Controller:
             self._meters.begin_interval(self.stream.domains)
 
     def validated(self, losses: Mapping[str, float]) -> None:
-        """Tells the policy validation losses by domain, in nats per token, with the next signals; equal on every rank.
+        """Add validation losses by domain, in nats per token, to the next signals.
 
-        Those given before the first step say which domains the rewards of AC-ODM value.
+        They must be equal on every rank. The rewards of AC-ODM value the domains that are given
+        before the first step.
         """
         names = self.stream.names
         if unknown := sorted(set(losses) - set(names)):
@@ -209,13 +214,13 @@ class Controller:
         self._validated = Measured(values_K, np.array([name in losses for name in names]))
 
     def update_at(self, step: int) -> MixtureUpdate:
-        """The decision in force at `step`, of the present interval or the one decided last."""
+        """Return the decision in force at `step`, in the current interval or the next one."""
         return next(update for update in reversed(self._updates) if update.step <= step)
 
     # Deciding
 
     def _decide(self, at_step: int) -> None:
-        """Keeps the policy's state from before, so that a restored controller can ask again."""
+        """Decide. The policy's previous state is kept, so a restored controller can ask again."""
         assert self._so_far is not None
         self._before = copy.deepcopy(self._leader.state_dict())
         self._mixture = self._leader.mixture(self._so_far)
@@ -273,7 +278,10 @@ class Controller:
     # State
 
     def state(self) -> bytes:
-        """This rank's state between two steps, also inside an interval: the bytes of one safetensors file."""
+        """Return this rank's state between two steps as bytes of one safetensors file.
+
+        It may be inside an interval.
+        """
         assert self._step is None, "the state is taken between steps"
         self.begin()
         assert self._meters is not None
@@ -299,19 +307,21 @@ class Controller:
         )
 
     def restore(self, data: bytes) -> None:
-        """Continues where `state` was called, in place of `begin`. The host restores its model and reads on from that step.
+        """Resume from `state`, instead of `begin`.
 
-        The policy is asked again for its last decision. Raises `CheckpointError` if it answers otherwise, and if steps,
+        The host restores its model and continues to read at the saved step. The policy is asked
+        again for its last decision. Raises `CheckpointError` if the answer differs, or if steps,
         interval, lag or the number of ranks differ.
         """
         state = from_bytes(data, "the controller's state")
         for name, value in self._fixed().items():
             if state.get(name) != value:
                 raise CheckpointError(
-                    f"the controller's state was saved with {name} = {state.get(name)}, not {value}: give the same"
+                    f"the controller's state was saved with {name} = {state.get(name)}, not "
+                    f"{value}: use the same value"
                 )
         self._leader.load_state_dict(state["policy"])
-        meters = self._attach()  # by the restored policy's probes
+        meters = self._attach()  # with the probes of the restored policy
         self.step_number = int(state["step"])
         self.stream.load_state_dict(state["stream"])
         self._updates = [MixtureUpdate.from_json(update) for update in state["updates"]]
@@ -334,8 +344,9 @@ class Controller:
         again = self._leader.mixture(self._so_far)
         if again.digest() != self._mixture.digest():
             raise CheckpointError(
-                f"asked again for the mixture from step {self._updates[-1].step} on, the policy answers {again.as_dict()} "
-                f"instead of {self._mixture.as_dict()}: its state_dict does not hold everything that it decides by"
+                f"asked again for the mixture from step {self._updates[-1].step} on, the policy "
+                f"answers {again.as_dict()} instead of {self._mixture.as_dict()}: its state_dict "
+                "does not contain everything that its decisions depend on"
             )
 
     def _fixed(self) -> dict[str, Any]:
@@ -343,7 +354,7 @@ class Controller:
         return {**own, "rank": self.ranks.rank, "ranks": self.ranks.size}
 
     def close(self) -> None:
-        """Removes all hooks from the model."""
+        """Remove all hooks from the model."""
         if self._meters is not None:
             self._meters.close()
 

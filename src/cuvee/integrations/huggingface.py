@@ -3,13 +3,14 @@
     steer = Steering(corpus, policy="ac_odm", interval=50, sequence_length=1024)
     args = steer.arguments(TrainingArguments("out", max_steps=10_000))
     trainer = Trainer(model, args, **steer.trainer_kwargs())
-    trainer.train(resume_from_checkpoint=steer.resume("out"))        # None if there is no checkpoint yet
+    trainer.train(resume_from_checkpoint=steer.resume("out"))   # None without a checkpoint
 
-It uses the host's public extension points only: a map-style dataset, a collator, a loss function, a callback, and a hook
-on the bare model. Nothing of the host is assigned to.
+It uses only public extension points of the host: a map-style dataset, a collator, a loss function,
+a callback, and a hook on the bare model. No attribute of the host is replaced.
 
-The dataset's rows are read in order. Data-loader workers draw them ahead of training and hear of decisions through a
-file, so a decision is taken some steps before it takes effect: see `cuvee.integrations.controller` on lag.
+The rows of the dataset are read in order. Data-loader workers draw them ahead of training and
+receive decisions through a file. So a decision is made some steps before it takes effect
+(`cuvee.integrations.controller` explains the lag).
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from cuvee.training.distributed import Ranks
 
 
 class Steering:
-    """What a `Trainer` needs to train on `corpus` under a policy that decides every `interval` optimizer steps.
+    """Provides what a `Trainer` needs to train on `corpus` under a policy.
 
-    `policy` is the name of a method that needs no proxy runs, with its default options, or a policy, such as
-    `load_policy(folder)`. `lag` is by default the least that the host's workers allow. `record` takes what the store
-    keeps of each interval.
+    The policy decides every `interval` optimizer steps. `policy` is a policy, such as
+    `load_policy(folder)`, or the name of a method that needs no proxy runs, with its default
+    options. The default `lag` is the smallest that the host's workers allow. `record` stores the
+    intervals.
     """
 
     def __init__(
@@ -73,23 +75,23 @@ class Steering:
 
     @property
     def controller(self) -> Controller:
-        """Its trajectory has every interval so far. Exists once training has begun."""
+        """The controller, whose trajectory has all intervals so far. Exists during training."""
         assert self._controller is not None, "training has not begun"
         return self._controller
 
-    # What the host is given
+    # Arguments for the host
 
     def arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """A copy of `args` with which rows are read in order, after checking what steering depends on.
+        """Return a copy of `args` with which rows are read in order.
 
-        Raises `ConfigError` for settings that cannot be steered under, before anything is trained.
+        Raises `ConfigError` for settings under which steering is not possible.
         """
         least = least_lag(args)
         lag = least if self.lag is None else self.lag
         if lag < least:
             raise ConfigError(
-                f"lag is {lag}, but with {args.dataloader_num_workers} workers rows are drawn up to {least} steps ahead: "
-                f"use a lag of {least} or more, or fewer workers"
+                f"lag is {lag}, but with {args.dataloader_num_workers} workers rows are drawn up "
+                f"to {least} steps ahead: use a lag of {least} or more, or fewer workers"
             )
         if args.max_steps < 1:
             raise ConfigError("max_steps is not set: give TrainingArguments the number of steps")
@@ -97,7 +99,7 @@ class Steering:
             raise ConfigError("fp16 scales losses, which measurements do not undo: use bf16")
         if args.ignore_data_skip:
             raise ConfigError(
-                "ignore_data_skip would read rows again after a restart: leave it off"
+                "ignore_data_skip would read rows again after a restart: do not set it"
             )
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.lag = lag
@@ -115,7 +117,7 @@ class Steering:
         return self._args
 
     def trainer_kwargs(self) -> dict[str, Any]:
-        """The arguments of `Trainer` that steering fills: dataset, collator, loss function and a callback."""
+        """Return the arguments of `Trainer`: dataset, collator, loss function and a callback."""
         if self._rows is None:
             raise ConfigError("call steer.arguments(args) before steer.trainer_kwargs()")
         hooks = TrainerHooks(self)
@@ -127,9 +129,10 @@ class Steering:
         }
 
     def resume(self, folder: Path | str) -> str | None:
-        """The newest checkpoint in `folder`, or `folder` itself if it is one, for `resume_from_checkpoint`.
+        """Return the newest checkpoint in `folder`, or `folder` itself if it is a checkpoint.
 
-        None if there is none. Raises `CheckpointError` for one that was saved without steering or was cut short.
+        Pass it as `resume_from_checkpoint`. None if there is none. Raises `CheckpointError` for a
+        checkpoint without a state of steering, or an incomplete one.
         """
         if self._args is None:
             raise ConfigError("call steer.arguments(args) before steer.resume(folder)")
@@ -142,15 +145,19 @@ class Steering:
         saved = _file(path, self._args.process_index)
         if not saved.is_file():
             raise CheckpointError(
-                f"{saved} is missing: {path} was saved without steering or was cut short. Resume from an earlier checkpoint"
+                f"{saved} is missing: {path} was saved without steering or is incomplete. Resume "
+                "from an earlier checkpoint"
             )
         self._saved = saved.read_bytes()
         return str(path)
 
-    # What the callback asks for
+    # Called by the callback
 
     def begin(self, model: nn.Module, args: TrainingArguments, done: int) -> Controller:
-        """The controller over the host's bare model, restored if the host resumes at step `done`."""
+        """Build the controller over the host's bare model; restore it if the host resumes.
+
+        `done` is the step at which the host starts.
+        """
         assert self._stream is not None
         assert self._rows is not None
         assert self.lag is not None
@@ -174,14 +181,17 @@ class Steering:
             controller.begin()
         if controller.step_number != done:
             raise CheckpointError(
-                f"the host starts at step {done} and the controller at {controller.step_number}: pass "
-                "resume_from_checkpoint=steer.resume(folder) to train()"
+                f"the host starts at step {done} and the controller at {controller.step_number}: "
+                "pass resume_from_checkpoint=steer.resume(folder) to train()"
             )
         return controller
 
 
 class TrainerHooks(TrainerCallback):  # type: ignore[misc]
-    """Drives the controller from the host's events. Its loss is the host's, one number for each position kept."""
+    """Drives the controller from the host's events.
+
+    Its loss equals the host's, computed from the loss at each position.
+    """
 
     def __init__(self, steering: Steering) -> None:
         self._steering = steering
@@ -203,17 +213,17 @@ class TrainerHooks(TrainerCallback):  # type: ignore[misc]
 
     def _before_forward(self, model: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         rows = take_rows(named)
-        if rows is None:  # an evaluation
+        if rows is None:  # a forward pass of an evaluation
             return None
         if self._step is None:
-            raise ConfigError("rows of the training set may be read in training only")
+            raise ConfigError("rows of the training set may be read only in training")
         self._step.forward(rows)
         self._waiting = True
         return inputs, named
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Σ next-token losses / the counted tokens of the whole batch."""
-        # Labels are shifted and not the logits, whose slice would have to be copied.
+        """Return Σ next-token losses / the counted tokens of the whole batch."""
+        # The labels are shifted instead of the logits, because a slice of logits would be copied.
         targets_BL = functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         loss_BL = functional.cross_entropy(
             outputs.logits.flatten(0, 1).float(),
@@ -256,9 +266,10 @@ class TrainerHooks(TrainerCallback):  # type: ignore[misc]
 
 
 def least_lag(args: TrainingArguments) -> int:
-    """⌈(workers · prefetch + 1) / accumulation⌉ steps.
+    """Return the smallest possible lag, ⌈(workers · prefetch + 1) / accumulation⌉ steps.
 
-    Workers hold `prefetch` micro-batches each, accelerate looks one more ahead, and a step takes `accumulation`.
+    Each worker holds `prefetch` micro-batches, accelerate reads one more ahead, and a step has
+    `accumulation` micro-batches.
     """
     workers = int(args.dataloader_num_workers)
     ahead = workers * int(args.dataloader_prefetch_factor or 2) + 1
@@ -269,7 +280,8 @@ def _policy(name: str, corpus: Corpus) -> Policy:
     method = METHODS.get(name)()
     if method.propose(corpus, ()):
         raise ConfigError(
-            f"{name} learns from proxy runs: run `cuvee search`, then give the policy, as in load_policy(folder)"
+            f"{name} learns from proxy runs: run `cuvee search`, then give the policy, as in "
+            "load_policy(folder)"
         )
     policy: Policy = method.commit(corpus, ())
     return policy

@@ -1,4 +1,4 @@
-"""`LaneRows`: a mixture stream as a map-style dataset, for hosts that read rows by number with worker processes."""
+"""`LaneRows`: a mixture stream as a map-style dataset, for hosts that read rows by number."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cuvee.data.stream.stream import MixtureStream
 from cuvee.integrations.rows import Rows
 
 IGNORED = -100
-"""Label of a position whose loss does not count, as Hugging Face has it."""
+"""The label of positions whose loss does not count, as in Hugging Face."""
 _OWN = ("cuvee_stamp", "cuvee_domain", "cuvee_counted")
 
 
 class LaneRows(Dataset[dict[str, Tensor]]):
-    """Row n is lane n mod B of global step n div B, for `steps` steps of B rows.
+    """A dataset of `steps` steps of B rows. Row n is lane n mod B of global step n div B.
 
-    Rows may be read in any order and in any process. Each carries the log of mixtures under which it was drawn, since a
-    worker process may draw it before it hears of a decision.
+    Rows may be read in any order and in any process. Each row carries the log of mixtures under
+    which it was drawn, because a worker process may draw it before it receives a decision.
     """
 
     def __init__(self, stream: MixtureStream, steps: int) -> None:
@@ -42,7 +42,7 @@ class LaneRows(Dataset[dict[str, Tensor]]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
-        """What torch's loaders call with the numbers of one micro-batch."""
+        """Return the rows of one micro-batch. torch's loaders call it."""
         size = self._stream.batch_size
         rows: list[dict[str, Tensor]] = []
         while len(rows) < len(numbers):
@@ -54,17 +54,20 @@ class LaneRows(Dataset[dict[str, Tensor]]):
         return rows
 
     def follow(self, update: MixtureUpdate) -> None:
-        """Tells every process that reads of a decision."""
+        """Send a decision to every process that reads."""
         self._updates.append(update)
 
     def restart(self, stream: MixtureStream) -> None:
-        """Continues from `stream`, as a restored controller has it. Call it before a loader starts its workers."""
+        """Continue from the `stream` of a restored controller. Call it before workers start."""
         self._stream = copy.copy(stream)
         self._start = self._stream.state_dict()
         self._updates = UpdateFile()
 
     def _go_to(self, step: int) -> None:
-        """Hears of all decisions, and starts anew where one changes what was read, or `step` lies behind."""
+        """Apply all decisions, and set the stream to `step`.
+
+        The stream restarts if a decision changes steps that were read, or if `step` is earlier.
+        """
         new = self._updates.read()
         if (
             any(update.step < self._stream.position for update in new)
@@ -91,7 +94,7 @@ def _split(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One micro-batch. The positions whose next-token loss counts follow from the labels."""
+    """Join rows to one micro-batch. Counted positions follow from the labels."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     counted_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
     counted_BL[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -99,7 +102,7 @@ def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def take_rows(inputs: dict[str, Any]) -> Rows | None:
-    """Removes what `collate` added to a model's inputs and returns it; None if they are of another dataset."""
+    """Remove and return what `collate` added to a model's inputs; None for another dataset."""
     own = [inputs.pop(name, None) for name in _OWN]
     if own[0] is None:
         return None

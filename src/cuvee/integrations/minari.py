@@ -1,7 +1,8 @@
-"""Runs as a Minari dataset (minari.farama.org): an episode a run, for offline reinforcement learning in other libraries.
+"""Exports runs as a Minari dataset (minari.farama.org), one episode per run.
 
-Observations are an encoding of the trajectory so far, actions are mixtures, rewards any function of the trajectory: all three are
-views of what the store keeps, so one group of runs makes as many datasets as there are rewards.
+Other libraries can then use them for offline reinforcement learning. Observations are an encoding
+of the trajectory so far, actions are mixtures, and rewards are any function of the trajectory. All
+three are computed from the stored runs, so each reward gives another dataset.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def export_minari(
     folder: Path | None = None,
     **about: Any,
 ) -> Any:
-    """Writes the dataset `dataset_id`, such as "cuvee/regmix-v0", and returns it; `folder` instead of Minari's own place.
+    """Write the dataset `dataset_id`, such as "cuvee/regmix-v0", and return it.
 
-    `about` goes to Minari: `description`, `author`, `algorithm_name`, `code_permalink`. Raises `StoreError` if the runs do not
-    mix the same domains, an interval has no reward, or Minari is not installed.
+    `folder` replaces Minari's default place. `about` is passed to Minari: `description`, `author`,
+    `algorithm_name`, `code_permalink`. Raises `StoreError` if the runs do not mix the same domains,
+    an interval has no reward, or Minari is not installed.
     """
     missing = [
         name
@@ -44,7 +46,8 @@ def export_minari(
     ]
     if missing:
         raise StoreError(
-            f"Minari datasets need `pip install 'minari[hdf5]'`: {', '.join(missing)} cannot be imported"
+            f"Minari datasets need `pip install 'minari[hdf5]'`: {', '.join(missing)} cannot be "
+            "imported"
         )
     import gymnasium
     import minari
@@ -52,9 +55,8 @@ def export_minari(
     episodes = episodes_of(runs, encode, reward)
     (size,), (K,) = episodes[0].observations.shape[1:], episodes[0].actions.shape[1:]
     with _datasets_in(folder), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # one for each fact about itself that a dataset may lack
+        # Minari warns about every missing fact about the dataset.
+        warnings.simplefilter("ignore", UserWarning)
         return minari.create_dataset_from_buffers(
             dataset_id,
             episodes,
@@ -65,7 +67,10 @@ def export_minari(
 
 
 def episodes_of(runs: Sequence[Run], encode: Encoding, reward: Reward) -> list[Any]:
-    """`minari` episode buffers: observations (T + 1, S), actions (T, K), rewards (T,); the last interval terminates."""
+    """Return `minari` episode buffers. The last interval of a run terminates its episode.
+
+    Observations are (T + 1, S), actions (T, K), rewards (T,).
+    """
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     if not runs:
@@ -81,7 +86,8 @@ def episodes_of(runs: Sequence[Run], encode: Encoding, reward: Reward) -> list[A
         if not len(run.trajectory) or not rewarded.present.all():
             missing = int(np.argmin(rewarded.present)) + 1 if len(run.trajectory) else 1
             raise StoreError(
-                f"interval {missing} of run {run.id} has no reward: leave the run out, or use another reward"
+                f"interval {missing} of run {run.id} has no reward: leave the run out, or use "
+                "another reward"
             )
         ends = np.arange(len(run.trajectory)) == len(run.trajectory) - 1
         episodes.append(
@@ -102,7 +108,7 @@ def episodes_of(runs: Sequence[Run], encode: Encoding, reward: Reward) -> list[A
 
 @contextmanager
 def _datasets_in(folder: Path | None) -> Iterator[None]:
-    """Minari asks the environment where its datasets are."""
+    """Set Minari's environment variable for its datasets folder inside the block."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     if folder is not None:
         os.environ["MINARI_DATASETS_PATH"] = str(folder)

@@ -1,4 +1,4 @@
-"""`Rows`: what one forward pass reads, with the proof of which log of mixtures it was drawn under."""
+"""`Rows`: the rows of one forward pass, with the log of mixtures under which they were drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rows:
     domain_BL: Tensor
     """int64 index of each token's domain; −1 on padding."""
     counted_BL: Tensor
-    """Where the next-token loss counts."""
+    """Positions whose next-token loss counts."""
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
@@ -43,7 +43,7 @@ class Rows:
         )
 
     def tokens_K(self, domains: int) -> IntArray:
-        """(K,) tokens of each domain, without padding."""
+        """Return (K,) tokens of each domain, without padding."""
         counts: IntArray = (
             torch.bincount(self.domain_BL[self.domain_BL >= 0], minlength=domains).cpu().numpy()
         )

@@ -1,4 +1,4 @@
-"""`Step`: one optimizer step of a host, and the check that its rows were drawn under the mixture in force."""
+"""`Step`: one optimizer step of a host. It checks under which mixture rows were drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cuvee.probes.meters import Meters
 
 
 class Step:
-    """One optimizer step of a host, as `Controller.step` and `begin_step` hand it out."""
+    """One optimizer step of a host, from `Controller.step` or `begin_step`."""
 
     def __init__(self, meters: Meters, number: int, update: MixtureUpdate) -> None:
         self._meters = meters
@@ -23,7 +23,10 @@ class Step:
         self._measured = self._updated = False
 
     def forward(self, batch: Batch | Rows) -> None:
-        """Call it before each forward pass, with this rank's rows. Raises `TrainingError` for rows of another step or log."""
+        """Call it before each forward pass with this rank's rows.
+
+        Raises `TrainingError` for rows of another step or drawn under another log of mixtures.
+        """
         rows = batch if isinstance(batch, Rows) else Rows.of(batch)
         self._check(rows)
         self._meters.add_tokens(rows.tokens_K(len(self._update.mixture.names)))
@@ -35,10 +38,11 @@ class Step:
         self._meters.before_forward(self._micro)
 
     def losses(self, loss_BL: Tensor, denominator: float | Tensor | None = None) -> None:
-        """Next-token losses of the last forward pass: (B, L), or (B, L − 1) without the last position, in nats.
+        """Pass the next-token losses of the last forward pass in nats, (B, L) or (B, L − 1).
 
-        The tensor on which the host calls `backward` must be Σ counted losses / `denominator`. A host whose data-parallel
-        wrapper averages gradients over W ranks gives `denominator` as N / W, with N counted tokens of the whole batch.
+        (B, L − 1) lacks the last position. The host must call `backward` on Σ counted losses /
+        `denominator`. If the host's data-parallel wrapper averages gradients over W ranks, pass
+        N / W as `denominator`, with N counted tokens in the whole batch.
         """
         assert self._micro is not None, "losses follows forward"
         counted_BL = self._micro.counted_BL
@@ -50,12 +54,12 @@ class Step:
         self._measured = True
 
     def bind(self, denominator: float | Tensor) -> None:
-        """Sets the denominator of the last forward pass, for hosts that know it in the backward pass only."""
+        """Set the denominator of the last forward pass, if only the backward pass knows it."""
         assert self._micro is not None, "bind follows forward"
         self._micro.denominator = float(denominator)
 
     def before_update(self) -> None:
-        """Call it when the gradients of the step are complete, before the optimizer changes the weights."""
+        """Call it when the gradients of the step are complete, before the weights change."""
         self._meters.before_update()
         self._updated = True
 
@@ -67,12 +71,13 @@ class Step:
     def _check(self, rows: Rows) -> None:
         if rows.step != self._number:
             raise TrainingError(
-                f"the host delivered rows of step {rows.step} for step {self._number}: read rows in order and without "
-                "shuffling, and start reading where the controller was restored"
+                f"the host delivered rows of step {rows.step} for step {self._number}: read rows "
+                "in order and without shuffling, starting where the controller was restored"
             )
         if (rows.version, rows.log_digest) != (self._update.version, self._update.log_digest):
             raise TrainingError(
-                f"step {self._number} was drawn under mixture version {rows.version} (log {rows.log_digest[:8]}), but version "
-                f"{self._update.version} (log {self._update.log_digest[:8]}) is in force: a reader is out of date. "
-                "Nothing was trained on it; raise the lag above what the host reads ahead"
+                f"step {self._number} was drawn under mixture version {rows.version} "
+                f"(log {rows.log_digest[:8]}), but version {self._update.version} "
+                f"(log {self._update.log_digest[:8]}) is in force: a reader is out of date. This "
+                "step was not trained; use a lag above the number of steps the host reads ahead"
             )

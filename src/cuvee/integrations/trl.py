@@ -1,10 +1,13 @@
 """`SFTSteering`: cuvee's controller in TRL's `SFTTrainer`, whose fused loss returns no logits.
 
     steer = SFTSteering(corpus, policy="odm", interval=50, sequence_length=1024)
-    args = steer.arguments(SFTConfig("out", max_steps=10_000, dataset_kwargs={"skip_prepare_dataset": True}))
+    args = steer.arguments(
+        SFTConfig("out", max_steps=10_000, dataset_kwargs={"skip_prepare_dataset": True})
+    )
     trainer = SFTTrainer(model, args, processing_class=tokenizer, **steer.trainer_kwargs())
 
-`SFTTrainer` accepts a `datasets.Dataset` only. It gets the numbers of the rows, with a transform that reads them.
+`SFTTrainer` accepts only a `datasets.Dataset`. It gets a dataset of row numbers with a transform
+that reads the rows.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ class SFTSteering(Steering):
     """`Steering` for `SFTTrainer` with its default loss, `loss_type="nll"`."""
 
     def arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """As in `Steering`; also refuses what `SFTTrainer` would do to the rows."""
+        """As in `Steering`. Also refuses settings with which `SFTTrainer` would change the rows."""
         if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise ConfigError(
-                'rows are tokens already: give SFTConfig dataset_kwargs={"skip_prepare_dataset": True}'
+                "rows are already tokens: give SFTConfig "
+                'dataset_kwargs={"skip_prepare_dataset": True}'
             )
         if args.loss_type != "nll":
             raise ConfigError(
@@ -37,7 +41,7 @@ class SFTSteering(Steering):
         return super().arguments(args)
 
     def trainer_kwargs(self) -> dict[str, Any]:
-        """The arguments of `SFTTrainer` that steering fills: dataset, collator and a callback."""
+        """Return the arguments of `SFTTrainer`: dataset, collator and a callback."""
         rows = super().trainer_kwargs()["train_dataset"]
         return {
             "train_dataset": _as_dataset(rows),
@@ -47,7 +51,7 @@ class SFTSteering(Steering):
 
 
 class _FusedHooks(TrainerHooks):
-    """Takes the losses from the model's outputs, and the denominator from the gradient that comes back to them."""
+    """Takes losses from the model's outputs and the denominator from the gradient of the losses."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any
@@ -62,11 +66,12 @@ class _FusedHooks(TrainerHooks):
             self._waiting = False
 
     def _bind(self, gradient_BL: Tensor) -> None:
-        """The host's loss is −Σ log-probabilities / denominator, so each of them gets −1 / denominator."""
+        """Bind the denominator d: in the host's loss −Σ log-probabilities / d, each has −1 / d."""
         share = -float(gradient_BL.flatten()[0])
         if not share > 0 or bool((gradient_BL + share).abs().max() > 1e-6 * share):
             raise TrainingError(
-                "the host weights the losses of tokens differently, which measurements cannot follow"
+                "the host gives tokens different weights in the loss, which measurements do not "
+                "support"
             )
         assert self._step is not None
         self._step.bind(1.0 / share)

@@ -1,4 +1,4 @@
-"""`ValidTokenLosses`: the loss of every single token of the validation text, at the end of a run."""
+"""`ValidTokenLosses`: the loss of each token of the validation text, at the end of a run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ NAME = "valid_token_losses"
 @register_probe("valid_token_losses")
 @dataclass(frozen=True)
 class ValidTokenLosses:
-    """Signal "valid_token_losses" (D, N), in the last interval only: next-token losses in nats, −ln p(token | tokens before it).
+    """Signal "valid_token_losses" (D, N): −ln p(token | tokens before it) in nats.
 
-    Row d is the d-th of `domains`, or of the run's domains if none are given. Entries beyond a domain's text are absent. The
-    tokens are the same in every run with the same corpus and sequence length, so that runs can be compared token by token.
+    It is measured in the last interval only. Row d is the d-th of `domains`, or of the run's
+    domains if none are given. Entries beyond the end of a domain's text are absent. Runs with the
+    same corpus and sequence length read the same tokens, so they can be compared token by token.
     """
 
     domains: Sequence[str] = ()
@@ -37,34 +38,38 @@ class ValidTokenLosses:
             raise ConfigError(f"tokens is {self.tokens}: it must be at least 2")
 
     def attach(self, context: Context) -> TokenLossMeter:
-        """Raises `ConfigError` if the training loop has no validation text."""
+        """Return the meter. Raises `ConfigError` if the training loop has no validation text."""
         if context.valid_text is None:
             raise ConfigError(
-                f"the probe {self.name!r} needs a training loop with validation text: set Context.valid_text"
+                f"the probe {self.name!r} needs a training loop with validation text: "
+                "set Context.valid_text"
             )
         return TokenLossMeter(self, context, context.valid_text)
 
 
 class TokenLossMeter(Meter):
     def __init__(self, probe: ValidTokenLosses, context: Context, text: ValidText) -> None:
-        self._probe, self._context, self._text = probe, context, text
+        self._probe = probe
+        self._context = context
+        self._text = text
         self._names: tuple[str, ...] = ()
         self._found: TokenLosses | None = None
 
     def begin_interval(self, domains: tuple[Domain, ...]) -> None:
-        """Raises `ConfigError` if there is nothing to measure on, before anything is trained."""
+        """Raise `ConfigError` before training if there is no text to measure on."""
         self._names = tuple(self._probe.domains) or tuple(domain.name for domain in domains)
         without = [name for name in self._names if not self._text.has_valid_text(name)]
         if without and (self._probe.domains or len(without) == len(domains)):
             raise ConfigError(
-                f"no validation text of {', '.join(without)}: build the corpus with a valid split of it"
+                f"no validation text of {', '.join(without)}: build the corpus with a valid split "
+                "of it"
             )
 
     def end_run(self) -> None:
         self._found = self._text.valid_token_losses(self._names, self._probe.tokens)
 
     def sums(self) -> Tensor:
-        """This rank's losses, and 0 for the tokens of other ranks."""
+        """This rank's losses, with 0 for tokens that other ranks read."""
         return torch.zeros(0) if self._found is None else self._found.losses_DN.flatten()
 
     def flops(self) -> float:

@@ -305,7 +305,10 @@ class LMTrainer:
         return self._valid_pools().get(domain) is not None
 
     def valid_token_losses(self, domains: Sequence[str], tokens: int) -> TokenLosses:
-        """Losses of the windows that a validation on so many tokens of each domain reads; part of `probes.base.ValidText`."""
+        """Return the token losses of a validation on `tokens` tokens of each domain.
+
+        Part of `probes.base.ValidText`.
+        """
         by_name = self._valid_pools()
         validation = Validation(tokens, self.settings.sequence_length)
         rows = self.settings.micro_batch_size or self.settings.batch_size

@@ -66,7 +66,10 @@ class Validation:
         rank: int,
         ranks: int,
     ) -> TokenLosses:
-        """The loss of each counted token, by domain; each rank reads every `ranks`-th group of `rows` windows."""
+        """Return the loss of each counted token by domain.
+
+        Each rank reads every `ranks`-th group of `rows` windows.
+        """
         parts = self._parts(pools)
         most = max((int(counted_BL.sum()) for _, _, counted_BL in parts), default=0)
         losses_DN = torch.zeros(len(pools), most, dtype=torch.float64, device=device)
