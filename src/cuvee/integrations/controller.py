@@ -5,7 +5,7 @@
     for batch in stream:                               # or rows of a host's own data loader
         with controller.step(batch) as step:
             loss_BL = ...                              # the host's forward pass: next-token losses
-            step.losses(loss_BL, denominator=n)            # the host divides the sum of losses by n
+            step.losses(loss_BL, denominator=n)        # the host divides the sum of losses by n
             (loss_BL.sum() / n).backward()
             step.before_update()
             optimizer.step()
