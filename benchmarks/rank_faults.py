@@ -180,7 +180,7 @@ def evaluate(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, f
                 blamed in error and "rank 0" in error and all(digest in error for digest in digests)
             )
         else:
-            wrong += f"no sign of rank {injection.victim}," not in error
+            wrong += f"no answer from rank {injection.victim}," not in error
     waited = max((answer["waited"] for answer in answers if injection.kind != "late"), default=0.0)
     return {"wrong": wrong, "mixed": mixed, "waited": waited}
 

@@ -126,7 +126,7 @@ def test_a_worker_that_does_not_hear_of_a_decision_is_caught(
     )
     job = Job(corpus, tmp_path, lag=3, dataloader_num_workers=2)
     with pytest.raises(
-        TrainingError, match=r"step 5 was drawn under mixture version 1 .*raise the lag"
+        TrainingError, match=r"step 5 was drawn under mixture version 1 .*use a lag above"
     ):
         job.train()
     assert job.trainer.state.global_step == 5

@@ -166,7 +166,7 @@ def test_closing_removes_every_hook():
         ({"layers": ("*.down_proj", "*.nowhere")}, r"no linear layer is named '\*\.nowhere'"),
         ({"layers": "mlp"}, "list of layer names"),
         ({"stride": 0}, "stride is 0"),
-        ({"sketch": 40}, "sketch of 40 numbers a domain is too small"),
+        ({"sketch": 40}, "sketch of 40 numbers per domain is too small"),
     ],
 )
 def test_mistakes_are_explained(options, message):
@@ -175,7 +175,7 @@ def test_mistakes_are_explained(options, message):
 
 
 def test_a_model_without_mlp_says_what_to_give():
-    with pytest.raises(TrainingError, match="give `layers`"):
+    with pytest.raises(TrainingError, match="set `layers`"):
         attach(nn.Sequential(nn.Linear(4, 4)))
 
 
@@ -193,7 +193,7 @@ def test_layers_that_see_some_positions_only_are_refused():
     batch = rows_of_one_domain()
     meter.begin_step(0)
     meter.before_forward(batch)
-    with pytest.raises(TrainingError, match="see every position"):
+    with pytest.raises(TrainingError, match="receive every position"):
         model(torch.zeros(ROWS, LENGTH, 4)).sum().backward()
 
 
