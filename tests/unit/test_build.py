@@ -164,7 +164,8 @@ def test_bad_rows_are_quarantined_and_too_many_stop_the_build(
     ]
     strict = BuildSettings(vocab_size=300, max_bad_rows=2)
     with pytest.raises(
-        CorpusError, match=r"more than 2 bad rows.*law.jsonl line 41: empty text.*--max-bad-rows"
+        CorpusError,
+        match=r"more than 2 bad rows.*empty text, first .*law.jsonl line 41.*--max-bad-rows",
     ):
         build([sources], tmp_path / "strict", strict, workers=1)
     assert len((tmp_path / "strict" / "quarantine.jsonl").read_text().splitlines()) == 3

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Required, TypedDict
 from cuvee.core.errors import TrainingError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Cost, Run
-from cuvee.fleet.store.rows import RunSummary, Tally
+from cuvee.fleet.store.rows import RunSummary, Tally, run_key
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer, task_of
 from cuvee.fleet.worker import Orders
@@ -205,8 +205,17 @@ class StoreFleet(ABC):
         """Add the policy's run to the store, unless it exists, and return its id."""
         task = task_of(self._proxy, policy)
         name = f"{self._group}/{task['policy']['kind']}"
+        run_id = run_key(task, self._seed)
+        known = self._store.find(run_id)
+        if known is not None and known.group != self._group:  # equal settings under another name
+            run_id = run_key({**task, "group": self._group}, self._seed)
         return self._store.create(
-            name, self._seed, task, group=self._group, max_attempts=self._max_attempts
+            name,
+            self._seed,
+            task,
+            group=self._group,
+            run_id=run_id,
+            max_attempts=self._max_attempts,
         )
 
     def work_off(self) -> None:

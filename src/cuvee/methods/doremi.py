@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from cuvee.core.domain import Domain
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
@@ -60,6 +61,14 @@ class DoReMi:
         return (
             () if proxy else (GroupDRO(_final_losses(reference), self.step_size, self.smoothing),)
         )
+
+    def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
+        """Raises `PolicyError` if the reference run could not measure the validation loss of every domain."""
+        if missing := [domain.name for domain in domains if domain.name not in validated]:
+            raise PolicyError(
+                f"DoReMi needs the validation loss of every domain, and {', '.join(missing[:5])} will have none: give each a "
+                "`valid` split, and train.validation_tokens above 0"
+            )
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Return the static mixture. Raises `PolicyError` if no proxy run is logged."""

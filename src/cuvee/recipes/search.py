@@ -37,6 +37,7 @@ from cuvee.recipes.config.schema import (
     short_digest,
 )
 from cuvee.recipes.learn import Learning, LearnResult
+from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.protocol import repetition_warnings
@@ -295,13 +296,16 @@ def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> L
 def _write(
     learning: Learning, config: SearchConfig, out: Path | None, corpus: Corpus, fleet: StoreFleet
 ) -> LearnResult:
-    provenance = {
+    folder = out or config.out / config.name / "policy"
+    return learning.write(folder, config.name, _provenance(config, corpus), fleet.spent())
+
+
+def _provenance(config: SearchConfig, corpus: Corpus) -> dict[str, Any]:
+    return {
         "method": config.method.model_dump(mode="json"),
         "corpus": corpus.fingerprint,
         "seed": config.seed,
     }
-    folder = out or config.out / config.name / "policy"
-    return learning.write(folder, config.name, provenance, fleet.spent())
 
 
 def run_proxies(
@@ -323,6 +327,9 @@ def _opened(
 ) -> Iterator[tuple[Corpus, StoreFleet]]:
     """Open the corpus and a fleet over the store. The store is closed at the end of the block."""
     corpus = Corpus.open(config.corpus)
+    check_method(config.method.build(config.seed), corpus, config.train.validation_tokens)
+    check_writable(config.out)
+    check_same_search(config.out / config.name / "policy", _provenance(config, corpus))
     with open_store(config.store) as store:
         watch = FleetWatch(store, config.group(corpus.fingerprint))
         tell: OnChange | None = on_change and (lambda tally: on_change(watch.look(tally)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Cost, Run
@@ -19,6 +21,7 @@ from cuvee.policies.guard.guard import Guard
 from cuvee.recipes.build import build_policy, build_trainer, record_of
 from cuvee.recipes.config.schema import TrainConfig
 from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
+from cuvee.recipes.preflight import check_writable
 from cuvee.recipes.progress.stopping import Stop, StopRequest
 from cuvee.recipes.progress.watch import Observer, Unobserved
 from cuvee.recipes.stores import open_store
@@ -44,11 +47,14 @@ def train(
     """
     observer = observer or Unobserved()
     corpus = Corpus.open(config.corpus)
+    check_writable(config.out)
     # A policy that cannot steer should fail before anything is created.
     guarded = build_policy(config, corpus)
     run_id = config.run_id(corpus.fingerprint)
     with open_store(config.store) as store:
-        known = next((found for found in store.runs() if found.id == run_id), None)
+        known = store.find(run_id)
+        if known is None and resume and group is None:
+            refuse_changed(config, corpus, store)
         if known is not None and known.status == "done":
             observer.end(
                 run_id, f"is finished already: {known.cost.tokens:,} tokens, nothing to do"
@@ -65,6 +71,28 @@ def train(
                 return _train(config, corpus, guarded, store, ranks, seen, asked, group)
         finally:
             ranks.close()
+
+
+def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
+    """Raises `ConfigError` if a run of this name was interrupted under other settings, and says which differ."""
+    now = record_of(config, corpus)
+    for known in reversed(store.runs()):
+        if known.status == "done" or not known.intervals or known.config.get("name") != config.name:
+            continue
+        differ = sorted(_differences(known.config, now))
+        raise ConfigError(
+            f"--resume finds no run with these settings, but {known.id} was interrupted at {known.progress:.0%} with another "
+            f"{', '.join(differ)}: give the settings of that run to continue it, or start a new run without --resume"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys under which two configurations differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in old.keys() | new.keys():
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path
 
 
 def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,11 @@ KNOWN_ENDS = (
 )
 SMALLEST_VOCAB = 257
 _ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_CUTS = (re.compile(r"(?<=\S) (?=\S)"), re.compile(r"(?<=\S\n)(?=\S)"))
+_SAMPLE = (
+    'The  city of water.\nIn 2019, it\'s (old) "new":\n\n  a\tb の水 家\nс новым годом! x=1;\ny=2\n'
+    * 2
+)
 _PIECE_CHARS = 64 << 10
 _GROUP_CHARS = 256 << 10
 
@@ -77,10 +83,14 @@ def parse_tokenizer(text: str, place: str) -> Tokenizer:
 
     try:
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower type
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # the library raises no narrower type, and panics beside `Exception`
         raise CorpusError(
             f"{place} is no tokenizer.json that the tokenizers library reads: {error}"
-        ) from error
+        ) from None
 
 
 def find_vocabulary(tokenizer: Tokenizer, end_of_text: str | None, place: str) -> Vocabulary:
@@ -132,17 +142,33 @@ class Encoder:
         self._tokenizer = tokenizer
         self._end = np.array([end_of_text], dtype)
         self._dtype = dtype
+        self._cuts = tuple(cut for cut in _CUTS if self._is_safe(cut))
+
+    def _is_safe(self, cut: re.Pattern[str]) -> bool:
+        """Whether pieces cut at `cut` give the ids of the whole. SentencePiece-like tokenizers add a space to each piece."""
+        places = [match.start() for match in cut.finditer(_SAMPLE)]
+        pieces = [_SAMPLE[a:b] for a, b in pairwise([0, *places, len(_SAMPLE)])]
+        whole, *parts = (
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(
+                [_SAMPLE, *pieces], add_special_tokens=False
+            )
+        )
+        return whole == [i for part in parts for i in part]
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
         """Return the ids of each text, each followed by the end-of-text token.
 
         The tokenizers library needs some hundred bytes of memory per token. Texts are therefore
         encoded in groups. A text longer than 64 Ki characters is cut before a space that begins a
-        word, where byte-level BPE has a token boundary anyway.
+        word or after a line, if this tokenizer has a token boundary there, and is encoded whole
+        otherwise.
         """
         ids: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
         for group in _groups(
-            (owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text)
+            (owner, piece)
+            for owner, text in enumerate(texts)
+            for piece in _pieces(text, self._cuts)
         ):
             encodings = self._tokenizer.encode_batch_fast(
                 [piece for _, piece in group], add_special_tokens=False
@@ -185,18 +211,23 @@ def single_threaded() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _pieces(text: str, cuts: Sequence[re.Pattern[str]] = ()) -> Iterator[str]:
+    """Cut `text` at some of the places that `cuts` match, into pieces of about 64 Ki characters."""
     start = 0
-    while len(text) - start > _PIECE_CHARS:
-        end = cut = start + _PIECE_CHARS
-        while (cut := text.rfind(" ", start + _PIECE_CHARS // 2, cut)) > 0 and text[
-            cut + 1
-        ].isspace():
-            pass
-        end = cut if cut > 0 else end
+    while len(text) - start > _PIECE_CHARS and (end := _cut_after(text, start, cuts)):
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _cut_after(text: str, start: int, cuts: Sequence[re.Pattern[str]]) -> int:
+    """The last cut in the second half of the piece that begins at `start`, else the first one beyond it, else 0."""
+    half, full = start + _PIECE_CHARS // 2, start + _PIECE_CHARS
+    inside = [match.start() for cut in cuts for match in cut.finditer(text, half, full)]
+    if inside:
+        return max(inside)
+    beyond = [match.start() for cut in cuts if (match := cut.search(text, full - 1))]
+    return min(beyond, default=0)
 
 
 def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:

@@ -290,7 +290,19 @@ def identify(sources: Sequence[TextSource], report: Progress) -> list[SourceEntr
         except OSError as error:
             raise CorpusError(f"{source.place} cannot be read: {error.strerror}") from error
     report("hashing the sources", 1.0)
+    _check_twice(sources, entries)
     return entries
+
+
+def _check_twice(sources: Sequence[TextSource], entries: Sequence[SourceEntry]) -> None:
+    """Raise `CorpusError` if two sources have the same content: a file given twice, or a copy."""
+    seen: dict[str, str] = {}
+    for source, entry in zip(sources, entries, strict=True):
+        if entry.size and entry.digest in seen:
+            raise CorpusError(
+                f"{source.place} has the same content as {seen[entry.digest]}: give each file once"
+            )
+        seen[entry.digest] = source.place
 
 
 def _summary(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,10 +31,16 @@ Format = Literal["jsonl", "parquet", "txt", "rows"]
 
 _SUFFIXES: Mapping[str, Format] = {
     f"{plain}{packed}": form
-    for plain, form in ((".jsonl", "jsonl"), (".json", "jsonl"), (".txt", "txt"))
+    for plain, form in (
+        (".jsonl", "jsonl"),
+        (".ndjson", "jsonl"),
+        (".json", "jsonl"),
+        (".txt", "txt"),
+    )
     for packed in ("", ".gz", ".zst")
 } | {".parquet": "parquet"}  # type: ignore[assignment]
-_PART = re.compile(r"-\d+-of-\d+$")
+_PART = re.compile(r"[-._]\d+-of-\d+$|[-._](\d{5,}|0\d+)$")
+_MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
 _TABLE_BYTES = 64 << 20
 
@@ -84,6 +91,7 @@ def find_sources(
 
 
 def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
+    unread: list[Path] = []
     sources: list[TextSource] = []
     for place in places:
         if not place.exists():
@@ -92,7 +100,7 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
             found = [
                 source
                 for folder, split in splits_of(place)
-                for source in _domains(folder, place, split)
+                for source in _domains(folder, place, split, unread)
             ]
         else:
             found = [_file(place, place.name, None)]
@@ -104,6 +112,7 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
                 f"{place} holds no text: expected files that end in {known} (.gz and .zst too)"
             )
         sources += found
+    _remark(sources, unread)
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
     return sources, read_tables(places)
@@ -167,19 +176,59 @@ def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
     )
 
 
-def _domains(folder: Path, root: Path, split: Split | None) -> Iterator[TextSource]:
+def _domains(
+    folder: Path, root: Path, split: Split | None, unread: list[Path]
+) -> Iterator[TextSource]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or entry == root / _TABLE:
             continue
         if entry.is_dir():
-            for path in sorted(entry.rglob("*")):
-                hidden = any(part.startswith(".") for part in path.relative_to(entry).parts)
-                if not hidden and path.is_file() and _suffix(path):
+            for path in sorted(_below(entry)):
+                if path.is_file() and _suffix(path):
                     yield _file(path, _label(path, root), split, entry.name)
+                else:
+                    unread.append(path)
         elif entry.is_file() and _suffix(entry):
             loose_text = _SUFFIXES[_suffix(entry)] == "txt"
             yield _file(
                 entry, _label(entry, root), split, root.resolve().name if loose_text else None
+            )
+        else:
+            unread.append(entry)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below `folder` that are not hidden. Follows links to folders, but enters none of its own parents."""
+    stack = [(folder, frozenset([folder.resolve()]))]
+    while stack:
+        place, above = stack.pop()
+        for entry in place.iterdir():
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield entry
+            elif (real := entry.resolve()) not in above:
+                stack.append((entry, above | {real}))
+
+
+def _remark(sources: Sequence[TextSource], unread: Sequence[Path]) -> None:
+    """Warn of files that were not read, and of domains whose names differ by a number only."""
+    if unread:
+        shown = ", ".join(map(str, unread[:5])) + (", …" if len(unread) > 5 else "")
+        warnings.warn(
+            f"{len(unread)} files were not read, because they are dangling links or their endings are unknown: {shown}. "
+            f"Known endings: {', '.join(_SUFFIXES)}",
+            stacklevel=2,
+        )
+    stems: dict[str, set[str]] = {}
+    for source in sources:
+        stems.setdefault(re.sub(r"\d+", "#", source.domain), set()).add(source.domain)
+    for stem, names in stems.items():
+        if "#" in stem and len(names) >= _MANY:
+            warnings.warn(
+                f"{len(names)} domains differ by a number only ({', '.join(sorted(names)[:3])}, …): if they are parts of one "
+                "data set, put them in one folder, whose name is then the domain",
+                stacklevel=2,
             )
 
 
@@ -191,7 +240,7 @@ def _file(path: Path, label: str, split: Split | None, domain: str | None = None
     suffix = _suffix(path)
     if not suffix:
         raise CorpusError(f"{path} has no known ending: expected one of {', '.join(_SUFFIXES)}")
-    name = domain or _PART.sub("", path.name.removesuffix(suffix))
+    name = domain or _PART.sub("", path.name[: -len(suffix)])
     return TextSource(
         domain=check_domain_name(name, str(path)),
         split=split,
@@ -203,9 +252,9 @@ def _file(path: Path, label: str, split: Split | None, domain: str | None = None
 
 
 def _suffix(path: Path) -> str:
-    return next(
-        (suffix for suffix in _SUFFIXES if path.name.endswith(suffix) and path.name != suffix), ""
-    )
+    """The known ending of a name, in small letters whatever its own."""
+    name = path.name.lower()
+    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
 def _data_set(name: str, rows: Any) -> TextSource:

@@ -137,10 +137,10 @@ def _opened(source: TextSource) -> Iterator[tuple[io.BufferedReader | gzip.GzipF
     assert source.path is not None
     try:
         with open(source.path, "rb", buffering=0) as raw:
-            if source.path.name.endswith(".gz"):
+            if source.path.name.lower().endswith(".gz"):
                 with gzip.GzipFile(fileobj=raw) as unpacked:
                     yield unpacked, raw
-            elif source.path.name.endswith(".zst"):
+            elif source.path.name.lower().endswith(".zst"):
                 import pyarrow
 
                 with pyarrow.CompressedInputStream(

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
+from cuvee.data.ingest.overlap import Overlap
 from cuvee.data.ingest.quality import domain_mtld
 from cuvee.data.ingest.raw import TextSource
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
@@ -74,6 +77,9 @@ class _BlockCount:
     validated: set[str] = field(default_factory=set)
     bad_rows: list[BadRow] = field(default_factory=list)
     candidates: list[tuple[str, int, str]] = field(default_factory=list)
+    split: Split | None = None
+    ranks: list[int] = field(default_factory=list)
+    """Of all documents, if the sources are split already."""
 
 
 class Sample:
@@ -140,14 +146,17 @@ def take_survey(
     validated: set[str] = set()
     bad_rows: list[BadRow] = []
 
-    def calls() -> Iterator[tuple[Block, Rules, Mapping[str, int]]]:
+    overlap = Overlap()
+
+    def calls() -> Iterator[tuple[Block, Rules, Mapping[str, int], int]]:
         for block in read_blocks(sources, rules.text_column, rules.domain_column):
-            yield block, rules, sample.limits()
+            yield block, rules, sample.limits(), overlap.below
 
     for count in pool.map(_count_block, calls()):
         trained |= count.trained
         validated |= count.validated
         bad_rows += count.bad_rows
+        overlap.add(count.split, count.ranks)
         if len(bad_rows) > max_bad_rows:
             write_quarantine(quarantine, bad_rows)
             raise too_many(bad_rows, max_bad_rows, quarantine)
@@ -161,19 +170,23 @@ def take_survey(
         progress(count.share)
     write_quarantine(quarantine, bad_rows)
     names = sorted(trained)
-    _check_names(sources, rules, names, validated)
+    _check_names(sources, rules, names, validated, bad_rows, quarantine)
+    overlap.warn()
     scores = {name: domain_mtld(sample.texts(name)) for name in names}
     return Survey(
         names, {name: score for name, score in scores.items() if score is not None}, bad_rows
     ), sample
 
 
-def _count_block(block: Block, rules: Rules, limits: Mapping[str, int]) -> _BlockCount:
-    count = _BlockCount(block.share)
+def _count_block(block: Block, rules: Rules, limits: Mapping[str, int], kept: int) -> _BlockCount:
+    count = _BlockCount(block.share, split=block.split)
     for line, document in read_documents(block, rules):
         if isinstance(document, Bad):
             count.bad_rows.append(BadRow(block.place, line, document.reason))
-        elif document.split == "valid":
+            continue
+        if block.split is not None and document.rank < kept:
+            count.ranks.append(document.rank)
+        if document.split == "valid":
             count.validated.add(document.domain)
         else:
             count.trained.add(document.domain)
@@ -186,20 +199,37 @@ def _count_block(block: Block, rules: Rules, limits: Mapping[str, int]) -> _Bloc
 
 def too_many(bad_rows: Sequence[BadRow], limit: int, quarantine: Path) -> CorpusError:
     """Return the error for more than `limit` bad rows; `quarantine` is the file that lists them."""
-    first = bad_rows[0]
     return CorpusError(
-        f"more than {limit} bad rows, first {first.file} line {first.line}: {first.reason}. "
+        f"more than {limit} bad rows; {most_frequent(bad_rows)}. "
         f"All are listed in {quarantine}: fix the sources, or allow more with --max-bad-rows"
     )
 
 
+def most_frequent(bad_rows: Sequence[BadRow]) -> str:
+    """Return the most frequent reason, how often it occurs, and the first place."""
+    reason, times = Counter(row.reason for row in bad_rows).most_common(1)[0]
+    first = next(row for row in bad_rows if row.reason == reason)
+    return f"{times} of {len(bad_rows)}: {reason}, first {first.file} line {first.line}"
+
+
 def _check_names(
-    sources: Sequence[TextSource], rules: Rules, names: Sequence[str], validated: set[str]
+    sources: Sequence[TextSource],
+    rules: Rules,
+    names: Sequence[str],
+    validated: set[str],
+    bad_rows: Sequence[BadRow],
+    quarantine: Path,
 ) -> None:
     expected = validated | (
         {source.domain for source in sources} if rules.domain_column is None else set()
     )
-    if missing := sorted(expected - set(names)):
+    missing = sorted(expected - set(names))
+    if bad_rows and (missing or not names):
+        lost = f"no training text in {', '.join(missing)}" if missing else "no documents"
+        raise CorpusError(
+            f"{lost}: {len(bad_rows)} rows are bad; {most_frequent(bad_rows)}. All are listed in {quarantine}"
+        )
+    if missing:
         raise CorpusError(
             f"no training text in {', '.join(missing)}: add some, lower the share kept for "
             "validation, or leave the domain out"

@@ -154,7 +154,13 @@ def _postgresql_engine(address: Address) -> sa.Engine:
     if importlib.util.find_spec("psycopg") is None:
         raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
     timeout_ms = 30_000  # for a connection that drops packets
-    defaults = {"connect_timeout": 10, "tcp_user_timeout": timeout_ms, "application_name": "cuvee"}
+    # No prepared statements: behind a pooler the next query may reach a server that has not prepared them.
+    defaults = {
+        "prepare_threshold": None,
+        "connect_timeout": 10,
+        "tcp_user_timeout": timeout_ms,
+        "application_name": "cuvee",
+    }
     return sa.create_engine(
         address.url,
         connect_args={**defaults, **address.secrets},

@@ -372,15 +372,20 @@ class Store:
 
         return self._database.read(work)
 
-    def summary(self, run_id: str) -> RunSummary:
-        """Return the status of one run. Raises `StoreError` if it does not exist."""
+    def find(self, run_id: str) -> RunSummary | None:
+        """The run with this id, or None."""
         query = _summaries().where(runs.c.id == run_id)
         row = self._database.read(lambda connection: connection.execute(query).mappings().first())
-        if row is None:
+        return None if row is None else _summary(row)
+
+    def summary(self, run_id: str) -> RunSummary:
+        """Return the status of one run. Raises `StoreError` if it does not exist."""
+        found = self.find(run_id)
+        if found is None:
             raise StoreError(
                 f"there is no run {run_id!r} in {self!r}: `cuvee runs list` shows what there is"
             )
-        return _summary(row)
+        return found
 
     def intervals(self, run_id: str, first: int = 0, last: int | None = None) -> list[Interval]:
         """Return the recorded intervals from `first` to `last`, both included.
@@ -392,8 +397,20 @@ class Store:
         )
         query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
         query = query.where(intervals.c.number <= last) if last is not None else query
-        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
+        count = sa.select(runs.c.intervals).where(runs.c.id == run_id)
+
+        def work(connection: sa.Connection) -> tuple[int, Sequence[sa.RowMapping]]:
+            recorded = connection.execute(count).scalar_one_or_none() or 0
+            return recorded, connection.execute(query).mappings().all()
+
+        recorded, rows = self._database.read(work)
         found = [Interval.read(dict(row), row["domains"], run_id) for row in rows]
+        newest = recorded if last is None else min(recorded, last)
+        if newest >= max(first, 1) and (not found or found[-1].number < newest):
+            raise StoreError(
+                f"run {run_id} has recorded {recorded} intervals, but the last of them are missing: rows were deleted or the "
+                "store is damaged; restore it from a copy, or train the run again under another name"
+            )
         if [interval.number for interval in found] != list(range(first, first + len(found))):
             raise StoreError(
                 f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were "

@@ -41,7 +41,13 @@ from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.methods.regmix.fit import FITS, Fitted, check_installed, fit
-from cuvee.methods.regmix.runs import FEWEST_RUNS, Objective, Table, check_objective
+from cuvee.methods.regmix.runs import (
+    FEWEST_RUNS,
+    Objective,
+    Table,
+    check_objective,
+    check_validated,
+)
 from cuvee.policies.fixed import Fixed
 
 _TEMPERATURE = 0.5
@@ -123,6 +129,12 @@ class RegMix:
             f"proxies is {self.proxies}, but over {len(domains)} domains only {len(found_NK)} "
             f"mixtures were found that differ by more than {_NEARLY_SAME:g}: ask for fewer"
         )
+
+    def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
+        """Raises what `commit` would for want of validation losses or an impossible cap."""
+        check_installed(self.fit)
+        check_validated(tuple(domains), validated, self.objective)
+        self._ceilings(tuple(domains))
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Return a `Fixed` policy with its evidence.

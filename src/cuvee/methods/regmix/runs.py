@@ -111,6 +111,30 @@ def objective_values(
             "no proxy run has a validation loss: build the corpus with a valid split, and set "
             "train.validation_tokens above 0"
         )
+    return _by_objective(measured, objective)
+
+
+def check_validated(
+    domains: tuple[Domain, ...], validated: frozenset[str], objective: Objective
+) -> None:
+    """Raises what `Table.of` would for runs that validate these domains alone."""
+    valued = _values(domains, (), objective)
+    measured = [domain for domain in domains if domain.name in validated]
+    if not measured:
+        raise PolicyError(
+            "no proxy run would have a validation loss: build the corpus with a valid split, and set train.validation_tokens "
+            "above 0"
+        )
+    if isinstance(objective, str):
+        _by_objective(measured, objective)
+    elif missing := [name for name in valued if name not in validated]:
+        raise PolicyError(
+            f"objective counts {', '.join(missing[:5])}, which would have no validation loss: build the corpus with a valid "
+            "split of each"
+        )
+
+
+def _by_objective(measured: Sequence[Domain], objective: str) -> dict[str, float]:
     if objective == "valid_loss":
         return {domain.name: 1 / len(measured) for domain in measured}
     targets = sum(domain.is_target for domain in measured)

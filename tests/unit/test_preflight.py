@@ -1,0 +1,170 @@
+"""What the end of a search or run needs is checked at its beginning."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuvee.core.errors import ConfigError, PolicyError, StoreError
+from cuvee.core.mixture import Mixture
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.fleet.local import LocalFleet
+from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.worker_name import worker_name
+from cuvee.policies.files import save_policy
+from cuvee.policies.fixed import Fixed
+from cuvee.recipes.config.schema import TrainConfig, parse
+from cuvee.recipes.preflight import check_writable
+from cuvee.recipes.search import SearchConfig, plan, run_proxies, search
+from cuvee.recipes.train import refuse_changed
+from cuvee.testing.runs import example_run
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for name in ("web", "code"):
+        lines = [json.dumps({"text": f"{name} {i} some words of text"}) for i in range(60)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpora(text: Path) -> dict[str, Path]:
+    """One corpus with a validation split, one without."""
+    made = {}
+    for name, share in (("whole", 0.3), ("unvalidated", 0.0)):
+        made[name] = text.parent / f"corpus-{name}"
+        build([text], made[name], BuildSettings(vocab_size=300, valid_share=share), workers=1)
+    return made
+
+
+def config(corpus: Path, place: Path, method: dict[str, Any], **more: Any) -> SearchConfig:
+    train = {
+        "steps": 6,
+        "batch_size": 2,
+        "sequence_length": 16,
+        "interval": 3,
+        "validation_tokens": 64,
+    }
+    train |= more.pop("train", {})
+    content = {"corpus": str(corpus), "model": "llama-0.1m", "train": train, "method": method,
+               "store": str(place / "s.db"), "out": str(place / "out"), **more}  # fmt: skip
+    return parse(SearchConfig, content, "here")
+
+
+REGMIX = {"name": "regmix", "proxies": 8, "fit": "log_linear"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "method", "train"),
+    [
+        ("unvalidated", REGMIX, {}),
+        ("whole", REGMIX, {"validation_tokens": 0}),
+        ("unvalidated", {**REGMIX, "objective": {"code": 1.0}}, {}),
+        ("whole", {**REGMIX, "objective": {"nowhere": 1.0}}, {}),
+        ("whole", {**REGMIX, "objective": "source_target"}, {}),
+        ("whole", {**REGMIX, "tokens": 10**12, "epoch_cap": 1.0}, {}),
+        ("unvalidated", {"name": "doremi"}, {}),
+        ("whole", {"name": "doremi"}, {"validation_tokens": 0}),
+    ],
+)
+def test_a_search_that_could_not_commit_is_refused_before_its_first_proxy(
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    corpus: str,
+    method: dict[str, Any],
+    train: dict[str, Any],
+) -> None:
+    asked = config(corpora[corpus], tmp_path, method, train=train)
+    for begin in (plan, search, run_proxies):
+        with pytest.raises((PolicyError, ConfigError)):
+            begin(asked)
+    assert not (tmp_path / "s.db").exists()
+
+
+def test_out_that_cannot_be_written_is_refused_at_the_start(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(ConfigError, match="cannot write"):
+            check_writable(out)
+        with pytest.raises(ConfigError, match="cannot write"):
+            plan(config(corpora["whole"], tmp_path, {"name": "doremi"}, out=str(out)))
+    check_writable(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_search_does_not_overwrite_the_policy_of_another_of_its_name(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = config(corpora["whole"], tmp_path, {"name": "doremi"})
+    other = {
+        "method": {"name": "regmix"},
+        "corpus": Corpus.open(asked.corpus).fingerprint,
+        "seed": 0,
+    }
+    save_policy(asked.out / asked.name / "policy", Fixed(Mixture.uniform(("web", "code"))), other)
+    for begin in (search, run_proxies, plan):
+        with pytest.raises(ConfigError, match="policy of another search, with another method"):
+            begin(asked)
+
+
+def test_equal_runs_of_two_groups_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        policy = Fixed(Mixture.uniform(("web", "code")))
+        first, second = (LocalFleet(store, print, {"a": 1}, group=name) for name in ("one", "two"))  # type: ignore[arg-type]
+        ids = [first.plan(policy), second.plan(policy), first.plan(policy), second.plan(policy)]
+        assert ids[0] == ids[2] != ids[1] == ids[3]
+        assert [store.tally(name).open for name in ("one", "two")] == [1, 1]
+
+
+def test_resume_with_another_setting_names_it(corpora: dict[str, Path], tmp_path: Path) -> None:
+    from cuvee.recipes.build import record_of
+
+    corpus = Corpus.open(corpora["whole"])
+    old = parse(TrainConfig, {"corpus": str(corpora["whole"]), "train": {"batch_size": 4}}, "here")
+    new = parse(
+        TrainConfig,
+        {"corpus": str(corpora["whole"]), "train": {"batch_size": 8}, "seed": 3},
+        "here",
+    )
+    with Store.open(tmp_path / "s.db") as store:
+        refuse_changed(new, corpus, store)  # nothing was interrupted
+        run_id = store.create("x", 0, record_of(old, corpus))
+        claim = store.claim_run(run_id, worker_name())
+        run = example_run("x", intervals=3)
+        for number, signals in enumerate(run.trajectory.signals[:3]):
+            claim.append(number, run.trajectory.mixtures[number - 1] if number else None, signals)
+        with pytest.raises(
+            ConfigError, match=rf"{run_id} was interrupted.*seed, train\.batch_size"
+        ):
+            refuse_changed(new, corpus, store)
+        refuse_changed(replace_name(new), corpus, store)
+
+
+def replace_name(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"name": "another"})
+
+
+@pytest.mark.parametrize("gone", [4, 2, 0])
+def test_a_run_whose_last_rows_are_gone_does_not_load_shorter(tmp_path: Path, gone: int) -> None:
+    run = example_run("x", intervals=4)
+    with Store.open(tmp_path / "s.db") as store:
+        store.add("x", run)
+        assert len(store.load(run.id).trajectory) == len(run.trajectory)
+        assert len(store.trajectory(run.id, last=2)) == 2
+    with closing(sqlite3.connect(tmp_path / "s.db")) as other:
+        other.execute("delete from intervals where number >= ?", (gone,))
+        other.commit()
+    with Store.open(tmp_path / "s.db") as store:
+        for read in (store.load, store.trajectory, store.metrics, store.intervals):
+            with pytest.raises(StoreError, match="rows were deleted"):
+                read(run.id)
