@@ -118,7 +118,7 @@ def check_validated(
     domains: tuple[Domain, ...], validated: frozenset[str], objective: Objective
 ) -> None:
     """Raises what `Table.of` would for runs that validate these domains alone."""
-    valued = _values(domains, (), objective)
+    valued = () if isinstance(objective, str) else objective_values(domains, (), objective)
     measured = [domain for domain in domains if domain.name in validated]
     if not measured:
         raise PolicyError(
