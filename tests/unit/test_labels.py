@@ -211,7 +211,8 @@ def test_domains_may_be_in_a_column(text: Path, tmp_path: Path) -> None:
 
 def test_a_row_without_its_column_is_named(text: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        CorpusError, match=r"more than 100 bad rows.*no label under 'topic', first .*mail\.jsonl\.gz line 1"
+        CorpusError,
+        match=r"more than 100 bad rows.*no label under 'topic', first .*mail\.jsonl\.gz line 1",
     ):
         relabel(text, tmp_path / "out", ByColumn("topic"))
     small = tmp_path / "small.jsonl"
