@@ -75,7 +75,7 @@ class Steering:
 
     @property
     def controller(self) -> Controller:
-        """The controller, whose trajectory has all intervals so far. Exists during training."""
+        """The controller, whose trajectory has all intervals so far. It exists once training begins."""
         assert self._controller is not None, "training has not begun"
         return self._controller
 

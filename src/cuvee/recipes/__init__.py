@@ -2,6 +2,6 @@
 
 `config` defines configurations, and `build` turns them into policies and trainers. The jobs are
 `train`, `compare`, `search` (with `learn` from logged runs), `recommend`, `export` and `demo`.
-`progress` reports to whoever watches a job. Each job opens the store itself, and each can be
-interrupted and resumed.
+`progress` has the observers of a job and the requests to stop it. Each job opens the store itself.
+Each can be interrupted and resumed.
 """

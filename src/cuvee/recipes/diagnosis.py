@@ -121,7 +121,7 @@ def _apart(estimate: Estimate) -> str:
 def _opinions(
     policy: HistoryPolicy, path: Trajectory, feedback: Feedback
 ) -> tuple[Mapping[str, FloatArray], FloatArray, FloatArray]:
-    """Return what the critic says about the path, each (T,).
+    """Return the critic's values along the path, each (T,).
 
     First the values of some mixtures by the smaller of the twin critics, then the standard
     deviation of Q over uniformly drawn mixtures, then that of half the twins' difference.

@@ -114,7 +114,7 @@ class SearchConfig(RunConfig):
         return {**same, "corpus": str(self.corpus.absolute()), "fingerprint": corpus_fingerprint}
 
     def group(self, corpus_fingerprint: str) -> str:
-        """Names the group of runs. Searches whose proxies differ only in policies share it."""
+        """The name of the runs' group in the store. Equal for equal proxies, method and seed."""
         digest = short_digest(self.proxy(corpus_fingerprint))
         return f"{self.name[:55]}-{self.method.label}-s{self.seed}-{digest}"
 

@@ -96,9 +96,9 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
-    """Raise `ConfigError` if the run has begun and may not resume.
+    """Raise `ConfigError` if the run has begun and is not finished, unless `resume` is given.
 
-    It may resume only with `resume`, or if another process still trains it. A finished run is fine.
+    The error says whether the run was interrupted or another process still trains it.
     """
     if known is None or known.status == "done" or not known.intervals or resume:
         return

@@ -173,7 +173,7 @@ def domain_table(summary: Summary) -> Table:
 
 
 def run_table(summary: Summary) -> Table:
-    """One row per run, in whatever state it is."""
+    """One row per run, in any state."""
     rows = []
     for index, method in enumerate(summary.methods):
         for view in method.runs:

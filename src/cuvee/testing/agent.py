@@ -23,7 +23,7 @@ class AgentSuite:
     vector = False
 
     def make(self) -> Any:
-        """Return a new `Agent` that learns from 16 transitions on; equal at every call."""
+        """Return a new `Agent` that learns from 16 transitions or fewer; equal at every call."""
         raise AssertionError("a subclass makes the agent under test")
 
     def observation(self, rng: np.random.Generator) -> Observation:

@@ -71,7 +71,7 @@ class Scenario:
     ) -> Scenario:
         """Return a scenario with `changes` Dirichlet mixtures at random steps.
 
-        One weight in five is zero, plus the part of `floor` that all domains get.
+        One weight in five is zero. Then all domains get an equal part of the weight `floor`.
         """
         rng = np.random.default_rng(log_seed)
         names = tuple(domain.name for domain in corpus.domains)

@@ -17,8 +17,8 @@ _WINDOW = 60.0  # seconds over which speed is measured
 class FleetStatus:
     """The state of the runs at one time.
 
-    `tokens_per_second` and `seconds_left` cover all workers of all drivers, measured since the
-    watch began. They are None until there are enough measurements.
+    `tokens_per_second` and `seconds_left` cover all workers of all drivers, measured by this watch
+    over the last minute. They are None until there are enough measurements.
     """
 
     tally: Tally
