@@ -75,7 +75,7 @@ class Steering:
 
     @property
     def controller(self) -> Controller:
-        """The controller, whose trajectory has all intervals so far. It exists once training begins."""
+        """The controller with all intervals so far. It exists once training has begun."""
         assert self._controller is not None, "training has not begun"
         return self._controller
 
