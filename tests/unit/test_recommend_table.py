@@ -210,5 +210,6 @@ def test_runs_of_a_store_become_a_table_with_curves() -> None:
     assert runs.available["source-0"] == 400_000
     assert [row.reason for row in runs.bad] == ["did not finish"]
     assert len(runs.curves) == 9
+    assert "tokens read differ from the plan by at most 0.0" in runs.notes[1]
     assert runs.curves[0].measured_TY.shape == (21, 4)
     assert runs.curves[0].measured_TY[-1] == pytest.approx(runs.values_ND[0])

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray, IntArray
 from cuvee.core.errors import ConfigError, nearest
+from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.store.tabular import BadRow
 from cuvee.methods.regmix.runs import FEWEST_RUNS
+from cuvee.recommend.tokens import planned_against_achieved
 from cuvee.simulation.dynamics_model import Logged
 
 _MOST_PHASES = 3
@@ -173,7 +175,10 @@ def runs_of(logged: Sequence[Run]) -> Runs:
         higher=frozenset(name for name in metrics if name.startswith("evaluation/")),
         available={domain.name: domain.tokens for domain in whole[0].trajectory.domains},
         bad=tuple(bad),
-        notes=(f"runs that move are averaged over {P} equal phases",) if P > 1 else (),
+        notes=(
+            *([f"runs that move are averaged over {P} equal phases"] if P > 1 else []),
+            *_achieved(kept),
+        ),
         curves=_curves(kept, metrics),
     )
 
@@ -185,6 +190,24 @@ def in_phases(weights_TK: FloatArray, phases: int) -> FloatArray:
     starts = np.arange(T)
     inside_PT = np.minimum(starts + 1, edges[1:, None]) - np.maximum(starts, edges[:-1, None])
     return np.asarray(np.maximum(inside_PT, 0.0) @ weights_TK * (phases / T))
+
+
+def _achieved(runs: Sequence[Run]) -> list[str]:
+    """The run whose tokens read differ most from its planned mixture, with the domain that differs most."""
+    worst: tuple[float, str] | None = None
+    for run in runs:
+        tokens_K = np.sum([signals.tokens_K for signals in run.trajectory.signals], axis=0)
+        if not tokens_K.sum():  # logs of others do not say what was read
+            continue
+        planned_K = run.trajectory.weights_TK().mean(axis=0)
+        planned = Mixture.normalise(run.trajectory.names, planned_K)
+        apart = float(0.5 * np.abs(tokens_K / tokens_K.sum() - planned_K).sum())
+        if worst is None or apart > worst[0]:
+            read = dict(zip(planned.names, tokens_K.tolist(), strict=True))
+            worst = apart, f"in {run.id}, {planned_against_achieved(planned, read)[0]}"
+    if worst is None:
+        return []
+    return [f"tokens read differ from the plan by at most {worst[0]:.2%} of a run: {worst[1]}"]
 
 
 def _names(trajectory: Trajectory) -> set[tuple[str, ...]]:
