@@ -32,7 +32,7 @@ from cuvee.core.registry import METHODS
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.integrations.controller import Controller, Record
-from cuvee.integrations.lane_rows import IGNORED, LaneRows, collate, take_rows
+from cuvee.integrations.lane_rows import IGNORED, Labels, LaneRows, collate, take_rows
 from cuvee.integrations.step import Step
 from cuvee.policies.guard.guard import Limits
 from cuvee.training.distributed import Ranks
@@ -45,6 +45,10 @@ class Steering:
     `load_policy(folder)`, or the name of a method that needs no proxy runs, with its default
     options. The default `lag` is the smallest that the host's workers allow. `record` stores the
     intervals.
+
+    For supervised fine-tuning, `labels` masks tokens whose loss does not count (see
+    `lane_rows.Labels`). Each row is packed from `pieces` parts of equal length, and each part is
+    drawn from the mixture separately.
     """
 
     def __init__(
@@ -58,12 +62,20 @@ class Steering:
         limits: Limits | None = None,
         seed: int = 0,
         record: Record | None = None,
+        pieces: int = 1,
+        labels: Labels | None = None,
     ) -> None:
+        if pieces < 1 or sequence_length % pieces:
+            raise ConfigError(
+                f"pieces is {pieces}, and sequence_length {sequence_length}: it must be divisible by pieces"
+            )
         self.corpus = corpus
         self.interval = interval
         self.lag = lag
         self.policy = _policy(policy, corpus) if isinstance(policy, str) else policy
-        self._length = sequence_length
+        self._length = sequence_length // pieces
+        self._pieces = pieces
+        self._labels = labels
         self._limits = limits
         self._seed = seed
         self._record = record
@@ -102,6 +114,7 @@ class Steering:
                 "ignore_data_skip would read rows again after a restart: do not set it"
             )
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        batch *= self._pieces
         self.lag = lag
         self._stream = MixtureStream(
             self.corpus,
@@ -110,7 +123,9 @@ class Steering:
             sequence_length=self._length,
             seed=self._seed,
         )
-        self._rows = LaneRows(self._stream, args.max_steps)
+        self._rows = LaneRows(
+            self._stream, args.max_steps, pieces=self._pieces, labels=self._labels
+        )
         self._args = dataclasses.replace(
             args, train_sampling_strategy="sequential", remove_unused_columns=False
         )

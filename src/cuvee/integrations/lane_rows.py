@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from cuvee.integrations.rows import Rows
 
 IGNORED = -100
 """The label of positions whose loss does not count, as in Hugging Face."""
+Labels = Callable[[Tensor], Tensor]
+"""(B, L) tokens → (B, L) labels: the tokens, with `IGNORED` where the loss does not count."""
 _OWN = ("cuvee_stamp", "cuvee_domain", "cuvee_counted")
 
 
@@ -27,22 +29,34 @@ class LaneRows(Dataset[dict[str, Tensor]]):
 
     Rows may be read in any order and in any process. Each row carries the log of mixtures under
     which it was drawn, because a worker process may draw it before it receives a decision.
+
+    With `pieces` P > 1, P consecutive lanes are packed into one row, so a row may hold several
+    domains. No token is predicted from another piece. `labels` masks tokens, such as prompts.
     """
 
-    def __init__(self, stream: MixtureStream, steps: int) -> None:
+    def __init__(
+        self, stream: MixtureStream, steps: int, *, pieces: int = 1, labels: Labels | None = None
+    ) -> None:
         self.steps = steps
+        self._pieces = pieces
+        self._labels = labels
         self._stream = copy.copy(stream)
         self._start = self._stream.state_dict()
         self._updates = UpdateFile()
 
     def __len__(self) -> int:
-        return self.steps * self._stream.batch_size
+        return self.steps * self._stream.batch_size // self._pieces
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Return the rows of one micro-batch. torch's loaders call it."""
+        P = self._pieces
+        lanes = self._lanes([number * P + piece for number in numbers for piece in range(P)])
+        return [_packed(lanes[at : at + P]) for at in range(0, len(lanes), P)]
+
+    def _lanes(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         size = self._stream.batch_size
         rows: list[dict[str, Tensor]] = []
         while len(rows) < len(numbers):
@@ -50,7 +64,8 @@ class LaneRows(Dataset[dict[str, Tensor]]):
             step = left[0] // size
             same = next((i for i, n in enumerate(left) if n // size != step), len(left))
             self._go_to(step)
-            rows += _split(self._stream.rows(step, [n % size for n in left[:same]]))
+            batch = self._stream.rows(step, [n % size for n in left[:same]])
+            rows += _split(batch, self._labels)
         return rows
 
     def follow(self, update: MixtureUpdate) -> None:
@@ -81,16 +96,28 @@ class LaneRows(Dataset[dict[str, Tensor]]):
                 self._stream.set_mixture(update.mixture, update.step)
 
 
-def _split(batch: Batch) -> list[dict[str, Tensor]]:
+def _split(batch: Batch, labels: Labels | None) -> list[dict[str, Tensor]]:
     words = np.frombuffer(bytes.fromhex(batch.log_digest), dtype="<i8")
     stamp = torch.from_numpy(np.concatenate([[batch.step, batch.version], words]))
     rows = Rows.of(batch)
-    labels_BL = rows.tokens_BL.masked_fill(rows.domain_BL < 0, IGNORED)
+    labels_BL = rows.tokens_BL if labels is None else labels(rows.tokens_BL)
+    labels_BL = labels_BL.masked_fill(rows.domain_BL < 0, IGNORED)
     parts = zip(rows.tokens_BL, labels_BL, rows.domain_BL, strict=True)
     return [
         {"input_ids": tokens, "labels": labels, "cuvee_domain": domain, "cuvee_stamp": stamp}
         for tokens, labels, domain in parts
     ]
+
+
+def _packed(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join pieces to one row. The first token of a piece has no context in its own piece."""
+    for piece in pieces[1:]:
+        piece["labels"][0] = IGNORED
+    joined = {
+        name: torch.cat([piece[name] for piece in pieces])
+        for name in ("input_ids", "labels", "cuvee_domain")
+    }
+    return {**joined, "cuvee_stamp": pieces[0]["cuvee_stamp"]}
 
 
 def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
