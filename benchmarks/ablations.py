@@ -114,7 +114,9 @@ class Bench:
             return self.compare(config, config.methods, seeds)
         wanted = [(choice, seed) for seed in seeds for choice in config.methods]
         with ThreadPoolExecutor(self.options.workers) as searches:
-            methods = list(searches.map(lambda pair: self.learned(*pair, corpus), wanted))
+            methods = list(
+                searches.map(lambda pair: self.learned(pair[0], pair[1], corpus), wanted)
+            )
         count = len(config.methods)
         return [
             run

@@ -231,9 +231,7 @@ def poison(full: bool, planted: str | None = None) -> Counter[str]:
         found["silent ends"] = codes.count(0)
         clean = {
             trajectory.mixtures[0].digest(): trajectory
-            for trajectory in (
-                run(ToyTrainer(PROXY["intervals"]), policy) for policy in policies(runs)
-            )
+            for trajectory in (run(ToyTrainer(LAST), policy) for policy in policies(runs))
         }
         for summary in fleet.store.runs(GROUP):
             trajectory = fleet.store.trajectory(summary.id)

@@ -22,6 +22,7 @@ from cuvee.fleet.attempts import AttemptCheckpoints
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.local import FleetError, LocalFleet
 from cuvee.fleet.store import claim as claims
+from cuvee.fleet.store import schema
 from cuvee.fleet.store import store as stores
 from cuvee.fleet.store.claim import Claim, ClaimLost
 from cuvee.fleet.store.store import Store
@@ -108,23 +109,23 @@ def _arm(owner: type, name: str, when: str, fuse: Path) -> None:
 
 def _plant(fault: str | None) -> None:
     if fault == "no fencing token":
-        Claim._renew = _unfenced  # type: ignore[method-assign]
+        Claim._renew = _unfenced  # type: ignore[method-assign, assignment]
     elif fault == "a killed run counts as done":
-        stores.end_attempt = _always_done
+        stores.end_attempt = _always_done  # type: ignore[attr-defined, assignment]
     elif fault == "end recorded before the last row" and RunJournal.record is _record:
         RunJournal.record = _marker_first  # type: ignore[method-assign]
 
 
 def _unfenced(self: Claim, connection: sa.Connection, *arguments: Any) -> None:
     """Writes whoever has the run."""
-    mine, run = self.attempt, claims.runs.c.id == self.run.id
-    self.attempt = connection.execute(sa.select(claims.runs.c.attempt).where(run)).scalar_one()
+    mine, run = self.attempt, schema.runs.c.id == self.run.id
+    self.attempt = connection.execute(sa.select(schema.runs.c.attempt).where(run)).scalar_one()
     with suppress(ClaimLost):
         _renew(self, connection, *arguments)
     self.attempt = mine
-    attempt = (claims.attempts.c.run_id == self.run.id) & (claims.attempts.c.number == mine)
+    attempt = (schema.attempts.c.run_id == self.run.id) & (schema.attempts.c.number == mine)
     connection.execute(
-        sa.update(claims.attempts).where(attempt).values(heartbeat=self._database.now(connection))
+        sa.update(schema.attempts).where(attempt).values(heartbeat=self._database.now(connection))
     )
 
 

@@ -125,4 +125,5 @@ def _log(weights: Array) -> Array:
 def _softmax(x: Array) -> Array:
     e: Array = np.exp(x - x.max())
     e[e < 1.5 * _LEAST * np.median(e)] = 0.0  # what counted as zero is zero again
-    return e / e.sum()
+    shares: Array = e / e.sum()
+    return shares

@@ -36,12 +36,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -61,7 +63,11 @@ KINDS = ("without", "measured", "unmeasured")
 
 class Vocabulary:
     def __init__(self, size: int) -> None:
-        self.vocab_size, self.end_of_text = size, 0
+        self.vocab_size = size
+        self.end_of_text = 0
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        raise NotImplementedError("the tokens are random numbers")
 
 
 class Step:
@@ -92,16 +98,16 @@ class Step:
             meter.begin_step(step)
         for meter in meters:
             meter.before_forward(batch)
-        loss, loss_BL = self.loss(batch.tokens_BL, batch.counted_BL, batch.denominator)
+        loss, loss_BL = self.loss(batch.tokens_BL, batch.counted_BL, batch.bound())
         for meter in meters:
             meter.after_forward(batch, loss_BL)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for meter in meters:
             meter.before_update()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def attach(self, count: int, **options: object) -> list[Meter]:
+    def attach(self, count: int, **options: Any) -> list[Meter]:
         probes = (GradientAlignment(**options), LossByDomain(), WeightNorms())
         meters: list[Meter] = [probe.attach(self.context) for probe in probes]
         begin(meters, count)
@@ -114,7 +120,7 @@ class Step:
         gradients = torch.zeros(
             count, sum(weight.numel() for weight in weights), device=self.device
         )
-        for k in batch.domain_BL[:, 0].unique().tolist():
+        for k in torch.unique(batch.domain_BL[:, 0]).tolist():
             rows = batch.domain_BL[:, 0] == k
             counted_BL = batch.counted_BL[rows]
             loss, _ = self.loss(batch.tokens_BL[rows], counted_BL, float(counted_BL.sum()))
@@ -148,12 +154,17 @@ def clock(work: Callable[[], object], device: torch.device) -> np.ndarray:
 
 def time_case(
     step: Step, count: int, seconds: float, generator: np.random.Generator
-) -> dict[str, object]:
-    meters = {
+) -> dict[str, Any]:
+    meters: dict[str, list[Meter]] = {
         "without": [],
         "measured": step.attach(count, stride=1),
         "unmeasured": step.attach(count, stride=10**9),
     }
+
+    def next_interval() -> None:
+        end(meters["measured"])
+        begin(meters["measured"], count)
+
     for kind in KINDS:  # warms up, and takes the one step that an interval always measures
         step(step.batch(count, generator), meters[kind])
     rounds: list[list[np.ndarray]] = []
@@ -161,22 +172,18 @@ def time_case(
     while time.monotonic() < stop or len(rounds) < 5:
         batch, times = step.batch(count, generator), {}
         for kind in generator.permutation(KINDS):
-            times[kind] = clock(
-                lambda kind=kind, batch=batch: step(batch, meters[kind]), step.device
-            )
+            times[kind] = clock(partial(step, batch, meters[kind]), step.device)
         rounds.append([times[kind] for kind in KINDS])
-        ends.append(
-            clock(lambda: (end(meters["measured"]), begin(meters["measured"], count)), step.device)
-        )
+        ends.append(clock(next_interval, step.device))
     for meter in [*meters["measured"], *meters["unmeasured"]]:
         meter.close()
     return {**ratios(np.array(rounds), np.array(ends)), "rounds": len(rounds)}
 
 
-def ratios(seconds_R32: np.ndarray, ends_R2: np.ndarray) -> dict[str, object]:
+def ratios(seconds_R32: np.ndarray, ends_R2: np.ndarray) -> dict[str, Any]:
     """Medians over R rounds of ratios within a round, and their bootstrap intervals."""
     share = math.ceil(INTERVAL / GradientAlignment().stride) / INTERVAL
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     chosen_NR = np.random.default_rng(0).integers(0, len(seconds_R32), (2000, len(seconds_R32)))
     for column, suffix in ((0, ""), (1, "_cpu")):
         without_R, measured_R, unmeasured_R = seconds_R32[:, :, column].T
@@ -196,10 +203,10 @@ def direct_case(step: Step, count: int, generator: np.random.Generator) -> dict[
     """Seconds a step inside the alignment's sums, measured there: a difference of two whole steps drowns in their noise."""
     meters, spent, original = step.attach(count, stride=1), [], GradientSums.add
 
-    def timed(*arguments: object) -> None:
+    def timed(*arguments: Any) -> None:
         spent.append(clock(lambda: original(*arguments), step.device))
 
-    GradientSums.add = timed
+    GradientSums.add = timed  # type: ignore[method-assign, assignment]
     try:
         steps = []
         for _ in range(5):
@@ -207,14 +214,14 @@ def direct_case(step: Step, count: int, generator: np.random.Generator) -> dict[
             step(step.batch(count, generator), meters)
             steps.append(np.sum(spent, axis=0))
     finally:
-        GradientSums.add = original
+        GradientSums.add = original  # type: ignore[method-assign]
         for meter in meters:
             meter.close()
     wall, cpu = np.median(steps, axis=0).tolist()
     return {"probe_seconds": wall, "probe_seconds_cpu": cpu}
 
 
-def compare_case(step: Step, count: int, generator: np.random.Generator) -> dict[str, object]:
+def compare_case(step: Step, count: int, generator: np.random.Generator) -> dict[str, Any]:
     """Errors, and the seconds that separate passes take on the same batches."""
     errors = {"max_rel_error": 0.0, "max_rel_error_default": 0.0}
     modes = {"max_rel_error": {"memory": 2**40}, "max_rel_error_default": {}}
@@ -280,9 +287,8 @@ def peak_of_child(preset: str, count: int, device: torch.device) -> np.ndarray:
         ).stdout
         for _ in range(2)
     ]
-    return np.array([json.loads(output.splitlines()[-1]) for output in outputs], dtype=float).mean(
-        axis=0
-    )
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return np.asarray(np.mean(found, axis=0))
 
 
 def memory_case(preset: str, count: int, device: torch.device) -> dict[str, float]:
@@ -347,7 +353,7 @@ def main() -> None:
         for count in args.domains:
             generator, step = np.random.default_rng(count), Step(preset, device)
             seconds = args.seconds * weights[preset] / sum(weights.values()) / len(args.domains)
-            case: dict[str, object] = {"preset": preset, "domains": count}
+            case: dict[str, Any] = {"preset": preset, "domains": count}
             case |= time_case(step, count, seconds, generator)
             case |= direct_case(step, count, generator)
             case |= compare_case(step, count, generator)

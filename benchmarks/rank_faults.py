@@ -33,6 +33,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.row_counts import MixtureUpdate
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.training.distributed import Ranks
 from cuvee.training.model import build_model
@@ -63,7 +64,7 @@ class Injection:
 class Trusting(Ranks):
     """Planted: takes it on trust that the ranks agree, and only counts."""
 
-    def agree(self, step: int, batch: Batch, counted: int) -> int:
+    def agree(self, step: int, batch: Batch | MixtureUpdate, counted: int) -> int:
         total = torch.tensor([counted])
         self.sum(total, "the count")
         return int(total)
@@ -133,7 +134,7 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
 def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict[str, Any]]:
     """The answers of the ranks that could give one. This process keeps the rendezvous store, as torchrun does."""
     fork = multiprocessing.get_context("fork")
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
     )
     os.environ.update(

@@ -135,7 +135,8 @@ class Truth:
 def top128(train: Runs, test: Runs) -> dict[str, float]:
     truth = Truth(train, test)
     domains = tuple(Domain(name, 1) for name in train.domains)
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     for seed in range(5):
         rows = np.random.Generator(np.random.PCG64([seed, 128])).permutation(512)[:128]
         part = train.only(rows)

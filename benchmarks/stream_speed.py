@@ -193,7 +193,7 @@ def main() -> None:
             for number, corpus in corpora.items():
                 rates = against_limit(corpus, tokens, length, batch, arguments.seconds)
                 rate[length, number] = rates["stream"]
-                case = {
+                case: dict[str, Any] = {
                     "length": length,
                     "batch": batch,
                     "domains": number,

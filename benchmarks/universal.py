@@ -157,7 +157,7 @@ def train(
             figures = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
             print(f"{number}: {figures}, {time.process_time() - started:.0f} s", flush=True)
 
-    policy = learn_universal(settings, seed, show, [one.nature for one in alike])
+    policy = learn_universal(settings, seed, show, [one.params for one in alike])
     cost = sum((run.cost for run in runs), Cost())
     provenance = {
         "made_by": "benchmarks/universal.py --train",

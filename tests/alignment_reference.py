@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from cuvee.core.domain import Domain
 from cuvee.core.signals import Measured
-from cuvee.probes.alignment import GradientAlignment
+from cuvee.probes.alignment import AlignmentMeter, GradientAlignment
 from cuvee.probes.base import Context, Meter, MicroBatch
+from cuvee.probes.meters import Meters
 
 VOCAB, ROWS, LENGTH, K = 61, 12, 24, 5
 DOWN = {"llama": "model.layers.1.mlp.down_proj", "gpt_neox": "gpt_neox.layers.1.mlp.dense_4h_to_h"}
@@ -21,7 +31,7 @@ def domains(count: int = K) -> tuple[Domain, ...]:
     return tuple(Domain(f"d{k}", tokens=1000) for k in range(count))
 
 
-def model_of(kind: str = "llama") -> nn.Module:
+def model_of(kind: str = "llama") -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 32,
@@ -62,21 +72,23 @@ def mixed_rows(seed: int = 0) -> MicroBatch:
     return MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator)
 
 
-def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+def token_losses(model: Callable[..., Any], batch: MicroBatch) -> Tensor:
     """(B, L): the loss of the next token at each position, 0 where it is not counted."""
     logits_BLV = model(input_ids=batch.tokens_BL).logits.float()
     labels_BL = batch.tokens_BL.roll(-1, dims=1)
     return cross_entropy(logits_BLV.transpose(1, 2), labels_BL, reduction="none") * batch.counted_BL
 
 
-def train_step(model: nn.Module, batches: list[MicroBatch], meter: Meter, step: int = 0) -> None:
+def train_step(
+    model: Callable[..., Any], batches: list[MicroBatch], meter: Meter | Meters, step: int = 0
+) -> None:
     """What a trainer does, less the update."""
     meter.begin_step(step)
     for batch in batches:
         meter.before_forward(batch)
         loss_BL = token_losses(model, batch)
         meter.after_forward(batch, loss_BL.detach())
-        (loss_BL.sum() / batch.denominator).backward()
+        (loss_BL.sum() / batch.bound()).backward()  # type: ignore[no-untyped-call]
     meter.before_update()
 
 
@@ -88,7 +100,7 @@ def separate_backward(
     model: nn.Module, batches: list[MicroBatch], layers: list[str], count: int = K
 ) -> np.ndarray:
     """The slow way: a forward and a backward pass for each domain's mean loss."""
-    weights = [model.get_submodule(layer).weight for layer in layers]
+    weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
     gradients = torch.zeros(count, sum(weight.numel() for weight in weights))
     for k in range(count):
         counted = sum(float((batch.counted_BL & (batch.domain_BL == k)).sum()) for batch in batches)
@@ -107,7 +119,7 @@ def error(gram: Measured, expected: np.ndarray) -> float:
     return float(relative[gram.present].max())
 
 
-def attach(model: nn.Module, count: int = K, **options: object) -> Meter:
+def attach(model: nn.Module, count: int = K, **options: Any) -> AlignmentMeter:
     meter = GradientAlignment(**options).attach(Context(model, torch.device("cpu")))
     meter.begin_interval(domains(count))
     return meter

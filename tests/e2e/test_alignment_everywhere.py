@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from alignment_reference import (
@@ -42,7 +44,7 @@ def share(batch: MicroBatch, rank: int) -> MicroBatch:
         tokens_BL=batch.tokens_BL[rows],
         domain_BL=batch.domain_BL[rows],
         counted_BL=batch.counted_BL[rows],
-        denominator=batch.denominator / RANKS,
+        denominator=batch.bound() / RANKS,
     )
 
 
@@ -73,8 +75,8 @@ def run_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_ranks_measure_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
+def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
+    spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
     for kind, sketch in CASES:
         first, second = (np.load(tmp_path / f"{kind}-{sketch}-{rank}.npy") for rank in range(RANKS))
         assert (first == second).all()
@@ -92,14 +94,14 @@ def test_two_ranks_measure_what_one_does(tmp_path):
 
 
 @pytest.fixture
-def compiled_anew():
+def compiled_anew() -> Any:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("compiled_anew")
-def test_compiled_model():
+def test_compiled_model() -> None:
     model = model_of()
     meter = attach(model)
     compiled = torch.compile(model, backend="aot_eager")
@@ -109,7 +111,7 @@ def test_compiled_model():
 
 
 @pytest.mark.usefixtures("compiled_anew")
-def test_a_model_that_was_compiled_and_run_before_is_refused():
+def test_a_model_that_was_compiled_and_run_before_is_refused() -> None:
     model = model_of()
     compiled = torch.compile(model, backend="aot_eager")
     token_losses(compiled, rows_of_one_domain(1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Probe
 from cuvee.core.signals import Signals
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.alignment import GradientAlignment
@@ -31,7 +32,7 @@ def test_a_trainer_reports_them_and_trains_no_differently(tmp_path: Path) -> Non
     questions.write_text("\n".join(json.dumps(row) for row in rows))
     mixture = Mixture.of({"algorithms": 0.5, "mail": 0.5, "network": 0.0})
 
-    def run(probes: list[object]) -> list[Signals]:
+    def run(probes: list[Probe]) -> list[Signals]:
         settings = TrainerSettings(
             steps=40,
             interval=20,
@@ -57,10 +58,8 @@ def test_a_trainer_reports_them_and_trains_no_differently(tmp_path: Path) -> Non
 
     assert not start.probes["alignment"].present.any()
     absent = corpus.names.index("network")
-    assert (first.probes["alignment"].present.sum(), second.probes["alignment"].present.all()) == (
-        4,
-        True,
-    )
+    assert first.probes["alignment"].present.sum() == 4
+    assert second.probes["alignment"].present.all()
     assert not first.probes["alignment"].present[absent].any()
     gram = second.probes["alignment"].values
     assert np.linalg.eigvalsh(gram).min() > -1e-6 * np.trace(gram)

@@ -14,7 +14,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from one_rank import a_trainer, fail
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.state import load_state
@@ -26,11 +25,12 @@ from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
 from cuvee.testing.trainer import assert_same_state
 from cuvee.training.distributed import Ranks
+from one_rank import a_trainer, fail
 from stdlib_corpus import stdlib_corpus
 
 pytestmark = pytest.mark.training
 
-PROGRAM = str(Path(__file__).with_name("one_rank.py"))
+PROGRAM = str(Path(__file__).parents[1] / "one_rank.py")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from cuvee.fleet.store.store import Store
 from cuvee.loop import explore, run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
-from cuvee.testing.toy import make_nothing, make_toy
+from cuvee.testing.toy import ToyTrainer, make_nothing, make_toy
 
 GROUP = "toys"
 
@@ -100,11 +100,14 @@ def test_some_runs_may_come_to_nothing_and_the_method_does_with_the_others(store
                 else policies(8)
             )
 
+        def commit(self, corpus: Any, logged: Any) -> Fixed:
+            raise NotImplementedError
+
     proxy = {"intervals": 4, "faults": {"nan": 5 / 16}}
     fleet = LocalFleet(
         store, make_toy, proxy, group=GROUP, workers=2, max_attempts=2, max_failed_ratio=0.125
     )
-    logged = explore(Wanting(), None, fleet)
+    logged = explore(Wanting(), ToyTrainer(), fleet)
     assert [run.trajectory for run in logged] == [
         t for t in expected(8, proxy) if t.mixtures[0]["web"] != 5 / 16
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.fleet.local import LocalFleet
@@ -20,7 +21,7 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.training.model import build_model
 from cuvee.training.settings import TrainerSettings
-from cuvee.training.together.together import together
+from cuvee.training.together import together
 from cuvee.training.trainer import LMTrainer
 from stdlib_corpus import NAMES, stdlib_corpus
 
@@ -49,7 +50,10 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> LMTrainer:
 @pytest.mark.training
 def test_killed_proxies_end_with_the_numbers_of_unbroken_ones(tmp_path: Path) -> None:
     proxy = {"corpus": str(stdlib_corpus(tmp_path).folder), "train": TRAIN}
-    policies = [Exp3(), Fixed(Mixture.of(dict(zip(NAMES, (0.25, 0.25, 0.5), strict=True))))]
+    policies: list[Policy] = [
+        Exp3(),
+        Fixed(Mixture.of(dict(zip(NAMES, (0.25, 0.25, 0.5), strict=True)))),
+    ]
     with Store.open(tmp_path / "store.sqlite") as store:
         fleet = LocalFleet(
             store,
@@ -76,7 +80,7 @@ def test_proxies_of_one_process_end_with_the_same_numbers(tmp_path: Path, gain: 
     """Together, and killed on the way; or one after the other, because the trial found that to be faster."""
     proxy = {"corpus": str(stdlib_corpus(tmp_path).folder), "train": TRAIN, "gain": gain}
     weights = [(0.25, 0.25, 0.5), (0.5, 0.25, 0.25)]
-    policies = [
+    policies: list[Policy] = [
         Exp3(),
         *(Fixed(Mixture.of(dict(zip(NAMES, each, strict=True)))) for each in weights),
     ]

@@ -80,7 +80,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_resumed_at_every_step_of_an_interval_it_ends_with_the_same_weights(
     corpus: Corpus, tmp_path: Path, policy: str
 ) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 1}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
     whole = Job(corpus, tmp_path / "run", policy, **saving)
     weights = whole.train()
     trajectory = whole.steer.controller.trajectory

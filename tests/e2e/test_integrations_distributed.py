@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from steered_rank import steered
 
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus.corpus import Corpus
 from stdlib_corpus import stdlib_corpus
+from steered_rank import steered
 
 pytestmark = pytest.mark.training
-PROGRAM = str(Path(__file__).with_name("steered_rank.py"))
+PROGRAM = str(Path(__file__).parents[1] / "steered_rank.py")
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill(text: Path, folder: Path, way: str, stride: int, fault: str = "none") -> tuple[int, int]:
     folder.parent.mkdir()
-    command = [sys.executable, "-c", _EACH_ONCE, text, folder, way, str(stride), fault]
+    command = [sys.executable, "-c", _EACH_ONCE, str(text), str(folder), way, str(stride), fault]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     kills, ends = map(int, done.stdout.split())
@@ -108,9 +108,9 @@ def test_killed_before_each_durable_call(
         code,
         "corpus",
         "label",
-        text,
+        str(text),
         "-o",
-        other,
+        str(other),
         *options,
         "--no-progress",
     ]

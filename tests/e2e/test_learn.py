@@ -14,6 +14,7 @@ from cuvee.core.errors import ConfigError, PolicyError, StoreError
 from cuvee.learning.history_learning import LearnProgress
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance
+from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.search import SearchConfig, learn, run_proxies
 from cuvee.recipes.train import train
@@ -153,7 +154,9 @@ def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> 
     )
     assert made.verdict[0] in made.page.read_text()
     assert read_provenance(made.folder)["support"] == {"supported": None, "update": 2, "spaces": {}}
-    assert load_policy(made.folder).supported
+    policy = load_policy(made.folder)
+    assert isinstance(policy, HistoryPolicy)
+    assert policy.supported
 
 
 def test_methods_that_learn_otherwise_are_named(config: Path) -> None:

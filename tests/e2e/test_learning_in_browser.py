@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from test_report_in_browser import browse
 
+from browser import browse
 from cuvee.core.domain import Domain
 from cuvee.report.learning import Evaluated, SpaceView, write_diagnostics
 

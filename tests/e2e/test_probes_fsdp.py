@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 
 from alignment_reference import domains, error, mixed_rows, model_of, rows_of_one_domain, train_step
 from cuvee.core.signals import Measured
@@ -44,7 +45,7 @@ def share(batch: MicroBatch, rank: int) -> MicroBatch:
     """Rank's rows. FSDP takes the mean of the gradients, hence the denominator."""
     rows = slice(rank, None, RANKS)
     parts = {name: getattr(batch, name)[rows] for name in ("tokens_BL", "domain_BL", "counted_BL")}
-    return replace(batch, **parts, denominator=batch.denominator / RANKS)
+    return replace(batch, **parts, denominator=batch.bound() / RANKS)
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -71,7 +72,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
+    spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
     for kind in KINDS:
         model = model_of(kind)
         alone = meters_on(Context(model, torch.device("cpu")))

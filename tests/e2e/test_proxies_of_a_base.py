@@ -108,19 +108,21 @@ def test_proxies_start_from_the_base_model_and_differ_in_their_mixtures_alone(
 
     assert plan(wanted).runs == 0
     assert [run.id for run in run_proxies(wanted)] == [run.id for run in runs]
-    more, file = search_of(place, proxies=4), place / "dma.yaml"
+    more = search_of(place, proxies=4)
+    file = place / "dma.yaml"
     assert plan(more).runs == 1
     file.write_text(yaml.safe_dump(content_of(place)))
-    store, four = str(place / "runs.db"), "method.proxies=4"
+    address = str(place / "runs.db")
+    four = "method.proxies=4"
     monkeypatch.setattr(
         sys,
         "argv",
-        ["cuvee", "search", str(file), four, "--store", store, "--runs-only", "--quiet"],
+        ["cuvee", "search", str(file), four, "--store", address, "--runs-only", "--quiet"],
     )
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    what = f"`cuvee learn {file} {four} --store {store} -o policy/`"
+    what = f"`cuvee learn {file} {four} --store {address} -o policy/`"
     assert capsys.readouterr().out == f"4 runs are done; {what} learns from them\n"
     assert not (place / "runs" / "dma" / "policy").exists()
     assert len(logged_runs(more)) == 4

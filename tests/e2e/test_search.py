@@ -13,7 +13,7 @@ from cuvee.cli import main
 from cuvee.core.errors import ConfigError
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.store.store import Store
-from cuvee.policies.files import load_policy, read_provenance
+from cuvee.policies.files import document_of, load_policy, read_provenance
 from cuvee.recipes.config.schema import TrainConfig, load, parse
 from cuvee.recipes.progress.fleet_watch import FleetStatus
 from cuvee.recipes.search import SearchConfig, logged_runs, make_trainer, plan, search
@@ -128,8 +128,9 @@ def test_runs_alone_are_learned_from_by_learn_and_by_the_same_command(
     searched = tmp_path / "runs" / "proxy" / "policy"
     assert said[1].startswith(f"diagnostics: {learned / 'diagnostics.html'}\npolicy: {learned};")
     assert said[2].startswith(f"policy: {searched}")
-    assert load_policy(learned).settings() == load_policy(searched).settings()
-    told = [read_provenance(folder) for folder in (learned, searched)]
+    first, second = (document_of(load_policy(folder)) for folder in (learned, searched))
+    assert first["settings"] == second["settings"]
+    told = [dict(read_provenance(folder)) for folder in (learned, searched)]
     assert [len(one.pop("learning")) for one in told] == [1, 1], "seconds"
     assert told[0] == told[1]
     assert len(told[0]["runs"]) == 1

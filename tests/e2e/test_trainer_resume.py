@@ -79,6 +79,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(tmp_path: Path) -> None:
             found = Checkpoints(folder).latest()
             assert found is not None
             assert found[0] >= acknowledged
+        assert found is not None
         return found[1]
 
     assert_same_state(

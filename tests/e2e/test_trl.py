@@ -33,7 +33,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-STEERED = {"interval": 4, "sequence_length": 32, "lag": 1}
+STEERED: dict[str, Any] = {"interval": 4, "sequence_length": 32, "lag": 1}
 ARGS = {
     "per_device_train_batch_size": 3,
     "gradient_accumulation_steps": 2,

@@ -26,7 +26,7 @@ from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
 
 K, F, G, B = 4, 3, 2, 16
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 NO_SCALE = RewardScale()
 COMMON: dict[str, Any] = {
     "batch_size": B,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ CPU = torch.device("cpu")
     st.integers(1, 200),
     st.integers(0, 2**16),
 )
-def test_runs_cover_every_position_once_with_its_domain(rows, length, count, stretch, seed):
+def test_runs_cover_every_position_once_with_its_domain(
+    rows: int, length: int, count: int, stretch: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     domain_T = np.repeat(generator.integers(0, count, rows * length), stretch)[: rows * length]
     domain_BL = torch.from_numpy(domain_T).view(rows, length)
@@ -40,7 +43,7 @@ def test_runs_cover_every_position_once_with_its_domain(rows, length, count, str
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 6), st.integers(0, 2**16))
-def test_exact_sums_are_weight_gradients(out, inputs, tokens, seed):
+def test_exact_sums_are_weight_gradients(out: int, inputs: int, tokens: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     delta, x = (
         torch.randn(tokens, out, generator=generator),
@@ -56,7 +59,9 @@ def test_exact_sums_are_weight_gradients(out, inputs, tokens, seed):
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4000))
-def test_entries_that_share_a_bucket_share_neither_row_nor_column(out, inputs, size):
+def test_entries_that_share_a_bucket_share_neither_row_nor_column(
+    out: int, inputs: int, size: int
+) -> None:
     try:
         buckets = odd_coprime(size, (out, inputs))
     except ConfigError:
@@ -71,7 +76,9 @@ def test_entries_that_share_a_bucket_share_neither_row_nor_column(out, inputs, s
         assert all(r == p or c == d for r, c, p, d in np.argwhere(crossed))
 
 
-def test_sketched_inner_products_are_unbiased_with_the_stated_error(monkeypatch):
+def test_sketched_inner_products_are_unbiased_with_the_stated_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Low-rank gradients with uneven rows and columns, over many draws of the signs."""
     out, inputs, size, draws = 96, 160, 1201, 300
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +107,7 @@ def test_sketched_inner_products_are_unbiased_with_the_stated_error(monkeypatch)
     assert 0.7 * stated < np.std(estimates) < 1.3 * stated
 
 
-def test_signs_are_the_same_on_every_rank_and_sketches_add():
+def test_signs_are_the_same_on_every_rank_and_sketches_add() -> None:
     generator = torch.Generator().manual_seed(0)
     delta, x = torch.randn(10, 32, generator=generator), torch.randn(10, 48, generator=generator)
     ranks = [GradientSums(1, (32, 48), 301, CPU) for _ in range(3)]

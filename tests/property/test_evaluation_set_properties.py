@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ def read_or_refuse(path: Path) -> list[Question]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW | JSON, min_size=1, max_size=4))
-def test_any_json_is_read_or_refused_with_file_and_line(tmp_path, rows):
+def test_any_json_is_read_or_refused_with_file_and_line(tmp_path: Path, rows: list[Any]) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     for question in read_or_refuse(path):
@@ -46,7 +47,7 @@ def test_any_json_is_read_or_refused_with_file_and_line(tmp_path, rows):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(tmp_path, data):
+def test_any_bytes_are_read_or_refused(tmp_path: Path, data: Any) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(data)
     read_or_refuse(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def test_permuting_domains_permutes_the_answers(K: int, seed: int) -> None:
     domains = torch.from_numpy(rng.normal(size=(2, K, 3)).astype(np.float32))
     globals_ = torch.from_numpy(rng.normal(size=(2, 2)).astype(np.float32))
     action = torch.from_numpy(rng.dirichlet(np.ones(K), size=2).astype(np.float32))
-    close = {"atol": 1e-5, "rtol": 1e-4}
+    close: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
     with torch.no_grad():
         torch.testing.assert_close(
             ACTOR(domains[:, order], globals_), ACTOR(domains, globals_)[:, order], **close

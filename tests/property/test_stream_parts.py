@@ -39,8 +39,8 @@ def test_permutation_is_one(size: int, key: int, epoch: int) -> None:
 def test_permutation_of_the_largest_size_stays_inside() -> None:
     size, (a, b) = 2**32, sides(2**32)
     index = np.array([0, 1, 12345, size - 2, size - 1])
-    rows = [np.full(5, value, np.uint32) for value in (a, b)]
-    image = permute(index, np.full(5, size), *rows, np.full(5, 99, np.uint64))
+    a_N, b_N = (np.full(5, value, np.uint32) for value in (a, b))
+    image = permute(index, np.full(5, size), a_N, b_N, np.full(5, 99, np.uint64))
     assert len(set(image.tolist())) == 5
     assert ((image >= 0) & (image < size)).all()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -109,7 +111,7 @@ def test_a_seeded_toy_run_is_repeated_exactly() -> None:
     ("options", "named"),
     [({"credit": -1.0}, "credit"), ({"smoothing": 0.0}, "smoothing"), ({"floor": 1.0}, "floor")],
 )
-def test_bad_settings_are_named(options: dict[str, float], named: str) -> None:
+def test_bad_settings_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(PolicyError, match=named):
         ADO(**options)
 

@@ -66,7 +66,7 @@ def test_the_critic_learns_which_mixture_is_better(K: int) -> None:
         values = critic.values(critic.encode(domains, globals_), actions)
         loss = sum(((value - worth) ** 2).mean() for value in values)
         optimizer.zero_grad()
-        torch.as_tensor(loss).backward()  # type: ignore[no-untyped-call]
+        torch.as_tensor(loss).backward()
         optimizer.step()
     domains, actions, worth = batch()
     with torch.no_grad():

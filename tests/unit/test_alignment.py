@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ from cuvee.probes.domain_runs import DomainRuns
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("batch_of", [rows_of_one_domain, mixed_rows])
-def test_agrees_with_separate_backward_passes_under_gradient_accumulation(kind, batch_of):
+def test_agrees_with_separate_backward_passes_under_gradient_accumulation(
+    kind: str, batch_of: Any
+) -> None:
     model = model_of(kind)
     batches = [batch_of(seed) for seed in range(4)]
     meter = attach(model, stride=1)
@@ -42,7 +46,7 @@ def test_agrees_with_separate_backward_passes_under_gradient_accumulation(kind, 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
-def test_any_layers_can_be_chosen_when_rows_are_of_one_domain(kind):
+def test_any_layers_can_be_chosen_when_rows_are_of_one_domain(kind: str) -> None:
     model = model_of(kind)
     meter = attach(model, layers=("*.mlp.*", "*.layers.0.*att*"))
     batch = rows_of_one_domain()
@@ -56,7 +60,7 @@ def test_any_layers_can_be_chosen_when_rows_are_of_one_domain(kind):
     assert error(measured(meter), separate_backward(model, [batch], layers)) < 1e-5
 
 
-def test_transposed_layers_of_gpt2_give_the_same_inner_products():
+def test_transposed_layers_of_gpt2_give_the_same_inner_products() -> None:
     model = model_of("gpt2")
     meter = attach(model)
     batch = rows_of_one_domain()
@@ -67,7 +71,7 @@ def test_transposed_layers_of_gpt2_give_the_same_inner_products():
     )
 
 
-def test_training_is_the_same_bit_for_bit_with_and_without():
+def test_training_is_the_same_bit_for_bit_with_and_without() -> None:
     def weights(measure: bool) -> list[Tensor]:
         model = model_of()
         meter = attach(model, stride=1) if measure else Meter()
@@ -81,7 +85,7 @@ def test_training_is_the_same_bit_for_bit_with_and_without():
     assert all(torch.equal(a, b) for a, b in zip(weights(True), weights(False), strict=True))
 
 
-def test_domains_without_a_token_are_absent():
+def test_domains_without_a_token_are_absent() -> None:
     model = model_of()
     meter = attach(model)
     train_step(model, [rows_of_one_domain(used=3)], meter)
@@ -89,11 +93,11 @@ def test_domains_without_a_token_are_absent():
     assert (measured(meter).present == np.outer(present_K, present_K)).all()
 
 
-def test_an_interval_without_steps_measures_nothing():
+def test_an_interval_without_steps_measures_nothing() -> None:
     assert not measured(attach(model_of())).present.any()
 
 
-def test_only_every_stride_th_step_counts_and_the_first_always():
+def test_only_every_stride_th_step_counts_and_the_first_always() -> None:
     model = model_of()
     meter = attach(model, stride=3)
     for step in range(17, 22):
@@ -104,7 +108,7 @@ def test_only_every_stride_th_step_counts_and_the_first_always():
     assert error(measured(meter), expected) < 1e-5
 
 
-def test_intervals_do_not_leak_into_each_other_and_domains_may_change():
+def test_intervals_do_not_leak_into_each_other_and_domains_may_change() -> None:
     model = model_of()
     meter = attach(model)
     train_step(model, [mixed_rows(1)], meter)
@@ -117,7 +121,7 @@ def test_intervals_do_not_leak_into_each_other_and_domains_may_change():
     )
 
 
-def test_passes_between_steps_are_not_measured():
+def test_passes_between_steps_are_not_measured() -> None:
     model = model_of()
     meter = attach(model)
     train_step(model, [rows_of_one_domain(1)], meter)
@@ -130,7 +134,7 @@ def test_passes_between_steps_are_not_measured():
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing(reentrant):
+def test_activation_checkpointing(reentrant: bool) -> None:
     model = model_of()
     batches = [rows_of_one_domain(1), rows_of_one_domain(2)]
     expected = separate_backward(model, batches, [DOWN["llama"]])
@@ -141,7 +145,7 @@ def test_activation_checkpointing(reentrant):
     assert error(measured(meter), expected) < 1e-5
 
 
-def test_bf16_autocast():
+def test_bf16_autocast() -> None:
     model = model_of()
     batch = rows_of_one_domain(1)
     expected = separate_backward(model, [batch], [DOWN["llama"]])
@@ -153,7 +157,7 @@ def test_bf16_autocast():
     assert 1e-7 < error(measured(meter), expected) < 0.02
 
 
-def test_closing_removes_every_hook():
+def test_closing_removes_every_hook() -> None:
     model = model_of()
     meter = attach(model, layers=("*",))
     meter.close()
@@ -169,23 +173,23 @@ def test_closing_removes_every_hook():
         ({"sketch": 40}, "sketch of 40 numbers per domain is too small"),
     ],
 )
-def test_mistakes_are_explained(options, message):
+def test_mistakes_are_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, TrainingError), match=message):
         attach(model_of(), **options)
 
 
-def test_a_model_without_mlp_says_what_to_give():
+def test_a_model_without_mlp_says_what_to_give() -> None:
     with pytest.raises(TrainingError, match="set `layers`"):
         attach(nn.Sequential(nn.Linear(4, 4)))
 
 
-def test_layers_that_see_some_positions_only_are_refused():
+def test_layers_that_see_some_positions_only_are_refused() -> None:
     class Half(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.mlp = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.mlp(x[:, ::2])
 
     model = Half()
@@ -197,7 +201,7 @@ def test_layers_that_see_some_positions_only_are_refused():
         model(torch.zeros(ROWS, LENGTH, 4)).sum().backward()
 
 
-def test_short_runs_are_sorted_and_long_ones_are_left_where_they_are():
+def test_short_runs_are_sorted_and_long_ones_are_left_where_they_are() -> None:
     assert DomainRuns.of(torch.tensor([[0] * 200, [1] * 200, [0] * 200])).runs == (
         (0, 0, 200),
         (1, 200, 400),
@@ -208,7 +212,7 @@ def test_short_runs_are_sorted_and_long_ones_are_left_where_they_are():
     assert runs.flat(torch.arange(4.0).view(1, 4, 1)).flatten().tolist() == [1, 3, 0, 2]
 
 
-def test_sketched_when_the_sums_would_not_fit_in_memory():
+def test_sketched_when_the_sums_would_not_fit_in_memory() -> None:
     model, batch = model_of(), mixed_rows()
     numbers = 1400  # of the layer's 32 × 88 = 2816
     exact, bounded = attach(model), attach(model, memory=4 * K * numbers)
@@ -218,7 +222,9 @@ def test_sketched_when_the_sums_would_not_fit_in_memory():
     assert 1e-4 < error(measured(bounded), measured(exact).values) < 4 * (2 / numbers) ** 0.5
 
 
-def test_halves_of_each_domains_rows_give_an_unbiased_matrix_and_leave_the_other_as_it_was():
+def test_halves_of_each_domains_rows_give_an_unbiased_matrix_and_leave_the_other_as_it_was() -> (
+    None
+):
     model, batches = model_of(), [rows_of_one_domain(seed) for seed in (0, 1)]
     plain, halved = attach(model), attach(model, halves=True)
     for meter in (plain, halved):
@@ -243,7 +249,7 @@ def test_halves_of_each_domains_rows_give_an_unbiased_matrix_and_leave_the_other
     assert np.abs(unbiased.values - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_a_domain_with_one_row_has_no_unbiased_gain():
+def test_a_domain_with_one_row_has_no_unbiased_gain() -> None:
     model, batch = model_of(), rows_of_one_domain()
     domain_BL = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     domain_BL[0] = 1

@@ -122,7 +122,7 @@ def test_a_process_that_slept_through_its_lease_removes_nothing_of_its_successor
             with fsync_once:
                 return real(*arguments)
 
-        sleeper.save = once  # type: ignore[method-assign]
+        sleeper.save = once  # type: ignore[method-assign, assignment]
         successor.save(51, state_at(51))
     assert Checkpoints(tmp_path).latest() == (51, state_at(51))
 
@@ -147,8 +147,12 @@ def test_a_folder_is_replaced_where_the_file_system_cannot_exchange_names(tmp_pa
 def test_a_kill_while_a_folder_is_removed_leaves_all_of_it_or_nothing_of_that_name(
     tmp_path: Path,
 ) -> None:
+    def three_folders(folder: Path) -> None:
+        for name in "abc":
+            (folder / name).mkdir()
+
     def prepare(place: Path) -> Callable[[], object]:
-        write_folder(place / "x", lambda folder: [(folder / n).mkdir() for n in "abc"] and None)
+        write_folder(place / "x", three_folders)
         return lambda: remove_folder(place / "x")
 
     for place in kill_everywhere(prepare, tmp_path):
@@ -163,7 +167,7 @@ def test_a_newest_checkpoint_that_the_disk_cannot_read_is_passed_over(
 ) -> None:
     for step in (1, 2):
         Checkpoints(tmp_path).save(step, state_at(step))
-    real = state_module.sha256_of
+    real = files.sha256_of
 
     def bad_sector(path: Path) -> str:
         if "step-000000002" in str(path):

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_model import Words
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cuvee.core.errors import ConfigError
 from cuvee.recipes.config.schema import sha256_of_model
 from cuvee.training.export import export_model
 from cuvee.training.model import build_model
+from vocabulary import Words
 
 Weights = dict[str, torch.Tensor]
 
@@ -54,6 +54,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "con
     content = json.loads((folder / name).read_text())
     change(content)
     (folder / name).write_text(json.dumps(content))
+
+
+def updated(change: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config.update(change)
 
 
 def refused(folder: Path, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +134,13 @@ def test_an_index_that_is_none_is_refused(
 def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], match: str
 ) -> None:
-    edit(folder, lambda config: config.update(change))
+    edit(folder, updated(change))
     refused(folder, match, monkeypatch)
 
 
 def test_a_kernel_that_the_configuration_names_is_not_fetched(folder: Path) -> None:
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        edit(folder, lambda config, key=key: config.update({key: "evil-org/kernel"}))
+        edit(folder, updated({key: "evil-org/kernel"}))
     assert build_model(folder, Words()).config._attn_implementation in ("sdpa", "eager")
 
 

@@ -224,9 +224,11 @@ def test_the_state_passes_through_loaders_that_accept_weights_only(
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["cuvee"] == blob
     import torch.distributed.checkpoint as dcp
 
-    dcp.save({"cuvee": io.BytesIO(blob)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.state_dict_saver.save(
+        {"cuvee": io.BytesIO(blob)}, checkpoint_id=tmp_path / "dcp", no_dist=True
+    )
     loaded = {"cuvee": io.BytesIO()}
-    dcp.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.state_dict_loader.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert loaded["cuvee"].getvalue() == blob
 
 

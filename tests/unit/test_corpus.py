@@ -269,7 +269,7 @@ def test_shards_that_cannot_be_taken_in(
 
 
 def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
-    known = {"vocab_size": 8, "end_of_text": 7}
+    known: dict[str, Any] = {"vocab_size": 8, "end_of_text": 7}
     place = shards(tmp_path / "a", "law")
     with pytest.raises(CorpusError, match="more than one shard of law"):
         adopt([place, place / "law.bin"], tmp_path / "corpus", **known)

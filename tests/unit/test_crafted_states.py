@@ -98,6 +98,6 @@ def test_a_policy_with_right_hashes_and_wrong_content_is_refused_by_name(
 
 
 def test_a_whole_policy_is_still_read(tmp_path: Path) -> None:
-    save_policy(tmp_path / "p", Fixed(Mixture(("a", "b"), [0.25, 0.75])), {"run": "r"})
+    save_policy(tmp_path / "p", Fixed(Mixture.of({"a": 0.25, "b": 0.75})), {"run": "r"})
     assert read_provenance(tmp_path / "p") == {"run": "r"}
     load_policy(tmp_path / "p")

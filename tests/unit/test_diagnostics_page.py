@@ -78,10 +78,10 @@ def test_logged_runs_are_shown_by_domain_space_with_what_they_cover(tmp_path: Pa
 
     def logged(share: float, intervals: int) -> Trajectory:
         signals = [
-            Signals(domains, t, t / intervals, [0, 0], Measured.absent(2))
+            Signals(domains, t, t / intervals, np.zeros(2, np.int64), Measured.absent(2))
             for t in range(intervals + 1)
         ]
-        return Trajectory(signals, [Mixture(("web", "maths"), [1 - share, share])] * intervals)
+        return Trajectory(signals, [Mixture.of({"web": 1 - share, "maths": share})] * intervals)
 
     spaces = logged_spaces([logged(0.1, 4), logged(0.3, 4), logged(0.5, 2)])
     assert [space.name for space in spaces] == ["2 domains, 4 intervals", "2 domains, 2 intervals"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cuvee import Domain, Measured, Mixture, MixtureStream, Signals, Trajectory
-from cuvee.core.epochs import TokensRead, allowed, epochs_K, largest_shares
+from cuvee.core.epochs import EpochCaps, TokensRead, allowed, epochs_K, largest_shares
 from cuvee.core.errors import ConfigError
 from cuvee.methods.regmix.method import RegMix
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
@@ -19,7 +19,7 @@ NAMES = ("web", "code")
     ("caps", "expected"),
     [(None, [np.inf, np.inf]), (1.5, [1.5, 1.5]), ({"code": 2}, [np.inf, 2.0])],
 )
-def test_caps_are_for_all_domains_or_by_name(caps: object, expected: list[float]) -> None:
+def test_caps_are_for_all_domains_or_by_name(caps: EpochCaps, expected: list[float]) -> None:
     assert epochs_K(caps, NAMES).tolist() == expected
 
 
@@ -31,7 +31,7 @@ def test_caps_are_for_all_domains_or_by_name(caps: object, expected: list[float]
         ({"law": 2.0}, "unknown domain law: there is web, code"),
     ],
 )
-def test_caps_that_cannot_be_meant_are_refused(caps: object, named: str) -> None:
+def test_caps_that_cannot_be_meant_are_refused(caps: EpochCaps, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         epochs_K(caps, NAMES)
 

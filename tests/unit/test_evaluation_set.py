@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def letters() -> Tokenizer:
     return tokenizer
 
 
-def write(path: Path, rows: list[object]) -> Path:
+def write(path: Path, rows: Sequence[object]) -> Path:
     path.write_text(
         "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n\n"
     )
@@ -61,7 +63,7 @@ def plain(count: int, prompt: str = "prompt") -> list[object]:
 
 
 def attach(
-    files: dict[str, list[Path]], model: nn.Module | None = None, **options: object
+    files: dict[str, list[Path]], model: nn.Module | None = None, **options: Any
 ) -> EvaluationMeter:
     context = {
         key: options.pop(key) for key in ("rank", "world_size", "interval_tokens") if key in options
@@ -77,7 +79,7 @@ def logprobs(prompt: str, answer: str) -> np.ndarray:
     return np.array([table[ord(a), ord(b)] for a, b in pairwise(text)])
 
 
-def test_mean_log_probability_of_answer_tokens_by_field(tmp_path):
+def test_mean_log_probability_of_answer_tokens_by_field(tmp_path: Path) -> None:
     rows = [
         ("a longer prompt", "yes"),
         ("2+2=", "4"),
@@ -99,7 +101,7 @@ def test_mean_log_probability_of_answer_tokens_by_field(tmp_path):
     assert set(found) == {"evaluation", "evaluation_tokens"}
 
 
-def test_files_of_a_field_count_alike_whatever_their_length(tmp_path):
+def test_files_of_a_field_count_alike_whatever_their_length(tmp_path: Path) -> None:
     long, short = ("q", "a very long answer, of many more tokens than the other's"), ("p", "yes")
     files = [
         write(tmp_path / f"{row[0]}.jsonl", [{"prompt": row[0], "answer": row[1]}] * 3)
@@ -110,7 +112,7 @@ def test_files_of_a_field_count_alike_whatever_their_length(tmp_path):
     assert meter.read(meter.sums())["evaluation"].values == pytest.approx([expected], rel=1e-5)
 
 
-def test_files_of_a_field_share_its_budget_by_tokens(tmp_path):
+def test_files_of_a_field_share_its_budget_by_tokens(tmp_path: Path) -> None:
     long = [{"prompt": f"{number}", "answer": "x" * 50} for number in range(40)]
     files = [write(tmp_path / "l.jsonl", long), write(tmp_path / "s.jsonl", plain(40))]
     meter = attach({"f": files}, share=0.05, interval_tokens=4000)
@@ -123,7 +125,7 @@ def test_files_of_a_field_share_its_budget_by_tokens(tmp_path):
     assert {question.file for question in attach({"f": files}, max_items=1).questions} == {0, 1}
 
 
-def test_accuracy_is_the_best_mean_over_choices(tmp_path):
+def test_accuracy_is_the_best_mean_over_choices(tmp_path: Path) -> None:
     choices = ["red", "green", "a rather long colour"]
     prompt = "Question: Which?\nAnswer:"
     best = int(np.argmax([logprobs(prompt, f" {choice}").mean() for choice in choices]))
@@ -143,7 +145,9 @@ def test_accuracy_is_the_best_mean_over_choices(tmp_path):
     )
 
 
-def test_ranks_split_the_questions_and_run_equally_many_passes(tmp_path, monkeypatch):
+def test_ranks_split_the_questions_and_run_equally_many_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cuvee.probes.evaluation_set._BATCH_TOKENS", 60)
     files = {
         "f": [write(tmp_path / "f.jsonl", plain(23))],
@@ -158,7 +162,7 @@ def test_ranks_split_the_questions_and_run_equally_many_passes(tmp_path, monkeyp
     assert len(models[0].rows) < len(alone._batches)
 
 
-def test_the_budget_is_kept_with_the_same_questions_every_time(tmp_path):
+def test_the_budget_is_kept_with_the_same_questions_every_time(tmp_path: Path) -> None:
     first, second = (
         write(tmp_path / "1.jsonl", plain(40)),
         write(tmp_path / "2.jsonl", plain(40, "another")),
@@ -179,7 +183,7 @@ def test_the_budget_is_kept_with_the_same_questions_every_time(tmp_path):
     assert len(attach({"many": [first]}).questions) == 40
 
 
-def test_long_prompts_lose_their_beginning_and_long_answers_are_left_out(tmp_path):
+def test_long_prompts_lose_their_beginning_and_long_answers_are_left_out(tmp_path: Path) -> None:
     rows = [{"prompt": "x" * 100, "answer": "end"}, {"prompt": "p", "answer": "y" * 20}]
     meter = attach({"f": [write(tmp_path / "f.jsonl", rows)]}, max_tokens=20)
     (question,) = meter.questions
@@ -196,14 +200,14 @@ def test_long_prompts_lose_their_beginning_and_long_answers_are_left_out(tmp_pat
         attach({"f": [good, long]}, max_tokens=20)
 
 
-def test_training_mode_comes_back(tmp_path):
+def test_training_mode_comes_back(tmp_path: Path) -> None:
     model = Bigram().train()
     meter = attach({"f": [write(tmp_path / "f.jsonl", plain(3))]}, model)
     meter.sums()
     assert model.training
 
 
-def test_rows_of_every_kind(tmp_path):
+def test_rows_of_every_kind(tmp_path: Path) -> None:
     rows = [
         {"prompt": "2+2=", "answer": "4", "question": "ignored"},
         {"prompt": "Sky: ", "choices": ["blue", "", "red"], "answer": "red"},
@@ -262,7 +266,7 @@ def test_rows_of_every_kind(tmp_path):
         ('{"prompt": "\\ud800", "answer": "a"}', "contains an unpaired surrogate"),
     ],
 )
-def test_bad_rows_are_named(tmp_path, row, message):
+def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
     path = write(tmp_path / "q.jsonl", [{"prompt": "p", "answer": "a"}, row])
     with pytest.raises(CorpusError) as caught:
         read_questions(path)
@@ -270,7 +274,7 @@ def test_bad_rows_are_named(tmp_path, row, message):
     assert len(str(caught.value)) < 400
 
 
-def test_bad_files_and_settings_are_explained(tmp_path):
+def test_bad_files_and_settings_are_explained(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"nowhere\.jsonl cannot be read"):
         attach({"f": [tmp_path / "nowhere.jsonl"]})
     with pytest.raises(CorpusError, match="contains no questions"):
@@ -286,7 +290,7 @@ def test_bad_files_and_settings_are_explained(tmp_path):
         EvaluationSet({"f": [path]}).attach(Context(Bigram(), torch.device("cpu")))
 
 
-def test_batching_and_padding_do_not_change_a_transformer_s_scores(tmp_path):
+def test_batching_and_padding_do_not_change_a_transformer_s_scores(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {
         "hidden_size": 16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,13 +84,16 @@ def test_other_fields_and_weights_are_refused() -> None:
 
 
 def test_questions_are_files_of_both_fields_in_one_order_or_none() -> None:
-    given = {"target": [Path("t.jsonl")], "general": ["g.jsonl"]}
-    assert list(question_files(given).items()) == [
+    given: dict[str, Any] = {"target": [Path("t.jsonl")], "general": ["g.jsonl"]}
+    found = question_files(given)
+    assert found is not None
+    assert list(found.items()) == [
         ("general", ["g.jsonl"]),
         ("target", ["t.jsonl"]),
     ]
     assert question_files(None) is None
-    for refused in ({}, {"general": ["g.jsonl"]}, {**given, "other": ["o.jsonl"]}):
+    wrong: list[dict[str, Any]] = [{}, {"general": ["g.jsonl"]}, {**given, "other": ["o.jsonl"]}]
+    for refused in wrong:
         for policy in (ScoringSampler, HistoryPolicy):
             with pytest.raises(PolicyError, match="it needs general and target"):
                 policy(evaluation=refused)

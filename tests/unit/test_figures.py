@@ -15,7 +15,7 @@ from cuvee.report.summary import summarise
 from cuvee.testing.runs import example_domains, example_run
 
 WIDE = tuple(
-    Domain(f"{topic}-{role}", 1_000, role=role)  # type: ignore[arg-type]
+    Domain(f"{topic}-{role}", 1_000, role=role)
     for role in ("source", "target")
     for topic in range(26)
 )

@@ -49,7 +49,7 @@ def test_the_order_of_domains_survives() -> None:
 
 
 def test_arrays_in_a_state_survive_to_the_bit() -> None:
-    state = {
+    state: dict[str, Any] = {
         "a": {
             "b": np.array([[1 / 3, -0.0], [5e-324, np.inf]]),
             "c": np.float32(0.1),
@@ -62,8 +62,8 @@ def test_arrays_in_a_state_survive_to_the_bit() -> None:
     }
     back = _unpack(json.loads(json.dumps(_pack(state))))
     for ours, theirs in (
-        (state["a"]["b"], back["a"]["b"]),  # type: ignore[call-overload]
-        (state["a"]["d"][0], back["a"]["d"][0]),  # type: ignore[call-overload, index]
+        (state["a"]["b"], back["a"]["b"]),
+        (state["a"]["d"][0], back["a"]["d"][0]),
         (state["empty"], back["empty"]),
         (state["scalar"], back["scalar"]),
         (state["flags"], back["flags"]),

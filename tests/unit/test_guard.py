@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
+from cuvee.core.epochs import EpochCaps
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
@@ -393,7 +394,7 @@ def test_limits_that_acted_are_named() -> None:
         "epochs": (Limits(epochs={"d0": 1.0}), [0.9, 0.1]),
     }
     for named, (limits, later) in paths.items():
-        policy = Scripted(lambda t, later=later: [0.5, 0.5] if t == 0 else later)
+        policy = Scripted([[0.5, 0.5], later, later].__getitem__)
         _, records = play(Guard(policy, limits), ScriptedTrainer(some_domains(2), 3))
         assert records[1]["limits"] == [named]
 
@@ -406,10 +407,11 @@ def test_other_limits_that_cannot_be_meant_are_named() -> None:
     ]:
         with pytest.raises(PolicyError, match=named):
             Guard(Exp3(), limits).mixture(start)
-    for epochs, named in [
+    wrong: list[tuple[EpochCaps, str]] = [
         (0.0, "epoch cap of d0 is 0"),
         (float("nan"), "epoch cap of d0 is nan"),
         ({"latin": 2}, "epoch cap for unknown domain latin"),
-    ]:
+    ]
+    for epochs, named in wrong:
         with pytest.raises(ConfigError, match=named):
             Guard(Exp3(), Limits(epochs=epochs)).mixture(start)

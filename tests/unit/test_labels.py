@@ -16,7 +16,6 @@ from cuvee.core.errors import CorpusError
 from cuvee.data.ingest import reading
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.data.ingest.raw import find_sources
-from cuvee.data.label import labels
 from cuvee.data.label import writing as label_writing
 from cuvee.data.label.labelers import (
     ByColumn,
@@ -29,7 +28,7 @@ from cuvee.data.label.labelers import (
     Way,
 )
 from cuvee.data.label.labels import LabelSettings, label
-from cuvee.data.label.report import agreement, read_labels
+from cuvee.data.label.report import Labels, agreement, read_labels
 from labelled_text import content_of, read_text, write_text
 
 
@@ -38,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "raw")
 
 
-def relabel(source: Path, out: Path, way: Way, **settings: Any) -> labels.Labels:
+def relabel(source: Path, out: Path, way: Way, **settings: Any) -> Labels:
     return label([source], out, way, LabelSettings(**settings), workers=1)
 
 
@@ -406,9 +405,9 @@ def test_any_number_of_processes_gives_the_same_bytes(text: Path, tmp_path: Path
 def test_agreement_by_hand() -> None:
     same = agreement({"a": {"x": 5}, "b": {"y": 3}})
     assert same.adjusted_mutual_information == pytest.approx(1)
-    assert (same.homogeneity, same.completeness) == (pytest.approx(1), pytest.approx(1))
+    assert (same.homogeneity, same.completeness) == pytest.approx((1, 1))
     split = agreement({"a": {"x": 4, "y": 4}, "b": {"z": 8}})
-    assert (split.homogeneity, split.completeness) == (pytest.approx(1), pytest.approx(2 / 3))
+    assert (split.homogeneity, split.completeness) == pytest.approx((1, 2 / 3))
     one = agreement({"a": {"x": 4, "y": 4}})
     assert one.model_dump() == {
         "adjusted_mutual_information": None,

@@ -144,7 +144,10 @@ def test_the_meter_gives_every_token_loss_to_its_own_domain(data: st.DataObject,
             loss_BL = (generator.random(shape) * counted_BL).astype(np.float32)
             domain_BL = generator.integers(0, K, shape)
             batch = MicroBatch(
-                *map(torch.from_numpy, (np.zeros(shape), domain_BL, counted_BL)), 3.0
+                torch.zeros(shape),
+                torch.from_numpy(domain_BL),
+                torch.from_numpy(counted_BL),
+                denominator=3.0,
             )
             meter.after_forward(batch, torch.from_numpy(loss_BL))
             losses += loss_BL.ravel().tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,10 +40,11 @@ def test_rates_rise_in_the_warmup_then_never_again(
 
 
 def test_cosine_is_halfway_down_at_half_time_and_wsd_still_at_the_top() -> None:
-    for schedule, expected in (("cosine", 0.55), ("wsd", 1.0)):
+    middles: dict[Literal["cosine", "wsd"], float] = {"cosine": 0.55, "wsd": 1.0}
+    for schedule, expected in middles.items():
         settings = TrainerSettings(
             steps=111, warmup_ratio=10 / 111, schedule=schedule, learning_rate=1.0
-        )  # type: ignore[arg-type]
+        )
         assert settings.learning_rate_at(0) == pytest.approx(0.1)
         assert settings.learning_rate_at(9) == 1.0
         assert settings.learning_rate_at(60) == pytest.approx(expected)

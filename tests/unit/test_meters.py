@@ -79,7 +79,7 @@ def test_a_denominator_may_be_set_after_the_forward_pass() -> None:
     loss_BL = token_losses(model, open_batch)
     late.after_forward(open_batch, loss_BL.detach())
     open_batch.denominator = batch.denominator
-    (loss_BL.sum() / batch.denominator).backward()
+    (loss_BL.sum() / batch.bound()).backward()
     late.before_update()
     expected = read(early).probes["alignment"].values
     np.testing.assert_allclose(read(late).probes["alignment"].values, expected, rtol=1e-6)

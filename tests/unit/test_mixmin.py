@@ -14,6 +14,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.task import task_of
 from cuvee.methods.mixmin import MixMin, mixture_of_outputs, output_loss
+from cuvee.policies.files import document_of
 from cuvee.probes.token_losses import NAME, ValidTokenLosses
 from registered import SPACE
 
@@ -69,10 +70,10 @@ def test_the_data_of_a_known_mixture_has_that_mixture() -> None:
 
 def finished(policy: Policy, losses_DN: np.ndarray) -> Run:
     """The run of a proxy that ends with these token losses; its rows are those that its probe asks for."""
-    first = Signals(SPACE.domains, 0, 0.0, np.zeros(3), Measured.absent(3))
+    first = Signals(SPACE.domains, 0, 0.0, np.zeros(3, np.int64), Measured.absent(3))
     mixture = policy.mixture(Trajectory.start(first))
     probes = {NAME: Measured.all(losses_DN), "valid_loss": Measured.all(np.ones(3))}
-    last = Signals(SPACE.domains, 4, 1.0, np.ones(3), Measured.all(np.ones(3)), probes)
+    last = Signals(SPACE.domains, 4, 1.0, np.ones(3, np.int64), Measured.all(np.ones(3)), probes)
     task = json.loads(json.dumps(task_of({}, policy)))
     return Run(mixture.names[0], 0, task, Trajectory([first, last], [mixture]))
 
@@ -87,12 +88,12 @@ def losses_of(proxy: int, rows: int) -> np.ndarray:
 def test_one_proxy_a_domain_that_measures_token_losses_and_none_twice() -> None:
     method = MixMin(tokens=64)
     proposed = method.propose(SPACE, ())
-    weights = [policy.settings()["weights"] for policy in proposed]
+    weights = [document_of(policy)["settings"]["weights"] for policy in proposed]
     assert weights == [{n: float(n == name) for n in NAMES} for name in NAMES]
     assert [list(policy.probes) for policy in proposed] == [[ValidTokenLosses(tokens=64)]] * 3
     logged = [finished(policy, losses_of(k, 3)) for k, policy in enumerate(proposed)]
     left = method.propose(SPACE, logged[:2])
-    assert [policy.settings()["weights"] for policy in left] == weights[2:]
+    assert [document_of(policy)["settings"]["weights"] for policy in left] == weights[2:]
     assert method.propose(SPACE, logged) == []
     assert len(MixMin(tokens=128).propose(SPACE, logged)) == 3, "those measured other tokens"
 
@@ -103,7 +104,7 @@ def test_an_even_objective_with_symmetric_proxies_is_nearly_even() -> None:
     policy = method.commit(SPACE, logged)
     weights_K = policy.mixture(Trajectory.start(logged[0].trajectory.last)).weights_K
     assert weights_K == pytest.approx([1 / 3] * 3, abs=0.05)
-    evidence = policy.settings()["evidence"]
+    evidence = document_of(policy)["settings"]["evidence"]
     assert evidence["loss"] < min(evidence["losses"].values())
     assert list(evidence["losses"]) == NAMES
     assert evidence["missing"] == []
@@ -120,7 +121,7 @@ def test_weights_by_name_decide_what_counts() -> None:
         if name in rows:
             losses_DN[rows[name]] = 1.0
         logged.append(finished(policy, losses_DN))
-    weights = method.commit(SPACE, logged).settings()["weights"]
+    weights = document_of(method.commit(SPACE, logged))["settings"]["weights"]
     assert weights["math"] == pytest.approx(0.75, abs=1e-3)
     assert weights["web"] == pytest.approx(0.25, abs=1e-3)
 
@@ -128,7 +129,7 @@ def test_weights_by_name_decide_what_counts() -> None:
 def test_a_domain_whose_proxy_failed_gets_nothing_and_is_named() -> None:
     method = MixMin()
     logged = [finished(p, losses_of(k, 3)) for k, p in enumerate(method.propose(SPACE, ()))]
-    settings = method.commit(SPACE, logged[1:]).settings()
+    settings = document_of(method.commit(SPACE, logged[1:]))["settings"]
     assert settings["weights"]["web"] == 0.0
     assert settings["evidence"]["missing"] == ["web"]
 

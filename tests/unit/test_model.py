@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 from transformers import AutoModelForCausalLM
 
 from cuvee.core.errors import ConfigError
 from cuvee.training.model import PRESETS, build_model, model_config, size_of
-
-
-@dataclass
-class Words:
-    """The vocabulary of a corpus of that size."""
-
-    vocab_size: int = 300
-    end_of_text: int = 0
-
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        words = {f"w{i}": i for i in range(self.vocab_size)}
-        return tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+from vocabulary import Words
 
 
 @pytest.mark.parametrize("name", ["llama-0.1m", "llama-1m", "pythia-0.1m", "pythia-1m"])

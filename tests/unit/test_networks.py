@@ -76,13 +76,11 @@ def test_logits_are_bounded_and_nearly_unchanged_when_small() -> None:
     assert float(bounded(torch.tensor(0.5))) == pytest.approx(0.5, rel=2e-3)
 
 
-def test_an_untrained_actor_plays_its_reference() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.kind)
+def test_an_untrained_actor_plays_its_reference(architecture: Architecture) -> None:
     shape, reference_K = Shape(4, 3, 2, reference=1), torch.tensor([0.0, -2.3, 0.0, 0.5])
     domains_BKF = torch.randn(5, 4, 3)
     domains_BKF[..., 1] = reference_K
-    for kind in ("mlp", "transformer"):
-        actor = seeded(
-            0, lambda kind=kind: build_actor(shape, Architecture(kind, hidden=8, heads=2), 2)
-        )
-        weights = bounded(actor(domains_BKF, torch.randn(5, 2))[..., 0]).softmax(-1)
-        assert (weights - reference_K.softmax(-1)).abs().max() < 0.05
+    actor = seeded(0, lambda: build_actor(shape, architecture, 2))
+    weights = bounded(actor(domains_BKF, torch.randn(5, 2))[..., 0]).softmax(-1)
+    assert (weights - reference_K.softmax(-1)).abs().max() < 0.05

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cuvee.core.errors import ConfigError
+from cuvee.core.signals import Measured
 from cuvee.probes.base import Context
 from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
@@ -35,9 +38,9 @@ def test_weight_norms_and_their_changes_by_layer(kind: str) -> None:
     layers = model.base_model.layers
     meters = [WeightNorms().attach(context) for context in contexts(model)]
 
-    def measure() -> list[dict[str, np.ndarray]]:
-        total = sum(meter.sums() for meter in meters)
-        return [dict(meter.read(total)) for meter in meters]
+    def measure() -> list[Mapping[str, Measured]]:
+        total = meters[0].sums() + meters[1].sums()
+        return [meter.read(total) for meter in meters]
 
     def norms() -> np.ndarray:
         squares = (

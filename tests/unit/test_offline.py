@@ -109,8 +109,13 @@ def test_shaping_takes_out_what_all_runs_gain_and_keeps_their_order() -> None:
 def test_a_run_that_broke_off_forgoes_what_the_others_went_on_to_gain() -> None:
     whole = episodes(count=3)
     steady = [one._replace(rewards_T=np.ones(4, np.float32)) for one in whole]
+    first = whole[0]
     broken = Episode(
-        *(part[:3] for part in whole[0][:2]), whole[0].actions_TK[:2], np.ones(2, np.float32), True
+        first.domains_TKF[:3],
+        first.globals_TG[:3],
+        first.actions_TK[:2],
+        np.ones(2, np.float32),
+        terminated=True,
     )
     scale = ReturnScale.of(steady, 1.0)
     shaped = scale.shaped(broken, 4, 1.0) * scale.scale
@@ -228,6 +233,7 @@ def test_for_runs_of_one_interval_every_loss_is_that_of_cql() -> None:
             cql.policy(flat.next_domains_BKF, flat.next_globals_BG),
         )
     assert isinstance(here, LogisticNormal)
+    assert isinstance(there, LogisticNormal)
     policy = LogisticNormal(*(torch.stack(pair, 1) for pair in zip(here, there, strict=True)))
     tokens = batch.domains_BTKF[:, :-1]
 

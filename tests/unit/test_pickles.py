@@ -159,7 +159,7 @@ def test_a_copied_loader_has_a_log_of_mixtures_of_its_own(corpus: Corpus, how: s
     loader = StreamLoader(stream_over(corpus))
     dataset = StreamDataset(stream_over(corpus))
     copied, other = COPIES[how](loader), COPIES[how](dataset)
-    copied.set_mixture(Mixture(NAMES, [1.0, 0.0]))
+    copied.set_mixture(Mixture(NAMES, np.array([1.0, 0.0])))
     assert (loader.stream.last_version, copied.stream.last_version) == (0, 1)
     datasets = (dataset, other, loader._dataset, copied._dataset)
     logs = {each._updates._path for each in datasets}

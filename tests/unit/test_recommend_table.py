@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ ROWS = [
 ]
 
 
-def csv_of(path: Path, rows: list[dict[str, object]]) -> Path:
+def csv_of(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -129,7 +131,7 @@ def test_a_table_without_mixtures_or_metrics_is_refused(tmp_path: Path) -> None:
         read_runs([csv_of(tmp_path / "runs.csv", ROWS)], Columns(metrics=("nothing",)))
 
 
-def table(count: int = 12, **change: object) -> Runs:
+def table(count: int = 12, **change: Any) -> Runs:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(count, 2))
     runs = Runs(
@@ -140,7 +142,7 @@ def table(count: int = 12, **change: object) -> Runs:
         values_ND=values,
         shares_P=np.ones(1),
     )
-    return Runs(**{**runs.__dict__, **change})  # type: ignore[arg-type]
+    return Runs(**{**runs.__dict__, **change})
 
 
 def test_a_constant_metric_is_left_out_and_said_so() -> None:

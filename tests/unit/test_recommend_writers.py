@@ -14,7 +14,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.methods.baselines.designed import Designed
-from cuvee.methods.baselines.schedule import Schedule
+from cuvee.methods.baselines.schedule import Schedule, Scheduled
 from cuvee.policies.fixed import Fixed
 from cuvee.recommend.plan import Plan, Stage
 from cuvee.recommend.writers import FORMATS
@@ -149,6 +149,7 @@ def test_cuvee_trains_the_schedule() -> None:
         domains = tuple(Domain(name, 1) for name in TWO.domains)
 
     policy = Schedule(**content).commit(Space(), ())
+    assert isinstance(policy, Scheduled)
     assert policy.at(0.79, TWO.domains).as_dict() == pytest.approx(FIRST.as_dict())
     assert policy.at(0.8, TWO.domains).as_dict() == pytest.approx(SECOND.as_dict())
     assert method(ONE) == {"name": "given", "weights": FIRST.as_dict()}

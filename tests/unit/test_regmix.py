@@ -333,7 +333,9 @@ def test_a_domain_that_nobody_validated_counts_for_nothing() -> None:
             replace(
                 s,
                 probes={
-                    "valid_loss": Measured(s.probes["valid_loss"].values, [True, True, False, True])
+                    "valid_loss": Measured(
+                        s.probes["valid_loss"].values, np.array([True, True, False, True])
+                    )
                 },
             )
             for s in run.trajectory.signals

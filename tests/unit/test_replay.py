@@ -38,7 +38,7 @@ def test_the_oldest_are_overwritten_first(vector: bool) -> None:
     assert held.reward_BR[:, 0].tolist() == [4, 5, 2, 3]
     assert held.reward_BR.shape == (4, 3 if vector else 1)
     assert (held.next_domains_BKF - held.domains_BKF == 1).all()
-    assert buffer.reward_moments() == (3.5, pytest.approx(np.std([2, 3, 4, 5])))
+    assert buffer.reward_moments() == pytest.approx((3.5, float(np.std([2, 3, 4, 5]))))
 
 
 def test_ends_are_kept_apart() -> None:

@@ -202,10 +202,10 @@ def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
         tmp_path / "s.db", "runs", "audit", "acts", "--only", "refused", "--json"
     ).stdout.splitlines()
     assert [json.loads(line)["step"] for line in refused] == [1, 2]
-    shadow = cuvee(tmp_path / "s.db", "runs", "audit", "shadows").stdout
-    assert "8 decisions: 8 shadow" in shadow
-    assert "else accepted" in shadow
-    assert "else refused" in shadow
+    shadowed = cuvee(tmp_path / "s.db", "runs", "audit", "shadows").stdout
+    assert "8 decisions: 8 shadow" in shadowed
+    assert "else accepted" in shadowed
+    assert "else refused" in shadowed
 
 
 def test_the_report_of_a_group(place: Path, tmp_path: Path) -> None:

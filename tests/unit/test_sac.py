@@ -27,7 +27,7 @@ def test_target_entropy_is_that_of_a_policy_with_the_asked_spread(K: int) -> Non
 def test_a_new_policy_varies_each_weight_by_the_asked_spread(K: int) -> None:
     generator = torch.Generator().manual_seed(0)
     for kind in ("logistic-normal", "dirichlet"):
-        policy = simplex_policy(torch.zeros(K, 2), SACSettings(policy=kind, std=0.2))  # type: ignore[arg-type]
+        policy = simplex_policy(torch.zeros(K, 2), SACSettings(policy=kind, std=0.2))
         log_w = policy.sample(generator, (4000,)).log_weights
         centred = log_w - log_w.mean(-1, keepdim=True)
         assert float(centred.std(0).mean()) == pytest.approx(0.2 * math.sqrt(1 - 1 / K), rel=0.1)

@@ -11,7 +11,7 @@ import pytest
 
 from cuvee.core.errors import StoreError
 from cuvee.fleet.store.address import ENVIRONMENT, INSECURE, file_system_of, find_address
-from cuvee.fleet.store.migrate import HEAD
+from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.store.worker_name import is_dead, worker_name
 from cuvee.testing.store import StoreSuite

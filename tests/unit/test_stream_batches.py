@@ -1,6 +1,7 @@
 """What is in a batch: tokens, padding, documents, positions; and that all ways of gathering them agree."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_tokens_by_domain_are_exact_over_all_ranks() -> None:
         for r in range(3)
     ]
     batches = [next(stream) for stream in streams]
-    assert sum(b.tokens_K() for b in batches).tolist() == [48, 27]
+    assert np.sum([b.tokens_K() for b in batches], axis=0).tolist() == [48, 27]
     assert (batches[0].domain_BL == batches[0].domain_B[:, None]).all()
 
 
@@ -135,7 +136,12 @@ def test_lanes_of_a_step_are_those_of_the_whole_batch(
     """In any grouping, across a change of the mixture, for steps that are skipped or asked for twice."""
     mixture = Mixture.normalise(tuple(sizes), [1.0] * len(sizes))
     later = Mixture.normalise(tuple(sizes), range(1, len(sizes) + 1))
-    made = {"batch_size": 12, "sequence_length": 16, "seed": 3, "sampling": sampling}
+    made: dict[str, Any] = {
+        "batch_size": 12,
+        "sequence_length": 16,
+        "seed": 3,
+        "sampling": sampling,
+    }
     whole = MixtureStream(make_corpus(sizes), mixture, **made)
     lanes = MixtureStream(make_corpus(sizes), mixture, **made)
     whole.set_mixture(later, at_step=4)
@@ -170,7 +176,7 @@ def test_the_tokens_of_coming_steps_are_known_without_drawing_them() -> None:
     foreseen = stream.tokens_between(1, 6)
     assert stream.state_dict() == state
     batches = [next(stream) for _ in range(6)][1:]
-    drawn_K = sum(np.bincount(batch.domain_B, minlength=2) * 8 for batch in batches)
+    drawn_K = 8 * np.sum([np.bincount(b.domain_B, minlength=2) for b in batches], axis=0)
     assert foreseen == dict(zip(stream.names, drawn_K.tolist(), strict=True))
 
 
@@ -178,7 +184,7 @@ def test_the_tokens_of_coming_steps_are_known_without_drawing_them() -> None:
 def test_a_look_at_rows_before_the_start_changes_nothing(sampling: Sampling) -> None:
     sizes = {"web": 3000, "code": 900}
     mixture, later = Mixture.of({"web": 0.7, "code": 0.3}), Mixture.of({"web": 0.2, "code": 0.8})
-    made = {"batch_size": 6, "sequence_length": 8, "seed": 5, "sampling": sampling}
+    made: dict[str, Any] = {"batch_size": 6, "sequence_length": 8, "seed": 5, "sampling": sampling}
     untouched, seen = (MixtureStream(make_corpus(sizes), mixture, **made) for _ in range(2))
     seen.rows(0, [3])
     assert seen.mixture == mixture

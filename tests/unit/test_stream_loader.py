@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -17,8 +18,8 @@ CORPUS = make_corpus({"web": 6000, "code": 1500, "note": 9})
 NAMES = ("web", "code", "note")
 SCENARIO = Scenario(
     CORPUS,
-    Mixture(NAMES, [0.5, 0.4, 0.1]),
-    {9: Mixture(NAMES, [0.2, 0.7, 0.1]), 21: Mixture(NAMES, [1.0, 0.0, 0.0])},
+    Mixture(NAMES, np.array([0.5, 0.4, 0.1])),
+    {9: Mixture(NAMES, np.array([0.2, 0.7, 0.1])), 21: Mixture(NAMES, np.array([1.0, 0.0, 0.0]))},
     {"batch_size": 12, "sequence_length": 16, "seed": 3},
 )
 REFERENCE = SCENARIO.digests(SCENARIO.ranks(), 30)

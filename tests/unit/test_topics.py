@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.data.corpus.model_folder import find_model
-from cuvee.data.label.labels import Labels, LabelSettings, label
-from cuvee.data.label.report import agreement
+from cuvee.data.label.labels import LabelSettings, label
+from cuvee.data.label.report import Labels, agreement
 from cuvee.data.label.topics import ByTopics, _names, find_embedder
 from labelled_text import content_of, read_text, sections, write_text
 
@@ -60,11 +60,11 @@ def test_clusters_are_the_subjects_and_bear_their_words(subjects: Path, tmp_path
         cell = confusion.setdefault(row["subject"], {})
         cell[domain] = cell.get(domain, 0) + 1
     assert agreement(confusion).adjusted_mutual_information == pytest.approx(1)
-    for row in found.labels:
-        assert NAME_PATTERN.fullmatch(row.name)
-        subject = next(subject for subject, cells in confusion.items() if row.name in cells)
-        assert set(row.words) <= set(SUBJECTS[subject].split())
-        assert row.name == "-".join(row.words[:3])
+    for one in found.labels:
+        assert NAME_PATTERN.fullmatch(one.name)
+        subject = next(subject for subject, cells in confusion.items() if one.name in cells)
+        assert set(one.words) <= set(SUBJECTS[subject].split())
+        assert one.name == "-".join(one.words[:3])
     assert {split for split, *_ in read_text(tmp_path / "out")} == {"train", "valid"}
 
 

@@ -136,6 +136,7 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
         reference = make().model
         trainer.start(())
         batch = next(make().stream)
+        assert trainer._meters is not None
         trainer._train_step(trainer._meters, trainer.stream.domains)
         tokens, real = torch.from_numpy(batch.tokens_BL), torch.tensor(batch.counted_BL)
         labels = tokens.masked_fill(~real, -100)
@@ -259,7 +260,7 @@ def test_cost_counts_validation_and_what_probes_compute(make: Make, tmp_path: Pa
     validated = 3 * len(NAMES) * 256  # at the start, after two intervals of three, at the end
     asked = sum(float(s.probes["evaluation_tokens"].values) for s in signals)
     passes = trainer.cost.tokens + (validated + asked) / 3
-    layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
+    layer = 16 * 32  # hidden size and intermediate size of SMALL
     products = 2 * layer * 6 * 32 * (2 + 2 + 1) + 2 * layer * len(NAMES) ** 2 * len(signals)
     assert trainer.cost.flops == pytest.approx(
         passes * trainer.size.flops_per_token + products, rel=1e-12

@@ -144,7 +144,7 @@ def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Mo
     return actor if shape.reference is None else _Referred(actor, shape.reference)
 
 
-def build_critic(shape: Shape, architecture: Architecture) -> nn.Module:
+def build_critic(shape: Shape, architecture: Architecture) -> _MLPCritic | _TransformerCritic:
     """Return a critic, a module with two methods.
 
     `encode(domains_BKF, globals_BG)` encodes observations, (B, …). `value(encoded, action_BK)`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from cuvee.core.domain import Domain
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Policy
+from cuvee.core.protocols import Policy, Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.state import load_state, save_state
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Cost, Trajectory
 
 
 class ScriptedTrainer:
@@ -35,6 +36,20 @@ class ScriptedTrainer:
     @property
     def done(self) -> bool:
         return self.t >= self.intervals
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(tokens=self.t * self.tokens)
+
+    def state_dict(self) -> State:
+        return {"t": self.t, "seen": self._seen_K.copy()}
+
+    def restore(self, state: State, probes: Sequence[Probe]) -> None:
+        self.t = int(state["t"])
+        self._seen_K = np.array(state["seen"])
+
+    def export(self, folder: Path) -> None:
+        """There is no model to write."""
 
     def start(self, probes: Any) -> Signals:
         return self._signals(np.zeros(len(self.domains)))

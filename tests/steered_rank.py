@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ SMALL = {
 }
 
 
-def steered(corpus: Corpus, out: Path, rows: int, resume: str | None = None) -> dict[str, object]:
+def steered(corpus: Corpus, out: Path, rows: int, resume: str | None = None) -> dict[str, Any]:
     """AC-ODM over 8 rows a step, in whatever number of processes this is."""
     steer = Steering(corpus, "ac_odm", interval=4, sequence_length=32)
     args = steer.arguments(
@@ -79,7 +80,7 @@ def begin(corpus: Corpus, timeout: float) -> Controller:
     return controller
 
 
-def diverged(corpus: Corpus) -> dict[str, object]:
+def diverged(corpus: Corpus) -> dict[str, Any]:
     controller = begin(corpus, timeout=60.0)
     if dist.get_rank() == 1:
         controller._updates = [controller.stream.set_mixture(Mixture.uniform(corpus.names), 0)]
@@ -90,7 +91,7 @@ def diverged(corpus: Corpus) -> dict[str, object]:
     return {}
 
 
-def missing(corpus: Corpus) -> dict[str, object]:
+def missing(corpus: Corpus) -> dict[str, Any]:
     controller = begin(corpus, timeout=2.0)
     if dist.get_rank() == 1:
         time.sleep(8.0)
