@@ -68,7 +68,7 @@ from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import save_policy
 from cuvee.policies.history.policy import HistoryPolicy
 from cuvee.recipes.config.schema import short_digest
-from cuvee.recipes.diagnosis import diagnose
+from cuvee.recipes.reports.diagnosis import diagnose
 from cuvee.recipes.search import logged_runs, run_proxies
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.model import PRESETS

@@ -22,7 +22,7 @@ from cuvee.recipes.compare import compare
 from cuvee.recipes.config.schema import CompareConfig, PolicyChoice, TrainConfig, load
 from cuvee.recipes.progress.stopping import Stopped
 from cuvee.recipes.progress.watch import Progress, Unobserved
-from cuvee.recipes.reporting import tables
+from cuvee.recipes.reports.reporting import tables
 from cuvee.recipes.train import train
 from cuvee.report.words import amount
 from stdlib_corpus import stdlib_corpus

@@ -27,7 +27,7 @@ from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.recipes.diagnosis import diagnose
+from cuvee.recipes.reports.diagnosis import diagnose
 from cuvee.simulation.continual import continual
 from cuvee.simulation.dynamics_model import as_logged
 from cuvee.simulation.simulator import Simulator

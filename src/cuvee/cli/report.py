@@ -27,7 +27,7 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write one self-contained HTML page: mixtures, losses by domain, final results with cost."""
-    from cuvee.recipes.reporting import write_stored
+    from cuvee.recipes.reports.reporting import write_stored
     from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:

@@ -144,7 +144,7 @@ def export_runs(
     group: GroupOption = None,
 ) -> None:
     """Write runs to one file: complete as JSON, or a table by interval and domain as Parquet."""
-    from cuvee.recipes.export import export
+    from cuvee.recipes.reports.export import export
     from cuvee.recipes.stores import find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:

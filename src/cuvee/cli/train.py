@@ -73,7 +73,7 @@ def compare(
     from cuvee.cli.display.live import view
     from cuvee.recipes import compare as recipe
     from cuvee.recipes.config.schema import CompareConfig, load
-    from cuvee.recipes.reporting import tables
+    from cuvee.recipes.reports.reporting import tables
     from cuvee.report.page import write_report
 
     wanted = load(CompareConfig, config, overrides or ())

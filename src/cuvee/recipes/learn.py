@@ -13,7 +13,7 @@ from cuvee.core.protocols import Domains, Lesson, Method, Policy, ResumableMetho
 from cuvee.core.trajectory import Cost, Run
 from cuvee.learning.history_learning import Learned
 from cuvee.policies.files import save_policy
-from cuvee.recipes.diagnosis import diagnose
+from cuvee.recipes.reports.diagnosis import diagnose
 from cuvee.report.learning import logged_spaces, write_diagnostics
 from cuvee.training.placement import computing_threads
 

@@ -1,0 +1,1 @@
+"""Runs as files for people and other programs: report pages, diagnostics, exports."""
