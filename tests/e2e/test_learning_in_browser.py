@@ -18,7 +18,7 @@ def test_every_plot_is_drawn(tmp_path: Path) -> None:
         name="2 domains, 6 intervals",
         domains=(Domain("web", 900), Domain("maths", 50, "target")),
         path_TK=np.stack([np.linspace(0.9, 0.4, T), np.linspace(0.1, 0.6, T)], axis=1),
-        walks_NT=np.random.default_rng(0).uniform(size=(4, T)),
+        target_shares_NT=np.random.default_rng(0).uniform(size=(4, T)),
         best_N=np.array([0.0, 1, 0, 0]),
         values={"own": np.zeros(T), "uniform": np.full(T, -0.1)},
         q_std_T=np.full(T, 0.1),

@@ -25,7 +25,7 @@ def view(**changes: Any) -> SpaceView:
         name="3 domains, 8 intervals",
         domains=DOMAINS,
         path_TK=RISING,
-        walks_NT=np.random.default_rng(0).uniform(size=(5, T)),
+        target_shares_NT=np.random.default_rng(0).uniform(size=(5, T)),
         best_N=np.array([1.0, 0, 0, 0, 0]),
         values={"own": np.zeros(T), "uniform": np.full(T, -0.1)},
         q_std_T=np.full(T, 0.1),

@@ -273,7 +273,7 @@ def test_runs_whose_domains_changed_are_learned_from_and_not_evaluated_on() -> N
         "Run changed-run-2-0 is not part of the evaluation: its domains changed in interval 3 (source0 was added)."
         in view.verdict
     )
-    assert len(view.walks_NT) == len(RUNS)
+    assert len(view.target_shares_NT) == len(RUNS)
 
 
 def test_diagnostics_show_the_runs_that_it_was_learned_from_or_evaluated_on() -> None:
@@ -282,7 +282,7 @@ def test_diagnostics_show_the_runs_that_it_was_learned_from_or_evaluated_on() ->
     learned = learn([*RUNS, blind], Feedback(), settings(), seed=3)
     (plain,) = diagnose(learned, RUNS)
     (view,) = diagnose(learned, [blind, *RUNS, later])
-    assert np.array_equal(view.walks_NT, plain.walks_NT)
+    assert np.array_equal(view.target_shares_NT, plain.target_shares_NT)
     assert view.heuristics == plain.heuristics
     ends_N = np.array([Feedback()(one.trajectory).values[-1] for one in RUNS])
     assert ends_N[view.best_N > 0].min() > ends_N[view.best_N == 0].max()

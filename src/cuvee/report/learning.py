@@ -19,7 +19,7 @@ from cuvee.report.figures import add_stack, plain, style
 from cuvee.report.page import Panel, fill
 from cuvee.report.trajectories import trajectories_figure
 
-_WALKS = 120
+_MOST_RUNS = 120  # drawn in a figure
 _FLAT = 0.003  # standard deviations of a return; if mixtures differ by less, nothing was learned
 
 
@@ -44,7 +44,7 @@ class SpaceView:
     domains: tuple[Domain, ...]
     path_TK: FloatArray
     """The policy's mixtures in a dynamics model that is fitted to the logged runs."""
-    walks_NT: FloatArray
+    target_shares_NT: FloatArray
     """Target shares of the runs from which it was learned or on which it was evaluated."""
     best_N: FloatArray
     """1 for the runs with the highest returns, else 0."""
@@ -242,12 +242,12 @@ def _progress(view: SpaceView) -> FloatArray:
 def _target_figure(view: SpaceView) -> go.Figure:
     figure = go.Figure()
     progress_T = _progress(view)
-    order = np.argsort(view.best_N, kind="stable")[-_WALKS:]  # the best runs last, so on top
+    order = np.argsort(view.best_N, kind="stable")[-_MOST_RUNS:]  # the best runs last, so on top
     for n in order:
         best = bool(view.best_N[n])
         figure.add_scatter(
             x=progress_T,
-            y=view.walks_NT[n],
+            y=view.target_shares_NT[n],
             mode="lines",
             line={
                 "color": method_colour(1) if best else FAINT,

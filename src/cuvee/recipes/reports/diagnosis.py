@@ -47,12 +47,12 @@ def _view(
     path = estimate.path
     feedback = learned.feedback
     quantile = learned.settings.quantile
-    walks = [
-        walk
-        for walk in logged
-        if walk.names == path.names and len(walk) == len(path) and domain_change(walk) is None
+    trajectories = [
+        one
+        for one in logged
+        if one.names == path.names and len(one) == len(path) and domain_change(one) is None
     ]
-    returns_N = np.array([feedback(walk).values[-1] for walk in walks])
+    returns_N = np.array([feedback(one).values[-1] for one in trajectories])
     best_N = returns_N >= np.quantile(returns_N, 1 - quantile)
     target_K = np.array([domain.is_target for domain in path.domains])
     values, q_std_T, disagreement_T = _opinions(learned.policy, path, feedback)
@@ -60,7 +60,9 @@ def _view(
         name=name,
         domains=path.domains,
         path_TK=path.weights_TK(),
-        walks_NT=np.stack([walk.weights_TK()[:, target_K].sum(axis=1) for walk in walks]),
+        target_shares_NT=np.stack(
+            [one.weights_TK()[:, target_K].sum(axis=1) for one in trajectories]
+        ),
         best_N=best_N.astype(np.float64),
         values=values,
         q_std_T=q_std_T,
@@ -76,7 +78,10 @@ def _view(
             for one in learned.evaluations
         ],
         heuristics=_scores(
-            path, [walk for walk, best in zip(walks, best_N, strict=True) if best], walks, feedback
+            path,
+            [one for one, best in zip(trajectories, best_N, strict=True) if best],
+            trajectories,
+            feedback,
         ),
         verdict=[
             *verdict(estimate, int(learned.provenance["support"]["update"])),
@@ -151,28 +156,31 @@ def _opinions(
 
 
 def _scores(
-    path: Trajectory, best: Sequence[Trajectory], walks: Sequence[Trajectory], feedback: Feedback
+    path: Trajectory,
+    best: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
+    feedback: Feedback,
 ) -> dict[str, tuple[float, float, float]]:
-    columns = [_mean_scores(group[:_SCORED], feedback) for group in ([path], best, walks)]
+    columns = [_mean_scores(group[:_SCORED], feedback) for group in ([path], best, trajectories)]
     return {name: (columns[0][i], columns[1][i], columns[2][i]) for i, name in enumerate(CRITERIA)}
 
 
-def _mean_scores(walks: Sequence[Trajectory], feedback: Feedback) -> list[float]:
+def _mean_scores(trajectories: Sequence[Trajectory], feedback: Feedback) -> list[float]:
     """Return the mean over all decisions of each of `CRITERIA`.
 
     Target progress is measured against a target share that rises evenly to one half.
     """
     found = []
-    for walk in walks:
-        source_K = heuristics.role_shares(walk.domains, "source")
-        target_K = np.array([domain.is_target for domain in walk.domains])
-        weights_TK = walk.weights_TK()
-        e_T1 = feedback(walk).values
+    for trajectory in trajectories:
+        source_K = heuristics.role_shares(trajectory.domains, "source")
+        target_K = np.array([domain.is_target for domain in trajectory.domains])
+        weights_TK = trajectory.weights_TK()
+        e_T1 = feedback(trajectory).values
         before = np.concatenate([source_K[None], source_K[None], weights_TK])
         for t, weights_K in enumerate(weights_TK):
             one = weights_K[None]
             last_K = before[t + 1]
-            wanted = heuristics.rising_share(0.0, 0.5, 1.0, walk.signals[t].progress)
+            wanted = heuristics.rising_share(0.0, 0.5, 1.0, trajectory.signals[t].progress)
             change = float(e_T1[t] - e_T1[t - 1]) if t else 0.0
             found.append(
                 [
