@@ -17,7 +17,9 @@ _MODULES = {
 }
 
 
-def stdlib_corpus(folder: Path, vocab_size: int = 512, targets: tuple[str, ...] = ()) -> Corpus:
+def stdlib_corpus(
+    folder: Path, vocab_size: int = 512, targets: tuple[str, ...] = (), test_share: float = 0.0
+) -> Corpus:
     """Three domains of about 40 thousand tokens each, a tenth of the documents for validation."""
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = folder / "sources"
@@ -26,5 +28,7 @@ def stdlib_corpus(folder: Path, vocab_size: int = 512, targets: tuple[str, ...] 
         sections = [part for file in files for part in (library / file).read_text().split("\n\n\n")]
         rows = (json.dumps({"text": section}) for section in sections)
         (sources / f"{name}.jsonl").write_text("\n".join(rows))
-    settings = BuildSettings(vocab_size=vocab_size, valid_share=0.1, targets=targets)
+    settings = BuildSettings(
+        vocab_size=vocab_size, valid_share=0.1, test_share=test_share, targets=targets
+    )
     return build([sources], folder / "corpus", settings, workers=1)

@@ -68,7 +68,9 @@ def test_the_same_bytes_with_any_number_of_workers(
 def test_hugging_face_data_sets(tmp_path: Path) -> None:
     law = Dataset.from_dict({"body": texts("law"), "n": list(range(40))})
     mail = Dataset.from_dict({"body": texts("mail")})
-    settings = BuildSettings(vocab_size=300, text_column="body", targets=("law",), valid_share=0)
+    settings = BuildSettings(
+        vocab_size=300, text_column="body", targets=("law",), valid_share=0, test_share=0
+    )
     corpus = build({"mail": mail, "law": law}, tmp_path / "corpus", settings, workers=1)
     assert corpus.names == ("law", "mail")
     assert documents(corpus, "law") == texts("law")

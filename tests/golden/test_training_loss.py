@@ -39,7 +39,10 @@ def test_training_losses_are_what_they_were(tmp_path: Path) -> None:
         rows = (json.dumps({"text": text}) for text in _documents(seed))
         (tmp_path / "text" / f"{name}.jsonl").write_text("\n".join(rows))
     corpus = build(
-        [tmp_path / "text"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1
+        [tmp_path / "text"],
+        tmp_path / "corpus",
+        BuildSettings(vocab_size=300, test_share=0),
+        workers=1,
     )
     settings = TrainerSettings(
         steps=12,

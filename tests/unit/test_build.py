@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuvee.core.domain import SPLITS
 from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.manifest import digest
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.corpus.tokenizer import train_tokenizer
 from cuvee.data.ingest import build as module
 from cuvee.data.ingest import survey
+from cuvee.data.ingest.adopt import adopt
 from cuvee.data.ingest.build import BuildSettings, build
 
 SMALL = BuildSettings(vocab_size=300)
@@ -65,8 +68,13 @@ def test_every_document_arrives_once_in_order(sources: Path, tmp_path: Path) -> 
     assert corpus.vocab_size <= 300
     for name in corpus.names:
         train = documents(corpus, corpus.pool(name))
-        valid = documents(corpus, corpus.pool(name, "valid")) if corpus.has(name, "valid") else []
-        assert sorted(train + valid) == sorted(texts(name))
+        held_out = [
+            text
+            for split in ("valid", "test")
+            if corpus.has(name, split)
+            for text in documents(corpus, corpus.pool(name, split))
+        ]
+        assert sorted(train + held_out) == sorted(texts(name))
         assert [text for text in texts(name) if text in set(train)] == train
         domain = corpus.domains[corpus.names.index(name)]
         assert domain.tokens == len(corpus.pool(name))
@@ -193,12 +201,66 @@ def test_mended_sources_take_the_place_of_an_unfinished_build(
     assert content(tmp_path / "corpus") == content(tmp_path / "clean")
 
 
+def test_the_test_split_is_apart_and_leaves_validation_as_it_was(tmp_path: Path) -> None:
+    path = put(tmp_path / "law.jsonl", texts("law", 600))
+    without, with_test = (
+        build([path], tmp_path / name, BuildSettings(vocab_size=300, valid_share=0.1, test_share=t))
+        for name, t in (("without", 0.0), ("with", 0.1))
+    )
+    assert not without.has("law", "test")
+    valid, test, train = (
+        set(documents(with_test, with_test.pool("law", split)))
+        for split in ("valid", "test", "train")
+    )
+    assert valid == set(documents(without, without.pool("law", "valid")))
+    assert train | test == set(documents(without, without.pool("law")))
+    assert 30 <= len(test) <= 90
+    assert not test & train
+    with_test.verify()
+    hidden = with_test.without_test()
+    assert not hidden.has("law", "test")
+    assert hidden.fingerprint == with_test.fingerprint
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0)])
+def test_shares_that_leave_no_training_text_are_refused(shares: tuple[float, float]) -> None:
+    with pytest.raises(CorpusError, match=r"(valid|test)_share is .*: (it|their sum) must"):
+        BuildSettings(valid_share=shares[0], test_share=shares[1])
+
+
+def test_folders_define_the_splits_and_a_test_folder_is_used_if_it_is_there(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        put(tmp_path / "text" / split / "law.jsonl", texts(f"{split} law", 5))
+    corpus = build([tmp_path / "text"], tmp_path / "corpus", SMALL, workers=1)
+    for split in SPLITS:
+        assert documents(corpus, corpus.pool("law", split)) == texts(f"{split} law", 5)
+    shards = tmp_path / "corpus"
+    adopted = adopt([shards], tmp_path / "adopted", tokenizer=shards / "tokenizer.json")
+    assert documents(adopted, adopted.pool("law", "test")) == texts("test law", 5)
+
+
+def test_a_corpus_of_format_1_opens_and_keeps_its_fingerprint(
+    sources: Path, tmp_path: Path
+) -> None:
+    settings = BuildSettings(vocab_size=300, test_share=0)
+    folder = build([sources], tmp_path / "corpus", settings, workers=1).folder
+    document = json.loads((folder / "manifest.json").read_text())
+    fingerprint = document.pop("fingerprint")
+    del document["checksum"]
+    document["format"] = 1
+    for domain in document["domains"]:
+        del domain["test"]
+    old = {**document, "fingerprint": fingerprint, "checksum": digest(document)}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    assert Corpus.open(folder).fingerprint == fingerprint
+
+
 def test_domains_from_a_column(tmp_path: Path) -> None:
     put(tmp_path / "text" / "1.jsonl", texts("law"), topic="law")
     put(tmp_path / "text" / "2.jsonl", texts("mail"), topic="mail")
     put(tmp_path / "text" / "3.jsonl", texts("laws"), topic="law")
     settings = BuildSettings(
-        vocab_size=300, domain_column="topic", targets=("mail",), valid_share=0
+        vocab_size=300, domain_column="topic", targets=("mail",), valid_share=0, test_share=0
     )
     corpus = build([tmp_path / "text"], tmp_path / "corpus", settings, workers=1)
     assert [(domain.name, domain.role) for domain in corpus.domains] == [
@@ -262,7 +324,7 @@ def test_very_many_files_are_summed_up_in_the_manifest(
     for name in ("law", "mail"):
         for i in range(8):
             put(tmp_path / "text" / name / f"{i}.jsonl", [f"{name} {i} in a few words"])
-    settings = BuildSettings(vocab_size=300, valid_share=0)
+    settings = BuildSettings(vocab_size=300, valid_share=0, test_share=0)
     full = build([tmp_path / "text"], tmp_path / "full", settings, workers=1).manifest.sources
     assert [source.label for source in full][:2] == ["text/law/0.jsonl", "text/law/1.jsonl"]
     monkeypatch.setattr(module, "_MOST_ENTRIES", 10)
@@ -273,7 +335,7 @@ def test_very_many_files_are_summed_up_in_the_manifest(
 
 def test_two_domains_of_one_name_are_one(sources: Path, tmp_path: Path) -> None:
     put(tmp_path / "more" / "law.jsonl", texts("tort"))
-    settings = BuildSettings(vocab_size=300, valid_share=0)
+    settings = BuildSettings(vocab_size=300, valid_share=0, test_share=0)
     corpus = build(
         [sources / "law.jsonl", tmp_path / "more"], tmp_path / "corpus", settings, workers=1
     )

@@ -89,10 +89,10 @@ def test_what_is_not_a_whole_corpus_is_refused_with_a_remedy(folder: Path, tmp_p
         ("[]", "has no format number"),
         ("[" * 100_000, "is damaged"),
         (
-            whole.replace('"format": 1', '"format": 2'),
-            "has format 2, but this version of cuvee reads up to 1: upgrade",
+            whole.replace('"format": 2', '"format": 3'),
+            "has format 3, but this version of cuvee reads up to 2: upgrade",
         ),
-        (whole.replace('"format": 1', '"format": 0'), "is damaged"),
+        (whole.replace('"format": 2', '"format": 0'), "is damaged"),
         (
             whole.replace('"role": "source"', '"role": "target"', 1),
             "was altered after it was written",

@@ -276,7 +276,7 @@ def test_a_label_without_training_text_is_set_aside(tmp_path: Path) -> None:
         (tmp_path / "raw" / split / "all.jsonl").write_text("\n".join(rows))
     found = relabel(tmp_path / "raw", tmp_path / "out", ByColumn("k"))
     assert found.left_out == {"c": 1}
-    assert (tmp_path / "out" / "left_out" / "c.jsonl.gz").exists()
+    assert (tmp_path / "out" / "left_out" / "valid" / "c.jsonl.gz").exists()
     assert len(find_sources([tmp_path / "out"])[0]) == 4
     corpus = build(
         [tmp_path / "out"], tmp_path / "corpus", BuildSettings(vocab_size=300), workers=1

@@ -62,6 +62,12 @@ def build(
             help="Share of documents for validation, unless sources have train/ and valid/."
         ),
     ] = 0.05,
+    test_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of documents kept for the test of final models, unless sources have train/ and valid/."
+        ),
+    ] = 0.05,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenize. Default: one per core.")
     ] = None,
@@ -94,6 +100,7 @@ def build(
             vocab_size=4096 if vocab_size is None else vocab_size,
             end_of_text=end_of_text,
             valid_share=valid_share,
+            test_share=test_share,
             max_bad_rows=max_bad_rows,
         )
         bar = progress_bar(disable=not progress)
@@ -150,7 +157,15 @@ def _table(corpus: Corpus) -> Table:
     )
     table.add_column("domain")
     table.add_column("role")
-    for title in ("documents", "tokens", "share", "bytes/token", "MTLD", "valid tokens"):
+    for title in (
+        "documents",
+        "tokens",
+        "share",
+        "bytes/token",
+        "MTLD",
+        "valid tokens",
+        "test tokens",
+    ):
         table.add_column(title, justify="right")
     entries = corpus.manifest.domains
     total = sum(entry.train.tokens for entry in entries)
@@ -165,6 +180,7 @@ def _table(corpus: Corpus) -> Table:
             f"{corpus.bytes_per_token(entry.name):.2f}" if known else "–",
             f"{entry.scores['mtld']:.1f}" if "mtld" in entry.scores else "–",
             f"{entry.valid.tokens:,}" if entry.valid else "–",
+            f"{entry.test.tokens:,}" if entry.test else "–",
         )
     known_bytes = [
         entry.train.text_bytes for entry in entries if entry.train.text_bytes is not None
@@ -179,5 +195,6 @@ def _table(corpus: Corpus) -> Table:
         f"{sum(known_bytes) / total:.2f}" if len(known_bytes) == len(entries) else "–",
         "",
         f"{sum(entry.valid.tokens for entry in entries if entry.valid):,}",
+        f"{sum(entry.test.tokens for entry in entries if entry.test):,}",
     )
     return table

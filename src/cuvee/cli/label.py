@@ -75,6 +75,12 @@ def label(
             help="Share of documents for validation, unless sources have train/ and valid/."
         ),
     ] = 0.05,
+    test_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of documents for the test of final models, unless sources have train/ and valid/."
+        ),
+    ] = 0.05,
     workers: Annotated[
         int | None, typer.Option(help="Processes that label. Default: one per core.")
     ] = None,
@@ -98,6 +104,7 @@ def label(
         targets=tuple(target or ()),
         by_role=roles,
         valid_share=valid_share,
+        test_share=test_share,
         max_bad_rows=max_bad_rows,
     )
     bar = progress_bar(disable=not progress)
@@ -225,7 +232,7 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
     if labels.left_out:
         lines.append(
             f"no training text for {', '.join(labels.left_out)}: "
-            f"{sum(labels.left_out.values())} validation documents are in {folder / 'left_out'}"
+            f"{sum(labels.left_out.values())} validation and test documents are in {folder / 'left_out'}"
         )
     if labels.bad_rows:
         lines.append(f"{labels.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")

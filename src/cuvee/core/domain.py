@@ -11,7 +11,9 @@ import numpy as np
 from cuvee.core.arrays import FloatArray
 
 Role = Literal["source", "target"]
-Split = Literal["train", "valid"]
+Split = Literal["train", "valid", "test"]
+"""Models train on "train" and are validated on "valid". Methods may read both. A final model is tested on "test"."""
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)

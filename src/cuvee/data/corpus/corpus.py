@@ -6,6 +6,7 @@ The files of a corpus in the folder DIR:
     DIR/tokenizer.json              the tokenizer, if there is one
     DIR/train/NAME.bin, NAME.idx    training tokens of one domain in Megatron-LM's format
     DIR/valid/NAME.bin, NAME.idx    validation tokens of one domain
+    DIR/test/NAME.bin, NAME.idx     test tokens of one domain
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ class Corpus:
         """Return whether domain `name` has tokens in `split`. Every domain has training tokens."""
         return getattr(self._entry(name), split) is not None
 
+    def without_test(self) -> Corpus:
+        """Return this corpus, with the same fingerprint, without its test split.
+
+        Methods and their proxy runs get it, so that they cannot read what final models are tested on.
+        """
+        entries = [entry.model_copy(update={"test": None}) for entry in self.manifest.domains]
+        hidden = Corpus(self.folder, self.manifest.model_copy(update={"domains": tuple(entries)}))
+        hidden.fingerprint = self.fingerprint
+        return hidden
+
     def pool(self, name: str, split: Split = "train") -> TokenPool:
         """Return the tokens of one domain and split.
 
@@ -95,7 +106,7 @@ class Corpus:
         """
         if (name, split) not in self._pools:
             entry = self._shard(name, split)
-            _allow_open_files(len(self.manifest.domains) * 2)
+            _allow_open_files(len(self.manifest.domains) * 3)
             self._check_sizes(entry)
             prefix = self.folder / entry.path
             pool = open_shard(prefix, name)
@@ -188,12 +199,7 @@ class Corpus:
 
     def _shards(self) -> Sequence[tuple[str, ShardEntry]]:
         entries = self.manifest.domains
-        return [
-            (entry.name, shard)
-            for entry in entries
-            for shard in (entry.train, entry.valid)
-            if shard
-        ]
+        return [(entry.name, shard) for entry in entries for shard in entry.shards]
 
     def _check_sizes(self, shard: ShardEntry) -> None:
         prefix = self.folder / shard.path

@@ -14,7 +14,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
 from cuvee.core.mixture import NAME_PATTERN
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # format 1 has no test split
 NAME = "manifest.json"
 
 Count = Annotated[int, Field(ge=0)]
@@ -51,13 +51,19 @@ class ShardEntry(_Entry):
 
 
 class DomainEntry(_Entry):
-    """One domain. `valid` is None if it has no validation documents."""
+    """One domain. `valid` and `test` are None if it has no such documents."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
     role: Role
     scores: dict[str, float]
     train: ShardEntry
     valid: ShardEntry | None
+    test: ShardEntry | None = None
+
+    @property
+    def shards(self) -> list[ShardEntry]:
+        """The shards that there are."""
+        return [shard for shard in (self.train, self.valid, self.test) if shard]
 
     def to_domain(self) -> Domain:
         return Domain(self.name, self.train.tokens, self.role, self.scores)
@@ -85,7 +91,7 @@ class Manifest(_Entry):
     `built_from` identifies the sources and settings. `bad_rows` counts the rows that were left out.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     dtype: Annotated[str, Field(pattern="^(uint8|int8|int16|int32|int64|uint16)$")]
     tokenizer: TokenizerEntry
     domains: Annotated[tuple[DomainEntry, ...], Field(min_length=1)]
@@ -104,7 +110,8 @@ class Manifest(_Entry):
     def fingerprint(self) -> str:
         """sha256 of everything that a stream depends on.
 
-        That is the domains in order, the hashes of their shards and the tokenizer.
+        That is the domains in order, the hashes of their shards and the tokenizer. A test split
+        counts where there is one.
         """
         return digest(
             {
@@ -113,7 +120,11 @@ class Manifest(_Entry):
                         domain.name,
                         [
                             [s.bin_sha256, s.idx_sha256] if s else None
-                            for s in (domain.train, domain.valid)
+                            for s in (
+                                domain.train,
+                                domain.valid,
+                                *([domain.test] if domain.test else []),
+                            )
                         ],
                     ]
                     for domain in self.domains

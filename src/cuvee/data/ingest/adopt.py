@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,7 @@ def adopt(
             scores=scores[name],
             train=entries[name, "train"],
             valid=entries.get((name, "valid")),
+            test=entries.get((name, "test")),
         )
         for name in names
     )
@@ -147,7 +148,8 @@ def _check_keys(shards: Sequence[_Found]) -> None:
         )
     if missing := sorted({name for name, split in keys if (name, "train") not in keys}):
         raise CorpusError(
-            f"no training shard of {', '.join(missing)}: add it to train/, or remove it from valid/"
+            f"no training shard of {', '.join(missing)}: add it to train/, or remove it from "
+            "valid/ and test/"
         )
 
 
@@ -164,7 +166,7 @@ def _write(
         vocab_size=vocabulary.size,
         end_of_text=vocabulary.end_of_text,
     )
-    built_from = digest([tokenizer.model_dump(), *(domain.model_dump() for domain in domains)])
+    built_from = digest([tokenizer.model_dump(), *map(_without_absent_test, domains)])
     if is_built(folder, built_from):
         return
     kept = folder / TOKENIZER
@@ -187,6 +189,11 @@ def _write(
         write_manifest(folder, manifest)
     except OSError as error:
         raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _without_absent_test(domain: DomainEntry) -> dict[str, Any]:
+    """The entry as corpora without a test split have always been identified."""
+    return domain.model_dump(exclude=None if domain.test else {"test"})
 
 
 def _pair(path: Path, split: Split) -> _Found:

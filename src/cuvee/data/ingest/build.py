@@ -44,7 +44,7 @@ from cuvee.data.corpus.tokenizer import (
     train_tokenizer,
 )
 from cuvee.data.ingest.build_folder import is_built, open_build_folder
-from cuvee.data.ingest.documents import Rules
+from cuvee.data.ingest.documents import Rules, check_shares
 from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.survey import Survey, take_survey
 from cuvee.data.ingest.tokenize import SYNC_THREADS, EncodeTask, Written, encode, lengths_path
@@ -68,8 +68,9 @@ class BuildSettings:
     - `tokenizer`: a tokenizer.json. By default a byte-level BPE of `vocab_size` is trained.
     - `end_of_text`: the token that ends a document. Required if the tokenizer has no well-known
       one.
-    - `valid_share`: the share of documents kept for validation, chosen by a hash of their content.
-      It is ignored for sources that have `train/` and `valid/` folders.
+    - `valid_share`, `test_share`: the shares of documents kept for validation and for the test of
+      final models, chosen by a hash of their content. They are ignored for sources that have
+      `train/` and `valid/` folders.
     - `max_bad_rows`: the number of unusable rows above which the build stops.
     """
 
@@ -80,13 +81,11 @@ class BuildSettings:
     vocab_size: int = 4096
     end_of_text: str | None = None
     valid_share: float = 0.05
+    test_share: float = 0.05
     max_bad_rows: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 <= self.valid_share < 1:
-            raise CorpusError(
-                f"valid_share is {self.valid_share}: it must be at least 0 and less than 1"
-            )
+        check_shares(self.valid_share, self.test_share)
         if self.tokenizer is None and not SMALLEST_VOCAB <= self.vocab_size <= 1 << 24:
             raise CorpusError(
                 f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB} (all bytes "
@@ -172,8 +171,12 @@ class _Building:
 
     @property
     def rules(self) -> Rules:
+        settings = self.settings
         return Rules(
-            self.settings.text_column, self.settings.domain_column, self.settings.valid_share
+            settings.text_column,
+            settings.domain_column,
+            settings.valid_share,
+            settings.test_share,
         )
 
     def survey(self) -> tuple[Survey, Vocabulary]:
@@ -365,6 +368,7 @@ def _domains(
             scores={"mtld": survey.mtld[name]} if name in survey.mtld else {},
             train=shards[f"train/{name}"],
             valid=shards.get(f"valid/{name}"),
+            test=shards.get(f"test/{name}"),
         )
         for name in survey.names
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cuvee.core.domain import SPLITS
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
 from cuvee.data.corpus import manifest
@@ -91,7 +92,7 @@ def _clear(folder: Path, work: Path) -> None:
     The stamp is invalidated first, so that no later build resumes from a part of these files.
     """
     write_atomic(work / _STAMP, "none")
-    for name in ("train", "valid"):
+    for name in SPLITS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in work.iterdir():
         if path.name not in ("lock", _STAMP):

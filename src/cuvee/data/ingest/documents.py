@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
+from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
 
@@ -17,11 +18,23 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Rules:
-    """How rows become documents: the columns to read and the share of documents for validation."""
+    """How rows become documents: the columns to read and the shares of documents that are held out."""
 
     text_column: str
     domain_column: str | None
     valid_share: float
+    test_share: float = 0.0
+
+
+def check_shares(valid_share: float, test_share: float) -> None:
+    """Raises `CorpusError` unless both are at least 0 and some documents are left for training."""
+    for name, share in (("valid_share", valid_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise CorpusError(f"{name} is {share}: it must be at least 0 and less than 1")
+    if valid_share + test_share >= 1:
+        raise CorpusError(
+            f"valid_share is {valid_share} and test_share {test_share}: their sum must be less than 1"
+        )
 
 
 class Document(NamedTuple):
@@ -72,10 +85,15 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
     digest = hashlib.blake2b(content, digest_size=16).digest()
     split = block.split
     if split is None:
-        split = (
-            "valid" if int.from_bytes(digest[:8], "big") < rules.valid_share * 2**64 else "train"
-        )
+        split = _split_of(int.from_bytes(digest[:8], "big"), rules)
     return Document(domain, split, text, len(content), int.from_bytes(digest[8:], "big"))
+
+
+def _split_of(number: int, rules: Rules) -> Split:
+    """Return the split of a document from 64 bits of its hash. `test_share` does not change which are for validation."""
+    if number < rules.valid_share * 2**64:
+        return "valid"
+    return "test" if number < (rules.valid_share + rules.test_share) * 2**64 else "train"
 
 
 def _parse(line: bytes, rules: Rules) -> Fields | Bad:

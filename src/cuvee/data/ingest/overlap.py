@@ -1,13 +1,13 @@
-"""Counts documents that a given `train/` and a given `valid/` have in common, in bounded memory."""
+"""Counts documents that a given `train/` has in common with `valid/` and `test/`, in bounded memory."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 
-from cuvee.core.domain import Split
+from cuvee.core.domain import SPLITS, Split
 
-_MOST = 1 << 20  # hashes held of both splits together
+_MOST = 1 << 20  # hashes held of all splits together
 
 
 class Overlap:
@@ -15,7 +15,7 @@ class Overlap:
 
     def __init__(self) -> None:
         self.below = 2**64
-        self._ranks: dict[Split, set[int]] = {"train": set(), "valid": set()}
+        self._ranks: dict[Split, set[int]] = {split: set() for split in SPLITS}
 
     def add(self, split: Split | None, ranks: Sequence[int]) -> None:
         if split is None:
@@ -27,13 +27,16 @@ class Overlap:
                 known.difference_update([rank for rank in known if rank >= self.below])
 
     def warn(self) -> None:
-        """Warn if validation documents are training documents too, and say how many."""
-        train, valid = self._ranks["train"], self._ranks["valid"]
-        if common := len(train & valid):
+        """Warn if validation or test documents are training documents too, and say how many."""
+        self._warn_of(self._ranks["valid"], "validation")
+        self._warn_of(self._ranks["test"], "test")
+
+    def _warn_of(self, held_out: set[int], word: str) -> None:
+        if common := len(self._ranks["train"] & held_out):
             times = 2**64 // self.below
             about = "about " if times > 1 else ""
             warnings.warn(
-                f"{about}{common * times} of the {about}{len(valid) * times} different validation documents are also in "
-                "train/: validation losses will be too low; remove them from one of the two",
-                stacklevel=2,
+                f"{about}{common * times} of the {about}{len(held_out) * times} different {word} documents are also in "
+                f"train/: {word} losses will be too low; remove them from one of the two",
+                stacklevel=3,
             )

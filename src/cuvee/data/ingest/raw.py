@@ -4,7 +4,8 @@
     SRC is a folder    each file and each subfolder in it is a domain, named after it. A subfolder
                        includes all files below it. The .txt files directly in SRC form one domain,
                        named after SRC.
-    SRC has train/ and valid/   both are read in this way, and define the splits
+    SRC has train/ and valid/   both are read in this way, and define the splits, with test/ if it
+                                is there
 
 Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
 the parts of one data set form one domain. A file `table.json` beside the sources may give roles:
@@ -22,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from cuvee.core.domain import Role, Split
+from cuvee.core.domain import SPLITS, Role, Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
 from cuvee.core.mixture import NAME_PATTERN
@@ -158,8 +159,8 @@ def choose_roles(
 def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
     """Return the folders in `folder` that hold domains, with the split of each.
 
-    These are its train/ and valid/, or the folder itself with split None. Raises `CorpusError` if
-    only one of the two exists.
+    These are its train/, valid/ and, if there is one, test/, or the folder itself with split None.
+    Raises `CorpusError` if only one of train/ and valid/ exists.
     """
     has_train = (folder / "train").is_dir()
     has_valid = (folder / "valid").is_dir()
@@ -169,11 +170,9 @@ def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
             f"{folder} has a folder {present}/ but none called {missing}/: add it to define the "
             f"splits, or give {folder / present} itself to split its documents"
         )
-    return (
-        [(folder / "train", "train"), (folder / "valid", "valid")]
-        if has_train
-        else [(folder, None)]
-    )
+    if not has_train:
+        return [(folder, None)]
+    return [(folder / split, split) for split in SPLITS if (folder / split).is_dir()]
 
 
 def _domains(

@@ -2,7 +2,7 @@
 
 A domain's sample consists of its documents with the lowest hashes, up to its share of 32 MiB. It
 does not depend on the order of files or the number of workers. It holds no document twice and no
-validation text.
+validation or test text.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _BlockCount:
 
     share: float
     trained: set[str] = field(default_factory=set)
-    validated: set[str] = field(default_factory=set)
+    held_out: set[str] = field(default_factory=set)
     bad_rows: list[BadRow] = field(default_factory=list)
     candidates: list[tuple[str, int, str]] = field(default_factory=list)
     split: Split | None = None
@@ -143,7 +143,7 @@ def take_survey(
     """
     sample = Sample()
     trained: set[str] = set()
-    validated: set[str] = set()
+    held_out: set[str] = set()
     bad_rows: list[BadRow] = []
 
     overlap = Overlap()
@@ -154,13 +154,13 @@ def take_survey(
 
     for count in pool.map(_count_block, calls()):
         trained |= count.trained
-        validated |= count.validated
+        held_out |= count.held_out
         bad_rows += count.bad_rows
         overlap.add(count.split, count.ranks)
         if len(bad_rows) > max_bad_rows:
             write_quarantine(quarantine, bad_rows)
             raise too_many(bad_rows, max_bad_rows, quarantine)
-        if len(trained | validated) > MAX_DOMAINS:
+        if len(trained | held_out) > MAX_DOMAINS:
             raise CorpusError(
                 f"more than {MAX_DOMAINS} domains: is {rules.domain_column!r} the column with "
                 "the domain?"
@@ -170,7 +170,7 @@ def take_survey(
         progress(count.share)
     write_quarantine(quarantine, bad_rows)
     names = sorted(trained)
-    _check_names(sources, rules, names, validated, bad_rows, quarantine)
+    _check_names(sources, rules, names, held_out, bad_rows, quarantine)
     overlap.warn()
     scores = {name: domain_mtld(sample.texts(name)) for name in names}
     return Survey(
@@ -186,8 +186,8 @@ def _count_block(block: Block, rules: Rules, limits: Mapping[str, int], kept: in
             continue
         if block.split is not None and document.rank < kept:
             count.ranks.append(document.rank)
-        if document.split == "valid":
-            count.validated.add(document.domain)
+        if document.split != "train":
+            count.held_out.add(document.domain)
         else:
             count.trained.add(document.domain)
             if document.rank < limits.get(document.domain, _EVERY_RANK):
@@ -216,11 +216,11 @@ def _check_names(
     sources: Sequence[TextSource],
     rules: Rules,
     names: Sequence[str],
-    validated: set[str],
+    held_out: set[str],
     bad_rows: Sequence[BadRow],
     quarantine: Path,
 ) -> None:
-    expected = validated | (
+    expected = held_out | (
         {source.domain for source in sources} if rules.domain_column is None else set()
     )
     missing = sorted(expected - set(names))
@@ -232,7 +232,7 @@ def _check_names(
     if missing:
         raise CorpusError(
             f"no training text in {', '.join(missing)}: add some, lower the share kept for "
-            "validation, or leave the domain out"
+            "validation and test, or leave the domain out"
         )
     if not names:
         raise CorpusError("the sources hold no documents: give at least one with text")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cuvee.core.domain import SPLITS
 from cuvee.core.files import fsync_dir, write_atomic
 from cuvee.data.corpus.tokenizer import load_encoder
 from cuvee.data.ingest.build_folder import damaged
@@ -97,7 +98,7 @@ def encode(
     work: Path,
     progress: Callable[[float], None],
 ) -> dict[str, Written]:
-    """Write `folder/train/*.bin` and `folder/valid/*.bin` and, in `work`, their document lengths.
+    """Write `folder/SPLIT/*.bin` for each split and, in `work`, their document lengths.
 
     Resumes an interrupted call. Returns the counts of each shard by key. Raises `CorpusError` if
     the files were changed since that call.
@@ -105,7 +106,7 @@ def encode(
     state = _Progress.load(work / "progress.json")
     if state.done:
         return state.shards
-    for split in ("train", "valid"):
+    for split in SPLITS:
         (folder / split).mkdir(exist_ok=True)
         lengths_path(work, f"{split}/x").parent.mkdir(parents=True, exist_ok=True)
     pending: dict[str, list[_Encoded]] = {}
@@ -180,7 +181,7 @@ def _step(
         shard.text_bytes += sum(part.text_bytes for part in parts)
     with ThreadPoolExecutor(SYNC_THREADS) as threads:
         list(threads.map(append, *zip(*appended, strict=True)) if appended else ())
-    for split in ("train", "valid"):
+    for split in SPLITS:
         fsync_dir(folder / split)
         fsync_dir(lengths_path(work, f"{split}/x").parent)
     pending.clear()

@@ -25,7 +25,7 @@ from cuvee.core.files import fsync_dir, fsync_tree, write_atomic
 from cuvee.data.corpus.manifest import digest
 from cuvee.data.ingest.build import Progress, cores, identify
 from cuvee.data.ingest.build_folder import open_build_folder
-from cuvee.data.ingest.documents import Rules, read_documents
+from cuvee.data.ingest.documents import Rules, check_shares, read_documents
 from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
 from cuvee.data.ingest.survey import BadRow, too_many, write_quarantine
@@ -49,8 +49,9 @@ class LabelSettings:
     - `targets`: the target domains among the current ones. By default the tables beside the sources
       mark them.
     - `by_role`: split each label into LABEL.source and LABEL.target.
-    - `valid_share`: the share of documents for validation, the same documents that `build` chooses.
-      It is ignored for sources that have `train/` and `valid/` folders.
+    - `valid_share`, `test_share`: the shares of documents for validation and for the test of final
+      models, the same documents that `build` chooses. They are ignored for sources that have
+      `train/` and `valid/` folders.
     - `max_bad_rows`: the number of unusable rows above which labelling stops.
     """
 
@@ -59,13 +60,11 @@ class LabelSettings:
     targets: tuple[str, ...] = ()
     by_role: bool = False
     valid_share: float = 0.05
+    test_share: float = 0.05
     max_bad_rows: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 <= self.valid_share < 1:
-            raise CorpusError(
-                f"valid_share is {self.valid_share}: it must be at least 0 and less than 1"
-            )
+        check_shares(self.valid_share, self.test_share)
         if self.max_bad_rows < 0:
             raise CorpusError(f"max_bad_rows is {self.max_bad_rows}: it must not be negative")
 
@@ -116,7 +115,12 @@ def label(
                 open_build_folder(hidden, stamp) as work,
                 WorkerPool(workers if way.parallel else 1) as pool,
             ):
-                rules = Rules(settings.text_column, settings.domain_column, settings.valid_share)
+                rules = Rules(
+                    settings.text_column,
+                    settings.domain_column,
+                    settings.valid_share,
+                    settings.test_share,
+                )
                 roles = Roles(tuple(sorted(table.items())), settings.targets)
                 task = LabelTask(way, rules, roles, settings.by_role, work, stamp)
                 _Labelling(found, settings, task, pool, report).run(work / "out", folder)
@@ -173,9 +177,11 @@ class _Labelling:
             labelled_from=self.task.stamp,
         )
         for name in made.left_out:
-            (out / LEFT_OUT).mkdir(exist_ok=True)
-            if (path := out / "valid" / f"{name}.jsonl.gz").exists():  # else already moved
-                os.replace(path, out / LEFT_OUT / path.name)
+            for split in ("valid", "test"):
+                path, place = out / split / f"{name}.jsonl.gz", out / LEFT_OUT / split
+                if path.exists():  # else there is none, or it is already moved
+                    place.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, place / path.name)
         write_quarantine(out / "quarantine.jsonl", found.bad_rows)
         table = [
             {"domain": row.name, "role": row.role, "documents": row.train.documents}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cuvee.core.domain import Role
+from cuvee.core.domain import SPLITS, Role
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
 from cuvee.data.corpus.manifest import Sha256
@@ -134,7 +134,9 @@ def make_report(
 
     `roles` are those of the previous domains. `words` are by the spelling of a label.
     """
-    trained, validated = (_by_label(found.counts.get(split, {})) for split in ("train", "valid"))
+    trained, validated, tested = (_by_label(found.counts.get(split, {})) for split in SPLITS)
+    nothing = Size()
+    untrained = sorted((validated.keys() | tested.keys()) - trained.keys())
     confusion: dict[str, dict[str, int]] = {}
     for by_domain in found.counts.values():
         for domain, by_label in by_domain.items():
@@ -170,7 +172,8 @@ def make_report(
         confusion={domain: dict(sorted(confusion[domain].items())) for domain in sorted(confusion)},
         agreement=agreement(confusion),
         left_out={
-            name: size.documents for name, size in sorted(validated.items()) if name not in trained
+            name: validated.get(name, nothing).documents + tested.get(name, nothing).documents
+            for name in untrained
         },
         bad_rows=len(found.bad_rows),
         labelled_from=labelled_from,

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cuvee.core.domain import Role
+from cuvee.core.domain import SPLITS, Role
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import fsync_dir, write_atomic
 from cuvee.core.mixture import NAME_PATTERN
@@ -162,7 +162,7 @@ def label_documents(
     check: Callable[[Labelled], None],
     progress: Callable[[float], None],
 ) -> Labelled:
-    """Write `folder/train/LABEL.jsonl.gz` and `folder/valid/LABEL.jsonl.gz`.
+    """Write `folder/SPLIT/LABEL.jsonl.gz` for each split.
 
     Resumes an interrupted call. `check` is called with the results after each block and may raise.
     Raises `CorpusError`.
@@ -171,7 +171,7 @@ def label_documents(
     state = LabelProgress.load(kept)
     if state.done:
         return state.found
-    for split in ("train", "valid"):
+    for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
     column = task.way.column or task.rules.domain_column
     pending: dict[str, list[bytes]] = {}
@@ -292,7 +292,7 @@ def _step(state: LabelProgress, pending: dict[str, list[bytes]], folder: Path, k
     with ThreadPoolExecutor(SYNC_THREADS) as threads:
         for key, size in threads.map(write, sorted(pending)):
             state.sizes[key] = state.sizes.get(key, 0) + size
-    for split in ("train", "valid"):
+    for split in SPLITS:
         fsync_dir(folder / split)
     pending.clear()
     write_atomic(kept, json.dumps(asdict(state)))

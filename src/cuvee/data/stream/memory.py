@@ -22,7 +22,11 @@ class MemoryCorpus:
     def __init__(
         self, train: Mapping[str, TokenPool], valid: Mapping[str, TokenPool] | None = None
     ) -> None:
-        self._pools: dict[Split, Mapping[str, TokenPool]] = {"train": train, "valid": valid or {}}
+        self._pools: dict[Split, Mapping[str, TokenPool]] = {
+            "train": train,
+            "valid": valid or {},
+            "test": {},
+        }
         self.domains = tuple(Domain(name, len(train[name])) for name in check_names(list(train)))
         sha = hashlib.sha256()
         for split, pools in self._pools.items():
