@@ -192,3 +192,16 @@ def test_a_terminal_gets_a_picture_that_goes_on() -> None:
 
 if __name__ == "__main__":
     print("\n".join(flags()))
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "search", "learn"])
+def test_a_missing_configuration_is_named_before_torch_is_loaded(command: str) -> None:
+    code = (
+        "import sys; from cuvee.cli import main\n"
+        f"sys.argv = ['cuvee', {command!r}, 'no/such.yaml']\n"
+        "try: main()\n"
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "there is no configuration file no/such.yaml" in done.stderr

@@ -1,7 +1,9 @@
 """The run store on SQLite, what may be named as a store, and that no secret of a URL is ever shown."""
 
+import contextlib
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 import traceback
@@ -230,3 +232,18 @@ def test_a_killed_worker_of_this_host_need_not_wait_out_its_lease(tmp_path: Path
         claim = store.claim(worker_name())
         assert claim is not None
         assert claim.attempt == 2
+
+
+def test_a_column_that_holds_no_json_is_a_named_error(tmp_path: Path) -> None:
+    for junk in ("{", "", "[" * 100_000, '{"a": NaN'):
+        place = tmp_path / f"{abs(hash(junk))}.db"
+        with Store.open(place) as store:
+            run_id = store.create("x", 0, {"a": 1})
+        with contextlib.closing(sqlite3.connect(place)) as other:
+            other.execute("update runs set config = ?", (junk,))
+            other.commit()
+        with Store.open(place) as store:
+            with pytest.raises(StoreError, match="does not hold JSON"):
+                store.runs()
+            with pytest.raises(StoreError, match="does not hold JSON"):
+                store.summary(run_id)

@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli.display.lines import say
+from cuvee.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cuvee.report.tables import Table as Figures
 
+
+def _existing(config: Path) -> Path:
+    """Raises `ConfigError` for a missing file while nothing heavy is loaded yet."""
+    if not config.is_file():
+        raise ConfigError(f"there is no configuration file {config}: give the path of one")
+    return config
+
+
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG.yaml", help="The configuration: docs/configuration.md.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG.yaml", callback=_existing, help="The configuration: docs/configuration.md."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -132,6 +132,7 @@ def _sqlite_engine(address: Address) -> sa.Engine:
         connect_args={"isolation_level": None, "timeout": _BUSY_MS / 1000},
         hide_parameters=True,
         json_serializer=to_json,
+        json_deserializer=_from_json,
     )
 
     @event.listens_for(engine, "connect")
@@ -166,12 +167,25 @@ def _postgresql_engine(address: Address) -> sa.Engine:
         connect_args={**defaults, **address.secrets},
         hide_parameters=True,
         json_serializer=to_json,
+        json_deserializer=_from_json,
     )
 
 
 def to_json(value: Any) -> str:
     """Return compact JSON with exact floats. Raises `ValueError` for NaN and infinity."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _from_json(text: Any) -> Any:
+    """Return the value in a JSON column. Raises `StoreError` for a damaged one."""
+    if not isinstance(text, (str, bytes)):  # SQLite stores a number as a number
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(
+            f"a column of the store does not hold JSON ({error}): it is damaged; restore the store from a copy"
+        ) from error
 
 
 def _is_transient(error: Exception) -> bool:
