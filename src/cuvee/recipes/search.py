@@ -155,7 +155,7 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> Trainer:
         key: value for key, value in proxy.items() if key not in ("fingerprint", "model_sha256")
     }
     config = parse(TrainConfig, {**content, "seed": seed}, "the task")
-    corpus = Corpus.open(config.corpus)
+    corpus = Corpus.open(config.corpus).without_test()
     _check(config.corpus, corpus.fingerprint, proxy["fingerprint"])
     if "model_sha256" in proxy:
         _check(Path(proxy["model"]), sha256_of_model(Path(proxy["model"])), proxy["model_sha256"])
@@ -326,7 +326,7 @@ def _opened(
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> Iterator[tuple[Corpus, StoreFleet]]:
     """Open the corpus and a fleet over the store. The store is closed at the end of the block."""
-    corpus = Corpus.open(config.corpus)
+    corpus = Corpus.open(config.corpus).without_test()
     check_method(config.method.build(config.seed), corpus, config.train.validation_tokens)
     check_writable(config.out)
     check_same_search(config.out / config.name / "policy", _provenance(config, corpus))

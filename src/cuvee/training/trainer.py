@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cuvee.core.domain import Domain
+from cuvee.core.domain import Domain, Split
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
@@ -130,7 +130,8 @@ class LMTrainer:
         names = corpus.names
         pools = [corpus.pool(n, "valid") if corpus.has(n, "valid") else None for n in names]
         validation = Validation(settings.validation_tokens, settings.sequence_length)
-        validated = settings.validations * validation.tokens(pools)
+        tests = [corpus.pool(n, "test") if corpus.has(n, "test") else None for n in names]
+        validated = settings.validations * validation.tokens(pools) + validation.tokens(tests)
         return Cost(tokens, (tokens + validated * FORWARD_SHARE) * size.flops_per_token)
 
     @property
@@ -273,14 +274,18 @@ class LMTrainer:
     ) -> Signals:
         """Add up the sums of meters and validation over ranks in one collective, and read them."""
         own = meters.sums()
-        valid_sums, validated = self._validate(domains) if validate else (own.new_zeros(0), 0)
-        flat = torch.cat([own, valid_sums.to(own)])
+        tested = self.done and any(self._pools("test").values())
+        due: list[tuple[Split, bool]] = [("valid", validate), ("test", tested)]
+        splits = [split for split, now in due if now]
+        held_out = [self._held_out(domains, split) for split in splits]
+        flat = torch.cat([own, *(sums.to(own) for sums, _ in held_out)])
         self.ranks.sum(flat, f"the sum of measurements after step {self.step}")
         measured = meters.read(flat[: len(own)])
         probes = measured.probes
-        if validate:
-            valid_2K = flat[len(own) :].view(2, -1).cpu().numpy()
-            probes["valid_loss"] = Measured.mean(*valid_2K)
+        sums_S2K = flat[len(own) :].view(len(splits), 2, len(domains)).cpu().numpy()
+        for split, sums_2K in zip(splits, sums_S2K, strict=True):
+            probes[f"{split}_loss"] = Measured.mean(*sums_2K)
+        validated = sum(read for _, read in held_out)
         tokens = int(measured.tokens_K.sum())
         seconds = self.clock() - began
         passes = (tokens + validated * FORWARD_SHARE) * self.size.flops_per_token
@@ -288,9 +293,9 @@ class LMTrainer:
         progress = self.step / self.settings.total_steps
         return Signals(domains, self.step, progress, measured.tokens_K, measured.loss, probes)
 
-    def _validate(self, domains: tuple[Domain, ...]) -> tuple[Tensor, int]:
+    def _held_out(self, domains: tuple[Domain, ...], split: Split) -> tuple[Tensor, int]:
         """Return this rank's sums, and how many tokens all ranks read for them."""
-        by_name = self._valid_pools()
+        by_name = self._pools(split)
         pools = [by_name[domain.name] for domain in domains]
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
@@ -302,14 +307,14 @@ class LMTrainer:
 
     def has_valid_text(self, domain: str) -> bool:
         """Whether a domain of the stream has validation text; part of `probes.base.ValidText`."""
-        return self._valid_pools().get(domain) is not None
+        return self._pools("valid").get(domain) is not None
 
     def valid_token_losses(self, domains: Sequence[str], tokens: int) -> TokenLosses:
         """Return the token losses of a validation on `tokens` tokens of each domain.
 
         Part of `probes.base.ValidText`.
         """
-        by_name = self._valid_pools()
+        by_name = self._pools("valid")
         validation = Validation(tokens, self.settings.sequence_length)
         rows = self.settings.micro_batch_size or self.settings.batch_size
         self.model.eval()
@@ -324,17 +329,17 @@ class LMTrainer:
         self.model.train()
         return found
 
-    def _valid_pools(self) -> dict[str, TokenPool | None]:
+    def _pools(self, split: Split) -> dict[str, TokenPool | None]:
         """Valid splits by the domain's current name, which may differ from its corpus's name."""
         pools: dict[str, TokenPool | None] = {}
         for row in self.stream.state_dict()["domains"]:
             corpus = self.corpora.get(row["fingerprint"])
-            split = (
-                corpus.pool(row["source"], "valid")
-                if corpus and corpus.has(row["source"], "valid")
+            pool = (
+                corpus.pool(row["source"], split)
+                if corpus and corpus.has(row["source"], split)
                 else None
             )
-            pools[row["name"]] = split
+            pools[row["name"]] = pool
         return pools
 
     def state_dict(self) -> State:

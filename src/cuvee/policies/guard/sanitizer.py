@@ -21,7 +21,7 @@ LARGEST_MEASUREMENT = 1e12
 LARGEST_TOKENS = 1e15
 """For one domain in one interval."""
 
-_LOSSES = ("loss", "valid_loss")
+_LOSSES = ("loss", "valid_loss", "test_loss")
 
 
 class SignalSanitizer:
@@ -62,7 +62,7 @@ def clean(signals: Signals, before: Signals | None) -> tuple[Signals, str | None
     Without a fault, returns the same object and None.
     """
     K = len(signals.names)
-    shapes = {"loss": (K,), "valid_loss": (K,), "alignment": (K, K)}
+    shapes = {"loss": (K,), "valid_loss": (K,), "test_loss": (K,), "alignment": (K, K)}
     faults = [fault for fault in (_clock_fault(signals, before), _token_fault(signals)) if fault]
     replaced: dict[str, Measured] = {}
     for name, measured in {"loss": signals.loss, **signals.probes}.items():
