@@ -237,3 +237,12 @@ def test_a_password_is_never_printed() -> None:
     assert failed.returncode == 2
     assert "error: " in failed.stderr
     assert "s3cret" not in failed.stdout + failed.stderr
+
+
+def test_a_long_listing_has_the_cells_of_a_short_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()]
+    monkeypatch.setattr("cuvee.cli.runs._LAID_OUT", 0)
+    assert [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()] == short
+    assert len(short) > 1

@@ -26,6 +26,7 @@ GroupOption = Annotated[
     str | None, typer.Option("--group", help="Only runs of this comparison or search.")
 ]
 _SHOWN_DOMAINS = 4
+_LAID_OUT = 500  # rows; a longer table is printed plainly
 
 
 @app.command("list")
@@ -222,4 +223,19 @@ def _table(*columns: str) -> Table:
 def _print(table: Table) -> None:
     from cuvee.cli.display.console import console
 
-    console().print(table, highlight=False)
+    if table.row_count > _LAID_OUT:
+        _print_plainly(table)
+    else:
+        console().print(table, highlight=False)
+
+
+def _print_plainly(table: Table) -> None:
+    """Aligned columns without wrapping, which take no time to lay out."""
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    right = [column.justify == "right" for column in table.columns]
+    widths = [max(map(len, cells)) for cells in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = zip(row, widths, right, strict=True)
+        lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip())
+    say("\n".join(lines))
