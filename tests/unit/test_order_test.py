@@ -77,7 +77,7 @@ def test_a_test_that_cannot_be_made_is_refused(
 
 @pytest.mark.parametrize("given_", [{}, {"role": True, "between": ("a", "b")}])
 def test_one_direction_is_given(given_: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="say what moves, once"):
+    with pytest.raises(ConfigError, match="give exactly one of --between"):
         Direction(**given_)
 
 

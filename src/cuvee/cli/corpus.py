@@ -65,7 +65,8 @@ def build(
     test_share: Annotated[
         float,
         typer.Option(
-            help="Share of documents kept for the test of final models, unless sources have train/ and valid/."
+            help="Share of documents for testing final models, unless sources have train/ and "
+            "valid/."
         ),
     ] = 0.05,
     workers: Annotated[

@@ -78,7 +78,8 @@ def label(
     test_share: Annotated[
         float,
         typer.Option(
-            help="Share of documents for the test of final models, unless sources have train/ and valid/."
+            help="Share of documents for testing final models, unless sources have train/ and "
+            "valid/."
         ),
     ] = 0.05,
     workers: Annotated[
@@ -232,7 +233,8 @@ def _remarks(labels: Labels, folder: Path) -> list[str]:
     if labels.left_out:
         lines.append(
             f"no training text for {', '.join(labels.left_out)}: "
-            f"{sum(labels.left_out.values())} validation and test documents are in {folder / 'left_out'}"
+            f"{sum(labels.left_out.values())} validation and test documents are in "
+            f"{folder / 'left_out'}"
         )
     if labels.bad_rows:
         lines.append(f"{labels.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}")

@@ -15,20 +15,20 @@ def order_test(
     config: Config,
     overrides: Overrides = None,
     between: Annotated[
-        str | None, typer.Option(help="LESS,MORE: the two domains that change places.")
+        str | None, typer.Option(help="LESS,MORE: the two domains to exchange.")
     ] = None,
     role: Annotated[
         bool, typer.Option("--role", help="Target domains against source domains.")
     ] = False,
     plan: Annotated[
-        Path | None, typer.Option(help="recommendation.json: from its last stage to its first.")
+        Path | None, typer.Option(help="A recommendation.json: from its last stage to its first.")
     ] = None,
     mean: Annotated[
-        Path | None, typer.Option(help="JSON of shares: the mixture of every arm's whole run.")
+        Path | None, typer.Option(help="A JSON file of shares: the mean mixture of every arm.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Paired seeds; five at least for a claim.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Paired seeds; use at least five.")] = 5,
     shift: Annotated[
-        float, typer.Option(help="How far weights move, as a share of what is possible.")
+        float, typer.Option(help="How far weights move, as a share of the largest move.")
     ] = 1.0,
     resume: Resume = False,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Runs at a time.")] = 1,
@@ -37,7 +37,10 @@ def order_test(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Trains one mean mixture held, early-heavy and late-heavy with paired seeds, and says whether order matters."""
+    """Test whether the order of domains matters when the whole run's mixture stays the same.
+
+    Trains a constant, an early-heavy and a late-heavy arm with paired seeds.
+    """
     from cuvee.cli.display.live import view
     from cuvee.cli.recommend import two_names
     from cuvee.recipes import order_test as recipe
@@ -59,7 +62,8 @@ def order_test(
     for name, found in verdict.by_domain.items():
         if found.excludes_zero:
             say(
-                f"  {name}: late less early {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+                f"  {name}: late minus early {found.mean:+.4f} "
+                f"({found.low:+.4f} to {found.high:+.4f})"
             )
     page = write_report(
         runs,

@@ -159,7 +159,7 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, float]:
 
 
 def two_names(given: str | None, option: str) -> tuple[str, str] | None:
-    """The two names of `A,B`; None if the option is not given. Raises `ConfigError` for anything else."""
+    """Return the names in `A,B`, or None without the option. `ConfigError` for anything else."""
     if given is None:
         return None
     names = [name.strip() for name in given.split(",")]

@@ -67,7 +67,8 @@ class Steering:
     ) -> None:
         if pieces < 1 or sequence_length % pieces:
             raise ConfigError(
-                f"pieces is {pieces}, and sequence_length {sequence_length}: it must be divisible by pieces"
+                f"pieces is {pieces} and sequence_length {sequence_length}: sequence_length must "
+                "be divisible by pieces"
             )
         self.corpus = corpus
         self.interval = interval

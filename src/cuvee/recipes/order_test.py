@@ -1,4 +1,4 @@
-"""`order-test`: three arms of one exposure, trained with paired seeds, and the verdict."""
+"""`order-test`: trains three arms with equal exposure and paired seeds, and compares them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from cuvee.recommend.plan import Plan
 
 @dataclass(frozen=True)
 class Direction:
-    """What moves early or late: from the first domain of `between` to the second, the target domains (`role`), or from a
-    plan's last stage to its first. Exactly one is given."""
+    """The direction in which weights move early or late. Exactly one of the fields is given.
+
+    `between` moves weight from the first domain to the second, `role` from source to target
+    domains, and `plan` from a plan's last stage to its first.
+    """
 
     between: tuple[str, str] | None = None
     role: bool = False
@@ -37,7 +40,7 @@ class Direction:
     def __post_init__(self) -> None:
         given = (self.between is not None) + self.role + (self.plan is not None)
         if given != 1:
-            raise ConfigError("say what moves, once: --between LESS,MORE, --role, or --plan FILE")
+            raise ConfigError("give exactly one of --between LESS,MORE, --role and --plan FILE")
 
 
 def comparison(
@@ -47,7 +50,7 @@ def comparison(
     shift: float = 1.0,
     shares: Mapping[str, float] | None = None,
 ) -> CompareConfig:
-    """The three arms as a comparison. The mean mixture is `shares`, else the plan's, else natural."""
+    """Return the arms as a comparison. Their mean mixture is `shares`, the plan's, or natural."""
     corpus = Corpus.open(config.corpus)
     names = [domain.name for domain in corpus.domains]
     if shares is not None:
@@ -81,6 +84,6 @@ def order_test(
     workers: int = 1,
     observer: Observer | None = None,
 ) -> tuple[OrderVerdict, list[Run]]:
-    """Trains the arms that are not done and judges."""
+    """Train the arms that are not done, and return the verdict and the runs."""
     runs = compare(wanted, resume=resume, workers=workers, observer=observer)
     return judge(runs), runs

@@ -1,4 +1,4 @@
-"""What a run or a search needs at its end is checked before anything is paid for."""
+"""Checks before training: what a run or a search needs at its end must be available."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class NeedsMeasurements(Protocol):
     """A method whose `commit` needs validation losses."""
 
     def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
-        """Raise `CuveeError` if `commit` could not do with final validation losses of the `validated` domains alone."""
+        """Raise `CuveeError` if losses of the `validated` domains are too few for `commit`."""
         ...
 
 
 def validated_domains(corpus: Corpus, validation_tokens: int) -> frozenset[str]:
-    """The domains of which a proxy run measures a final validation loss: a loss needs two tokens."""
+    """Return the domains whose final validation loss is measured; a loss needs two tokens."""
     if not validation_tokens:
         return frozenset()
     entries = corpus.manifest.domains
@@ -32,13 +32,16 @@ def validated_domains(corpus: Corpus, validation_tokens: int) -> frozenset[str]:
 
 
 def check_method(method: object, corpus: Corpus, validation_tokens: int) -> None:
-    """Raises what `commit` would raise for want of validation losses."""
+    """Raise the error that `commit` would raise later because validation losses are missing."""
     if isinstance(method, NeedsMeasurements):
         method.check(corpus.domains, validated_domains(corpus, validation_tokens))
 
 
 def check_writable(folder: Path) -> None:
-    """Raises `ConfigError` unless files can be written in `folder` or where it will be made. Leaves nothing behind."""
+    """Raise `ConfigError` if files cannot be written in `folder`, or where it will be created.
+
+    The test file is removed again.
+    """
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -51,18 +54,19 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(
-            f"cannot write to {place}, where out={folder} is to be: {error.strerror}; choose another with out=FOLDER"
+            f"cannot write to {place}, which out={folder} needs: {error.strerror}; "
+            "choose another folder with out=FOLDER"
         ) from error
 
 
 def check_same_search(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` if `folder` holds a policy that another search wrote, which would be overwritten."""
+    """Raise `ConfigError` if the search would overwrite another search's policy in `folder`."""
     if not (folder / "policy.json").is_file():
         return
     known = read_provenance(folder)
     differ = [key for key, value in provenance.items() if key in known and known[key] != value]
     if differ:
         raise ConfigError(
-            f"{folder} holds the policy of another search, with another {', '.join(differ)}: give this one a name of its own, "
-            "as in name=second, or remove that folder"
+            f"{folder} has the policy of another search, with another {', '.join(differ)}: give "
+            "this search another name, as in name=second, or remove that folder"
         )

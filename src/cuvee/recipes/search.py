@@ -95,7 +95,7 @@ class SearchConfig(RunConfig):
     together: int = Field(default=1, ge=1)
     """The most proxies that a worker trains as one program, where that is faster and exact."""
     target_tokens: int | None = Field(default=None, ge=1)
-    """The target run's budget, to compare repetition of domains with. RegMix's `tokens` serves too."""
+    """The target run's budget, to compare repetition of domains. Default: RegMix's `tokens`."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Where workers run. Each engine has its own section of options."""
     local: LocalOptions = LocalOptions()

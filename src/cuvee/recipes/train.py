@@ -74,15 +74,19 @@ def train(
 
 
 def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
-    """Raises `ConfigError` if a run of this name was interrupted under other settings, and says which differ."""
+    """Raise `ConfigError` if a run of this name was interrupted under other settings.
+
+    The error names the settings that differ.
+    """
     now = record_of(config, corpus)
     for known in reversed(store.runs()):
         if known.status == "done" or not known.intervals or known.config.get("name") != config.name:
             continue
         differ = sorted(_differences(known.config, now))
         raise ConfigError(
-            f"--resume finds no run with these settings, but {known.id} was interrupted at {known.progress:.0%} with another "
-            f"{', '.join(differ)}: give the settings of that run to continue it, or start a new run without --resume"
+            f"--resume finds no run with these settings, but {known.id} was interrupted at "
+            f"{known.progress:.0%} with another {', '.join(differ)}: give the settings of that run "
+            "to continue it, or start a new run without --resume"
         )
 
 
