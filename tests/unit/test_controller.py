@@ -21,6 +21,7 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.stream import MixtureStream
+from cuvee.fleet.store.store import Store
 from cuvee.integrations.controller import Controller
 from cuvee.integrations.rows import Rows
 from cuvee.loop import run
@@ -309,3 +310,25 @@ def test_domains_are_counted_by_token(corpus: Corpus) -> None:
     rows = Rows(0, 0, "", domain_BL, domain_BL, domain_BL > 0)
     np.testing.assert_array_equal(rows.tokens_K(4), [2, 4, 1, 0])
     assert isinstance(corpus.domains[0], Domain)
+
+
+def test_a_controller_that_records_to_a_store_takes_requests(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.create("host", 0, {}, run_id="host")
+        claim = store.claim_run("host", "worker")
+        host = Host(corpus, odm(corpus), record=claim, lag=1)
+        host.train(until=INTERVAL)
+        store.request("host", {"set": {"mail": 0.5}}, "somebody")
+        host.train(until=INTERVAL + 2)
+        saved = host.save()
+        host.train()
+        again = Host(corpus, odm(corpus), record=claim, lag=1)
+        again.load(saved)
+        again.stream.seek(INTERVAL + 2)
+        again.train()
+        assert [request.interval for request in store.requests("host")] == [3]
+        executed = [mixture["mail"] for mixture in host.controller.trajectory.mixtures]
+        assert executed[-1] == pytest.approx(0.5)
+        assert all(map(torch.equal, host.weights(), again.weights()))

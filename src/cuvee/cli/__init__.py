@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cuvee import __version__
-from cuvee.cli import corpus, demo, learn, order_test, recommend, report, runs, search, train
+from cuvee.cli import corpus, demo, learn, order_test, recommend, report, runs, search, steer, train
 from cuvee.cli.display.lines import say, say_warnings
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
@@ -34,6 +34,7 @@ app.command("learn")(learn.learn)
 app.command("recommend")(recommend.recommend)
 app.command("order-test")(order_test.order_test)
 app.add_typer(runs.app, name="runs")
+app.command("steer")(steer.steer)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 

@@ -45,7 +45,9 @@ from cuvee.data.stream.row_counts import MixtureUpdate
 from cuvee.data.stream.stream import MixtureStream
 from cuvee.integrations.rows import Rows
 from cuvee.integrations.step import Step
+from cuvee.policies.files import load_requested
 from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.guard.operator import Operator, TakesRequests
 from cuvee.probes.base import Context
 from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Leader, Ranks
@@ -109,6 +111,8 @@ class Controller:
         self.cost = Cost()
         tokens = stream.batch_size * stream.sequence_length
         guarded = policy if isinstance(policy, Guard) else Guard(policy, limits, interval * tokens)
+        if isinstance(record, TakesRequests):
+            guarded.operator = Operator(record, load_requested)
         self._leader = Leader(guarded, self.ranks)
         self._context = _context(model, self.ranks, tokenizer, interval * tokens)
         self._record = record

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import ConfigError, CuveeError, PolicyError
+from cuvee.core.files import sha256_of
 from cuvee.core.protocols import Policy
 from cuvee.core.registry import POLICIES
 from cuvee.core.state import detached, load_state, save_state
@@ -50,6 +51,21 @@ def load_policy(path: Path) -> Policy:
             f"({type(error).__name__}: {error}); use an earlier copy"
         ) from error
     return policy
+
+
+def load_requested(action: Mapping[str, Any]) -> Policy:
+    """Load the policy of an operator's request. Raises `PolicyError` if it changed since."""
+    folder = Path(action["policy"])
+    if policy_sha256(folder) != action["sha256"]:
+        raise PolicyError(f"{folder} has changed since the operator asked for it")
+    return load_policy(folder)
+
+
+def policy_sha256(folder: Path) -> str:
+    """Return the sha256 that identifies a saved policy. Raises `PolicyError` if there is none."""
+    if not (folder / "hashes.json").is_file():
+        raise PolicyError(f"{folder} holds no policy: `cuvee search` and `cuvee train` write one")
+    return sha256_of(folder / "hashes.json")
 
 
 def document_of(policy: Policy) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.store.worker_name import is_dead, worker_name
 from cuvee.loop import run
-from cuvee.policies.files import save_policy
+from cuvee.policies.files import load_requested, save_policy
 from cuvee.policies.guard.guard import Guard
+from cuvee.policies.guard.operator import Operator
 from cuvee.recipes.build import build_policy, build_trainer, record_of
 from cuvee.recipes.config.schema import TrainConfig
 from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
@@ -143,9 +144,9 @@ def _train(
         so_far = run(trainer, policy, watched(FollowingJournal(store, run_id, checkpoints)))
         return Run(run_id, config.seed, record, so_far, trainer.cost)
     store.create(config.label, config.seed, record, group=group, run_id=run_id)
-    journal = RunJournal(
-        store, store.claim_run(run_id, worker_name()), checkpoints, config.checkpoint_every
-    )
+    claim = store.claim_run(run_id, worker_name())
+    guarded.operator = Operator(claim, load_requested)
+    journal = RunJournal(store, claim, checkpoints, config.checkpoint_every)
     with journal.attempt(trainer):
         run(trainer, policy, watched(journal))
         model = folder / "model"

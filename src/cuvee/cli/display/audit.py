@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Record = Mapping[str, Any]
-Only = Literal["accepted", "limited", "refused", "fallback", "shadow", "alarm"]
+Only = Literal["accepted", "limited", "refused", "fallback", "shadow", "operator", "alarm"]
 
 _SHOWN_DOMAINS = 2
-_ORDER = ("accepted", "limited", "refused", "fallback", "shadow")
+_ORDER = ("accepted", "limited", "refused", "fallback", "shadow", "operator")
 
 
 def is_meant(record: Record, only: Only | None) -> bool:
@@ -82,6 +82,8 @@ def _alarms(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _why(record: Record) -> Iterator[str]:
+    for request in (record.get("operator") or {}).get("requests", ()):
+        yield _request(request)
     if record.get("fallback"):
         yield f"after {', '.join(record['fallback']['alarms'])}"
     elif record["verdict"] == "shadow":
@@ -93,6 +95,20 @@ def _why(record: Record) -> Iterator[str]:
         yield record["reason"]
     if record.get("lesson", "learned") != "learned" and record.get("proposed"):
         yield f"not learned from: {record['lesson']}"
+
+
+def _request(entry: Mapping[str, Any]) -> str:
+    action = {
+        kind: value
+        for kind, value in entry.items()
+        if kind not in ("number", "author", "refused", "sha256")
+    }
+    words = " ".join(
+        kind if value is True else f"{kind} {heaviest(value) if kind == 'set' else value}"
+        for kind, value in action.items()
+    )
+    refused = f", refused: {entry['refused']}" if "refused" in entry else ""
+    return f"{entry['author']} asked: {words}{refused}"
 
 
 def heaviest(weights: Mapping[str, float], most: int = _SHOWN_DOMAINS) -> str:

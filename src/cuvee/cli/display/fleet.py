@@ -19,6 +19,7 @@ from cuvee.cli.display.printable import one_line
 
 if TYPE_CHECKING:
     from cuvee.fleet.store.rows import RunSummary
+    from cuvee.policies.guard.operator import Request
     from cuvee.recipes.progress.fleet_watch import FleetStatus
 
 _ROWS = 20  # active runs with a row of their own
@@ -33,6 +34,7 @@ class FleetView(AbstractContextManager["FleetView"]):
         self._status: FleetStatus | None = None
         self._said: tuple[int, int] | None = None
         self._said_at = 0.0
+        self._asked: set[str] = set()
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(
@@ -59,6 +61,11 @@ class FleetView(AbstractContextManager["FleetView"]):
 
     def show(self, status: FleetStatus) -> None:
         self._status = status
+        if not self._live:
+            for request in status.requests:
+                if (line := request_line(request)) not in self._asked:
+                    self._asked.add(line)
+                    self._say(line)
         ended = status.tally.done, status.tally.failed
         if self._live or not status.tally.open:
             return
@@ -107,10 +114,17 @@ class FleetView(AbstractContextManager["FleetView"]):
             runs.add_row(*_cells(run))
         if len(self._status.running) > _ROWS:
             runs.add_row(f"{len(self._status.running) - _ROWS} others")
-        return Group(counts, Text(), runs)
+        asked = (Text(request_line(request)) for request in self._status.requests[-_ROWS:])
+        return Group(counts, Text(), runs, *asked)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def request_line(request: Request) -> str:
+    """Return what became of an operator's request."""
+    since = "waits" if request.interval is None else f"from interval {request.interval:,} on"
+    return one_line(f"operator of {request.run_id}: {request.text()}, {since} ({request.author})")
 
 
 def _line(status: FleetStatus) -> str:

@@ -15,8 +15,10 @@ from cuvee.core.protocols import Metrics
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.requests import take_requests
 from cuvee.fleet.store.rows import Interval, RunSummary
 from cuvee.fleet.store.schema import attempts, intervals, runs, spaces
+from cuvee.policies.guard.operator import Request
 
 Outcome = Literal["done", "failed", "lost", "released"]
 
@@ -118,6 +120,18 @@ class Claim:
             )
 
         self._database.write(work)
+
+    def requests(self, number: int) -> list[Request]:
+        """Return the operators' requests that take effect at interval `number`.
+
+        Those that wait are assigned to it unless it is recorded already.
+        """
+
+        def work(connection: sa.Connection) -> list[Request]:
+            self._renew(connection)
+            return take_requests(connection, self.run.id, number)
+
+        return self._database.write(work)
 
     def finish(
         self,

@@ -6,13 +6,14 @@ The tables:
     attempts    one row per claim by a worker: fencing token, outcome, cost
     spaces      the lists of domains that signals are measured over, by digest
     intervals   one row per interval: mixture (none for number 0), signals, the policy's metrics
+    requests    one row per request of an operator to a run
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 
 STATUSES = ("waiting", "running", "done", "failed")
 OUTCOMES = ("running", "done", "failed", "lost", "released")
@@ -122,4 +123,17 @@ intervals = sa.Table(
     sa.ForeignKeyConstraint(["run_id", "attempt"], ["attempts.run_id", "attempts.number"]),
     sa.CheckConstraint("number >= 0", name="number_not_negative"),
     sa.CheckConstraint("(number = 0) = (mixture IS NULL)", name="mixture_but_at_the_start"),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("action", sa.JSON, nullable=False),
+    sa.Column("author", sa.String(200), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("interval", sa.Integer, doc="the first that it affects; none while it waits"),
+    *_counts("created"),
+    sa.CheckConstraint("number >= 1", name="number_positive"),
 )

@@ -31,9 +31,11 @@ from cuvee.fleet.store.address import Address, find_address
 from cuvee.fleet.store.claim import BAD, Claim, end_attempt
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.migrate import migrate
+from cuvee.fleet.store.requests import add_request, check_action, read_requests
 from cuvee.fleet.store.rows import Interval, RunSummary, Tally, fingerprint_of, plain_json, run_key
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
 from cuvee.fleet.store.worker_name import is_dead, worker_name
+from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
 
@@ -217,6 +219,29 @@ class Store:
 
         self._database.write(work)
         return run_id
+
+    # Requests of operators
+
+    def request(self, run_id: str, action: Mapping[str, Any], author: str) -> Request:
+        """Ask the worker of a run for `action` (see `Request`) from its next interval on.
+
+        Raises `StoreError` for a run that is over, has not begun or runs without a guard, and for
+        an action that does not fit its domains.
+        """
+        summary = self.summary(run_id)
+        if summary.status in ("done", "failed"):
+            raise StoreError(f"run {run_id} is {summary.status}: it takes no requests")
+        if summary.intervals == 0:
+            raise StoreError(f"run {run_id} has no interval yet: ask again when it has begun")
+        last = self.intervals(run_id, first=summary.intervals)[-1]
+        if "guard" not in last.metrics:
+            raise StoreError(f"run {run_id} runs without a guard, which would apply requests")
+        check_action(action, last.signals.names)
+        return add_request(self._database, run_id, action, author)
+
+    def requests(self, run_id: str | None = None, group: str | None = None) -> list[Request]:
+        """Return the requests to a run, to the runs of a group, or all, oldest first."""
+        return self._database.read(lambda connection: read_requests(connection, run_id, group))
 
     # Claiming
 

@@ -35,6 +35,7 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.policies.guard.alarms import Alarms, Timestep
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
 from cuvee.policies.guard.limits import Limits, limit_change, nearest_within
+from cuvee.policies.guard.operator import Operator
 from cuvee.policies.guard.sanitizer import SignalSanitizer
 
 __all__ = ["Guard", "Limits"]
@@ -62,6 +63,8 @@ class Guard:
         self, policy: Policy, limits: Limits | None = None, first_interval: int | None = None
     ) -> None:
         self._policy = policy
+        self.operator = Operator()
+        """Give it a source of requests before the run begins or is resumed."""
         self._limits = limits or Limits()
         self._alarms = Alarms(self._limits.alarms)
         self._sanitizer = SignalSanitizer()
@@ -98,10 +101,12 @@ class Guard:
         executed, acted = self._apply(wanted, last, bounds)
         verdict = "refused" if refusal else "accepted" if executed == proposed else "limited"
         own: dict[str, Any] | None = None
-        if self._fallback or self._limits.shadow:
+        ordered = self.operator.mixture(wanted, last)
+        if ordered or self._fallback or self._limits.shadow:
             own = {"verdict": verdict, "limits": acted, "executed": executed.as_dict()}
-            executed, acted = self._apply(static, last, bounds)
+            executed, acted = self._apply(ordered or static, last, bounds)
             verdict = "shadow" if self._limits.shadow else "fallback"
+            verdict = "operator" if ordered else verdict
         self._proposed = proposed
         self._decision = {
             "step": so_far.last.step,
@@ -115,6 +120,7 @@ class Guard:
             "limits": acted,
             "reason": refusal,
             "fallback": self._fallback,
+            "operator": self.operator.record(),
             "change": executed.total_variation(last) if last else None,
             "own": own,
         }
@@ -192,6 +198,7 @@ class Guard:
             "alarms": sounding,
             "refused": dict(self._refused),
         }
+        self._policy = self.operator.obey(len(so_far) + 1, self._policy)
         return {**metrics, "guard": record}
 
     def _teach(
@@ -239,12 +246,14 @@ class Guard:
             "alarms": self._alarms.state_dict(),
             "fallback": self._fallback,
             "refused": dict(self._refused),
+            "operator": self.operator.state_dict(),
         }
         return {"policy": self._policy.state_dict(), "guard": own}
 
     def load_state_dict(self, state: State) -> None:
-        self._policy.load_state_dict(state["policy"])
         own = state["guard"]
+        self._policy = self.operator.load_state_dict(own.get("operator", {}), self._policy)
+        self._policy.load_state_dict(state["policy"])
         self._alarms.load_state_dict(own["alarms"])
         self._fallback = own["fallback"]
         self._refused = dict(own["refused"])

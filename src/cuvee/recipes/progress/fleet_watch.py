@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cuvee.fleet.store.rows import RunSummary, Tally
 from cuvee.fleet.store.store import Store
+from cuvee.policies.guard.operator import Request
 
 _WINDOW = 60.0  # seconds over which speed is measured
 
@@ -26,6 +27,8 @@ class FleetStatus:
     failed: tuple[RunSummary, ...]
     tokens_per_second: float | None
     seconds_left: float | None
+    requests: tuple[Request, ...] = ()
+    """Those of operators to the runs that are running."""
 
     @property
     def retried(self) -> int:
@@ -63,6 +66,13 @@ class FleetWatch:
         speed = (tally.cost.tokens - tokens) / (now - then) if now > then else None
         pace = (tally.progress - progress) / (now - then) if now > then else 0.0
         left = tally.open - (tally.progress - tally.done - sum(run.progress for run in failed))
+        open_runs = {run.id for run in running}
+        asked = self._store.requests(group=self._group) if running else []
         return FleetStatus(
-            tally, tuple(running), tuple(failed), speed, left / pace if pace > 0 else None
+            tally,
+            tuple(running),
+            tuple(failed),
+            speed,
+            left / pace if pace > 0 else None,
+            tuple(request for request in asked if request.run_id in open_runs),
         )

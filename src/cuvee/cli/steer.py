@@ -1,0 +1,80 @@
+"""`cuvee steer`: an operator's requests to a run that is training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cuvee.cli.display.lines import say
+from cuvee.cli.runs import StoreOption
+
+
+def steer(
+    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Keep the mixture that is in force.")
+    ] = False,
+    unfreeze: Annotated[
+        bool, typer.Option("--unfreeze", help="Let the policy decide again.")
+    ] = False,
+    shares: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=SHARE", help="Fix the share of a domain; may be repeated."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Let the policy in this folder decide.")
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Changes who decides the mixture of a run, from its next interval on, within the guard's limits."""
+    from cuvee.core.errors import ConfigError
+    from cuvee.recipes.stores import find_runs, open_store
+
+    wanted: dict[str, Any] = {
+        **({"freeze": True} if freeze else {}),
+        **({"unfreeze": True} if unfreeze else {}),
+        **({"set": dict(map(_share, shares))} if shares else {}),
+        **(_policy(policy) if policy else {}),
+    }
+    if freeze + unfreeze + bool(shares) + bool(policy) != 1:
+        raise ConfigError("give exactly one of --freeze, --unfreeze, --set and --policy")
+    with open_store(store, must_exist=True) as opened:
+        found = find_runs(opened, [run])[0]
+        request = opened.request(found.id, wanted, _author())
+    say(
+        f"request {request.number} to {found.id}: {request.text()}; it takes effect with the next "
+        "interval. See `cuvee runs audit`"
+    )
+
+
+def _share(text: str) -> tuple[str, float]:
+    from cuvee.core.errors import ConfigError
+
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise ConfigError(f"--set {text} is no NAME=SHARE, such as code=0.2") from None
+
+
+def _policy(folder: Path) -> dict[str, str]:
+    """Load the policy, so that one that cannot decide is refused now."""
+    from cuvee.policies.files import load_policy, policy_sha256
+
+    load_policy(folder)
+    return {"policy": str(folder.absolute()), "sha256": policy_sha256(folder)}
+
+
+def _author() -> str:
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"[:200]
