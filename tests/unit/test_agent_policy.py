@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cuvee.agents.base import Observation
+from cuvee.agents.base import Observation, Transition
+from cuvee.agents.networks import Shape
+from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
-from cuvee.core.protocols import Policy
+from cuvee.core.protocols import Metrics, Policy, State
 from cuvee.core.registry import AGENTS, ENCODERS, REWARDS
 from cuvee.core.trajectory import Trajectory, prefixes
 from cuvee.methods.ac_odm import ACODM
@@ -167,11 +170,12 @@ def test_order_of_domains_does_not_matter_to_a_transformer() -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="dqn"):
         AgentPolicy("dqn", "alignment")
-    with pytest.raises(PolicyError, match="taw"):
-        play(
-            AgentPolicy("ddpg", "alignment", warmup_intervals=0, agent_settings={"taw": 0.1}),
-            some_domains(3),
-        )
+    with pytest.raises(PolicyError, match="DDPGSettings has no taw"):
+        AgentPolicy("ddpg", "alignment", agent_settings={"taw": 0.1})
+    with pytest.raises(PolicyError, match="tau is 'slow': Input should be a valid number"):
+        AgentPolicy("ddpg", "alignment", agent_settings={"tau": "slow"})
+    with pytest.raises(PolicyError, match="Architecture has no width"):
+        AgentPolicy("ddpg", "alignment", agent_settings={"architecture": {"width": 3}})
     with pytest.raises(PolicyError, match="smoothing"):
         AgentPolicy("ddpg", "alignment", reward_settings={"smoothing": 2.0})
 
@@ -219,6 +223,66 @@ def test_any_agent_learns_from_any_reward(agent: str, reward: str) -> None:
     assert records[-1]["acted"] == agent
     assert records[-1]["agent"], "it has been updated"
     assert policy.settings()["encoder"] == "standard"
+
+
+@dataclass(frozen=True)
+class BanditSettings:
+    lr: float = 0.1
+
+
+class Bandit:
+    """An agent of another package: without networks, a replay buffer or a `shape`."""
+
+    settings_type = BanditSettings
+
+    def __init__(self, shape: Shape, settings: BanditSettings, seed: int = 0) -> None:
+        self.lr = settings.lr
+        self.logits_K = np.zeros(shape.domains)
+
+    def act(self, observation: Observation, explore: bool = False) -> FloatArray:
+        weights_K = np.exp(np.resize(self.logits_K, len(observation.domains_KF)))
+        return weights_K / weights_K.sum()
+
+    def observe(self, transition: Transition) -> str | None:
+        self.logits_K = np.resize(self.logits_K, len(transition.action_K))
+        self.logits_K += self.lr * np.asarray(transition.reward)
+        return None
+
+    def update(self) -> Metrics:
+        return {"lr": self.lr}
+
+    def state_dict(self) -> State:
+        return {"logits": self.logits_K.copy()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.logits_K = np.array(state["logits"])
+
+
+def test_an_agent_needs_only_its_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(AGENTS._parts, "bandit", Bandit)
+    method = AgentMethod(agent="bandit", warmup_intervals=2, agent_settings={"lr": 0.5})
+    policy = method.policy()
+    so_far, records = play(policy, some_domains(3))
+    assert records[-1]["agent"] == {"lr": 0.5}
+    assert so_far.mixtures[-1].weights_K.max() > 0.4, "it has learned"
+    save_policy(tmp_path / "bandit", policy)
+    loaded = load_policy(tmp_path / "bandit")
+    assert loaded.mixture(so_far) == policy.mixture(so_far)
+    assert isinstance(loaded, AgentPolicy)
+    more, _ = play(loaded, some_domains(5))
+    assert len(more.names) == 5
+    with pytest.raises(PolicyError, match="BanditSettings has no rate; it has lr"):
+        AgentMethod(agent="bandit", agent_settings={"rate": 0.5})
+
+
+def test_a_policy_file_with_an_unregistered_agent_names_file_and_agent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(AGENTS._parts, "bandit", Bandit)
+        save_policy(tmp_path / "bandit", AgentMethod(agent="bandit").policy())
+    with pytest.raises(PolicyError, match=r"bandit cannot be loaded: no agent 'bandit'.*`plugins`"):
+        load_policy(tmp_path / "bandit")
 
 
 def test_ac_odm_and_hds_are_presets() -> None:

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from cuvee.agents.cql import CQLSettings
-from cuvee.core.errors import CheckpointError, ConfigError, PolicyError
+from cuvee.agents.ddpg import DDPGSettings
+from cuvee.agents.sac import SACSettings
+from cuvee.core.errors import CheckpointError, ConfigError
 from cuvee.core.files import sha256_of
-from cuvee.core.renamed import AGENT, LEARN, TRAIN, new_name, upgrade
+from cuvee.core.renamed import AGENT, GROUP_DRO, LEARN, SEARCH, TRAIN, new_name, upgrade
 from cuvee.core.state import load_state, save_state
 from cuvee.core.trajectory import Trajectory
 from cuvee.learning.history_learning import LearnSettings
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.files import UNIVERSAL, load_policy, read_provenance, save_policy
 from cuvee.policies.guard.guard import Guard
-from cuvee.recipes.config.schema import TrainConfig, parse
+from cuvee.recipes.config.schema import RunConfig, TrainConfig, parse
+from cuvee.recipes.search import SearchConfig
 from cuvee.testing.policy import ScriptedTrainer, some_domains
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.settings import TrainerSettings
@@ -145,41 +149,42 @@ def test_a_file_of_format_1_must_be_whole(tmp_path: Path) -> None:
 # Old keys in configurations
 
 
+WARM_UP = {"warm_up": "warmup_intervals"}
+
+
+def agent_keys(settings: type[Any]) -> dict[str, str]:
+    """The renamed keys of an agent with these settings."""
+    known = {field.name for field in dataclasses.fields(settings)}
+    return {old: new for old, new in AGENT.items() if new in known}
+
+
+SECTIONS: list[tuple[type[RunConfig], dict[str, str], str]] = [
+    (TrainConfig, TRAIN, "train: {OLD: 1}"),
+    (SearchConfig, SEARCH, "{method: regmix, OLD: 1}"),
+    (TrainConfig, WARM_UP, "method: {name: ac_odm, OLD: 1}"),
+    (TrainConfig, WARM_UP, "method: {name: hds, OLD: 1}"),
+    (TrainConfig, GROUP_DRO, "method: {name: doremi, OLD: 1}"),
+    (TrainConfig, agent_keys(DDPGSettings), "method: {name: ac_odm, agent: {OLD: 1}}"),
+    (TrainConfig, agent_keys(SACSettings), "method: {name: hds, agent: {OLD: 1}}"),
+    (
+        SearchConfig,
+        LEARN,
+        "method: {name: data_mixing_agent, evaluation: {general: [g], target: [t]}, agent: {OLD: 1}}",
+    ),
+]
+"""A section of a configuration for each table of renamed keys."""
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"train": {"clip": 1.0}}, "unknown key 'clip' in train; it is called 'max_grad_norm' now"),
-        (
-            {"train": {"warmup": 0.1}},
-            "unknown key 'warmup' in train; it is called 'warmup_ratio' now",
-        ),
-        (
-            {"method": {"name": "hds", "warm_up": 3}},
-            "unknown key 'warm_up' in hds; it is called 'warmup_intervals' now",
-        ),
-        (
-            {"method": {"name": "doremi", "rate": 0.5}},
-            "unknown key 'rate' in doremi; it is called 'step_size' now",
-        ),
-        (
-            {"method": {"name": "ac_odm", "agent": {"average": 0.1, "warmup": 4}}},
-            r"average \(it is called ema_rate now\), warmup \(it is called learning_starts now\)",
-        ),
-    ],
+    ("kind", "section", "old", "new"),
+    [(kind, section, *names) for kind, table, section in SECTIONS for names in table.items()],
 )
-def test_an_old_key_is_refused_with_the_new_name(content: dict[str, Any], message: str) -> None:
-    def steered() -> None:
-        method = parse(TrainConfig, {"corpus": "c", **content}, "mine").method.build()
-        corpus: Any = None
-        play(method.commit(corpus, ()), ScriptedTrainer(some_domains(3), 5))
-
-    with pytest.raises((ConfigError, PolicyError), match=message):
-        steered()
-
-
-def test_an_old_setting_of_learning_is_refused_with_the_new_name() -> None:
-    with pytest.raises(ConfigError, match=r"judge_every \(it is called eval_every now\)"):
-        LearnSettings.of({"judge_every": 5})
+def test_an_old_key_is_refused_with_its_new_name_before_a_run_starts(
+    kind: type[RunConfig], section: str, old: str, new: str
+) -> None:
+    content = yaml.safe_load(section.replace("OLD", old))
+    with pytest.raises(ConfigError, match=rf"\b{old}\b.* called '?{new}'? now"):
+        parse(kind, {"corpus": "c", **content}, "mine")
 
 
 @pytest.mark.parametrize(

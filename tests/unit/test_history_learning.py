@@ -202,6 +202,8 @@ def _without_feedback(trajectory: Trajectory) -> Trajectory:
         ({"architecture": "huge"}, "'huge': use small or full"),
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"eval_every": 0}, "eval_every"),
+        ({"architecture": {"width": 3}}, "unexpected keyword argument 'width'"),
+        ({"held_out": "half"}, "cannot be built from {'held_out': 'half'}"),
     ],
 )
 def test_mistaken_settings_are_named(options: dict[str, Any], said: str) -> None:

@@ -11,14 +11,18 @@ import pytest
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, MixtureError, PolicyError
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Policy
-from cuvee.core.registry import POLICIES
+from cuvee.core.protocols import Policy, Probe
+from cuvee.core.registry import POLICIES, PROBES
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.files import check_can_be_saved, load_policy, save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.probes.alignment import GradientAlignment
+from cuvee.probes.evaluation_set import EvaluationSet
+from cuvee.probes.loss import LossByDomain
+from cuvee.probes.norms import WeightNorms
 from cuvee.probes.token_losses import ValidTokenLosses
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 from cuvee.testing.probes import GradientNorm
@@ -183,10 +187,34 @@ def test_policy_files_round_trip(policy: Policy, tmp_path: Path) -> None:
     assert load_policy(tmp_path / "p").mixture(so_far) == policy.mixture(so_far)
 
 
-def test_a_probe_travels_with_its_policy_by_kind_and_settings(tmp_path: Path) -> None:
-    asked = ValidTokenLosses(domains=("d1",), tokens=64)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ValidTokenLosses(domains=("d1",), tokens=64),
+        GradientAlignment(layers=("*.down_proj",), stride=2, halves=True),
+        WeightNorms(),
+        LossByDomain(),
+        EvaluationSet({"general": ["g.jsonl"]}, share=0.1),
+    ],
+)
+def test_a_probe_travels_with_its_policy_by_kind_and_settings(asked: Probe, tmp_path: Path) -> None:
     save_policy(tmp_path / "policy", Fixed({"d0": 1.0}, probes=[asked]))
     assert list(load_policy(tmp_path / "policy").probes) == [asked]
+
+
+def test_a_probe_that_is_not_a_dataclass_of_json_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PROBES._parts, "plain", PlainProbe)
+    with pytest.raises(PolicyError, match=r"'plain' cannot be saved .*must be a dataclass"):
+        check_can_be_saved(Fixed({"d0": 1.0}, probes=[PlainProbe()]))
+    files = {"general": [Path("g.jsonl")]}
+    with pytest.raises(PolicyError, match=r"'evaluation' cannot be saved .*whose fields are JSON"):
+        check_can_be_saved(Fixed({"d0": 1.0}, probes=[EvaluationSet(files)]))
+
+
+class PlainProbe:
+    name = "plain"
 
 
 def test_a_probe_that_is_not_registered_is_refused() -> None:

@@ -48,9 +48,14 @@ class Transition(NamedTuple):
 
 
 class Agent(Protocol):
-    """Chooses mixtures and learns from their results.
+    """Chooses mixtures and learns from their results. Register it with `register_agent`.
 
-    An agent is deterministic given its state. The state includes its random generators.
+    It is built as `Kind(shape, settings, seed=0)`: `shape` is a `networks.Shape`, and `settings` an
+    instance of the class attribute `settings_type`, a dataclass.
+
+    An agent is deterministic given its state. The state includes its random generators. If the
+    state has an entry "buffer", a new agent for another number of domains takes over all entries
+    but this one.
     """
 
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:

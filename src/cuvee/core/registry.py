@@ -169,7 +169,7 @@ register_policy = POLICIES.register
 """Register a policy. Its constructor accepts what its `settings()` returns; see
 `core.protocols.Policy`."""
 register_agent = AGENTS.register
-"""Register an agent, which has a class attribute `settings_type`; see `agents.base.Agent`."""
+"""Register an agent; `agents.base.Agent` describes its constructor."""
 register_encoder = ENCODERS.register
 """Register an encoder of observations; see `policies.encoders.Encoder`."""
 register_reward = REWARDS.register

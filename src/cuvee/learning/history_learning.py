@@ -79,7 +79,10 @@ class LearnSettings(OfflineSettings):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """Return the settings from plain JSON. Raises `ConfigError` that names unknown options."""
+        """Return the settings from plain JSON.
+
+        Raises `ConfigError` that names unknown options, and for values of the wrong type.
+        """
         known = [one.name for one in dataclasses.fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise ConfigError(unknown_settings("the agent", unknown, known))
@@ -88,8 +91,13 @@ class LearnSettings(OfflineSettings):
             raise ConfigError(
                 f"architecture is {given!r}: use {' or '.join(PRESETS)}, or its fields"
             )
-        architecture = PRESETS[given] if isinstance(given, str) else HistoryArchitecture(**given)
-        return cls(**{**options, "architecture": architecture})
+        try:
+            architecture = (
+                PRESETS[given] if isinstance(given, str) else HistoryArchitecture(**given)
+            )
+            return cls(**{**options, "architecture": architecture})
+        except TypeError as error:
+            raise ConfigError(f"the agent cannot be built from {dict(options)}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from cuvee.policies.feedback import FIELDS, Feedback
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 
 if TYPE_CHECKING:
-    from cuvee.learning.history_learning import Learned, LearnProgress
+    from cuvee.learning.history_learning import Learned, LearnProgress, LearnSettings
 
 
 @register_method("data_mixing_agent")
@@ -71,7 +71,9 @@ class DataMixingAgent:
             )
         if self.proxies < 1:
             raise ConfigError(f"proxies is {self.proxies}: at least 1 run is needed to learn from")
-        self.sampler(0)  # raises for bad settings here, not when a run starts
+        # Bad settings raise here: not when a run starts, and not after all proxy runs.
+        self.sampler(0)
+        self._learn_settings()
 
     def sampler(self, number: int) -> ScoringSampler:
         """Return the policy of proxy run `number`."""
@@ -120,10 +122,15 @@ class DataMixingAgent:
         observer: Callable[[LearnProgress], None] | None = None,
     ) -> Learned:
         """Do the work of `commit`, and resume from `folder` after an interruption."""
-        from cuvee.learning.history_learning import LearnSettings, learn
+        from cuvee.learning.history_learning import learn
 
-        settings = LearnSettings.of(self.agent)
+        settings = self._learn_settings()
         return learn(logged, Feedback(self.weight), settings, self.seed, folder, observer)
+
+    def _learn_settings(self) -> LearnSettings:
+        from cuvee.learning.history_learning import LearnSettings
+
+        return LearnSettings.of(self.agent)
 
     def files(self) -> dict[str, list[str]]:
         """Return the question files with absolute paths.

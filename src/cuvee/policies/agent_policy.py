@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from cuvee.agents.base import Agent, Observation, Transition
 from cuvee.agents.networks import Architecture, Shape
@@ -65,7 +66,6 @@ class AgentPolicy:
         agent_settings: Mapping[str, Any] | None = None,
         reward_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        AGENTS.get(agent)  # raises for an unknown name here, not when the run starts
         self._settings: dict[str, Any] = {
             "agent": agent,
             "reward": reward,
@@ -78,12 +78,16 @@ class AgentPolicy:
             "reward_settings": dict(reward_settings or {}),
         }
         self._learning = mode == "learning"
+        # Settings are built here, so that a wrong one is refused before the run starts.
+        self._agent_kind = AGENTS.get(agent)
+        self._agent_settings = _agent_settings(self._agent_kind, self._settings["agent_settings"])
         self._reward: RewardFunction = _construct(
             REWARDS.get(reward), self._settings["reward_settings"]
         )
         self._encode: Encoder = ENCODERS.get(encoder)()
         self._warmup = Exp3()
-        self._agent: Any = None
+        self._agent: Agent | None = None
+        self._agent_domains: int | None = None
         self._rewards: dict[str, float] = {}
         self._seen: tuple[Signals, Observation] | None = None
         self._decided: tuple[Signals, Observation, Mixture] | None = None
@@ -199,23 +203,19 @@ class AgentPolicy:
         It is built when K is first known. If the policy learns on another K, the networks are kept
         and the replay buffer is new.
         """
-        if self._agent is None:
-            self._agent = self._build(K)
-        elif self._learning and self._agent.shape.domains != K:
-            wider = self._build(K)
-            wider.load_state_dict(
-                {**self._agent.state_dict(), "buffer": wider.state_dict()["buffer"]}
-            )
-            self._agent = wider
-        agent: Agent = self._agent
+        agent = self._agent
+        if agent is None or (self._learning and self._agent_domains != K):
+            agent = self._build(K)
+            if self._agent is not None:
+                known = self._agent.state_dict()
+                agent.load_state_dict(
+                    {**known, **{k: v for k, v in agent.state_dict().items() if k == "buffer"}}
+                )
+            self._agent = agent
+            self._agent_domains = K
         return agent
 
-    def _build(self, K: int) -> Any:
-        make = AGENTS.get(self._settings["agent"])
-        settings = dict(self._settings["agent_settings"])
-        settings["architecture"] = _construct(
-            Architecture, {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
-        )
+    def _build(self, K: int) -> Agent:
         features = list(self._encode.domain_features)
         shape = Shape(
             K,
@@ -224,7 +224,8 @@ class AgentPolicy:
             vector=self._settings["vector"],
             reference=features.index("value") if "value" in features else None,
         )
-        return make(shape, _construct(make.settings_type, settings), seed=self._settings["seed"])
+        agent: Agent = self._agent_kind(shape, self._agent_settings, seed=self._settings["seed"])
+        return agent
 
     def settings(self) -> dict[str, Any]:
         return {**self._settings, "mode": "learning" if self._learning else "frozen"}
@@ -234,8 +235,8 @@ class AgentPolicy:
             "reward": self._reward.state_dict(),
             "rewards": dict(self._rewards),
             "warmup": self._warmup.state_dict(),
-            "domains": self._agent.shape.domains if self._agent else None,
-            "agent": self._agent.state_dict() if self._agent else None,
+            "domains": self._agent_domains,
+            "agent": None if self._agent is None else self._agent.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -243,22 +244,43 @@ class AgentPolicy:
         self._rewards = dict(state["rewards"])
         self._warmup.load_state_dict(state["warmup"])
         self._seen = self._decided = None
-        self._agent = None
+        self._agent = self._agent_domains = None
         if state["domains"] is not None:
-            self._agent = self._build(int(state["domains"]))
+            self._agent_domains = int(state["domains"])
+            self._agent = self._build(self._agent_domains)
             self._agent.load_state_dict(state["agent"])
+
+
+def _agent_settings(kind: type[Any], settings: Mapping[str, Any]) -> Any:
+    """Return an instance of `kind.settings_type`.
+
+    If it has a field `architecture`, the default is a Transformer, which acts on any number of
+    domains.
+    """
+    if any(field.name == "architecture" for field in dataclasses.fields(kind.settings_type)):
+        architecture = {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
+        settings = {**settings, "architecture": _construct(Architecture, architecture)}
+    return _construct(kind.settings_type, settings)
 
 
 def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:
     """Return `type_(**settings)`, with lists as tuples, which JSON cannot hold.
 
-    Raises `PolicyError` that names unknown settings.
+    Raises `PolicyError` that names unknown settings, and values of the wrong type for a dataclass.
     """
     if dataclasses.is_dataclass(type_):
         known = {field.name for field in dataclasses.fields(type_)}
         unknown = sorted(set(settings) - known)
         if unknown:
             raise PolicyError(unknown_settings(type_.__name__, unknown, known))
+        try:
+            return TypeAdapter(type_).validate_python(dict(settings))
+        except ValidationError as error:
+            wrong = [
+                f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}"
+                for one in error.errors()
+            ]
+            raise PolicyError(f"settings of {type_.__name__}: {'; '.join(wrong)}") from None
     try:
         return type_(
             **{

@@ -43,6 +43,8 @@ def load_policy(path: Path) -> Policy:
     try:
         policy: Policy = kind(**document["settings"])
         policy.load_state_dict(document["state"])
+    except ConfigError as error:  # for example, an agent or a probe that is not registered
+        raise PolicyError(f"the policy in {path} cannot be loaded: {error}") from error
     except CuveeError:
         raise
     except Exception as error:  # a file of another program can be wrong in any way

@@ -68,11 +68,22 @@ def _document(probe: Probe) -> dict[str, Any]:
             f"the probe {probe.name!r} cannot be saved: register its class with "
             '@register_probe("name")'
         )
-    settings = {field.name: getattr(probe, field.name) for field in fields(kind) if field.init}
-    document: dict[str, Any] = json.loads(json.dumps({"kind": name, "settings": settings}))
+    try:
+        settings = {field.name: getattr(probe, field.name) for field in fields(kind) if field.init}
+        document: dict[str, Any] = json.loads(json.dumps({"kind": name, "settings": settings}))
+    except TypeError as error:
+        raise PolicyError(
+            f"the probe {probe.name!r} cannot be saved ({error}): its class must be a dataclass "
+            "whose fields are JSON"
+        ) from error
     return document
 
 
 def _probe(document: Mapping[str, Any]) -> Probe:
-    probe: Probe = PROBES.get(document["kind"])(**document["settings"])
+    """Return the probe of `document`, with lists as tuples, which JSON cannot hold."""
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in document["settings"].items()
+    }
+    probe: Probe = PROBES.get(document["kind"])(**settings)
     return probe

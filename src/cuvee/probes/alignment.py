@@ -44,6 +44,7 @@ from torch import Tensor
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, TrainingError
+from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.domain_runs import DomainRuns
@@ -56,6 +57,7 @@ _FLOAT = 4
 _STRETCH = 4096
 
 
+@register_probe("alignment")
 @dataclass(frozen=True)
 class GradientAlignment:
     """Settings of the probe that reports "alignment" (K, K), in squared loss per squared weight.

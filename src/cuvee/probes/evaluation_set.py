@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import ConfigError, CorpusError
+from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import FORWARD_SHARE, Context, Meter
 from cuvee.probes.questions import Question, read_questions
@@ -38,6 +39,7 @@ _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 2**26
 
 
+@register_probe("evaluation")
 @dataclass(frozen=True)
 class EvaluationSet:
     """Settings of the probe. It reports these signals, with F fields in the order of `fields`:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from cuvee.core.domain import Domain
+from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, MicroBatch
 
 
+@register_probe("loss")
 @dataclass(frozen=True)
 class LossByDomain:
     """Signal "loss" (K,): each domain's mean next-token loss in the interval, in nats per token.

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cuvee.core.errors import ConfigError
+from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, whole
 
 
+@register_probe("weight_norms")
 @dataclass(frozen=True)
 class WeightNorms:
     """Signals "weight_norms" (layers,) and "weight_norm_changes" (layers,).
