@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cuvee.recipes.demo.plan import Stage
     from cuvee.recipes.progress.fleet_watch import FleetStatus
     from cuvee.recipes.progress.watch import Observer, Progress
-    from cuvee.report.summary import MethodView
+    from cuvee.report.summary import Scores
 
 _CORPUS, _BASE, _PROXIES, _AGENT, _TARGETS, _STAGES = 2, 3, 4, 5, 6, 7
 
@@ -177,7 +177,7 @@ def _print_results(console: Console, made: Demo) -> None:
 
     from cuvee.report.summary import summarise
     from cuvee.report.tables import paired_table
-    from cuvee.report.words import headline, number, signed
+    from cuvee.report.words import final_loss, headline, number, signed
 
     summary = summarise(made.runs)
     start = next(view.start for view in summary.runs if view.start)
@@ -198,11 +198,10 @@ def _print_results(console: Console, made: Demo) -> None:
     )
     for method in summary.methods:
         cells = []
-        for then, now in ((start.source, _source(method)), (start.target, _target(method))):
-            cells += [
-                number(now),
-                signed(now - then) if now is not None and then is not None else "",
-            ]
+        for then, value in ((start.source, _source), (start.target, _target)):
+            now = method.validated_mean(value)
+            change = signed(now - then) if now is not None and then is not None else ""
+            cells += [number(method.mean(value)), change]
         difference = against.get(method.label)
         beside = f"{difference.text}  {difference.note}" if difference else ""
         table.add_row(
@@ -211,7 +210,8 @@ def _print_results(console: Console, made: Demo) -> None:
     console.print()
     console.print(table, highlight=False)
     console.print(
-        "Validation loss, nats per token, mean over domains and seeds; below zero is better.",
+        f"{final_loss(summary).capitalize()}, nats per token, mean over domains and seeds; below "
+        "zero is better. “base”, “kept” and “learned” are from validation losses.",
         highlight=False,
     )
     console.print()
@@ -220,12 +220,12 @@ def _print_results(console: Console, made: Demo) -> None:
     _print_next(console, made)
 
 
-def _source(method: MethodView) -> float | None:
-    return method.mean(lambda scores: scores.source)
+def _source(scores: Scores) -> float | None:
+    return scores.source
 
 
-def _target(method: MethodView) -> float | None:
-    return method.mean(lambda scores: scores.target)
+def _target(scores: Scores) -> float | None:
+    return scores.target
 
 
 def _print_next(console: Console, made: Demo) -> None:

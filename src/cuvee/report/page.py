@@ -29,7 +29,7 @@ from cuvee.report import tables
 from cuvee.report.colours import DARK, METHODS, domain_colours
 from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, trade_figure
 from cuvee.report.summary import Summary, summarise
-from cuvee.report.words import amount, headline, number
+from cuvee.report.words import amount, fallback, final_loss, headline, number
 
 # Keys in which fairly compared runs may differ. `evaluation` is among them: it trains nothing.
 _MAY_DIFFER = {
@@ -98,6 +98,7 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
         [*([trade] if trade else []), *mixtures, *curves, *by_domain],
         summary=summary,
         headline=headline(summary),
+        final_loss=final_loss(summary),
         warnings=_warnings(summary),
         final=tables.final_table(summary),
         paired=tables.paired_table(summary),
@@ -240,6 +241,8 @@ def _warnings(summary: Summary) -> list[str]:
         found.append(
             f"Without validation loss, and so not part of means: {', '.join(summary.unmeasured)}."
         )
+    if note := fallback(summary):
+        found.append(note)
     budgets = {int(view.tokens_T1[-1]) for view in summary.runs if view.finished}
     if budgets and max(budgets) > 1.02 * min(budgets):
         found.append(
@@ -307,7 +310,10 @@ def _curves(summary: Summary) -> list[Panel]:
     panels = []
     for name, value in tables.measures(summary):
         if name in headings:
-            ends = [f"{method.label} {number(method.mean(value))}" for method in summary.methods]
+            ends = [
+                f"{method.label} {number(method.validated_mean(value))}"
+                for method in summary.methods
+            ]
             words = (
                 f"Validation loss over tokens, {headings[name].lower()}; at the end "
                 + ", ".join(ends)

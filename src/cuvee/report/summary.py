@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,17 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
-from cuvee.core.domain import Domain
+from cuvee.core.domain import Domain, Split
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Cost, Run
 from cuvee.evaluation.statistics import bits_per_byte
 
-VALID_LOSS = "valid_loss"
-
 
 @dataclass(frozen=True)
 class Scores:
-    """Validation losses of one model in nats per token. Each domain has the same weight.
+    """Losses of one model on one split, in nats per token. Each domain has the same weight.
 
     `source`, `target` and their mean `balance` are None unless the corpus has domains of both
     roles.
@@ -70,7 +68,10 @@ def score(
 
 @dataclass(frozen=True)
 class RunView:
-    """One run in a report. `domains` are the K domains measured in every run of the report."""
+    """One run in a report. `domains` are the K domains measured in every run of the report.
+
+    `split` is the split of the final scores, the same in all runs of a report.
+    """
 
     run: Run
     label: str
@@ -78,6 +79,7 @@ class RunView:
     status: str
     finished: bool
     bytes_per_token: Mapping[str, float]
+    split: Split = "valid"
 
     @cached_property
     def tokens_T1(self) -> npt.NDArray[np.int64]:
@@ -88,7 +90,9 @@ class RunView:
     def _points(self) -> list[int]:
         names = {domain.name for domain in self.domains}
         return [
-            t for t in range(len(self.tokens_T1)) if names and names <= set(validated(self.run, t))
+            t
+            for t in range(len(self.tokens_T1))
+            if names and names <= set(held_out_loss(self.run, t, "valid"))
         ]
 
     @cached_property
@@ -98,10 +102,24 @@ class RunView:
 
     @cached_property
     def loss_PK(self) -> FloatArray:
-        rows = [
-            [validated(self.run, t)[domain.name] for domain in self.domains] for t in self._points
-        ]
+        """(P, K) validation losses at these points."""
+        measured = [held_out_loss(self.run, t, "valid") for t in self._points]
+        rows = [[losses[domain.name] for domain in self.domains] for losses in measured]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.domains))
+
+    @cached_property
+    def untested(self) -> tuple[str, ...]:
+        """Names of the domains without a test loss of the final model."""
+        losses = held_out_loss(self.run, len(self.run.trajectory), "test")
+        return tuple(domain.name for domain in self.domains if domain.name not in losses)
+
+    @cached_property
+    def test_K(self) -> FloatArray | None:
+        """(K,) test losses of the final model; None unless all domains were tested."""
+        if self.untested or not self.domains:
+            return None
+        losses = held_out_loss(self.run, len(self.run.trajectory), "test")
+        return np.array([losses[domain.name] for domain in self.domains])
 
     @cached_property
     def scores_P(self) -> list[Scores]:
@@ -116,13 +134,30 @@ class RunView:
         return None if self.run.config.get("policy") else Cost()
 
     @property
+    def final_K(self) -> FloatArray | None:
+        """(K,) losses behind `final`."""
+        if self.split == "test":
+            return self.test_K
+        return self.loss_PK[-1] if len(self.loss_PK) else None
+
+    @cached_property
     def final(self) -> Scores | None:
-        """Scores at the last validation. For an unfinished run this is before its end."""
+        """Scores of the final model on `split`.
+
+        For an unfinished run these are the scores at its last validation if `split` is "valid", and
+        None if it is "test".
+        """
+        if self.final_K is None:
+            return None
+        return score(self.domains, self.final_K, self.bytes_per_token)
+
+    @property
+    def last_validation(self) -> Scores | None:
         return self.scores_P[-1] if self.scores_P else None
 
     @property
     def start(self) -> Scores | None:
-        """Scores before training, if they were measured."""
+        """Validation scores before training, if they were measured."""
         return self.scores_P[0] if self.scores_P and self._points[0] == 0 else None
 
 
@@ -140,7 +175,7 @@ class MethodView:
     @property
     def scored(self) -> tuple[RunView, ...]:
         """The finished runs; if there are none, all runs that were validated."""
-        return self.finished or tuple(view for view in self.runs if view.final)
+        return self.finished or tuple(view for view in self.runs if view.last_validation)
 
     def by_seed(self, value: Callable[[Scores], float | None]) -> dict[int, float]:
         """`value` of the final scores of each finished run, by seed. Absent values are left out."""
@@ -160,10 +195,18 @@ class MethodView:
         return _mean_cost(known) if len(known) == len(spent) else None
 
     def mean(self, value: Callable[[Scores], float | None]) -> float | None:
-        """Mean of `value` over the scored runs; None if it is absent in one of them."""
-        numbers = [value(view.final) for view in self.scored if view.final]
-        known = [number for number in numbers if number is not None]
-        return sum(known) / len(known) if known and len(known) == len(numbers) else None
+        """Mean of `value` of the final scores of the scored runs; None if one of them lacks it."""
+        return _mean([value(view.final) for view in self.scored if view.final])
+
+    def validated_mean(self, value: Callable[[Scores], float | None]) -> float | None:
+        """`mean`, of the scores at the last validation."""
+        scores = [view.last_validation for view in self.scored]
+        return _mean([value(one) for one in scores if one])
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known and len(known) == len(numbers) else None
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -186,6 +229,11 @@ class Summary:
         return [view for method in self.methods for view in method.runs]
 
     @property
+    def split(self) -> Split:
+        """The split of the final scores: "test" if every finished run was tested, else "valid"."""
+        return self.runs[0].split
+
+    @property
     def seeds(self) -> list[int]:
         return sorted({view.run.seed for view in self.runs})
 
@@ -200,10 +248,10 @@ class Summary:
         return len({domain.role for domain in self.domains}) == 2
 
 
-def validated(run: Run, t: int) -> dict[str, float]:
-    """Return the validation loss by domain at signal t, without domains that were not measured."""
+def held_out_loss(run: Run, t: int, split: Split) -> dict[str, float]:
+    """Return the loss on `split` by domain at signal t, without domains that were not measured."""
     signals = run.trajectory.signals[t]
-    measured = signals.probes.get(VALID_LOSS)
+    measured = signals.probes.get(f"{split}_loss")
     if measured is None or measured.shape != (len(signals.domains),):
         return {}
     return {
@@ -229,6 +277,9 @@ def summarise(
 ) -> Summary:
     """Group runs into methods in the order of the runs, with the baseline first.
 
+    Final scores are test losses if every finished run has one of each domain that was validated.
+    Otherwise they are validation losses.
+
     Bytes per token come from the runs' configurations (`bytes_per_token` by domain) unless they are
     given. Raises `ConfigError` if there is no run, if the runs have no domain in common, or if no
     run has the baseline's label.
@@ -248,6 +299,9 @@ def summarise(
     common = _common_domains(runs)
     measured = _measured(runs, common)
     views = [_view(run, measured, statuses or {}, bytes_per_token or _widths(run)) for run in runs]
+    finished = [view for view in views if view.finished]
+    if finished and all(view.test_K is not None for view in finished):
+        views = [replace(view, split="test") for view in views]
     methods = [
         MethodView(
             label,
@@ -280,7 +334,7 @@ def _measured(runs: Sequence[Run], common: tuple[Domain, ...]) -> tuple[Domain, 
     """Domains that are in the last validation of every run that was validated."""
     seen = []
     for run in runs:
-        found = (validated(run, t) for t in range(len(run.trajectory), -1, -1))
+        found = (held_out_loss(run, t, "valid") for t in range(len(run.trajectory), -1, -1))
         if last := next((losses for losses in found if losses), None):
             seen.append(set(last))
     return tuple(

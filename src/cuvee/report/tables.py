@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cuvee.core.trajectory import Cost
 from cuvee.evaluation.statistics import paired_difference, steps_to_reach
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
-from cuvee.report.words import ABSENT, amount, duration, interval, number, signed
+from cuvee.report.words import ABSENT, amount, duration, interval, measure, number, signed
 
 Value = Callable[[Scores], float | None]
 
@@ -55,7 +55,7 @@ def measures(summary: Summary) -> list[tuple[str, Value]]:
 
 
 def final_table(summary: Summary) -> Table:
-    """One row per method: losses at the last validation, and the cost of a run with its proxies.
+    """One row per method: final losses, and the cost of a run with its proxies.
 
     Losses and costs are means over seeds.
     """
@@ -138,7 +138,7 @@ def paired_table(summary: Summary) -> Table | None:
 
 
 def domain_table(summary: Summary) -> Table:
-    """One row per domain: final validation loss and share of tokens by method.
+    """One row per domain: final loss and share of tokens by method.
 
     Cells are shaded by the difference to the baseline.
     """
@@ -148,15 +148,12 @@ def domain_table(summary: Summary) -> Table:
     order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
     for k in order:
         domain = summary.domains[k]
-        losses = [
-            sum(float(view.loss_PK[-1, k]) for view in m.scored) / len(m.scored) for m in scored
-        ]
+        losses = [_final_loss(method, k) for method in scored]
+        compared = scored and scored[0].label == summary.baseline and scored[0].finished
+        theirs = losses[0] if compared else None
         cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
         for method, loss in zip(scored, losses, strict=True):
-            comparable = (
-                scored[0].label == summary.baseline and scored[0].finished and method.finished
-            )
-            shade = _shade(loss - losses[0]) if comparable else 0
+            shade = _shade(loss, theirs) if method.finished else 0
             cells.append(
                 Cell(number(loss), f"{_share(method, domain.name):.1%} of tokens", shade=shade)
             )
@@ -169,7 +166,13 @@ def domain_table(summary: Summary) -> Table:
             )
         )
     heads = [method.label + ("" if method.finished else " (not finished)") for method in scored]
-    return Table(("At the start", *heads), tuple(rows))
+    return Table(("Validation loss at the start", *heads), tuple(rows))
+
+
+def _final_loss(method: MethodView, k: int) -> float | None:
+    """The mean final loss on domain number `k`; None if no scored run has one."""
+    losses = [float(view.final_K[k]) for view in method.scored if view.final_K is not None]
+    return sum(losses) / len(losses) if losses else None
 
 
 def run_table(summary: Summary) -> Table:
@@ -188,8 +191,9 @@ def run_table(summary: Summary) -> Table:
             )
             cells = (Cell(method.label), *map(Cell, texts), Cell(duration(cost.seconds)))
             rows.append(Row(view.run.id, "", cells, index))
-    loss = "Source/target average" if summary.has_roles else "Mean loss"
-    return Table(("Method", "Seed", "State", loss, "Tokens", "FLOPs", "Time"), tuple(rows))
+    loss = measure(summary)
+    columns = ("Method", "Seed", "State", loss[0].upper() + loss[1:], "Tokens", "FLOPs", "Time")
+    return Table(columns, tuple(rows))
 
 
 def _final_note(method: MethodView, name: str, value: Value, digits: int) -> str:
@@ -198,8 +202,11 @@ def _final_note(method: MethodView, name: str, value: Value, digits: int) -> str
     numbers = [v for view in method.scored if view.final and (v := value(view.final)) is not None]
     if len(numbers) > 1:
         return f"{number(min(numbers), digits)}–{number(max(numbers), digits)}"
-    start = next((value(view.start) for view in method.scored if view.start), None)
-    return signed(numbers[0] - start, digits) if numbers and start is not None else ""
+    run = method.scored[0] if method.scored else None
+    if run is None or run.start is None or run.last_validation is None:
+        return ""
+    start, end = value(run.start), value(run.last_validation)
+    return "" if start is None or end is None else signed(end - start, digits)
 
 
 def _run_count(method: MethodView) -> str:
@@ -231,16 +238,16 @@ def _cost_cells(method: MethodView) -> list[Cell]:
 
 
 def _shares(method: MethodView, baseline: MethodView) -> list[float | None]:
-    """The share of the baseline's tokens at which the method reaches the baseline's final loss.
+    """The share of the baseline's tokens at which the method reaches its final validation loss.
 
     One value per shared seed; None where it is never reached.
     """
     theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
     shares: list[float | None] = []
     for view in method.finished:
-        if (other := theirs.get(view.run.seed)) and other.final:
+        if (other := theirs.get(view.run.seed)) and other.last_validation:
             losses = [scores.headline for scores in view.scores_P]
-            reached = steps_to_reach(view.tokens_P, losses, other.final.headline)
+            reached = steps_to_reach(view.tokens_P, losses, other.last_validation.headline)
             shares.append(None if reached is None else reached / max(int(other.tokens_P[-1]), 1))
     return shares
 
@@ -289,6 +296,9 @@ def _share(method: MethodView, name: str) -> float:
     return drawn / total if total else 0.0
 
 
-def _shade(difference: float) -> int:
+def _shade(loss: float | None, theirs: float | None) -> int:
+    if loss is None or theirs is None:
+        return 0
+    difference = loss - theirs
     size = sum(abs(difference) >= bound for bound in (0.01, 0.05, 0.2))
     return size if difference > 0 else -size

@@ -59,12 +59,11 @@ def headline(summary: Summary) -> list[str]:
             "No run has finished yet, so there is nothing to compare. "
             "What was measured so far is below."
         ]
-    measure = "average of source and target loss" if summary.has_roles else "mean validation loss"
     best = ranked[0]
     if len(ranked) == 1:
         alone = len(summary.methods) == 1
         return [
-            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure}), "
+            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure(summary)}), "
             f"perplexity {number(best.mean(lambda scores: scores.perplexity), 1)}. "
             + (
                 "Nothing was compared with it."
@@ -73,8 +72,32 @@ def headline(summary: Summary) -> list[str]:
             )
         ]
     if max(len(method.finished) for method in ranked) == 1:
-        return [_one_seed(ranked, measure), *_extremes(summary, ranked)]
-    return [_several_seeds(summary, ranked, measure), *_extremes(summary, ranked)]
+        return [_one_seed(ranked, measure(summary)), *_extremes(summary, ranked)]
+    return [_several_seeds(summary, ranked), *_extremes(summary, ranked)]
+
+
+def final_loss(summary: Summary) -> str:
+    """Return "test loss" or "validation loss": what the final losses of the summary are."""
+    return "test loss" if summary.split == "test" else "validation loss"
+
+
+def measure(summary: Summary) -> str:
+    """Return the name of the loss by which methods are ranked."""
+    loss = final_loss(summary)
+    return f"average of source and target {loss}" if summary.has_roles else f"mean {loss}"
+
+
+def fallback(summary: Summary) -> str | None:
+    """Say why final losses are validation losses although some runs have a test loss, else None."""
+    finished = [view for view in summary.runs if view.finished]
+    lacking = [view for view in finished if view.untested]
+    if not lacking or all(len(view.untested) == len(view.domains) for view in finished):
+        return None
+    names = dict.fromkeys(name for view in lacking for name in view.untested)
+    return (
+        "Final losses are validation losses, because some runs have no test loss of some domains. "
+        f"Runs: {', '.join(view.run.id for view in lacking)}. Domains: {', '.join(names)}."
+    )
 
 
 def _headline_loss(method: MethodView) -> float:
@@ -83,22 +106,22 @@ def _headline_loss(method: MethodView) -> float:
     return loss
 
 
-def _one_seed(ranked: list[MethodView], measure: str) -> str:
+def _one_seed(ranked: list[MethodView], loss: str) -> str:
     order = ", ".join(f"{method.label} {number(_headline_loss(method))}" for method in ranked)
     return (
-        f"In one run of each method the {measure} ended at: {order}. One seed cannot distinguish a "
+        f"In one run of each method the {loss} ended at: {order}. One seed cannot distinguish a "
         "better method from a lucky run, so this is an observation, not a result."
     )
 
 
-def _several_seeds(summary: Summary, ranked: list[MethodView], measure: str) -> str:
+def _several_seeds(summary: Summary, ranked: list[MethodView]) -> str:
     best = ranked[0]
     others = [method for method in ranked if method.label == summary.baseline]
     rival = others[0] if others and best.label != summary.baseline else ranked[1]
     what = "the baseline " if rival.label == summary.baseline else ""
     difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
     start = (
-        f"{best.label} ended with the lowest {measure}, {number(_headline_loss(best))} "
+        f"{best.label} ended with the lowest {measure(summary)}, {number(_headline_loss(best))} "
         "nats per token"
     )
     if difference is None:
@@ -136,7 +159,7 @@ def _extremes(summary: Summary, ranked: list[MethodView]) -> list[str]:
     kept = min(ranked, key=lambda method: method.mean(lambda scores: scores.source) or math.inf)
     learned = min(ranked, key=lambda method: method.mean(lambda scores: scores.target) or math.inf)
     return [
-        f"The lowest loss on the target domains was {learned.label}’s ({_both(learned)}), "
+        f"The lowest {final_loss(summary)} on the target domains was {learned.label}’s ({_both(learned)}), "
         f"the lowest on the source domains {kept.label}’s ({_both(kept)})."
     ]
 

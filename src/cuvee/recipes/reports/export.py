@@ -10,6 +10,7 @@ from typing import Any
 from cuvee.core.errors import ConfigError
 from cuvee.core.files import write_atomic
 from cuvee.core.protocols import Metrics
+from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Run
 from cuvee.report.summary import method_label
 
@@ -61,6 +62,7 @@ def _schema(pa: Any) -> Any:
         "weight": pa.float64(),
         "loss": pa.float64(),
         "valid_loss": pa.float64(),
+        "test_loss": pa.float64(),
     }
     return pa.schema({**columns, "domain": pa.string(), "role": pa.string(), **measures})
 
@@ -73,8 +75,6 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     rows = []
     for t, signals in enumerate(run.trajectory.signals):
         weights = run.trajectory.mixtures[t - 1].as_dict() if t else {}
-        valid = signals.probes.get("valid_loss")
-        valid_K = valid.to_json() if valid is not None else [None] * len(signals.domains)
         common = {
             "run": run.id,
             "method": method_label(run.config),
@@ -82,11 +82,16 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             "interval": t,
             "step": signals.step,
         }
-        measured = zip(
-            signals.domains, signals.tokens_K.tolist(), signals.loss.to_json(), valid_K, strict=True
-        )
-        for domain, tokens, loss, valid_loss in measured:
-            weight = weights.get(domain.name)
-            figures = {"tokens": tokens, "weight": weight, "loss": loss, "valid_loss": valid_loss}
+        absent = Measured.absent(len(signals.domains))
+        losses = {"loss": signals.loss} | {
+            name: signals.probes.get(name, absent) for name in ("valid_loss", "test_loss")
+        }
+        losses_K = {name: measured.to_json() for name, measured in losses.items()}
+        for k, domain in enumerate(signals.domains):
+            figures = {
+                "tokens": int(signals.tokens_K[k]),
+                "weight": weights.get(domain.name),
+                **{name: values[k] for name, values in losses_K.items()},
+            }
             rows.append({**common, "domain": domain.name, "role": domain.role, **figures})
     return rows

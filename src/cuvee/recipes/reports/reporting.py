@@ -12,17 +12,23 @@ from cuvee.fleet.store.store import Store
 from cuvee.report.page import write_report
 from cuvee.report.summary import summarise
 from cuvee.report.tables import Table, final_table, paired_table
+from cuvee.report.words import fallback, final_loss
 
 
 def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, Table]]:
     """Return the tables of a comparison with headings.
 
-    They are final losses and cost, and paired differences if runs of equal seeds exist.
+    They are final losses and cost, and paired differences if runs of equal seeds exist. The
+    headings say whether losses are test or validation losses.
     """
     summary = summarise(runs, baseline)
-    final = ("At the end", final_table(summary))
+    loss = final_loss(summary)
+    note = fallback(summary)
+    heading = f"{loss.capitalize()} at the end" + (f". {note}" if note else "")
+    final = (heading, final_table(summary))
     paired = paired_table(summary)
-    return [final, (f"Against {summary.baseline}, paired by seed", paired)] if paired else [final]
+    against = f"Against {summary.baseline}, paired by seed: {loss}"
+    return [final, (against, paired)] if paired else [final]
 
 
 def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, title: str) -> Path:
