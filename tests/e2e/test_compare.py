@@ -32,7 +32,7 @@ pytestmark = pytest.mark.training
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stdlib_corpus(tmp_path_factory.mktemp("text")).folder
+    return stdlib_corpus(tmp_path_factory.mktemp("text"), test_share=0.1).folder
 
 
 @pytest.fixture
@@ -116,10 +116,12 @@ def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]])
     done = subprocess.run(command, cwd=place, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is finished already") == 6, "and nothing is trained again"
-    mean = np.mean([losses(run)[-1] for run in runs if run.config["method"]["label"] == "natural"])
+    natural = [run for run in runs if run.config["method"]["label"] == "natural"]
+    mean = np.mean([run.trajectory.last.probes["test_loss"].values for run in natural])
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("natural ")][:1]
     assert f"{mean:.3f}" in row
-    assert "Against odm, paired by seed" in done.stdout
+    assert "Test loss at the end" in done.stdout
+    assert "Against odm, paired by seed: test loss" in done.stdout
     assert "mail-only" in (place / "page.html").read_text()
 
 

@@ -124,7 +124,10 @@ class LMTrainer:
 
     @staticmethod
     def price(model: str | Mapping[str, Any], corpus: Corpus, settings: TrainerSettings) -> Cost:
-        """Estimate tokens and FLOPs of training and validation; probes add to the real cost."""
+        """Estimate tokens and FLOPs of training, validation and the final test.
+
+        A corpus `without_test` has no final test. Probes add to the real cost.
+        """
         size = size_of(build_model(model, corpus, seed=0), settings.sequence_length)
         tokens = settings.total_steps * settings.batch_size * settings.sequence_length
         names = corpus.names
