@@ -19,12 +19,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(stdlib_corpus(tmp_path_factory.mktemp("text")).folder)
 
 
-def run(name: str, *arguments: str) -> list[str]:
+def output(name: str, *arguments: str) -> list[str]:
     ran = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    return [line for line in ran.stdout.splitlines() if line.endswith("}") and line[0].isdigit()]
+    return ran.stdout.splitlines()
+
+
+def run(name: str, *arguments: str) -> list[str]:
+    lines = output(name, *arguments)
+    return [line for line in lines if line.endswith("}") and line[0].isdigit()]
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -42,3 +47,10 @@ def test_the_trainer_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_
     assert [int(line.split()[0]) for line in whole] == [0, 4]
     assert (tmp_path / "run" / "checkpoint-5" / "cuvee-rank-0.safetensors").is_file()
     assert run("huggingface_trainer.py", corpus, "10", str(tmp_path / "run")) == whole
+
+
+def test_sac_of_stable_baselines3_trains_on_the_simulator() -> None:
+    lines = output("stable_baselines3_sac.py", "150")
+    returns = {line.split()[0]: float(line.split()[1]) for line in lines}
+    assert returns["uniform"] > 0
+    assert returns["SAC"] > 0
