@@ -1,18 +1,20 @@
-"""What each part of AC-ODM and HDS is worth: reward, critic, reward terms, proxy size, number of domains.
+"""What each part of AC-ODM and HDS is worth: reward, critic, reward terms, proxy size, number of
+domains.
 
     python benchmarks/ablations.py --corpus DIR                        about 20 minutes on two cores, 3 seeds
     python benchmarks/ablations.py --corpus DIR --tokens 5_000_000 --seeds 5 --out DIR
     python benchmarks/ablations.py --corpus DIR --only critic --tokens 20_000 --seeds 1
 
-DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. What is trained is what `examples/ablations/*.yaml` say, one file an
-ablation, with the budget and the seeds given here; runs that several files name are trained once. Whatever stops it, the same
-command goes on.
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. What is trained is what
+`examples/ablations/*.yaml` say, one file an ablation, with the budget and the seeds given here;
+runs that several files name are trained once. Whatever stops it, the same command goes on.
 
-The loss is the mean over the domains of DIR, in nats per token, of the final model's validation loss, also where domains were
-merged for training. Differences are paired by seed, with a 95 % bootstrap interval: to `uniform` of the same model, and to the
-method that the ablation takes something from. Merged domains need a line for every domain of DIR in `examples/ablations/maps`.
-A proxy's seed is 1,000 above its target's. FLOPs are of a run with its proxies. The last line printed is one JSON object by
-ablation and label.
+The loss is the mean over the domains of DIR, in nats per token, of the final model's validation
+loss, also where domains were merged for training. Differences are paired by seed, with a 95 %
+bootstrap interval: to `uniform` of the same model, and to the method that the ablation takes
+something from. Merged domains need a line for every domain of DIR in `examples/ablations/maps`. A
+proxy's seed is 1,000 above its target's. FLOPs are of a run with its proxies. The last line printed
+is one JSON object by ablation and label.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ PROXY_SEED = 1000
 
 @dataclass(frozen=True)
 class Ablation:
-    """A file of `examples/ablations`, the label of the whole method in it, and the merging of domains that it wants."""
+    """A file of `examples/ablations`, the label of the whole method in it, and the merging of
+    domains that it wants.
+    """
 
     file: str
     whole: str
@@ -77,7 +81,9 @@ class Bench:
         )
 
     def merged(self, way: str) -> Path | None:
-        """The corpus with its domains merged, with the tokenizer of the whole; None if the map does not know them all."""
+        """The corpus with its domains merged, with the tokenizer of the whole; None if the map does
+        not know them all.
+        """
         place = EXAMPLES / "maps" / f"{way}.yaml"
         known = read_yaml(place)
         if missing := [name for name in self.corpus.names if name not in known]:
@@ -133,7 +139,9 @@ class Bench:
     def learned(
         self, choice: MethodChoice | PolicyChoice, seed: int, corpus: Path
     ) -> MethodChoice | PolicyChoice:
-        """For a policy that an example names as runs/SEARCH/policy, that of a search with a proxy for this seed."""
+        """For a policy that an example names as runs/SEARCH/policy, that of a search with a proxy
+        for this seed.
+        """
         if isinstance(choice, MethodChoice):
             return choice
         name = choice.policy.parent.name

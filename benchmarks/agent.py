@@ -1,17 +1,19 @@
-"""The Data Mixing Agent on real text: does what it has learned from small runs beat the mixtures that anybody would try?
+"""The Data Mixing Agent on real text: does what it has learned from small runs beat the mixtures
+that anybody would try?
 
     python benchmarks/agent.py --corpus DIR --questions FILE…              about 40 minutes on one core
     python benchmarks/agent.py --corpus DIR --questions FILE… --full       more proxies and seeds, longer runs, larger models
     python benchmarks/agent.py … --proxies 8 --seeds 1 --tokens 40000      to see it work
 
-DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with the roles of domains (or --target NAME).
-Question files are JSONL (docs/probes.md). Which field one is about is guessed from its name; general=FILE, target=FILE or
-NAME=FILE says it.
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with the roles of domains (or
+--target NAME). Question files are JSONL (docs/probes.md). Which field one is about is guessed from
+its name; general=FILE, target=FILE or NAME=FILE says it.
 
-A base model is trained on the source field, every fourth source domain kept away. From it start, under one data order,
-the proxies of the agent and those of RegMix, half as long as a target run. A target run has data orders of its own; for one
-seed all methods share it. Everything that decides about mixtures sees one half of the questions and of the validation
-documents, the results are of the other half, as nats a token: a side (source, target) is the mean of its texts, by domain, and
+A base model is trained on the source field, every fourth source domain kept away. From it start,
+under one data order, the proxies of the agent and those of RegMix, half as long as a target run. A
+target run has data orders of its own; for one seed all methods share it. Everything that decides
+about mixtures sees one half of the questions and of the validation documents, the results are of
+the other half, as nats a token: a side (source, target) is the mean of its texts, by domain, and
 its questions, by file; the average is that of both sides. Fewer is better.
 
     base            the base model                   share-0.3      a static target share, each field by its tokens
@@ -22,13 +24,15 @@ its questions, by file; the average is that of both sides. Fewer is better.
     ramp-0.8-0.2    a falling target share: shows    learned        what --policy names
     ramp-0.2-0.8    room, is no baseline             even-0.4        source domains alike: room, is no baseline
 
-`avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest mean over seeds, picked with
-hindsight. `source_retained` is 1 less the relative rise of the source side against the base, `target_gain` the relative
-drop of the target side. `source_tokens_saved` is the share of that baseline's source tokens that the agent did without.
-Transfers, without learning again, against the best static share: `source`, the source domains kept away (and a base model of
-them); `model`, a GPT-NeoX base; `space`, the same text as two domains; `field`, another target. `rank_correlation`: Spearman's ρ
-over static mixtures between proxies' feedback and target runs' results. `room`: from the best static mixture to the best of all.
-All training tokens are in `cost`; probes come on top. The last line printed is one JSON object; stop and start it again at will.
+`avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest
+mean over seeds, picked with hindsight. `source_retained` is 1 less the relative rise of the source
+side against the base, `target_gain` the relative drop of the target side. `source_tokens_saved` is
+the share of that baseline's source tokens that the agent did without. Transfers, without learning
+again, against the best static share: `source`, the source domains kept away (and a base model of
+them); `model`, a GPT-NeoX base; `space`, the same text as two domains; `field`, another target.
+`rank_correlation`: Spearman's ρ over static mixtures between proxies' feedback and target runs'
+results. `room`: from the best static mixture to the best of all. All training tokens are in `cost`;
+probes come on top. The last line printed is one JSON object; stop and start it again at will.
 """
 
 from __future__ import annotations
@@ -185,7 +189,7 @@ def label_of(run: Run) -> str:
     return str(method["label"] if method else run.config["policy"])
 
 
-# ------------------------------------------------------------------------------------------------------------- the agent
+# The agent
 
 
 def agent_method(bench: Bench, field: Field) -> dict[str, Any]:
@@ -199,7 +203,9 @@ def agent_method(bench: Bench, field: Field) -> dict[str, Any]:
 
 
 def learned_policies(bench: Bench, field: Field, base: Path) -> tuple[dict[str, Path], float]:
-    """Folders of "agent" and "sft", and of "actor" where the agent would play its fallback; seconds of learning."""
+    """Folders of "agent" and "sft", and of "actor" where the agent would play its fallback; seconds
+    of learning.
+    """
     config = bench.searching(field, base, agent_method(bench, field), "dma")
     runs = run_proxies(config)
     bench.spent["proxies of the agent"] = sum(run.cost.tokens for run in runs)
@@ -244,7 +250,7 @@ def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[
     return entries
 
 
-# ------------------------------------------------------------------------------------------------------------- baselines
+# Baselines
 
 
 def target_share(field: Field, share: float) -> dict[str, Any]:
@@ -271,7 +277,9 @@ def static_entries(field: Field) -> list[Any]:
 
 
 def ramps(field: Field) -> list[dict[str, Any]]:
-    """Schedules by hand, to see what moving is worth: the target share falls or rises from start to end."""
+    """Schedules by hand, to see what moving is worth: the target share falls or rises from start to
+    end.
+    """
     ends = {share: target_share(field, share)["weights"] for share in (0.2, 0.8)}
     pairs = ((0.8, 0.2), (0.2, 0.8))
     return [
@@ -302,7 +310,7 @@ def regmix(bench: Bench, field: Field, base: Path) -> list[dict[str, str]]:
         return []
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
+# Figures
 
 
 def averages(verdicts: Mapping[str, Mapping[int, Verdict]]) -> dict[str, dict[int, float]]:
@@ -438,7 +446,9 @@ def accuracy_above_chance(
 def ranks(
     bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Any]:
-    """Static mixtures at the proxies' size, by the feedback half, against what the target runs came to."""
+    """Static mixtures at the proxies' size, by the feedback half, against what the target runs came
+    to.
+    """
     short = bench.options.tokens // 2
     runs = bench.compared(field, base, static_entries(field), 1, tokens=short, name="proxy-static")
     found = {
@@ -463,7 +473,7 @@ def ranked(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------------ main
+# Main
 
 
 def run_all(bench: Bench, material: Material) -> None:

@@ -1,8 +1,10 @@
-"""What `agent.py` is run on: corpora with a source and a target field, questions in two halves, and the judge.
+"""What `agent.py` is run on: corpora with a source and a target field, questions in two halves, and
+the judge.
 
-Every question and every document of the `valid` split belongs to one of two halves, by a hash of its text. The feedback
-half is all that anything which decides about mixtures may see: the agent's questions, and the validation text that RegMix
-is fitted to. The other half judges. A document becomes questions too: each piece of it begins a text and has to be continued.
+Every question and every document of the `valid` split belongs to one of two halves, by a hash of
+its text. The feedback half is all that anything which decides about mixtures may see: the agent's
+questions, and the validation text that RegMix is fitted to. The other half judges. A document
+becomes questions too: each piece of it begins a text and has to be continued.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class Field:
 
 
 class Material:
-    """Everything below `out` that is made of the raw folder and the question files; what is there is not made again."""
+    """Everything below `out` that is made of the raw folder and the question files; what is there
+    is not made again.
+    """
 
     def __init__(
         self,
@@ -113,7 +117,10 @@ class Material:
     def field(
         self, name: str, sources: Sequence[str], target: str, way: Way | None = None
     ) -> Field:
-        """Builds the corpus if it is not there. A `way` gives its documents other labels, each divided by role."""
+        """Builds the corpus if it is not there.
+
+        A `way` gives its documents other labels, each divided by role.
+        """
         folder, raw = self.out / "corpora" / name, self._raw_variant(name, sources, target)
         targets: tuple[str, ...] = (target,)
         if way is not None:
@@ -148,8 +155,10 @@ class Material:
         }
 
     def _feedback(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> list[str]:
-        """A file of texts, equally many of each domain, and one of questions, equally many of each file. A side of the evaluation
-        is the mean of both kinds, and so is a field of the feedback."""
+        """A file of texts, equally many of each domain, and one of questions, equally many of each
+        file. A side of the evaluation
+        is the mean of both kinds, and so is a field of the feedback.
+        """
         where, paths = self.out / "questions", []
         for kind, stems in (
             ("texts", [f"text-{domain}" for domain in domains]),
@@ -166,7 +175,9 @@ class Material:
         return folder / "tokenizer.json"
 
     def _raw_variant(self, name: str, sources: Sequence[str], target: str) -> Path:
-        """Every `self.every`th training document of some domains; what is validated is of the feedback half."""
+        """Every `self.every`th training document of some domains; what is validated is of the
+        feedback half.
+        """
         folder = self.out / "raw" / name
         if folder.exists():
             return folder
@@ -258,17 +269,21 @@ def _write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# ------------------------------------------------------------------------------------------------------------------ evaluation
+# Evaluation
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Nats a token: each side is the mean of texts (over domains) and questions (over files), `average` of the two sides."""
+    """Nats a token: each side is the mean of texts (over domains) and questions (over files),
+    `average` of the two sides.
+    """
 
     source: float
     target: float
     accuracy: Mapping[str, tuple[float, float]]
-    """By question file with choices: share of right answers and the least that is above chance (two deviations)."""
+    """By question file with choices: share of right answers and the least that is above chance (two
+    deviations).
+    """
 
     @property
     def average(self) -> float:

@@ -1,11 +1,13 @@
-"""What steering costs a step of the Hugging Face Trainer: with the loss by domain alone, and with AC-ODM's alignment.
+"""What steering costs a step of the Hugging Face Trainer: with the loss by domain alone, and with
+AC-ODM's alignment.
 
     python benchmarks/controller_overhead.py [--preset llama-5m] [--rounds 8]
 
-Each round trains a few steps three times from the same weights on the same rows, in random order: `plain` (the host's own loss,
-the same dataset without stamps), `loss` (ODM) and `alignment` (AC-ODM at its default stride). A round's ratio is between means of
-step times in processor seconds, which other processes on the machine disturb less; reported are the median over rounds and its
-95 % bootstrap interval. Step times include decisions and everything else at an interval's end.
+Each round trains a few steps three times from the same weights on the same rows, in random order:
+`plain` (the host's own loss, the same dataset without stamps), `loss` (ODM) and `alignment` (AC-ODM
+at its default stride). A round's ratio is between means of step times in processor seconds, which
+other processes on the machine disturb less; reported are the median over rounds and its 95 %
+bootstrap interval. Step times include decisions and everything else at an interval's end.
 
 The last line is one JSON object.
 """

@@ -1,7 +1,9 @@
-"""Time and memory of `cuvee corpus build` on raw text: python benchmarks/corpus_build.py --corpus DIR [--workers 2]
+"""Time and memory of `cuvee corpus build` on raw text: python benchmarks/corpus_build.py --corpus
+DIR [--workers 2]
 
-Prints one JSON object last: seconds, megabytes of text a second, and the peak of resident memory summed over the process and
-its workers (RSS, which counts shared pages once a process, and PSS, which counts them once).
+Prints one JSON object last: seconds, megabytes of text a second, and the peak of resident memory
+summed over the process and its workers (RSS, which counts shared pages once a process, and PSS,
+which counts them once).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""How long the history policy takes to decide, one thread, at 52 and at 104 domains, after 80 intervals.
+"""How long the history policy takes to decide, one thread, at 52 and at 104 domains, after 80
+intervals.
 
     python benchmarks/decision_time.py
 
-Each decision observes the newest moment, reads it with the memory of those before, and makes a mixture; nothing is recomputed.
-Told beside it: the critic's opinion of the decision (`learn`), which is for the log and not waited for by the decision, and
-what the first decision takes after a resume, when 80 moments are read again. `cpu_median` is processor time, which is what a
-decision takes on a core that nobody else uses. The last line is one JSON object, in milliseconds.
+Each decision observes the newest moment, reads it with the memory of those before, and makes a
+mixture; nothing is recomputed. Told beside it: the critic's opinion of the decision (`learn`),
+which is for the log and not waited for by the decision, and what the first decision takes after a
+resume, when 80 moments are read again. `cpu_median` is processor time, which is what a decision
+takes on a core that nobody else uses. The last line is one JSON object, in milliseconds.
 """
 
 from __future__ import annotations

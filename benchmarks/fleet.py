@@ -1,14 +1,17 @@
-"""How fast a fleet of tiny proxies gets through its runs on this machine, and what everything but training costs.
+"""How fast a fleet of tiny proxies gets through its runs on this machine, and what everything but
+training costs.
 
-    python benchmarks/fleet.py --corpus DIR [--runs 8] [--steps 300] [--model llama-0.1m] [--workers 2]
+    python benchmarks/fleet.py --corpus DIR [--runs 8] [--steps 300] [--model llama-0.1m] [--workers
+    2]
 
-`--corpus` is what `cuvee corpus build` wrote. Rates are taken from the start of the first run to the end of the last, by the
-store's clock, so that the start of the processes (`startup_s`, once a fleet) is not in them. The sequential loop is what one
-writes without a fleet: one process, one proxy after the other, torch's own number of threads, nothing stored.
-`overhead_share` is all the time of the runs that the trainer did not spend training and measuring: building the model, rows,
-heartbeats, checkpoints. Proxies train one by one; `vectorised_gain` is what eight as one program would gain on one thread, and
-`vectorised_ceiling` the most that they could (`benchmarks/vectorised.py` has more sizes, and what stops it).
-The last line is one JSON object.
+`--corpus` is what `cuvee corpus build` wrote. Rates are taken from the start of the first run to
+the end of the last, by the store's clock, so that the start of the processes (`startup_s`, once a
+fleet) is not in them. The sequential loop is what one writes without a fleet: one process, one
+proxy after the other, torch's own number of threads, nothing stored. `overhead_share` is all the
+time of the runs that the trainer did not spend training and measuring: building the model, rows,
+heartbeats, checkpoints. Proxies train one by one; `vectorised_gain` is what eight as one program
+would gain on one thread, and `vectorised_ceiling` the most that they could
+(`benchmarks/vectorised.py` has more sizes, and what stops it). The last line is one JSON object.
 """
 
 from __future__ import annotations

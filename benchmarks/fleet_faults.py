@@ -1,10 +1,12 @@
-"""Kills, lost answers, restarts, zombies, poison: what the fleet and its store lose (nothing), and whether these tests can tell.
+"""Kills, lost answers, restarts, zombies, poison: what the fleet and its store lose (nothing), and
+whether these tests can tell.
 
     python benchmarks/fleet_faults.py [--full] [--only NAME …]
 
-Every check runs on cuvee as it is and again with a fault planted into it, which the check must report. The last line is one
-JSON object. Numbers in brackets are those of the reliability plan: 9 kill -9, 10 power loss (the order of fsync and
-acknowledgement in a system-call trace), 11 many writers, 12 lost answers, 13 zombies, 14 a run that dies, 15 poison and re-run.
+Every check runs on cuvee as it is and again with a fault planted into it, which the check must
+report. The last line is one JSON object. Numbers in brackets are those of the reliability plan: 9
+kill -9, 10 power loss (the order of fsync and acknowledgement in a system-call trace), 11 many
+writers, 12 lost answers, 13 zombies, 14 a run that dies, 15 poison and re-run.
 """
 
 from __future__ import annotations
@@ -155,7 +157,9 @@ def _fleet(runs: int, planted: str | None, **orders: Any) -> Iterator[Fleet]:
 
 
 def kills(full: bool, planted: str | None = None) -> Counter[str]:
-    """[9] SIGKILL to a worker at each failpoint, and to worker, driver or everything at random moments."""
+    """[9] SIGKILL to a worker at each failpoint, and to worker, driver or everything at random
+    moments.
+    """
     generator, found = random.Random(0), Counter[str]()
     repeats, at_random = (5, 1000) if full else (1, 12)
     plan: list[str | None] = [*(list(FAILPOINTS) * repeats), *[None] * at_random]
@@ -222,7 +226,9 @@ def zombies(full: bool, planted: str | None = None) -> Counter[str]:
 
 
 def poison(full: bool, planted: str | None = None) -> Counter[str]:
-    """[14, 15] Runs that are killed, run out of memory or give NaN fail alone, after exactly k attempts; then all again."""
+    """[14, 15] Runs that are killed, run out of memory or give NaN fail alone, after exactly k
+    attempts; then all again.
+    """
     k, runs = 3, 60 if full else 12
     bad = {"kill": 1 / 64, "memory": 4 / 64, "nan": 7 / 64}
     found = Counter[str]()

@@ -1,4 +1,5 @@
-"""RELIABILITY 8: hash of the first rows of a fixed stream, which must be equal on every platform, Python and numpy.
+"""RELIABILITY 8: hash of the first rows of a fixed stream, which must be equal on every platform,
+Python and numpy.
 
     PYTHONPATH=src ANY_PYTHON_WITH_NUMPY benchmarks/golden_order.py
 

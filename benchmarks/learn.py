@@ -1,13 +1,15 @@
-"""Does learning from logged runs help? Simulated continual pre-training, where what any policy would earn is known.
+"""Does learning from logged runs help?
+
+Simulated continual pre-training, where what any policy would earn is known.
 
     python benchmarks/learn.py                        5 seeds of 5 and of 12 domains, about an hour on one core
     python benchmarks/learn.py --seeds 1 --tasks 5x20
     python benchmarks/learn.py --full-size            what 27,266 transitions of 52 domains take, by timing a slice
     python benchmarks/learn.py --full-size --whole    the same without extrapolating
 
-Tasks are DOMAINSxINTERVALS (`cuvee.simulation.continual`): `--runs` walks of the scoring sampler are logged, a policy is learned
-from them as `cuvee learn` does, and it then steers a run with another seed. Figures are the true feedback at the
-end, without noise:
+Tasks are DOMAINSxINTERVALS (`cuvee.simulation.continual`): `--runs` walks of the scoring sampler
+are logged, a policy is learned from them as `cuvee learn` does, and it then steers a run with
+another seed. Figures are the true feedback at the end, without noise:
 
     behaviour      mean of the logged walks               top_quantile   mean of their best fifth: what is imitated
     sft            the policy as cloning left it          learned        the policy that is kept
@@ -15,8 +17,9 @@ end, without noise:
     best_schedule  the best path of mixtures, likewise
     fallback       the static mixture that the logs point to: what is played where they do not support the policy
 
-`judged` is what off-policy evaluation says of the learned policy's gain over behaviour, with its interval, and `truth` that gain.
-The last line printed is one JSON object with every seed, and means with 95 % bootstrap intervals over seeds.
+`judged` is what off-policy evaluation says of the learned policy's gain over behaviour, with its
+interval, and `truth` that gain. The last line printed is one JSON object with every seed, and means
+with 95 % bootstrap intervals over seeds.
 """
 
 from __future__ import annotations
@@ -97,7 +100,9 @@ def _actor(policy: Any) -> Any:
 
 
 def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each preset at the size of the paper's data; memory for all of it is held while a slice of updates is timed."""
+    """Seconds of each preset at the size of the paper's data; memory for all of it is held while a
+    slice of updates is timed.
+    """
     rng, count = np.random.default_rng(0), round(TRANSITIONS / INTERVALS)
     T, K = INTERVALS, DOMAINS
     episodes = [

@@ -1,4 +1,5 @@
-"""Online mixing on real text: natural, uniform, ODM, DoGE, AC-ODM (both modes) and HDS, and how much there is to win.
+"""Online mixing on real text: natural, uniform, ODM, DoGE, AC-ODM (both modes) and HDS, and how
+much there is to win.
 
     python benchmarks/online.py --corpus DIR                     clean and junk, 3 seeds; within an hour on two cores
     python benchmarks/online.py --corpus DIR --full --out DIR    all variants, 5 seeds; stop and start it again at will
@@ -11,12 +12,14 @@ DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. Variants of it:
     copies   the third largest domain present under three names; validated under its own
     tiny     the domain of median size cut to 50,000 tokens, which may be read four times at most (`guard: {epochs: …}`)
 
-For one seed all methods share model weights, the order of each domain's data, budget and evaluation. What counts is the mean
-over domains of the final validation loss. The room (online_room.py) is from the better of natural and uniform to the best
-path found; `gain_of_room` is the share of it that a method wins: over the seeds that were not searched on, if there
-are others. `*_steps_vs_*`: steps to the other's best validation loss, as a share of the other's; null where a seed never gets
-there. A proxy has half the width and the seed 1,000 + s, and its cost is not in the steps; `cost` has the tokens of everything.
-The last line printed is one JSON object by variant; OUT/paths-VARIANT.html shows the mixtures over time.
+For one seed all methods share model weights, the order of each domain's data, budget and
+evaluation. What counts is the mean over domains of the final validation loss. The room
+(online_room.py) is from the better of natural and uniform to the best path found; `gain_of_room` is
+the share of it that a method wins: over the seeds that were not searched on, if there are others.
+`*_steps_vs_*`: steps to the other's best validation loss, as a share of the other's; null where a
+seed never gets there. A proxy has half the width and the seed 1,000 + s, and its cost is not in the
+steps; `cost` has the tokens of everything. The last line printed is one JSON object by variant;
+OUT/paths-VARIANT.html shows the mixtures over time.
 """
 
 from __future__ import annotations
@@ -50,11 +53,14 @@ VOCABULARY = 1024  # of a small model the logits are most of the work
 TINY_TOKENS, TINY_EPOCHS = 50_000, 4.0
 
 
-# ---------------------------------------------------------------------------------------------------------------- corpora
+# Corpora
 
 
 def prepare(raw: Path, variant: str, out: Path) -> Corpus:
-    """Builds the variant's corpus below `out`, or opens it if it is there. All variants share the tokenizer of `clean`."""
+    """Builds the variant's corpus below `out`, or opens it if it is there.
+
+    All variants share the tokenizer of `clean`.
+    """
     source = out / "raw" / variant
     folder = out / "corpora" / variant
     if variant == "clean":
@@ -158,7 +164,7 @@ def write_documents(path: Path, texts: Sequence[str]) -> None:
         lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-# ------------------------------------------------------------------------------------------------------------------- runs
+# Runs
 
 
 class Bench:
@@ -242,7 +248,7 @@ def final_loss(run: Run) -> float:
     return float(losses_of(run)[1][-1].mean())
 
 
-# ---------------------------------------------------------------------------------------------------------------- methods
+# Methods
 
 METHODS = ("natural", "uniform", "odm", "doge", "ac_odm", "ac_odm_proxy", "hds")
 
@@ -257,11 +263,14 @@ def run_methods(bench: Bench) -> dict[str, dict[int, Run]]:
     return runs
 
 
-# ------------------------------------------------------------------------------------------------------------------- room
+# Room
 
 
 def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
-    """Whole runs of seed 0 along paths, and the best two of each kind on all seeds. Runs by name and seed."""
+    """Whole runs of seed 0 along paths, and the best two of each kind on all seeds.
+
+    Runs by name and seed.
+    """
     names, rng = bench.corpus.names, np.random.default_rng(0)
     trials: list[Trial] = []
     found: dict[str, dict[int, Run]] = {}
@@ -299,7 +308,7 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------- figures
+# Figures
 
 
 def report(
@@ -430,8 +439,10 @@ def steps_ratio(ours: Run, theirs: Run) -> float | None:
 
 
 def wall_of(bench: Bench, run: Run) -> float:
-    """Seconds from a run's creation to its end, the agent's learning and all that is written included; of the last attempt's
-    training alone if there was more than one."""
+    """Seconds from a run's creation to its end, the agent's learning and all that is written
+    included; of the last attempt's
+    training alone if there was more than one.
+    """
     with open_store(bench.common["store"]) as store:
         summary = store.summary(run.id)
     return summary.updated - summary.created if summary.attempts == 1 else summary.cost.seconds

@@ -1,13 +1,16 @@
-"""How much there is to win: the best static mixture and the best path that a search over whole runs finds.
+"""How much there is to win: the best static mixture and the best path that a search over whole runs
+finds.
 
-Small models leave little room between mixtures, and nobody should blame an agent for not finding what is not there. A trial
-is a whole run along a path: a mixture at the start, one at the end, linear between (equal for a static mixture). First
-come mixtures that anybody would try and what the methods themselves did, on average and from their first third to their
-last; then, in rounds, half from a regression and half from differences between good trials (differential evolution, Storn
-& Price 1997). The regression is quadratic in the few directions of log shares in which the trials so far differ most.
+Small models leave little room between mixtures, and nobody should blame an agent for not finding
+what is not there. A trial is a whole run along a path: a mixture at the start, one at the end,
+linear between (equal for a static mixture). First come mixtures that anybody would try and what the
+methods themselves did, on average and from their first third to their last; then, in rounds, half
+from a regression and half from differences between good trials (differential evolution, Storn &
+Price 1997). The regression is quadratic in the few directions of log shares in which the trials so
+far differ most.
 
-The best of many noisy trials is partly luck. So the best two of each kind are run again on the other seeds, and what
-those runs say is the room.
+The best of many noisy trials is partly luck. So the best two of each kind are run again on the
+other seeds, and what those runs say is the room.
 """
 
 from __future__ import annotations
@@ -91,7 +94,9 @@ def next_paths(
 def _by_regression(
     trials: Sequence[Trial], best: Trial, static: bool, rng: np.random.Generator
 ) -> Array:
-    """The least of a ridge regression within reach of `best`; a random fifth of the trials is left out."""
+    """The least of a ridge regression within reach of `best`; a random fifth of the trials is left
+    out.
+    """
     kept = [trial for trial in trials if trial is best or rng.random() < 0.8]
     x_N2K = np.stack([trial.logs_2K for trial in kept])
     middle_2K = x_N2K.mean(axis=0)

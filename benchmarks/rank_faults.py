@@ -1,10 +1,12 @@
-"""Ranks that are late, hang, die or hold another mixture: how soon the others know, and whether anything was trained on it.
+"""Ranks that are late, hang, die or hold another mixture: how soon the others know, and whether
+anything was trained on it.
 
     python benchmarks/rank_faults.py [--injections 500] [--most-ranks 8] [--timeout 2] [--seed 0]
 
-RELIABILITY 6, over gloo on CPUs. Each injection starts 2 to 8 processes that train a tiny model, and disturbs one of them at one
-step: "late" (less than the timeout: nothing may go wrong), "hangs", "killed" (in mid-update), "bit" (the last bit of one weight
-of its mixture). The planted fault is a trainer without the agreement before each step: it must be seen to train on mixed weights.
+RELIABILITY 6, over gloo on CPUs. Each injection starts 2 to 8 processes that train a tiny model,
+and disturbs one of them at one step: "late" (less than the timeout: nothing may go wrong), "hangs",
+"killed" (in mid-update), "bit" (the last bit of one weight of its mixture). The planted fault is a
+trainer without the agreement before each step: it must be seen to train on mixed weights.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Trusting(Ranks):
 
 
 def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Connection) -> None:
-    """Trains nine steps, and answers with the error it met, the steps it did, its mixture, and how long it waited."""
+    """Trains nine steps, and answers with the error it met, the steps it did, its mixture, and how
+    long it waited.
+    """
     torch.set_num_threads(1)
     ranks = kind.connect(timeout=injection.timeout)
     mine = ranks.rank == injection.victim
@@ -132,7 +136,10 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
 
 
 def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict[str, Any]]:
-    """The answers of the ranks that could give one. This process keeps the rendezvous store, as torchrun does."""
+    """The answers of the ranks that could give one.
+
+    This process keeps the rendezvous store, as torchrun does.
+    """
     fork = multiprocessing.get_context("fork")
     store = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
@@ -164,7 +171,9 @@ def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict
 
 
 def evaluate(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, float]:
-    """What went wrong: nothing may be trained on mixed weights, and every rank that lives must say what happened."""
+    """What went wrong: nothing may be trained on mixed weights, and every rank that lives must say
+    what happened.
+    """
     expected = injection.ranks - (injection.kind in ("killed", "hangs"))
     wrong = int(len(answers) != expected)
     mixed = 0

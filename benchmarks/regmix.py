@@ -1,15 +1,19 @@
-"""How well do RegMix's fits rank runs that they have not seen? On the tables of real runs that its authors published.
+"""How well do RegMix's fits rank runs that they have not seen?
+
+On the tables of real runs that its authors published.
 
     python benchmarks/regmix.py --tables DIR                    all fits, about 4 minutes on one core
     python benchmarks/regmix.py --tables DIR --fits log_linear
 
-DIR holds `train_mixture_1m.csv`, `train_pile_loss_1m.csv` and the same two of `test`: 512 and 256 runs of a 1M-parameter model
-on The Pile. Every fit sees the 512 only: it is compared to the others by five-fold cross-validation among them, and then ranks
-the 256. Figures: Spearman's ρ between predicted and real loss, by domain, with a 95 % bootstrap interval over the 256 runs; the
-mean over domains; and ρ of the mean loss over domains.
+DIR holds `train_mixture_1m.csv`, `train_pile_loss_1m.csv` and the same two of `test`: 512 and 256
+runs of a 1M-parameter model on The Pile. Every fit sees the 512 only: it is compared to the others
+by five-fold cross-validation among them, and then ranks the 256. Figures: Spearman's ρ between
+predicted and real loss, by domain, with a 95 % bootstrap interval over the 256 runs; the mean over
+domains; and ρ of the mean loss over domains.
 
-The last section is about few runs, subsets of the 512 judged on the 256: ρ of the mean loss over domains, which is fitted domain
-by domain and then summed, or directly, as the paper does with its one domain.
+The last section is about few runs, subsets of the 512 judged on the 256: ρ of the mean loss over
+domains, which is fitted domain by domain and then summed, or directly, as the paper does with its
+one domain.
 
 The last line printed is one JSON object.
 """
@@ -88,7 +92,9 @@ def evaluate(name: str, train: Table, test: Table) -> dict[str, Any]:
 
 
 def few(name: str, train: Table, test: Table) -> dict[str, dict[str, float]]:
-    """ρ of the mean loss over domains from `FEW` runs, by domain and directly: means over `DRAWS` subsets."""
+    """ρ of the mean loss over domains from `FEW` runs, by domain and directly: means over `DRAWS`
+    subsets.
+    """
     figures: dict[str, dict[str, float]] = {}
     real_M = test.losses_ND @ test.values_D
     for count in FEW:

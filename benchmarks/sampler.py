@@ -1,12 +1,15 @@
-"""How diverse are the trajectories of the scoring sampler, and what do they cover, against a random walk and constant mixtures?
+"""How diverse are the trajectories of the scoring sampler, and what do they cover, against a random
+walk and constant mixtures?
 
     python benchmarks/sampler.py                          64 runs of 40 intervals each, at K = 2, 12 and 52; a minute
     python benchmarks/sampler.py --out trajectories.html  the same, and a picture of them
 
-Runs are simulated (`cuvee.simulation.continual`: source domains are forgotten, target domains begin unknown), all from one base
-model. For each kind of trajectory: the figures of `cuvee.learning.coverage`, and the spread of what runs came to, e_T of
-`cuvee.policies.feedback` in percent, without noise: a policy can only learn which paths are good from data that holds good ones
-and bad ones. Beside it, the best constant mixture that divides each field by its tokens, of 21 target shares.
+Runs are simulated (`cuvee.simulation.continual`: source domains are forgotten, target domains begin
+unknown), all from one base model. For each kind of trajectory: the figures of
+`cuvee.learning.coverage`, and the spread of what runs came to, e_T of `cuvee.policies.feedback` in
+percent, without noise: a policy can only learn which paths are good from data that holds good ones
+and bad ones. Beside it, the best constant mixture that divides each field by its tokens, of 21
+target shares.
 
 The last line printed is one JSON object.
 """

@@ -1,4 +1,6 @@
-"""Is the stream exact? RELIABILITY tests 1 to 5, 7 and 8 in full size, and the faults planted for each.
+"""Is the stream exact?
+
+RELIABILITY tests 1 to 5, 7 and 8 in full size, and the faults planted for each.
 
     python benchmarks/stream_exact.py             # 10^6 samples, about 12 minutes on one core
     python benchmarks/stream_exact.py --fast      # 2 × 10^4 samples, under a minute
@@ -56,7 +58,9 @@ SEED = 20_260
 
 
 def corpus_of(rows: int, domains: int = 12) -> Any:
-    """Domains from one window up to a fifth of `rows`, sizes falling geometrically, one of a single short document."""
+    """Domains from one window up to a fifth of `rows`, sizes falling geometrically, one of a single
+    short document.
+    """
     sizes = [max(1, int(rows / 5 * 0.5**k)) * LENGTH - k for k in range(domains - 1)]
     return make_corpus({**{f"d{k}": size for k, size in enumerate(sizes)}, "note": 9}, seed=SEED)
 
@@ -88,7 +92,9 @@ def resume(samples: int, stops: int) -> dict[str, Any]:
 
 
 def worlds(samples: int, every: bool) -> dict[str, Any]:
-    """All pairs without a loader; with loaders all of them, or one for each W' and number of workers."""
+    """All pairs without a loader; with loaders all of them, or one for each W' and number of
+    workers.
+    """
     steps = samples // BATCH
     scenario = Scenario.random(
         corpus_of(samples),
@@ -128,7 +134,9 @@ def worlds(samples: int, every: bool) -> dict[str, Any]:
 
 
 def loaded(scenario: Scenario, state: Any, world_size: int, workers: int, end: int) -> list[str]:
-    """Digests of the steps after `state`, drawn by the loaders of `world_size` ranks one rank after the other."""
+    """Digests of the steps after `state`, drawn by the loaders of `world_size` ranks one rank after
+    the other.
+    """
     shares = [
         list(rank_batches(scenario, stream, workers, end))
         for stream in scenario.ranks(world_size, state)
@@ -137,7 +145,9 @@ def loaded(scenario: Scenario, state: Any, world_size: int, workers: int, end: i
 
 
 def rank_batches(scenario: Scenario, stream: Any, workers: int, end: int) -> Iterator[Any]:
-    """Mixtures are announced through the loader once their step is open, as a trainer that plans ahead would."""
+    """Mixtures are announced through the loader once their step is open, as a trainer that plans
+    ahead would.
+    """
     loader = StreamLoader(stream, num_workers=workers, steps=end - stream.position)
     due = sorted(step for step in scenario.changes if step >= stream.position)
     for step in [step for step in due if step < stream.position + 2 * workers + 1]:
@@ -162,7 +172,9 @@ def repeated() -> dict[str, Any]:
 
 
 def visits(samples: int) -> dict[str, Any]:
-    """40 domains whose shares of the mixture are their shares of the windows, so that each is passed over five times and more."""
+    """40 domains whose shares of the mixture are their shares of the windows, so that each is
+    passed over five times and more.
+    """
     rng = np.random.default_rng(SEED)
     windows = [1, 1, *rng.integers(2, max(3, samples // 120), 38).tolist()]
     corpus = make_corpus(

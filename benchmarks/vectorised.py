@@ -1,17 +1,21 @@
-"""What it gains to train tiny proxies together (`cuvee.training.together.together`), and what stops it from gaining more.
+"""What it gains to train tiny proxies together (`cuvee.training.together.together`), and what stops
+it from gaining more.
 
-    python benchmarks/vectorised.py --corpus DIR [DIR …] [--model llama-0.1m] [--shapes 16x256 4x128 …] [--members 2 4 8]
+    python benchmarks/vectorised.py --corpus DIR [DIR …] [--model llama-0.1m] [--shapes 16x256 4x128
+    …] [--members 2 4 8]
 
-`--corpus` is what `cuvee corpus build` wrote; give several to see what the size of the vocabulary does. Every figure is of whole
-training intervals, streams, optimizers and measurements included, on one thread, in processor seconds (wall seconds on a GPU),
-the best of several rounds in which both ways take turns.
+`--corpus` is what `cuvee corpus build` wrote; give several to see what the size of the vocabulary
+does. Every figure is of whole training intervals, streams, optimizers and measurements included, on
+one thread, in processor seconds (wall seconds on a GPU), the best of several rounds in which both
+ways take turns.
 
-`gain`: N trainers one after the other against the same N together. `bound`: N batches through one model in one step against N
-steps, which is as many rows in as few calls as stacking could ever make. `trial` is what `compare` says of forward and backward
-passes alone, by which the fleet decides; `same_bits` whether losses and gradients are equal to the last bit. `share` tells where
-one trainer's time goes: products of matrices, attention, loss (everything with a dimension of the size of the vocabulary but
-its products), elementwise, AdamW, other operations, and the time between operations, in Python, which is what stacking saves
-most of. The last line is one JSON object.
+`gain`: N trainers one after the other against the same N together. `bound`: N batches through one
+model in one step against N steps, which is as many rows in as few calls as stacking could ever
+make. `trial` is what `compare` says of forward and backward passes alone, by which the fleet
+decides; `same_bits` whether losses and gradients are equal to the last bit. `share` tells where one
+trainer's time goes: products of matrices, attention, loss (everything with a dimension of the size
+of the vocabulary but its products), elementwise, AdamW, other operations, and the time between
+operations, in Python, which is what stacking saves most of. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -86,7 +90,9 @@ def best_of(rounds: int, *ways: Callable[[], None]) -> list[float]:
 
 
 def shares(trainer: LMTrainer) -> dict[str, float]:
-    """Of the time of one trainer alone, by class of operation; a profiler makes each operation dearer, small ones most."""
+    """Of the time of one trainer alone, by class of operation; a profiler makes each operation
+    dearer, small ones most.
+    """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         began = time.perf_counter()
         advance(trainer)

@@ -1,4 +1,6 @@
-"""Raw text in three domains for tests that label it: sections of the Python standard library's own sources."""
+"""Raw text in three domains for tests that label it: sections of the Python standard library's own
+sources.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def sections(domain: str) -> list[str]:
 
 
 def write_text(folder: Path, most: int | None = None) -> Path:
-    """{train,valid}/DOMAIN.jsonl.gz with an id and a kind in each row, `most` to a domain; `numbers` is the target."""
+    """{train,valid}/DOMAIN.jsonl.gz with an id and a kind in each row, `most` to a domain;
+    `numbers` is the target.
+    """
     for domain in _MODULES:
         rows = [
             {

@@ -1,4 +1,6 @@
-"""What one rank of `test_integrations_distributed.py` runs: `steered_rank.py CORPUS OUT` under torchrun."""
+"""What one rank of `test_integrations_distributed.py` runs: `steered_rank.py CORPUS OUT` under
+torchrun.
+"""
 
 from __future__ import annotations
 

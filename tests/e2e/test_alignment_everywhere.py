@@ -37,7 +37,11 @@ CASES = [(kind, sketch) for kind in ("llama", "gpt_neox") for sketch in (None, 1
 
 
 def share(batch: MicroBatch, rank: int) -> MicroBatch:
-    """Rank's rows. The loss is divided by the tokens of all ranks and multiplied by RANKS, since DDP takes the mean."""
+    """Rank's rows.
+
+    The loss is divided by the tokens of all ranks and multiplied by RANKS, since DDP takes the
+    mean.
+    """
     rows = slice(rank, None, RANKS)
     return replace(
         batch,

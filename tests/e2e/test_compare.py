@@ -1,4 +1,6 @@
-"""`cuvee compare` on real text: paired, in processes, stopped, continued, and told in tables and a page."""
+"""`cuvee compare` on real text: paired, in processes, stopped, continued, and told in tables and a
+page.
+"""
 
 from __future__ import annotations
 

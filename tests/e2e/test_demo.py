@@ -1,4 +1,6 @@
-"""The demo, small: from this environment's text to the report, stopped in every stage and run again."""
+"""The demo, small: from this environment's text to the report, stopped in every stage and run
+again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Two processes over gloo: the same training as one, and named errors when they part (RELIABILITY 6, small)."""
+"""Two processes over gloo: the same training as one, and named errors when they part (RELIABILITY
+6, small).
+"""
 
 from __future__ import annotations
 

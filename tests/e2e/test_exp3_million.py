@@ -1,4 +1,6 @@
-"""ODM over a run longer than anybody's: a released implementation overflows to NaN after some 800 updates."""
+"""ODM over a run longer than anybody's: a released implementation overflows to NaN after some 800
+updates.
+"""
 
 from __future__ import annotations
 

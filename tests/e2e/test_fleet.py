@@ -1,4 +1,6 @@
-"""A fleet of toy proxies in real processes that are killed, fail, and are interrupted, and lose nothing."""
+"""A fleet of toy proxies in real processes that are killed, fail, and are interrupted, and lose
+nothing.
+"""
 
 import json
 import os

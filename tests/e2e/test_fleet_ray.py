@@ -1,4 +1,6 @@
-"""A fleet on a Ray cluster of two nodes, both on this machine, one of which is killed while it works."""
+"""A fleet on a Ray cluster of two nodes, both on this machine, one of which is killed while it
+works.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A fleet of submitit's jobs: as processes of this host, and as what is handed to Slurm's own commands."""
+"""A fleet of submitit's jobs: as processes of this host, and as what is handed to Slurm's own
+commands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Steering inside the Hugging Face `Trainer`: stopped at every step, with workers, against a plain loop, and fed stale rows."""
+"""Steering inside the Hugging Face `Trainer`: stopped at every step, with workers, against a plain
+loop, and fed stale rows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Labelling that is killed anywhere and run again ends in the same bytes as one that never was, and shows nothing half done."""
+"""Labelling that is killed anywhere and run again ends in the same bytes as one that never was, and
+shows nothing half done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import pytest
 
 from labelled_text import read_text, write_text
 
-# Dies before the first durable or visible call, a few later the next time and so on, each time in a new folder, and lives on.
+# Dies before the first durable or visible call, a few later the next time and so on, each time in a
+# new folder, and lives on.
 _EACH_ONCE = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path

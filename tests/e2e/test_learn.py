@@ -1,4 +1,6 @@
-"""`cuvee search --runs-only` → `cuvee learn` → `cuvee train`: real proxies, a policy with its page, a run that it steers."""
+"""`cuvee search --runs-only` → `cuvee learn` → `cuvee train`: real proxies, a policy with its page,
+a run that it steers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The diagnostics of a learned policy in a real browser: every plot is drawn, and nothing is complained of."""
+"""The diagnostics of a learned policy in a real browser: every plot is drawn, and nothing is
+complained of.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""examples/plugin: a method, a policy and a reward of another package, in every process that cuvee starts."""
+"""examples/plugin: a method, a policy and a reward of another package, in every process that cuvee
+starts.
+"""
 
 from __future__ import annotations
 

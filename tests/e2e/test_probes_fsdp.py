@@ -1,4 +1,6 @@
-"""Loss by domain and alignment of a model whose weights are sharded over two ranks (FSDP): what one rank measures alone."""
+"""Loss by domain and alignment of a model whose weights are sharded over two ranks (FSDP): what one
+rank measures alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`cuvee recommend` and `cuvee order-test` as commands: files, the next search, a search's own runs, the page in a browser."""
+"""`cuvee recommend` and `cuvee order-test` as commands: files, the next search, a search's own
+runs, the page in a browser.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The report in a real browser: the table it renders, the plots it draws, and that nothing in it runs or asks for more."""
+"""The report in a real browser: the table it renders, the plots it draws, and that nothing in it
+runs or asks for more.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`cuvee search`: a proxy learns a policy in a worker, and the policy steers another, larger run on other domains' names."""
+"""`cuvee search`: a proxy learns a policy in a worker, and the policy steers another, larger run on
+other domains' names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""MixMin through `cuvee search --workers 2`: one proxy a domain on real text, the mixture, and a target run under it."""
+"""MixMin through `cuvee search --workers 2`: one proxy a domain on real text, the mixture, and a
+target run under it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""RegMix through `cuvee search`: many proxies, two workers, killed on the way; each run once, and the policy steers a target."""
+"""RegMix through `cuvee search`: many proxies, two workers, killed on the way; each run once, and
+the policy steers a target.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(config: Path) -> list[Run]:
-    """The proxies of a search whose whole process group was killed at the sight of its first finished runs, then run again."""
+    """The proxies of a search whose whole process group was killed at the sight of its first
+    finished runs, then run again.
+    """
     wanted = load(SearchConfig, config)
     assert plan(wanted).runs == PROXIES
     command = [

@@ -1,4 +1,7 @@
-"""The decisions of a seeded history policy at K = 3. They change only if a policy file of today would decide otherwise."""
+"""The decisions of a seeded history policy at K = 3.
+
+They change only if a policy file of today would decide otherwise.
+"""
 
 from __future__ import annotations
 

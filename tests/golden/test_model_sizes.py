@@ -1,4 +1,6 @@
-"""Parameter counts as published for Pythia (Biderman et al., arXiv 2304.01373, table 1; suite's model cards)."""
+"""Parameter counts as published for Pythia (Biderman et al., arXiv 2304.01373, table 1; suite's
+model cards).
+"""
 
 from __future__ import annotations
 

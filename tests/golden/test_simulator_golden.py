@@ -1,4 +1,6 @@
-"""The drawn laws and a run's first signals do not change between versions: benchmarks of different days compare."""
+"""The drawn laws and a run's first signals do not change between versions: benchmarks of different
+days compare.
+"""
 
 from __future__ import annotations
 

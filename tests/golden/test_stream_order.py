@@ -1,7 +1,9 @@
-"""The order of the stream is a format: a run must resume on another machine, with another Python or numpy, and in later versions.
+"""The order of the stream is a format: a run must resume on another machine, with another Python or
+numpy, and in later versions.
 
-The same hashes came from Python 3.10 to 3.13 with numpy 1.26, 2.0, 2.1, 2.3 and 2.4 (benchmarks/golden_order.py). If a change
-to the order is meant, raise the format number of the stream's state with it, so that old states are refused by name.
+The same hashes came from Python 3.10 to 3.13 with numpy 1.26, 2.0, 2.1, 2.3 and 2.4
+(benchmarks/golden_order.py). If a change to the order is meant, raise the format number of the
+stream's state with it, so that old states are refused by name.
 """
 
 from cuvee.testing.stream_measures import golden_order

@@ -1,4 +1,6 @@
-"""Whatever is in a configuration file, the answer is a configuration or a `ConfigError` with something to say."""
+"""Whatever is in a configuration file, the answer is a configuration or a `ConfigError` with
+something to say.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever bits change or bytes are lost, a corpus is refused by name or nothing that it says has changed."""
+"""Whatever bits change or bytes are lost, a corpus is refused by name or nothing that it says has
+changed.
+"""
 
 from __future__ import annotations
 

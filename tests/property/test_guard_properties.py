@@ -1,4 +1,6 @@
-"""Whatever a policy answers, what the guard executes is a mixture within its limits, or the exception that it states."""
+"""Whatever a policy answers, what the guard executes is a mixture within its limits, or the
+exception that it states.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Properties of heuristics and of the scoring sampler that hold for any mixtures, domains and numbering of domains."""
+"""Properties of heuristics and of the scoring sampler that hold for any mixtures, domains and
+numbering of domains.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The grid Transformer: any number of domains and moments, no order of domains, no future, nothing recomputed."""
+"""The grid Transformer: any number of domains and moments, no order of domains, no future, nothing
+recomputed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Any text becomes a name that a file can bear and `build` reads back; agreement is that of scikit-learn."""
+"""Any text becomes a name that a file can bear and `build` reads back; agreement is that of
+scikit-learn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever the bounds and the phases, paths within them are mixtures that keep floors and caps; lengths convert and back."""
+"""Whatever the bounds and the phases, paths within them are mixtures that keep floors and caps;
+lengths convert and back.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ def test_draws_are_mixtures(sizes: list[int], seed: int) -> None:
 def test_capped_mixtures_hold_the_cap_and_are_mixtures(
     sizes: list[int], seed: int, slack: float
 ) -> None:
-    """Ceilings in proportion to sizes sum to `slack`, as four epochs of a corpus do over a target of 4/slack epochs."""
+    """Ceilings in proportion to sizes sum to `slack`, as four epochs of a corpus do over a target
+    of 4/slack epochs.
+    """
     domains = tuple(Domain(f"d{k}", size) for k, size in enumerate(sizes))
     shares = np.array(sizes) / sum(sizes)
     ceilings = np.minimum(1.0, slack * shares)

@@ -1,4 +1,6 @@
-"""Whatever bytes are in a source, reading it gives rows, bad rows with a reason, or a `CorpusError`; never anything else."""
+"""Whatever bytes are in a source, reading it gives rows, bad rows with a reason, or a
+`CorpusError`; never anything else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever was measured survives a row to the bit, and whatever a row holds is read or refused, never worse."""
+"""Whatever was measured survives a row to the bit, and whatever a row holds is read or refused,
+never worse.
+"""
 
 import json
 from typing import Any

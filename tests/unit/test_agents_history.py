@@ -49,7 +49,9 @@ def test_an_untrained_actor_goes_half_way_from_what_is_in_force_to_the_reference
 
 @pytest.mark.parametrize("K", [2, 52])
 def test_the_critic_learns_which_mixture_is_better(K: int) -> None:
-    """Worth of a mixture: what it gives to each domain times a number that the domain's first feature says."""
+    """Worth of a mixture: what it gives to each domain times a number that the domain's first
+    feature says.
+    """
     generator = torch.Generator().manual_seed(K)
     architecture = HistoryArchitecture(hidden=16, layers=1, heads=1, action=8)
     critic = seeded(0, lambda: HistoryCritic(F, G, architecture))

@@ -1,4 +1,6 @@
-"""Removal never costs a checkpoint: kills at every call, unreadable attempts, and processes that lost their run."""
+"""Removal never costs a checkpoint: kills at every call, unreadable attempts, and processes that
+lost their run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def state_at(step: int) -> dict[str, Any]:
 
 
 def killed(work: Callable[[], object], at: int) -> bool:
-    """Runs `work` in a forked process that is killed right before its call number `at`. False if it makes fewer calls."""
+    """Runs `work` in a forked process that is killed right before its call number `at`.
+
+    False if it makes fewer calls.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -41,7 +46,9 @@ def killed(work: Callable[[], object], at: int) -> bool:
 
 
 def kill_everywhere(prepare: Callable[[Path], Callable[[], object]], folder: Path) -> list[Path]:
-    """One folder for each call of the work that `prepare` returns, in which that work was killed at that call."""
+    """One folder for each call of the work that `prepare` returns, in which that work was killed at
+    that call.
+    """
     with failing(Fault()) as counted:
         prepare(folder / "clean")()
     places = [folder / str(at) for at in range(len(counted.calls))]

@@ -1,4 +1,6 @@
-"""A model folder to continue from: only checked safetensors are read, all of them are hashed, and no weight is made up."""
+"""A model folder to continue from: only checked safetensors are read, all of them are hashed, and
+no weight is made up.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +205,9 @@ def test_half_precision_is_read_exactly(folder: Path) -> None:
 
 
 def finished_base(folder: Path, dtype: torch.dtype) -> PreTrainedTokenizerFast:
-    """Gives the folder a tokenizer with a chat template, its own special tokens and generation settings."""
+    """Gives the folder a tokenizer with a chat template, its own special tokens and generation
+    settings.
+    """
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Words().tokenizer(), bos_token="w1", eos_token="w2", pad_token="w3",
         model_max_length=777, padding_side="left",

@@ -1,4 +1,6 @@
-"""What a build makes of text: the right tokens in the right shards, the same whoever builds it, and refusals that help."""
+"""What a build makes of text: the right tokens in the right shards, the same whoever builds it, and
+refusals that help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A run's checkpoints survive damage, full disks and kills at every call (RELIABILITY 20 and 21, small)."""
+"""A run's checkpoints survive damage, full disks and kills at every call (RELIABILITY 20 and 21,
+small).
+"""
 
 from __future__ import annotations
 

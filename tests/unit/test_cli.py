@@ -1,4 +1,6 @@
-"""The command line's outside: what it answers without loading, its flags, its exit status, and what it shows of training."""
+"""The command line's outside: what it answers without loading, its flags, its exit status, and what
+it shows of training.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,10 @@ def flags() -> Iterator[str]:
 
 
 def test_commands_and_flags_are_those_that_were_promised() -> None:
-    """Somebody's script uses them. If a change is meant: python tests/unit/test_cli.py > tests/golden/cli_help.txt"""
+    """Somebody's script uses them.
+
+    If a change is meant: python tests/unit/test_cli.py > tests/golden/cli_help.txt
+    """
     assert list(flags()) == (GOLDEN / "cli_help.txt").read_text().splitlines()
 
 

@@ -1,4 +1,6 @@
-"""States and policies that another program wrote, with hashes that are right: every one is refused with a `CuveeError`."""
+"""States and policies that another program wrote, with hashes that are right: every one is refused
+with a `CuveeError`.
+"""
 
 import hashlib
 import json

@@ -89,7 +89,9 @@ def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(
 
 
 def test_caution_draws_the_actor_to_its_reference() -> None:
-    """With rewards that do not depend on the mixture, all that moves the actor is what distance costs."""
+    """With rewards that do not depend on the mixture, all that moves the actor is what distance
+    costs.
+    """
     shape = Shape(4, 3, 2, reference=1)
     settings = DDPGSettings(
         learning_starts=1, actor_lr=1e-2, kl_coef=1.0, architecture=Architecture(hidden=16)

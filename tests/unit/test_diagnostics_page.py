@@ -1,4 +1,6 @@
-"""The diagnostics of a learned policy: alarms, words that stand for pictures, and nothing that a browser would fetch."""
+"""The diagnostics of a learned policy: alarms, words that stand for pictures, and nothing that a
+browser would fetch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The examples: each is for the command that it names, its methods can be built, its models have the sizes that it speaks of."""
+"""The examples: each is for the command that it names, its methods can be built, its models have
+the sizes that it speaks of.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A task is JSON and gives back the same policy, arrays to the bit; what is no task is refused by name."""
+"""A task is JSON and gives back the same policy, arrays to the bit; what is no task is refused by
+name.
+"""
 
 import json
 from typing import Any

@@ -1,4 +1,6 @@
-"""What is shown of a fleet: speed and time left as measured, a row for each run under way, and why runs failed."""
+"""What is shown of a fleet: speed and time left as measured, a row for each run under way, and why
+runs failed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from cuvee.testing.toy import ToyTrainer
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Of the group g, one run is done, one failed, one under way and one waits; another group is empty-handed."""
+    """Of the group g, one run is done, one failed, one under way and one waits; another group is
+    empty-handed.
+    """
     with Store.open(tmp_path / "store.sqlite") as store:
         for seed in range(4):
             store.create("g/odm", seed, {}, group="g", max_attempts=1)

@@ -1,4 +1,6 @@
-"""What the guard promises beyond its limits: the gate, refused lessons, alarms and fallback, shadow mode, audit records."""
+"""What the guard promises beyond its limits: the gate, refused lessons, alarms and fallback, shadow
+mode, audit records.
+"""
 
 from __future__ import annotations
 
@@ -314,7 +316,9 @@ def test_a_static_mixture_never_falls_back() -> None:
 
 
 class TestGuardWithAlarms(PolicySuite):
-    """Falls back, tries again and falls back again while the suite stops and resumes it at every interval."""
+    """Falls back, tries again and falls back again while the suite stops and resumes it at every
+    interval.
+    """
 
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         K = len(domains)

@@ -1,4 +1,6 @@
-"""Epoch caps: the guard keeps every domain within them to the end, and the stream never meets its own."""
+"""Epoch caps: the guard keeps every domain within them to the end, and the stream never meets its
+own.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +178,9 @@ def test_the_first_interval_keeps_within_caps_too() -> None:
 
 
 def test_ceilings_do_not_leave_a_run_without_a_way_to_its_end() -> None:
-    """d0 may have half of the tokens at most, so the others must last; the policy wants to read them at once."""
+    """d0 may have half of the tokens at most, so the others must last; the policy wants to read
+    them at once.
+    """
     trainer = StreamTrainer([9000, 900, 900], [np.inf, 1.0, 1.0], 22)
     limits = Limits(ceiling={"d0": 0.5}, epochs={"d1": 1.0, "d2": 1.0})
     so_far, _ = play(Says(lambda t: [0.0, 0.5, 0.5]), limits, trainer)

@@ -1,4 +1,6 @@
-"""Each heuristic of the scoring sampler against values computed by hand, and what the proposals promise."""
+"""Each heuristic of the scoring sampler against values computed by hand, and what the proposals
+promise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A run that is stopped anywhere and resumed ends as one that was not, and one that cannot repeat itself is found out."""
+"""A run that is stopped anywhere and resumed ends as one that was not, and one that cannot repeat
+itself is found out.
+"""
 
 import copy
 import time
@@ -21,7 +23,10 @@ N = 8
 
 
 class Folder:
-    """Checkpoints in memory. `cuvee.training.checkpoint` has tests of its own on what survives on a disk."""
+    """Checkpoints in memory.
+
+    `cuvee.training.checkpoint` has tests of its own on what survives on a disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._saved = folder, dict[int, State]()
@@ -64,7 +69,9 @@ def attempt(
     every: int = 3,
     noise_seed: int = 0,
 ) -> Trajectory:
-    """One attempt at the run; with `stop_after`, one whose process dies when that interval is recorded."""
+    """One attempt at the run; with `stop_after`, one whose process dies when that interval is
+    recorded.
+    """
     claim = store.claim_run(store.create("toy", 0, {"intervals": N}), "worker")
     seen: list[int] = []
 

@@ -1,4 +1,6 @@
-"""Labelling: nothing lost, the layout that `build` reads, every way but models, and what is refused."""
+"""Labelling: nothing lost, the layout that `build` reads, every way but models, and what is
+refused.
+"""
 
 from __future__ import annotations
 

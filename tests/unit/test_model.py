@@ -1,4 +1,6 @@
-"""Presets and configurations: what is counted, what is refused, and that weights are a function of the seed."""
+"""Presets and configurations: what is counted, what is refused, and that weights are a function of
+the seed.
+"""
 
 from __future__ import annotations
 

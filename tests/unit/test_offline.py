@@ -1,4 +1,6 @@
-"""Learning from whole runs: every term by hand, agreement with `agents.cql` for runs of one interval, the gate, resuming."""
+"""Learning from whole runs: every term by hand, agreement with `agents.cql` for runs of one
+interval, the gate, resuming.
+"""
 
 from __future__ import annotations
 
@@ -369,7 +371,9 @@ def test_imagined_episodes_are_learned_from_and_not_imitated() -> None:
 
 @pytest.mark.training
 def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
-    """Reward −|α − α*|² in each interval, whatever the state: the policy must come nearer to α* than the best data are."""
+    """Reward −|α − α*|² in each interval, whatever the state: the policy must come nearer to α*
+    than the best data are.
+    """
     rng, best = np.random.default_rng(0), np.array([0.6, 0.3, 0.1])
     data = []
     for one in episodes(64, T=4, seed=3):

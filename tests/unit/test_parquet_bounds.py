@@ -1,4 +1,6 @@
-"""Parquet files that are small and mean: at most 512 MiB of memory, and a `CorpusError`, whatever the file says of itself."""
+"""Parquet files that are small and mean: at most 512 MiB of memory, and a `CorpusError`, whatever
+the file says of itself.
+"""
 
 from __future__ import annotations
 

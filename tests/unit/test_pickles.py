@@ -1,4 +1,6 @@
-"""Every public object that holds mapped tokens survives pickling, copying, and all three ways to start a process."""
+"""Every public object that holds mapped tokens survives pickling, copying, and all three ways to
+start a process.
+"""
 
 import copy
 import gc

@@ -1,4 +1,6 @@
-"""What is read from hostile and damaged files: bad rows with their reasons, named errors, bounded memory."""
+"""What is read from hostile and damaged files: bad rows with their reasons, named errors, bounded
+memory.
+"""
 
 from __future__ import annotations
 

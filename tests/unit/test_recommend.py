@@ -1,4 +1,6 @@
-"""Fits, the choice within bounds, the verdict on stages, the next runs, MixMin, and the whole on planted truths."""
+"""Fits, the choice within bounds, the verdict on stages, the next runs, MixMin, and the whole on
+planted truths.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tables of runs: which columns are found, what is quarantined and why, and what no fit can be made of."""
+"""Tables of runs: which columns are found, what is quarantined and why, and what no fit can be made
+of.
+"""
 
 from __future__ import annotations
 

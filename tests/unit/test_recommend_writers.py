@@ -1,4 +1,6 @@
-"""Files of trainers: each is read by the package that it is for, where that is installed, or by its documented schema."""
+"""Files of trainers: each is read by the package that it is for, where that is installed, or by its
+documented schema.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Registries: parts are found by name, in cuvee, in installed packages and in plugins; two parts never share a name."""
+"""Registries: parts are found by name, in cuvee, in installed packages and in plugins; two parts
+never share a name.
+"""
 
 from __future__ import annotations
 
@@ -95,6 +97,12 @@ def test_a_plugin_that_cannot_be_imported_is_named(site: Path) -> None:
         import_plugins(["cuvee_bad_plugin"])
     with pytest.raises(ConfigError, match=r"'cuvee_no_such_plugin'.*PYTHONPATH"):
         import_plugins(["cuvee_no_such_plugin"])
+    (site / "cuvee_script.py").write_text("import sys; sys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"'cuvee_script'.*SystemExit: 3"):
+        import_plugins(["cuvee_script"])
+    for name in ("../cuvee_script", "cuvee_script.py:main", ".cuvee_script", ""):
+        with pytest.raises(ConfigError, match="is not the name of a module"):
+            import_plugins([name])
 
 
 def test_the_registry_needs_neither_numpy_nor_torch() -> None:

@@ -1,4 +1,6 @@
-"""What the report says: the figures in its tables, the words above them, and that nothing in it can become markup."""
+"""What the report says: the figures in its tables, the words above them, and that nothing in it can
+become markup.
+"""
 
 from __future__ import annotations
 

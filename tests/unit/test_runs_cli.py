@@ -1,4 +1,6 @@
-"""`cuvee runs` and `cuvee report` on a store with runs of a toy trainer, and what the command line looks like."""
+"""`cuvee runs` and `cuvee report` on a store with runs of a toy trainer, and what the command line
+looks like.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +157,9 @@ def test_audit_filters_and_says_so_if_there_is_nothing(place: Path) -> None:
 
 
 def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
-    """Refusals with brackets in their reasons, alarms, fallback and shadow, as rows and in the summary."""
+    """Refusals with brackets in their reasons, alarms, fallback and shadow, as rows and in the
+    summary.
+    """
 
     class Drifts:
         probes = ()

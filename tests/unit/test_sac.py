@@ -1,4 +1,6 @@
-"""SAC on the simplex: the entropy it aims at, the policy it reads from its network, and its temperature."""
+"""SAC on the simplex: the entropy it aims at, the policy it reads from its network, and its
+temperature.
+"""
 
 from __future__ import annotations
 

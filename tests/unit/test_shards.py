@@ -1,4 +1,6 @@
-"""The Megatron format: what is written is read back, and each thing that can be wrong has an error of its own."""
+"""The Megatron format: what is written is read back, and each thing that can be wrong has an error
+of its own.
+"""
 
 from __future__ import annotations
 

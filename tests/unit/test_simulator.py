@@ -1,4 +1,6 @@
-"""The simulator: a trainer like any other, with losses that follow the law, and optima found by climbing through it."""
+"""The simulator: a trainer like any other, with losses that follow the law, and optima found by
+climbing through it.
+"""
 
 from __future__ import annotations
 

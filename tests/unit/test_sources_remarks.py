@@ -1,4 +1,6 @@
-"""What a build passes over, folds, or finds twice is said: no silent loss of text and no silent leak into validation."""
+"""What a build passes over, folds, or finds twice is said: no silent loss of text and no silent
+leak into validation.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The stream inside torch's loaders: any number of workers, the state of what was delivered, mixtures that reach the workers."""
+"""The stream inside torch's loaders: any number of workers, the state of what was delivered,
+mixtures that reach the workers.
+"""
 
 import warnings
 from collections.abc import Iterator

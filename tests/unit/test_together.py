@@ -1,4 +1,6 @@
-"""Trainers put together: the numbers of each are those that it has alone, whatever becomes of the others."""
+"""Trainers put together: the numbers of each are those that it has alone, whatever becomes of the
+others.
+"""
 
 from __future__ import annotations
 

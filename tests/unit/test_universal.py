@@ -1,4 +1,6 @@
-"""Learning through simulated worlds: what is unrolled is what a policy sees and does in a run, and gradients go through it."""
+"""Learning through simulated worlds: what is unrolled is what a policy sees and does in a run, and
+gradients go through it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The policy that ships: it is there, unaltered, says where it comes from, and steers any number of domains."""
+"""The policy that ships: it is there, unaltered, says where it comes from, and steers any number of
+domains.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Names, groups and reasons of other people are text: never markup, never control characters, in no output."""
+"""Names, groups and reasons of other people are text: never markup, never control characters, in no
+output.
+"""
 
 from __future__ import annotations
 

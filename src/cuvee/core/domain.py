@@ -12,7 +12,10 @@ from cuvee.core.arrays import FloatArray
 
 Role = Literal["source", "target"]
 Split = Literal["train", "valid", "test"]
-"""Models train on "train" and are validated on "valid". Methods may read both. A final model is tested on "test"."""
+"""Models train on "train" and are validated on "valid".
+
+Methods may read both. A final model is tested on "test".
+"""
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 

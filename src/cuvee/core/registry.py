@@ -129,14 +129,19 @@ class Registry:
 def import_plugins(modules: Iterable[str]) -> None:
     """Import the modules of a configuration's `plugins`, which register their parts.
 
-    Raises `ConfigError` if an import fails.
+    Raises `ConfigError` if a name is not that of a module, or if an import fails.
     """
     for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ConfigError(
+                f"plugins names {module!r}, which is not the name of a module: write it as in "
+                "`import package.module`"
+            )
         try:
             importlib.import_module(module)
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may call sys.exit
             raise ConfigError(
                 f"plugins names {module!r}, which cannot be imported "
                 f"({type(error).__name__}: {error}): "

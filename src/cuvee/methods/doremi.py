@@ -63,7 +63,9 @@ class DoReMi:
         )
 
     def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
-        """Raises `PolicyError` if the reference run could not measure the validation loss of every domain."""
+        """Raises `PolicyError` if the reference run could not measure the validation loss of every
+        domain.
+        """
         if missing := [domain.name for domain in domains if domain.name not in validated]:
             raise PolicyError(
                 f"DoReMi needs the validation loss of every domain, and {', '.join(missing[:5])} will have none: give each a "

@@ -2,11 +2,13 @@
 
     minimise   m(w) + κ s(w)      over stages w, each on the simplex, within floors and caps
 
-m is the predicted objective and s its calibrated standard deviation, so that κ > 0 keeps the choice near what was run. The
-search keeps the best of a population of mixtures, perturbs their logarithms and repeats (a cross-entropy method, Rubinstein
-1999), and returns the mean of the best. It needs no gradient, so every fit can be used.
+m is the predicted objective and s its calibrated standard deviation, so that κ > 0 keeps the choice
+near what was run. The search keeps the best of a population of mixtures, perturbs their logarithms
+and repeats (a cross-entropy method, Rubinstein 1999), and returns the mean of the best. It needs no
+gradient, so every fit can be used.
 
-A cap limits a domain's mean share over the whole run, since it stands for repetition. A floor holds in every stage.
+A cap limits a domain's mean share over the whole run, since it stands for repetition. A floor holds
+in every stage.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ Score = Callable[[FloatArray], FloatArray]
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """`floors_K` ≤ each stage's share; mean share over the run ≤ `ceilings_K`. `natural_K` fills what caps leave over."""
+    """`floors_K` ≤ each stage's share; mean share over the run ≤ `ceilings_K`.
+
+    `natural_K` fills what caps leave over.
+    """
 
     floors_K: FloatArray
     ceilings_K: FloatArray
@@ -51,7 +56,8 @@ class Bounds:
         caps: Mapping[str, float] | None = None,
         floors: Mapping[str, float] | None = None,
     ) -> Bounds:
-        """Caps are shares by name; where `tokens` and `available` are known, none exceeds `epoch_cap` passes over a domain.
+        """Caps are shares by name; where `tokens` and `available` are known, none exceeds
+        `epoch_cap` passes over a domain.
 
         Raises `ConfigError` for an unknown domain and for bounds that no mixture satisfies."""
         for name, share in {**(caps or {}), **(floors or {})}.items():
@@ -91,8 +97,11 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """`path_PK` is the mixture of each phase; phases of one stage share it, and `stages` is the phases of each stage.
-    `compared` is the objective of more stages than these less that of these, where that was asked: why there are no more."""
+    """`path_PK` is the mixture of each phase; phases of one stage share it, and `stages` is the
+    phases of each stage.
+    `compared` is the objective of more stages than these less that of these, where that was asked:
+    why there are no more.
+    """
 
     path_PK: FloatArray
     stages: tuple[tuple[int, ...], ...]
@@ -114,8 +123,11 @@ def choose(
     caution: float = 1.0,
     seed: int = 0,
 ) -> Choice:
-    """As few stages as possible: one more only if it is surely better by a paired interval. `starts_NPK` are known paths,
-    such as the fitted runs, from which the search starts; `caution` is κ."""
+    """As few stages as possible: one more only if it is surely better by a paired interval.
+
+    `starts_NPK` are known paths, such as the fitted runs, from which the search starts; `caution`
+    is κ.
+    """
     score = cautious(surrogate, caution)
     phases = tuple(range(len(surrogate.shares_P)))
     tied = optimise(score, bounds, starts_NPK, surrogate.shares_P, (phases,), seed)

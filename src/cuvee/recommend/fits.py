@@ -1,13 +1,16 @@
-"""From the mixtures of runs to their metrics: several regressions, weighted by how well they predict runs left out.
+"""From the mixtures of runs to their metrics: several regressions, weighted by how well they
+predict runs left out.
 
 gaussian_process, lightgbm, log_linear    of `methods.regmix.fit`; one fit for each metric
 dynamics_model                            `simulation.dynamics_model`, where runs have whole trajectories
 
-A run of P phases is described by its mean mixture, and by the mixtures of its later phases if order matters. Whether it does
-is decided by cross-validation: the phases must reduce the squared error on runs left out by more than chance explains.
+A run of P phases is described by its mean mixture, and by the mixtures of its later phases if order
+matters. Whether it does is decided by cross-validation: the phases must reduce the squared error on
+runs left out by more than chance explains.
 
-The weights of the fits minimise the squared error on runs left out (stacking, Wolpert 1992). Intervals are those of the
-Gaussian process, widened or narrowed until nine of ten runs left out are inside (conformal prediction, Vovk et al. 2005).
+The weights of the fits minimise the squared error on runs left out (stacking, Wolpert 1992).
+Intervals are those of the Gaussian process, widened or narrowed until nine of ten runs left out are
+inside (conformal prediction, Vovk et al. 2005).
 """
 
 from __future__ import annotations
@@ -38,10 +41,12 @@ _LEAST_FOR_TREES = 50  # LightGBM splits no leaf of fewer than 20 runs
 class Evidence:
     """How the fits did on runs that they had not seen.
 
-    `regret` is by how much the run picked among a fold's runs is worse than the best of them, as a mean over folds, in units
-    of the objective; `regret_of_chance` is that of a random pick. `coverage` is the share of runs inside their interval,
-    whose width was set without them. `noise` is a run's standard deviation by metric; `noise_measured` says whether it comes
-    from repeated runs or is the process's estimate."""
+    `regret` is by how much the run picked among a fold's runs is worse than the best of them, as a
+    mean over folds, in units of the objective; `regret_of_chance` is that of a random pick.
+    `coverage` is the share of runs inside their interval, whose width was set without them. `noise`
+    is a run's standard deviation by metric; `noise_measured` says whether it comes from repeated
+    runs or is the process's estimate.
+    """
 
     ranks: RankCorrelation
     ranks_by_metric: Mapping[str, float]
@@ -58,8 +63,11 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """Predicts the metrics of runs (M, P, K) that nobody has done. `costs_D` is what each metric counts for in the objective,
-    which is to be low. `factor_D` and `factor` calibrate the deviations of metrics and of the objective."""
+    """Predicts the metrics of runs (M, P, K) that nobody has done.
+
+    `costs_D` is what each metric counts for in the objective, which is to be low. `factor_D` and
+    `factor` calibrate the deviations of metrics and of the objective.
+    """
 
     metrics: tuple[str, ...]
     costs_D: FloatArray
@@ -90,7 +98,9 @@ class Surrogate:
         return np.asarray(np.sum(valued, axis=0))
 
     def deviation(self, paths_MPK: FloatArray) -> FloatArray:
-        """(M,) calibrated standard deviation of the objective's expectation: what is not known, without a run's noise."""
+        """(M,) calibrated standard deviation of the objective's expectation: what is not known,
+        without a run's noise.
+        """
         x_MF = self._features(paths_MPK)
         squared = [
             np.square(self.costs_D[d] * self.processes[d].deviation(x_MF)) for d in self._valued
@@ -103,7 +113,9 @@ class Surrogate:
         return np.asarray(np.sqrt(known_M**2 + self.noise_variance) * self.factor)
 
     def difference(self, ours_PK: FloatArray, theirs_PK: FloatArray) -> Estimate:
-        """Objective of ours less that of theirs, with a paired interval: what is unknown of both alike cancels."""
+        """Objective of ours less that of theirs, with a paired interval: what is unknown of both
+        alike cancels.
+        """
         both = np.stack([ours_PK, theirs_PK])
         x_2F, apart = self._features(both), np.array([1.0, -1.0])
         variance = sum(
@@ -153,7 +165,9 @@ class Surrogate:
 
 
 def features(paths_MPK: FloatArray, shares_P: FloatArray, order: bool) -> FloatArray:
-    """(M, K) mean mixtures; with `order`, followed by those of the second and later phases: (M, P·K)."""
+    """(M, K) mean mixtures; with `order`, followed by those of the second and later phases: (M,
+    P·K).
+    """
     mean_MK = np.einsum("mpk,p->mk", paths_MPK, shares_P)
     if not order:
         return np.asarray(mean_MK)
@@ -162,8 +176,10 @@ def features(paths_MPK: FloatArray, shares_P: FloatArray, order: bool) -> FloatA
 
 @dataclass(frozen=True, eq=False)
 class _Unseen:
-    """What fits predict of each run that they were not fitted to: by fit (N, D), and the process's deviations (N, D).
-    `parts` are the rows of each fold."""
+    """What fits predict of each run that they were not fitted to: by fit (N, D), and the process's
+    deviations (N, D).
+    `parts` are the rows of each fold.
+    """
 
     means: Mapping[str, FloatArray]
     spread_ND: FloatArray
@@ -173,7 +189,10 @@ class _Unseen:
 def fit_surrogate(
     runs: Runs, costs: Mapping[str, float], names: Sequence[str] | None = None
 ) -> Surrogate:
-    """Fits `names` (default: all that are installed and have enough runs) and weighs them. `runs` are usable ones."""
+    """Fits `names` (default: all that are installed and have enough runs) and weighs them.
+
+    `runs` are usable ones.
+    """
     costs_D = np.array([costs.get(name, 0.0) for name in runs.metrics])
     order, compared = _order_matters(runs, costs_D)
     names = list(names or _available(runs))
@@ -232,7 +251,9 @@ def _cross_validated(runs: Runs, names: Sequence[str], order: bool) -> _Unseen:
 def _objective_evidence(
     runs: Runs, unseen: _Unseen, blended_ND: FloatArray, costs_D: FloatArray, spread_N: FloatArray
 ) -> dict[str, Any]:
-    """The parts of `Evidence` that are about the objective, over the runs that have all of its metrics."""
+    """The parts of `Evidence` that are about the objective, over the runs that have all of its
+    metrics.
+    """
     valued = np.asarray(costs_D != 0)
     whole_N = _whole(runs, valued)
     parts = [out[whole_N[out]] for out in unseen.parts if whole_N[out].any()]
@@ -275,7 +296,9 @@ def _fit_all(runs: Runs, names: Sequence[str], order: bool) -> dict[str, list[Pr
 
 
 def _dynamics(runs: Runs) -> list[Prediction]:
-    """The dynamics model of whole trajectories, as one prediction for each metric of runs in phases (M, P, K)."""
+    """The dynamics model of whole trajectories, as one prediction for each metric of runs in phases
+    (M, P, K).
+    """
     regression = Regression(runs.curves, fields=len(runs.metrics))
     T = len(runs.curves[0].weights_TK)
     phase_T = np.minimum(
@@ -291,7 +314,9 @@ def _dynamics(runs: Runs) -> list[Prediction]:
 
 
 def _order_matters(runs: Runs, costs_D: FloatArray) -> tuple[bool, Estimate | None]:
-    """Whether phases predict the objective of runs left out better than their mean mixture does, surely."""
+    """Whether phases predict the objective of runs left out better than their mean mixture does,
+    surely.
+    """
     if not runs.moves:
         return False, None
     valued = np.flatnonzero(costs_D)

@@ -1,4 +1,6 @@
-"""MixMin's mixture (`methods.mixmin`) from a table of model outputs that somebody else has computed."""
+"""MixMin's mixture (`methods.mixmin`) from a table of model outputs that somebody else has
+computed.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,11 @@ from cuvee.methods.mixmin import mixture_of_outputs
 
 
 def mixmin_of(path: Path, domains: tuple[str, ...]) -> Mixture:
-    """From a table with a row for each target example and a column for each domain: the log-probability in nats that the
-    model trained on the domain gives to the example. Raises `ConfigError` if a domain is missing or a number is none."""
+    """From a table with a row for each target example and a column for each domain: the
+    log-probability in nats that the
+    model trained on the domain gives to the example. Raises `ConfigError` if a domain is missing or
+    a number is none.
+    """
     rows = read_rows(path)
     missing = [name for name in domains if name not in rows.columns]
     if missing:

@@ -1,12 +1,14 @@
-"""Does the order of domains matter at fixed exposure? Three arms with the same mean mixture, on paired seeds.
+"""Does the order of domains matter at fixed exposure?
+
+Three arms with the same mean mixture, on paired seeds.
 
     held     w̄ all along
     early    w̄ + (1 − s) λ d until the share s of the budget, then w̄ − s λ d
     late     w̄ − (1 − s) λ d until s, then w̄ + s λ d
 
-d is a direction: more of some domains, less of others, Σ d = 0. λ is a share of the largest for which no weight of any arm
-is negative. Each arm has the mean w̄ exactly, so whatever differs is due to order. The switch is at the interval that is
-nearest to the middle.
+d is a direction: more of some domains, less of others, Σ d = 0. λ is a share of the largest for
+which no weight of any arm is negative. Each arm has the mean w̄ exactly, so whatever differs is due
+to order. The switch is at the interval that is nearest to the middle.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ _FEW = 5  # seeds below which a bootstrap interval is too narrow
 
 @dataclass(frozen=True)
 class OrderVerdict:
-    """Differences of the mean validation loss, paired by seed, below 0 where the first is better; `by_domain` is late less
-    early. `exposure` is the largest difference of a domain's achieved share of tokens between arms."""
+    """Differences of the mean validation loss, paired by seed, below 0 where the first is better;
+    `by_domain` is late less
+    early. `exposure` is the largest difference of a domain's achieved share of tokens between arms.
+    """
 
     late_less_early: Estimate
     early_less_held: Estimate
@@ -67,9 +71,13 @@ class OrderVerdict:
 def arms(
     mean: Mixture, direction_K: FloatArray, intervals: int, shift: float = 1.0
 ) -> dict[str, list[tuple[float, dict[str, float]]]]:
-    """The points of a schedule for each arm. `shift` from 0 to 1 is the share of the largest possible λ.
+    """The points of a schedule for each arm.
 
-    Raises `ConfigError` for a run of one interval, and for a direction in which the mixture cannot move."""
+    `shift` from 0 to 1 is the share of the largest possible λ.
+
+    Raises `ConfigError` for a run of one interval, and for a direction in which the mixture cannot
+    move.
+    """
     if intervals < 2:
         raise ConfigError("the run has one interval: lower train.interval, or raise train.steps")
     if not 0 < shift <= 1:
@@ -122,7 +130,9 @@ def direction_of_role(mean: Mixture, domains: Sequence[Domain]) -> FloatArray:
 
 
 def direction_of_plan(plan: Plan) -> FloatArray:
-    """(K,) from the plan's last stage to its first, so that "early" is as the plan has it when its shift is the same."""
+    """(K,) from the plan's last stage to its first, so that "early" is as the plan has it when its
+    shift is the same.
+    """
     if len(plan.stages) < 2:
         raise ConfigError(
             "the plan has one stage, and so no order to test: use --between or --role"

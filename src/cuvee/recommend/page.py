@@ -1,7 +1,9 @@
-"""The page of a recommendation: one HTML file without network, with sliders over metrics that choose among precomputed plans.
+"""The page of a recommendation: one HTML file without network, with sliders over metrics that
+choose among precomputed plans.
 
-The browser does no fitting. The page holds several hundred plans within bounds that are the best for some weights of the
-metrics, with what is predicted of each. Moving a slider picks the plan with the lowest weighted sum among them.
+The browser does no fitting. The page holds several hundred plans within bounds that are the best
+for some weights of the metrics, with what is predicted of each. Moving a slider picks the plan with
+the lowest weighted sum among them.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def render(found: Recommendation, title: str = "Recommended mixture") -> str:
 
 
 def _sliders(found: Recommendation) -> list[tuple[str, int]]:
-    """Each metric with its slider's first position, 0 to 100: half, for the largest part of the objective."""
+    """Each metric with its slider's first position, 0 to 100: half, for the largest part of the
+    objective.
+    """
     costs_D = np.abs(found.surrogate.costs_D)
     places = np.rint(50 * costs_D / costs_D.max()).astype(int).tolist()
     return list(zip(found.surrogate.metrics, places, strict=True))
@@ -83,7 +87,9 @@ def _data(found: Recommendation) -> dict[str, Any]:
 
 
 def _plans(found: Recommendation) -> FloatArray:
-    """(M, P, K) the recommended path, then paths that are each the best of a pool for some weights of the metrics."""
+    """(M, P, K) the recommended path, then paths that are each the best of a pool for some weights
+    of the metrics.
+    """
     rng = np.random.Generator(np.random.PCG64([found.request.seed, 3]))
     chosen_PK, surrogate = found.choice.path_PK, found.surrogate
     D = len(surrogate.metrics)

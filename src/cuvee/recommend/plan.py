@@ -1,4 +1,7 @@
-"""`Plan`: the stages that a target run trains on. It is what a recommendation ends in and what writers write."""
+"""`Plan`: the stages that a target run trains on.
+
+It is what a recommendation ends in and what writers write.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """One to three stages over the same domains, in order, from 0 to 1 without a gap. `tokens` is the target run's budget;
-    `available` is tokens by domain. Either may be unknown."""
+    """One to three stages over the same domains, in order, from 0 to 1 without a gap.
+
+    `tokens` is the target run's budget; `available` is tokens by domain. Either may be unknown.
+    """
 
     stages: tuple[Stage, ...]
     tokens: int | None = None

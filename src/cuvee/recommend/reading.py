@@ -1,4 +1,7 @@
-"""Files of runs → `Runs`. Finds which columns are mixtures and which are metrics, and sets bad rows aside with the reason."""
+"""Files of runs → `Runs`.
+
+Finds which columns are mixtures and which are metrics, and sets bad rows aside with the reason.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,13 @@ _MOST_BAD = 0.1
 
 @dataclass(frozen=True)
 class Columns:
-    """How a table names its columns. `mixture` is a pattern such as `train_{}` or `phase_{phase}_{}`; `metrics` are names or
-    patterns such as `metric/{}_loss`; `shares` is the share of the token budget of each phase; `key` joins several files.
-    What is left out is found from the values: mixtures are the columns of one prefix that sum to 1."""
+    """How a table names its columns.
+
+    `mixture` is a pattern such as `train_{}` or `phase_{phase}_{}`; `metrics` are names or patterns
+    such as `metric/{}_loss`; `shares` is the share of the token budget of each phase; `key` joins
+    several files. What is left out is found from the values: mixtures are the columns of one prefix
+    that sum to 1.
+    """
 
     mixture: str | None = None
     metrics: tuple[str, ...] = ()
@@ -41,7 +48,10 @@ LAYOUTS = {
     "regmix": Columns("train_the_pile_{}", ("metric/the_pile_{}_val_loss",), key="index"),
     "olmix": Columns("{}", key="run"),
 }
-"""Published layouts by name. RegMix: `train_mixture_*.csv` and `train_pile_loss_*.csv`. olmix: `ratios.csv` and `metrics.csv`."""
+"""Published layouts by name.
+
+RegMix: `train_mixture_*.csv` and `train_pile_loss_*.csv`. olmix: `ratios.csv` and `metrics.csv`.
+"""
 
 _FILES = {
     "regmix": ("train_mixture_*.csv", "train_pile_loss_*.csv"),
@@ -50,10 +60,12 @@ _FILES = {
 
 
 def read_runs(sources: Sequence[Path], columns: Columns | None = None) -> Runs:
-    """The runs in one file, in two files joined by a key (mixtures first), or in a folder of a published layout.
+    """The runs in one file, in two files joined by a key (mixtures first), or in a folder of a
+    published layout.
 
-    Rows with bad shares, non-finite metrics or a key that another row has are set aside. Raises `StoreError` if a file cannot
-    be read or more than a tenth of the rows are bad, `ConfigError` if no mixture or no metric is found.
+    Rows with bad shares, non-finite metrics or a key that another row has are set aside. Raises
+    `StoreError` if a file cannot be read or more than a tenth of the rows are bad, `ConfigError` if
+    no mixture or no metric is found.
     """
     files, columns = _files(sources, columns or Columns())
     tables = [read_rows(path) for path in files]
@@ -118,7 +130,9 @@ def _common_key(tables: Sequence[Rows]) -> str | None:
 def _joined(
     tables: Sequence[Rows], key: str | None
 ) -> tuple[list[tuple[str, int, dict[str, Any]]], list[BadRow]]:
-    """(name, line, cell by column) of each run that stands in every file, each once; and the rows that do not."""
+    """(name, line, cell by column) of each run that stands in every file, each once; and the rows
+    that do not.
+    """
     bad = [row for table in tables for row in table.bad]
     by_key: list[dict[str, tuple[int, Mapping[str, Any]]]] = []
     for table in tables:
@@ -239,7 +253,10 @@ def _metric_columns(
 def _named(
     wanted: Sequence[str], known: Mapping[str, str], by_pattern: bool = False
 ) -> dict[str, str]:
-    """The known columns, or metrics, that names and patterns mean. Raises `ConfigError` for one that means none."""
+    """The known columns, or metrics, that names and patterns mean.
+
+    Raises `ConfigError` for one that means none.
+    """
     found = {}
     for name in wanted:
         before, is_pattern, after = name.partition("{}")

@@ -25,9 +25,13 @@ _FRONT = 9  # points of the Pareto front
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked. `objective` weighs metrics (default: the mean of all). `tokens` is the target run's budget. `caps` and
-    `floors` are shares by domain. `present` is the blend to compare with: natural, uniform, or shares by domain. `pareto`
-    names two metrics. `outputs` is a table of log-probabilities for MixMin."""
+    """What is asked.
+
+    `objective` weighs metrics (default: the mean of all). `tokens` is the target run's budget.
+    `caps` and `floors` are shares by domain. `present` is the blend to compare with: natural,
+    uniform, or shares by domain. `pareto` names two metrics. `outputs` is a table of
+    log-probabilities for MixMin.
+    """
 
     objective: Mapping[str, float] | None = None
     tokens: int | None = None
@@ -68,8 +72,11 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Recommendation:
-    """`plan` and why. `change` is the plan's objective less that of the present blend, paired. `front` are plans with the
-    values of the two metrics of `Request.pareto`."""
+    """`plan` and why.
+
+    `change` is the plan's objective less that of the present blend, paired. `front` are plans with
+    the values of the two metrics of `Request.pareto`.
+    """
 
     plan: Plan
     choice: Choice
@@ -108,7 +115,9 @@ class Recommendation:
 
 
 def recommend(runs: Runs, request: Request | None = None) -> Recommendation:
-    """Fits the runs and chooses. Raises `ConfigError` for a table, an objective or bounds that allow no answer.
+    """Fits the runs and chooses.
+
+    Raises `ConfigError` for a table, an objective or bounds that allow no answer.
 
     Example: `recommend(read_runs([Path("runs.csv")]), Request(tokens=10**10)).plan`.
     """
@@ -210,7 +219,9 @@ def _plan(choice: Choice, runs: Runs, tokens: int | None) -> Plan:
 def _front(
     runs: Runs, surrogate: Surrogate, bounds: Bounds, request: Request
 ) -> tuple[tuple[Plan, Prediction], ...]:
-    """Plans of one stage between the best for one metric and the best for the other; the metrics weigh by their spread."""
+    """Plans of one stage between the best for one metric and the best for the other; the metrics
+    weigh by their spread.
+    """
     if request.pareto is None:
         return ()
     found = []

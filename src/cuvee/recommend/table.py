@@ -1,6 +1,9 @@
-"""`Runs`: what is known of N small runs. For each the mixture of each phase, and any number of metrics measured at its end.
+"""`Runs`: what is known of N small runs.
 
-A phase is a part of the token budget under one mixture. All runs of a table have the same phases. A missing metric is NaN.
+For each the mixture of each phase, and any number of metrics measured at its end.
+
+A phase is a part of the token budget under one mixture. All runs of a table have the same phases. A
+missing metric is NaN.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ _SAME = 1e-9  # two runs whose mixtures differ by less are repeats of one mixtur
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """`mixtures_NPK` sums to 1 over K. `shares_P` is each phase's share of the token budget. `values_ND` has NaN where a
-    metric is missing. `higher` are metrics for which more is better. `available` is tokens by domain, where known.
-    `curves` are the runs' whole trajectories, where every run has one of the same length."""
+    """`mixtures_NPK` sums to 1 over K.
+
+    `shares_P` is each phase's share of the token budget. `values_ND` has NaN where a metric is
+    missing. `higher` are metrics for which more is better. `available` is tokens by domain, where
+    known. `curves` are the runs' whole trajectories, where every run has one of the same length.
+    """
 
     names: tuple[str, ...]
     domains: tuple[str, ...]
@@ -61,7 +67,9 @@ class Runs:
         return bool((0.5 * change_NK > _STATIC).any())
 
     def noise_D(self) -> FloatArray | None:
-        """(D,) standard deviation between runs of one mixture, pooled; None if no mixture was run twice."""
+        """(D,) standard deviation between runs of one mixture, pooled; None if no mixture was run
+        twice.
+        """
         groups_N = self.groups_N
         squares_D = np.zeros(len(self.metrics))
         freedom_D = np.zeros(len(self.metrics))
@@ -87,10 +95,11 @@ class Runs:
         )
 
     def usable(self, objective: Mapping[str, float] | None) -> tuple[Runs, dict[str, float]]:
-        """The runs and metrics that can be fitted, and the objective: what each metric counts for, the lower the better.
+        """The runs and metrics that can be fitted, and the objective: what each metric counts for,
+        the lower the better.
 
-        Without `objective`, the mean of all usable metrics. Raises `ConfigError` for an objective over an unusable metric
-        and for too few runs.
+        Without `objective`, the mean of all usable metrics. Raises `ConfigError` for an objective
+        over an unusable metric and for too few runs.
         """
         reasons = {name: why for name in self.metrics if (why := self._unusable(name))}
         for name in objective or ():
@@ -122,7 +131,10 @@ class Runs:
         return runs, signed
 
     def with_available(self, available: Mapping[str, int]) -> Runs:
-        """The same with tokens by domain. Raises `ConfigError` for a domain that the table does not have."""
+        """The same with tokens by domain.
+
+        Raises `ConfigError` for a domain that the table does not have.
+        """
         for name in available:
             if name not in self.domains:
                 raise ConfigError(
@@ -144,10 +156,11 @@ class Runs:
 
 
 def runs_of(logged: Sequence[Run]) -> Runs:
-    """The table of runs of a store: validation losses by domain, `loss/NAME`, and evaluation scores where there are any.
+    """The table of runs of a store: validation losses by domain, `loss/NAME`, and evaluation scores
+    where there are any.
 
-    A run whose mixture moves is averaged over three phases of a third of its budget each. Runs that did not finish, or
-    that have other domains than the first, are set aside.
+    A run whose mixture moves is averaged over three phases of a third of its budget each. Runs that
+    did not finish, or that have other domains than the first, are set aside.
     """
     whole = [run for run in logged if len(run.trajectory) and run.trajectory.last.progress >= 1.0]
     if not whole:
@@ -184,7 +197,9 @@ def runs_of(logged: Sequence[Run]) -> Runs:
 
 
 def in_phases(weights_TK: FloatArray, phases: int) -> FloatArray:
-    """(P, K) the mean mixtures of equal parts of a path of T equal intervals; intervals across a border are split."""
+    """(P, K) the mean mixtures of equal parts of a path of T equal intervals; intervals across a
+    border are split.
+    """
     T = len(weights_TK)
     edges = np.linspace(0, T, phases + 1)
     starts = np.arange(T)
@@ -193,7 +208,9 @@ def in_phases(weights_TK: FloatArray, phases: int) -> FloatArray:
 
 
 def _achieved(runs: Sequence[Run]) -> list[str]:
-    """The run whose tokens read differ most from its planned mixture, with the domain that differs most."""
+    """The run whose tokens read differ most from its planned mixture, with the domain that differs
+    most.
+    """
     worst: tuple[float, str] | None = None
     for run in runs:
         tokens_K = np.sum([signals.tokens_K for signals in run.trajectory.signals], axis=0)
@@ -235,8 +252,10 @@ def _metrics(trajectory: Trajectory) -> dict[str, float]:
 
 
 def _curves(runs: Sequence[Run], metrics: tuple[str, ...]) -> tuple[Logged, ...]:
-    """Whole trajectories with metrics at every timestep, the last known value where one was not measured; () if they differ
-    in length or have no metric at their start."""
+    """Whole trajectories with metrics at every timestep, the last known value where one was not
+    measured; () if they differ
+    in length or have no metric at their start.
+    """
     lengths = {len(run.trajectory) for run in runs}
     if len(lengths) != 1 or lengths == {1}:
         return ()

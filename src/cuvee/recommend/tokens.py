@@ -4,8 +4,9 @@
     sequences    shares of rows of fixed length; the same as tokens where every row is full, as under packing
     samples      shares of documents or conversations, each as long as it is
 
-A trainer that draws samples by weight w reads tokens in proportion to w_k l_k, where l_k is the mean length of domain k's
-samples after truncation. So the weights of samples that give token shares α are w_k ∝ α_k / l_k.
+A trainer that draws samples by weight w reads tokens in proportion to w_k l_k, where l_k is the
+mean length of domain k's samples after truncation. So the weights of samples that give token shares
+α are w_k ∝ α_k / l_k.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ Unit = Literal["tokens", "sequences", "samples"]
 def mean_lengths(
     lengths: Mapping[str, Sequence[int]], sequence_length: int | None = None
 ) -> dict[str, float]:
-    """Tokens of a mean sample by domain; a longer one than `sequence_length` is truncated. Raises `ConfigError` if a domain
-    has no sample, or none with a token."""
+    """Tokens of a mean sample by domain; a longer one than `sequence_length` is truncated.
+
+    Raises `ConfigError` if a domain has no sample, or none with a token.
+    """
     found = {}
     for name, counts in lengths.items():
         cut = np.minimum(counts, sequence_length) if sequence_length else np.asarray(counts)
@@ -36,7 +39,10 @@ def mean_lengths(
 
 
 def to_samples(tokens: Mixture, lengths: Mapping[str, float]) -> Mixture:
-    """The weights of samples that give these shares of tokens. Raises `ConfigError` for a domain without a length."""
+    """The weights of samples that give these shares of tokens.
+
+    Raises `ConfigError` for a domain without a length.
+    """
     missing = [name for name in tokens.names if tokens[name] > 0 and not lengths.get(name, 0.0) > 0]
     if missing:
         raise ConfigError(
@@ -55,7 +61,9 @@ def to_tokens(samples: Mixture, lengths: Mapping[str, float]) -> Mixture:
 
 
 def planned_against_achieved(planned: Mixture, tokens: Mapping[str, int]) -> list[str]:
-    """A line for each domain, the largest difference first: planned share, achieved share, difference in points."""
+    """A line for each domain, the largest difference first: planned share, achieved share,
+    difference in points.
+    """
     total = sum(tokens.values())
     if total <= 0:
         raise ConfigError("no token was read: there is nothing to compare with the plan")

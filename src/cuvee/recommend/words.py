@@ -105,7 +105,9 @@ def weights_table(found: Recommendation) -> tuple[list[str], list[list[str]]]:
 
 
 def metrics_table(found: Recommendation) -> tuple[list[str], list[list[str]]]:
-    """What is predicted of the plan and of the present blend, with intervals, and the fits' rank correlation by metric."""
+    """What is predicted of the plan and of the present blend, with intervals, and the fits' rank
+    correlation by metric.
+    """
     ranks = found.surrogate.evidence.ranks_by_metric
     columns = ["metric", "present", "plan", f"{LEVEL:.0%} interval", "rank correlation"]
     rows = [_row("objective", found.present_predicted.objective, found.predicted.objective, "")]

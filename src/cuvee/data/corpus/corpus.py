@@ -91,7 +91,8 @@ class Corpus:
     def without_test(self) -> Corpus:
         """Return this corpus, with the same fingerprint, without its test split.
 
-        Methods and their proxy runs get it, so that they cannot read what final models are tested on.
+        Methods and their proxy runs get it, so that they cannot read what final models are tested
+        on.
         """
         entries = [entry.model_copy(update={"test": None}) for entry in self.manifest.domains]
         hidden = Corpus(self.folder, self.manifest.model_copy(update={"domains": tuple(entries)}))

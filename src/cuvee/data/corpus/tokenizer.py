@@ -145,7 +145,10 @@ class Encoder:
         self._cuts = tuple(cut for cut in _CUTS if self._is_safe(cut))
 
     def _is_safe(self, cut: re.Pattern[str]) -> bool:
-        """Whether pieces cut at `cut` give the ids of the whole. SentencePiece-like tokenizers add a space to each piece."""
+        """Whether pieces cut at `cut` give the ids of the whole.
+
+        SentencePiece-like tokenizers add a space to each piece.
+        """
         places = [match.start() for match in cut.finditer(_SAMPLE)]
         pieces = [_SAMPLE[a:b] for a, b in pairwise([0, *places, len(_SAMPLE)])]
         whole, *parts = (
@@ -221,7 +224,9 @@ def _pieces(text: str, cuts: Sequence[re.Pattern[str]] = ()) -> Iterator[str]:
 
 
 def _cut_after(text: str, start: int, cuts: Sequence[re.Pattern[str]]) -> int:
-    """The last cut in the second half of the piece that begins at `start`, else the first one beyond it, else 0."""
+    """The last cut in the second half of the piece that begins at `start`, else the first one
+    beyond it, else 0.
+    """
     half, full = start + _PIECE_CHARS // 2, start + _PIECE_CHARS
     inside = [match.start() for cut in cuts for match in cut.finditer(text, half, full)]
     if inside:

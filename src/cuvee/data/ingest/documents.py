@@ -90,7 +90,10 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
 
 
 def _split_of(number: int, rules: Rules) -> Split:
-    """Return the split of a document from 64 bits of its hash. `test_share` does not change which are for validation."""
+    """Return the split of a document from 64 bits of its hash.
+
+    `test_share` does not change which are for validation.
+    """
     if number < rules.valid_share * 2**64:
         return "valid"
     return "test" if number < (rules.valid_share + rules.test_share) * 2**64 else "train"
@@ -116,7 +119,9 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
 
 
 def look_up(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value under the key `column`, else the field that it names as a path, as in `meta.text`."""
+    """Return the value under the key `column`, else the field that it names as a path, as in
+    `meta.text`.
+    """
     if column in row:
         return row[column]
     value: Any = row

@@ -1,4 +1,6 @@
-"""Counts documents that a given `train/` has in common with `valid/` and `test/`, in bounded memory."""
+"""Counts documents that a given `train/` has in common with `valid/` and `test/`, in bounded
+memory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ _MOST = 1 << 20  # hashes held of all splits together
 
 
 class Overlap:
-    """Holds the hashes below `below`, which is halved whenever they become too many. Counts are scaled up accordingly."""
+    """Holds the hashes below `below`, which is halved whenever they become too many.
+
+    Counts are scaled up accordingly.
+    """
 
     def __init__(self) -> None:
         self.below = 2**64

@@ -1,7 +1,8 @@
-"""Read the text and domain columns of a Parquet file in bounded memory, whatever the file says about itself.
+"""Read the text and domain columns of a Parquet file in bounded memory, whatever the file says
+about itself.
 
-The metadata is checked first. It may lie, so decoding also runs under a limit on the memory of this process, and the
-decoded bytes are counted against the size of the file.
+The metadata is checked first. It may lie, so decoding also runs under a limit on the memory of this
+process, and the decoded bytes are counted against the size of the file.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def read_columns(
 ) -> Iterator[tuple[bytes | None, str | None, float]]:
     """Yield the text, the domain and the share of the file that is read, for each row.
 
-    A column may be a field of a struct, as in `meta.text`. Raises `CorpusError` for a file that is damaged, that lacks a
-    column, whose columns are not text, or that takes too much memory to decode.
+    A column may be a field of a struct, as in `meta.text`. Raises `CorpusError` for a file that is
+    damaged, that lacks a column, whose columns are not text, or that takes too much memory to
+    decode.
     """
     import pyarrow
 
@@ -167,7 +169,10 @@ def _name(domain: bytes) -> str:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Limits what this process may allocate while the block runs. An allocation beyond that raises `MemoryError`."""
+    """Limits what this process may allocate while the block runs.
+
+    An allocation beyond that raises `MemoryError`.
+    """
     try:
         with open("/proc/self/statm", "rb") as file:
             used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

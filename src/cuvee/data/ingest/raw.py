@@ -197,7 +197,10 @@ def _domains(
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder` that are not hidden. Follows links to folders, but enters none of its own parents."""
+    """Yield the files below `folder` that are not hidden.
+
+    Follows links to folders, but enters none of its own parents.
+    """
     stack = [(folder, frozenset([folder.resolve()]))]
     while stack:
         place, above = stack.pop()

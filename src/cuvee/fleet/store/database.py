@@ -155,7 +155,8 @@ def _postgresql_engine(address: Address) -> sa.Engine:
     if importlib.util.find_spec("psycopg") is None:
         raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
     timeout_ms = 30_000  # for a connection that drops packets
-    # No prepared statements: behind a pooler the next query may reach a server that has not prepared them.
+    # No prepared statements: behind a pooler the next query may reach a server that has not
+    # prepared them.
     defaults = {
         "prepare_threshold": None,
         "connect_timeout": 10,

@@ -195,7 +195,10 @@ def _run_of(
 
 
 def rounded_mixture(weights: Mapping[str, float | None], rounding: float) -> Mixture:
-    """The mixture in a row whose weights sum to 1 within `rounding`; an empty cell is 0. Raises `StoreError`."""
+    """The mixture in a row whose weights sum to 1 within `rounding`; an empty cell is 0.
+
+    Raises `StoreError`.
+    """
     weights_K = np.array([weight or 0.0 for weight in weights.values()])
     total = float(weights_K.sum())
     if not abs(total - 1.0) <= rounding:  # also refuses NaN

@@ -1,4 +1,7 @@
-"""Rows of CSV, JSONL and Parquet files, each with its line. A row that cannot be read is set aside with the reason."""
+"""Rows of CSV, JSONL and Parquet files, each with its line.
+
+A row that cannot be read is set aside with the reason.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Rows:
-    """`rows` are (line, cell by column). Lines count from 1 as an editor shows them; in Parquet they count rows."""
+    """`rows` are (line, cell by column).
+
+    Lines count from 1 as an editor shows them; in Parquet they count rows.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -35,7 +41,9 @@ class Rows:
 
 
 def read_rows(path: Path) -> Rows:
-    """Reads the file by its suffix: .jsonl, .parquet, else CSV. Nested JSON objects become columns `outer/inner`.
+    """Reads the file by its suffix: .jsonl, .parquet, else CSV.
+
+    Nested JSON objects become columns `outer/inner`.
 
     Raises `StoreError` if the file cannot be read at all.
     """

@@ -1,8 +1,10 @@
-"""axolotl: `datasets` in YAML for each stage, each with `weight`, the share of the dataset's own samples that is kept.
+"""axolotl: `datasets` in YAML for each stage, each with `weight`, the share of the dataset's own
+samples that is kept.
 
-axolotl's weight is no share of the batch: it is a fraction from 0 to 1 of that dataset (axolotl pull request 3690; releases
-without it ignore the key). So the number of samples of each domain must be known, and a domain cannot be repeated: the
-largest mixture without repetition is written, or the budget's samples if these are fewer.
+axolotl's weight is no share of the batch: it is a fraction from 0 to 1 of that dataset (axolotl
+pull request 3690; releases without it ignore the key). So the number of samples of each domain must
+be known, and a domain cannot be repeated: the largest mixture without repetition is written, or the
+budget's samples if these are fewer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What every writer shares: the target run's figures, weights in the unit of the format, and what is refused."""
+"""What every writer shares: the target run's figures, weights in the unit of the format, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ from cuvee.recommend.tokens import Unit, to_samples
 
 @dataclass(frozen=True)
 class Target:
-    """What a trainer's file needs beyond the plan: optimizer `steps`, tokens per sequence, `paths` of data by domain, mean
-    tokens per sample by domain (`lengths`) and `samples` that each domain has."""
+    """What a trainer's file needs beyond the plan: optimizer `steps`, tokens per sequence, `paths`
+    of data by domain, mean
+    tokens per sample by domain (`lengths`) and `samples` that each domain has.
+    """
 
     steps: int | None = None
     sequence_length: int | None = None
@@ -25,7 +29,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Writer:
-    """`write` returns text by file name. `unit` is what the format's weights are shares of, `notes` what to know of it."""
+    """`write` returns text by file name.
+
+    `unit` is what the format's weights are shares of, `notes` what to know of it.
+    """
 
     name: str
     unit: Unit
@@ -34,9 +41,13 @@ class Writer:
 
 
 def weights(stage: Stage, plan: Plan, target: Target, unit: Unit) -> dict[str, float]:
-    """The weights above 0 by domain, in `unit`. Weights of samples are those of tokens where no lengths are given.
+    """The weights above 0 by domain, in `unit`.
 
-    Raises `ConfigError` for a stage of fewer draws than domains, and for a weight that rounds to no draw at all."""
+    Weights of samples are those of tokens where no lengths are given.
+
+    Raises `ConfigError` for a stage of fewer draws than domains, and for a weight that rounds to no
+    draw at all.
+    """
     mixture = stage.mixture
     if unit == "samples" and target.lengths:
         mixture = to_samples(mixture, target.lengths)

@@ -1,7 +1,9 @@
-"""Hugging Face `datasets`: the keyword arguments of `interleave_datasets` as JSON for each stage, and the order of datasets.
+"""Hugging Face `datasets`: the keyword arguments of `interleave_datasets` as JSON for each stage,
+and the order of datasets.
 
-`interleave_datasets([by_name[name] for name in plan["datasets"]], **plan["arguments"])`. Probabilities are of samples.
-`all_exhausted` repeats the smaller datasets until every one has been read.
+`interleave_datasets([by_name[name] for name in plan["datasets"]], **plan["arguments"])`.
+Probabilities are of samples. `all_exhausted` repeats the smaller datasets until every one has been
+read.
 """
 
 from __future__ import annotations

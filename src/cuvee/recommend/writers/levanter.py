@@ -1,7 +1,9 @@
-"""Levanter: `data.train_weights` in YAML, a dictionary, or a list of [first step, dictionary] for several stages.
+"""Levanter: `data.train_weights` in YAML, a dictionary, or a list of [first step, dictionary] for
+several stages.
 
-Levanter draws blocks of `mixture_block_size` sequences and gives each domain a whole number of a block's sequences, so a
-weight below half a sequence of a block is lost. That is refused here. Weights are shares of sequences.
+Levanter draws blocks of `mixture_block_size` sequences and gives each domain a whole number of a
+block's sequences, so a weight below half a sequence of a block is lost. That is refused here.
+Weights are shares of sequences.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """LLaMA-Factory: `dataset`, `mix_strategy` and `interleave_probs` in YAML for each stage.
 
-`interleave_over` draws until every dataset is exhausted and repeats the smaller ones. Probabilities are of samples.
+`interleave_over` draws until every dataset is exhausted and repeats the smaller ones. Probabilities
+are of samples.
 """
 
 from __future__ import annotations

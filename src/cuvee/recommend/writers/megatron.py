@@ -1,7 +1,9 @@
-"""Megatron-LM: `--data-path` arguments, and the JSON of `--per-split-data-args-path`, for each stage.
+"""Megatron-LM: `--data-path` arguments, and the JSON of `--per-split-data-args-path`, for each
+stage.
 
-A blend is a flat list of weights and path prefixes. Weights are shares of sequences of fixed length, so shares of tokens. A
-run changes its blend only at a restart: load the checkpoint of one stage with the arguments of the next.
+A blend is a flat list of weights and path prefixes. Weights are shares of sequences of fixed
+length, so shares of tokens. A run changes its blend only at a restart: load the checkpoint of one
+stage with the arguments of the next.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""NeMo: the data section of a pre-training configuration for each stage, `paths` as a flat list of weights and prefixes.
+"""NeMo: the data section of a pre-training configuration for each stage, `paths` as a flat list of
+weights and prefixes.
 
-NeMo passes `paths` on to Megatron Core, so weights are shares of sequences, which are shares of tokens.
+NeMo passes `paths` on to Megatron Core, so weights are shares of sequences, which are shares of
+tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """OLMo-core: a `SourceMixtureList` in YAML for each stage (`olmo_core.data.source_mixture`).
 
-`target_ratio` is a share of tokens. `max_repetition_ratio` allows the epochs that the plan needs; where the tokens of a
-domain are not known it is 1, and OLMo-core refuses the mixture if it needs more.
+`target_ratio` is a share of tokens. `max_repetition_ratio` allows the epochs that the plan needs;
+where the tokens of a domain are not known it is 1, and OLMo-core refuses the mixture if it needs
+more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""cuvee: the method `schedule` (or `given`, for one stage) in YAML, for `cuvee train`. Weights are of tokens."""
+"""cuvee: the method `schedule` (or `given`, for one stage) in YAML, for `cuvee train`.
+
+Weights are of tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from cuvee.recommend.writers.base import Target, Writer, weights
 
 
 def method(plan: Plan) -> dict[str, Any]:
-    """`{name: schedule, points: …}`: two points at one progress make the jump from a stage to the next."""
+    """`{name: schedule, points: …}`: two points at one progress make the jump from a stage to the
+    next.
+    """
     if len(plan.stages) == 1:
         return {"name": "given", "weights": plan.stages[0].mixture.as_dict()}
     points = []

@@ -1,8 +1,9 @@
-"""torchtitan: `[[training.data_stages]]` in TOML, with `dataset_folders` and `dataset_weights` by optimizer step.
+"""torchtitan: `[[training.data_stages]]` in TOML, with `dataset_folders` and `dataset_weights` by
+optimizer step.
 
-The schema is that of torchtitan's multi-stage data component (`data_stages.py`): stages in order, without gaps, the last one
-open. Releases up to 0.3.0 have no such component and ignore the section. Weights are shares of sequences where each folder
-is packed by itself.
+The schema is that of torchtitan's multi-stage data component (`data_stages.py`): stages in order,
+without gaps, the last one open. Releases up to 0.3.0 have no such component and ignore the section.
+Weights are shares of sequences where each folder is packed by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TRL: the `datasets` of a `DatasetMixtureConfig` in YAML for each stage, each with its `fraction`.
 
-`fraction` is the dataset's share of the mixture's samples (TRL 1.16). TRL concatenates and never repeats a dataset, so the
-mixture is as large as the scarcest domain allows.
+`fraction` is the dataset's share of the mixture's samples (TRL 1.16). TRL concatenates and never
+repeats a dataset, so the mixture is as large as the scarcest domain allows.
 """
 
 from __future__ import annotations
