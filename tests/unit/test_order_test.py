@@ -16,7 +16,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.methods.baselines.schedule import Scheduled
 from cuvee.recipes.order_test import Direction
-from cuvee.recommend.order_test import (
+from cuvee.recommend.checks.order_test import (
     arms,
     direction_between,
     direction_of_plan,

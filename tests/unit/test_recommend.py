@@ -16,12 +16,12 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.recommend import words
+from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.recommend.choose import Bounds, choose, optimise, splits
 from cuvee.recommend.design import pick, propose_next
 from cuvee.recommend.fits import Surrogate, features, fit_surrogate
 from cuvee.recommend.mixmin import mixmin_of
 from cuvee.recommend.plan import Plan, Stage
-from cuvee.recommend.protocol import repetition_warnings
 from cuvee.recommend.recommend import Recommendation, Request, recommend
 from cuvee.recommend.table import Runs, runs_of
 from cuvee.recommend.tokens import mean_lengths, planned_against_achieved, to_samples, to_tokens

@@ -46,7 +46,7 @@ def order_test(
     from cuvee.recipes import order_test as recipe
     from cuvee.recipes.config.schema import RunConfig, load
     from cuvee.recipes.recommend import read_numbers, read_plan
-    from cuvee.recommend.order_test import HELD
+    from cuvee.recommend.checks.order_test import HELD
     from cuvee.report.page import write_report
 
     base = load(RunConfig, config, overrides or ())

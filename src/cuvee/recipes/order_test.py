@@ -13,7 +13,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.compare import compare
 from cuvee.recipes.config.schema import CompareConfig, MethodChoice, RunConfig
 from cuvee.recipes.progress.watch import Observer
-from cuvee.recommend.order_test import (
+from cuvee.recommend.checks.order_test import (
     HELD,
     OrderVerdict,
     arms,

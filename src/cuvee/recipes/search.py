@@ -40,7 +40,7 @@ from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.stores import open_store
-from cuvee.recommend.protocol import repetition_warnings
+from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 

@@ -1,13 +1,13 @@
 """Which runs to do next: those from which the largest improvement of the objective is expected.
 
-    EI(w) = (b − m) Φ(z) + s φ(z),   z = (b − m) / s        Jones et al. 1998, with m, s the predicted objective and its
-                                                            deviation, b the lowest m among the runs
-                                                            that are done
+    EI(w) = (b − m) Φ(z) + s φ(z),   z = (b − m) / s                        Jones et al. 1998
 
-Several runs are chosen one after the other. Each is taken to have ended as predicted, which leaves
-m as it is and lowers s around it (the kriging believer, Ginsbourger et al. 2010), so that no two
-are alike. Where no candidate promises anything, the least known one is chosen, which is the greedy
-D-optimal design.
+m and s are the predicted objective and its deviation. b is the lowest m among the finished runs.
+
+Several runs are chosen one after the other. Each chosen run is assumed to end as predicted. This
+keeps m and lowers s around the run (the kriging believer, Ginsbourger et al. 2010), so the chosen
+runs differ. If no candidate has an expected improvement, the one with the largest s is chosen,
+which is the greedy D-optimal design.
 """
 
 from __future__ import annotations

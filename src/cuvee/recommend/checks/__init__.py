@@ -1,0 +1,1 @@
+"""Checks of proxies: repetition like the target run's (`protocol`), and whether order matters."""
