@@ -1,0 +1,135 @@
+"""Experiment trackers: mixture, losses, rewards and the guard's verdicts of each interval.
+
+    controller = Controller(..., record=Tracked(TensorBoard("runs/tensorboard")))
+    controller = Controller(..., record=Tracked(MLflow("runs/mlflow", "my run"), claim))
+
+Nothing is tracked unless you ask for it. Another tracker needs one class with the method `log`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cuvee.core.errors import ConfigError
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Metrics
+from cuvee.core.signals import Measured, Signals
+from cuvee.core.trajectory import Cost
+from cuvee.integrations.controller import Record
+from cuvee.policies.guard.operator import Request, TakesRequests
+
+_VERDICTS = ("accepted", "limited", "refused", "fallback", "shadow", "operator")
+
+
+class Tracker(Protocol):
+    """Receives named numbers."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log `figures` at optimizer step `step`."""
+        ...
+
+
+class Tracked:
+    """A record of intervals that also logs them to `tracker`; `record` may be a `Claim`."""
+
+    def __init__(self, tracker: Tracker, record: Record | None = None) -> None:
+        self._tracker = tracker
+        self._record = record
+
+    def append(
+        self,
+        number: int,
+        mixture: Mixture | None,
+        signals: Signals,
+        metrics: Metrics | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        """Record interval `number` first, then log its figures."""
+        if self._record is not None:
+            self._record.append(number, mixture, signals, metrics, cost)
+        self._tracker.log(signals.step, figures(mixture, signals, metrics or {}))
+
+    def requests(self, number: int) -> Sequence[Request]:
+        """Return the operators' requests to the run, if `record` receives any."""
+        return self._record.requests(number) if isinstance(self._record, TakesRequests) else ()
+
+
+def figures(mixture: Mixture | None, signals: Signals, metrics: Metrics) -> dict[str, float]:
+    """Return the numbers of one interval.
+
+    mixture/NAME        share under which the interval was trained
+    loss/NAME           training loss, in nats per token; left out where nothing was read
+    valid_loss/NAME     validation loss, where it was measured
+    tokens/NAME         tokens read in the interval
+    reward              if the policy reports one number
+    guard/VERDICT       1 for the verdict of the decision, 0 for the others
+    guard/change        total variation from the mixture before
+    guard/alarms        number of alarms that triggered
+    """
+    shares = mixture.as_dict() if mixture is not None else {}
+    found = {f"mixture/{name}": share for name, share in shares.items()}
+    found.update(_by_domain("loss", signals.names, signals.loss))
+    if (valid := signals.probes.get("valid_loss")) is not None:
+        found.update(_by_domain("valid_loss", signals.names, valid))
+    tokens = zip(signals.names, signals.tokens_K.tolist(), strict=True)
+    found.update({f"tokens/{name}": float(count) for name, count in tokens})
+    if isinstance(reward := metrics.get("reward"), (int, float)) and np.isfinite(reward):
+        found["reward"] = float(reward)
+    if guard := metrics.get("guard"):
+        found.update({f"guard/{one}": float(guard["verdict"] == one) for one in _VERDICTS})
+        found["guard/alarms"] = float(len(guard["alarms"]))
+        if guard["change"] is not None:
+            found["guard/change"] = float(guard["change"])
+    return found
+
+
+def _by_domain(kind: str, names: Sequence[str], measured: Measured) -> dict[str, float]:
+    entries = zip(names, measured.values.tolist(), measured.present.tolist(), strict=True)
+    return {f"{kind}/{name}": value for name, value, present in entries if present}
+
+
+class TensorBoard:
+    """Writes event files to `folder`. Needs `pip install cuvee[trackers]`."""
+
+    def __init__(self, folder: Path | str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(f"TensorBoard needs `pip install cuvee[trackers]`: {error}") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+
+class MLflow:
+    """Logs to the run `name` of `experiment` at `address`, a folder, `sqlite:///…` or a server's URL.
+
+    Needs `pip install cuvee[trackers]`, which installs `mlflow-skinny`.
+    """
+
+    def __init__(self, address: str, name: str, experiment: str = "cuvee") -> None:
+        try:
+            from mlflow.tracking import MlflowClient
+        except ImportError as error:
+            raise ConfigError(f"MLflow needs `pip install cuvee[trackers]`: {error}") from None
+        uri = address if "://" in address else Path(address).absolute().as_uri()
+        self._client = MlflowClient(tracking_uri=uri)
+        known = self._client.get_experiment_by_name(experiment)
+        where = known.experiment_id if known else self._client.create_experiment(experiment)
+        self.run_id: str = self._client.create_run(where, run_name=name).info.run_id
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+        self._client.log_batch(self.run_id, metrics)

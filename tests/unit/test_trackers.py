@@ -1,0 +1,91 @@
+"""Trackers receive the figures of each interval, and the store keeps its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cuvee.core.trajectory import Trajectory
+from cuvee.fleet.store.store import Store
+from cuvee.integrations.trackers import MLflow, TensorBoard, Tracked
+from cuvee.policies.exp3 import Exp3
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.policies.guard.operator import TakesRequests
+from cuvee.testing.toy import ToyTrainer
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.logged: dict[int, Mapping[str, float]] = {}
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self.logged[step] = figures
+
+
+def play(record: Tracked) -> Trajectory:
+    """What a controller does with its record."""
+    trainer, policy = ToyTrainer(4), Guard(Exp3(), Limits(max_change=0.05))
+    so_far = Trajectory.start(trainer.start(policy.probes))
+    record.append(0, None, so_far.last)
+    while not trainer.done:
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        record.append(len(so_far), mixture, so_far.last, policy.learn(so_far))
+    return so_far
+
+
+def test_figures_are_those_of_the_trajectory() -> None:
+    tracker = Kept()
+    trajectory = play(Tracked(tracker))
+    assert list(tracker.logged) == [0, 1, 2, 3, 4]
+    assert not [name for name in tracker.logged[0] if name.startswith(("mixture/", "guard/"))]
+    for signals, (step, logged) in zip(trajectory.signals, tracker.logged.items(), strict=True):
+        assert signals.step == step
+        for k, name in enumerate(signals.names):
+            assert logged[f"tokens/{name}"] == signals.tokens_K[k]
+            assert (f"loss/{name}" in logged) == signals.loss.present[k]
+            if signals.loss.present[k]:
+                assert logged[f"loss/{name}"] == signals.loss.values[k]
+    last = trajectory.last_mixture
+    assert last is not None
+    assert {name: tracker.logged[4][f"mixture/{name}"] for name in last.names} == last.as_dict()
+    verdicts = [name for name in tracker.logged[4] if name.startswith("guard/")]
+    assert sum(tracker.logged[4][name] for name in verdicts if name.split("/")[1] != "change") == 1
+    assert tracker.logged[4]["guard/change"] <= 0.05 + 1e-12
+
+
+def test_a_tracked_claim_records_and_takes_requests(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.create("run", 0, {}, run_id="run")
+        record = Tracked(Kept(), store.claim_run("run", "worker"))
+        trajectory = play(record)
+        assert store.trajectory("run") == trajectory
+        assert isinstance(record, TakesRequests)
+        store.request("run", {"freeze": True}, "somebody")
+        assert [request.text() for request in record.requests(5)] == ["freeze"]
+
+
+def test_tensorboard_event_files_hold_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trajectory = play(Tracked(TensorBoard(tmp_path)))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    read = [(one.step, one.value) for one in events.Scalars("mixture/web")]
+    shares = [(t + 1, pytest.approx(m["web"])) for t, m in enumerate(trajectory.mixtures)]
+    assert read == shares
+
+
+def test_mlflow_holds_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = MLflow(address, "mine")
+    trajectory = play(Tracked(tracker))
+    history = MlflowClient(tracking_uri=address).get_metric_history(tracker.run_id, "mixture/web")
+    read = sorted((one.step, one.value) for one in history)
+    assert read == [(t + 1, m["web"]) for t, m in enumerate(trajectory.mixtures)]
