@@ -19,8 +19,9 @@ if not CHROMIUM and os.environ.get("CI") != "true":
 def browse(page: Path, profile: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     assert CHROMIUM, "CI must have Chromium"
     command = (
-        f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --virtual-time-budget=20000 --enable-logging=stderr"
+        f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--virtual-time-budget=20000 --enable-logging=stderr"
     )
     return subprocess.run(
         [*command.split(), f"--user-data-dir={profile}", *extra, page.as_uri()],

@@ -22,9 +22,7 @@ class OfAPlugin(Fixed): ...
 
 
 def plugin_policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """Write the plugin, put it on the path of this and later processes, and return its policy for a
-    toy run.
-    """
+    """Write the plugin, put it on the path of this and later processes, and return its policy."""
     (folder / f"{MODULE}.py").write_text(_SOURCE)
     monkeypatch.syspath_prepend(str(folder))
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]

@@ -1,6 +1,4 @@
-"""Raw text in three domains for tests that label it: sections of the Python standard library's own
-sources.
-"""
+"""Raw text in three domains for tests of labelling: source files of the standard library."""
 
 from __future__ import annotations
 
@@ -29,9 +27,8 @@ def sections(domain: str) -> list[str]:
 
 
 def write_text(folder: Path, most: int | None = None) -> Path:
-    """{train,valid}/DOMAIN.jsonl.gz with an id and a kind in each row, `most` to a domain;
-    `numbers` is the target.
-    """
+    """Write {train,valid}/DOMAIN.jsonl.gz with an id and a kind per row, at most `most` rows
+    per domain. `numbers` is the target."""
     for domain in _MODULES:
         rows = [
             {

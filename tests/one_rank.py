@@ -1,5 +1,6 @@
-"""What one rank of `test_distributed.py` runs: `one_rank.py CORPUS OUT` under torchrun, or `fail`
-in a process of its own.
+"""The program that one rank of `test_distributed.py` runs.
+
+`one_rank.py CORPUS OUT` under torchrun, or `fail` in a process of its own.
 """
 
 from __future__ import annotations
@@ -83,10 +84,8 @@ def a_trainer(corpus: Corpus, ranks: Ranks, settings: TrainerSettings = SETTINGS
 
 
 def healthy(corpus: Corpus, ranks: Ranks, out: Path) -> None:
-    """A whole run; then one bit of a mixture changed; then a policy that fails.
-
-    Writes down what each came to.
-    """
+    """Train a whole run, then with one bit of a mixture changed, then with a policy that fails.
+    Write down the outcomes."""
     trainer = a_trainer(corpus, ranks)
     so_far = run(trainer, Leader(Steering(), ranks))
     (out / f"trajectory-{ranks.rank}.json").write_text(json.dumps(so_far.to_json()))
@@ -117,9 +116,7 @@ def healthy(corpus: Corpus, ranks: Ranks, out: Path) -> None:
 
 
 def fail(corpus: Corpus, out: Path, how: str) -> None:
-    """Rank 1 hangs or dies in the middle of step 4; rank 0 writes down how it learned of that, and
-    when.
-    """
+    """Rank 1 hangs or dies in the middle of step 4. Rank 0 records its error and the time."""
     ranks = Ranks.connect(timeout=2.0)
     trainer = a_trainer(corpus, ranks)
 

@@ -1,4 +1,4 @@
-"""The registered methods that steer a run with nothing but their defaults: no options, no proxies."""
+"""The registered methods that steer a run with their defaults only, without proxies."""
 
 from __future__ import annotations
 

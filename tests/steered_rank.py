@@ -1,5 +1,6 @@
-"""What one rank of `test_integrations_distributed.py` runs: `steered_rank.py CORPUS OUT` under
-torchrun.
+"""The program that one rank of `test_integrations_distributed.py` runs under torchrun.
+
+Usage: `steered_rank.py CORPUS OUT`.
 """
 
 from __future__ import annotations

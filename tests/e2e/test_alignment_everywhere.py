@@ -37,10 +37,10 @@ CASES = [(kind, sketch) for kind in ("llama", "gpt_neox") for sketch in (None, 1
 
 
 def share(batch: MicroBatch, rank: int) -> MicroBatch:
-    """Rank's rows.
+    """The rows of this rank.
 
-    The loss is divided by the tokens of all ranks and multiplied by RANKS, since DDP takes the
-    mean.
+    The loss is divided by the tokens of all ranks and multiplied by RANKS, because DDP averages
+    over ranks.
     """
     rows = slice(rank, None, RANKS)
     return replace(

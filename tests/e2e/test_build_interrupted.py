@@ -61,7 +61,8 @@ def dies(call):
 def digest():
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        sha.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
+        content = path.read_bytes() if path.is_file() else b""
+        sha.update(str(path.relative_to(folder)).encode() + content)
     return sha.hexdigest()
 
 folder = Path(sys.argv[2])

@@ -1,6 +1,4 @@
-"""`cuvee compare` on real text: paired, in processes, stopped, continued, and told in tables and a
-page.
-"""
+"""`cuvee compare` on real text: paired seeds, worker processes, resuming, tables and page."""
 
 from __future__ import annotations
 

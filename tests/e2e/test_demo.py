@@ -1,6 +1,4 @@
-"""The demo, small: from this environment's text to the report, stopped in every stage and run
-again.
-"""
+"""The demo at a small size: from text to report, interrupted in every stage and resumed."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ PLAN = DemoPlan(
 
 
 class Witness:
-    """Counts what happened, and sends Ctrl-C after so many intervals, proxies or steps of learning."""
+    """Counts events and sends Ctrl-C after a number of intervals, proxies or learning steps."""
 
     def __init__(
         self, stop_after: int | None = None, proxies: int | None = None, steps: int | None = None

@@ -1,6 +1,4 @@
-"""Two processes over gloo: the same training as one, and named errors when they part (RELIABILITY
-6, small).
-"""
+"""Two gloo processes train as one process does, and raise named errors when they diverge."""
 
 from __future__ import annotations
 

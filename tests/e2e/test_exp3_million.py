@@ -1,6 +1,4 @@
-"""ODM over a run longer than anybody's: a released implementation overflows to NaN after some 800
-updates.
-"""
+"""ODM over a very long run. A published implementation overflows to NaN after 800 updates."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A fleet of toy proxies in real processes that are killed, fail, and are interrupted, and lose
-nothing.
-"""
+"""A fleet of toy proxies loses nothing when its processes are killed, fail or are interrupted."""
 
 import json
 import os
@@ -143,7 +141,14 @@ if __name__ == "__main__":
     folder, proxy = Path(sys.argv[2]), json.loads(sys.argv[3])
     with Store.open(folder / "store.sqlite") as store:
         LocalFleet(
-            store, make_toy, proxy, group=GROUP, workers=2, checkpoints=folder / "checkpoints", every=3, max_attempts=100
+            store,
+            make_toy,
+            proxy,
+            group=GROUP,
+            workers=2,
+            checkpoints=folder / "checkpoints",
+            every=3,
+            max_attempts=100,
         ).run(policies(6))
 """
 SLOW = {"intervals": 8, "pause": 0.03}

@@ -1,6 +1,4 @@
-"""A fleet on a Ray cluster of two nodes, both on this machine, one of which is killed while it
-works.
-"""
+"""A fleet on a Ray cluster of two local nodes. One node is killed while it works."""
 
 from __future__ import annotations
 
@@ -173,7 +171,7 @@ def policy_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Polic
 def test_tasks_import_the_plugins_of_the_configuration(
     policy_of_a_plugin: Policy, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The cluster is started after the plugin is on the path, as it would be on a cluster's nodes."""
+    """The cluster starts after the plugin is on the path, as on the nodes of a real cluster."""
     with Store.open(tmp_path / "store.sqlite") as store:
         fleet = RayFleet(
             store,

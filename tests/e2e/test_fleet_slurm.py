@@ -1,6 +1,4 @@
-"""A fleet of submitit's jobs: as processes of this host, and as what is handed to Slurm's own
-commands.
-"""
+"""A fleet of submitit jobs: as local processes, and as arguments of Slurm's own commands."""
 
 from __future__ import annotations
 

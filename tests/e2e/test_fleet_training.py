@@ -1,6 +1,4 @@
-"""Real proxies that are killed while they train end with the same numbers as proxies that were left
-alone.
-"""
+"""Real proxies that are killed while they train end with the same numbers as undisturbed ones."""
 
 import os
 import signal
@@ -79,9 +77,7 @@ def test_killed_proxies_end_with_the_numbers_of_unbroken_ones(tmp_path: Path) ->
 @pytest.mark.training
 @pytest.mark.parametrize("gain", [2.0, 0.5])
 def test_proxies_of_one_process_end_with_the_same_numbers(tmp_path: Path, gain: float) -> None:
-    """Together, and killed on the way; or one after the other, because the trial found that to be
-    faster.
-    """
+    """Either trained together and killed, or one after the other because the trial was slower."""
     proxy = {"corpus": str(stdlib_corpus(tmp_path).folder), "train": TRAIN, "gain": gain}
     weights = [(0.25, 0.25, 0.5), (0.5, 0.25, 0.25)]
     policies: list[Policy] = [

@@ -1,6 +1,5 @@
-"""Steering inside the Hugging Face `Trainer`: stopped at every step, with workers, against a plain
-loop, and fed stale rows.
-"""
+"""Steering in the Hugging Face `Trainer`: resumed at every step, with workers, against a plain
+loop, and with stale rows."""
 
 from __future__ import annotations
 

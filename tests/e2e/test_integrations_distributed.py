@@ -1,6 +1,5 @@
-"""Two processes of a host: equal mixtures, the sums of one process, exact resume, and failures that
-spare its process group.
-"""
+"""Two processes of a host trainer: equal mixtures, the sums of one process, exact resume, and
+failures that leave its process group working."""
 
 from __future__ import annotations
 
@@ -48,8 +47,8 @@ def test_they_measure_what_one_process_measures(
     alone = steered(corpus, tmp_path, rows=4)
     one, two = (Trajectory.from_json(each["trajectory"]) for each in (alone, ranks[0]["whole"]))
     assert [s.step for s in one.signals] == [s.step for s in two.signals] == [0, 3, 7, 10]
-    # Until the first decision from measurements. The unbiased matrix deals rows to halves on each
-    # rank, so it differs.
+    # Compare until the first decision from measurements. The unbiased matrix splits the rows of
+    # each rank into halves, so it differs.
     for a, b in zip(one.signals[:2], two.signals[:2], strict=True):
         np.testing.assert_array_equal(a.tokens_K, b.tokens_K)
         np.testing.assert_allclose(a.loss.values, b.loss.values, rtol=1e-5)

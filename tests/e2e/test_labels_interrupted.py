@@ -1,6 +1,5 @@
-"""Labelling that is killed anywhere and run again ends in the same bytes as one that never was, and
-shows nothing half done.
-"""
+"""Labelling that is killed anywhere and run again writes the same bytes as an undisturbed one,
+and never shows partial output."""
 
 from __future__ import annotations
 
@@ -12,12 +11,13 @@ import pytest
 
 from labelled_text import read_text, write_text
 
-# Dies before the first durable or visible call, a few later the next time and so on, each time in a
-# new folder, and lives on.
+# Dies before the first durable or visible call, then before a later one, each time in a new folder.
+# The last attempt is not killed.
 _EACH_ONCE = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
-import sklearn.cluster, sklearn.decomposition, sklearn.feature_extraction.text, sklearn.metrics.cluster  # once for all lives
+import sklearn.cluster, sklearn.decomposition  # imported once for all attempts
+import sklearn.feature_extraction.text, sklearn.metrics.cluster
 from cuvee.data.label import labelers as label_ways
 from cuvee.data.label import writing as label_writing
 from cuvee.data.ingest import reading
@@ -26,8 +26,12 @@ from cuvee.data.label.topics import ByTopics
 
 reading.BLOCK_ROWS = 12
 label_ways.ByRandom.step_blocks = 3
-ways = {"random": lambda: label_ways.ByRandom(3, 0), "cluster": lambda: ByTopics(4, 0, documents=60)}
-source, folder, kind, stride, fault = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5]
+ways = {
+    "random": lambda: label_ways.ByRandom(3, 0),
+    "cluster": lambda: ByTopics(4, 0, documents=60),
+}
+source, folder, kind, stride, fault = sys.argv[1:]
+folder, stride = Path(folder), int(stride)
 calls, die_before = 0, 0
 
 def dying(function):

@@ -1,6 +1,5 @@
-"""`cuvee search --runs-only` → `cuvee learn` → `cuvee train`: real proxies, a policy with its page,
-a run that it steers.
-"""
+"""`cuvee search --runs-only`, `cuvee learn` and `cuvee train`: real proxies, a learned policy
+with its page, and a run that it steers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The diagnostics of a learned policy in a real browser: every plot is drawn, and nothing is
-complained of.
-"""
+"""The diagnostics page in a real browser: every plot is drawn, without console errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""examples/plugin: a method, a policy and a reward of another package, in every process that cuvee
-starts.
-"""
+"""examples/plugin: an external package's method, policy and reward in every cuvee process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Loss by domain and alignment of a model whose weights are sharded over two ranks (FSDP): what one
-rank measures alone.
-"""
+"""Loss by domain and alignment under FSDP on two ranks equal what one rank measures alone."""
 
 from __future__ import annotations
 

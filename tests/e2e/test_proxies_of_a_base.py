@@ -1,6 +1,5 @@
-"""The first half of Data Mixing Agent on real text: a base model of the source field, and proxies
-that start from it.
-"""
+"""Data Mixing Agent's proxies on real text: a base model of the source field, and proxies that
+start from it."""
 
 from __future__ import annotations
 
@@ -36,9 +35,8 @@ TRAIN = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus whose target is `network`, questions about it and about the rest, and a model that
-    was trained on the rest.
-    """
+    """A corpus whose target is `network`, questions for both fields, and a base model trained
+    on the source domains."""
     folder = tmp_path_factory.mktemp("dma")
     stdlib_corpus(folder, targets=("network",))
     for field, source in (("general", "mail"), ("target", "network")):

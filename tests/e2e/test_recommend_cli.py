@@ -1,6 +1,5 @@
-"""`cuvee recommend` and `cuvee order-test` as commands: files, the next search, a search's own
-runs, the page in a browser.
-"""
+"""`cuvee recommend` and `cuvee order-test` as commands: files, the next search, the runs of a
+search, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -113,8 +112,9 @@ def browse(
     page: Path, profile: Path, *extra: str, at: str = ""
 ) -> subprocess.CompletedProcess[str]:
     command = (
-        f"{CHROMIUM} --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --virtual-time-budget=8000 --enable-logging=stderr"
+        f"{CHROMIUM} --headless --no-sandbox --disable-gpu --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--virtual-time-budget=8000 --enable-logging=stderr"
     )
     return subprocess.run(
         [*command.split(), f"--user-data-dir={profile}", *extra, page.as_uri() + at],

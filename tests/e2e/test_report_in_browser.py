@@ -1,6 +1,5 @@
-"""The report in a real browser: the table it renders, the plots it draws, and that nothing in it
-runs or asks for more.
-"""
+"""The report in a real browser: its table and plots are drawn, and nothing in it runs foreign
+code or loads anything."""
 
 from __future__ import annotations
 
@@ -70,7 +69,8 @@ def test_tables_and_plots_render(tmp_path: Path) -> None:
 
 
 def test_hostile_text_does_not_run(tmp_path: Path) -> None:
-    hostile = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    own = "document.title='owned'"
+    hostile = f'</script><script>{own}</script><img src=x onerror="{own}">'
     runs = [
         example_run("natural"),
         example_run("odm", config={"method": {"name": hostile}, "model": hostile}),

@@ -1,6 +1,5 @@
-"""`cuvee search`: a proxy learns a policy in a worker, and the policy steers another, larger run on
-other domains' names.
-"""
+"""`cuvee search`: a proxy learns a policy in a worker, and the policy steers a larger run on
+other domains."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""MixMin through `cuvee search --workers 2`: one proxy a domain on real text, the mixture, and a
-target run under it.
-"""
+"""MixMin through `cuvee search --workers 2`: one proxy per domain on real text, the mixture,
+and a target run under it."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ import yaml
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.store.store import Store
 from cuvee.methods.mixmin import mixture_of_outputs
-from cuvee.policies.files import load_policy
+from cuvee.policies.files import document_of, load_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.probes.token_losses import NAME
 from cuvee.recipes.config.schema import TrainConfig, load, parse
@@ -108,5 +107,6 @@ def test_the_same_seed_gives_the_same_mixture_with_any_number_of_workers(
         folder = tmp_path / str(workers)
         folder.mkdir()
         searched(folder, text, workers)
-        found.append(load_policy(folder / "runs" / "mix" / "policy").settings())  # type: ignore[attr-defined]
+        policy = load_policy(folder / "runs" / "mix" / "policy")
+        found.append(document_of(policy)["settings"])
     assert found[0] == found[1]

@@ -1,6 +1,5 @@
-"""RegMix through `cuvee search`: many proxies, two workers, killed on the way; each run once, and
-the policy steers a target.
-"""
+"""RegMix through `cuvee search`: many proxies, two killed workers, each run done once, and a
+policy that steers a target run."""
 
 from __future__ import annotations
 
@@ -63,9 +62,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(config: Path) -> list[Run]:
-    """The proxies of a search whose whole process group was killed at the sight of its first
-    finished runs, then run again.
-    """
+    """The proxies of a search that was killed when its first runs had finished, and run again."""
     wanted = load(SearchConfig, config)
     assert plan(wanted).runs == PROXIES
     command = [

@@ -1,6 +1,5 @@
-"""A run that is killed with SIGKILL and taken up in another process equals one that never stopped,
-bit by bit.
-"""
+"""A run that is killed with SIGKILL and resumed in another process equals an undisturbed run,
+bit by bit."""
 
 from __future__ import annotations
 
@@ -58,9 +57,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
 
     def end_of(folder: Path, kills: tuple[int, ...]) -> dict[str, object]:
-        """The last checkpoint of a run that is killed after the steps `kills`, wherever it then
-        happens to be.
-        """
+        """The last checkpoint of a run that is killed soon after each of the steps in `kills`."""
         for last in (*kills, SETTINGS.steps):
             receiver, sender = fork.Pipe(duplex=False)
             process = fork.Process(

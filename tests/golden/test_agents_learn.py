@@ -1,7 +1,5 @@
-"""The agents learn: regret on a small mixing bandit whose best mixture is known.
-
-`benchmarks/agents.py` has the full figures.
-"""
+"""The agents learn: regret on a small mixing bandit with a known best mixture.
+`benchmarks/agents.py` has the full figures."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def test_the_figure_notices_a_reward_of_the_wrong_sign() -> None:
 @pytest.mark.training
 @pytest.mark.parametrize("reference", ["proposals", "entropy"])
 def test_cql_beats_the_data_it_learns_from(reference: Any) -> None:
-    """Logged mixtures scatter around one that is half way between uniform and the best; the policy
-    ends better than those.
-    """
+    """Logged mixtures scatter around the middle of uniform and the best; the policy beats them."""
     rng = np.random.default_rng(0)
     settings = CQLSettings(**COMMON, discount=0.5, cql_alpha=0.1, draws=4, reference=reference)
     agent = CQL(SHAPE, settings)

@@ -1,9 +1,8 @@
-"""One update of DDPG and SAC agrees with stable-baselines3's, given the same networks and the same
-batch.
+"""One update of DDPG and SAC agrees with stable-baselines3's, for the same networks and batch.
 
-SB3's own training code runs; its actors and critics are replaced by copies of ours, so that
-everything else is compared: targets, losses, gradients, the order of the steps, Adam, the
-temperature, and the slow targets.
+SB3's own training code runs. Its actors and critics are replaced by copies of ours, so that the
+rest is compared:
+targets, losses, gradients, the order of the steps, Adam, the temperature, and the slow targets.
 """
 
 from __future__ import annotations
@@ -147,11 +146,12 @@ def test_ddpg_agrees() -> None:
 
 
 class ForeignPolicy(nn.Module):
-    """Our stochastic actor behind SB3's interface, drawing the same mixtures from a copy of the
-    agent's generator.
+    """Our stochastic actor behind SB3's interface.
 
-    The log density that it reports is above minus the target entropy, as it stands in our critic's
-    target; SB3's own target entropy is therefore 0.
+    It draws the same mixtures from a copy of the agent's generator.
+
+    The log density that it reports is above minus the target entropy, as in our critic's target.
+    SB3's own target entropy is therefore 0.
     """
 
     def __init__(self, agent: SAC, rate: float) -> None:

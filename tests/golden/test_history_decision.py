@@ -1,6 +1,6 @@
 """The decisions of a seeded history policy at K = 3.
 
-They change only if a policy file of today would decide otherwise.
+They change only if an existing policy file would decide differently.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Parameter counts as published for Pythia (Biderman et al., arXiv 2304.01373, table 1; suite's
-model cards).
-"""
+"""Parameter counts as published for Pythia (Biderman et al., arXiv 2304.01373, table 1)."""
 
 from __future__ import annotations
 

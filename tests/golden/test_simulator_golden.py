@@ -1,5 +1,6 @@
-"""The drawn laws and a run's first signals do not change between versions: benchmarks of different
-days compare.
+"""The drawn laws and a run's first signals stay the same in later versions.
+
+So benchmarks of different days can be compared.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The order of the stream is a format: a run must resume on another machine, with another Python or
-numpy, and in later versions.
+"""The order of the stream is a format.
 
-The same hashes came from Python 3.10 to 3.13 with numpy 1.26, 2.0, 2.1, 2.3 and 2.4
-(benchmarks/golden_order.py). If a change to the order is meant, raise the format number of the
-stream's state with it, so that old states are refused by name.
+A run must resume on another machine, with another Python or numpy, and in later versions. The same
+hashes came from Python 3.10 to 3.13 with numpy 1.26, 2.0, 2.1, 2.3 and 2.4
+(benchmarks/golden_order.py). If the order is changed on purpose, raise the format number of the
+stream's state, so that old states are refused with a clear error.
 """
 
 from cuvee.testing.stream_measures import golden_order

@@ -1,5 +1,4 @@
-"""The training losses of a small model stay what they were, so that a change of the arithmetic is
-found here first.
+"""The training losses of a small model stay the same, so a change of the arithmetic is noticed.
 
 Processors sum in different orders, so losses are compared to 1e-3 nats and not to the bit.
 """

@@ -1,6 +1,4 @@
-"""Whatever is in a configuration file, the answer is a configuration or a `ConfigError` with
-something to say.
-"""
+"""Any content of a configuration file gives a configuration or a helpful `ConfigError`."""
 
 from __future__ import annotations
 

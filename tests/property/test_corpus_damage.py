@@ -1,6 +1,4 @@
-"""Whatever bits change or bytes are lost, a corpus is refused by name or nothing that it says has
-changed.
-"""
+"""A corpus with changed or missing bytes is refused by name, or gives the same tokens."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Whatever a policy answers, what the guard executes is a mixture within its limits, or the
-exception that it states.
-"""
+"""Whatever a policy returns, the guard executes a mixture within its limits or raises the
+exception that it documents."""
 
 from __future__ import annotations
 

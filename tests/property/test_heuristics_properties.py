@@ -1,6 +1,4 @@
-"""Properties of heuristics and of the scoring sampler that hold for any mixtures, domains and
-numbering of domains.
-"""
+"""Properties of the heuristics and of the scoring sampler for any mixtures and domains."""
 
 from __future__ import annotations
 

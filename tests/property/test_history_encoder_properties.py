@@ -1,6 +1,4 @@
-"""What the history policy sees: the same a moment at a time as at once, bounded, whatever is
-absent.
-"""
+"""The history policy's features: bounded, and the same whether encoded step by step or at once."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ def domain(name: str, rng: np.random.Generator, target: bool) -> Domain:
 
 @st.composite
 def trajectories(draw: st.DrawFn) -> Trajectory:
-    """Domains without tokens or loss, evaluation that is missing or out of range, domains that come
-    and go.
-    """
+    """Domains without tokens or loss, missing or invalid evaluations, domains that come and go."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     T, missing = draw(st.integers(0, 8)), draw(st.sampled_from([0.0, 0.3, 1.0]))
     changes = draw(st.sets(st.integers(1, 8), max_size=2))

@@ -1,6 +1,4 @@
-"""The grid Transformer: any number of domains and moments, no order of domains, no future, nothing
-recomputed.
-"""
+"""The grid Transformer: any number of domains and timesteps, equivariant, causal and cached."""
 
 from __future__ import annotations
 

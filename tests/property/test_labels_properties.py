@@ -1,6 +1,4 @@
-"""Any text becomes a name that a file can bear and `build` reads back; agreement is that of
-scikit-learn.
-"""
+"""Any text becomes a valid file name that `build` reads back; agreement equals scikit-learn's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Whatever the bounds and the phases, paths within them are mixtures that keep floors and caps;
-lengths convert and back.
-"""
+"""For any bounds and phases, paths are mixtures that keep floors and caps, and lengths convert
+both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prior draws mixtures, and the cap leaves mixtures within it, whatever the sizes of domains."""
+"""The prior draws mixtures, and the cap keeps them within it, for any sizes of the domains."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def test_draws_are_mixtures(sizes: list[int], seed: int) -> None:
 def test_capped_mixtures_hold_the_cap_and_are_mixtures(
     sizes: list[int], seed: int, slack: float
 ) -> None:
-    """Ceilings in proportion to sizes sum to `slack`, as four epochs of a corpus do over a target
-    of 4/slack epochs.
-    """
+    """Ceilings in proportion to sizes that sum to `slack`: four epochs of a corpus over a
+    target run of 4/slack epochs."""
     domains = tuple(Domain(f"d{k}", size) for k, size in enumerate(sizes))
     shares = np.array(sizes) / sum(sizes)
     ceilings = np.minimum(1.0, slack * shares)

@@ -28,9 +28,8 @@ def test_nearest_point_within_the_limits(x: np.ndarray, low: float, high: float,
     assert np.abs(nearest.sum(1) - 1).max() < 1e-9
     assert (nearest >= floor_K - 1e-12).all()
     assert (nearest <= cap_K + 1e-12).all()
-    # Optimality: weights can only be exchanged from one that is not at its floor to one that is not
-    # at its cap, and no
-    # such exchange brings the answer nearer to x.
+    # Optimality: weight can only move from a domain above its floor to a domain below its cap, and
+    # no such move brings the answer nearer to x.
     residual = x - nearest
     for row in range(3):
         giving, taking = nearest[row] > floor_K + 1e-9, nearest[row] < cap_K - 1e-9

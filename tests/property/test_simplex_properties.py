@@ -1,4 +1,4 @@
-"""Properties of mixtures and of the guard's projection, over any number of domains and any weights."""
+"""Properties of mixtures and of the guard's projection, for any domains and any weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Whatever bytes are in a source, reading it gives rows, bad rows with a reason, or a
-`CorpusError`; never anything else.
-"""
+"""Reading a source of any bytes gives rows, bad rows with a reason, or a `CorpusError`, and
+nothing else."""
 
 from __future__ import annotations
 

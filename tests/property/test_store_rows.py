@@ -1,6 +1,4 @@
-"""Whatever was measured survives a row to the bit, and whatever a row holds is read or refused,
-never worse.
-"""
+"""A stored row keeps every measurement exactly, and any row content is read or refused."""
 
 import json
 from typing import Any

@@ -46,9 +46,8 @@ def test_permutation_of_the_largest_size_stays_inside() -> None:
 
 
 def test_neighbours_and_passes_are_unrelated() -> None:
-    """χ² of the steps between neighbours over 50 cells, averaged over 40 passes; and rank
-    correlation of passes.
-    """
+    """χ² of the steps between neighbours over 50 cells, averaged over 40 passes, and the rank
+    correlation of passes."""
     size, passes = 10_007, [shuffled(10_007, stable_key("x"), epoch) for epoch in range(40)]
     statistic = []
     for order in passes:

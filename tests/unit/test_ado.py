@@ -1,6 +1,5 @@
-"""ADO: laws are recovered from curves, speeds follow the formula, and the mixture moves to what is
-learned fastest.
-"""
+"""ADO: laws are recovered from curves, speeds follow the formula, and the mixture moves to the
+fastest-learning domains."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ def test_the_mixture_follows_the_formula_after_one_decision() -> None:
     n = float(sum(int(signals.tokens_K.sum()) for signals in so_far.signals))
     prior_K, exponents_K = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.3, 0.6])
     speeds_K = exponents_K * 3.0 * n ** (-exponents_K - 1)
-    # two decisions: after 90 % of the run, and at its end. The last interval ran under the first
+    # Two decisions: after 90 % of the run and at its end. The last interval ran under the first
     # one's mixture.
     before_K, last_K = so_far.mixtures[0].weights_K, so_far.mixtures[-1].weights_K
     assert before_K == pytest.approx(prior_K)

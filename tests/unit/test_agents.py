@@ -101,8 +101,7 @@ def test_every_network_moves_and_every_target_moves_by_tau_alone(kind: str, vect
     assert any(train_state.target for train_state in agent.train_states.values())
     for name, train_state in agent.train_states.items():
         moved = train_state.state_dict()
-        # The last layer starts near zero, so at first gradients upstream of it are small but not
-        # absent.
+        # The last layer starts near zero, so the first gradients before it are small but not zero.
         assert any(
             (moved["net"][part] != old).any() for part, old in before[name]["net"].items()
         ), name

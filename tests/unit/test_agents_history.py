@@ -1,4 +1,4 @@
-"""The grid Transformer's sizes, its presets at any K, and that its critic can tell mixtures apart."""
+"""The grid Transformer's sizes, its presets at any K, and a critic that separates mixtures."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def test_an_untrained_actor_goes_half_way_from_what_is_in_force_to_the_reference
 
 @pytest.mark.parametrize("K", [2, 52])
 def test_the_critic_learns_which_mixture_is_better(K: int) -> None:
-    """Worth of a mixture: what it gives to each domain times a number that the domain's first
-    feature says.
-    """
+    """The value of a mixture is the inner product of its weights with each domain's first
+    feature."""
     generator = torch.Generator().manual_seed(K)
     architecture = HistoryArchitecture(hidden=16, layers=1, heads=1, action=8)
     critic = seeded(0, lambda: HistoryCritic(F, G, architecture))

@@ -1,6 +1,4 @@
-"""Removal never costs a checkpoint: kills at every call, unreadable attempts, and processes that
-lost their run.
-"""
+"""Removal never loses a checkpoint: kills at every call, unreadable attempts, lost claims."""
 
 from __future__ import annotations
 
@@ -31,9 +29,9 @@ def state_at(step: int) -> dict[str, Any]:
 
 
 def killed(work: Callable[[], object], at: int) -> bool:
-    """Runs `work` in a forked process that is killed right before its call number `at`.
+    """Runs `work` in a forked process that is killed before its call number `at`.
 
-    False if it makes fewer calls.
+    Returns False if it makes fewer calls.
     """
     child = os.fork()
     if child == 0:
@@ -46,9 +44,7 @@ def killed(work: Callable[[], object], at: int) -> bool:
 
 
 def kill_everywhere(prepare: Callable[[Path], Callable[[], object]], folder: Path) -> list[Path]:
-    """One folder for each call of the work that `prepare` returns, in which that work was killed at
-    that call.
-    """
+    """One folder for each call of the work that `prepare` returns; the work was killed there."""
     with failing(Fault()) as counted:
         prepare(folder / "clean")()
     places = [folder / str(at) for at in range(len(counted.calls))]

@@ -1,6 +1,5 @@
-"""A model folder to continue from: only checked safetensors are read, all of them are hashed, and
-no weight is made up.
-"""
+"""A base model's folder: only checked safetensors are read, all are hashed, and missing weights
+are an error."""
 
 from __future__ import annotations
 
@@ -92,7 +91,8 @@ def test_files_that_are_not_read_are_no_part_of_the_identity(folder: Path) -> No
 @pytest.mark.parametrize(
     "name",
     ["e.bin", "../a.safetensors", "/tmp/a.safetensors", "sub/a.safetensors", "a.safetensors/../b",
-     ".a.safetensors", "a.SAFETENSORS", "a.safetensors\0", "", "..\\a.safetensors", "missing.safetensors"],
+     ".a.safetensors", "a.SAFETENSORS", "a.safetensors\0", "", "..\\a.safetensors",
+     "missing.safetensors"],
 )  # fmt: skip
 def test_an_index_names_plain_files_of_its_folder_or_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -110,8 +110,8 @@ def test_an_index_names_plain_files_of_its_folder_or_is_refused(
         sha256_of_model(folder)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}',
-                                   "[" * 100_000])  # fmt: skip
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}',
+                                   '{"weight_map": {"a": 1}}', "[" * 100_000])  # fmt: skip
 def test_an_index_that_is_none_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, index: str
 ) -> None:
@@ -205,9 +205,7 @@ def test_half_precision_is_read_exactly(folder: Path) -> None:
 
 
 def finished_base(folder: Path, dtype: torch.dtype) -> PreTrainedTokenizerFast:
-    """Gives the folder a tokenizer with a chat template, its own special tokens and generation
-    settings.
-    """
+    """Gives the folder a tokenizer with a chat template, special tokens and generation settings."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Words().tokenizer(), bos_token="w1", eos_token="w2", pad_token="w3",
         model_max_length=777, padding_side="left",
@@ -215,8 +213,8 @@ def finished_base(folder: Path, dtype: torch.dtype) -> PreTrainedTokenizerFast:
     fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     fast.save_pretrained(folder)
     save(folder, {name: tensor.to(dtype) for name, tensor in weights(folder).items()})
-    edit(folder, lambda config: config.update(dtype=str(dtype).removeprefix("torch."),
-                                              bos_token_id=1, eos_token_id=2, pad_token_id=3))  # fmt: skip
+    edit(folder, updated({"dtype": str(dtype).removeprefix("torch."), "bos_token_id": 1,
+                          "eos_token_id": 2, "pad_token_id": 3}))  # fmt: skip
     (folder / "generation_config.json").write_text('{"temperature": 0.25, "do_sample": true}')
     return fast
 
@@ -231,11 +229,15 @@ def test_an_export_keeps_what_the_base_model_said(
         model.model.norm.weight += 0.5
     export_model(model, Words().tokenizer(), 0, tmp_path / "out")
     after = AutoTokenizer.from_pretrained(tmp_path / "out")
-    for field in ("bos_token", "eos_token", "pad_token", "model_max_length", "padding_side", "chat_template"):  # fmt: skip
+    for field in ("bos_token", "eos_token", "pad_token", "model_max_length", "padding_side",
+                  "chat_template"):  # fmt: skip
         assert getattr(after, field) == getattr(before, field), field
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):  # fmt: skip
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                 "chat_template.jinja"):  # fmt: skip
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes(), name
-    old, new = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "out"))  # fmt: skip
+    old, new = (
+        json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "out")
+    )
     for field in ("bos_token_id", "eos_token_id", "pad_token_id", "dtype"):
         assert new[field] == old[field], field
     stored = weights(tmp_path / "out")

@@ -1,6 +1,5 @@
-"""What a build makes of text: the right tokens in the right shards, the same whoever builds it, and
-refusals that help.
-"""
+"""A build writes the right tokens in the right shards, the same with any number of workers, and
+refuses with helpful errors."""
 
 from __future__ import annotations
 

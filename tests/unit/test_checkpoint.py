@@ -1,6 +1,4 @@
-"""A run's checkpoints survive damage, full disks and kills at every call (RELIABILITY 20 and 21,
-small).
-"""
+"""Checkpoints survive damage, full disks and kills at every call."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The command line's outside: what it answers without loading, its flags, its exit status, and what
-it shows of training.
-"""
+"""The command line: what it answers without heavy imports, its flags, its exit status, and its
+progress display."""
 
 from __future__ import annotations
 
@@ -88,9 +87,9 @@ def flags() -> Iterator[str]:
 
 
 def test_commands_and_flags_are_those_that_were_promised() -> None:
-    """Somebody's script uses them.
+    """Scripts of users depend on these texts.
 
-    If a change is meant: python tests/unit/test_cli.py > tests/golden/cli_help.txt
+    If a change is intended: python tests/unit/test_cli.py > tests/golden/cli_help.txt
     """
     assert list(flags()) == (GOLDEN / "cli_help.txt").read_text().splitlines()
 

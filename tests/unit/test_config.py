@@ -45,7 +45,10 @@ def complaint(content: dict[str, Any], kind: type[RunConfig] = TrainConfig) -> s
 
 
 def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
-    text = "corpus: corpora/mine\nmethod: {name: odm, smoothing: 0.8}\ntrain: {tokens: 2_000_000, learning_rate: 1e-3}\n"
+    text = (
+        "corpus: corpora/mine\nmethod: {name: odm, smoothing: 0.8}\n"
+        "train: {tokens: 2_000_000, learning_rate: 1e-3}\n"
+    )
     overrides = [
         "train.learning_rate=3e-3",
         "seed=4",

@@ -1,4 +1,5 @@
-"""`Controller` inside a plain loop against `loop.run`, stopped at every step, and fed stale data."""
+"""`Controller` in a plain loop against `loop.run`, interrupted at every step, and with stale
+rows."""
 
 from __future__ import annotations
 
@@ -165,7 +166,9 @@ def test_the_trajectory_is_that_of_the_loop_to_the_bit(corpus: Corpus, make: Mak
 
 def test_the_guard_falls_back_in_the_host_too(corpus: Corpus) -> None:
     class Recorded(list[Any]):
-        def append(self, number: Any, mixture: Any, signals: Any, *rest: Any) -> None:  # type: ignore[override]
+        def append(  # type: ignore[override]
+            self, number: Any, mixture: Any, signals: Any, *rest: Any
+        ) -> None:
             super().append((number, mixture, signals, *rest))
 
     rows = Recorded()

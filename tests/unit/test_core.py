@@ -136,8 +136,8 @@ def test_a_trajectory_survives_json_bit_by_bit() -> None:
 
 def test_a_trajectory_whose_domains_change_survives_json() -> None:
     two, three = some_domains(2), some_domains(3)
-    start = Signals(two, 0, 0.0, [0, 0], Measured.absent(2))  # type: ignore[arg-type]
-    wider = Signals(three, 1, 0.5, [1, 1, 1], Measured.all([1.0, 2.0, 3.0]))  # type: ignore[arg-type]
+    start = Signals(two, 0, 0.0, np.array([0, 0]), Measured.absent(2))
+    wider = Signals(three, 1, 0.5, np.array([1, 1, 1]), Measured.all([1.0, 2.0, 3.0]))
     so_far = Trajectory.start(start).append(Mixture.uniform(wider.names), wider)
     assert Trajectory.from_json(json.loads(json.dumps(so_far.to_json()))) == so_far
     assert so_far.weights_TK().shape == (1, 3)

@@ -12,10 +12,10 @@ from cuvee.data.ingest.quality import domain_mtld, mtld
 def test_by_hand() -> None:
     # "a a": after the second word 1/2 ≤ 0.72, one factor of two words, either way.
     assert mtld(["a", "a"]) == 2.0
-    # "a b a b": 1, 1, 2/3 ≤ 0.72 ends a factor after three words; what is left, "b", has ratio 1
-    # and adds nothing: 4/1.
+    # "a b a b": 1, 1, 2/3 ≤ 0.72 ends a factor after three words. The remaining "b" has ratio 1 and
+    # adds nothing: 4/1.
     assert mtld(["a", "b", "a", "b"]) == 4.0
-    # "a a b" forwards: one factor, then "b" adds nothing: 3/1. Backwards "b a a": 1, 1, 2/3: one
+    # "a a b" forwards: one factor, then "b" adds nothing: 3/1. Backwards "b a a": 1, 1, 2/3, one
     # factor: 3/1.
     assert mtld(["a", "a", "b"]) == 3.0
     # "a b c a" never comes down to 0.72: 3/4 leaves (1 - 0.75)/0.28 of a factor, either way.
@@ -28,9 +28,9 @@ def test_by_hand() -> None:
 
 
 def test_the_threshold_itself_ends_a_factor() -> None:
-    # Forwards 18 different words and then repetitions come to 18/25 = 0.72 at the last of 25 words:
-    # one factor.
-    # Backwards "w0 w0" ends a factor three times; 19 words are left, 18 of them different.
+    # Forwards, 18 different words and then repetitions reach 18/25 = 0.72 at the last of 25 words:
+    # one factor. Backwards "w0 w0" ends a factor three times; 19 words are left, 18 of them
+    # different.
     words = [f"w{i}" for i in range(18)] + ["w0"] * 7
     assert mtld(words) == (25 + 25 / (3 + (1 - 18 / 19) / (1 - 0.72))) / 2
 

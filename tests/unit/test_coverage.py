@@ -51,8 +51,7 @@ def test_the_spread_of_the_target_share_over_time() -> None:
 
 
 def test_emphasis_and_entropy() -> None:
-    # Twice the natural share: 0.4 for code and maths; for web 0.8, which is half way from 0.6 to
-    # everything.
+    # Twice the natural share is 0.4 for code and maths. For web it is 0.8, half way from 0.6 to 1.
     found = coverage([path((0.0, 0.5, 0.5)), path((0.75, 0.25, 0.0))])
     assert [found.emphasised, found.ever_emphasised] == pytest.approx([1 / 3, 2 / 3])
     assert coverage(

@@ -1,6 +1,4 @@
-"""CQL on the simplex against a toy that is computed by hand, and what the conservative term and
-cloning do.
-"""
+"""CQL on the simplex against a toy computed by hand, and the effects of its two extra terms."""
 
 from __future__ import annotations
 
@@ -121,9 +119,8 @@ def test_cloning_waits_for_data() -> None:
 
 
 def test_conservatism_lowers_what_is_promised_outside_the_data() -> None:
-    """Data near one mixture: with the term, a far one must look worse than the data; the reward
-    says nothing of it.
-    """
+    """The data lie near one mixture. With the conservative term, a distant mixture must have a
+    lower value than the data, although the reward is the same."""
     near = np.random.default_rng(0).dirichlet(np.array([20.0, 5.0, 5.0]), size=64)
     agent = agent_with(
         near, rewards=np.random.default_rng(1).normal(size=64), cql_alpha=5.0, draws=8

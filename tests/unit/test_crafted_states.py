@@ -1,6 +1,5 @@
-"""States and policies that another program wrote, with hashes that are right: every one is refused
-with a `CuveeError`.
-"""
+"""States and policies from another program, with correct hashes: each is refused with a
+`CuveeError`."""
 
 import hashlib
 import json

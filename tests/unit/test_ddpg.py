@@ -17,8 +17,9 @@ from cuvee.testing.agent import AgentSuite
 STATE = Observation(np.zeros((4, 3), np.float32), np.zeros(2, np.float32))
 
 
-def agent_with(**settings: object) -> DDPG:
-    return DDPG(Shape(4, 3, 2), DDPGSettings(architecture=Architecture(hidden=8), **settings))  # type: ignore[arg-type]
+def agent_with(**settings: Any) -> DDPG:
+    architecture = Architecture(hidden=8)
+    return DDPG(Shape(4, 3, 2), DDPGSettings(architecture=architecture, **settings))
 
 
 def acts(agent: DDPG, count: int) -> np.ndarray:
@@ -89,9 +90,7 @@ def test_each_step_lowers_its_own_loss_and_leaves_the_other_network_alone(
 
 
 def test_caution_draws_the_actor_to_its_reference() -> None:
-    """With rewards that do not depend on the mixture, all that moves the actor is what distance
-    costs.
-    """
+    """The rewards do not depend on the mixture, so only the distance penalty moves the actor."""
     shape = Shape(4, 3, 2, reference=1)
     settings = DDPGSettings(
         learning_starts=1, actor_lr=1e-2, kl_coef=1.0, architecture=Architecture(hidden=16)

@@ -1,6 +1,5 @@
-"""The diagnostics of a learned policy: alarms, words that stand for pictures, and nothing that a
-browser would fetch.
-"""
+"""The diagnostics page of a learned policy: alarms, text for each plot, and no external
+resources."""
 
 from __future__ import annotations
 

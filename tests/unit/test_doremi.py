@@ -1,6 +1,5 @@
-"""DoReMi: the policy against the conformance suite and a hand computation; the method's reference,
-proxy and mean.
-"""
+"""DoReMi: the policy against the conformance suite and a hand computation; the method's
+reference, proxy and mean."""
 
 from __future__ import annotations
 
@@ -41,9 +40,8 @@ def after(policy: GroupDRO, losses: list[float | None]) -> list[float]:
 
 
 def test_against_hand_computed_values() -> None:
-    """Excess ln 2, 0 (below the reference), 0 (absent): raised 2 : 1 : 1, so ½, ¼, ¼, and then a
-    tenth of uniform.
-    """
+    """Excess losses ln 2, 0 (below the reference) and 0 (absent) give ½, ¼, ¼, which are then
+    mixed with a tenth of uniform."""
     policy = GroupDRO({"d0": 2.0, "d1": 2.0, "d2": 2.0}, step_size=1.0, smoothing=0.1)
     weights = after(policy, [2.0 + float(np.log(2)), 1.0, None])
     assert weights == pytest.approx([0.45 + 1 / 30, 0.225 + 1 / 30, 0.225 + 1 / 30])

@@ -49,12 +49,13 @@ def test_this_environment_gives_enough_domains_twice_the_same(tmp_path: Path) ->
 
 def test_code_and_docstrings_of_a_file_are_told_apart(tmp_path: Path) -> None:
     prose = (
-        "Says something about this for a sentence that is long enough to be kept, and then some more of it. "
-        * 3
+        "Says something about this for a sentence that is long enough to be kept, "
+        "and then some more of it. " * 3
     )
     module = tmp_path / "module.py"
     module.write_text(
-        f'"""{prose} One."""\n\nclass A:\n    """{prose} Two."""\n\n    def b(self):\n        return 12345\n'
+        f'"""{prose} One."""\n\nclass A:\n    """{prose} Two."""\n\n'
+        "    def b(self):\n        return 12345\n"
     )
     code = "".join(environment_text._code(iter([module])))
     docs = "".join(environment_text._docstrings(iter([module])))

@@ -1,4 +1,4 @@
-"""EvaluationSet against a model whose log-probabilities are known, and what it says of bad files."""
+"""EvaluationSet against a model with known log-probabilities, and its errors for bad files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The examples: each is for the command that it names, its methods can be built, its models have
-the sizes that it speaks of.
-"""
+"""The examples: each matches the command that it names, its methods can be built, and its
+models have the stated sizes."""
 
 from __future__ import annotations
 

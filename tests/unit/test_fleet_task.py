@@ -1,6 +1,4 @@
-"""A task is JSON and gives back the same policy, arrays to the bit; what is no task is refused by
-name.
-"""
+"""A task is JSON and restores the same policy with exact arrays; other content is refused."""
 
 import json
 from typing import Any

@@ -1,6 +1,5 @@
-"""What is shown of a fleet: speed and time left as measured, a row for each run under way, and why
-runs failed.
-"""
+"""The display of a fleet: measured speed and time left, a row per active run, and why runs
+failed."""
 
 from __future__ import annotations
 
@@ -28,9 +27,8 @@ from cuvee.testing.toy import ToyTrainer
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Of the group g, one run is done, one failed, one under way and one waits; another group is
-    empty-handed.
-    """
+    """In group g one run is done, one failed, one is active and one waits. Another group is
+    empty."""
     with Store.open(tmp_path / "store.sqlite") as store:
         for seed in range(4):
             store.create("g/odm", seed, {}, group="g", max_attempts=1)

@@ -1,6 +1,5 @@
-"""What the guard promises beyond its limits: the gate, refused lessons, alarms and fallback, shadow
-mode, audit records.
-"""
+"""The guard beyond its limits: signal checks, refused lessons, alarms and fallback, shadow
+mode, audit records."""
 
 from __future__ import annotations
 
@@ -316,9 +315,7 @@ def test_a_static_mixture_never_falls_back() -> None:
 
 
 class TestGuardWithAlarms(PolicySuite):
-    """Falls back, tries again and falls back again while the suite stops and resumes it at every
-    interval.
-    """
+    """Falls back, tries again and falls back again while it is resumed at every interval."""
 
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         K = len(domains)

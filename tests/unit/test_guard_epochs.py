@@ -1,6 +1,4 @@
-"""Epoch caps: the guard keeps every domain within them to the end, and the stream never meets its
-own.
-"""
+"""Epoch caps: the guard keeps every domain within its cap, and the stream never reaches its own."""
 
 from __future__ import annotations
 
@@ -178,9 +176,8 @@ def test_the_first_interval_keeps_within_caps_too() -> None:
 
 
 def test_ceilings_do_not_leave_a_run_without_a_way_to_its_end() -> None:
-    """d0 may have half of the tokens at most, so the others must last; the policy wants to read
-    them at once.
-    """
+    """At most half of the tokens may come from d0, so the others must last. The policy asks for
+    all of them at once."""
     trainer = StreamTrainer([9000, 900, 900], [np.inf, 1.0, 1.0], 22)
     limits = Limits(ceiling={"d0": 0.5}, epochs={"d1": 1.0, "d2": 1.0})
     so_far, _ = play(Says(lambda t: [0.0, 0.5, 0.5]), limits, trainer)

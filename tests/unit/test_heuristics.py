@@ -1,6 +1,4 @@
-"""Each heuristic of the scoring sampler against values computed by hand, and what the proposals
-promise.
-"""
+"""Each heuristic of the scoring sampler against hand computations, and properties of proposals."""
 
 from __future__ import annotations
 

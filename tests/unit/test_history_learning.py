@@ -272,8 +272,8 @@ def test_runs_whose_domains_changed_are_learned_from_and_not_evaluated_on() -> N
     assert digest(learned.policy.state_dict()) != digest(plain.policy.state_dict())
     (view,) = diagnose(learned, [*odd, *RUNS])
     assert (
-        "Run changed-run-2-0 is not part of the evaluation: its domains changed in interval 3 (source0 was added)."
-        in view.verdict
+        "Run changed-run-2-0 is not part of the evaluation: "
+        "its domains changed in interval 3 (source0 was added)." in view.verdict
     )
     assert len(view.target_shares_NT) == len(RUNS)
 

@@ -1,6 +1,5 @@
-"""The Data Mixing Agent's policy: conformance, one file for any run, memory that is rebuilt, and
-what it does without support.
-"""
+"""The Data Mixing Agent's policy: conformance, one file for any run, memory that is rebuilt,
+and its fallback without support."""
 
 from __future__ import annotations
 
@@ -88,9 +87,8 @@ def test_one_file_serves_any_domains_and_decides_as_before(tmp_path: Path) -> No
 
 
 def test_memory_follows_whatever_run_it_is_asked_about() -> None:
-    """Two runs in turn, moments skipped, a history branched off, one read back from disk: always
-    what a new policy says.
-    """
+    """Two interleaved runs, skipped timesteps, a branched history and a reloaded one all give
+    the decision of a new policy."""
     used = lively(HistoryPolicy(TINY))
     runs = [
         steered(lively(HistoryPolicy(TINY)), ScriptedTrainer(some_domains(K), 9)) for K in (3, 5)
@@ -161,9 +159,7 @@ def test_roles_are_needed() -> None:
 
 
 def test_a_moment_that_cannot_be_read_leaves_nothing_behind() -> None:
-    """Feedback of three fields is refused; without it, the same policy goes on as if it had never
-    been asked.
-    """
+    """Feedback of three fields is refused. Afterwards the policy decides as without that call."""
     policy, domains = lively(HistoryPolicy(TINY)), some_domains(3)
     signals = ScriptedTrainer(domains).start(())
     so_far = Trajectory.start(signals)

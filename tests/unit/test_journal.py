@@ -1,6 +1,5 @@
-"""A run that is stopped anywhere and resumed ends as one that was not, and one that cannot repeat
-itself is found out.
-"""
+"""A run that is interrupted anywhere and resumed equals an undisturbed one. A run that cannot
+repeat itself is detected."""
 
 import copy
 import time
@@ -23,10 +22,7 @@ N = 8
 
 
 class Folder:
-    """Checkpoints in memory.
-
-    `cuvee.training.checkpoint` has tests of its own on what survives on a disk.
-    """
+    """Checkpoints in memory. The tests of `cuvee.training.checkpoint` cover the disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._saved = folder, dict[int, State]()
@@ -69,9 +65,7 @@ def attempt(
     every: int = 3,
     noise_seed: int = 0,
 ) -> Trajectory:
-    """One attempt at the run; with `stop_after`, one whose process dies when that interval is
-    recorded.
-    """
+    """One attempt at the run. With `stop_after` its process dies when that interval is recorded."""
     claim = store.claim_run(store.create("toy", 0, {"intervals": N}), "worker")
     seen: list[int] = []
 

@@ -1,6 +1,5 @@
-"""Labelling: nothing lost, the layout that `build` reads, every way but models, and what is
-refused.
-"""
+"""Labelling: nothing is lost, `build` reads the layout, every labeler without a model, and
+errors."""
 
 from __future__ import annotations
 
@@ -218,7 +217,8 @@ def test_a_row_without_its_column_is_named(text: Path, tmp_path: Path) -> None:
         relabel(text, tmp_path / "out", ByColumn("topic"))
     small = tmp_path / "small.jsonl"
     small.write_text(
-        '{"text": "a", "topic": "x"}\n\n{"text": "b"}\n{"text": "c", "topic": 7}\n{"text": "d", "topic": [1]}\n'
+        '{"text": "a", "topic": "x"}\n\n{"text": "b"}\n{"text": "c", "topic": 7}\n'
+        '{"text": "d", "topic": [1]}\n'
     )
     found = relabel(small, tmp_path / "small", ByColumn("topic"), valid_share=0)
     assert [row.name for row in found.labels] == ["7", "x"]

@@ -1,4 +1,4 @@
-"""The blockwise loss against whole logits, and the loss meter on mixed, packed and split batches."""
+"""The blockwise loss against full logits, and the loss meter on mixed, packed and split batches."""
 
 from __future__ import annotations
 

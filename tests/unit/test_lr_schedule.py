@@ -72,8 +72,9 @@ def test_a_budget_in_tokens_is_met_by_whole_batches() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("tokens", -1), ("learning_rate", float("nan")), ("warmup_ratio", 1.5), ("sequence_length", 1),
-     ("betas", (0.9, 1.0)), ("weight_decay", -0.1), ("micro_batch_size", 0), ("interval", 0)],
+    [("steps", 0), ("tokens", -1), ("learning_rate", float("nan")), ("warmup_ratio", 1.5),
+     ("sequence_length", 1), ("betas", (0.9, 1.0)), ("weight_decay", -0.1),
+     ("micro_batch_size", 0), ("interval", 0)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):

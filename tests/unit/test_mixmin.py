@@ -1,6 +1,5 @@
-"""MixMin: the solver against scipy's SLSQP and known answers, and the method from logged proxies to
-a mixture.
-"""
+"""MixMin: the solver against scipy's SLSQP and known answers, and the method from logged
+proxies to a mixture."""
 
 from __future__ import annotations
 
@@ -71,9 +70,7 @@ def test_the_data_of_a_known_mixture_has_that_mixture() -> None:
 
 
 def finished(policy: Policy, losses_DN: np.ndarray) -> Run:
-    """The run of a proxy that ends with these token losses; its rows are those that its probe asks
-    for.
-    """
+    """A proxy's run that ends with these token losses. Its rows are those of the policy's probe."""
     first = Signals(SPACE.domains, 0, 0.0, np.zeros(3, np.int64), Measured.absent(3))
     mixture = policy.mixture(Trajectory.start(first))
     probes = {NAME: Measured.all(losses_DN), "valid_loss": Measured.all(np.ones(3))}

@@ -1,6 +1,4 @@
-"""Presets and configurations: what is counted, what is refused, and that weights are a function of
-the seed.
-"""
+"""Presets and configurations: counts, refusals, and weights that are a function of the seed."""
 
 from __future__ import annotations
 

@@ -117,9 +117,7 @@ def test_the_regression_predicts_runs_that_it_has_not_seen(walks: list[Trajector
 def test_runs_that_measured_exactly_what_the_features_say_are_fitted_but_for_the_ridge(
     ridges: tuple[float, ...], off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is to be predicted has a deviation of 1 to 1.6; the least of the ridges costs up to
-    0.13.
-    """
+    """The targets have a deviation of 1 to 1.6. The smallest ridge penalty costs up to 0.13."""
     monkeypatch.setattr(fitted_run, "_RIDGES", ridges)
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(path_features(UNIFORM[None], TARGETS).shape[1], 2))
@@ -168,12 +166,11 @@ def test_better_policies_get_higher_estimates_and_the_truth_lies_within(
 @pytest.mark.parametrize(
     ("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.3, False)]
 )
-def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_than_what_would_be_played_instead(
+def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_the_fallback(
     walks: list[Trajectory], poor: float, supported: bool
 ) -> None:
-    """`poor` is how far the static mixture is from the best one towards behaviour; if negative, so
-    far is the policy.
-    """
+    """`poor` is how far the static mixture lies from the best one towards behaviour. If
+    negative, the policy lies that far."""
     best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
     static_K, planted_K = (

@@ -1,6 +1,5 @@
 """Learning from whole runs: every term by hand, agreement with `agents.cql` for runs of one
-interval, the gate, resuming.
-"""
+interval, the gate, resuming."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ def batch_of(
 
 
 def test_returns_are_blended_backwards() -> None:
-    """Two episodes: one of three intervals with an end, one of two that goes on after its record."""
+    """Two episodes: one of three intervals with an end, one of two whose run continued."""
     batch = batch_of(
         [[1.0, 2.0, 4.0], [1.0, 2.0, 9.0]],
         [[1, 1, 0], [1, 1, 1.0]],
@@ -371,9 +370,8 @@ def test_imagined_episodes_are_learned_from_and_not_imitated() -> None:
 
 @pytest.mark.training
 def test_it_finds_the_better_mixture_where_returns_tell_it() -> None:
-    """Reward −|α − α*|² in each interval, whatever the state: the policy must come nearer to α*
-    than the best data are.
-    """
+    """The reward is −|α − α*|² in each interval and state. The policy must come nearer to α*
+    than the best data."""
     rng, best = np.random.default_rng(0), np.array([0.6, 0.3, 0.1])
     data = []
     for one in episodes(64, T=4, seed=3):

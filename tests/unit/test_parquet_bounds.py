@@ -1,6 +1,5 @@
-"""Parquet files that are small and mean: at most 512 MiB of memory, and a `CorpusError`, whatever
-the file says of itself.
-"""
+"""Small hostile Parquet files cost at most 512 MiB of memory and raise a `CorpusError`,
+whatever their metadata claims."""
 
 from __future__ import annotations
 
@@ -132,12 +131,24 @@ TEXTS = [f"row {i} with words" for i in range(40)]
     ("table", "settings", "match"),
     [
         ({"text": [[t, t] for t in TEXTS]}, {}, r"'text' is list.*not text"),
-        ({"data": [{"text": t} for t in TEXTS]}, {"text_column": "data"}, r"its fields are data\.text"),
-        ({"text": TEXTS, "meta": [{"set": "a"}] * 40}, {"domain_column": "meta"}, r"its fields are meta\.set.*--domain-column"),
+        (
+            {"data": [{"text": t} for t in TEXTS]},
+            {"text_column": "data"},
+            r"its fields are data\.text",
+        ),
+        (
+            {"text": TEXTS, "meta": [{"set": "a"}] * 40},
+            {"domain_column": "meta"},
+            r"its fields are meta\.set.*--domain-column",
+        ),
         ({"text": range(40)}, {}, "is int64, not text"),
         ({"text": TEXTS, "d": [1.5] * 40}, {"domain_column": "d"}, "is double, not text"),
         ({"body": TEXTS, "title": TEXTS}, {}, "no column 'text'; it has body, title"),
-        ({"data": [{"text": t} for t in TEXTS]}, {"text_column": "data.body"}, r"it has data, data\.text"),
+        (
+            {"data": [{"text": t} for t in TEXTS]},
+            {"text_column": "data.body"},
+            r"it has data, data\.text",
+        ),
     ],
 )  # fmt: skip
 def test_a_column_that_is_no_text_is_named_with_its_type(

@@ -1,6 +1,5 @@
-"""Every public object that holds mapped tokens survives pickling, copying, and all three ways to
-start a process.
-"""
+"""Every public object with mapped tokens survives pickling, copying and all three process start
+methods."""
 
 import copy
 import gc
@@ -99,7 +98,7 @@ def test_every_object_that_holds_a_mapping_is_copied_by_reference(corpus: Corpus
 
 @pytest.mark.parametrize("how", COPIES)
 def test_pools_over_a_users_own_mapping_are_copied_by_reference(tmp_path: Path, how: str) -> None:
-    """A slice of a mapping, and a plain view of it, lie at another offset than the mapping itself."""
+    """A slice or a view of a mapping starts at another offset than the mapping itself."""
     path = tmp_path / "tokens"
     ids(0).tofile(path)
     mapped = np.memmap(path, np.uint16, "r", offset=8)

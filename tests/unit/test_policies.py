@@ -68,7 +68,7 @@ def test_exp3_against_hand_computed_values() -> None:
     """K = 2, ξ = .9, losses 4 and 2.
 
     Turn 1 is uniform and leaves R̂ = .1 ℓ/.5 = (.8, .4). Turn 2 has ε₁ = min(½, √(ln 2/2)) = ½ in
-    its softmax and ε₂ = √(ln 2/4) as its floor; turn 3 has ε₂ and ε₃ = √(ln 2/6).
+    its softmax and ε₂ = √(ln 2/4) as its floor. Turn 3 has ε₂ and ε₃ = √(ln 2/6).
     """
     policy = Exp3(smoothing=0.9)
     so_far = after_one(policy, [4.0, 2.0])

@@ -120,7 +120,10 @@ def test_a_search_does_not_overwrite_the_policy_of_another_of_its_name(
 def test_equal_runs_of_two_groups_do_not_wait_for_each_other(tmp_path: Path) -> None:
     with Store.open(tmp_path / "s.db") as store:
         policy = Fixed(Mixture.uniform(("web", "code")))
-        first, second = (LocalFleet(store, print, {"a": 1}, group=name) for name in ("one", "two"))  # type: ignore[arg-type]
+        first, second = (
+            LocalFleet(store, print, {"a": 1}, group=name)  # type: ignore[arg-type]
+            for name in ("one", "two")
+        )
         ids = [first.plan(policy), second.plan(policy), first.plan(policy), second.plan(policy)]
         assert ids[0] == ids[2] != ids[1] == ids[3]
         assert [store.tally(name).open for name in ("one", "two")] == [1, 1]

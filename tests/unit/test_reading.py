@@ -1,6 +1,4 @@
-"""What is read from hostile and damaged files: bad rows with their reasons, named errors, bounded
-memory.
-"""
+"""Reading hostile and damaged files: bad rows with reasons, named errors, bounded memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Fits, the choice within bounds, the verdict on stages, the next runs, MixMin, and the whole on
-planted truths.
-"""
+"""Fits, the choice within bounds, the verdict on stages, the next runs, MixMin, and
+recommendations on planted truths."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ BEST = np.array([0.5, 0.3, 0.2])
 
 
 def planted(paths: Any) -> Any:
-    """(M, 2): the first metric is lowest at BEST, whatever the order; the second falls with maths."""
+    """(M, 2): the first metric is lowest at BEST in any order; the second falls with maths."""
     mean = paths.mean(axis=1)
     first = 3.0 + 4.0 * np.square(mean - BEST).sum(axis=1)
     return np.stack([first, 2.0 - 0.3 * np.log(mean[:, 2] + 0.02)], axis=1)

@@ -1,6 +1,5 @@
-"""Tables of runs: which columns are found, what is quarantined and why, and what no fit can be made
-of.
-"""
+"""Tables of runs: which columns are found, which rows are quarantined and why, and unusable
+tables."""
 
 from __future__ import annotations
 

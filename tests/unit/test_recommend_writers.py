@@ -1,6 +1,5 @@
-"""Files of trainers: each is read by the package that it is for, where that is installed, or by its
-documented schema.
-"""
+"""Files for trainers: each is read by the package that it is for, or checked against its
+documented schema."""
 
 from __future__ import annotations
 

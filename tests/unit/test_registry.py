@@ -1,6 +1,5 @@
-"""Registries: parts are found by name, in cuvee, in installed packages and in plugins; two parts
-never share a name.
-"""
+"""Registries find parts by name in cuvee, in installed packages and in plugins. Two parts never
+share a name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""RegMix: its prior and cap, what it proposes, which runs it fits, what each fit recovers, and what
-it refuses.
-"""
+"""RegMix: its prior and cap, what it proposes, which runs it fits, what each fit recovers, and
+what it refuses."""
 
 from __future__ import annotations
 
@@ -41,9 +40,8 @@ class Space:
 
 
 def losses_of(mixtures_NK: Any) -> Any:
-    """A planted truth: each loss falls as a power of what its domain and, a little, its neighbours
-    were given.
-    """
+    """A planted truth: each loss falls as a power of its domain's share and, a little, of its
+    neighbours' shares."""
     help_KK = np.eye(4) + 0.1 * (np.ones((4, 4)) - np.eye(4))
     return np.array([1.5, 2.0, 2.5, 1.0]) + 1.2 * (0.02 + np.asarray(mixtures_NK) @ help_KK) ** -0.3
 

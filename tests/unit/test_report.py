@@ -1,6 +1,5 @@
-"""What the report says: the figures in its tables, the words above them, and that nothing in it can
-become markup.
-"""
+"""The report: the figures in its tables, the text above them, and that no text in it becomes
+markup."""
 
 from __future__ import annotations
 

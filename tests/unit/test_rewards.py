@@ -94,9 +94,7 @@ def test_the_alignment_reward_is_smoothed_and_importance_corrected() -> None:
     )
 
 
-def test_gain_is_one_on_average_over_the_valued_domains_and_counts_what_a_domain_does_for_itself() -> (
-    None
-):
+def test_gain_averages_one_over_valued_domains_and_counts_a_domain_for_itself() -> None:
     gram_KK = GRADIENTS @ GRADIENTS.T
     reward = GainReward(smoothing=0.0)(history())
     assert reward is not None

@@ -1,6 +1,4 @@
-"""`cuvee runs` and `cuvee report` on a store with runs of a toy trainer, and what the command line
-looks like.
-"""
+"""`cuvee runs` and `cuvee report` on a store with runs of a toy trainer, and their output."""
 
 from __future__ import annotations
 
@@ -157,9 +155,8 @@ def test_audit_filters_and_says_so_if_there_is_nothing(place: Path) -> None:
 
 
 def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
-    """Refusals with brackets in their reasons, alarms, fallback and shadow, as rows and in the
-    summary.
-    """
+    """Refusals with brackets in their reasons, alarms, fallback and shadow mode, as rows and in
+    the summary."""
 
     class Drifts:
         probes = ()
@@ -198,8 +195,8 @@ def test_audit_of_a_run_that_went_wrong(tmp_path: Path) -> None:
     assert "8 decisions: 4 accepted, 1 refused, 3 fallback" in shown
     assert "lessons refused: 2" in shown
     assert (
-        "alarm collapse: first at step 4, 4 in all: web gets 0.9980 of the tokens; 3 decisions in a row"
-        in shown
+        "alarm collapse: first at step 4, 4 in all: web gets 0.9980 of the tokens; "
+        "3 decisions in a row" in shown
     )
     assert sum("after collapse" in line for line in shown.splitlines()) == 3
     refused = cuvee(

@@ -1,6 +1,5 @@
-"""SAC on the simplex: the entropy it aims at, the policy it reads from its network, and its
-temperature.
-"""
+"""SAC on the simplex: its target entropy, the policy that its network gives, and its
+temperature."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The scoring sampler: conformance, that it is the same anywhere and any time, and that its paths
-are plausible but diverse.
-"""
+"""The scoring sampler: conformance, determinism, and paths that are plausible but diverse."""
 
 from __future__ import annotations
 
@@ -157,9 +155,8 @@ def test_some_trajectories_go_straight_from_one_target_share_to_another() -> Non
 
 def test_the_direction_follows_the_feedback() -> None:
     def after(change: float) -> float:
-        """Cosine between the next move and the last, which was towards the target, given how the
-        feedback changed.
-        """
+        """Cosine between the next move and the last, which was towards the target, after this
+        change of the feedback."""
         trainer = ScriptedTrainer(FIELD)
         so_far = Trajectory.start(trainer.start(()))
         mixture = Mixture.of({"web": 0.45, "code": 0.15, "papers": 0.15, "maths": 0.25})

@@ -1,6 +1,4 @@
-"""The Megatron format: what is written is read back, and each thing that can be wrong has an error
-of its own.
-"""
+"""The Megatron format: written shards are read back, and each kind of damage has its own error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Projections, densities and entropies on the simplex, against known answers and numerical
-integration.
-"""
+"""Projections, densities and entropies on the simplex against known answers and integration."""
 
 from __future__ import annotations
 
@@ -25,9 +23,8 @@ GRID = 250
 
 
 def triangle() -> tuple[Tensor, float]:
-    """Midpoints (N, 3) of a fine grid over the simplex at K = 3 and the area (dα₁ dα₂) that each
-    stands for.
-    """
+    """Midpoints (N, 3) of a fine grid over the simplex at K = 3, and the area (dα₁ dα₂) of each
+    cell."""
     middle = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
     first, second = torch.meshgrid(middle, middle, indexing="ij")
     inside = first + second < 1 - 1e-9

@@ -1,6 +1,5 @@
-"""The simulator: a trainer like any other, with losses that follow the law, and optima found by
-climbing through it.
-"""
+"""The simulator: it meets the trainer's contract, its losses follow the law, and optima are
+found by gradient ascent."""
 
 from __future__ import annotations
 

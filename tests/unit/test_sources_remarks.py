@@ -1,6 +1,5 @@
-"""What a build passes over, folds, or finds twice is said: no silent loss of text and no silent
-leak into validation.
-"""
+"""A build reports what it skips, merges or finds twice: no text is lost and no validation text
+leaks silently."""
 
 from __future__ import annotations
 
@@ -142,7 +141,9 @@ def test_a_build_without_a_good_row_says_what_was_wrong_with_them(tmp_path: Path
 def tokenizer(kind: str) -> Tokenizer:
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     if kind == "prepend":
-        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # fmt: skip
+        made.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     elif kind.startswith("metaspace"):
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind.split("-")[1])
         made.decoder = decoders.Metaspace()
@@ -159,7 +160,8 @@ def tokenizer(kind: str) -> Tokenizer:
     return made
 
 
-@pytest.mark.parametrize("kind", ["byte", "byte-prefix", "prepend", "metaspace-first", "metaspace-always", "metaspace-never"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["byte", "byte-prefix", "prepend", "metaspace-first",
+                                  "metaspace-always", "metaspace-never"])  # fmt: skip
 def test_long_documents_have_the_ids_of_the_whole(kind: str) -> None:
     made = tokenizer(kind)
     encoder = Encoder(made, 1, np.dtype("<i4"))

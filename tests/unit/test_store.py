@@ -1,4 +1,4 @@
-"""The run store on SQLite, what may be named as a store, and that no secret of a URL is ever shown."""
+"""The run store on SQLite, valid store addresses, and that no password of a URL is ever shown."""
 
 import contextlib
 import io
@@ -187,7 +187,10 @@ def test_no_secret_is_shown_when_a_server_cannot_be_reached(
 
 
 def test_importing_the_package_needs_no_database_library() -> None:
-    code = "import sys, cuvee, cuvee.fleet; sys.exit('sqlalchemy' in sys.modules or 'alembic' in sys.modules)"
+    code = (
+        "import sys, cuvee, cuvee.fleet; "
+        "sys.exit('sqlalchemy' in sys.modules or 'alembic' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -223,7 +226,8 @@ def test_a_killed_worker_of_this_host_need_not_wait_out_its_lease(tmp_path: Path
     path = tmp_path / "store.sqlite"
     code = (
         "import os, sys; from cuvee.fleet.store.store import Store, worker_name\n"
-        "store = Store.open(sys.argv[1]); store.claim_run(store.create('a', 0, {}), worker_name(), 3600.0)\n"
+        "store = Store.open(sys.argv[1])\n"
+        "store.claim_run(store.create('a', 0, {}), worker_name(), 3600.0)\n"
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)

@@ -1,6 +1,4 @@
-"""What is in a batch: tokens, padding, documents, positions; and that all ways of gathering them
-agree.
-"""
+"""The contents of a batch: tokens, padding, documents, positions. All ways of gathering agree."""
 
 import pickle
 from typing import Any
@@ -85,9 +83,8 @@ def test_a_batch_travels_between_processes_with_its_documents() -> None:
 @pytest.mark.parametrize("dtypes", [("u2", "u2", "u2"), ("u2", "i4", "u2")])
 @pytest.mark.parametrize("gap", [0, 1, 511])
 def test_all_ways_of_gathering_agree(length: int, dtypes: tuple[str, ...], gap: int) -> None:
-    """Pools at distances that are and are not multiples of a window, in one type and in two, some
-    shorter than a window.
-    """
+    """Pools at distances that are and are not multiples of a window, of one type and of two,
+    some shorter than a window."""
     ids = np.arange(60_000) % 50_000
     sizes, pools, at = (20 * length, 3 * length + 7, 5), [], 0
     memory = {dtype: ids.astype(dtype) for dtype in dtypes}
@@ -137,9 +134,7 @@ def test_any_object_with_named_pools_is_a_corpus() -> None:
 def test_lanes_of_a_step_are_those_of_the_whole_batch(
     sizes: dict[str, int], sampling: Sampling
 ) -> None:
-    """In any grouping, across a change of the mixture, for steps that are skipped or asked for
-    twice.
-    """
+    """In any grouping, across a change of the mixture, for skipped and repeated steps."""
     mixture = Mixture.normalise(tuple(sizes), [1.0] * len(sizes))
     later = Mixture.normalise(tuple(sizes), range(1, len(sizes) + 1))
     made: dict[str, Any] = {

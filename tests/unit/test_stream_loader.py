@@ -1,6 +1,5 @@
-"""The stream inside torch's loaders: any number of workers, the state of what was delivered,
-mixtures that reach the workers.
-"""
+"""The stream in torch's data loaders: any number of workers, the state of the delivered
+batches, and mixtures that reach the workers."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,6 +1,4 @@
-"""Trainers put together: the numbers of each are those that it has alone, whatever becomes of the
-others.
-"""
+"""Trainers that run together have the same numbers as alone, whatever happens to the others."""
 
 from __future__ import annotations
 

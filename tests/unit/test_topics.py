@@ -154,9 +154,8 @@ def test_a_refusal_leaves_no_stale_fit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as sentence-transformers has them, and in place of the library a stand-in that sees
-    only first letters.
-    """
+    """A folder as sentence-transformers saves it, and a substitute library that embeds by first
+    letters."""
     folder = tmp_path / "embedder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

@@ -1,6 +1,5 @@
-"""The language-model trainer: exact losses by domain, exact resume, refusal before the weights are
-touched, export.
-"""
+"""The language-model trainer: exact losses by domain, exact resume, refusals before an update,
+export."""
 
 from __future__ import annotations
 
@@ -155,8 +154,8 @@ def test_the_update_is_that_of_the_mean_token_loss(make: Make) -> None:
         ]
         torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas).step()
         for own, expected in zip(trainer.model.parameters(), reference.parameters(), strict=True):
-            # Adam's first step is nearly the sign of the gradient, so where that is 0 but for
-            # rounding the two may differ.
+            # Adam's first step is nearly the sign of the gradient. Where the gradient is 0 up to
+            # rounding, the two may differ.
             off = (own - expected).abs() > 1e-6
             assert off.float().mean() < 0.01
 
@@ -253,9 +252,8 @@ def test_validation_happens_at_both_ends_and_when_it_is_due(
 
 
 def test_cost_counts_validation_and_what_probes_compute(make: Make, tmp_path: Path) -> None:
-    """A forward pass is a third of training; alignment is one product a measured position and inner
-    products an interval.
-    """
+    """A forward pass costs a third of training. Alignment costs one product per measured
+    position and inner products per interval."""
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"prompt": "def f(x):", "answer": " return x"}')
     trainer = make(validate_every=2)

@@ -1,6 +1,5 @@
-"""Learning through simulated worlds: what is unrolled is what a policy sees and does in a run, and
-gradients go through it.
-"""
+"""Learning in simulated worlds: the unrolled computation equals a real run, and gradients flow
+through it."""
 
 from __future__ import annotations
 

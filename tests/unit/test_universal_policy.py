@@ -1,6 +1,4 @@
-"""The policy that ships: it is there, unaltered, says where it comes from, and steers any number of
-domains.
-"""
+"""The shipped universal policy: present, unaltered, with provenance, for any number of domains."""
 
 from __future__ import annotations
 

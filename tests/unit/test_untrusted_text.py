@@ -1,6 +1,5 @@
-"""Names, groups and reasons of other people are text: never markup, never control characters, in no
-output.
-"""
+"""Names, groups and reasons from other people are plain text in every output: no markup, no
+control characters."""
 
 from __future__ import annotations
 
@@ -26,9 +25,11 @@ from cuvee.recipes.progress.fleet_watch import FleetWatch
 
 HOSTILE = [
     "rank 0 failed: [/__w/pytorch/gloo/pair.cc:537] Read error [127.0.0.1]:27011: reset by peer",
-    "[/]", "[bold]x", "[bold", "]", "[", "\\[/red]", "[link=https://evil]x[/link]", "[@click=app.bell]x[/]",
-    "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\x1b]8;;https://evil\x07click\x1b]8;;\x07", "\x9b31m", "\x00\x07\x08\x7f",
-    "good\rforged", "good\nrun-1 done", "abc\u202edcba", "a\u200bb\ufeff", "\u2066x\u2069", "a\u2028b", "\ud800",
+    "[/]", "[bold]x", "[bold", "]", "[", "\\[/red]", "[link=https://evil]x[/link]",
+    "[@click=app.bell]x[/]", "\x1b[2J\x1b[31mred", "\x1b]0;title\x07",
+    "\x1b]8;;https://evil\x07click\x1b]8;;\x07", "\x9b31m", "\x00\x07\x08\x7f",
+    "good\rforged", "good\nrun-1 done", "abc\u202edcba", "a\u200bb\ufeff", "\u2066x\u2069",
+    "a\u2028b", "\ud800",
     ":skull:", "{curly}", "%s %(x)s", "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "x" * 5000,
 ]  # fmt: skip
 
@@ -129,7 +130,8 @@ def test_a_mistake_on_the_command_line_is_no_markup_either() -> None:
 def test_nothing_in_the_command_line_prints_past_the_two_modules_that_escape() -> None:
     """Planted faults of this scan: each of these lines is found."""
     for planted in ("typer.echo(x)", "typer.secho(x)", "print(x)", "Console()", "Text(x)",
-                    "Text.from_markup(x)", "from rich.markup import escape", "sys.stderr.write(x)"):  # fmt: skip
+                    "Text.from_markup(x)", "from rich.markup import escape",
+                    "sys.stderr.write(x)"):  # fmt: skip
         assert list(_ways_around(ast.parse(planted))), planted
     folder = Path(cuvee.cli.__file__).parent
     for path in sorted(folder.rglob("*.py")):
