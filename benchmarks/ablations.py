@@ -1,20 +1,19 @@
-"""What each part of AC-ODM and HDS is worth: reward, critic, reward terms, proxy size, number of
-domains.
+"""What each part of AC-ODM and HDS is worth: reward, critic, reward terms, proxy size, domains.
 
-    python benchmarks/ablations.py --corpus DIR                        about 20 minutes on two cores, 3 seeds
+    python benchmarks/ablations.py --corpus DIR            about 20 minutes on two cores, 3 seeds
     python benchmarks/ablations.py --corpus DIR --tokens 5_000_000 --seeds 5 --out DIR
     python benchmarks/ablations.py --corpus DIR --only critic --tokens 20_000 --seeds 1
 
-DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. What is trained is what
-`examples/ablations/*.yaml` say, one file an ablation, with the budget and the seeds given here;
-runs that several files name are trained once. Whatever stops it, the same command goes on.
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. Each file of `examples/ablations/*.yaml`
+defines one ablation; the budget and the seeds are those given here. Runs that several files name
+are trained once. After an interruption, the same command resumes.
 
-The loss is the mean over the domains of DIR, in nats per token, of the final model's validation
-loss, also where domains were merged for training. Differences are paired by seed, with a 95 %
-bootstrap interval: to `uniform` of the same model, and to the method that the ablation takes
-something from. Merged domains need a line for every domain of DIR in `examples/ablations/maps`. A
-proxy's seed is 1,000 above its target's. FLOPs are of a run with its proxies. The last line printed
-is one JSON object by ablation and label.
+The loss is the final model's validation loss in nats per token, the mean over the domains of DIR,
+also where domains were merged for training. Differences are paired by seed, with a 95 % bootstrap
+interval: to `uniform` of the same model, and to the full method that the ablation reduces. Merged
+domains need a line for every domain of DIR in `examples/ablations/maps`. A proxy's seed is 1,000
+above its target's. FLOPs include those of the proxies. The last line printed is one JSON object by
+ablation and label.
 """
 
 from __future__ import annotations
@@ -50,9 +49,7 @@ PROXY_SEED = 1000
 
 @dataclass(frozen=True)
 class Ablation:
-    """A file of `examples/ablations`, the label of the whole method in it, and the merging of
-    domains that it wants.
-    """
+    """A file of `examples/ablations`, the label of its full method, and its merging of domains."""
 
     file: str
     whole: str
@@ -81,8 +78,9 @@ class Bench:
         )
 
     def merged(self, way: str) -> Path | None:
-        """The corpus with its domains merged, with the tokenizer of the whole; None if the map does
-        not know them all.
+        """The corpus with merged domains and the tokenizer of the whole corpus.
+
+        None if the map lacks one of its domains.
         """
         place = EXAMPLES / "maps" / f"{way}.yaml"
         known = read_yaml(place)
@@ -139,9 +137,7 @@ class Bench:
     def learned(
         self, choice: MethodChoice | PolicyChoice, seed: int, corpus: Path
     ) -> MethodChoice | PolicyChoice:
-        """For a policy that an example names as runs/SEARCH/policy, that of a search with a proxy
-        for this seed.
-        """
+        """Replace a policy path runs/SEARCH/policy by the policy of that search for this seed."""
         if isinstance(choice, MethodChoice):
             return choice
         name = choice.policy.parent.name
@@ -186,7 +182,8 @@ def measure(bench: Bench, name: str) -> dict[str, Any] | None:
         losses.setdefault(method_label(run.config), {})[run.seed] = bench.loss(run)
     found = {}
     print(
-        f"\n{name:<28}{'loss':>9}{'to uniform':>12}{'95 % interval':>20}{'to ' + ablation.whole:>12}",
+        f"\n{name:<28}{'loss':>9}{'to uniform':>12}{'95 % interval':>20}"
+        f"{'to ' + ablation.whole:>12}",
         flush=True,
     )
     for one, by_seed in losses.items():

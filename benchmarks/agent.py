@@ -1,38 +1,46 @@
-"""The Data Mixing Agent on real text: does what it has learned from small runs beat the mixtures
-that anybody would try?
+"""Does the Data Mixing Agent, learned from small runs on real text, beat common mixtures?
 
-    python benchmarks/agent.py --corpus DIR --questions FILE…              about 40 minutes on one core
-    python benchmarks/agent.py --corpus DIR --questions FILE… --full       more proxies and seeds, longer runs, larger models
-    python benchmarks/agent.py … --proxies 8 --seeds 1 --tokens 40000      to see it work
+    python benchmarks/agent.py --corpus DIR --questions FILE…           about 40 minutes on one core
+    python benchmarks/agent.py --corpus DIR --questions FILE… --full    more proxies and seeds,
+                                                                        longer runs, larger models
+    python benchmarks/agent.py … --proxies 8 --seeds 1 --tokens 40000   a quick trial
 
 DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with the roles of domains (or
---target NAME). Question files are JSONL (docs/probes.md). Which field one is about is guessed from
-its name; general=FILE, target=FILE or NAME=FILE says it.
+--target NAME). Question files are JSONL (docs/probes.md). The field of a question file is guessed
+from its name; general=FILE, target=FILE or NAME=FILE sets it.
 
-A base model is trained on the source field, every fourth source domain kept away. From it start,
-under one data order, the proxies of the agent and those of RegMix, half as long as a target run. A
-target run has data orders of its own; for one seed all methods share it. Everything that decides
-about mixtures sees one half of the questions and of the validation documents, the results are of
-the other half, as nats a token: a side (source, target) is the mean of its texts, by domain, and
-its questions, by file; the average is that of both sides. Fewer is better.
+A base model is trained on the source field without every fourth source domain. The proxies of the
+agent and those of RegMix start from it, under one data order, and are half as long as a target run.
+Target runs have other data orders; all methods share the data order of a seed. Everything that
+decides about mixtures sees the feedback half of the questions and of the validation documents. The
+results are those of the other half, in nats per token: a side (source, target) is the mean of its
+texts, by domain, and its questions, by file; the average is that of both sides. Lower is better.
 
-    base            the base model                   share-0.3      a static target share, each field by its tokens
-    target_only     naive                            regmix         fitted to as many static proxies
-    natural         by tokens                        sft            the agent as cloning left it
-    uniform         each domain alike                agent          what `cuvee learn` writes, played as it is
-    random_walk     on the simplex                   actor          the agent where it says itself that it has no support
-    ramp-0.8-0.2    a falling target share: shows    learned        what --policy names
-    ramp-0.2-0.8    room, is no baseline             even-0.4        source domains alike: room, is no baseline
+    base            the base model
+    target_only     naive
+    natural         by tokens
+    uniform         each domain alike
+    random_walk     on the simplex
+    share-0.3       a static target share, each field divided by its tokens
+    regmix          fitted to as many static proxies
+    sft             the agent after behaviour cloning
+    agent           what `cuvee learn` writes, used unchanged
+    actor           the agent's actor where the agent itself would use its fallback
+    learned         the policy given by --policy
+    ramp-0.8-0.2    a falling target share: shows the room, not a baseline
+    ramp-0.2-0.8    a rising target share: likewise
+    even-0.4        source domains alike: likewise
 
 `avg_gain_vs_best_baseline` is the relative drop of the average against the baseline with the lowest
-mean over seeds, picked with hindsight. `source_retained` is 1 less the relative rise of the source
-side against the base, `target_gain` the relative drop of the target side. `source_tokens_saved` is
-the share of that baseline's source tokens that the agent did without. Transfers, without learning
-again, against the best static share: `source`, the source domains kept away (and a base model of
+mean over seeds, chosen in hindsight. `source_retained` is 1 minus the relative rise of the source
+side over the base. `target_gain` is the relative drop of the target side. `source_tokens_saved` is
+the share of that baseline's source tokens that the agent did not need. Transfers, without new
+learning, against the best static share: `source`, the held-out source domains (and a base model of
 them); `model`, a GPT-NeoX base; `space`, the same text as two domains; `field`, another target.
-`rank_correlation`: Spearman's ρ over static mixtures between proxies' feedback and target runs'
-results. `room`: from the best static mixture to the best of all. All training tokens are in `cost`;
-probes come on top. The last line printed is one JSON object; stop and start it again at will.
+`rank_correlation` is Spearman's ρ over static mixtures between the feedback of proxies and the
+results of target runs. `room` is the distance from the best static mixture to the best of all.
+`cost` has all training tokens, without probes. The last line printed is one JSON object. The same
+command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -189,7 +197,7 @@ def label_of(run: Run) -> str:
     return str(method["label"] if method else run.config["policy"])
 
 
-# The agent
+# ---------------------------------------------------------------------------------------- the agent
 
 
 def agent_method(bench: Bench, field: Field) -> dict[str, Any]:
@@ -203,9 +211,8 @@ def agent_method(bench: Bench, field: Field) -> dict[str, Any]:
 
 
 def learned_policies(bench: Bench, field: Field, base: Path) -> tuple[dict[str, Path], float]:
-    """Folders of "agent" and "sft", and of "actor" where the agent would play its fallback; seconds
-    of learning.
-    """
+    """Folders of "agent", "sft" and, where the agent would use its fallback, "actor"; seconds
+    of learning."""
     config = bench.searching(field, base, agent_method(bench, field), "dma")
     runs = run_proxies(config)
     bench.spent["proxies of the agent"] = sum(run.cost.tokens for run in runs)
@@ -250,7 +257,7 @@ def carried(bench: Bench, policies: Mapping[str, Path], to: Field) -> list[dict[
     return entries
 
 
-# Baselines
+# ---------------------------------------------------------------------------------------- baselines
 
 
 def target_share(field: Field, share: float) -> dict[str, Any]:
@@ -277,9 +284,7 @@ def static_entries(field: Field) -> list[Any]:
 
 
 def ramps(field: Field) -> list[dict[str, Any]]:
-    """Schedules by hand, to see what moving is worth: the target share falls or rises from start to
-    end.
-    """
+    """Manual schedules that show the value of moving: the target share falls or rises."""
     ends = {share: target_share(field, share)["weights"] for share in (0.2, 0.8)}
     pairs = ((0.8, 0.2), (0.2, 0.8))
     return [
@@ -310,7 +315,7 @@ def regmix(bench: Bench, field: Field, base: Path) -> list[dict[str, str]]:
         return []
 
 
-# Figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def averages(verdicts: Mapping[str, Mapping[int, Verdict]]) -> dict[str, dict[int, float]]:
@@ -446,9 +451,8 @@ def accuracy_above_chance(
 def ranks(
     bench: Bench, field: Field, base: Path, average: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Any]:
-    """Static mixtures at the proxies' size, by the feedback half, against what the target runs came
-    to.
-    """
+    """Static mixtures at the proxies' size, by the feedback half, against results of target
+    runs."""
     short = bench.options.tokens // 2
     runs = bench.compared(field, base, static_entries(field), 1, tokens=short, name="proxy-static")
     found = {
@@ -473,7 +477,7 @@ def ranked(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     }
 
 
-# Main
+# --------------------------------------------------------------------------------------------- main
 
 
 def run_all(bench: Bench, material: Material) -> None:
@@ -505,7 +509,8 @@ def run_all(bench: Bench, material: Material) -> None:
     log("base model and RegMix")
     without_agent = averages(bench.judged(field, bench.compared(field, base, entries, 1)))
     log(
-        f"without the agent: {json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}"
+        "without the agent: "
+        f"{json.dumps({label: round(mean_of(one), 4) for label, one in without_agent.items()})}"
     )
     policies, seconds = learned_policies(bench, field, base)
     entries += carried(bench, policies, field)

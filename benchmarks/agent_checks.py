@@ -1,40 +1,44 @@
-"""What the Data Mixing Agent rests on, checked one thing at a time (METHODS §1, "What to watch").
+"""Checks of the Data Mixing Agent's assumptions, one at a time.
 
-    python benchmarks/agent_checks.py --check sizes --corpus DIR --questions FILE…          do small proxies rank as targets do?
-    python benchmarks/agent_checks.py --check spaces --corpus DIR --questions FILE…         what if domains are other ones?
-    python benchmarks/agent_checks.py --check conservatism --corpus DIR --questions FILE…   what does the weight of CQL do?
-    … --proxies 8 --seeds 1 --tokens 40000 --every 40 --out NEW --agent '{"bc_updates": 10, "updates": 20}'     to see it work
+    python benchmarks/agent_checks.py --check sizes --corpus DIR --questions FILE…
+                                        do small proxies rank mixtures as target runs do?
+    python benchmarks/agent_checks.py --check spaces --corpus DIR --questions FILE…
+                                        what if the text is divided into other domains?
+    python benchmarks/agent_checks.py --check conservatism --corpus DIR --questions FILE…
+                                        what does the weight of CQL do?
+    … --proxies 8 --seeds 1 --tokens 40000 --every 40 --out NEW
+      --agent '{"bc_updates": 10, "updates": 20}'                                a quick trial
 
-Corpus, questions, halves, runs and judge are those of `agent.py`. With its --out and --tokens, what
-it has trained is not trained again: base model, proxies, static target runs. (--every is of an
---out: another one needs another folder.)
+Corpus, questions, halves, runs and evaluation are those of `agent.py`. With the --out and --tokens
+of `agent.py`, its base model, proxies and static target runs are reused. (--every belongs to an
+--out: another value needs another folder.)
 
-**sizes.** A base model of each of `--sizes` (hidden widths of `--model`, the rest in proportion; or
-models by name) goes on, half as long as a target run, under the same static mixtures: those of
+**sizes.** A base model of each of `--sizes` (hidden widths of `--model`, the rest in proportion, or
+models by name) continues, half as long as a target run, under the same static mixtures: those of
 `agent.py`, and random ones that give the target field a share from 0.05 to 0.95 and multiply each
-domain of a field by a log-normal factor. Spearman's ρ over mixtures is between what a proxy comes
-to and what the target model (the last size, or `--target-model`) comes to at full length by the
-judging half: `feedback` of texts and questions of the feedback half, and `valid_loss` of text
-alone, which is what RegMix is fitted to. `regret` is how much worse than the best mixture's the
-result is of the one that the proxies would pick. Proxies have one data order, target runs have
-others; `agreement` is ρ between the first two orders of the target runs: a proxy can hardly do
-better. FLOPs are of training and validation.
+domain of a field by a log-normal factor. Figures are Spearman's ρ over mixtures between a proxy's
+result and the result of the target model (the last size, or `--target-model`) at full length on the
+evaluation half: `feedback` for texts and questions of the feedback half, `valid_loss` for text
+alone, to which RegMix is fitted. `regret` is how much worse the mixture that the proxies would
+choose is than the best mixture. Proxies have one data order, target runs have others; `agreement`
+is ρ between the first two orders of the target runs, which bounds what a proxy can reach. FLOPs are
+those of training and validation.
 
-**spaces.** The same text with other domains, under one base model and one judge: `2` by role,
-`labelled` as it came, `kmeans` topics found by words and `random` ones by a hash, both divided by
-role. In each an agent learns from proxies of its own, and its `actor`, and what `agent` would play
-where it knows that it has no support, go against the best static target share there: another space
-is another order of the same text, so gains can be compared between spaces and nats cannot.
+**spaces.** The same text with other domains, under one base model and one evaluation: `2` by role,
+`labelled` as given, `kmeans` topics found by words and `random` ones by a hash, both divided by
+role. In each space an agent learns from its own proxies. Its `actor`, and what `agent` would play
+where it lacks support, are compared with the best static target share there. Another space is
+another order of the same text, so gains can be compared between spaces and nats cannot.
 
-**conservatism.** One set of proxies; an agent learns from it with each weight ω. `kept` is the
-actor that off-policy evaluation picks from a course of learning, as `cuvee learn` does, `last` the
-one at its end. Both steer target runs, unless they are the same network as another one (`same_as`:
-an agent that keeps its beginning is `sft`). Gains are against the best static target share. `q_std`
-is by how much Q differs between mixtures in one state at the end of learning, `q_doubt` between the
-twins.
+**conservatism.** From one set of proxies an agent learns with each weight ω. `kept` is the actor
+that off-policy evaluation chooses, as `cuvee learn` does; `last` is the final actor. Both steer
+target runs, unless they are the same network as another one (`same_as`: an agent that keeps its
+first actor is `sft`). Gains are against the best static target share. `q_std` is the deviation of Q
+between mixtures in one state at the end of learning, `q_doubt` the one between the twin critics.
 
-Gains are relative drops of the judged average, paired by seed, with bootstrap intervals in `ci95`
-from two seeds on. The last line printed is one JSON object; stop and start it again at will.
+Gains are relative drops of the average, paired by seed, with bootstrap intervals in `ci95` for two
+seeds or more. The last line printed is one JSON object. The same command resumes after an
+interruption.
 """
 
 from __future__ import annotations
@@ -99,7 +103,7 @@ Average = Mapping[str, Mapping[int, float]]
 Parts = Iterator[dict[str, Any]]  # what is known after each step
 
 
-# Sizes
+# -------------------------------------------------------------------------------------------- sizes
 
 
 def sized(preset: str, size: str) -> str | dict[str, Any]:
@@ -115,9 +119,7 @@ def sized(preset: str, size: str) -> str | dict[str, Any]:
 
 
 def mixtures(field: Field, count: int) -> list[Any]:
-    """Static ones by hand, and random ones: a target share, and a taste among the domains of each
-    field.
-    """
+    """Manual static mixtures, and random ones: a target share, and factors within each field."""
     entries, domains = static_entries(field), field.corpus.domains
     for number in range(count - len(entries)):
         rng = np.random.default_rng([1, number])
@@ -136,9 +138,8 @@ def mixtures(field: Field, count: int) -> list[Any]:
 
 
 def valid_loss(run: Run) -> float:
-    """Nats a token of validation text at the end: half the mean of the source's domains, half that
-    of the target's.
-    """
+    """Final validation loss in nats per token: the mean of the source's mean and the target's
+    mean."""
     found, domains = run.trajectory.last.probes["valid_loss"], run.trajectory.domains
     sides: dict[bool, list[float]] = {True: [], False: []}
     for domain, loss, there in zip(domains, found.values, found.present, strict=True):
@@ -196,11 +197,11 @@ def sizes(bench: Bench, material: Material, figures: Figures) -> Parts:
         yield {"sizes": by_size}
 
 
-# Learning
+# ----------------------------------------------------------------------------------------- learning
 
 
 class Course(NamedTuple):
-    """A course of learning: what it kept, the actor at its end, and the runs it was learned from."""
+    """The result of learning: the actor that was kept, the last actor, and the logged runs."""
 
     learned: Learned
     last: HistoryPolicy
@@ -228,9 +229,8 @@ class Course(NamedTuple):
 
 
 def course(bench: Bench, field: Field, base: Path, **changed: Any) -> Course:
-    """Proxies if they are not there, and learning; `changed` are settings that differ from those of
-    `--agent`.
-    """
+    """Train missing proxies, and learn. `changed` are settings that differ from those of
+    `--agent`."""
     config = bench.searching(field, base, agent_method(bench, field), "dma")
     bench.spent[f"proxies on {field.name}"] = sum(run.cost.tokens for run in run_proxies(config))
     runs = logged_runs(config)
@@ -274,7 +274,7 @@ def against_best(
     }
 
 
-# Spaces
+# ------------------------------------------------------------------------------------------- spaces
 
 
 def space_of(material: Material, name: str, topics: int) -> Field:
@@ -320,7 +320,7 @@ def spaces(bench: Bench, material: Material, figures: Figures) -> Parts:
         yield {"spaces": by_space}
 
 
-# Conservatism
+# ------------------------------------------------------------------------------------- conservatism
 
 
 def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
@@ -364,7 +364,7 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
     yield {**said, "target_shares": {label: path_of(by_seed) for label, by_seed in runs.items()}}
 
 
-# Main
+# --------------------------------------------------------------------------------------------- main
 
 
 def main() -> None:
@@ -394,7 +394,7 @@ def main() -> None:
         setattr(options, name, getattr(options, name) or value)
     if options.mixtures < FEWEST_MIXTURES:
         parser.error(
-            f"--mixtures is {options.mixtures}: fewer than {FEWEST_MIXTURES} have no order to speak of"
+            f"--mixtures is {options.mixtures}: a rank correlation needs {FEWEST_MIXTURES} or more"
         )
     if options.proxies < FEWEST_PROXIES:
         parser.error(

@@ -1,10 +1,9 @@
-"""What `agent.py` is run on: corpora with a source and a target field, questions in two halves, and
-the judge.
+"""What `agent.py` runs on: corpora with a source and a target field, questions, and evaluation.
 
 Every question and every document of the `valid` split belongs to one of two halves, by a hash of
-its text. The feedback half is all that anything which decides about mixtures may see: the agent's
-questions, and the validation text that RegMix is fitted to. The other half judges. A document
-becomes questions too: each piece of it begins a text and has to be continued.
+its text. Whatever decides about mixtures sees the feedback half only: the agent's questions, and
+the validation text that RegMix is fitted to. The other half evaluates. Documents become questions
+too: each piece of a document is the beginning of a text that the model must continue.
 """
 
 from __future__ import annotations
@@ -60,8 +59,9 @@ class Field:
 
 
 class Material:
-    """Everything below `out` that is made of the raw folder and the question files; what is there
-    is not made again.
+    """Everything below `out` that is made from the raw folder and the question files.
+
+    What exists is not made again.
     """
 
     def __init__(
@@ -117,10 +117,7 @@ class Material:
     def field(
         self, name: str, sources: Sequence[str], target: str, way: Way | None = None
     ) -> Field:
-        """Builds the corpus if it is not there.
-
-        A `way` gives its documents other labels, each divided by role.
-        """
+        """Build the corpus unless it exists. A `way` relabels the documents, divided by role."""
         folder, raw = self.out / "corpora" / name, self._raw_variant(name, sources, target)
         targets: tuple[str, ...] = (target,)
         if way is not None:
@@ -155,9 +152,9 @@ class Material:
         }
 
     def _feedback(self, name: str, domains: Sequence[str], asked: Sequence[str]) -> list[str]:
-        """A file of texts, equally many of each domain, and one of questions, equally many of each
-        file. A side of the evaluation
-        is the mean of both kinds, and so is a field of the feedback.
+        """A file of texts, equally many per domain, and one of questions, equally many per file.
+
+        A side of the evaluation is the mean of both kinds, and so is a field of the feedback.
         """
         where, paths = self.out / "questions", []
         for kind, stems in (
@@ -175,9 +172,8 @@ class Material:
         return folder / "tokenizer.json"
 
     def _raw_variant(self, name: str, sources: Sequence[str], target: str) -> Path:
-        """Every `self.every`th training document of some domains; what is validated is of the
-        feedback half.
-        """
+        """Every `self.every`th training document of some domains, validated on the feedback
+        half."""
         folder = self.out / "raw" / name
         if folder.exists():
             return folder
@@ -269,21 +265,22 @@ def _write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# Evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Nats a token: each side is the mean of texts (over domains) and questions (over files),
-    `average` of the two sides.
+    """Nats per token.
+
+    Each side is the mean of texts (over domains) and questions (over files), `average` that of both
+    sides.
     """
 
     source: float
     target: float
     accuracy: Mapping[str, tuple[float, float]]
-    """By question file with choices: share of right answers and the least that is above chance (two
-    deviations).
-    """
+    """The share of right answers by question file, and the least share above chance (2
+    deviations)."""
 
     @property
     def average(self) -> float:
@@ -293,7 +290,7 @@ class Verdict:
 def evaluate(
     model: Path, corpus: Corpus, files: Mapping[str, Sequence[str]], cache: Path
 ) -> Verdict:
-    """How good the saved model is, from `cache` if it has been judged by the same questions before."""
+    """The evaluation of the saved model, read from `cache` if it has the same questions."""
     by = _digest(
         "".join(
             name + _digest(Path(file).read_text())

@@ -1,21 +1,19 @@
-"""Do the agents learn?
-
-Regret on a mixing bandit whose best mixture is known, and on the scaling-law simulator.
+"""Do the agents learn? Regret on a bandit with a known best mixture and on the simulator.
 
     python benchmarks/agents.py                       10 seeds, minutes a task on one core
     python benchmarks/agents.py --processes 2         the same figures, sooner
     python benchmarks/agents.py --seeds 2 --tasks bandit-ddpg-5
 
-*Bandit.* Domain i pays 1 − α_i/α*_i, less the more it is used, so the mixture pays Σ α_i (1 −
-α_i/α*_i) = −χ²(α, α*), best at α*. An agent sees that number (or, with a vector critic, the K
-payments) with noise, of deviation 0.1 of what uniform loses. Figure: what its mixture loses,
-without noise and exploration, as a share of what uniform loses.
+*Bandit.* Domain i pays 1 − α_i/α*_i, which falls with its use. So the mixture pays
+Σ α_i (1 − α_i/α*_i) = −χ²(α, α*), which is highest at α*. An agent observes that number (or, with a
+vector critic, the K payments) with noise whose deviation is 0.1 of the loss of uniform. Figure: the
+loss of its mixture, without noise and exploration, as a share of the loss of uniform.
 
 *Simulator.* 500 runs of 10 intervals over domains that are forgotten at different rates
 (`ScalingLaws.draw`), ended by the token budget. The reward comes at the end: how much lower the
-valued validation loss is than a uniform run's. Figure: the share of the best schedule's gain over
-uniform; the best schedule and the best constant mixture are found by climbing through the
-simulator.
+valued validation loss is than that of a uniform run. Figure: the share of the best schedule's gain
+over uniform. The best schedule and the best constant mixture are found by gradient ascent through
+the simulator.
 
 The last line printed is one JSON object: per task the mean over seeds with a 95 % bootstrap
 interval, and every seed.
@@ -96,9 +94,7 @@ def bandit(kind: str, domains: int, steps: int, seed: int) -> dict[str, float]:
 
 
 def movement(agent: Any, before: Any) -> dict[str, float]:
-    """How far the actor has moved, and how far one more update's targets are from moving by τ
-    alone.
-    """
+    """How far the actor has moved, and how far the next targets are from moving by τ alone."""
     after = agent.actor.state_dict()["net"]
     moved = np.sqrt(sum(float(np.square(after[name] - before[name]).sum()) for name in before))
     slow = agent.critic.state_dict()["target"]
@@ -135,9 +131,8 @@ class Course:
         return simulator, losses
 
     def observe(self, t: int, loss_K: np.ndarray, before_K: np.ndarray) -> Observation:
-        """Losses and their last changes relative to the uniform run's at the same time, clipped to
-        ±3, and the time.
-        """
+        """Losses and their last changes relative to the uniform run, clipped to ±3, and the
+        time."""
         reference = self.reference_TK
         change_K = loss_K - before_K - (reference[t] - reference[max(t - 1, 0)])
         features_KF = np.clip(np.stack([4 * (loss_K - reference[t]), 10 * change_K], -1), -3, 3)

@@ -1,12 +1,12 @@
-"""Full disks and kills in checkpointing, at every call and at random moments, with planted faults
-that must be caught.
+"""Full disks and kills in checkpointing, at every call and at random, with planted faults.
 
     python benchmarks/checkpoint_faults.py [--kills 500] [--seed 0]
 
-RELIABILITY 20: ENOSPC, EDQUOT and EIO at each call that touches the disk; a real disk that fills up
-(a file-size limit, which the kernel enforces on every writer, Rust's too; and a small tmpfs where
-mounting is allowed). 21: SIGKILL before each call, five times, and at random moments. The order of
-fsyncs is traced: every file and its folder before the rename, the parent after.
+Reliability test 20: ENOSPC, EDQUOT and EIO at each call that touches the disk, and a real disk that
+fills up (a file-size limit, which the kernel enforces on every writer, and a small tmpfs where
+mounting is allowed). Test 21: SIGKILL before each call, five times, and at random. The order of
+fsyncs is traced: every file and its folder before the rename, the parent after it. Every check must
+report its planted fault.
 """
 
 from __future__ import annotations
@@ -165,9 +165,8 @@ class Bench:
             self.counts["lost"] += found not in (last, last + 10)
 
     def order_of_fsyncs(self) -> None:
-        """Everything that must be durable before the rename is, and the rename before `save`
-        returns.
-        """
+        """Everything that must be durable before the rename is, and the rename is before `save`
+        returns."""
         folder, events = self.fresh(), []
         fsync, rename = os.fsync, os.rename
 
@@ -251,9 +250,7 @@ class BareErrors(Checkpoints):
 
 
 def real_full_disk() -> dict[str, int] | None:
-    """The same on tmpfs of a few sizes that fill up, in a mount namespace of its own; None where
-    that is not allowed.
-    """
+    """The same on tmpfs of a few sizes, in a mount namespace; None where that is not allowed."""
     script = "mount -t tmpfs -o size=$2 none $1 && exec $3 $4 --inside $1"
     total = {"trials": 0, "lost": 0, "unnamed": 0}
     with tempfile.TemporaryDirectory() as folder:

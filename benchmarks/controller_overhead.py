@@ -1,13 +1,12 @@
-"""What steering costs a step of the Hugging Face Trainer: with the loss by domain alone, and with
-AC-ODM's alignment.
+"""What steering costs a step of the Hugging Face Trainer, with ODM and with AC-ODM.
 
     python benchmarks/controller_overhead.py [--preset llama-5m] [--rounds 8]
 
 Each round trains a few steps three times from the same weights on the same rows, in random order:
 `plain` (the host's own loss, the same dataset without stamps), `loss` (ODM) and `alignment` (AC-ODM
-at its default stride). A round's ratio is between means of step times in processor seconds, which
-other processes on the machine disturb less; reported are the median over rounds and its 95 %
-bootstrap interval. Step times include decisions and everything else at an interval's end.
+at its default stride). A round's ratio compares mean step times in processor seconds, which other
+processes on the machine disturb less. Reported are the median over rounds and its 95 % bootstrap
+interval. Step times include decisions and everything else at an interval's end.
 
 The last line is one JSON object.
 """
@@ -87,7 +86,13 @@ def without_stamps(rows: Any) -> dict[str, torch.Tensor]:
 
 def step_seconds(kind: str, corpus: Corpus, preset: str, folder: str) -> float:
     method = ACODM() if kind == "alignment" else ODM()
-    steer = Steering(corpus, method.commit(corpus, ()), interval=INTERVAL, sequence_length=LENGTH)  # type: ignore[arg-type]
+    policy = method.commit(corpus, ())
+    steer = Steering(
+        corpus,  # type: ignore[arg-type]
+        policy,
+        interval=INTERVAL,
+        sequence_length=LENGTH,
+    )
     args = TrainingArguments(
         folder,
         per_device_train_batch_size=ROWS,

@@ -1,9 +1,10 @@
-"""Time and memory of `cuvee corpus build` on raw text: python benchmarks/corpus_build.py --corpus
-DIR [--workers 2]
+"""Time and memory of `cuvee corpus build` on raw text.
 
-Prints one JSON object last: seconds, megabytes of text a second, and the peak of resident memory
-summed over the process and its workers (RSS, which counts shared pages once a process, and PSS,
-which counts them once).
+    python benchmarks/corpus_build.py --corpus DIR [--workers 2]
+
+The last line is one JSON object: seconds, megabytes of text per second, and the peak of resident
+memory summed over the process and its workers (RSS, which counts shared pages once per process, and
+PSS, which counts them once).
 """
 
 from __future__ import annotations

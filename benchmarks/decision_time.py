@@ -1,13 +1,12 @@
-"""How long the history policy takes to decide, one thread, at 52 and at 104 domains, after 80
-intervals.
+"""The decision time of the history policy: one thread, 52 and 104 domains, after 80 intervals.
 
     python benchmarks/decision_time.py
 
-Each decision observes the newest moment, reads it with the memory of those before, and makes a
-mixture; nothing is recomputed. Told beside it: the critic's opinion of the decision (`learn`),
-which is for the log and not waited for by the decision, and what the first decision takes after a
-resume, when 80 moments are read again. `cpu_median` is processor time, which is what a decision
-takes on a core that nobody else uses. The last line is one JSON object, in milliseconds.
+Each decision observes the newest timestep, encodes it with cached keys and values, and computes a
+mixture. Two further figures: the critic's value of the decision (`learn`), which is logged after
+the decision, and the first decision after a resume, which encodes 80 timesteps again. `cpu_median`
+is processor time, which is the decision time on an otherwise idle core. The last line is one JSON
+object, in milliseconds.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""How fast a fleet of tiny proxies gets through its runs on this machine, and what everything but
-training costs.
+"""How fast a fleet of tiny proxies completes its runs on this machine, and its overhead.
 
-    python benchmarks/fleet.py --corpus DIR [--runs 8] [--steps 300] [--model llama-0.1m] [--workers
-    2]
+    python benchmarks/fleet.py --corpus DIR [--runs 8] [--steps 300] [--model llama-0.1m]
+                               [--workers 2]
 
-`--corpus` is what `cuvee corpus build` wrote. Rates are taken from the start of the first run to
-the end of the last, by the store's clock, so that the start of the processes (`startup_s`, once a
-fleet) is not in them. The sequential loop is what one writes without a fleet: one process, one
-proxy after the other, torch's own number of threads, nothing stored. `overhead_share` is all the
-time of the runs that the trainer did not spend training and measuring: building the model, rows,
-heartbeats, checkpoints. Proxies train one by one; `vectorised_gain` is what eight as one program
-would gain on one thread, and `vectorised_ceiling` the most that they could
-(`benchmarks/vectorised.py` has more sizes, and what stops it). The last line is one JSON object.
+`--corpus` is the output of `cuvee corpus build`. Rates are measured from the start of the first run
+to the end of the last, by the store's clock, without the start of the processes (`startup_s`, once
+per fleet). The sequential loop is a script without a fleet: one process, one proxy after the other,
+torch's default number of threads, nothing stored. `overhead_share` is the share of the runs' time
+in which the trainer neither trained nor measured: building the model, rows, heartbeats,
+checkpoints. Proxies train one by one. `vectorised_gain` is what eight in one program would gain on
+one thread, and `vectorised_ceiling` the upper bound (`benchmarks/vectorised.py` has more sizes and
+the reasons). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -89,7 +88,9 @@ def fleet(proxy: Mapping[str, Any], runs: int, workers: int, folder: Path) -> di
 def sequential(proxy: Mapping[str, Any], runs: int) -> float:
     """Seconds of the plain loop, in a fresh process."""
     code = (
-        "import json, sys, time; from fleet import make_trainer, policies; from cuvee.loop import run\n"
+        "import json, sys, time\n"
+        "from fleet import make_trainer, policies\n"
+        "from cuvee.loop import run\n"
         "proxy, runs = json.loads(sys.argv[1]), int(sys.argv[2])\n"
         "steers = policies(proxy['corpus'], runs)\n"
         "make_trainer(proxy, 0); began = time.perf_counter()\n"

@@ -1,12 +1,11 @@
-"""Kills, lost answers, restarts, zombies, poison: what the fleet and its store lose (nothing), and
-whether these tests can tell.
+"""A fleet and its store lose nothing: kills, lost answers, restarts, stale workers, failures.
 
     python benchmarks/fleet_faults.py [--full] [--only NAME …]
 
-Every check runs on cuvee as it is and again with a fault planted into it, which the check must
-report. The last line is one JSON object. Numbers in brackets are those of the reliability plan: 9
-kill -9, 10 power loss (the order of fsync and acknowledgement in a system-call trace), 11 many
-writers, 12 lost answers, 13 zombies, 14 a run that dies, 15 poison and re-run.
+Every check runs on cuvee as it is and again with a planted fault, which the check must report. The
+last line is one JSON object. Numbers in brackets are reliability tests: 9 kill -9, 10 power loss
+(the order of fsync and acknowledgement in a system-call trace), 11 many writers, 12 lost answers,
+13 stale workers, 14 a run that dies, 15 failing runs and repetition.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ PROXY = {"intervals": LAST, "pause": 0.01}
 
 
 class Fleet:
-    """A small fleet in a folder, driven by a process of its own that is killed and started again."""
+    """A small fleet in a folder. Its driver is a process that is killed and started again."""
 
     def __init__(self, folder: Path, runs: int, planted: str | None, **orders: Any) -> None:
         self.folder, self.runs = folder, runs
@@ -157,9 +156,7 @@ def _fleet(runs: int, planted: str | None, **orders: Any) -> Iterator[Fleet]:
 
 
 def kills(full: bool, planted: str | None = None) -> Counter[str]:
-    """[9] SIGKILL to a worker at each failpoint, and to worker, driver or everything at random
-    moments.
-    """
+    """[9] SIGKILL to a worker at each failpoint, and to worker, driver or all of them at random."""
     generator, found = random.Random(0), Counter[str]()
     repeats, at_random = (5, 1000) if full else (1, 12)
     plan: list[str | None] = [*(list(FAILPOINTS) * repeats), *[None] * at_random]
@@ -226,8 +223,9 @@ def zombies(full: bool, planted: str | None = None) -> Counter[str]:
 
 
 def poison(full: bool, planted: str | None = None) -> Counter[str]:
-    """[14, 15] Runs that are killed, run out of memory or give NaN fail alone, after exactly k
-    attempts; then all again.
+    """[14, 15] Runs that are killed, exhaust memory or give NaN fail alone after k attempts.
+
+    All other runs are unaffected.
     """
     k, runs = 3, 60 if full else 12
     bad = {"kill": 1 / 64, "memory": 4 / 64, "nan": 7 / 64}
@@ -253,8 +251,9 @@ def poison(full: bool, planted: str | None = None) -> Counter[str]:
         return +found
 
 
-_BAD = ("lost", "duplicated", "torn", "unfinished", "late writes", "integrity", "errors", "wrong attempts", "wrong status",
-        "wrongly failed", "without a reason", "silent ends", "claims forgotten")  # fmt: skip
+_BAD = ("lost", "duplicated", "torn", "unfinished", "late writes", "integrity", "errors",
+        "wrong attempts", "wrong status", "wrongly failed", "without a reason", "silent ends",
+        "claims forgotten")  # fmt: skip
 
 
 def main() -> None:

@@ -1,5 +1,4 @@
-"""What `fleet_faults.py` lets loose on a fleet: places where a process is killed, and faults
-planted into cuvee itself.
+"""The faults of `fleet_faults.py`: where processes are killed, and faults planted into cuvee.
 
 Run as a program it is one driver of a small fleet: fleet_parts.py FOLDER {json of Orders}.
 """
@@ -55,8 +54,9 @@ def policies(count: int) -> list[Fixed | Exp3]:
 
 
 class AckedTrainer(ToyTrainer):
-    """Notes in a file which rows it knows to be acknowledged: it is asked for interval t + 1 only
-    when row t is durable.
+    """Records in a file which rows are acknowledged.
+
+    Interval t + 1 is requested only when row t is durable.
     """
 
     def __init__(self, seed: int, acks: str, early: bool, **toy: Any) -> None:
@@ -88,9 +88,7 @@ def make_trainer(proxy: Mapping[str, Any], seed: int) -> AckedTrainer:
 
 
 def _arm(owner: type, name: str, when: str, fuse: Path) -> None:
-    """Kills this process the third time it comes past, unless the fuse of this start has burnt
-    already.
-    """
+    """Kills this process at the third call, unless it was already killed since this start."""
     original, passed = getattr(owner, name), [0]
     if hasattr(original, "armed"):
         return

@@ -1,12 +1,12 @@
 """A fleet of real proxies on a real corpus, killed as a whole again and again, and finished.
 
     python benchmarks/fleet_survival.py --corpus DIR [--proxies 64] [--kills 20] [--steps 60]
-    [--check 4]
+                                        [--check 4]
 
-Driver and workers are killed together (SIGKILL to the process group) at random moments, `--kills`
-times, and started again. In the end every run must be done, with every row that was ever seen in
-the store still there and unchanged; `--check` of them are trained once more without any
-interruption and must have the same numbers. The last line is one JSON object.
+Driver and workers are killed together (SIGKILL to the process group) at random, `--kills` times,
+and started again. In the end every run must be done, and every row that was ever seen in the store
+must still be there, unchanged. `--check` of the runs are trained again without interruption and
+must have the same numbers. The last line is one JSON object.
 """
 
 from __future__ import annotations

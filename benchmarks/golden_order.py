@@ -1,5 +1,4 @@
-"""RELIABILITY 8: hash of the first rows of a fixed stream, which must be equal on every platform,
-Python and numpy.
+"""The hash of the first rows of a fixed stream. It is equal on every platform, Python and numpy.
 
     PYTHONPATH=src ANY_PYTHON_WITH_NUMPY benchmarks/golden_order.py
 

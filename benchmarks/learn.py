@@ -1,25 +1,27 @@
-"""Does learning from logged runs help?
+"""Does learning from logged runs help? Simulated continual pre-training with known true rewards.
 
-Simulated continual pre-training, where what any policy would earn is known.
-
-    python benchmarks/learn.py                        5 seeds of 5 and of 12 domains, about an hour on one core
+    python benchmarks/learn.py                      5 seeds of 5 and 12 domains, an hour on one core
     python benchmarks/learn.py --seeds 1 --tasks 5x20
-    python benchmarks/learn.py --full-size            what 27,266 transitions of 52 domains take, by timing a slice
-    python benchmarks/learn.py --full-size --whole    the same without extrapolating
+    python benchmarks/learn.py --full-size          the time for 27,266 transitions of 52 domains,
+                                                    extrapolated from a part
+    python benchmarks/learn.py --full-size --whole  the same without extrapolating
 
-Tasks are DOMAINSxINTERVALS (`cuvee.simulation.continual`): `--runs` walks of the scoring sampler
-are logged, a policy is learned from them as `cuvee learn` does, and it then steers a run with
+Tasks are DOMAINSxINTERVALS (`cuvee.simulation.continual`). `--runs` trajectories of the scoring
+sampler are logged. A policy is learned from them as `cuvee learn` does, and steers a run with
 another seed. Figures are the true feedback at the end, without noise:
 
-    behaviour      mean of the logged walks               top_quantile   mean of their best fifth: what is imitated
-    sft            the policy as cloning left it          learned        the policy that is kept
-    best_logged    the best walk, known only in hindsight best_static    the best constant mixture, by climbing the truth
+    behaviour      mean of the logged trajectories
+    top_quantile   mean of their best fifth, which is imitated
+    sft            the policy after behaviour cloning
+    learned        the policy that is kept
+    best_logged    the best trajectory, known only in hindsight
+    best_static    the best constant mixture, by gradient ascent on the truth
     best_schedule  the best path of mixtures, likewise
-    fallback       the static mixture that the logs point to: what is played where they do not support the policy
+    fallback       the static mixture fitted to the logs, played where the policy lacks support
 
-`judged` is what off-policy evaluation says of the learned policy's gain over behaviour, with its
-interval, and `truth` that gain. The last line printed is one JSON object with every seed, and means
-with 95 % bootstrap intervals over seeds.
+`judged` is the off-policy estimate of the learned policy's gain over behaviour, with its interval.
+`truth` is that gain. The last line printed is one JSON object with every seed, and means with 95 %
+bootstrap intervals over seeds.
 """
 
 from __future__ import annotations
@@ -100,8 +102,9 @@ def _actor(policy: Any) -> Any:
 
 
 def full_size(whole: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each preset at the size of the paper's data; memory for all of it is held while a
-    slice of updates is timed.
+    """Seconds of each preset at the paper's data size.
+
+    The memory for all of the data is held while some of the updates are timed.
     """
     rng, count = np.random.default_rng(0), round(TRANSITIONS / INTERVALS)
     T, K = INTERVALS, DOMAINS

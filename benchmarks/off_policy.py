@@ -1,21 +1,19 @@
-"""How far off is the fit that evaluates learned policies, and which policies does it let steer?
+"""How accurate is off-policy evaluation, and which policies does it support? Simulated runs.
 
-Simulated runs, where the truth is known.
-
-    python benchmarks/off_policy.py                           12 seeds of 5 and of 12 domains, 28 and 64 runs; ten minutes
+    python benchmarks/off_policy.py       12 seeds of 5 and 12 domains, 28 and 64 runs; ten minutes
     python benchmarks/off_policy.py --tasks 5 --runs 28 --seeds 2
 
-Runs are walks of the scoring sampler through simulated continual pre-training
-(`cuvee.simulation.continual`), 20 intervals each.
+Runs are trajectories of the scoring sampler in simulated continual pre-training
+(`cuvee.simulation.continual`), of 20 intervals each. The true results are known.
 
-    unseen    error of the fit on each run, by the others, and on 100 paths that are no walks, relative to their deviation;
-              with the features of two fields, of one field that holds all domains, and the paired
-              difference
-    steers    policies are 60 other walks, as they are and half and four fifths of the way to the mean of the best walks. Of those
-              that are judged to be above behaviour and of those that are supported: how many, which
-              share of them truly ends below the static mixture that would be played in their place,
-              and by how much what is played (policy or static) ends above that mixture, in points
-              of feedback over all policies
+    unseen    error of the dynamics model on each run, fitted to the others, and on 100 paths of
+              other kinds, relative to their deviation; with the features of two fields, of one
+              field that holds all domains, and the paired difference
+    steers    policies are 60 other trajectories, as they are, and moved half and four fifths of the
+              way to the mean of the best ones. Of those that are estimated to be above behaviour,
+              and of those that are supported: how many, which share of them truly ends below the
+              fallback mixture, and by how much what is played (policy or fallback) ends above the
+              fallback, in points of feedback over all policies
 
 Intervals are 95 %, over seeds. The last line printed is one JSON object.
 """
@@ -67,9 +65,7 @@ def one(K: int, seed: int, runs: int) -> dict[str, Any]:
 
 
 def unseen(walks: Sequence[Trajectory], truth: Truth, seed: int) -> dict[str, float]:
-    """Errors relative to the deviation of what is predicted; for walks that is what was measured,
-    else the truth.
-    """
+    """Errors relative to the deviation of the target: measured for trajectories, else the truth."""
     logged, paths = [as_logged(one) for one in walks], no_walks(walks[0], seed)
     base_2 = np.abs(np.mean([one.measured_TY[0, :2] for one in logged], axis=0))
     returns_N = np.array(
@@ -96,9 +92,8 @@ def unseen(walks: Sequence[Trajectory], truth: Truth, seed: int) -> dict[str, fl
 
 
 def no_walks(example: Trajectory, seed: int) -> list[FloatArray]:
-    """100 paths (T, K): target shares that stay or move evenly, fields as they are times log-normal
-    factors.
-    """
+    """100 paths (T, K): constant or linear target shares, and log-normal factors within each
+    field."""
     rng, paths = np.random.default_rng(seed), []
     tokens_K = np.array([float(domain.tokens) for domain in example.domains])
     target_K = np.array([domain.is_target for domain in example.domains])

@@ -1,25 +1,26 @@
-"""Online mixing on real text: natural, uniform, ODM, DoGE, AC-ODM (both modes) and HDS, and how
-much there is to win.
+"""Online mixing on real text: natural, uniform, ODM, DoGE, AC-ODM (both modes) and HDS.
 
-    python benchmarks/online.py --corpus DIR                     clean and junk, 3 seeds; within an hour on two cores
-    python benchmarks/online.py --corpus DIR --full --out DIR    all variants, 5 seeds; stop and start it again at will
+    python benchmarks/online.py --corpus DIR    clean and junk, 3 seeds; within an hour on two cores
+    python benchmarks/online.py --corpus DIR --full --out DIR    all variants, 5 seeds; resumable
     python benchmarks/online.py --corpus DIR --variant tiny --steps 100 --seeds 1 --trials 4
 
 DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. Variants of it:
 
     clean    as given
-    junk     six more domains, three of random tokens and three of machine boilerplate; not in validation
+    junk     six more domains, three of random tokens and three of machine boilerplate; these are
+             not in validation
     copies   the third largest domain present under three names; validated under its own
-    tiny     the domain of median size cut to 50,000 tokens, which may be read four times at most (`guard: {epochs: …}`)
+    tiny     the domain of median size cut to 50,000 tokens, which may be read four times at most
+             (`guard: {epochs: …}`)
 
-For one seed all methods share model weights, the order of each domain's data, budget and
-evaluation. What counts is the mean over domains of the final validation loss. The room
-(online_room.py) is from the better of natural and uniform to the best path found; `gain_of_room` is
-the share of it that a method wins: over the seeds that were not searched on, if there are others.
-`*_steps_vs_*`: steps to the other's best validation loss, as a share of the other's; null where a
-seed never gets there. A proxy has half the width and the seed 1,000 + s, and its cost is not in the
-steps; `cost` has the tokens of everything. The last line printed is one JSON object by variant;
-OUT/paths-VARIANT.html shows the mixtures over time.
+All methods share a seed's model weights, order of each domain's data, budget and evaluation. The
+result is the mean over domains of the final validation loss. The room (online_room.py) is the
+distance from the better of natural and uniform to the best path found. `gain_of_room` is the share
+of it that a method gains, over the seeds that the search did not use, if there are others.
+`*_steps_vs_*` are the steps to the other's best validation loss, as a share of the other's steps;
+null if a seed never reaches it. A proxy has half the width and the seed 1,000 + s; its cost is not
+in the steps. `cost` has the tokens of everything. The last line printed is one JSON object by
+variant. OUT/paths-VARIANT.html shows the mixtures over time.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ VOCABULARY = 1024  # of a small model the logits are most of the work
 TINY_TOKENS, TINY_EPOCHS = 50_000, 4.0
 
 
-# Corpora
+# ------------------------------------------------------------------------------------------ corpora
 
 
 def prepare(raw: Path, variant: str, out: Path) -> Corpus:
-    """Builds the variant's corpus below `out`, or opens it if it is there.
+    """Build the variant's corpus below `out`, or open it if it exists.
 
     All variants share the tokenizer of `clean`.
     """
@@ -154,7 +155,8 @@ def _log_line(rng: random.Random) -> str:
         rng.choice((200, 204, 404, 500)),
         rng.randint(1024, 65535),
     )
-    at = f"2024-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}Z"
+    day = f"2024-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    at = f"{day}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}Z"
     return f"{at} {level} worker-{rng.randint(0, 99)} port={port} status={code}"
 
 
@@ -164,7 +166,7 @@ def write_documents(path: Path, texts: Sequence[str]) -> None:
         lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-# Runs
+# --------------------------------------------------------------------------------------------- runs
 
 
 class Bench:
@@ -248,7 +250,7 @@ def final_loss(run: Run) -> float:
     return float(losses_of(run)[1][-1].mean())
 
 
-# Methods
+# ------------------------------------------------------------------------------------------ methods
 
 METHODS = ("natural", "uniform", "odm", "doge", "ac_odm", "ac_odm_proxy", "hds")
 
@@ -263,14 +265,11 @@ def run_methods(bench: Bench) -> dict[str, dict[int, Run]]:
     return runs
 
 
-# Room
+# --------------------------------------------------------------------------------------------- room
 
 
 def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
-    """Whole runs of seed 0 along paths, and the best two of each kind on all seeds.
-
-    Runs by name and seed.
-    """
+    """Runs of seed 0 along paths, and the best two of each kind on all seeds, by name and seed."""
     names, rng = bench.corpus.names, np.random.default_rng(0)
     trials: list[Trial] = []
     found: dict[str, dict[int, Run]] = {}
@@ -308,7 +307,7 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
     return found
 
 
-# Figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def report(
@@ -439,9 +438,9 @@ def steps_ratio(ours: Run, theirs: Run) -> float | None:
 
 
 def wall_of(bench: Bench, run: Run) -> float:
-    """Seconds from a run's creation to its end, the agent's learning and all that is written
-    included; of the last attempt's
-    training alone if there was more than one.
+    """Seconds from a run's creation to its end, with the agent's learning and all writing.
+
+    For more than one attempt: the seconds of the last attempt's training.
     """
     with open_store(bench.common["store"]) as store:
         summary = store.summary(run.id)

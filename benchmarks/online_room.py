@@ -1,16 +1,14 @@
-"""How much there is to win: the best static mixture and the best path that a search over whole runs
-finds.
+"""The room for improvement: the best static mixture and the best path that a search finds.
 
-Small models leave little room between mixtures, and nobody should blame an agent for not finding
-what is not there. A trial is a whole run along a path: a mixture at the start, one at the end,
-linear between (equal for a static mixture). First come mixtures that anybody would try and what the
-methods themselves did, on average and from their first third to their last; then, in rounds, half
-from a regression and half from differences between good trials (differential evolution, Storn &
-Price 1997). The regression is quadratic in the few directions of log shares in which the trials so
-far differ most.
+Between mixtures of small models there is little room, and an agent cannot find what is not there. A
+trial is a whole run along a path: a mixture at the start, one at the end, linear between (equal for
+a static mixture). The first trials are common mixtures and what the methods themselves played, on
+average and from their first third to their last. Then follow rounds, half from a regression and
+half from differences between good trials (differential evolution, Storn & Price 1997). The
+regression is quadratic in the few directions of log shares in which the trials differ most.
 
 The best of many noisy trials is partly luck. So the best two of each kind are run again on the
-other seeds, and what those runs say is the room.
+other seeds, and the room is measured on those runs.
 """
 
 from __future__ import annotations
@@ -72,7 +70,7 @@ def by_example(name: str, weights_TK: Array) -> list[tuple[str, Array, Array]]:
 def next_paths(
     trials: Sequence[Trial], number: int, rng: np.random.Generator
 ) -> list[tuple[Array, Array]]:
-    """Where to try next: by regression and by differences in turn, every other one of each static."""
+    """The next trials: by regression and by differences in turn, every other one of each static."""
     ranked = sorted(trials, key=lambda trial: trial.loss)
     paths = []
     for i in range(number):
@@ -94,9 +92,8 @@ def next_paths(
 def _by_regression(
     trials: Sequence[Trial], best: Trial, static: bool, rng: np.random.Generator
 ) -> Array:
-    """The least of a ridge regression within reach of `best`; a random fifth of the trials is left
-    out.
-    """
+    """The minimum of a ridge regression near `best`, fitted to a random four fifths of the
+    trials."""
     kept = [trial for trial in trials if trial is best or rng.random() < 0.8]
     x_N2K = np.stack([trial.logs_2K for trial in kept])
     middle_2K = x_N2K.mean(axis=0)

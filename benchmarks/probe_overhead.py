@@ -1,33 +1,31 @@
-"""What the probes cost a training step: time, memory, and against separate backward passes for each
-domain.
+"""The cost of probes in a training step: time, memory, and against separate backward passes.
 
-    python benchmarks/probe_overhead.py [--presets llama-1m llama-5m] [--domains 22 52] [--seconds
-    300] [--profile]
+    python benchmarks/probe_overhead.py [--presets llama-1m llama-5m] [--domains 22 52]
+                                        [--seconds 300] [--profile]
 
-A case is a model and a number of domains K, with 16 rows × 256 tokens a step in `LMTrainer`'s own
-loss and AdamW, on one CPU thread (on a GPU: bf16, and 50m and 410m). Token ids are drawn from one
-Zipf law a domain; what they are does not matter here. The probes are those that AC-ODM and HDS ask
-for: alignment, loss by domain, weight norms.
+A case is a model and a number of domains K, with 16 rows × 256 tokens per step, `LMTrainer`'s loss
+and AdamW, on one CPU thread (on a GPU: bf16, and 50m and 410m). Token ids are drawn from one Zipf
+law per domain; their meaning does not matter here. The probes are those of AC-ODM and HDS:
+alignment, loss by domain, weight norms.
 
 Time. Each round does three steps on the same batch, in random order: `without` any probe,
 `measured`, and `unmeasured` (probes attached, but off by their stride). Ratios to `without` are
-taken within a round; reported are medians over rounds with a 95 % bootstrap interval over rounds.
-`step_ratio` measures each step; `step_ratio_strided` is an interval of 10 steps at the default
-stride. Both include what happens at the interval's end. `*_cpu` are the same from processor time,
-which other processes on the machine disturb less.
+taken within a round. Reported are medians over rounds with a 95 % bootstrap interval over rounds.
+`step_ratio` measures each step; `step_ratio_strided` is for an interval of 10 steps at the default
+stride. Both include the work at the interval's end. `*_cpu` are the same from processor time, which
+other processes on the machine disturb less.
 
-Memory. The peak resident set of a fresh process that trains two steps, with and without probes,
-every large tensor in pages of its own; `memory_ratio` is of the whole process,
-`memory_ratio_tensors` without what was resident before the model was built. On a GPU: the peak of
-allocated memory.
+Memory. The peak resident set of a new process that trains two steps, with and without probes, with
+every large tensor in its own pages. `memory_ratio` is of the whole process, `memory_ratio_tensors`
+without what was resident before the model was built. On a GPU: the peak of allocated memory.
 
-Separate backward passes. For each domain in the batch, a forward pass of its own rows and the
-gradient of its mean loss with respect to the measured layers only, which is the cheapest way
-without the probe. `vs_separate_backward` compares that, on a CPU in processor time, with what the
-alignment's sums take (`probe_seconds`, measured inside the step).
+Separate backward passes. For each domain in the batch: a forward pass of its rows, and the gradient
+of its mean loss with respect to the measured layers only, which is the cheapest way without the
+probe. `vs_separate_backward` compares that, on a CPU in processor time, with the time of the
+alignment's sums (`probe_seconds`, measured inside the step).
 
-Errors. Largest |Ĝ_ij − G_ij| / (‖g_i‖‖g_j‖): `max_rel_error` in exact mode, `max_rel_error_default` as the default memory limit
-has it (sketched where K is large).
+Errors. Largest |Ĝ_ij − G_ij| / (‖g_i‖‖g_j‖): `max_rel_error` in exact mode, `max_rel_error_default`
+with the default memory limit (sketched for large K).
 
 The last line is one JSON object; its first figures are the worst over K of the largest preset.
 """
@@ -120,9 +118,8 @@ class Step:
         return meters
 
     def separate(self, batch: MicroBatch, count: int) -> Tensor:
-        """(K, weights) gradients of the mean loss of each domain, a forward and a backward pass for
-        each.
-        """
+        """(K, weights) gradients of each domain's mean loss, by one forward and backward pass
+        each."""
         layers = find_layers(self.model, None)
         weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers.values()]
         gradients = torch.zeros(
@@ -208,8 +205,9 @@ def ratios(seconds_R32: np.ndarray, ends_R2: np.ndarray) -> dict[str, Any]:
 
 
 def direct_case(step: Step, count: int, generator: np.random.Generator) -> dict[str, float]:
-    """Seconds a step inside the alignment's sums, measured there: a difference of two whole steps
-    drowns in their noise.
+    """Seconds per step inside the alignment's sums.
+
+    They are measured there because the difference of two whole steps is noisier than they are long.
     """
     meters, spent, original = step.attach(count, stride=1), [], GradientSums.add
 
@@ -231,6 +229,10 @@ def direct_case(step: Step, count: int, generator: np.random.Generator) -> dict[
     return {"probe_seconds": wall, "probe_seconds_cpu": cpu}
 
 
+def append_separate(step: Step, batch: MicroBatch, count: int, into: list[Tensor]) -> None:
+    into.append(step.separate(batch, count))
+
+
 def compare_case(step: Step, count: int, generator: np.random.Generator) -> dict[str, Any]:
     """Errors, and the seconds that separate passes take on the same batches."""
     errors = {"max_rel_error": 0.0, "max_rel_error_default": 0.0}
@@ -239,8 +241,7 @@ def compare_case(step: Step, count: int, generator: np.random.Generator) -> dict
     for _ in range(3):
         batch = step.batch(count, generator)
         gradients: list[Tensor] = []
-        work = lambda batch=batch, into=gradients: into.append(step.separate(batch, count))  # noqa: E731
-        seconds.append(clock(work, step.device))
+        seconds.append(clock(partial(append_separate, step, batch, count, gradients), step.device))
         exact_KK = (gradients[0].double() @ gradients[0].double().T).cpu().numpy()
         norms_K = np.sqrt(exact_KK.diagonal())
         weights = {name: weight.detach().clone() for name, weight in step.model.named_parameters()}

@@ -1,12 +1,12 @@
-"""Ranks that are late, hang, die or hold another mixture: how soon the others know, and whether
-anything was trained on it.
+"""Ranks that are late, hang, die or hold another mixture: detection time, and effect on training.
 
     python benchmarks/rank_faults.py [--injections 500] [--most-ranks 8] [--timeout 2] [--seed 0]
 
-RELIABILITY 6, over gloo on CPUs. Each injection starts 2 to 8 processes that train a tiny model,
-and disturbs one of them at one step: "late" (less than the timeout: nothing may go wrong), "hangs",
-"killed" (in mid-update), "bit" (the last bit of one weight of its mixture). The planted fault is a
-trainer without the agreement before each step: it must be seen to train on mixed weights.
+Reliability test 6, over gloo on CPUs. Each injection starts 2 to 8 processes that train a tiny
+model, and disturbs one of them at one step: "late" (less than the timeout: nothing may fail),
+"hangs", "killed" (during the update), "bit" (the last bit of one weight of its mixture). The
+planted fault is a trainer that skips the agreement before each step. The benchmark must detect that
+this trainer trains on mixed weights.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class Trusting(Ranks):
 
 
 def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Connection) -> None:
-    """Trains nine steps, and answers with the error it met, the steps it did, its mixture, and how
-    long it waited.
+    """Trains nine steps.
+
+    Sends the error, the number of steps, the mixture, and the seconds that it waited.
     """
     torch.set_num_threads(1)
     ranks = kind.connect(timeout=injection.timeout)
@@ -136,9 +137,9 @@ def one_rank(injection: Injection, kind: type[Ranks], corpus: Corpus, answer: Co
 
 
 def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict[str, Any]]:
-    """The answers of the ranks that could give one.
+    """The answers of the surviving ranks.
 
-    This process keeps the rendezvous store, as torchrun does.
+    This process hosts the rendezvous store, as torchrun does.
     """
     fork = multiprocessing.get_context("fork")
     store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -171,9 +172,7 @@ def inject(injection: Injection, kind: type[Ranks], corpus: Corpus) -> list[dict
 
 
 def evaluate(injection: Injection, answers: list[dict[str, Any]]) -> dict[str, float]:
-    """What went wrong: nothing may be trained on mixed weights, and every rank that lives must say
-    what happened.
-    """
+    """The faults found: training on mixed weights, and surviving ranks without a clear error."""
     expected = injection.ranks - (injection.kind in ("killed", "hangs"))
     wrong = int(len(answers) != expected)
     mixed = 0

@@ -6,20 +6,23 @@ DIR holds RegMix's published tables: `train_mixture_1m.csv`, `train_pile_loss_1m
 two of `test`, 512 and 256 runs of a 1M-parameter model on The Pile. The objective is the mean of 13
 validation losses.
 
-ranks        fitted to the 512 runs, Spearman's ρ on the 256: of RegMix's target Pile-CC, and the mean over 13 metrics
-regret       fitted to 32 to 512 of them, ten draws each (one of 512), paired: by how much the mixture picked among the 256 is
-             worse than the best of the 256. Against RegMix's published procedure, LightGBM on the
-             objective itself, and against a random pick. Real losses throughout.
-top128       the mixture recommended from 128 runs against the mean of the best 128 of 100,000 draws (RegMix's), five draws.
-             Nobody has trained either, so the value is that of a Gaussian process fitted to all 768
-             runs: a simulated figure.
-next         16 runs at random, then 16 at a time: at random among the 512, or those that `--next` proposes, up to half as many.
-             Values are those of the same process with noise of 2 % of each metric's spread, since
-             nobody has trained the proposed mixtures. After each, the regret of the recommended
-             mixture. How many runs `--next` needs for the regret that random designs have at 128.
-stages       100 simulated worlds of two phases (`simulation.simulator`), 50 without forgetting, where order cannot matter, and 50
-             with it whose best two stages beat the best single mixture by ten standard deviations
-             of a run's noise.
+ranks        fitted to the 512 runs, Spearman's ρ on the 256: of RegMix's target Pile-CC, and the
+             mean over 13 metrics
+regret       fitted to 32 to 512 of them, ten draws each (one of 512), paired: by how much the
+             mixture chosen among the 256 is worse than the best of the 256. Against RegMix's
+             published procedure, LightGBM on the objective itself, and against a random choice.
+             Real losses throughout.
+top128       the mixture recommended from 128 runs against the mean of the best 128 of 100,000 draws
+             (RegMix's), five draws. Neither was trained, so the value is that of a Gaussian process
+             fitted to all 768 runs: a simulated figure.
+next         16 runs at random, then 16 at a time: at random among the 512, or those that `--next`
+             proposes, up to half as many. Values are those of the same process with noise of 2 % of
+             each metric's deviation, because the proposed mixtures were never trained. After each
+             round: the regret of the recommended mixture. Reported is how many runs `--next` needs
+             for the regret that random designs have at 128.
+stages       100 simulated worlds of two phases (`simulation.simulator`): 50 without forgetting,
+             where order cannot matter, and 50 with forgetting whose best two stages beat the best
+             single mixture by ten standard deviations of a run's noise.
 
 The last line printed is one JSON object.
 """
@@ -90,9 +93,8 @@ def ranks(train: Runs, test: Runs) -> dict[str, float]:
 
 
 def regret(train: Runs, test: Runs) -> dict[str, Any]:
-    """Regret@1 on the 256 by number of runs, and ours less RegMix's with a paired interval over
-    draws.
-    """
+    """Regret@1 on the 256 by number of runs, and the difference to RegMix with a paired
+    interval."""
     real_M = test.values_ND.mean(axis=1)
     found: dict[str, Any] = {}
     for size in SIZES:
@@ -102,8 +104,7 @@ def regret(train: Runs, test: Runs) -> dict[str, Any]:
             part = train.only(rows)
             mean_M = np.mean([one(test.mean_NK) for one in _processes(part)], axis=0)
             boosted = fit_lightgbm(part.mean_NK, part.values_ND.mean(axis=1))
-            # LightGBM cannot split 32 runs: all predictions are the same and its first pick is a
-            # random one
+            # LightGBM cannot split 32 runs: all its predictions are equal, so its choice is random
             shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(real_M))
             ours.append(float(real_M[mean_M.argmin()] - real_M.min()))
             at = shuffled[boosted(test.mean_NK)[shuffled].argmin()]
@@ -124,9 +125,7 @@ def _processes(runs: Runs) -> list[Any]:
 
 
 class Truth:
-    """What a run would measure as far as 768 real runs tell: a Gaussian process for each metric,
-    fitted to all of them.
-    """
+    """The result of any run, estimated from 768 real runs by one Gaussian process per metric."""
 
     def __init__(self, train: Runs, test: Runs) -> None:
         mixtures_NK = np.concatenate([train.mean_NK, test.mean_NK])
@@ -167,9 +166,9 @@ def top128(train: Runs, test: Runs) -> dict[str, float]:
 
 
 def next_runs(train: Runs, test: Runs) -> dict[str, Any]:
-    """Regret of the recommended mixture by number of runs for both designs, and how many runs
-    `--next` needs for the regret
-    that random designs have at the end.
+    """Regret of the recommended mixture by number of runs for both designs.
+
+    Also how many runs `--next` needs for the final regret of random designs.
     """
     truth = Truth(train, test)
     noise_D = np.std(train.values_ND, axis=0) * NEXT_NOISE

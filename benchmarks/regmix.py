@@ -1,19 +1,16 @@
-"""How well do RegMix's fits rank runs that they have not seen?
+"""How well do RegMix's fits rank unseen runs? On the published tables of real runs.
 
-On the tables of real runs that its authors published.
-
-    python benchmarks/regmix.py --tables DIR                    all fits, about 4 minutes on one core
+    python benchmarks/regmix.py --tables DIR                    all fits, 4 minutes on one core
     python benchmarks/regmix.py --tables DIR --fits log_linear
 
 DIR holds `train_mixture_1m.csv`, `train_pile_loss_1m.csv` and the same two of `test`: 512 and 256
-runs of a 1M-parameter model on The Pile. Every fit sees the 512 only: it is compared to the others
-by five-fold cross-validation among them, and then ranks the 256. Figures: Spearman's ρ between
-predicted and real loss, by domain, with a 95 % bootstrap interval over the 256 runs; the mean over
-domains; and ρ of the mean loss over domains.
+runs of a 1M-parameter model on The Pile. Every fit sees the 512 only: five-fold cross-validation
+compares the fits, and then each ranks the 256. Figures: Spearman's ρ between predicted and real
+loss, by domain, with a 95 % bootstrap interval over the 256 runs; the mean over domains; and ρ of
+the mean loss over domains.
 
-The last section is about few runs, subsets of the 512 judged on the 256: ρ of the mean loss over
-domains, which is fitted domain by domain and then summed, or directly, as the paper does with its
-one domain.
+The last section uses subsets of the 512, evaluated on the 256: ρ of the mean loss over domains,
+fitted domain by domain and then summed, or directly, as the paper does with its one domain.
 
 The last line printed is one JSON object.
 """
@@ -92,9 +89,7 @@ def evaluate(name: str, train: Table, test: Table) -> dict[str, Any]:
 
 
 def few(name: str, train: Table, test: Table) -> dict[str, dict[str, float]]:
-    """ρ of the mean loss over domains from `FEW` runs, by domain and directly: means over `DRAWS`
-    subsets.
-    """
+    """ρ of the mean loss from `FEW` runs, by domain and directly: means over `DRAWS` subsets."""
     figures: dict[str, dict[str, float]] = {}
     real_M = test.losses_ND @ test.values_D
     for count in FEW:
@@ -133,7 +128,8 @@ def main() -> None:
     chosen = parser.parse_args()
     train, test = load(chosen.tables)
     print(
-        f"{len(train.mixtures_NK)} runs to fit, {len(test.mixtures_NK)} to rank, {len(train.valued)} domains with a loss"
+        f"{len(train.mixtures_NK)} runs to fit, {len(test.mixtures_NK)} to rank, "
+        f"{len(train.valued)} domains with a loss"
     )
     fits = {name: evaluate(name, train, test) for name in chosen.fits}
     best = max(fits, key=lambda name: fits[name]["cross_validated"]["mean"])

@@ -1,15 +1,15 @@
-"""How diverse are the trajectories of the scoring sampler, and what do they cover, against a random
-walk and constant mixtures?
+"""How diverse are the scoring sampler's trajectories, against random walks and static mixtures?
 
-    python benchmarks/sampler.py                          64 runs of 40 intervals each, at K = 2, 12 and 52; a minute
+    python benchmarks/sampler.py                          64 runs of 40 intervals each, at K = 2,
+                                                          12 and 52; a minute
     python benchmarks/sampler.py --out trajectories.html  the same, and a picture of them
 
 Runs are simulated (`cuvee.simulation.continual`: source domains are forgotten, target domains begin
 unknown), all from one base model. For each kind of trajectory: the figures of
-`cuvee.learning.coverage`, and the spread of what runs came to, e_T of `cuvee.policies.feedback` in
-percent, without noise: a policy can only learn which paths are good from data that holds good ones
-and bad ones. Beside it, the best constant mixture that divides each field by its tokens, of 21
-target shares.
+`cuvee.learning.coverage`, and the spread of the runs' results, e_T of `cuvee.policies.feedback` in
+percent, without noise. A policy can only learn which paths are good from data with good and bad
+ones. For comparison: the best constant mixture that divides each field by its tokens, of 21 target
+shares.
 
 The last line printed is one JSON object.
 """
@@ -92,7 +92,8 @@ def figures(made: Sequence[Trajectory], laws: ScalingLaws) -> dict[str, Any]:
 def show(K: int, found: dict[str, Any]) -> None:
     best = found["best_constant"]
     print(
-        f"K = {K}: best constant target share {best['target_share']:.2f}, which ends at {best['percent']:+.2f} %"
+        f"K = {K}: best constant target share {best['target_share']:.2f}, "
+        f"which ends at {best['percent']:+.2f} %"
     )
     for kind, said in found.items():
         if kind == "best_constant":
@@ -100,7 +101,8 @@ def show(K: int, found: dict[str, Any]) -> None:
         print(
             f"  {kind:19} distance {said['distance']:.3f} (target {said['target_distance']:.3f}, "
             f"source {said['source_distance']:.3f}), change {said['change']:.3f}, "
-            f"emphasised {said['emphasised']:.2f} of {said['ever_emphasised']:.2f}, entropy {said['entropy']}"
+            f"emphasised {said['emphasised']:.2f} of {said['ever_emphasised']:.2f}, "
+            f"entropy {said['entropy']}"
         )
         rows = (
             f"{low:.2f} {middle:.2f} {high:.2f}"
@@ -108,7 +110,8 @@ def show(K: int, found: dict[str, Any]) -> None:
         )
         print(f"{'':21} target share 10, 50, 90 % at each quarter: {' | '.join(rows)}")
         print(
-            f"{'':21} ends, 0, 10, 50, 90, 100 %: {' '.join(f'{end:+.2f}' for end in said['feedback_percent'])}"
+            f"{'':21} ends, 0, 10, 50, 90, 100 %: "
+            f"{' '.join(f'{end:+.2f}' for end in said['feedback_percent'])}"
         )
 
 

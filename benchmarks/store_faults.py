@@ -1,5 +1,4 @@
-"""The store's part of `fleet_faults.py`: power loss, many writers through server restarts, lost
-answers.
+"""The store's part of `fleet_faults.py`: power loss, many writers, restarts, lost answers.
 
 Run as a program it writes rows and says so after each: store_faults.py STORE ROWS PLANTED.
 """
@@ -43,9 +42,7 @@ def duplicates() -> Any:
 
 
 def power_loss(full: bool, planted: str | None = None) -> Counter[str]:
-    """[10] In a trace of system calls every acknowledgement is preceded by a sync of the log that
-    holds the row.
-    """
+    """[10] In a trace of system calls, a sync of the row's log precedes every acknowledgement."""
     if not shutil.which("strace"):
         return Counter({"no strace": 1})
     with tempfile.TemporaryDirectory() as name:
@@ -129,9 +126,7 @@ def _read(url: str, stop: Any) -> None:
 def writers(
     full: bool, planted: str | None = None, server: PostgresServer | None = None
 ) -> dict[str, Any]:
-    """[11] Eight writers and four readers on one store; with a server, which is restarted under
-    them.
-    """
+    """[11] Eight writers and four readers on one store. A server is restarted meanwhile."""
     runs, rows, context = (
         (80, 1000, multiprocessing.get_context("spawn"))
         if full

@@ -1,21 +1,25 @@
-"""Is the stream exact?
-
-RELIABILITY tests 1 to 5, 7 and 8 in full size, and the faults planted for each.
+"""Is the stream exact? Reliability tests 1 to 5, 7 and 8 in full size, with planted faults.
 
     python benchmarks/stream_exact.py             # 10^6 samples, about 12 minutes on one core
     python benchmarks/stream_exact.py --fast      # 2 × 10^4 samples, under a minute
 
 Everything runs on random ids made here; no data, no network. The last line is one JSON object:
 
-    stops_identical           sequences equal after a stop and resume at random and all special steps / tried
-    world_pairs_identical     saved at W ranks, resumed at W' ranks × loader workers: equal / valid combinations
-    world_pairs_refused       combinations that do not divide the batch, refused by an error that names the size / tried
+    stops_identical           sequences equal after a stop and resume at random and all special
+                              steps / tried
+    world_pairs_identical     saved at W ranks, resumed at W' ranks × loader workers: equal / valid
+                              combinations
+    world_pairs_refused       combinations that do not divide the batch and are refused by an error
+                              that names the size / tried
     resume_drift, unequal_states    after 50 save and load cycles
     duplicates, skips, visit_spread, repeated_orders    over every domain through at least 5 passes
-    max_deviation_sequences   realised minus asked, any domain after any step, 100 changes of mixture, batches of 48 and of 8
-    max_deviation_batch_of_one    the same for batches of one row, where no rule can promise less than one (docs/stream.md)
+    max_deviation_sequences   realised minus asked, any domain after any step, 100 changes of
+                              mixture, batches of 48 and of 8
+    max_deviation_batch_of_one    the same for batches of one row, where no rule can promise less
+                              than one (docs/stream.md)
     max_deviation_by_rank     the same for each of 8 ranks and its share of batches of 48
-    multinomial_z             largest deviation in standard deviations at the end, of `multinomial_tests` figures
+    multinomial_z             largest deviation in standard deviations at the end, of
+                              `multinomial_tests` figures
     edge_*                    10^5 streams under odd weights
     golden                    hash of the first 10^4 rows
     planted_caught            faults caught / planted
@@ -58,9 +62,8 @@ SEED = 20_260
 
 
 def corpus_of(rows: int, domains: int = 12) -> Any:
-    """Domains from one window up to a fifth of `rows`, sizes falling geometrically, one of a single
-    short document.
-    """
+    """Domains of one window up to a fifth of `rows`, in geometric sizes, one of a single
+    document."""
     sizes = [max(1, int(rows / 5 * 0.5**k)) * LENGTH - k for k in range(domains - 1)]
     return make_corpus({**{f"d{k}": size for k, size in enumerate(sizes)}, "note": 9}, seed=SEED)
 
@@ -92,9 +95,7 @@ def resume(samples: int, stops: int) -> dict[str, Any]:
 
 
 def worlds(samples: int, every: bool) -> dict[str, Any]:
-    """All pairs without a loader; with loaders all of them, or one for each W' and number of
-    workers.
-    """
+    """All pairs without a loader; with loaders all pairs, or one per W' and number of workers."""
     steps = samples // BATCH
     scenario = Scenario.random(
         corpus_of(samples),
@@ -134,9 +135,7 @@ def worlds(samples: int, every: bool) -> dict[str, Any]:
 
 
 def loaded(scenario: Scenario, state: Any, world_size: int, workers: int, end: int) -> list[str]:
-    """Digests of the steps after `state`, drawn by the loaders of `world_size` ranks one rank after
-    the other.
-    """
+    """Digests of the steps after `state`, drawn by the loaders of one rank after the other."""
     shares = [
         list(rank_batches(scenario, stream, workers, end))
         for stream in scenario.ranks(world_size, state)
@@ -145,9 +144,8 @@ def loaded(scenario: Scenario, state: Any, world_size: int, workers: int, end: i
 
 
 def rank_batches(scenario: Scenario, stream: Any, workers: int, end: int) -> Iterator[Any]:
-    """Mixtures are announced through the loader once their step is open, as a trainer that plans
-    ahead would.
-    """
+    """Announces mixtures through the loader as early as allowed, as a trainer that plans ahead
+    does."""
     loader = StreamLoader(stream, num_workers=workers, steps=end - stream.position)
     due = sorted(step for step in scenario.changes if step >= stream.position)
     for step in [step for step in due if step < stream.position + 2 * workers + 1]:
@@ -172,9 +170,8 @@ def repeated() -> dict[str, Any]:
 
 
 def visits(samples: int) -> dict[str, Any]:
-    """40 domains whose shares of the mixture are their shares of the windows, so that each is
-    passed over five times and more.
-    """
+    """40 domains whose mixture shares are their shares of the windows: each is read five times
+    or more."""
     rng = np.random.default_rng(SEED)
     windows = [1, 1, *rng.integers(2, max(3, samples // 120), 38).tolist()]
     corpus = make_corpus(

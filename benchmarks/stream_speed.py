@@ -1,22 +1,25 @@
-"""How fast is the stream?
-
-Against a bare numpy gather of the same windows, and against other loaders.
+"""How fast is the stream? Against a plain numpy gather of the same windows, and other loaders.
 
     python benchmarks/stream_speed.py                                   # about 4 minutes
-    python benchmarks/stream_speed.py --peers DIR                       # and the peers, installed by peers/make_venv.sh DIR
+    python benchmarks/stream_speed.py --peers DIR                       # and the peers, installed
+                                                                        # by peers/make_venv.sh DIR
     python benchmarks/stream_speed.py --tokens 4000000 --seconds 0.2    # to see that it works
 
-The corpus is random ids in one memory-mapped file of `--tokens` tokens, cut into K domains, their
-shares of the mixture drawn from a Dirichlet distribution. The limit is what one core can do if it
-knows beforehand which windows come: `numpy.take` of rows of that one file and a cast to int64,
-whatever K is. Limit and stream take turns, and of each the best round counts. All figures are of
-one process on one core. The last line is one JSON object:
+The corpus is random ids in one memory-mapped file of `--tokens` tokens, cut into K domains. Their
+mixture shares are drawn from a Dirichlet distribution. The limit is what one core can do if it
+knows the windows beforehand: `numpy.take` of rows of that one file and a cast to int64, for any K.
+Limit and stream take turns, and the best round of each counts.
+All figures are of one process on one core. The last line is one JSON object:
 
-    limit_ratio_64, limit_ratio_2048    stream / limit, lowest over K = 4, 29 and 1,000 (all in `cases`)
+    limit_ratio_64, limit_ratio_2048    stream / limit, lowest over K = 4, 29 and 1,000 (all in
+                                        `cases`)
     cost_1000_over_4                    time per row at K = 1,000 / at K = 4, at each length
-    vs_best_dynamic_peer                stream / best peer that lets weights change (K = 4 and 29; the lower of the two)
-    changing_every_step                 rows per second if the mixture changes at every single step (K = 29)
-    seek_us                             median time to go to a step near global sample 10^12 (K = 29), and the longest
+    vs_best_dynamic_peer                stream / best peer that lets weights change (K = 4 and 29;
+                                        the lower of the two)
+    changing_every_step                 rows per second if the mixture changes at every step
+                                        (K = 29)
+    seek_us                             median time to go to a step near global sample 10^12
+                                        (K = 29), and the longest
     state_bytes                         of the JSON state (K = 29)
 """
 
@@ -146,9 +149,8 @@ def changing(corpus: OneFile, length: int, batch: int, seconds: float) -> float:
 
 
 def seek_times(corpus: OneFile, length: int, batch: int, tries: int = 200) -> list[float]:
-    """Microseconds of seeks to steps around global sample 10^12, by which the counts of the next
-    step are known.
-    """
+    """Microseconds of seeks to steps around global sample 10^12, with the counts of the next
+    step."""
     rng, stream, times = np.random.default_rng(3), corpus.stream(length, batch), []
     for _ in range(tries):
         step = 10**12 // batch + int(rng.integers(10**6))

@@ -1,25 +1,23 @@
-"""Trains the universal policy through simulated worlds, and judges it in worlds that it has never
-seen.
+"""Trains the universal policy in simulated worlds, and evaluates it in unseen worlds.
 
-    python benchmarks/universal.py --train --corpus DIR --questions FILE… --targets NAME… --out
-    src/cuvee/policies/universal
-                                                              makes the one that ships (of
-                                                              ../shared/corpus, with the targets
-                                                              math, code_python and german), proxies
-                                                              first; over an hour
+    python benchmarks/universal.py --train --corpus DIR --questions FILE… --targets NAME…
+                                   --out src/cuvee/policies/universal
+                                                              makes the policy that ships (targets
+                                                              math, code_python and german), with
+                                                              its proxies; over an hour
     python benchmarks/universal.py --train --out DIR          without runs on real text, minutes
     python benchmarks/universal.py                            judges the one that ships
     python benchmarks/universal.py --policy DIR --worlds 4 --tasks 2x20
 
-With a corpus and questions, as `agent.py` takes them and with its proxies (in `--work`, which may
-be its `--out`), most of the worlds are of natures under which proxies end as they did on real text
-(`cuvee.simulation.calibration`). `unseen.py` judges on real text; here no corpus is needed to
-judge.
+With a corpus and questions, as for `agent.py` and with its proxies (in `--work`, which may be its
+`--out`), most worlds have parameters under which proxies end as they did on real text
+(`cuvee.simulation.calibration`). `unseen.py` evaluates on real text; the evaluation here needs no
+corpus.
 
 A task is DOMAINSxINTERVALS. Its worlds are simulated continual pre-training
-(`cuvee.simulation.continual`) with natures drawn at random; their seeds are from a range that
-training does not draw from. The policy steers each as it would a run: noisy losses, noisy answers,
-under the guard. Figures are means over worlds of the true feedback e at the end, in percent:
+(`cuvee.simulation.continual`) with random parameters, from a range of seeds that training does not
+use. The policy steers each world as it would a run: noisy losses, noisy feedback, under the guard.
+Figures are means over worlds of the true feedback e at the end, in percent:
 
     reference      half of the run for each field, divided by tokens: what an untrained policy plays
     one_share      the target share of 0.1, 0.2, …, 0.9 that is best on average over these worlds
@@ -28,8 +26,8 @@ under the guard. Figures are means over worlds of the true feedback e at the end
     best_schedule  the best path of mixtures, likewise
     told, untold   the policy, with and without feedback
 
-`room` is what the policy gains over one_share as a share of what best_schedule does; `wins` in how
-many worlds it ends above best_static. The last line printed is one JSON object.
+`room` is the policy's gain over one_share as a share of the gain of best_schedule. `wins` is the
+number of worlds in which it ends above best_static. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -126,9 +124,9 @@ def _steered(
 
 
 def proxies(options: argparse.Namespace) -> tuple[list[str], list[Run]]:
-    """Walks of the scoring sampler on real text, those of `agent.py` and of other targets, run here
-    as far as they are not
-    there; and the fingerprints of their corpora.
+    """Trajectories of the scoring sampler on real text, and the fingerprints of their corpora.
+
+    They are those of `agent.py` and of other targets. Missing ones are run here.
     """
     asked = ["--corpus", options.corpus, "--questions", *options.questions, "--out", options.work]
     theirs = common_options("").parse_args([str(one) for one in asked])

@@ -1,19 +1,22 @@
 """The universal policy on text that it has never seen, against mixtures by hand.
 
-    python benchmarks/unseen.py --corpus DIR                         what ships, told and untold; half an hour on one core
-    python benchmarks/unseen.py --corpus DIR --policy DIR --policy DIR    other policies of its kind, beside each other
+    python benchmarks/unseen.py --corpus DIR                  the policy that ships, with and
+                                                              without feedback; half an hour on one
+                                                              core
+    python benchmarks/unseen.py --corpus DIR --policy DIR --policy DIR
+                                                              other policies of its kind, compared
 
-DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with roles or `--target`. A
-small base model of the source domains goes on under each mixture. Runs of one seed share weights,
-data order and budget. A policy that is *told* is asked, by the feedback half of the validation
-documents, how the model does on either field; the other half judges everybody (see agent_parts.py).
-No proxy is run.
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with roles, or `--target`. A
+small base model of the source domains continues under each mixture. Runs of one seed share weights,
+data order and budget. A policy that is *told* receives the model's losses on the feedback half of
+the validation documents; the other half evaluates all policies (see agent_parts.py). No proxy is
+run.
 
-Gains are relative drops of the judged nats a token, source and target averaged, paired by seed,
-with bootstrap intervals in `ci95`: to `share-0.5`, which one would play knowing nothing, and to the
-best static mixture, known only in hindsight. `targets` has one entry for each target domain, of
-which each is a continual pre-training of its own. The last line printed is one JSON object; stop
-and start it again at will.
+Gains are relative drops of the evaluated nats per token, source and target averaged, paired by
+seed, with bootstrap intervals in `ci95`: against `share-0.5`, a choice without any knowledge, and
+against the best static mixture, known only in hindsight. `targets` has one entry per target domain;
+each is a continual pre-training of its own. The last line printed is one JSON object. The same
+command resumes after an interruption.
 """
 
 from __future__ import annotations

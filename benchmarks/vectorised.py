@@ -1,21 +1,20 @@
-"""What it gains to train tiny proxies together (`cuvee.training.together.together`), and what stops
-it from gaining more.
+"""The gain of training tiny proxies together (`cuvee.training.together.together`), and its limits.
 
-    python benchmarks/vectorised.py --corpus DIR [DIR …] [--model llama-0.1m] [--shapes 16x256 4x128
-    …] [--members 2 4 8]
+    python benchmarks/vectorised.py --corpus DIR [DIR …] [--model llama-0.1m]
+                                    [--shapes 16x256 4x128 …] [--members 2 4 8]
 
-`--corpus` is what `cuvee corpus build` wrote; give several to see what the size of the vocabulary
-does. Every figure is of whole training intervals, streams, optimizers and measurements included, on
-one thread, in processor seconds (wall seconds on a GPU), the best of several rounds in which both
-ways take turns.
+`--corpus` is the output of `cuvee corpus build`; give several to see the effect of the vocabulary's
+size. Every figure is of whole training intervals with streams, optimizers and measurements, on one
+thread, in processor seconds (wall seconds on a GPU), the best of several rounds in which both ways
+take turns.
 
 `gain`: N trainers one after the other against the same N together. `bound`: N batches through one
-model in one step against N steps, which is as many rows in as few calls as stacking could ever
-make. `trial` is what `compare` says of forward and backward passes alone, by which the fleet
-decides; `same_bits` whether losses and gradients are equal to the last bit. `share` tells where one
-trainer's time goes: products of matrices, attention, loss (everything with a dimension of the size
-of the vocabulary but its products), elementwise, AdamW, other operations, and the time between
-operations, in Python, which is what stacking saves most of. The last line is one JSON object.
+model in one step against N steps, which is the upper bound for any stacking. `trial` is the result
+of `compare` for forward and backward passes alone, by which the fleet decides; `same_bits` says
+whether losses and gradients are equal to the last bit. `share` divides the time of one trainer:
+matrix products, attention, loss (everything with the vocabulary's dimension except its products),
+elementwise operations, AdamW, other operations, and the time between operations, in Python, most of
+which stacking saves. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,10 +40,12 @@ from cuvee.training.trainer import LMTrainer
 
 _CLASSES = {
     "products": ("mm", "bmm", "addmm", "addmm_", "baddbmm"),
-    "attention": ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"),
+    "attention": ("_scaled_dot_product_flash_attention_for_cpu",
+                  "_scaled_dot_product_flash_attention_for_cpu_backward"),
     "loss": ("_softmax", "amax", "gather", "scatter_add_", "index_add_", "log", "fill_"),
     "adamw": ("_fused_adamw_",),
-    "elementwise": ("mul", "add", "mul_", "add_", "copy_", "sum", "mean", "pow", "rsqrt", "silu", "silu_backward", "neg", "cat"),
+    "elementwise": ("mul", "add", "mul_", "add_", "copy_", "sum", "mean", "pow", "rsqrt", "silu",
+                    "silu_backward", "neg", "cat"),
 }  # fmt: skip
 
 
@@ -90,8 +91,9 @@ def best_of(rounds: int, *ways: Callable[[], None]) -> list[float]:
 
 
 def shares(trainer: LMTrainer) -> dict[str, float]:
-    """Of the time of one trainer alone, by class of operation; a profiler makes each operation
-    dearer, small ones most.
+    """Shares of one trainer's time by class of operation.
+
+    A profiler slows every operation, and small ones most.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         began = time.perf_counter()

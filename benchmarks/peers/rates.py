@@ -1,12 +1,12 @@
 """Rows per second of other loaders on K equal domains of random rows in memory.
 
-Runs in the peers' own environment:
+Run it in the environment of the peers:
 
     PEERS/bin/python benchmarks/peers/rates.py --length 64 --domains 4 --seconds 5
 
-Each yields rows of `length` tokens, domain by weighted draw, in one process; none is asked for more
-than it yields by itself. The last line is one JSON object: rows per second by peer. `dynamic` lists
-those whose weights may change during a run.
+Each loader yields rows of `length` tokens, with domains drawn by weight, in one process and in its
+default way. The last line is one JSON object: rows per second by peer. `dynamic` lists those whose
+weights may change during a run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def hugging_face(domains: Rows) -> list[Any]:
 def fms(domains: Rows, weights: list[float], log: bool) -> Iterator[Any]:
     """fms-acceleration-odm: EXP3 over Hugging Face datasets.
 
-    It writes a line of JSON for every row unless told not to.
+    By default it writes a line of JSON for every row; this is switched off.
     """
     stub = types.ModuleType("sentence_transformers")  # used for clustering undivided data only
     stub.SentenceTransformer = None  # type: ignore[attr-defined]
