@@ -1,4 +1,4 @@
-"""The environments of `cuvee.integrations.gymnasium`: Gymnasium's own check, returns, and proxies."""
+"""The environments of `cuvee.integrations.gymnasium`: Gymnasium's own check, returns, proxies."""
 
 from __future__ import annotations
 

@@ -169,7 +169,8 @@ SECTIONS: list[tuple[type[RunConfig], dict[str, str], str]] = [
     (
         SearchConfig,
         LEARN,
-        "method: {name: data_mixing_agent, evaluation: {general: [g], target: [t]}, agent: {OLD: 1}}",
+        "method: {name: data_mixing_agent, evaluation: {general: [g], target: [t]}, "
+        "agent: {OLD: 1}}",
     ),
 ]
 """A section of a configuration for each table of renamed keys."""

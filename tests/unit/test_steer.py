@@ -1,4 +1,4 @@
-"""`cuvee steer`: requests reach a run through the store, within limits, and are repeated on resume."""
+"""`cuvee steer`: requests reach a run through the store, within limits, also after a resume."""
 
 from __future__ import annotations
 
