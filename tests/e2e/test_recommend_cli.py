@@ -91,9 +91,37 @@ def test_mistakes_are_named_before_anything_is_fitted(table: Path, tmp_path: Pat
         cuvee("recommend", table, "-o", tmp_path / "x", "--write", "megatorn")
     with pytest.raises(ConfigError, match="give NAME=NUMBER"):
         cuvee("recommend", table, "--objective", "loss")
-    with pytest.raises(ConfigError, match="'x' is no number"):
+    with pytest.raises(ConfigError, match="'x' is not a number"):
         cuvee("recommend", table, "--cap", "web=x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"web": Infinity}', "web is 'inf', which is not a finite number"),
+        ('{"web": -5}', "web is -5: give a count of 0 or more"),
+        ('{"wbe": 5}', "names 'wbe'; did you mean 'web'"),
+    ],
+)
+def test_numbers_by_domain_are_checked(
+    table: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        cuvee("recommend", table, "-o", tmp_path / "x", "--samples", tmp_path / "samples.json")
+
+
+def test_sources_and_outputs_that_are_something_else_are_named(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs.tsv").write_text(table.read_text())
+    with pytest.raises(ConfigError, match=r"runs\.tsv: not a table: give CSV"):
+        cuvee("recommend", tmp_path / "runs.tsv")
+    with pytest.raises(ConfigError, match="there is no file or folder nowhere"):
+        cuvee("recommend", "nowhere", "--store", tmp_path / "no.db")
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        cuvee("recommend", table, "-o", tmp_path / "runs.tsv")
+    with pytest.raises(ConfigError, match="--cap names web twice"):
+        cuvee("recommend", table, "--cap", "web=0.1", "--cap", "web=0.2")
 
 
 def test_a_group_of_the_store_is_a_source(tmp_path: Path) -> None:

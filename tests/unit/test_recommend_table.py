@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.recommend.reading import Columns, read_runs
-from cuvee.recommend.table import Runs, in_phases, runs_of
+from cuvee.recommend.table import Runs, in_phases, is_score, runs_of
 from cuvee.testing.runs import example_domains, example_run
 
 ROWS = [
@@ -77,6 +77,21 @@ def test_phases_are_found_and_have_shares(tmp_path: Path) -> None:
         read_runs([path], Columns(shares=(0.5, 0.6)))
 
 
+def test_a_second_phase_that_most_runs_lack_is_no_metric(tmp_path: Path) -> None:
+    later = [{"phase_1_a": n / 9, "phase_1_b": 1 - n / 9} for n in range(10)]
+    rows = [
+        {"phase_0_a": 0.5, "phase_0_b": 0.5, **(later[n] if n < 5 else dict.fromkeys(later[n], ""))}
+        | {"loss": n}
+        for n in range(10)
+    ]
+    path = csv_of(tmp_path / "runs.csv", rows)
+    with pytest.raises(
+        ConfigError, match=r"phase_\{phase\}_\{\} sum to 1 in 5 of 10 rows, in each phase"
+    ):
+        read_runs([path])
+    assert len(read_runs([path], Columns(mixture="phase_0_{}", metrics=("loss",))).names) == 10
+
+
 def test_published_layouts_are_known_by_their_files(tmp_path: Path) -> None:
     (tmp_path / "ratios.csv").write_text(
         "run,name,index,dclm/health,wiki\n" + "".join(f"{n},x,{n},0.25,0.75\n" for n in range(9))
@@ -132,6 +147,81 @@ def test_a_table_without_mixtures_or_metrics_is_refused(tmp_path: Path) -> None:
         read_runs([csv_of(tmp_path / "runs.csv", ROWS)], Columns(metrics=("nothing",)))
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("run;mix_a;mix_b;loss", "separate cells by commas, not by ';'"),
+        ("", "has no columns: is it empty"),
+        ("run,mix_a,mix_a,loss", "has several columns 'mix_a'"),
+        ("run,mix_a b,mix_a.b,loss", "'mix_a b' and 'mix_a.b' both mean 'a.b'"),
+        ("run,mix_数学,mix_b,loss", "the column 'mix_数学' gives no domain's name"),
+    ],
+)
+def test_a_header_that_cannot_be_read_is_named(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "runs.csv"
+    cells = "".join(f"\nr{n},{n / 9},{1 - n / 9},{n}" for n in range(10)) if "," in header else ""
+    path.write_text(header + cells)
+    with pytest.raises(ConfigError, match=message):
+        read_runs([path])
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "runs.csv", ROWS)
+    path.write_text(path.read_text(), encoding="utf-16")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        read_runs([path])
+
+
+@pytest.mark.parametrize(
+    ("web", "code", "message"),
+    [
+        (60.0, 40.0, "the 2 columns mix_… sum to 100: divide percent by 100"),
+        (0.9, 0.4, "the 2 columns mix_… sum to 1.3"),
+        (-0.1, 1.1, "mix_web is negative"),
+    ],
+)
+def test_the_first_row_without_shares_is_named(
+    tmp_path: Path, web: float, code: float, message: str
+) -> None:
+    rows = [{**row, "mix_web": web, "mix_code": code} for row in ROWS]
+    with pytest.raises(ConfigError, match=f"in line 2, {message}"):
+        read_runs([csv_of(tmp_path / "runs.csv", rows)])
+
+
+def test_each_name_given_must_mean_a_column(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "runs.csv", ROWS)
+    with pytest.raises(ConfigError, match="no column is like 'typo'"):
+        read_runs([path], Columns(metrics=("loss", "typo")))
+    with pytest.raises(ConfigError, match="no column is like 'typo'"):
+        read_runs([path], Columns(higher=("mmlu", "typo")))
+    with pytest.raises(ConfigError, match=r"--key 'rum' is no column of .*did you mean 'run'"):
+        read_runs([path], Columns(key="rum"))
+
+
+def test_all_columns_but_named_metrics_can_be_the_mixture(tmp_path: Path) -> None:
+    rows = [{name.removeprefix("mix_"): cell for name, cell in row.items()} for row in ROWS]
+    path = csv_of(tmp_path / "runs.csv", rows)
+    with pytest.raises(ConfigError, match="or name the metrics with --metrics"):
+        read_runs([path])
+    assert read_runs([path], Columns(metrics=("mmlu", "loss"))).domains == ("web", "code")
+
+
+def test_a_metric_with_an_odd_cell_stays_a_metric(tmp_path: Path) -> None:
+    rows = [{**row, "loss": "N/A" if n == 3 else row["loss"]} for n, row in enumerate(ROWS)]
+    runs = read_runs([csv_of(tmp_path / "runs.csv", rows)])
+    assert runs.metrics == ("mmlu", "loss")
+    assert [row.reason for row in runs.bad] == [
+        "loss is 'N/A', which is not a number: leave the cell empty if it is missing"
+    ]
+
+
+def test_a_number_that_overflows_is_quarantined(tmp_path: Path) -> None:
+    rows = [*ROWS, {**ROWS[0], "run": "odd", "loss": 10**400}]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert [row.line for row in read_runs([path]).bad] == [11]
+
+
 def table(count: int = 12, **change: Any) -> Runs:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(count, 2))
@@ -167,8 +257,30 @@ def test_a_metric_that_most_runs_lack_is_left_out() -> None:
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_too_few_runs_are_refused(count: int) -> None:
-    with pytest.raises(ConfigError, match="different mixtures, and a fit needs 8"):
+    with pytest.raises(ConfigError, match="different mixtures, and a fit needs at least 8"):
         table(count).usable(None)
+
+
+def test_a_score_is_not_minimised_by_default() -> None:
+    with pytest.raises(ConfigError, match="add --higher score, or choose with --objective"):
+        table().usable(None)
+    _, costs = table(higher=frozenset({"score"})).usable(None)
+    assert costs == {"loss": 0.5, "score": -0.5}
+    assert table().usable({"score": 1.0})[1] == {"score": 1.0}
+    assert is_score("eval/ARC_acc")
+    assert is_score("f1")
+    assert not is_score("mmlu_bpb")
+    assert not is_score("perplexity")
+
+
+def test_an_objective_needs_runs_with_all_of_its_metrics() -> None:
+    values = table(24).values_ND.copy()
+    values[::2, 0] = np.nan
+    values[1::2, 1] = np.nan
+    with pytest.raises(ConfigError, match="0 different mixtures have all 2 metrics"):
+        table(24, values_ND=values).usable({"loss": 1.0, "score": 1.0})
+    with pytest.raises(ConfigError, match="weighs loss by 0"):
+        table().usable({"loss": 0.0})
 
 
 def test_higher_is_better_turns_the_sign() -> None:

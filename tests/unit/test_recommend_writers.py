@@ -83,6 +83,12 @@ def test_torchtitan_stages_follow_its_documented_schema() -> None:
         written("torchtitan", TWO, Target())
 
 
+def test_torchtitan_paths_may_have_any_letter() -> None:
+    text = written("torchtitan", ONE, Target(steps=10, paths={"web": '/data/😀 "web"'}))
+    stage = tomllib.loads(text["torchtitan.toml"])["training"]["data_stages"][0]
+    assert stage["dataset_folders"] == ['/data/😀 "web"', "code"]
+
+
 def test_levanter_gets_stages_by_step_and_refuses_what_a_block_loses() -> None:
     data = yaml.safe_load(written("levanter")["levanter.yaml"])["data"]
     assert data["train_weights"] == [[0, FIRST.as_dict()], [800, SECOND.as_dict()]]

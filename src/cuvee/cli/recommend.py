@@ -59,7 +59,7 @@ def recommend(
         typer.Option(help="Log-probabilities of target examples by domain, for MixMin."),
     ] = None,
     next_runs: Annotated[
-        int, typer.Option("--next", min=0, help="Propose so many runs, as a search file.")
+        int, typer.Option("--next", min=0, max=1000, help="Propose so many runs, as a search file.")
     ] = 0,
     write: Annotated[
         list[str] | None,
@@ -92,8 +92,6 @@ def recommend(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Recommend a mixture, or up to three stages, from small runs, and write it for a trainer."""
-    from dataclasses import replace
-
     from cuvee.recipes import recommend as recipe
     from cuvee.recommend.reading import LAYOUTS, Columns
     from cuvee.recommend.recommend import Request
@@ -112,8 +110,6 @@ def recommend(
         higher=tuple(higher or ()),
     )
     runs = recipe.known_runs(sources, columns, store)
-    if higher:
-        runs = replace(runs, higher=runs.higher | set(higher))
     if available is not None:
         runs = runs.with_available(recipe.available_tokens(available))
     request = Request(
@@ -134,7 +130,7 @@ def recommend(
         sequence_length=sequence_length,
         paths={k: str(v) for k, v in recipe.read_object(paths).items()} if paths else {},
         lengths=recipe.read_numbers(lengths) if lengths else {},
-        samples={k: int(v) for k, v in recipe.read_numbers(samples).items()} if samples else {},
+        samples=recipe.read_counts(samples) if samples else {},
     )
     wanted = recipe.Outputs(output, tuple(write or ()), target, next_runs)
     found, files = recipe.recommend_and_write(runs, request, wanted)
@@ -149,11 +145,13 @@ def recommend(
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for text in given or ():
         name, equals, value = text.rpartition("=")
         if not equals:
             raise _mistake(f"{option} is {text!r}: give NAME=NUMBER")
+        if name in found:
+            raise _mistake(f"{option} names {name} twice: give it once")
         found[name] = _number(value, option)
     return found
 

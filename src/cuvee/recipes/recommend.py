@@ -10,20 +10,22 @@ from typing import Any
 
 import yaml
 
-from cuvee.core.errors import ConfigError, nearest
+from cuvee.core.errors import ConfigError, StoreError, nearest
 from cuvee.core.files import write_atomic
+from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.config.schema import load
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.design import propose_next
 from cuvee.recommend.page import render
 from cuvee.recommend.plan import Plan
-from cuvee.recommend.reading import Columns, read_runs
+from cuvee.recommend.reading import Columns, read_runs, with_higher
 from cuvee.recommend.recommend import Recommendation, Request, recommend
 from cuvee.recommend.table import Runs, runs_of
 from cuvee.recommend.writers import FORMATS
 from cuvee.recommend.writers.base import Target
 
+_LARGEST = 1e300  # also refuses infinity and NaN
 _TABLES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -43,23 +45,31 @@ def known_runs(sources: Sequence[str], columns: Columns, store: str | None) -> R
     These are files or one folder of runs, or one search file, or the name of a group in the store.
     """
     paths = [Path(source) for source in sources]
-    if all(path.is_dir() or path.suffix in _TABLES for path in paths):
+    if all(path.is_dir() or path.suffix.lower() in _TABLES for path in paths):
         return read_runs(paths, columns)
-    if len(sources) > 1:
-        raise ConfigError(f"{', '.join(sources)} are not tables: give CSV, JSONL or Parquet files")
-    if paths[0].suffix in (".yaml", ".yml"):
+    is_search = paths[0].suffix in (".yaml", ".yml")
+    if len(sources) > 1 or (paths[0].is_file() and not is_search):
+        raise ConfigError(f"{', '.join(sources)}: not a table: give CSV, JSONL or Parquet files")
+    return with_higher(runs_of(_logged(sources[0], is_search, store)), columns.higher)
+
+
+def _logged(source: str, is_search: bool, store: str | None) -> Sequence[Run]:
+    """Return the finished runs of a search file, or of a group of the store."""
+    if is_search:
         from cuvee.recipes.search import SearchConfig, logged_runs
 
-        config = load(SearchConfig, paths[0])
-        return runs_of(
-            logged_runs(config if store is None else config.model_copy(update={"store": store}))
-        )
-    with open_store(store, must_exist=True) as opened:
+        config = load(SearchConfig, Path(source))
+        return logged_runs(config if store is None else config.model_copy(update={"store": store}))
+    try:
+        opening = open_store(store, must_exist=True)
+    except StoreError as error:
+        raise ConfigError(f"there is no file or folder {source}, and {error}") from error
+    with opening as opened:
         groups = sorted({run.group for run in opened.runs() if run.group})
-        if sources[0] not in groups:
-            raise ConfigError(f"no table and no group {sources[0]!r}{nearest(sources[0], groups)}")
-        done = opened.runs(group=sources[0], status="done")
-        return runs_of([opened.load(run.id) for run in done])
+        if source not in groups:
+            raise ConfigError(f"no table and no group {source!r}{nearest(source, groups)}")
+        done = opened.runs(group=source, status="done")
+        return [opened.load(run.id) for run in done]
 
 
 def available_tokens(given: str) -> dict[str, int]:
@@ -67,15 +77,27 @@ def available_tokens(given: str) -> dict[str, int]:
     path = Path(given)
     if path.is_dir():
         return {domain.name: domain.tokens for domain in Corpus.open(path).domains}
-    return {name: int(count) for name, count in read_numbers(path).items()}
+    return read_counts(path)
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Return a JSON object of counts by domain. Raises `ConfigError` for a negative one too."""
+    found = read_numbers(path)
+    for name, count in found.items():
+        if count < 0:
+            raise ConfigError(f"{path}: {name} is {count:g}: give a count of 0 or more")
+    return {name: int(count) for name, count in found.items()}
 
 
 def read_numbers(path: Path) -> dict[str, float]:
     """Return a JSON object of numbers by domain. Raises `ConfigError` for anything else."""
     content = read_object(path)
-    wrong = [name for name, value in content.items() if not isinstance(value, (int, float))]
-    if wrong:
-        raise ConfigError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, which is not a number")
+    for name, value in content.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not abs(value) < _LARGEST:
+            raise ConfigError(
+                f"{path}: {name} is {str(value)[:40]!r}, which is not a finite number"
+            )
     return {name: float(value) for name, value in content.items()}
 
 
@@ -100,6 +122,12 @@ def recommend_and_write(
     unknown = [name for name in outputs.formats if name not in FORMATS]
     if unknown:
         raise ConfigError(f"no format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    for option in ("paths", "lengths", "samples"):
+        for name in getattr(outputs.target, option):
+            if name not in runs.domains:
+                raise ConfigError(f"--{option} names {name!r}{nearest(name, runs.domains)}")
+    if outputs.folder.exists() and not outputs.folder.is_dir():
+        raise ConfigError(f"--output {outputs.folder} is a file: name a folder")
     found = recommend(runs, request)
     files = {"recommendation.json": json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"}
     for name in outputs.formats:

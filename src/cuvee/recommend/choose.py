@@ -28,6 +28,7 @@ from cuvee.recommend.fits import Surrogate
 
 _FIRST, _POPULATION, _PARENTS, _KEPT, _ROUNDS = 4096, 384, 48, 8, 16
 _WIDE, _NARROW = 1.0, 0.04  # standard deviations of ln w in the first and in the last round
+_ROUNDING = 1e-9  # by so much may caps that sum to 1 miss it as floats
 _RETURNING = 0.002  # share of a uniform mixture blended in, so that a domain at 0 can come back
 
 Score = Callable[[FloatArray], FloatArray]
@@ -72,16 +73,20 @@ class Bounds:
             capped_K = largest_shares(allowed(epoch_cap, available_K), tokens)
             ceilings_K = np.minimum(ceilings_K, capped_K)
         floors_K = np.array([(floors or {}).get(name, 0.0) for name in domains])
-        if ceilings_K.sum() < 1:
+        if ceilings_K.sum() < 1 - _ROUNDING:
             raise ConfigError(
                 f"the caps leave room for {ceilings_K.sum():.1%} of the budget: raise --epoch-cap, lower --tokens, "
                 "or cap fewer domains"
             )
-        if floors_K.sum() >= 1 or (floors_K > ceilings_K).any():
-            worst = domains[int((floors_K - ceilings_K).argmax())]
+        if floors_K.sum() >= 1:
             raise ConfigError(
-                f"the floors sum to {floors_K.sum():g} and that of {worst} is {floors_K[domains.index(worst)]:g} "
-                f"with a cap of {ceilings_K[domains.index(worst)]:.4g}: lower them"
+                f"the floors sum to {floors_K.sum():g}, which must be below 1: lower them"
+            )
+        worst = int((floors_K - ceilings_K).argmax())
+        if floors_K[worst] > ceilings_K[worst]:
+            raise ConfigError(
+                f"the floor of {domains[worst]} is {floors_K[worst]:g} and its cap {ceilings_K[worst]:.4g}: "
+                "lower the floor, or raise the cap, --epoch-cap or the domain's tokens"
             )
         natural_K = np.array([float(known.get(name, 0)) for name in domains])
         natural_K = natural_K if natural_K.all() else np.ones(len(domains))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cuvee.core.errors import ConfigError, CuveeError, StoreError
+from cuvee.core.errors import ConfigError, CuveeError, StoreError, nearest
 from cuvee.core.mixture import check_names
 from cuvee.fleet.store.foreign import rounded_mixture
 from cuvee.fleet.store.tabular import BadRow, Rows, number, read_rows
@@ -25,6 +25,7 @@ _PHASE = re.compile(r"^(?P<before>.*?(?:phase|stage)[_-]?)(?P<phase>\d+)(?P<afte
 _ROUNDING = 0.02
 _LARGEST = 1e12
 _MOST_BAD = 0.1
+_MOST = 0.9  # of the rows, in which columns hold shares if they are the mixture
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def read_runs(sources: Sequence[Path], columns: Columns | None = None) -> Runs:
     no mixture or no metric is found.
     """
     files, columns = _files(sources, columns or Columns())
-    tables = [read_rows(path) for path in files]
-    key = columns.key or _common_key(tables)
+    tables = [_table(path) for path in files]
+    key = _key(tables, columns.key)
     rows, bad = _joined(tables, key)
-    where = _mixture_columns(tables[0], rows, columns)
+    where = _mixture_columns(tables[0], rows, columns, key)
     metrics = _metric_columns(tables, where, columns, key)
     runs, refused = _checked(rows, where, metrics, str(files[0]))
     bad += refused
@@ -95,6 +96,12 @@ def read_runs(sources: Sequence[Path], columns: Columns | None = None) -> Runs:
     )
 
 
+def with_higher(runs: Runs, wanted: Sequence[str]) -> Runs:
+    """The same, where more of the metrics that these names and patterns mean is better."""
+    found = _named(wanted, {name: name for name in runs.metrics})
+    return replace(runs, higher=runs.higher | set(found.values()))
+
+
 def _files(sources: Sequence[Path], columns: Columns) -> tuple[list[Path], Columns]:
     if len(sources) == 1 and sources[0].is_dir():
         for name, patterns in _FILES.items():
@@ -116,6 +123,35 @@ def _filled(columns: Columns, layout: Columns) -> Columns:
         key=columns.key or layout.key,
         higher=columns.higher,
     )
+
+
+def _table(path: Path) -> Rows:
+    """Raises `ConfigError` for a file without columns, with a repeated one, or with other separators than commas."""
+    table = read_rows(path)
+    columns = table.columns
+    if not columns:
+        raise ConfigError(f"{path} has no columns: is it empty?")
+    if any("\ufffd" in name for name in columns):
+        raise ConfigError(f"{path} is not UTF-8: save it in that encoding")
+    if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
+        raise ConfigError(
+            f"{path} has the one column {columns[0][:60]!r}: separate cells by commas, not by {found[0]!r}"
+        )
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+        raise ConfigError(f"{path} has several columns {repeated[0]!r}: rename or drop all but one")
+    return table
+
+
+def _key(tables: Sequence[Rows], given: str | None) -> str | None:
+    """The column that names a run in every file, if there is one."""
+    if given is None:
+        return _common_key(tables)
+    for table in tables:
+        if given not in table.columns:
+            raise ConfigError(
+                f"--key {given!r} is no column of {table.path}{nearest(given, table.columns)}"
+            )
+    return given
 
 
 def _common_key(tables: Sequence[Rows]) -> str | None:
@@ -158,81 +194,131 @@ def _joined(
 
 
 def _mixture_columns(
-    table: Rows, rows: Sequence[tuple[str, int, dict[str, Any]]], columns: Columns
+    table: Rows,
+    rows: Sequence[tuple[str, int, dict[str, Any]]],
+    columns: Columns,
+    key: str | None,
 ) -> list[dict[str, str]]:
     """For each phase, column by domain."""
+    known = {name: name for name in table.columns}
+    metrics = _named(columns.metrics, known, by_pattern=True, strict=False)
+    free = [name for name in table.columns if name not in metrics and name != key]
     if columns.mixture is not None:
-        return _by_pattern(table, columns.mixture)
-    matches = [match for name in table.columns if (match := _PHASE.match(name))]
+        return _by_pattern(table.path, free, columns.mixture)
+    matches = [match for name in free if (match := _PHASE.match(name))]
     phased = {(match["before"], match["after"]) for match in matches}
-    candidates = [f"{before}{{phase}}{after}{{}}" for before, after in sorted(phased)]
-    candidates += [prefix + "{}" for prefix in _prefixes(table.columns)]
-    for pattern in candidates:
-        try:
-            found = _by_pattern(table, pattern)
-        except ConfigError:
-            continue
-        if len(found[0]) > 1 and _sums_to_one(rows, found):
-            return found
+    for before, after in sorted(phased):
+        pattern = f"{before}{{phase}}{after}{{}}"
+        found = _matches(free, pattern)
+        if _share_of_rows(rows, found) >= _MOST:
+            return _by_pattern(table.path, free, pattern)
+        holding = round(_share_of_rows(rows, found) * len(rows))
+        if len(found) > 1 and holding:
+            raise ConfigError(
+                f"{table.path}: the columns {pattern} sum to 1 in {holding} of {len(rows)} rows, in each phase: give every "
+                "run all phases (the same mixture again where it does not change), or name the columns with --mixture"
+            )
+    for prefix in _prefixes(free):
+        found = _matches(free, prefix + "{}")
+        if found and len(found[0]) > 1 and _share_of_rows(rows, found) >= _MOST:
+            return _by_pattern(table.path, free, prefix + "{}")
     raise ConfigError(
-        f"{table.path}: no columns of one prefix sum to 1 (columns: {', '.join(table.columns[:8])}): "
-        "name them with --mixture 'PREFIX{}' or --mixture 'phase_{phase}_{}'"
+        f"{table.path}: no columns of one prefix sum to 1 (columns: {', '.join(free[:8])}){_first_bad(rows, free)}: "
+        "name them with --mixture 'PREFIX{}' or --mixture 'phase_{phase}_{}', or name the metrics with --metrics, so that "
+        "all other columns are the mixture"
     )
 
 
+def _first_bad(rows: Sequence[tuple[str, int, dict[str, Any]]], free: Sequence[str]) -> str:
+    """Why the columns of the shortest prefix hold no shares, as a hint: percent, counts, or an error."""
+    prefix = next((prefix for prefix in _prefixes(free) if prefix), None)
+    if prefix is None:
+        return ""
+    names = [name for name in free if name.startswith(prefix)]
+    for _, line, cells in rows:
+        try:
+            shares = [number(cells.get(name)) or 0.0 for name in names]
+        except ValueError as error:
+            return f"; in line {line}, {error}"
+        total = sum(shares)
+        if min(shares) < 0:
+            return f"; in line {line}, {names[shares.index(min(shares))]} is negative"
+        if not abs(total - 1) <= _ROUNDING:
+            percent = ": divide percent by 100" if abs(total - 100) <= 100 * _ROUNDING else ""
+            return (
+                f"; in line {line}, the {len(names)} columns {prefix}… sum to {total:.4g}{percent}"
+            )
+    return ""
+
+
 def _prefixes(names: Sequence[str]) -> Iterator[str]:
-    """Prefixes that end in a separator and begin two columns or more, shortest first."""
+    """Prefixes that end in a separator and begin two columns or more, shortest first; at last none."""
     found = {name[: match.end()] for name in names for match in re.finditer(r"[_/.:-]", name)}
     shared = [prefix for prefix in found if sum(name.startswith(prefix) for name in names) > 1]
-    yield from ["", *sorted(shared, key=lambda prefix: (len(prefix), prefix))]
+    yield from [*sorted(shared, key=lambda prefix: (len(prefix), prefix)), ""]
 
 
-def _by_pattern(table: Rows, pattern: str) -> list[dict[str, str]]:
-    if "{}" not in pattern:
-        raise ConfigError(f"--mixture {pattern!r} has no {{}} where the domain's name stands")
+def _matches(names: Sequence[str], pattern: str) -> list[dict[str, str]]:
+    """For each phase, column by what stands in place of {}."""
     expression = re.escape(pattern).replace(re.escape("{phase}"), r"(?P<phase>\d+)")
     matcher = re.compile(expression.replace(re.escape("{}"), "(?P<domain>.+)"))
     phases: dict[int, dict[str, str]] = {}
-    for name in table.columns:
+    for name in names:
         match = matcher.fullmatch(name)
         if match and not _META.fullmatch(name):
             phase = int(match["phase"]) if "{phase}" in pattern else 0
-            phases.setdefault(phase, {})[_as_name(match["domain"])] = name
-    if not phases:
+            phases.setdefault(phase, {})[match["domain"]] = name
+    return [phases[phase] for phase in sorted(phases)]
+
+
+def _by_pattern(path: Path, names: Sequence[str], pattern: str) -> list[dict[str, str]]:
+    if pattern.count("{}") != 1:
+        raise ConfigError(f"--mixture {pattern!r} needs one {{}} where the domain's name stands")
+    found = _matches(names, pattern)
+    if not found:
         raise ConfigError(
-            f"{table.path}: no column is like {pattern!r} (columns: {', '.join(table.columns[:8])})"
+            f"{path}: no column is like {pattern!r} (columns: {', '.join(names[:8])})"
         )
-    found = [phases[phase] for phase in sorted(phases)]
-    try:
-        check_names(list(found[0]))
-    except CuveeError as error:
-        raise ConfigError(f"{table.path}: {error} (matched by {pattern!r})") from error
     for each in found:
         if odd := sorted(set(each) ^ set(found[0])):
-            raise ConfigError(f"{table.path}: a phase differs in domains: {', '.join(odd)}")
-    return found
+            raise ConfigError(f"{path}: a phase differs in domains: {', '.join(odd)}")
+    domains = {raw: _as_name(raw) for raw in found[0]}
+    for raw, domain in domains.items():
+        column = found[0][raw]
+        if not domain:
+            raise ConfigError(
+                f"{path}: the column {column!r} gives no domain's name: rename it with letters from A to Z, digits or ._-"
+            )
+        same = [found[0][one] for one, other in domains.items() if other == domain]
+        if len(same) > 1:
+            raise ConfigError(
+                f"{path}: {' and '.join(map(repr, same))} both mean {domain!r}: rename one"
+            )
+    check_names(list(domains.values()))
+    return [{domains[raw]: column for raw, column in each.items()} for each in found]
 
 
 def _as_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", ".", text).strip(".")[:64]
 
 
-def _sums_to_one(
+def _share_of_rows(
     rows: Sequence[tuple[str, int, dict[str, Any]]], where: Sequence[Mapping[str, str]]
-) -> bool:
-    """Whether nine of ten rows hold shares in these columns."""
+) -> float:
+    """The share of rows that hold a mixture in these columns in each phase; 0 if phases differ in domains."""
+    if not rows or any(set(phase) != set(where[0]) for phase in where):
+        return 0.0
 
     def holds(cells: Mapping[str, Any]) -> bool:
         try:
             for phase in where:
-                rounded_mixture(
-                    {name: number(cells[column]) for name, column in phase.items()}, _ROUNDING
-                )
+                shares = [number(cells[column]) for column in phase.values()]
+                rounded_mixture({f"d{k}": share for k, share in enumerate(shares)}, _ROUNDING)
         except (CuveeError, ValueError):
             return False
         return True
 
-    return bool(rows) and sum(holds(cells) for _, _, cells in rows) >= 0.9 * len(rows)
+    return sum(holds(cells) for _, _, cells in rows) / len(rows)
 
 
 def _metric_columns(
@@ -251,31 +337,38 @@ def _metric_columns(
 
 
 def _named(
-    wanted: Sequence[str], known: Mapping[str, str], by_pattern: bool = False
+    wanted: Sequence[str], known: Mapping[str, str], by_pattern: bool = False, strict: bool = True
 ) -> dict[str, str]:
     """The known columns, or metrics, that names and patterns mean.
 
-    Raises `ConfigError` for one that means none.
+    If `strict`, raises `ConfigError` for one that means none.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name in wanted:
+        means_any = False
         before, is_pattern, after = name.partition("{}")
         for column, called in known.items():
             inside = len(column) - len(before) - len(after)
             if is_pattern and inside > 0 and column.startswith(before) and column.endswith(after):
                 found[column] = column[len(before) : len(before) + inside]
+                means_any = True
             elif name in (column, called):
                 found[column if by_pattern else called] = called
-        if not found:
+                means_any = True
+        if strict and not means_any:
             raise ConfigError(f"no column is like {name!r}; there are {', '.join(list(known)[:8])}")
     return found
 
 
 def _numeric(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> bool:
-    try:
-        return any(number(row.get(name)) is not None for _, row in rows)
-    except ValueError:
-        return False
+    """Whether most filled cells of the column are numbers."""
+    numbers = others = 0
+    for _, row in rows:
+        try:
+            numbers += number(row.get(name)) is not None
+        except ValueError:
+            others += 1
+    return numbers > others
 
 
 def _checked(
@@ -308,7 +401,12 @@ def _checked(
 
 
 def _value(cell: Any, name: str) -> float:
-    value = number(cell)
+    try:
+        value = number(cell)
+    except ValueError:
+        raise StoreError(
+            f"{name} is {str(cell)[:40]!r}, which is not a number: leave the cell empty if it is missing"
+        ) from None
     if value is None or value != value:
         return float("nan")
     if abs(value) > _LARGEST:
@@ -322,6 +420,6 @@ def _shares(given: Sequence[float], phases: int) -> Any:
     shares_P = np.asarray(given, dtype=np.float64)
     if len(shares_P) != phases or not (shares_P > 0).all() or abs(shares_P.sum() - 1) > 1e-6:
         raise ConfigError(
-            f"--phases is {', '.join(f'{share:g}' for share in given)}: give {phases} shares above 0 that sum to 1"
+            f"--phase is {', '.join(f'{share:g}' for share in given)}: give {phases} shares above 0 that sum to 1"
         )
     return shares_P

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.epochs import check_epochs
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, MixtureError
 from cuvee.core.mixture import Mixture
 from cuvee.evaluation.statistics import Estimate
 from cuvee.recommend.choose import Bounds, Choice, cautious, choose, optimise
@@ -49,6 +50,10 @@ class Request:
         if self.tokens is not None and self.tokens < 1:
             raise ConfigError(f"tokens is {self.tokens}: give the target run's budget, 1 or more")
         check_epochs("epoch_cap", self.epoch_cap)
+        if not 0 <= self.caution < math.inf:
+            raise ConfigError(f"caution is {self.caution:g}: give standard deviations, 0 or more")
+        if self.pareto and self.pareto[0] == self.pareto[1]:
+            raise ConfigError(f"pareto names {self.pareto[0]} twice: give two metrics")
         if not 1 <= self.most_stages <= 3:
             raise ConfigError(f"stages is {self.most_stages}: use 1, 2 or 3")
 
@@ -194,7 +199,10 @@ def _present(runs: Runs, bounds: Bounds, given: str | Mapping[str, float]) -> Mi
             raise ConfigError(
                 f"--from names {', '.join(unknown)}; the table has {', '.join(runs.domains)}"
             )
-        return Mixture.normalise(runs.domains, [given.get(name, 0.0) for name in runs.domains])
+        try:
+            return Mixture.normalise(runs.domains, [given.get(name, 0.0) for name in runs.domains])
+        except MixtureError as error:
+            raise ConfigError(f"--from: {error}") from error
     if given == "natural":
         return Mixture.normalise(runs.domains, bounds.natural_K)
     if given == "uniform":

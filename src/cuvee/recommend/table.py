@@ -8,6 +8,7 @@ missing metric is NaN.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,20 @@ from cuvee.simulation.dynamics_model import Logged
 
 _MOST_PHASES = 3
 _STATIC = 1e-6  # the largest total variation between mixtures of a run under one mixture
+_SCORES = {
+    "acc",
+    "accuracy",
+    "score",
+    "f1",
+    "em",
+    "exact",
+    "bleu",
+    "rouge",
+    "auc",
+    "mmlu",
+    "pass@1",
+}
+_LOSSES = {"loss", "nll", "bpb", "ppl", "perplexity", "error", "entropy"}
 _SAME = 1e-9  # two runs whose mixtures differ by less are repeats of one mixture
 
 
@@ -101,7 +116,17 @@ class Runs:
         Without `objective`, the mean of all usable metrics. Raises `ConfigError` for an objective
         over an unusable metric and for too few runs.
         """
+        different = len(np.unique(self.groups_N))
+        if different < FEWEST_RUNS:
+            raise ConfigError(
+                f"the table has {len(self.names)} runs of {different} different mixtures, and a fit needs at least "
+                f"{FEWEST_RUNS}: run more mixtures first"
+            )
         reasons = {name: why for name in self.metrics if (why := self._unusable(name))}
+        if objective and not any(objective.values()):
+            raise ConfigError(
+                f"the objective weighs {', '.join(objective)} by 0: give a weight that is not 0"
+            )
         for name in objective or ():
             if name not in self.metrics:
                 raise ConfigError(f"no metric {name!r} in the table{nearest(name, self.metrics)}")
@@ -122,12 +147,9 @@ class Runs:
         signed = {
             name: -weight if name in self.higher else weight for name, weight in given.items()
         }
-        different = len(np.unique(runs.groups_N))
-        if different < FEWEST_RUNS:
-            raise ConfigError(
-                f"the table has {len(self.names)} runs of {different} different mixtures, and a fit needs at least "
-                f"{FEWEST_RUNS}: run more mixtures first"
-            )
+        if objective is None:
+            runs._check_directions()
+        runs._check_overlap(signed)
         return runs, signed
 
     def with_available(self, available: Mapping[str, int]) -> Runs:
@@ -144,6 +166,27 @@ class Runs:
         notes = (f"the tokens of {', '.join(unknown)} are not known, so they have no cap",)
         return replace(self, available=available, notes=self.notes + (notes if unknown else ()))
 
+    def _check_directions(self) -> None:
+        """Raises `ConfigError` if a metric's name says that more of it is better and nobody has."""
+        scores = [name for name in self.metrics if is_score(name) and name not in self.higher]
+        if scores:
+            options = " ".join(f"--higher {name}" for name in scores[:3])
+            raise ConfigError(
+                f"more of {', '.join(scores[:5])} looks better, but the default objective minimises every metric: "
+                f"add {options}, or choose with --objective METRIC=WEIGHT"
+            )
+
+    def _check_overlap(self, costs: Mapping[str, float]) -> None:
+        """Raises `ConfigError` if too few mixtures have all metrics of the objective, so that its error is unknown."""
+        valued = [self.metrics.index(name) for name, cost in costs.items() if cost]
+        whole_N = np.isfinite(self.values_ND[:, valued]).all(axis=1)
+        different = len(np.unique(self.groups_N[whole_N]))
+        if different < FEWEST_RUNS:
+            raise ConfigError(
+                f"{different} different mixtures have all {len(valued)} metrics of the objective, and a fit needs "
+                f"{FEWEST_RUNS}: choose metrics that the same runs have with --objective METRIC=WEIGHT"
+            )
+
     def _unusable(self, name: str) -> str | None:
         values_N = self.values_ND[:, self.metrics.index(name)]
         there = values_N[np.isfinite(values_N)]
@@ -153,6 +196,12 @@ class Runs:
         if np.ptp(there) == 0:
             return f"is {there[0]:.6g} in every run"
         return None
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric's name says that more of it is better, as with accuracies."""
+    words = set(re.split(r"[^a-z0-9@]+", name.lower()))
+    return bool(words & _SCORES) and not words & _LOSSES
 
 
 def runs_of(logged: Sequence[Run]) -> Runs:

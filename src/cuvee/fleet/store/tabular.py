@@ -51,9 +51,9 @@ def read_rows(path: Path) -> Rows:
         if path.stat().st_size > _LARGEST_FILE:
             size = path.stat().st_size
             raise StoreError(f"{path} is larger than a table of runs can be: {size} bytes")
-        if path.suffix in (".jsonl", ".ndjson"):
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
             return _json_rows(path)
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return _parquet_rows(path)
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             return csv_rows(csv.reader(file, strict=True), path)
@@ -81,7 +81,10 @@ def number(cell: Any) -> float | None:
         return None
     if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
         raise ValueError(f"{str(cell)[:40]!r} is no number")
-    return float(cell)
+    try:
+        return float(cell)
+    except OverflowError:
+        raise ValueError(f"{str(cell)[:20]}… is too large for a number") from None
 
 
 def _json_rows(path: Path) -> Rows:

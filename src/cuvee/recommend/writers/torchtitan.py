@@ -27,7 +27,8 @@ def write(plan: Plan, target: Target) -> dict[str, str]:
         if stage is not plan.stages[-1]:
             lines.append(f"end_step = {step_of(stage.end, target, 'torchtitan')}")
         lines += [
-            f"dataset_folders = {json.dumps(folders)}",  # a TOML array of basic strings
+            # A TOML array of basic strings, in which escaped surrogates would not be valid.
+            f"dataset_folders = {json.dumps(folders, ensure_ascii=False)}",
             f"dataset_weights = [{', '.join(f'{weight:.10g}' for weight in found.values())}]",
             "",
         ]
