@@ -96,6 +96,21 @@ def test_weights_of_the_fits_favour_the_one_that_predicts() -> None:
     assert sum(weights["loss"].values()) == pytest.approx(1.0)
 
 
+def test_a_metric_that_is_only_noise_gives_no_claim_and_a_wide_interval() -> None:
+    rng = np.random.default_rng(4)
+    noise = 3 + 0.01 * rng.normal(size=(24, 1))
+    mixtures = rng.dirichlet(np.ones(3), (24, 1))
+    runs = Runs(tuple(map(str, range(24))), NAMES, ("loss",), mixtures, noise, np.ones(1))
+    found = recommend(runs)
+    assert found.surrogate.evidence.weights["loss"]["constant"] > 0.5
+    assert "constant" not in found.surrogate.evidence.ranks_by_fit
+    assert found.change.high is not None
+    assert found.change.high > 0
+    interval = found.predicted.metrics["loss"]
+    assert interval.low < 3.0 < interval.high
+    assert interval.high - interval.low > 2 * 0.01, "wider than one deviation on each side"
+
+
 def test_repeats_of_a_mixture_measure_the_noise() -> None:
     runs = table(20)
     again = Runs(
@@ -160,8 +175,14 @@ def test_bounds_that_no_mixture_meets_are_refused() -> None:
         Bounds.of(NAMES, caps=dict.fromkeys(NAMES, 0.2))
     with pytest.raises(ConfigError, match="leave room for 40"):
         Bounds.of(NAMES, available=dict.fromkeys(NAMES, 10), tokens=300, epoch_cap=4)
-    with pytest.raises(ConfigError, match="lower them"):
+    with pytest.raises(ConfigError, match=r"the floor of web is 0\.2 and its cap 0\.1"):
         Bounds.of(NAMES, caps={"web": 0.1}, floors={"web": 0.2})
+
+
+def test_caps_may_sum_to_one_up_to_rounding() -> None:
+    bounds = Bounds.of(NAMES, caps={"web": 0.7, "code": 0.2, "maths": 0.1 - 1e-12})
+    path = bounds.within(np.full((1, 1, 3), 1 / 3), np.ones(1))[0, 0]
+    assert path == pytest.approx([0.7, 0.2, 0.1])
 
 
 def test_caps_and_floors_hold(fitted: Surrogate) -> None:
@@ -241,7 +262,7 @@ def test_runs_with_curves_use_the_dynamics_model() -> None:
         ({"caution": float("inf")}, "caution is inf"),
         ({"present": {"web": -1.0, "code": 2.0}}, "--from: the weight of web is -1"),
         ({"pareto": ("loss", "loss")}, "names loss twice"),
-        ({"floors": {"web": 0.6, "code": 0.6}}, "the floors sum to 1.2, which must be below 1"),
+        ({"floors": {"web": 0.6, "code": 0.6}}, "the floors sum to 1\\.2, which must be below 1"),
         ({"present": "even"}, "--from is 'even'"),
         ({"present": {"wiki": 1.0}}, "--from names wiki"),
         ({"pareto": ("loss", "no")}, "no metric 'no'"),

@@ -2,6 +2,7 @@
 predict runs left out.
 
 gaussian_process, lightgbm, log_linear    of `methods.regmix.fit`; one fit for each metric
+constant                                  the mean of all runs, for metrics without an effect
 dynamics_model                            `simulation.dynamics_model`, where runs have whole trajectories
 
 A run of P phases is described by its mean mixture, and by the mixtures of its later phases if order
@@ -32,6 +33,9 @@ from cuvee.simulation.dynamics_model import Regression
 
 LEVEL = 0.9
 """Of every interval."""
+
+CONSTANT = "constant"
+"""The fit that predicts the mean of all runs."""
 
 _NORMAL = 1.6448536269514722  # deviations of a normal distribution within which LEVEL of it lies
 _LEAST_FOR_TREES = 50  # LightGBM splits no leaf of fewer than 20 runs
@@ -66,7 +70,8 @@ class Surrogate:
     """Predicts the metrics of runs (M, P, K) that nobody has done.
 
     `costs_D` is what each metric counts for in the objective, which is to be low. `factor_D` and
-    `factor` calibrate the deviations of metrics and of the objective.
+    `factor` calibrate the deviations of metrics and of the objective; `least_D` and `least` are the
+    least half widths of their intervals.
     """
 
     metrics: tuple[str, ...]
@@ -78,6 +83,8 @@ class Surrogate:
     noise_D: FloatArray
     factor_D: FloatArray
     factor: float
+    least_D: FloatArray
+    least: float
     evidence: Evidence
 
     def means(self, paths_MPK: FloatArray) -> FloatArray:
@@ -90,7 +97,7 @@ class Surrogate:
             np.sqrt(process.deviation(self._features(paths_MPK)) ** 2 + noise**2)
             for process, noise in zip(self.processes, self.noise_D, strict=True)
         ]
-        return np.stack(found, axis=1) * self.factor_D
+        return np.maximum(np.stack(found, axis=1) * self.factor_D, self.least_D)
 
     def objective(self, paths_MPK: FloatArray) -> FloatArray:
         """(M,)"""
@@ -110,7 +117,7 @@ class Surrogate:
     def objective_half_width(self, paths_MPK: FloatArray) -> FloatArray:
         """(M,) of the interval in which a run's objective lies, its own noise included."""
         known_M = self.deviation(paths_MPK) * _NORMAL / self.factor
-        return np.asarray(np.sqrt(known_M**2 + self.noise_variance) * self.factor)
+        return np.maximum(np.sqrt(known_M**2 + self.noise_variance) * self.factor, self.least)
 
     def difference(self, ours_PK: FloatArray, theirs_PK: FloatArray) -> Estimate:
         """Objective of ours less that of theirs, with a paired interval: what is unknown of both
@@ -207,6 +214,7 @@ def fit_surrogate(
     pairs = zip(errors_ND.T, unseen.spread_ND.T, strict=True)
     valued = np.asarray(costs_D != 0)
     spread_N = np.sqrt(np.square(unseen.spread_ND[:, valued] * costs_D[valued]).sum(axis=1))
+    errors_N = errors_ND[:, valued] @ costs_D[valued]
     return Surrogate(
         metrics=runs.metrics,
         costs_D=costs_D,
@@ -216,7 +224,9 @@ def fit_surrogate(
         weights_DF=weights_DF,
         noise_D=noise_D,
         factor_D=np.array([_factor(errors_N, spread_N) for errors_N, spread_N in pairs]),
-        factor=_factor(errors_ND[:, valued] @ costs_D[valued], spread_N),
+        factor=_factor(errors_N, spread_N),
+        least_D=np.array([_least(one_N, measured_D) for one_N in errors_ND.T]),
+        least=_least(errors_N, measured_D),
         evidence=Evidence(
             **_objective_evidence(runs, unseen, blended_ND, costs_D, spread_N),
             ranks_by_metric=_ranks(runs.metrics, blended_ND, runs.values_ND),
@@ -267,6 +277,7 @@ def _objective_evidence(
         "ranks_by_fit": {
             name: _rank(found[:, valued] @ costs_D[valued], real_N)
             for name, found in unseen.means.items()
+            if name != CONSTANT
         },
         "regret": float(picked - best),
         "regret_of_chance": float(by_chance - best),
@@ -275,7 +286,7 @@ def _objective_evidence(
 
 
 def _available(runs: Runs) -> list[str]:
-    names = ["gaussian_process", "log_linear"]
+    names = ["gaussian_process", "log_linear", CONSTANT]
     if find_spec("lightgbm") is not None and len(runs.names) >= _LEAST_FOR_TREES:
         names.append("lightgbm")
     return names + (["dynamics_model"] if runs.curves else [])
@@ -288,11 +299,18 @@ def _fit_all(runs: Runs, names: Sequence[str], order: bool) -> dict[str, list[Pr
         if name == "dynamics_model":
             fitted[name] = _dynamics(runs)
             continue
+        if name == CONSTANT:
+            fitted[name] = [_constant(mean) for mean in np.nanmean(runs.values_ND, axis=0)]
+            continue
         fitted[name] = []
         for values_N in runs.values_ND.T:
             there_N = np.isfinite(values_N)
             fitted[name].append(FITS[name](x_NF[there_N], values_N[there_N]))
     return fitted
+
+
+def _constant(mean: float) -> Prediction:
+    return lambda x_MF: np.full(len(x_MF), mean)
 
 
 def _dynamics(runs: Runs) -> list[Prediction]:
@@ -372,6 +390,15 @@ def _factor(errors_N: FloatArray, spread_N: FloatArray) -> float:
     scores = scores[np.isfinite(scores)]
     rank = min(1.0, np.ceil((len(scores) + 1) * LEVEL) / len(scores))
     return float(np.quantile(scores, rank, method="higher"))
+
+
+def _least(errors_N: FloatArray, measured_D: FloatArray | None) -> float:
+    """The least half width of an interval: what holds LEVEL of the errors on runs left out, unless noise is measured.
+
+    Without repeated runs, a process cannot tell noise from a signal of short range. It may then take
+    its own runs for exact, and the chosen plan is often near the best of them.
+    """
+    return _factor(errors_N, np.ones_like(errors_N)) if measured_D is None else 0.0
 
 
 def _coverage(errors_N: FloatArray, spread_N: FloatArray, parts: Sequence[IntArray]) -> float:
