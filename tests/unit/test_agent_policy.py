@@ -57,7 +57,7 @@ class TestHDS(PolicySuite):
         return small("sac", "holistic")
 
 
-class TestTold(PolicySuite):
+class TestObservesReward(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
         return small("ddpg", "gain", vector=True, observe_reward=True)
 

@@ -211,13 +211,13 @@ def test_mistaken_settings_are_named(options: dict[str, Any], said: str) -> None
         LearnSettings.of(options)
 
 
-def test_imagined_walks_are_whole_runs_of_the_same_domains() -> None:
-    walks = imagine(RUNS, 6, 0.5, seed=0)
-    assert len(walks) == 6
-    assert {walk.names for walk in walks} == {RUNS[0].trajectory.names}
-    assert {len(walk) for walk in walks} == {5}
-    assert len({walk.weights_TK().tobytes() for walk in walks}) == 6
-    assert Feedback()(walks[0]).present.all()
+def test_imagined_trajectories_are_whole_runs_of_the_same_domains() -> None:
+    imagined = imagine(RUNS, 6, 0.5, seed=0)
+    assert len(imagined) == 6
+    assert {one.names for one in imagined} == {RUNS[0].trajectory.names}
+    assert {len(one) for one in imagined} == {5}
+    assert len({one.weights_TK().tobytes() for one in imagined}) == 6
+    assert Feedback()(imagined[0]).present.all()
     learned = learn(RUNS, Feedback(), settings(imagined=4), seed=0)
     assert len(learned.evaluations) == 3
 

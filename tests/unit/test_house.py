@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 from cuvee.core.registry import METHODS
@@ -42,3 +43,24 @@ def test_few_lines_are_longer_than_a_hundred_columns() -> None:
         for line in path.read_text().splitlines()
     ]
     assert sum(len(line) > 100 for line in lines) < 0.005 * len(lines)
+
+
+def unrelated(node: ast.AST) -> bool:
+    """Whether a line assigns values of different kinds to several names, as in `a, b = f(x), 0`."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    kinds = {
+        ast.dump(value.func) if isinstance(value, ast.Call) else type(value).__name__
+        for value in node.value.elts
+    }
+    return isinstance(node.targets[0], ast.Tuple) and len(kinds) > 1
+
+
+def test_no_line_has_two_unrelated_assignments() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if unrelated(node)
+    ]
+    assert found == []

@@ -279,7 +279,8 @@ class EvaluationMeter(Meter):
             answer_BL[row, question.prompt - 1 : len(sequence) - 1] = (
                 True  # the logits at a position predict the next token
             )
-        tokens_BL, answer_BL = tokens_BL.to(context.device), answer_BL.to(context.device)
+        tokens_BL = tokens_BL.to(context.device)
+        answer_BL = answer_BL.to(context.device)
         with torch.autocast(
             context.device.type, context.compute, enabled=context.compute != torch.float32
         ):
@@ -302,7 +303,8 @@ class EvaluationMeter(Meter):
         first = 0
         for question in batch:
             rows = slice(first, first + len(question.sequences))
-            first, reference = rows.stop, first + question.reference
+            reference = first + question.reference
+            first = rows.stop
             scores_N4[question.file, 0] += sum_B[reference]
             scores_N4[question.file, 1] += count_B[reference]
             if len(question.sequences) > 1:

@@ -124,7 +124,8 @@ class Surrogate:
         alike cancels.
         """
         both = np.stack([ours_PK, theirs_PK])
-        x_2F, apart = self._features(both), np.array([1.0, -1.0])
+        x_2F = self._features(both)
+        apart = np.array([1.0, -1.0])
         variance = sum(
             self.costs_D[d] ** 2 * float(apart @ self.processes[d].covariance(x_2F, x_2F) @ apart)
             for d in self._valued

@@ -79,7 +79,8 @@ def evidence(found: Recommendation) -> list[str]:
 
 def weights_table(found: Recommendation) -> tuple[list[str], list[list[str]]]:
     """Columns and rows, the largest change of share first."""
-    plan, epochs = found.plan, found.plan.epochs()
+    plan = found.plan
+    epochs = found.plan.epochs()
     stages = (
         ["weight"]
         if len(plan.stages) == 1

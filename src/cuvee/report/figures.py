@@ -155,7 +155,8 @@ def _lines(
 ) -> go.Figure:
     figure = go.Figure()
     for index, method in enumerate(summary.methods):
-        colour, dash = method_colour(index), DASHES[index % len(DASHES)]
+        colour = method_colour(index)
+        dash = DASHES[index % len(DASHES)]
         views = [view for view in method.runs if len(view.tokens_P)]
         if len(views) > 1:
             for view in views:

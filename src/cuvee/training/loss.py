@@ -101,7 +101,8 @@ class _BlockwiseLoss(torch.autograd.Function):
         compute: torch.dtype,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        hidden, head = hidden_NH.to(compute), head_VH.to(compute)
+        hidden = hidden_NH.to(compute)
+        head = head_VH.to(compute)
         loss_N = torch.empty(len(hidden), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         head_gradient = torch.zeros_like(head, dtype=torch.float32) if with_gradient else None
@@ -113,7 +114,8 @@ class _BlockwiseLoss(torch.autograd.Function):
                 target = targets_N[rows, None]
                 # Computed from the largest logit and the largest probability. The target's
                 # probability may underflow, and its log would be −∞.
-                highest, chosen = logits.amax(1), logits.gather(1, target)[:, 0]
+                highest = logits.amax(1)
+                chosen = logits.gather(1, target)[:, 0]
                 probability = torch.softmax(logits, 1)
                 loss_N[rows] = highest - chosen - probability.amax(1).log()
                 if hidden_gradient is not None and head_gradient is not None:

@@ -241,7 +241,8 @@ def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
     for owner, piece in pieces:
         if group and held + len(piece) > _GROUP_CHARS:
             yield group
-            group, held = [], 0
+            group = []
+            held = 0
         group.append((owner, piece))
         held += len(piece)
     if group:

@@ -46,7 +46,8 @@ def read_columns(
                 file = _open(path, read_dictionary=[text_column])
         with file:
             batches = _batches(file, wanted)
-            total, done = max(file.metadata.num_rows, 1), 0
+            total = max(file.metadata.num_rows, 1)
+            done = 0
             while True:
                 with _bounded():
                     batch = next(batches, None)
@@ -90,7 +91,8 @@ def _open(path: Path, **options: Any) -> Any:
 
 def _batches(file: Any, columns: Sequence[str]) -> Iterator[Any]:
     """Batches of rows, few at a time where rows are large."""
-    rows, size = file.metadata.num_rows, 0
+    rows = file.metadata.num_rows
+    size = 0
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         for i in range(about.num_columns):
@@ -153,9 +155,11 @@ def _values(column: Any) -> Iterator[Any]:
     """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8."""
     import pyarrow
 
-    values, indices = column, range(len(column))
+    values = column
+    indices = range(len(column))
     if pyarrow.types.is_dictionary(column.type):
-        values, indices = column.dictionary, column.indices.to_pylist()
+        values = column.dictionary
+        indices = column.indices.to_pylist()
     if pyarrow.types.is_string(values.type):
         values = values.cast(pyarrow.binary())
     elif not pyarrow.types.is_null(values.type) and not pyarrow.types.is_binary(values.type):

@@ -137,9 +137,11 @@ class Reader:
         token = self.dtype.itemsize
         window = self.length * token
         if not (apart_K[full] % window).any():
-            step, stride = 1, window
+            step = 1
+            stride = window
         elif not (apart_K[full] % token).any() and window >= _LONG_BYTES:
-            step, stride = self.length, token
+            step = self.length
+            stride = token
         else:
             return 0, first_K, None
         first_K[full] = apart_K[full] // stride

@@ -150,7 +150,8 @@ def _first_ceilings(allowed_K: FloatArray, so_far: Trajectory, ceiling_K: FloatA
     much, they assume the largest interval that they allow.
     """
     most = float(sum(domain.tokens for domain in so_far.domains))
-    low, high = 0.0, most
+    low = 0.0
+    high = most
     if np.minimum(ceiling_K, largest_shares(allowed_K, most)).sum() < 1.0:
         for _ in range(100):
             middle = 0.5 * (low + high)

@@ -51,6 +51,7 @@ def _questions(corpus: Corpus, name: str, validation: Validation) -> list[dict[s
     windows = [tokens[i * length : (i + 1) * length].tolist() for i in free]
     whole = [window for window in windows if corpus.end_of_text not in window]
     chosen = [whole[i * len(whole) // _MOST] for i in range(_MOST)] if len(whole) > _MOST else whole
-    decode, cut = corpus.tokenizer().decode, length // 4
+    decode = corpus.tokenizer().decode
+    cut = length // 4
     rows = [{"prompt": decode(window[:cut]), "answer": decode(window[cut:])} for window in chosen]
     return [row for row in rows if row["prompt"] and row["answer"]]

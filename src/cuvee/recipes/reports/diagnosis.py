@@ -151,7 +151,8 @@ def _opinions(
         )
         first, second = policy.critic.values(tokens_TKH, flat)
     values = dict(zip(asked, named.double().numpy(), strict=True))
-    q_std_T, disagreement_T = ((first + second) / 2).std(0), ((first - second) / 2).std(0)
+    q_std_T = ((first + second) / 2).std(0)
+    disagreement_T = ((first - second) / 2).std(0)
     return values, q_std_T.double().numpy(), disagreement_T.double().numpy()
 
 
