@@ -165,7 +165,7 @@ def test_killed_at_random_with_its_workers(
     assert content(folder) == whole
 
 
-def test_ctrl_c_leaves_a_build_that_goes_on(
+def test_ctrl_c_leaves_a_build_that_can_be_resumed(
     source: Path, whole: Mapping[str, bytes], tmp_path: Path
 ) -> None:
     folder = tmp_path / "corpus"

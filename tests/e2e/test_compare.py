@@ -137,7 +137,7 @@ class Interrupts(Unobserved):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stopped_comparison_goes_on_to_the_same_end(
+def test_a_stopped_comparison_resumes_to_the_same_end(
     place: Path, compared: tuple[Path, list[Run]], workers: int
 ) -> None:
     """In processes of their own, runs compute what they compute in this one."""
@@ -214,7 +214,7 @@ class Hears(Unobserved):
         self.ends.append(note)
 
 
-def test_a_process_that_dies_as_it_speaks_leaves_the_others_their_voice(
+def test_a_process_that_dies_while_it_reports_does_not_silence_the_others(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[compare.__module__], "_work", breaks_off)

@@ -104,7 +104,7 @@ def interrupt(*_: object, **__: object) -> Path:
     raise KeyboardInterrupt
 
 
-def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(
+def test_stopped_anywhere_it_resumes_and_finished_it_returns_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "demo"
@@ -161,7 +161,7 @@ def test_stopped_anywhere_it_goes_on_and_finished_it_comes_back(
     )
 
 
-def test_what_is_asked_is_never_what_judges(tmp_path: Path) -> None:
+def test_questions_of_training_are_never_those_of_evaluation(tmp_path: Path) -> None:
     gather(tmp_path / "text")
     corpus = build(
         [tmp_path / "text"],

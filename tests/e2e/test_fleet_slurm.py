@@ -104,7 +104,9 @@ echo "Submitted batch job 12"
 """
 
 
-def test_what_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_script_and_options_given_to_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands = tmp_path / "a folder; touch hacked"
     commands.mkdir()
     for name in ("sbatch", "srun", "scancel", "sacct"):

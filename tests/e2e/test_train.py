@@ -127,7 +127,7 @@ def test_a_run_leaves_a_model_a_policy_and_its_record(unbroken: Run) -> None:
     assert AutoModelForCausalLM.from_pretrained(folder)(text["input_ids"]).logits.isfinite().all()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Path, unbroken: Run) -> None:
+def test_a_killed_run_resumes_exactly(place: Path, unbroken: Run) -> None:
     for number, arguments in (
         (3, []),
         (18, ["--resume"]),
@@ -162,7 +162,7 @@ class Asks(Unobserved):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_saved_and_goes_on(
+def test_a_stopped_run_is_saved_and_resumes(
     place: Path, unbroken: Run, number: signal.Signals
 ) -> None:
     handler = signal.getsignal(number)
@@ -185,7 +185,7 @@ _AS_NATURAL = {"source_only", "target_only"}
 
 
 @pytest.mark.parametrize("method", sorted({*methods_that_steer_alone()} - _AS_NATURAL - {"odm"}))
-def test_every_method_goes_on_as_if_it_had_not_been_stopped(place: Path, method: str) -> None:
+def test_every_method_resumes_exactly(place: Path, method: str) -> None:
     options = {"name": method, **({"warmup_intervals": 2} if method in ("ac_odm", "hds") else {})}
     overrides = (
         f"method={json.dumps(options)}",

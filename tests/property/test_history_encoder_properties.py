@@ -76,7 +76,7 @@ def observed(trajectory: Trajectory) -> list[Observation]:
 
 
 @given(trajectories())
-def test_a_moment_at_a_time_is_as_at_once(trajectory: Trajectory) -> None:
+def test_one_timestep_at_a_time_equals_all_at_once(trajectory: Trajectory) -> None:
     one_by_one = observed(trajectory)
     domains_TKF, globals_TG = encode_trajectory(trajectory, Feedback())
     assert domains_TKF.shape[1:] == (len(trajectory.names), len(HISTORY_FEATURES))

@@ -80,7 +80,7 @@ def test_the_future_changes_nothing(seed: int, T: int, K: int, data: st.DataObje
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), moments(), st.integers(1, 6), st.integers(1, 3))
-def test_moments_after_the_end_change_nothing(seed: int, T: int, K: int, later: int) -> None:
+def test_timesteps_after_the_end_change_nothing(seed: int, T: int, K: int, later: int) -> None:
     """Shorter runs of a batch are padded at their ends."""
     domains, globals_, actions = grid(seed, 2, T + later, K)
     torch.testing.assert_close(
@@ -95,7 +95,7 @@ def test_moments_after_the_end_change_nothing(seed: int, T: int, K: int, later: 
 @pytest.mark.parametrize("actor", [ACTOR, NARROW_ACTOR])
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 6))
-def test_one_moment_at_a_time_is_the_same(actor: Any, seed: int, T: int, K: int) -> None:
+def test_one_timestep_at_a_time_is_the_same(actor: Any, seed: int, T: int, K: int) -> None:
     domains, globals_, _ = grid(seed, 1, T, K)
     memory: Memory | None = None
     steps = []

@@ -109,7 +109,7 @@ def test_a_frozen_policy_measures_no_reward_and_never_changes() -> None:
     assert records == [{}] * 12
 
 
-def test_an_agent_that_is_told_sees_the_rewards_of_the_interval_before() -> None:
+def test_an_agent_with_observe_reward_sees_the_rewards_of_the_last_interval() -> None:
     domains, seen = some_domains(4), {}
     for told in (False, True):
         policy = small("ddpg", "gain", vector=True, observe_reward=told)
@@ -124,7 +124,7 @@ def test_an_agent_that_is_told_sees_the_rewards_of_the_interval_before() -> None
     assert list(seen[True].values()) == pytest.approx(np.clip(expected, -3, 3), rel=1e-5)
 
 
-def test_frozen_it_is_still_told() -> None:
+def test_a_frozen_agent_still_observes_rewards() -> None:
     learned = small("ddpg", "gain", vector=True, observe_reward=True)
     play(learned, some_domains(4))
     frozen = learned.frozen()
@@ -145,7 +145,7 @@ def test_a_policy_file_steers_runs_with_other_domains(K: int, tmp_path: Path) ->
     assert play(loaded, domains)[0].weights_TK().shape == (12, K)
 
 
-def test_learning_goes_on_with_other_domains_and_a_new_buffer(tmp_path: Path) -> None:
+def test_learning_continues_with_other_domains_and_a_new_buffer(tmp_path: Path) -> None:
     learned = small("ddpg", "alignment")
     play(learned, some_domains(4))
     save_policy(tmp_path / "p", learned)

@@ -183,7 +183,7 @@ def test_rewards_are_centred_only_while_no_run_has_ended() -> None:
     assert RewardScale.of(buffer).mean == 0.0
 
 
-def test_worth_of_a_vector_value_is_its_mean_under_the_mixture() -> None:
+def test_mixture_value_of_a_vector_is_its_mean_under_the_mixture() -> None:
     action = torch.tensor([[0.25, 0.75]])
     assert mixture_value(torch.tensor([[4.0, 8.0]]), action).item() == pytest.approx(7.0)
     assert mixture_value(torch.tensor([[4.0]]), action).item() == 4.0

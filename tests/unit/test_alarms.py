@@ -171,7 +171,7 @@ def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
         AlarmSettings(**wrong)
 
 
-def test_state_goes_on_where_it_was() -> None:
+def test_state_resumes_where_it_was() -> None:
     moments = [moment([0.01, 0.99], loss=[3.0 + 0.5 * t, 3.0]) for t in range(9)]
     whole = Alarms(SETTINGS)
     said = [whole.update(each) for each in moments]

@@ -90,7 +90,7 @@ def test_none_readable_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
         Checkpoints(tmp_path).latest()
 
 
-def test_a_run_taken_up_from_an_earlier_step_removes_the_later_ones(tmp_path: Path) -> None:
+def test_a_run_resumed_from_an_earlier_step_removes_later_checkpoints(tmp_path: Path) -> None:
     saved(tmp_path, 10, 20, 30)
     saved(tmp_path, 25)
     assert_is(Checkpoints(tmp_path).latest(), 25)

@@ -152,7 +152,7 @@ def progress(run_id: str = "mine-odm-s0", done: float = 0.5, began: float = 0.0)
     )
 
 
-def test_speed_and_time_left_count_from_where_the_run_was_taken_up() -> None:
+def test_speed_and_time_left_count_from_where_the_run_was_resumed() -> None:
     assert progress().tokens_per_second == 2000
     assert progress(done=0.5).seconds_left == pytest.approx(60)
     assert progress(done=0.5, began=0.25).seconds_left == pytest.approx(120)
@@ -174,7 +174,7 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     assert len(lines) <= 25
 
 
-def test_a_terminal_gets_a_picture_that_goes_on() -> None:
+def test_a_terminal_gets_a_picture_that_is_updated() -> None:
     out = io.StringIO()
     with LiveView(Console(file=out, width=120, force_terminal=True)) as view:
         view.begin("mine-odm-s0", "begins")

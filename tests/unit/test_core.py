@@ -235,7 +235,7 @@ class MemoryJournal:
             raise KeyboardInterrupt
 
 
-def test_run_goes_on_where_its_journal_stopped() -> None:
+def test_run_resumes_where_its_journal_stopped() -> None:
     domains = some_domains(3)
     whole = run(ScriptedTrainer(domains), Exp3())
     for stop in range(1, len(whole)):

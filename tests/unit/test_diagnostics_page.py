@@ -58,7 +58,7 @@ def test_a_healthy_policy_raises_no_alarm() -> None:
     assert alarms(view()) == []
 
 
-def test_the_page_holds_everything_and_escapes_what_it_was_told(tmp_path: Path) -> None:
+def test_the_page_holds_everything_and_escapes_its_input(tmp_path: Path) -> None:
     odd = view(name="a<script>", evaluations=[])
     page = write_diagnostics(
         [view(), odd], tmp_path / "deep" / "page.html", "dma", {"Runs": "64"}

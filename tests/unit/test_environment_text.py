@@ -47,7 +47,7 @@ def test_this_environment_gives_enough_domains_twice_the_same(tmp_path: Path) ->
     assert len(set(documents)) == len(documents), "no document is in two domains"
 
 
-def test_code_and_docstrings_of_a_file_are_told_apart(tmp_path: Path) -> None:
+def test_code_and_docstrings_of_a_file_are_separated(tmp_path: Path) -> None:
     prose = (
         "Says something about this for a sentence that is long enough to be kept, "
         "and then some more of it. " * 3

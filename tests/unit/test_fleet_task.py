@@ -31,7 +31,7 @@ def test_a_policy_comes_back_with_what_it_has_learned() -> None:
     assert run(trainer, again) == run(ToyTrainer(5, seed=3), policy)
 
 
-def test_an_agent_comes_back_to_the_bit_and_goes_on_alike() -> None:
+def test_an_agent_is_restored_exactly_and_continues_equally() -> None:
     network = {"hidden": 8, "layers": 1, "heads": 2}
     settings = {"architecture": network, "learning_starts": 2, "batch_size": 4, "capacity": 50}
     policy = AgentPolicy("ddpg", "alignment", warmup_intervals=3, agent_settings=settings)

@@ -134,7 +134,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 6])
-def test_interrupted_learning_goes_on_to_the_same_bits(after: int, tmp_path: Path) -> None:
+def test_interrupted_learning_resumes_to_the_same_bits(after: int, tmp_path: Path) -> None:
     def interrupt(now: LearnProgress) -> None:
         if now.done == after:
             raise Stop

@@ -158,7 +158,7 @@ def test_roles_are_needed() -> None:
         )
 
 
-def test_a_moment_that_cannot_be_read_leaves_nothing_behind() -> None:
+def test_a_timestep_that_cannot_be_read_leaves_the_state_unchanged() -> None:
     """Feedback of three fields is refused. Afterwards the policy decides as without that call."""
     policy, domains = lively(HistoryPolicy(TINY)), some_domains(3)
     signals = ScriptedTrainer(domains).start(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import TypeGuard
 
 from cuvee.core.registry import METHODS
 
@@ -45,7 +46,7 @@ def test_few_lines_are_longer_than_a_hundred_columns() -> None:
     assert sum(len(line) > 100 for line in lines) < 0.005 * len(lines)
 
 
-def unrelated(node: ast.AST) -> bool:
+def unrelated(node: ast.AST) -> TypeGuard[ast.Assign]:
     """Whether a line assigns values of different kinds to several names, as in `a, b = f(x), 0`."""
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
         return False

@@ -205,7 +205,7 @@ def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(
     assert evaluator.static_K != pytest.approx(behaviour_K, abs=0.01)
 
 
-def test_a_mixture_that_nobody_tried_is_out_of_reach(evaluator: OffPolicyEvaluator) -> None:
+def test_a_mixture_that_no_run_tried_is_out_of_reach(evaluator: OffPolicyEvaluator) -> None:
     alone = np.zeros((8, 5))
     alone[:, 1] = 1.0
     estimate = evaluator(Path(alone))

@@ -340,7 +340,7 @@ def test_it_resumes_to_the_bit_at_any_update(cut: int) -> None:
         ({"rewards_T": np.zeros(3, np.float32)}, r"run-b .*3 intervals of 3 domains need"),
     ],
 )
-def test_what_nobody_can_learn_from_is_refused_by_name(
+def test_runs_that_cannot_be_learned_from_are_refused_by_name(
     change: dict[str, Any], complaint: str
 ) -> None:
     data = episodes(2)

@@ -67,7 +67,7 @@ def first(stream: MixtureStream, steps: int = 5) -> str:
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copied_stream_goes_on_with_the_same_batches_and_its_pickle_holds_no_tokens(
+def test_a_copied_stream_resumes_with_the_same_batches_and_its_pickle_holds_no_tokens(
     corpus: Corpus, how: str
 ) -> None:
     stream = stream_over(corpus, batch_size=64, sequence_length=1024)

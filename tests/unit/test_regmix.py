@@ -329,7 +329,7 @@ def test_what_a_base_model_forgets_is_no_divergence() -> None:
     assert (len(table.mixtures_NK), table.left_out) == (9, {})
 
 
-def test_a_domain_that_nobody_validated_counts_for_nothing() -> None:
+def test_a_domain_without_a_validation_loss_does_not_count() -> None:
     def without_mail(run: Run) -> Run:
         absent = [
             replace(

@@ -53,7 +53,7 @@ def test_ends_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("added", [0, 3, 5, 9])
-def test_saved_at_any_fill_it_goes_on_to_the_bit(added: int, tmp_path: Path) -> None:
+def test_saved_at_any_fill_it_resumes_exactly(added: int, tmp_path: Path) -> None:
     buffer = ReplayBuffer(5, seed=7)
     for i in range(added):
         buffer.add(transition(i))

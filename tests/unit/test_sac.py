@@ -40,7 +40,7 @@ def test_the_policy_is_of_the_asked_kind() -> None:
     assert isinstance(simplex_policy(out, SACSettings(policy="dirichlet")), Dirichlet)
 
 
-def test_the_lesser_twin_speaks_for_each_mixture() -> None:
+def test_the_lower_twin_value_is_used_for_each_mixture() -> None:
     values = torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [4.0]])
     value, worth = pessimistic_value(values, torch.full((2, 3), 1 / 3))
     assert worth.tolist() == [1.0, 4.0]

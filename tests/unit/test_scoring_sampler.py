@@ -92,7 +92,7 @@ def test_without_questions_nothing_is_evaluated() -> None:
     assert ScoringSampler().probes == ()
 
 
-def test_it_starts_near_the_source_field_or_where_it_is_told_to() -> None:
+def test_it_starts_near_the_source_field_or_at_the_given_start() -> None:
     first = run(ScriptedTrainer(FIELD), Single("smoothness")).mixtures[0]
     assert first == Mixture.normalise(first.names, [0.6, 0.2, 0.2, 0.0]), (
         "no smoother step than going back to the source"
@@ -280,7 +280,7 @@ def test_a_random_walk_starts_natural_and_goes_as_far_as_its_steps_are_long() ->
     )
 
 
-def test_a_random_walk_revives_a_domain_that_has_nothing() -> None:
+def test_a_random_walk_can_raise_a_domain_from_weight_zero() -> None:
     domains, trainer = some_domains(3), ScriptedTrainer(some_domains(3))
     so_far = Trajectory.start(trainer.start(()))
     mixture = Mixture.of({domain.name: float(k == 0) for k, domain in enumerate(domains)})

@@ -14,7 +14,7 @@ def gain(so_far: Trajectory) -> float | None:
     return None if len(so_far) == 3 else float(before - after)
 
 
-def test_prefixes_are_the_trajectory_at_each_moment() -> None:
+def test_prefixes_are_the_trajectory_at_each_timestep() -> None:
     found = list(prefixes(SO_FAR))
     assert [len(prefix) for prefix in found] == list(range(7))
     assert found[-1] == SO_FAR

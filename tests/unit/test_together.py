@@ -205,7 +205,7 @@ class Halfway:
 
 
 @pytest.mark.parametrize("begun_together", [True, False])
-def test_a_run_begun_one_way_goes_on_the_other_way(make: Make, begun_together: bool) -> None:
+def test_a_run_started_one_way_resumes_the_other_way(make: Make, begun_together: bool) -> None:
     """The two that are resumed together are joined by a third that has its whole run before it."""
     trainers = [make(seed) for seed in range(2)]
     journals = [Halfway() for _ in trainers]

@@ -68,7 +68,7 @@ def test_clusters_are_the_subjects_and_bear_their_words(subjects: Path, tmp_path
     assert {split for split, *_ in read_text(tmp_path / "out")} == {"train", "valid"}
 
 
-def test_real_text_is_told_apart(text: Path, tmp_path: Path) -> None:
+def test_real_text_is_distinguished(text: Path, tmp_path: Path) -> None:
     found = cluster(text, tmp_path / "out", 6, by_role=True)
     assert found.agreement.adjusted_mutual_information is not None
     assert found.agreement.adjusted_mutual_information > 0.15

@@ -48,7 +48,7 @@ def wild(seed: int) -> HistoryPolicy:
     return policy
 
 
-def test_unrolled_moment_by_moment_the_network_says_what_it_says_at_once() -> None:
+def test_step_by_step_the_network_gives_the_same_output_as_at_once() -> None:
     actor = seeded(
         1, lambda: HistoryActor(9, 10, HistoryArchitecture(hidden=16, layers=2, heads=2))
     )

@@ -29,7 +29,7 @@ class Space:
         self.domains, self.names = domains, tuple(domain.name for domain in domains)
 
 
-def test_it_is_the_one_that_was_judged() -> None:
+def test_it_is_the_policy_that_was_evaluated() -> None:
     assert (
         sha256_of(UNIVERSAL / "hashes.json")
         == "1ab6bf62a47c62ac624dba104d5762a57d9e0e7aaad3119eb776ad4c52d62f71"
