@@ -21,11 +21,11 @@ def recommend(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for what is written.")
+        Path, typer.Option("--output", "-o", help="The folder for the results.")
     ] = Path("recommendation"),
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="METRIC=WEIGHT, as often as needed. Default: the mean of all metrics."),
+        typer.Option(help="METRIC=WEIGHT; may be repeated. Default: the mean of all metrics."),
     ] = None,
     higher: Annotated[
         list[str] | None, typer.Option(help="A metric for which higher is better.")
@@ -36,30 +36,35 @@ def recommend(
     available: Annotated[
         str | None, typer.Option(help="A corpus folder, or a JSON file of tokens by domain.")
     ] = None,
-    epoch_cap: Annotated[float, typer.Option(help="Most passes over a domain in --tokens.")] = 4.0,
+    epoch_cap: Annotated[
+        float, typer.Option(help="The most epochs of a domain in --tokens.")
+    ] = 4.0,
     cap: Annotated[
-        list[str] | None, typer.Option(help="DOMAIN=SHARE: the most of the whole run.")
+        list[str] | None, typer.Option(help="DOMAIN=SHARE: its largest mean share.")
     ] = None,
     floor: Annotated[
-        list[str] | None, typer.Option(help="DOMAIN=SHARE: the least in every stage.")
+        list[str] | None, typer.Option(help="DOMAIN=SHARE: its smallest share in any stage.")
     ] = None,
     present: Annotated[
         str,
-        typer.Option("--from", help="natural, uniform, or a JSON file: the blend to compare with."),
+        typer.Option(
+            "--from", help="natural, uniform, or a JSON file: the mixture to compare with."
+        ),
     ] = "natural",
-    stages: Annotated[int, typer.Option(min=1, max=3, help="The most stages.")] = 3,
+    stages: Annotated[int, typer.Option(min=1, max=3, help="The largest number of stages.")] = 3,
     caution: Annotated[
         float, typer.Option(min=0.0, help="Standard deviations added to a prediction.")
     ] = 1.0,
     pareto: Annotated[
-        str | None, typer.Option(help="METRIC,METRIC: also print what one costs the other.")
+        str | None, typer.Option(help="METRIC,METRIC: also print their Pareto front.")
     ] = None,
     outputs: Annotated[
         Path | None,
         typer.Option(help="Log-probabilities of target examples by domain, for MixMin."),
     ] = None,
     next_runs: Annotated[
-        int, typer.Option("--next", min=0, max=1000, help="Propose so many runs, as a search file.")
+        int,
+        typer.Option("--next", min=0, max=1000, help="Number of runs to propose in a search file."),
     ] = 0,
     write: Annotated[
         list[str] | None,
@@ -74,7 +79,9 @@ def recommend(
     sequence_length: Annotated[
         int | None, typer.Option(min=1, help="The target run's tokens per sequence.")
     ] = None,
-    paths: Annotated[Path | None, typer.Option(help="JSON: where each domain's data lie.")] = None,
+    paths: Annotated[
+        Path | None, typer.Option(help="JSON: the path of each domain's data.")
+    ] = None,
     lengths: Annotated[Path | None, typer.Option(help="JSON: mean tokens per sample.")] = None,
     samples: Annotated[Path | None, typer.Option(help="JSON: samples by domain.")] = None,
     mixture: Annotated[

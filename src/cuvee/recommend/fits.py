@@ -67,9 +67,9 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """Predicts the metrics of runs (M, P, K) that nobody has done.
+    """Predicts the metrics of new runs (M, P, K).
 
-    `costs_D` is what each metric counts for in the objective, which is to be low. `factor_D` and
+    `costs_D` are the metrics' weights in the objective, which is minimised. `factor_D` and
     `factor` calibrate the deviations of metrics and of the objective; `least_D` and `least` are the
     least half widths of their intervals.
     """
@@ -92,7 +92,7 @@ class Surrogate:
         return np.stack([self._mean(paths_MPK, d) for d in range(len(self.metrics))], axis=1)
 
     def half_widths(self, paths_MPK: FloatArray) -> FloatArray:
-        """(M, D) of the interval in which a run's metric lies, its own noise included."""
+        """Return the (M, D) half widths of the intervals of metrics, with the noise of a run."""
         found = [
             np.sqrt(process.deviation(self._features(paths_MPK)) ** 2 + noise**2)
             for process, noise in zip(self.processes, self.noise_D, strict=True)
@@ -105,8 +105,9 @@ class Surrogate:
         return np.asarray(np.sum(valued, axis=0))
 
     def deviation(self, paths_MPK: FloatArray) -> FloatArray:
-        """(M,) calibrated standard deviation of the objective's expectation: what is not known,
-        without a run's noise.
+        """Return the (M,) calibrated standard deviation of the expected objective.
+
+        It does not include the noise of a run.
         """
         x_MF = self._features(paths_MPK)
         squared = [
@@ -115,13 +116,14 @@ class Surrogate:
         return np.asarray(np.sqrt(np.sum(squared, axis=0)) * self.factor / _NORMAL)
 
     def objective_half_width(self, paths_MPK: FloatArray) -> FloatArray:
-        """(M,) of the interval in which a run's objective lies, its own noise included."""
+        """Return the (M,) half widths of the intervals of the objective, with the noise of a run."""
         known_M = self.deviation(paths_MPK) * _NORMAL / self.factor
         return np.maximum(np.sqrt(known_M**2 + self.noise_variance) * self.factor, self.least)
 
     def difference(self, ours_PK: FloatArray, theirs_PK: FloatArray) -> Estimate:
-        """Objective of ours less that of theirs, with a paired interval: what is unknown of both
-        alike cancels.
+        """Return our objective minus theirs, with a paired interval.
+
+        Errors that both predictions share cancel.
         """
         both = np.stack([ours_PK, theirs_PK])
         x_2F = self._features(both)
@@ -184,9 +186,10 @@ def features(paths_MPK: FloatArray, shares_P: FloatArray, order: bool) -> FloatA
 
 @dataclass(frozen=True, eq=False)
 class _Unseen:
-    """What fits predict of each run that they were not fitted to: by fit (N, D), and the process's
-    deviations (N, D).
-    `parts` are the rows of each fold.
+    """Predictions for each run by fits that did not see it.
+
+    `means` (N, D) are by fit. `spread_ND` is the Gaussian process's standard deviation. `parts` are
+    the rows of each fold.
     """
 
     means: Mapping[str, FloatArray]

@@ -1,6 +1,4 @@
-"""MixMin's mixture (`methods.mixmin`) from a table of model outputs that somebody else has
-computed.
-"""
+"""MixMin's mixture (`methods.mixmin`) from a table of model outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +13,11 @@ from cuvee.methods.mixmin import mixture_of_outputs
 
 
 def mixmin_of(path: Path, domains: tuple[str, ...]) -> Mixture:
-    """From a table with a row for each target example and a column for each domain: the
-    log-probability in nats that the
-    model trained on the domain gives to the example. Raises `ConfigError` if a domain is missing or
-    a number is none.
+    """Return the mixture for the table at `path`.
+
+    The table has a row for each target example and a column for each domain. An entry is the
+    log-probability, in nats, that the model trained on this domain gives to the example. Raises
+    `ConfigError` if a domain is missing or an entry is not a log-probability.
     """
     rows = read_rows(path)
     missing = [name for name in domains if name not in rows.columns]

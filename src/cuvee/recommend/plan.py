@@ -1,6 +1,6 @@
 """`Plan`: the stages that a target run trains on.
 
-It is what a recommendation ends in and what writers write.
+A recommendation returns a plan, and writers write it for a trainer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """One to three stages over the same domains, in order, from 0 to 1 without a gap.
+    """One to three stages over the same domains, in order. They cover the run from 0 to 1.
 
     `tokens` is the target run's budget; `available` is tokens by domain. Either may be unknown.
     """

@@ -1,4 +1,4 @@
-"""`recommend`: from a table of runs to a plan, with what is predicted of it and how sure that is."""
+"""`recommend`: a table of runs → a plan, and predictions of its metrics with intervals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FRONT = 9  # points of the Pareto front
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked.
+    """The request to `recommend`.
 
     `objective` weighs metrics (default: the mean of all). `tokens` is the target run's budget.
     `caps` and `floors` are shares by domain. `present` is the blend to compare with: natural,

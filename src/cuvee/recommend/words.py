@@ -12,7 +12,7 @@ _SHOWN = 12  # rows of a table in the terminal, and quarantined rows
 
 
 def verdict(found: Recommendation) -> list[str]:
-    """How many stages, why, and what the change from the present blend is worth."""
+    """Return the number of stages, its reason, and the effect of the change as sentences."""
     choice, evidence = found.choice, found.surrogate.evidence
     if not choice.is_tied and choice.gained is not None:
         stages = f"Phased: {len(choice.stages)} stages. Against the best single mixture they change the objective by "
@@ -40,13 +40,13 @@ def verdict(found: Recommendation) -> list[str]:
 
 def _change(found: Recommendation) -> str:
     present = found.request.present if isinstance(found.request.present, str) else "the present"
-    worth = (
+    certainty = (
         "surely better"
         if found.change.high is not None and found.change.high < 0
         else "not surely better"
     )
     return (
-        f"Against {present} weights the plan changes the objective by {between(found.change)}: it is {worth}. "
+        f"Against {present} weights the plan changes the objective by {between(found.change)}: it is {certainty}. "
         "Lower is better."
     )
 
@@ -59,7 +59,7 @@ def between(found: Estimate | Interval) -> str:
 
 
 def evidence(found: Recommendation) -> list[str]:
-    """What the prediction rests on."""
+    """Return sentences about the runs and the quality of the fits."""
     known = found.surrogate.evidence
     ranks = known.ranks
     by_fit = ", ".join(f"{name} {value:.3f}" for name, value in known.ranks_by_fit.items())
@@ -106,8 +106,9 @@ def weights_table(found: Recommendation) -> tuple[list[str], list[list[str]]]:
 
 
 def metrics_table(found: Recommendation) -> tuple[list[str], list[list[str]]]:
-    """What is predicted of the plan and of the present blend, with intervals, and the fits' rank
-    correlation by metric.
+    """Return columns and rows: predictions for the plan and the present mixture, by metric.
+
+    Each row also has an interval and the rank correlation of the fits.
     """
     ranks = found.surrogate.evidence.ranks_by_metric
     columns = ["metric", "present", "plan", f"{LEVEL:.0%} interval", "rank correlation"]
@@ -147,7 +148,7 @@ def largest(shares: Mapping[str, float], count: int = 4) -> str:
 
 
 def text(found: Recommendation) -> str:
-    """All of it for a terminal."""
+    """Return the whole recommendation as text for a terminal."""
     parts = [
         "\n".join(verdict(found)),
         _columns(*weights_table(found)),

@@ -6,9 +6,9 @@ Three arms with the same mean mixture, on paired seeds.
     early    w̄ + (1 − s) λ d until the share s of the budget, then w̄ − s λ d
     late     w̄ − (1 − s) λ d until s, then w̄ + s λ d
 
-d is a direction: more of some domains, less of others, Σ d = 0. λ is a share of the largest for
-which no weight of any arm is negative. Each arm has the mean w̄ exactly, so whatever differs is due
-to order. The switch is at the interval that is nearest to the middle.
+d is a direction: more of some domains, less of others, Σ d = 0. λ is a share of the largest value
+for which no weight of any arm is negative. Each arm has the mean w̄ exactly, so differences between
+arms are due to order. The switch is at the interval nearest to the middle.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _FEW = 5  # seeds below which a bootstrap interval is too narrow
 
 @dataclass(frozen=True)
 class OrderVerdict:
-    """Differences of the mean validation loss, paired by seed, below 0 where the first is better;
-    `by_domain` is late less
-    early. `exposure` is the largest difference of a domain's achieved share of tokens between arms.
+    """Differences of the mean validation loss, paired by seed.
+
+    A difference below 0 means that the first arm is better. `by_domain` is late minus early.
+    `exposure` is the largest difference between arms of a domain's share of the tokens read.
     """
 
     late_less_early: Estimate
@@ -54,18 +55,18 @@ class OrderVerdict:
             first = f"Order matters: {better} is better."
         else:
             first = "No effect of order is shown at this exposure."
-        told = [f"{first} Late less early: {_said(main)} nats over {main.pairs} seeds."]
-        told.append(
+        sentences = [f"{first} Late less early: {_said(main)} nats over {main.pairs} seeds."]
+        sentences.append(
             f"Against the held mixture: early {_said(self.early_less_held)}, late {_said(self.late_less_held)}."
         )
         if self.exposure > _EXPOSURE:
-            told.append(
+            sentences.append(
                 f"The arms' exposure differs by up to {self.exposure:.2%} of the tokens of a domain, so this is no clean test: "
                 "use more steps, or an even number of intervals."
             )
         if main.pairs < _FEW:
-            told.append(f"With fewer than {_FEW} seeds the interval is too narrow: run more.")
-        return told
+            sentences.append(f"With fewer than {_FEW} seeds the interval is too narrow: run more.")
+        return sentences
 
 
 def arms(
@@ -130,8 +131,9 @@ def direction_of_role(mean: Mixture, domains: Sequence[Domain]) -> FloatArray:
 
 
 def direction_of_plan(plan: Plan) -> FloatArray:
-    """(K,) from the plan's last stage to its first, so that "early" is as the plan has it when its
-    shift is the same.
+    """Return the (K,) direction from the plan's last stage to its first.
+
+    The arm "early" then moves weights in the same direction as the plan.
     """
     if len(plan.stages) < 2:
         raise ConfigError(

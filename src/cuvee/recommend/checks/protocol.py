@@ -1,10 +1,9 @@
-"""Checks of the proxy protocol: does a proxy repeat its domains about as often as the target run
-will?
+"""Checks whether a proxy repeats its domains about as often as the target run.
 
-A domain that is scarce is read many times by the target and, at the same shares, less than once by
-a small proxy. The best mixture of the proxy is then another one than the target's (arXiv
-2606.07597: an error of .75 in a share, .05 with matched repetition). The cure is to give the proxy
-a part of each domain that is as much smaller as the proxy's budget is.
+With the same shares, the target run may read a scarce domain many times, and a small proxy less
+than once. The best mixture of the proxy then differs from the target's (arXiv 2606.07597: an error
+of 0.75 in a share, 0.05 with matched repetition). The remedy is a smaller part of each domain for
+the proxy, in proportion to its budget.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ _TOLERATED = 16.0  # epochs from which more repetition is known to hurt (arXiv 2
 def repetition_warnings(
     domains: Sequence[Domain], mixture: Mixture, proxy_tokens: int, target_tokens: int
 ) -> list[str]:
-    """A sentence for each domain that a proxy under `mixture` repeats far less, or more, often than
-    the target run would.
-    """
+    """Return a warning for each domain whose repetition differs much from the target run's."""
     found = []
     for domain in domains:
         if domain.tokens <= 0 or mixture[domain.name] == 0:
