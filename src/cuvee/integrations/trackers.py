@@ -1,7 +1,7 @@
 """Experiment trackers: mixture, losses, rewards and the guard's verdicts of each interval.
 
     controller = Controller(..., record=Tracked(TensorBoard("runs/tensorboard")))
-    controller = Controller(..., record=Tracked(MLflow("runs/mlflow", "my run"), claim))
+    controller = Controller(..., record=Tracked(MLflow("sqlite:///mlflow.db", "my run"), claim))
 
 Nothing is tracked unless you ask for it. Another tracker needs one class with the method `log`.
 """
@@ -109,7 +109,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """Logs to the run `name` of `experiment` at `address`, a folder, `sqlite:///…` or a server's URL.
+    """Logs to the run `name` of `experiment` at `address`: `sqlite:///…` or a server's URL.
 
     Needs `pip install cuvee[trackers]`, which installs `mlflow-skinny`.
     """
@@ -119,8 +119,7 @@ class MLflow:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise ConfigError(f"MLflow needs `pip install cuvee[trackers]`: {error}") from None
-        uri = address if "://" in address else Path(address).absolute().as_uri()
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = MlflowClient(tracking_uri=address)
         known = self._client.get_experiment_by_name(experiment)
         where = known.experiment_id if known else self._client.create_experiment(experiment)
         self.run_id: str = self._client.create_run(where, run_name=name).info.run_id
