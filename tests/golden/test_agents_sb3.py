@@ -19,7 +19,6 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from cuvee.agents.actor_critic import bounded
 from cuvee.agents.ddpg import DDPG, DDPGSettings
 from cuvee.agents.learning import RewardScale, mixture_value
 from cuvee.agents.networks import Architecture, Shape
@@ -86,7 +85,7 @@ class ForeignActor(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=rate)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return bounded(self.inner(*parts(observation)))[..., 0].softmax(-1)
+        return self.inner(*parts(observation))[..., 0].softmax(-1)
 
 
 class Fixed(gymnasium.Env[Any, Any]):

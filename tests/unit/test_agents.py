@@ -164,7 +164,7 @@ def batch_of(reward: float, terminated: bool, R: int = 1) -> ReplayBatch:
 
 
 def test_truncated_bootstraps_and_terminated_does_not() -> None:
-    following = torch.tensor([[10.0]])
+    following = torch.tensor([10.0])
     assert td_target(batch_of(1.0, False), following, 0.9, RewardScale()).item() == pytest.approx(
         10.0
     )
@@ -183,9 +183,14 @@ def test_rewards_are_centred_only_while_no_run_has_ended() -> None:
     assert RewardScale.of(buffer).mean == 0.0
 
 
-def test_mixture_value_of_a_vector_is_its_mean_under_the_mixture() -> None:
+def test_a_vector_critic_predicts_each_domains_reward_and_the_return_after_the_interval() -> None:
+    target = td_target(batch_of(1.0, False, R=2), torch.tensor([10.0]), 0.9, RewardScale())
+    torch.testing.assert_close(target, torch.tensor([[1.0, 1.0, 9.0]]))
+
+
+def test_the_value_of_a_mixture_is_its_reward_and_the_return_after_the_interval() -> None:
     action = torch.tensor([[0.25, 0.75]])
-    assert mixture_value(torch.tensor([[4.0, 8.0]]), action).item() == pytest.approx(7.0)
+    assert mixture_value(torch.tensor([[4.0, 8.0, 3.0]]), action).item() == pytest.approx(10.0)
     assert mixture_value(torch.tensor([[4.0]]), action).item() == 4.0
 
 

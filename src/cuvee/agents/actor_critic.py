@@ -58,27 +58,30 @@ class _MLPActor(nn.Module):
         return out
 
 
-class _Referred(nn.Module):
-    """Adds a reference logit to the logits of another actor.
+class _Logits(nn.Module):
+    """Bounds the logits of another actor, and adds a reference logit to them.
 
-    The logits are the first output. The reference is one feature of each domain.
+    The logits are the first output. The reference is one feature of each domain, or 0 without it.
     """
 
-    def __init__(self, actor: nn.Module, feature: int) -> None:
+    def __init__(self, actor: nn.Module, feature: int | None) -> None:
         super().__init__()
         self.actor = actor
         self.feature = feature
 
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         out: Tensor = self.actor(domains_BKF, globals_BG)
-        return torch.cat([out[..., :1] + domains_BKF[..., self.feature, None], out[..., 1:]], -1)
+        logits_BK1 = bounded(out[..., :1])
+        if self.feature is not None:
+            logits_BK1 = logits_BK1 + domains_BKF[..., self.feature, None]
+        return torch.cat([logits_BK1, out[..., 1:]], -1)
 
 
 class _MLPCritic(nn.Module):
     def __init__(self, shape: Shape, architecture: Architecture) -> None:
         super().__init__()
         inputs = shape.domains * (shape.features + _ACTION_CHANNELS) + shape.globals
-        self.body = mlp(inputs, shape.domains if shape.vector else 1, architecture)
+        self.body = mlp(inputs, shape.domains + 1 if shape.vector else 1, architecture)
 
     def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         return torch.cat([domains_BKF.flatten(-2), globals_BG], -1)
@@ -106,8 +109,8 @@ class _TransformerCritic(nn.Module):
     """Encodes the observation by attention over domains.
 
     Each domain's token is combined with its weight. A small network then maps it, with the mean and
-    the α-weighted mean over domains, to the domain's value. A scalar value is the mean over
-    domains, so it does not grow with K.
+    the α-weighted mean over domains, to the domain's outputs. A scalar value is the mean over
+    domains, so it does not grow with K. The value after the interval is the α-weighted mean.
     """
 
     def __init__(self, shape: Shape, architecture: Architecture) -> None:
@@ -118,7 +121,7 @@ class _TransformerCritic(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.with_action = nn.Linear(width + _ACTION_CHANNELS, width)
         self.with_others = nn.Linear(3 * width, width)
-        self.head = near_zero(nn.Linear(width, 1))
+        self.head = near_zero(nn.Linear(width, 2 if shape.vector else 1))
 
     def encode(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.body(domains_BKF, globals_BG))
@@ -131,17 +134,19 @@ class _TransformerCritic(nn.Module):
         )
         mean = own.mean(-2, keepdim=True).expand_as(own)
         mixed = (own * action_BK[..., None]).sum(-2, keepdim=True).expand_as(own)
-        value_BK: Tensor = self.head(
+        out_BKO: Tensor = self.head(
             nn.functional.gelu(self.with_others(torch.cat([own, mean, mixed], -1)))
-        )[..., 0]
-        return value_BK if self.vector else value_BK.mean(-1, keepdim=True)
+        )
+        if not self.vector:
+            return out_BKO.mean(-2)
+        after_B1 = (action_BK * out_BKO[..., 1]).sum(-1, keepdim=True)
+        return torch.cat([out_BKO[..., 0], after_B1], -1)
 
 
 def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Module:
-    """Return an actor: observation → (…, K, outputs)."""
+    """Return an actor: observation → (…, K, outputs). The first output holds bounded logits."""
     kind = _MLPActor if architecture.kind == "mlp" else _TransformerActor
-    actor = kind(shape, architecture, outputs)
-    return actor if shape.reference is None else _Referred(actor, shape.reference)
+    return _Logits(kind(shape, architecture, outputs), shape.reference)
 
 
 def build_critic(shape: Shape, architecture: Architecture) -> _MLPCritic | _TransformerCritic:
@@ -149,7 +154,12 @@ def build_critic(shape: Shape, architecture: Architecture) -> _MLPCritic | _Tran
 
     `encode(domains_BKF, globals_BG)` encodes observations, (B, …). `value(encoded, action_BK)`
     returns the values (*draws, B, R) of mixtures (*draws, B, K), for any number of mixtures per
-    observation. R is K for a vector critic and 1 for a scalar critic.
+    observation.
+
+    R is 1 for a scalar critic: the return. R is K + 1 for a vector critic: the reward of each
+    domain in this interval, and the return after this interval. Each interval thus gives K rewards
+    to learn from, and the return is still that of the mixture. A return for each domain would be
+    wrong: Σ α_i Q_i values the present mixture as if it were played for ever.
     """
     return (
         _MLPCritic(shape, architecture)

@@ -8,8 +8,11 @@ mixing.
              μ = softmax of bounded logits
     targets  θ' ← θ' + τ (θ − θ')
 
-Q is a number, or a vector with one entry per domain. For a vector critic, the actor maximises Σ_i
-μ_i Q_i(s, μ(s)).
+With a reward for each domain, the critic has a part r_i(s, α) for each domain and a part F(s, α)
+for what comes after the interval:
+
+    Q(s, α) = Σ_i α_i r_i(s, α) + F(s, α)
+    critic   minimise  Σ_i (r_i(s, α) − r_i)² / K + (F(s, α) − γ Q'(s′, μ'(s′)))²
 
 With `twin`, there are two critics. The lower value of each mixture is used in targets and by the
 actor (TD3, Fujimoto et al. 2018, arXiv:1802.09477). A single critic is too optimistic for some
@@ -31,12 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuvee.agents.actor_critic import Twin, bounded, build_actor, build_critic
+from cuvee.agents.actor_critic import Twin, build_actor, build_critic
 from cuvee.agents.base import Observation
 from cuvee.agents.learning import (
     RewardScale,
     TrainState,
     as_weights,
+    critic_error,
     pessimistic_value,
     seeded,
     td_target,
@@ -108,7 +112,7 @@ class DDPG(ReplayAgent):
     def act(self, observation: Observation, explore: bool = False) -> FloatArray:
         inputs = tensors(observation)
         with torch.no_grad():
-            logits_K = bounded((self.actor.net if explore else self.actor.ema_net)(*inputs))[..., 0]
+            logits_K = (self.actor.net if explore else self.actor.ema_net)(*inputs)[..., 0]
         if not explore:
             return as_weights(logits_K.softmax(-1))
         noise_K = self.settings.noise * self._next_noise(len(logits_K))
@@ -140,29 +144,26 @@ class DDPG(ReplayAgent):
         """Return the mean squared error to the target networks' one-step return."""
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
-            next_action_BK = bounded(self.actor.target_net(*following))[..., 0].softmax(-1)
+            next_action_BK = self.actor.target_net(*following)[..., 0].softmax(-1)
             target_net = self.critic.target_net
-            next_value_BR, _ = pessimistic_value(
+            next_value_B = pessimistic_value(
                 self._values(target_net, target_net.encode(*following), next_action_BK),
                 next_action_BK,
             )
-            target_BR = td_target(batch, next_value_BR, self.settings.discount, rewards)
+            target_BR = td_target(batch, next_value_B, self.settings.discount, rewards)
         critic = self.critic.net
         values = self._values(
             critic, critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK
         )
-        return sum(
-            (torch.nn.functional.mse_loss(value_BR, target_BR) for value_BR in values),
-            torch.zeros(()),
-        )
+        return sum((critic_error(value_BR, target_BR) for value_BR in values), torch.zeros(()))
 
     def actor_loss(self, batch: ReplayBatch, rewards: RewardScale) -> Tensor:
         """Return the KL penalty minus the critics' value of the actor's mixtures."""
         critic = self.critic.net
         with torch.no_grad():
             encoded = critic.encode(batch.domains_BKF, batch.globals_BG)
-        action_BK = bounded(self.actor.net(batch.domains_BKF, batch.globals_BG))[..., 0].softmax(-1)
-        _, value_B = pessimistic_value(self._values(critic, encoded, action_BK), action_BK)
+        action_BK = self.actor.net(batch.domains_BKF, batch.globals_BG)[..., 0].softmax(-1)
+        value_B = pessimistic_value(self._values(critic, encoded, action_BK), action_BK)
         return (self.kl_penalty(action_BK, batch.domains_BKF, rewards) - value_B).mean()
 
     def _values(self, critic: Any, encoded: Any, action_BK: Tensor) -> tuple[Tensor, ...]:

@@ -193,30 +193,46 @@ class RewardScale(NamedTuple):
 
 
 def td_target(
-    batch: ReplayBatch, next_value_BR: Tensor, discount: float, rewards: RewardScale
+    batch: ReplayBatch, next_value_B: Tensor, discount: float, rewards: RewardScale
 ) -> Tensor:
-    """Return the one-step target r̃ + γ V(s′), (B, R). V(s′) is 0 after a terminal transition."""
-    reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
-    return reward_BR + discount * (1 - batch.terminated_B[:, None]) * next_value_BR
+    """Return what a critic should predict, (B, R).
 
-
-def pessimistic_value(values: tuple[Tensor, ...], action_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for each mixture, the values of the critic that values it lowest.
-
-    Returns that critic's output (…, R), and the value of the mixture (…,).
+    For a scalar critic this is the one-step target r̃ + γ V(s′). For a vector critic it is the K
+    rewards r̃_i, and then γ V(s′). V(s′) is 0 after a terminal transition.
     """
-    lowest_BR = values[0]
-    lowest_B = mixture_value(lowest_BR, action_BK)
+    reward_BR = (batch.reward_BR - rewards.mean) / rewards.scale
+    after_B1 = (discount * (1 - batch.terminated_B) * next_value_B)[:, None]
+    if reward_BR.shape[-1] == 1:
+        return reward_BR + after_B1
+    return torch.cat([reward_BR, after_B1], -1)
+
+
+def critic_error(value_BR: Tensor, target_BR: Tensor) -> Tensor:
+    """Return the mean squared error of a critic.
+
+    For a vector critic, it is the mean over domains of the rewards' errors plus the error of the
+    return after the interval.
+    """
+    error_BR = (value_BR - target_BR).square()
+    if error_BR.shape[-1] == 1:
+        return error_BR.mean()
+    return error_BR[:, :-1].mean() + error_BR[:, -1].mean()
+
+
+def pessimistic_value(values: tuple[Tensor, ...], action_BK: Tensor) -> Tensor:
+    """Return the value (…,) of each mixture by the critic that values it lowest."""
+    value_B = mixture_value(values[0], action_BK)
     for other_BR in values[1:]:
-        other_B = mixture_value(other_BR, action_BK)
-        lowest_BR = torch.where((lowest_B <= other_B)[..., None], lowest_BR, other_BR)
-        lowest_B = torch.minimum(lowest_B, other_B)
-    return lowest_BR, lowest_B
+        value_B = torch.minimum(value_B, mixture_value(other_BR, action_BK))
+    return value_B
 
 
 def mixture_value(value_BR: Tensor, action_BK: Tensor) -> Tensor:
-    """Return the value of a mixture (…,).
+    """Return the value of a mixture (…,), its return.
 
-    A scalar critic's output is the value. For a vector critic it is Σ α_i Q_i.
+    A scalar critic's output is the value. For a vector critic it is Σ α_i r_i plus the return after
+    the interval.
     """
-    return value_BR[..., 0] if value_BR.shape[-1] == 1 else (action_BK * value_BR).sum(-1)
+    if value_BR.shape[-1] == 1:
+        return value_BR[..., 0]
+    return (action_BK * value_BR[..., :-1]).sum(-1) + value_BR[..., -1]

@@ -28,12 +28,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cuvee.agents.actor_critic import Twin, bounded, build_actor
+from cuvee.agents.actor_critic import Twin, build_actor
 from cuvee.agents.base import Observation
 from cuvee.agents.learning import (
     RewardScale,
     TrainState,
     as_weights,
+    critic_error,
     pessimistic_value,
     seeded,
     td_target,
@@ -145,18 +146,18 @@ class SAC(ReplayAgent):
         with torch.no_grad():
             following = (batch.next_domains_BKF, batch.next_globals_BG)
             draw = self.policy(*following).sample(self.generator)
-            lesser_BR, _ = pessimistic_value(
+            next_value_B = pessimistic_value(
                 self.critic.target_net.values(
                     self.critic.target_net.encode(*following), draw.weights
                 ),
                 draw.weights,
             )
-            bonus_B1 = -strength * (draw.log_ratio_prob + self.target_entropy)[:, None]
-            target_BR = td_target(batch, lesser_BR + bonus_B1, self.settings.discount, rewards)
+            bonus_B = -strength * (draw.log_ratio_prob + self.target_entropy)
+            target_BR = td_target(batch, next_value_B + bonus_B, self.settings.discount, rewards)
         critic = self.critic.net
         values = critic.values(critic.encode(batch.domains_BKF, batch.globals_BG), batch.action_BK)
         return 0.5 * sum(
-            (nn.functional.mse_loss(value_BR, target_BR) for value_BR in values), torch.zeros(())
+            (critic_error(value_BR, target_BR) for value_BR in values), torch.zeros(())
         )
 
     def actor_loss(
@@ -168,7 +169,7 @@ class SAC(ReplayAgent):
         """
         with torch.no_grad():
             encoded = self.critic.net.encode(batch.domains_BKF, batch.globals_BG)
-        _, value_B = pessimistic_value(self.critic.net.values(encoded, draw.weights), draw.weights)
+        value_B = pessimistic_value(self.critic.net.values(encoded, draw.weights), draw.weights)
         distance_B = self.kl_penalty(draw.weights, batch.domains_BKF, rewards)
         return (strength * draw.log_ratio_prob + distance_B - value_B).mean()
 
@@ -176,12 +177,12 @@ class SAC(ReplayAgent):
 def simplex_policy(out_BK2: Tensor, settings: SACSettings) -> SimplexPolicy:
     """Return the distribution over mixtures that network outputs (…, K, 2) describe.
 
-    The outputs are bounded logits and log deviations. The deviation is the same for all domains and
+    The outputs are logits and log deviations. The deviation is the same for all domains and
     starts at `std`. If each domain had its own, only the small weights would get a large deviation,
     because it costs them little. The mixture at the centre would then miss the best one, since the
     mean of such a weight is larger than its median.
     """
-    logits_BK = bounded(out_BK2[..., 0])
+    logits_BK = out_BK2[..., 0]
     std_B1 = (settings.std * out_BK2[..., 1].mean(-1, keepdim=True).exp()).clamp(*_STD_RANGE)
     if settings.policy == "logistic-normal":
         return LogisticNormal(logits_BK, std_B1.expand_as(logits_BK))
