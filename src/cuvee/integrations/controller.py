@@ -51,6 +51,7 @@ from cuvee.policies.guard.operator import Operator, TakesRequests
 from cuvee.probes.base import Context
 from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Leader, Ranks
+from cuvee.training.validation import pools_of, tokens_of
 
 
 class Record(Protocol):
@@ -114,7 +115,7 @@ class Controller:
         if isinstance(record, TakesRequests):
             guarded.operator = Operator(record, load_requested)
         self._leader = Leader(guarded, self.ranks)
-        self._context = _context(model, self.ranks, tokenizer, interval * tokens)
+        self._context = _context(model, self.ranks, tokenizer, interval, stream)
         self._record = record
         self._on_update = on_update
         self._meters: Meters | None = None
@@ -363,7 +364,9 @@ class Controller:
             self._meters.close()
 
 
-def _context(model: nn.Module, ranks: Ranks, tokenizer: Any, interval_tokens: int) -> Context:
+def _context(
+    model: nn.Module, ranks: Ranks, tokenizer: Any, interval: int, stream: MixtureStream
+) -> Context:
     weights = list(model.parameters())
     return Context(
         model=model,
@@ -371,6 +374,8 @@ def _context(model: nn.Module, ranks: Ranks, tokenizer: Any, interval_tokens: in
         rank=ranks.rank,
         world_size=ranks.size,
         tokenizer=tokenizer,
-        interval_tokens=interval_tokens,
+        interval_tokens=interval * stream.batch_size * stream.sequence_length,
+        valid_tokens=lambda: tokens_of(pools_of(stream, stream.corpora, "valid")),
+        row_tokens=stream.sequence_length,
         flops_per_token=6.0 * sum(weight.numel() for weight in weights),
     )

@@ -21,10 +21,11 @@ the output layer, so hooks on the output layer may never fire.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -79,9 +80,7 @@ class Context:
     interval_tokens: int | None = None
     """Training tokens of one interval over all ranks. `EvaluationSet` takes its budget from it."""
     flops_per_token: float = 0.0
-    """Operations of training on one token, forward and backward; 0 if they are not counted."""
-    valid_text: ValidText | None = None
-    """Only probes that measure on validation text need it."""
+from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclass(eq=False)

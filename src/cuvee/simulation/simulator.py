@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuvee.core.arrays import FloatArray
+from cuvee.core.arrays import BoolArray, FloatArray
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
@@ -42,10 +42,13 @@ from cuvee.core.protocols import Domains, Probe, State
 from cuvee.core.registry import register_trainer
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost
+from cuvee.probes.target_gain import NAME as TARGET_GAIN
+from cuvee.probes.target_gain import ROWS, SQUARE
 from cuvee.simulation.laws import Laws
 from cuvee.training.settings import TrainerSettings
 
 _LAYERS = 4
+_ROWS = 8  # per domain and interval, for "target_gain"
 _FLOPS_PER_TOKEN = 6e6  # as if the model had a million parameters
 
 
@@ -262,7 +265,9 @@ class Simulator:
         self._probes = tuple(probe.name for probe in probes)
         if any(getattr(probe, "halves", False) for probe in probes):
             self._probes = (*self._probes, "alignment_unbiased")
-        known = ("alignment", "weight_norms", "evaluation", "valid_loss", "loss")
+        if TARGET_GAIN in self._probes:
+            self._probes = (*self._probes, SQUARE, ROWS)
+        known = ("alignment", TARGET_GAIN, "weight_norms", "evaluation", "valid_loss", "loss")
         unknown = [probe.name for probe in probes if probe.name not in known]
         if unknown:
             raise ConfigError(
@@ -292,6 +297,7 @@ class Simulator:
             "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
             "alignment": Measured.all(noisy_KK),
             "alignment_unbiased": Measured.all(noisy_KK),  # the simulator's noise has no bias
+            **self._target_gain(gram_KK, tokens_K > 0),
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),
         }
@@ -305,6 +311,22 @@ class Simulator:
                 name: measured[name] for name in ("valid_loss", *self._probes) if name in measured
             },
         )
+
+    def _target_gain(self, gram_KK: FloatArray, read_K: BoolArray) -> dict[str, Measured]:
+        """Cosines with the valued gradient, as means of rows that deviate by `noise` times √rows.
+
+        They have a generator of their own, so that they change no other measurement.
+        """
+        value_K = self.laws.value_K.numpy()
+        towards_K = gram_KK @ value_K
+        size_K = np.sqrt(gram_KK.diagonal() * float(value_K @ towards_K))
+        noise_K = np.random.default_rng([self.seed, self.step]).normal(size=len(value_K))
+        cosine_K = towards_K / size_K + self.noise * noise_K
+        return {
+            TARGET_GAIN: Measured(cosine_K, read_K),
+            SQUARE: Measured(cosine_K**2 + self.noise**2 * _ROWS, read_K),
+            ROWS: Measured.all(np.where(read_K, float(_ROWS), 0.0)),
+        }
 
     @staticmethod
     def _price(tokens: int) -> Cost:

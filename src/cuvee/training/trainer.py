@@ -36,7 +36,7 @@ from cuvee.training.model import build_model, size_of
 from cuvee.training.placement import compute_type_for, device_for, is_compiled
 from cuvee.training.settings import TrainerSettings
 from cuvee.training.update import OptimizerStep
-from cuvee.training.validation import Validation, next_token_counts
+from cuvee.training.validation import Validation, next_token_counts, pools_of, tokens_of
 
 Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """The forward pass of a step, by default `NextTokenLoss`; `training.together` replaces it."""
@@ -259,6 +259,8 @@ class LMTrainer:
             compute=self.loss.compute,
             flops_per_token=self.size.flops_per_token,
             valid_text=self,
+            valid_tokens=lambda: tokens_of(self._pools("valid")),
+            row_tokens=s.sequence_length,
         )
         self._meters = Meters(probes, context)
         return self._meters
@@ -333,17 +335,8 @@ class LMTrainer:
         return found
 
     def _pools(self, split: Split) -> dict[str, TokenPool | None]:
-        """Valid splits by the domain's current name, which may differ from its corpus's name."""
-        pools: dict[str, TokenPool | None] = {}
-        for row in self.stream.state_dict()["domains"]:
-            corpus = self.corpora.get(row["fingerprint"])
-            pool = (
-                corpus.pool(row["source"], split)
-                if corpus and corpus.has(row["source"], split)
-                else None
-            )
-            pools[row["name"]] = pool
-        return pools
+        """Pools by the domain's current name, which may differ from its corpus's name."""
+        return pools_of(self.stream, self.corpora, split)
 
     def state_dict(self) -> State:
         """A copy of everything that the rest of the run depends on.

@@ -5,14 +5,19 @@ The windows are the same at every validation, for every number of ranks and afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cuvee.core.domain import Split
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.pool import TokenPool
+from cuvee.data.stream.domain_state import Pools
+from cuvee.data.stream.stream import MixtureStream
 from cuvee.probes.base import TokenLosses
 from cuvee.training.loss import NextTokenLoss
 
@@ -136,6 +141,26 @@ class Validation:
                 real_BL = np.ones(tokens_BL.shape, dtype=np.bool_)
             self._windows[pool] = tokens_BL, next_token_counts(real_BL)
         return self._windows[pool]
+
+
+def pools_of(
+    stream: MixtureStream, corpora: Mapping[str, Pools], split: Split
+) -> dict[str, TokenPool | None]:
+    """Return one split of each present domain, None where there is none.
+
+    `corpora` are found by fingerprint. Names are those in the stream, which a rename changes.
+    """
+    pools: dict[str, TokenPool | None] = {}
+    for row in stream.state_dict()["domains"]:
+        corpus = corpora.get(row["fingerprint"])
+        known = isinstance(corpus, Corpus) and corpus.has(row["source"], split)
+        pools[row["name"]] = corpus.pool(row["source"], split) if corpus and known else None
+    return pools
+
+
+def tokens_of(pools: Mapping[str, TokenPool | None]) -> dict[str, npt.NDArray[Any]]:
+    """Return the tokens of each pool that is there."""
+    return {name: pool.tokens for name, pool in pools.items() if pool is not None}
 
 
 def next_token_counts(real_BL: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -223,6 +223,11 @@ class MixtureStream(Iterator[Batch]):
         self._trim()
         return update
 
+    @property
+    def corpora(self) -> Mapping[str, Pools]:
+        """The corpora that domains come from, by fingerprint."""
+        return self._corpora
+
     def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> MixtureUpdate:
         """Add domain `name` of `corpus` from the next step on, with weight 0.
 

@@ -1,0 +1,129 @@
+"""TargetGain against a backward pass for each row, and what it must never do to training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alignment_reference import (
+    DOWN,
+    LENGTH,
+    VOCAB,
+    K,
+    domains,
+    model_of,
+    rows_of_one_domain,
+    token_losses,
+    train_step,
+)
+from cuvee.core.errors import ConfigError, TrainingError
+from cuvee.probes.base import Context, MicroBatch
+from cuvee.probes.target_gain import TargetGain, TargetGainMeter
+
+TEXT = {
+    f"d{k}": np.random.default_rng(k).integers(VOCAB, size=40 * LENGTH).astype(np.uint16)
+    for k in range(2)
+}
+
+
+def attach(model: nn.Module, text: Any = TEXT, **options: Any) -> TargetGainMeter:
+    probe = TargetGain(**{"rows": 4, "every": 1, "kept": 0.0, "precondition": False, **options})
+    meter = probe.attach(
+        Context(model, torch.device("cpu"), valid_tokens=lambda: text, row_tokens=LENGTH)
+    )
+    meter.begin_interval(domains())
+    return meter
+
+
+def by_hand(
+    model: nn.Module, meter: TargetGainMeter, batch: MicroBatch, layers: list[str]
+) -> np.ndarray:
+    """(B,) ⟨G, ∇ℓ_r⟩ by one backward pass for each row."""
+    weights = [model.get_submodule(layer).weight for layer in layers]
+    gains = []
+    for loss_L, counted_L in zip(token_losses(model, batch), batch.counted_BL, strict=True):
+        gradients = torch.autograd.grad(loss_L.sum() / counted_L.sum(), weights, retain_graph=True)
+        gains.append(
+            sum(float((meter._target[n] * g).sum()) for n, g in zip(layers, gradients, strict=True))
+        )
+    return np.array(gains)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
+def test_agrees_with_a_backward_pass_for_each_row(kind: str) -> None:
+    model, batch = model_of(kind), rows_of_one_domain()
+    meter = attach(model, layers=("*mlp.*",))
+    train_step(model, [batch], meter)
+    gain_B = by_hand(model, meter, batch, list(meter._weights))
+    domain_B = batch.domain_BL[:, 0].numpy()
+    found = meter.read(meter.sums())
+    scale = np.sqrt((gain_B**2).mean())
+    for k in range(K):
+        own = gain_B[domain_B == k] / scale
+        assert found["target_gain_rows"].values[k] == len(own)
+        assert found["target_gain"].values[k] == pytest.approx(own.mean(), rel=1e-4)
+        assert found["target_gain_square"].values[k] == pytest.approx((own**2).mean(), rel=1e-4)
+
+
+def test_sums_add_over_micro_batches_and_absent_domains_are_absent() -> None:
+    model, batches = model_of(), [rows_of_one_domain(seed, used=3) for seed in range(2)]
+    meter = attach(model, layers=(DOWN["llama"],))
+    train_step(model, batches, meter)
+    gain_B = np.concatenate([by_hand(model, meter, batch, [DOWN["llama"]]) for batch in batches])
+    domain_B = np.concatenate([batch.domain_BL[:, 0].numpy() for batch in batches])
+    found = meter.read(meter.sums())["target_gain"]
+    assert found.present.tolist() == [True, True, True, False, False]
+    expected = [gain_B[domain_B == k].mean() / np.sqrt((gain_B**2).mean()) for k in range(3)]
+    np.testing.assert_allclose(found.values[:3], expected, rtol=1e-4)
+
+
+def test_training_gets_the_same_gradients_with_and_without() -> None:
+    batch, found = rows_of_one_domain(), []
+    for measured in (False, True):
+        model = model_of()
+        if measured:
+            train_step(model, [batch], attach(model, layers=("*mlp.*", "*attn.*")))
+        else:
+            (token_losses(model, batch).sum() / batch.denominator).backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_targets_gradient_is_that_of_the_domains_that_count() -> None:
+    model = model_of()
+    meter = attach(model, objective={"d1": 1.0}, rows=8)
+    meter.begin_step(0)
+    rows_BL = torch.from_numpy(TEXT["d1"].reshape(-1, LENGTH).astype(np.int64))
+    assert all((row == rows_BL).all(dim=1).any() for row in meter._draw())
+
+
+def test_it_is_divided_by_what_adam_divides_by_and_goes_on_after_a_restart() -> None:
+    model, batch = model_of(), rows_of_one_domain()
+    meter = attach(model, precondition=True, kept=0.5)
+    for step in range(3):
+        model.zero_grad()
+        train_step(model, [batch], meter, step)
+    again = attach(model, precondition=True, kept=0.5)
+    again.load_state_dict(meter.state_dict())
+    for one in (meter, again):
+        one.begin_interval(domains())
+        model.zero_grad()
+        train_step(model, [batch], one, 3)
+    name = DOWN["llama"]
+    expected = meter._target[name] / (meter._squares[name].sqrt() + 1e-8)
+    torch.testing.assert_close(meter._preconditioned(name), expected)
+    assert torch.equal(meter.sums(), again.sums())
+    meter.close()
+
+
+def test_it_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match="validation text"):
+        TargetGain().attach(Context(model_of(), torch.device("cpu")))
+    with pytest.raises(TrainingError, match="row of 24 tokens"):
+        attach(model_of(), text={"d0": np.zeros(3, np.uint16)}).begin_step(0)
+    with pytest.raises(ConfigError, match="rows"):
+        TargetGain(rows=0)
