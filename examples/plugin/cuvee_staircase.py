@@ -45,6 +45,6 @@ class StaircaseMethod:
 
 
 class Progress(Stateless):
-    def __call__(self, so_far):
+    def __call__(self, so_far, free_K):
         below_K = 10.0 - so_far.last.loss.filled(10.0)
         return Reward(below_K, float(so_far.last_mixture.weights_K @ below_K))

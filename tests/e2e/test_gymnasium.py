@@ -91,9 +91,9 @@ def test_a_world_stays_or_changes_with_the_episode() -> None:
 
 
 def test_an_episode_on_a_proxy_is_a_training_run(corpus: Corpus) -> None:
-    values = {"mail": 0.0}
+    values = {name: 1.0 for name in corpus.names if name != "mail"}
     env = make(
-        "MixingProxy-v0", corpus=corpus.folder, model=SMALL, settings=SETTINGS, values=values
+        "MixingProxy-v0", corpus=corpus.folder, model=SMALL, settings=SETTINGS, objective=values
     )
     env.reset(seed=5)
     ended = False

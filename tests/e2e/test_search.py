@@ -40,7 +40,7 @@ def config(tmp_path: Path, corpus: Path) -> Path:
     document = {
         "corpus": str(corpus),
         "model": "llama-0.1m",
-        "method": {"name": "ac_odm", "mode": "proxy", "warmup_intervals": 3, "agent": SMALL},
+        "method": {"name": "ac_odm", "mode": "proxy", "agent": SMALL},
         "train": {
             "steps": 12,
             "batch_size": 4,

@@ -186,7 +186,8 @@ _AS_NATURAL = {"source_only", "target_only"}
 
 @pytest.mark.parametrize("method", sorted({*methods_that_steer_alone()} - _AS_NATURAL - {"odm"}))
 def test_every_method_resumes_exactly(place: Path, method: str) -> None:
-    options = {"name": method, **({"warmup_intervals": 2} if method in ("ac_odm", "hds") else {})}
+    soon = {"agent": {"learning_starts": 2}} if method in ("ac_odm", "hds") else {}
+    options = {"name": method, **soon}
     overrides = (
         f"method={json.dumps(options)}",
         "train.steps=16",

@@ -24,7 +24,8 @@ from cuvee.methods.hds import HDS
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
 from cuvee.policies.files import load_policy, save_policy
-from cuvee.policies.rewards import GainReward
+from cuvee.policies.gain_rewards import GainReward
+from cuvee.policies.paced import Paced
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 SMALL = {
@@ -36,9 +37,10 @@ SMALL = {
 
 
 def small(agent: str, reward: str, **options: Any) -> AgentPolicy:
-    quality = {"quality": {f"d{k}": 1.0 + k for k in range(60)}} if reward == "holistic" else {}
+    quality = {f"d{k}": 1.0 + k for k in range(60)}
+    settings = {"quality": quality} if reward.startswith("holistic") else {}
     return AgentPolicy(
-        agent, reward, warmup_intervals=3, agent_settings=SMALL, reward_settings=quality, **options
+        agent, reward, warmup_intervals=3, agent_settings=SMALL, reward_settings=settings, **options
     )
 
 
@@ -54,7 +56,7 @@ class TestACODMScalar(PolicySuite):
 
 class TestHDS(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return small("sac", "holistic")
+        return small("sac", "holistic_published")
 
 
 class TestObservesReward(PolicySuite):
@@ -62,9 +64,21 @@ class TestObservesReward(PolicySuite):
         return small("ddpg", "gain", vector=True, observe_reward=True)
 
 
-class TestRandomReward(PolicySuite):
+class TestACODMAroundTheReference(PolicySuite):
     def make(self, domains: tuple[Domain, ...]) -> Policy:
-        return small("ddpg", "random")
+        return small("ddpg", "gain", vector=True, reference={"sharpness": 1.0})
+
+
+class TestHDSAroundTheReference(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        capped = {"sharpness": 1.0, "epochs": {domains[0].name: 0.5}, "tokens": 12_000}
+        return small("sac", "holistic", vector=True, reference=capped)
+
+
+class TestNoiseForGains(PolicySuite):
+    def make(self, domains: tuple[Domain, ...]) -> Policy:
+        noise = {"sharpness": 1.0, "noise": 3}
+        return small("ddpg", "gain", vector=True, reference=noise)
 
 
 class TestDoGE(PolicySuite):
@@ -84,7 +98,9 @@ def play(
     return so_far, records
 
 
-@pytest.mark.parametrize(("agent", "reward"), [("ddpg", "alignment"), ("sac", "holistic")])
+@pytest.mark.parametrize(
+    ("agent", "reward"), [("ddpg", "alignment"), ("sac", "holistic_published")]
+)
 def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(
     agent: str, reward: str
 ) -> None:
@@ -94,7 +110,7 @@ def test_the_warm_up_fills_the_buffer_and_then_the_agent_acts_and_learns(
     assert records[0]["agent"] == {}
     assert records[-1]["agent"]
     assert set(records[-1]["terms"]) == (
-        {"alignment"} if reward == "alignment" else {"influence", "quality", "stability"}
+        {"alignment"} if reward == "alignment" else {"alignment", "quality", "stability"}
     )
 
 
@@ -118,10 +134,9 @@ def test_an_agent_with_observe_reward_sees_the_rewards_of_the_last_interval() ->
     assert set(seen[False].values()) == {0.0}
     rewards = GainReward()
     for moment in list(prefixes(so_far))[1:]:
-        reward = rewards(moment)
+        reward = rewards(moment, np.ones(4, dtype=bool))
     assert reward is not None
-    expected = (reward.vector_K - reward.vector_K.mean()) / reward.vector_K.std()
-    assert list(seen[True].values()) == pytest.approx(np.clip(expected, -3, 3), rel=1e-5)
+    assert list(seen[True].values()) == pytest.approx(np.clip(reward.vector_K, -3, 3), rel=1e-5)
 
 
 def test_a_frozen_agent_still_observes_rewards() -> None:
@@ -178,12 +193,14 @@ def test_bad_settings_are_named() -> None:
         AgentPolicy("ddpg", "alignment", agent_settings={"architecture": {"width": 3}})
     with pytest.raises(PolicyError, match="smoothing"):
         AgentPolicy("ddpg", "alignment", reward_settings={"smoothing": 2.0})
+    with pytest.raises(PolicyError, match="slope"):
+        AgentPolicy("ddpg", "gain", reference={"slope": 2.0})
 
 
 def test_doge_raises_what_helps_the_others() -> None:
     domains = some_domains(4)
     policy, trainer = (
-        ExponentiatedAlignment(mu=1.0, values={"d3": 1.0, "d0": 0.0, "d1": 0.0, "d2": 0.0}),
+        ExponentiatedAlignment(mu=1.0, objective={"d3": 1.0}),
         ScriptedTrainer(domains, 30),
     )
     so_far = Trajectory.start(trainer.start(policy.probes))
@@ -286,12 +303,79 @@ def test_a_policy_file_with_an_unregistered_agent_names_file_and_agent(
 
 
 def test_ac_odm_and_hds_are_presets() -> None:
-    preset = ACODM(reward="alignment", seed=3).configured()
-    assert (preset.agent, preset.reward, preset.seed) == ("ddpg", "alignment", 3)
+    preset = ACODM(objective={"d1": 1.0}, seed=3).configured()
+    assert (preset.agent, preset.reward, preset.seed) == ("ddpg", "gain", 3)
+    assert preset.policy().settings()["objective"] == {"d1": 1.0}
     assert (HDS().configured().agent, HDS().configured().reward) == ("sac", "holistic")
 
 
-def test_an_encoder_without_values_starts_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_replaces_gains_in_reward_and_reference_alike() -> None:
+    noisy = ACODM(reward="random", seed=3).configured()
+    assert noisy.reference is not None
+    assert (noisy.reference["noise"], noisy.reward_settings["noise"]) == (3, 3)
+    with pytest.raises(ConfigError, match="reward is 'noise'"):
+        ACODM(reward="noise")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [ACODM, HDS])
+def test_the_published_settings(method: Any) -> None:
+    preset = method(preset="paper").configured()
+    assert preset.reference is None
+    assert not preset.observe_reward
+    assert preset.warmup_intervals in (833, 834)
+    assert preset.agent_settings["learning_starts"] == preset.warmup_intervals
+    assert (preset.agent_settings["tau"], preset.agent_settings["actor_lr"]) == (0.001, 1e-4)
+    assert not preset.agent_settings["scale_rewards"]
+    published = HDS(preset="paper").configured().reward_settings
+    assert published["weights"] == [1.0, 10.0, 10.0]
+    assert HDS(preset="paper", weights=(1.0, 0.0, 0.0)).configured().reward_settings["weights"] == [
+        1.0,
+        0.0,
+        0.0,
+    ]
+
+
+def test_an_untrained_agent_plays_the_reference() -> None:
+    quiet = {**SMALL, "noise": 0.0, "learning_starts": 99}
+    capped = {"sharpness": 1.0, "epochs": {"d0": 0.5}, "tokens": 12_000, "objective": {"d0": 1.0}}
+    domains = some_domains(6)
+    agent = AgentPolicy("ddpg", "gain", vector=True, reference=capped, agent_settings=quiet)
+    ours = play(agent, domains)[0].weights_TK()
+    closed = play(Paced(**capped), domains)[0].weights_TK()  # type: ignore[arg-type]
+    np.testing.assert_allclose(ours, closed, atol=0.02)
+    np.testing.assert_allclose(ours[:, 0], closed[:, 0], rtol=5e-3)
+
+
+def test_exploration_never_moves_a_scarce_domain() -> None:
+    capped = {"sharpness": 1.0, "epochs": {"d0": 0.5}, "tokens": 12_000, "objective": {"d0": 1.0}}
+    loud = {**SMALL, "noise": 1.0, "actor_lr": 0.1}
+    domains = some_domains(6)
+    agent = AgentPolicy("ddpg", "gain", vector=True, reference=capped, agent_settings=loud)
+    so_far, records = play(agent, domains)
+    closed = play(Paced(**capped), domains)[0].weights_TK()  # type: ignore[arg-type]
+    np.testing.assert_allclose(so_far.weights_TK()[:, 0], closed[:, 0], rtol=5e-3)
+    assert records[-1]["distance"] > 0.05
+
+
+def test_the_last_transition_of_a_run_is_terminal() -> None:
+    policy = small("ddpg", "gain", vector=True, reference={"sharpness": 1.0})
+    play(policy, some_domains(4))
+    buffer = policy.state_dict()["agent"]["buffer"]["arrays"]
+    assert buffer["terminated_B"].tolist() == [0.0] * (len(buffer["terminated_B"]) - 1) + [1.0]
+    assert not buffer["truncated_B"].any()
+
+
+def test_a_policy_with_other_features_is_refused(tmp_path: Path) -> None:
+    learned = small("ddpg", "alignment")
+    play(learned, some_domains(4))
+    state = learned.state_dict()
+    old = {name: value for name, value in state.items() if name != "features"}
+    for damaged in (old, {**state, "features": ["loss"]}):
+        with pytest.raises(PolicyError, match="learn it again"):
+            small("ddpg", "alignment").load_state_dict(damaged)
+
+
+def test_an_agent_without_a_reference_starts_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     class Losses:
         domain_features = ("loss",)
         global_features = ("progress",)
@@ -302,7 +386,7 @@ def test_an_encoder_without_values_starts_uniform(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(ENCODERS._parts, "losses", Losses)
     method = AgentMethod(
-        encoder="losses", warmup_intervals=0, agent_settings={"noise": 0.0, "learning_starts": 99}
+        encoder="losses", reference=None, agent_settings={"noise": 0.0, "learning_starts": 99}
     )
     so_far, _ = play(method.policy(), some_domains(3))
     assert so_far.mixtures[0].weights_K == pytest.approx(np.full(3, 1 / 3), abs=0.05)

@@ -129,7 +129,7 @@ def odm(corpus: Corpus) -> Policy:
 
 
 def ac_odm(corpus: Corpus) -> Policy:
-    method = ACODM(mode="online", warmup_intervals=1, agent=AGENT)
+    method = ACODM(mode="online", agent=AGENT)
     return Guard(method.commit(corpus, ()), Limits(floor=0.01))
 
 

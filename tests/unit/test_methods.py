@@ -88,7 +88,7 @@ def test_ac_odm_commits_to_the_frozen_actor_of_its_proxy(tmp_path: Path) -> None
         "learning_starts": 2,
         "batch_size": 4,
     }
-    method = METHODS.get("ac_odm")(mode="proxy", warmup_intervals=3, agent=small)
+    method = METHODS.get("ac_odm")(mode="proxy", agent=small)
     (policy,) = method.propose(SPACE, ())
     trajectory = run(ScriptedTrainer(SPACE.domains), policy)
     save_policy(tmp_path / "policy", policy)

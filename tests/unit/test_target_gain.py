@@ -20,7 +20,7 @@ from alignment_reference import (
     token_losses,
     train_step,
 )
-from cuvee.core.errors import ConfigError, TrainingError
+from cuvee.core.errors import ConfigError
 from cuvee.probes.base import Context, MicroBatch
 from cuvee.probes.target_gain import TargetGain, TargetGainMeter
 
@@ -43,7 +43,7 @@ def by_hand(
     model: nn.Module, meter: TargetGainMeter, batch: MicroBatch, layers: list[str]
 ) -> np.ndarray:
     """(B,) ⟨G, ∇ℓ_r⟩ by one backward pass for each row."""
-    weights = [model.get_submodule(layer).weight for layer in layers]
+    weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
     gains = []
     for loss_L, counted_L in zip(token_losses(model, batch), batch.counted_BL, strict=True):
         gradients = torch.autograd.grad(loss_L.sum() / counted_L.sum(), weights, retain_graph=True)
@@ -88,7 +88,7 @@ def test_training_gets_the_same_gradients_with_and_without() -> None:
         if measured:
             train_step(model, [batch], attach(model, layers=("*mlp.*", "*attn.*")))
         else:
-            (token_losses(model, batch).sum() / batch.denominator).backward()
+            (token_losses(model, batch).sum() / batch.bound()).backward()
         found.append([weight.grad.clone() for weight in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -123,7 +123,9 @@ def test_it_is_divided_by_what_adam_divides_by_and_goes_on_after_a_restart() -> 
 def test_it_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match="validation text"):
         TargetGain().attach(Context(model_of(), torch.device("cpu")))
-    with pytest.raises(TrainingError, match="row of 24 tokens"):
-        attach(model_of(), text={"d0": np.zeros(3, np.uint16)}).begin_step(0)
+    with pytest.raises(ConfigError, match="row of 24 tokens"):
+        attach(model_of(), text={"d0": np.zeros(3, np.uint16)})
+    with pytest.raises(ConfigError, match="row of 24 tokens"):
+        attach(model_of(), objective={"d7": 1.0})
     with pytest.raises(ConfigError, match="rows"):
         TargetGain(rows=0)

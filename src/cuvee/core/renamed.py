@@ -42,8 +42,9 @@ LEARN = {
 POLICY = {"told": "observe_reward", "warm_up": "warmup_intervals"}
 GROUP_DRO = {"rate": "step_size"}
 SEARCH = {"most_failed": "max_failed_ratio"}
+METHOD = {"values": "objective"}
 
-_SECTIONS = (TRAIN, AGENT, LEARN, POLICY, GROUP_DRO, SEARCH)
+_SECTIONS = (TRAIN, AGENT, LEARN, POLICY, GROUP_DRO, SEARCH, METHOD)
 
 _FORMAT_1: tuple[tuple[frozenset[str], Mapping[str, str]], ...] = (
     (frozenset({"clip", "decay_share", "warmup"}), TRAIN),

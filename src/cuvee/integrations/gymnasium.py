@@ -31,7 +31,7 @@ from cuvee.core.registry import TRAINERS
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.policies.encoders import DOMAIN_FEATURES, GLOBAL_FEATURES, observe
-from cuvee.policies.rewards import values_of
+from cuvee.policies.objective import objective_K
 from cuvee.probes.norms import WeightNorms
 from cuvee.simulation.simulator import ScalingLaws, Simulator
 from cuvee.training.distributed import Ranks
@@ -48,16 +48,16 @@ Features = npt.NDArray[np.float32]
 class MixingEnv(gymnasium.Env[Features, Features]):
     """An environment over the runs of one kind of trainer. Subclasses start the runs.
 
-    `values` says how much each domain counts, as in `cuvee.policies.rewards.values_of`. The info of
+    `objective` holds weights of the domains, as in `cuvee.policies.objective`. The info of
     each step has `mixture`, by domain, and `loss`, the valued validation loss in nats.
     """
 
-    def __init__(self, domains: int, values: Mapping[str, float] | None = None) -> None:
+    def __init__(self, domains: int, objective: Mapping[str, float] | None = None) -> None:
         size = domains * len(DOMAIN_FEATURES) + len(GLOBAL_FEATURES)
         limit = _LARGEST_FEATURE
         self.observation_space = spaces.Box(-limit, limit, (size,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (domains,), np.float32)
-        self._values = values
+        self._objective = objective
         self._trainer: Trainer | None = None
         self._so_far: Trajectory | None = None
         self._loss = 0.0
@@ -99,7 +99,7 @@ class MixingEnv(gymnasium.Env[Features, Features]):
         return float(values_K @ np.where(valid.present, valid.values, 0.0) / values_K.sum())
 
     def _values_K(self) -> FloatArray:
-        return values_of(self.trajectory, self._values)
+        return objective_K(self.trajectory, self._objective)
 
     def _observation(self) -> Features:
         seen = observe(self.trajectory, self._values_K())
@@ -139,13 +139,13 @@ class ProxyMixingEnv(MixingEnv):
         corpus: str | Path,
         model: str | Mapping[str, Any] = "llama-0.1m",
         settings: Mapping[str, Any] | None = None,
-        values: Mapping[str, float] | None = None,
+        objective: Mapping[str, float] | None = None,
     ) -> None:
         self._corpus = Corpus.open(corpus)
         self._model = model
         self._settings = {"validate_every": 1, **(settings or {})}
         TrainerSettings(**self._settings)  # raises before the first episode
-        super().__init__(len(self._corpus.domains), values)
+        super().__init__(len(self._corpus.domains), objective)
 
     def start(self, seed: int) -> Trainer:
         settings = TrainerSettings(**{**self._settings, "seed": seed})

@@ -3,12 +3,14 @@
 Source: arXiv 2505.23878 v2, ICML 2026.
 
     state    samples drawn, losses and their changes by domain, weight norms and their changes,
-             progress (`policies.encoders`)
-    action   the mixture
-    reward   the gain r_i of each domain, or Σ_i α_i r_i with a scalar critic
-             `reward: alignment` is the paper's: r̂_i ← ξ r̂_i + (1 − ξ) W̃_i / α_i
-             (`policies.rewards`)
-    agent    DDPG, after a warm-up in which ODM acts (`agents.ddpg`)
+             progress (`policies.encoders`), the closed form and what is left of epoch caps
+    action   the mixture, relative to the closed form `policies.paced.Paced`
+    reward   what each domain helped more than the closed form expected (`policies.gain_rewards`)
+    agent    DDPG (`agents.ddpg`)
+
+`preset: paper` has the published settings: the state without closed form and caps, the reward
+r̂_i ← ξ r̂_i + (1 − ξ) W_i / α_i over all domains (`policies.rewards`), 833 intervals of warm-up in
+which ODM acts, and `agents.ddpg.PAPER`. It needs thousands of decisions.
 
 Mode `online` is the paper's non-proxy mode: it needs no proxy run and learns on the target run.
 Mode `proxy` proposes one run on the proxy model in which the policy learns, and commits to its
@@ -23,27 +25,29 @@ implementation follows the paper. The files named above list their deviations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cuvee.agents.ddpg import PAPER
 from cuvee.core.registry import register_method
 from cuvee.methods.agent import AgentMethod, AgentPreset
 
 AGENT: Mapping[str, Any] = {
-    "updates": 4,
+    "updates": 2,
     "tau": 0.02,
-    "learning_starts": 4,
+    "learning_starts": 8,
     "batch_size": 32,
-    "actor_lr": 2e-3,
+    "actor_lr": 1e-3,
     "critic_lr": 2e-3,
     "noise": 0.05,
-    "kl_coef": 0.35,
-    "ema_rate": 0.005,
-    "architecture": {"hidden": 32},
+    "kl_coef": 1.0,
+    "ema_rate": 0.02,
+    "architecture": {"hidden": 32, "layers": 1},
 }
 """Settings for the few hundred decisions of one run.
 
-The paper's settings (`agents.ddpg.PAPER`) need tens of thousands of decisions.
+With a `kl_coef` of 1 and rewards in units of z, the closed form is the best mixture for rewards
+that do not change.
 """
 
 
@@ -52,40 +56,46 @@ The paper's settings (`agents.ddpg.PAPER`) need tens of thousands of decisions.
 class ACODM(AgentPreset):
     """The preset AC-ODM of `AgentMethod`.
 
-    - `reward`: `gain`; `alignment` is the paper's reward; `random` is noise, for ablations.
-    - `smoothing`, `stride`: arguments of the reward.
-    - `values`: v by domain name, how much each domain counts. Default: 1 for domains with a
-      validation loss.
-    - `agent`: overrides `AGENT`, the settings of DDPG.
+    - `preset`: `default`, or `paper` for the published settings.
+    - `reward`: `gain`, or `random`, in which gains are replaced by noise, for ablations.
+    - `objective`: weights by domain name. The key `objective` of the configuration sets it.
+    - `reference`: overrides settings of the closed form (`policies.paced.Paced`).
+    - `agent`: overrides `AGENT`, or the paper's settings, of DDPG.
 
-    The other options are those of `AgentMethod`.
+    `mode` and `critic` as in `AgentMethod`.
     """
 
+    preset: Literal["default", "paper"] = "default"
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
-    reward: str = "gain"
-    warmup_intervals: int = 4
-    smoothing: float = 0.9
-    stride: int = 1
-    values: Mapping[str, float] = field(default_factory=dict)
+    reward: Literal["gain", "random"] = "gain"
+    objective: Mapping[str, float] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        self.configured()  # raises for bad settings here, not when the run starts
-
-    def configured(self) -> AgentMethod:
+    def published(self) -> AgentMethod:
         return AgentMethod(
             agent="ddpg",
-            reward=self.reward,
+            reward="alignment",
             mode=self.mode,
             critic=self.critic,
-            warmup_intervals=self.warmup_intervals,
+            warmup_intervals=PAPER.learning_starts,
+            reference=None,
+            seed=self.seed,
+            agent_settings={**asdict(PAPER), **self.agent},
+            reward_settings={"published": True},
+        )
+
+    def around_reference(self) -> AgentMethod:
+        reference, reward_settings = self.reference_and_reward()
+        return AgentMethod(
+            agent="ddpg",
+            mode=self.mode,
+            critic=self.critic,
+            objective=self.objective,
+            reference=reference,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
-            reward_settings={
-                "smoothing": self.smoothing,
-                "stride": self.stride,
-                "values": dict(self.values),
-            },
+            reward_settings=reward_settings,
         )

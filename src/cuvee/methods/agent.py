@@ -5,6 +5,8 @@
 Mode `online` needs no proxy run and learns on the target run. Mode `proxy` proposes one proxy run
 in which the policy learns, and commits to its frozen actor. The target run then measures no reward.
 The policy is `policies.agent_policy.AgentPolicy`. AC-ODM and HDS are presets of this method.
+
+`REFERENCE` is the closed form from which agents start: the control `gain`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from cuvee.core.trajectory import Run
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.files import load_policy
 
+REFERENCE: Mapping[str, Any] = {"sharpness": 1.0}
+
 
 @register_method("agent")
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class AgentMethod:
     - `agent`, `encoder`, `reward`: names in the registries.
     - `mode`: `online` learns on the target run, `proxy` on one proxy run.
     - `critic`: `vector` learns a value for each domain, `scalar` one for all.
+    - `observe_reward`: whether the last rewards are features. The target run then measures them.
     - `warmup_intervals`: number of first intervals in which ODM acts.
+    - `objective`: weights by domain name. The key `objective` of the configuration sets it.
+    - `reference`: settings of `policies.paced.Paced`, from which the agent starts. None: uniform.
     - `agent_settings`, `reward_settings`: arguments of the agent's `settings_type` and of the
       reward.
 
@@ -43,7 +50,10 @@ class AgentMethod:
     reward: str = "gain"
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
-    warmup_intervals: int = 4
+    observe_reward: bool = False
+    warmup_intervals: int = 0
+    objective: Mapping[str, float] = field(default_factory=dict)
+    reference: Mapping[str, Any] | None = field(default_factory=lambda: dict(REFERENCE))
     agent_settings: Mapping[str, Any] = field(default_factory=dict)
     reward_settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -63,8 +73,10 @@ class AgentMethod:
             self.reward,
             encoder=self.encoder,
             vector=self.critic == "vector",
-            observe_reward=self.mode == "online",
+            observe_reward=self.observe_reward,
             warmup_intervals=self.warmup_intervals,
+            objective=self.objective,
+            reference=self.reference,
             seed=self.seed,
             agent_settings=self.agent_settings,
             reward_settings=self.reward_settings,
@@ -94,12 +106,46 @@ class AgentMethod:
 
 
 class AgentPreset(ABC):
-    """Base class of methods that are an `AgentMethod` with options of their own."""
+    """Base class of methods that are an `AgentMethod` with options of their own.
+
+    Subclasses have the options `preset`, `reward`, `reference` and `seed`.
+    """
+
+    preset: str
+    reward: str
+    reference: Mapping[str, Any]
+    seed: int
+
+    def __post_init__(self) -> None:
+        for option, allowed in (("preset", ("default", "paper")), ("reward", ("gain", "random"))):
+            if getattr(self, option) not in allowed:
+                raise ConfigError(
+                    f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
+                )
+        self.configured()  # raises for bad settings here, not when the run starts
 
     @abstractmethod
+    def published(self) -> AgentMethod:
+        """Return the method with the published settings."""
+        ...
+
+    @abstractmethod
+    def around_reference(self) -> AgentMethod:
+        """Return the method that starts from the closed form."""
+        ...
+
     def configured(self) -> AgentMethod:
         """Return the method with this preset's options."""
-        ...
+        return self.published() if self.preset == "paper" else self.around_reference()
+
+    def reference_and_reward(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the settings of the closed form, and those that the reward shares with it."""
+        noise = {"noise": self.seed} if self.reward == "random" else {}
+        reference = {**REFERENCE, **self.reference, **noise}
+        shared: dict[str, Any] = {
+            key: reference[key] for key in ("kept", "probe", "noise") if key in reference
+        }
+        return reference, shared
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return self.configured().propose(corpus, logged)

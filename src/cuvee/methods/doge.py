@@ -29,7 +29,8 @@ from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
 from cuvee.core.registry import register_method, register_policy
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.policies.fixed import Fixed
-from cuvee.policies.rewards import AlignmentReward, valued_alignment, values_of
+from cuvee.policies.objective import objective_K
+from cuvee.policies.rewards import AlignmentReward, valued_alignment
 
 
 @register_method("doge")
@@ -44,7 +45,7 @@ class DoGE:
     mu: float = 10.0
     floor: float = 0.01
     stride: int = 5
-    values: Mapping[str, float] = field(default_factory=dict)
+    objective: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in ("online", "proxy"):
@@ -53,7 +54,7 @@ class DoGE:
 
     def policy(self) -> ExponentiatedAlignment:
         """Return the policy at its start, before it has learned anything."""
-        return ExponentiatedAlignment(self.mu, self.floor, self.values, self.stride)
+        return ExponentiatedAlignment(self.mu, self.floor, self.objective, self.stride)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return () if self.mode == "online" or logged else (self.policy(),)
@@ -77,7 +78,7 @@ class ExponentiatedAlignment:
 
     - `mu`: μ > 0. A larger μ changes the mixture more slowly.
     - `floor`: every weight is at least floor/K.
-    - `values`: how much each domain counts, see `policies.rewards.values_of`.
+    - `objective`: weights by domain name, see `policies.objective`.
     - `stride`: gradients are measured every `stride` steps.
     """
 
@@ -85,18 +86,23 @@ class ExponentiatedAlignment:
         self,
         mu: float = 10.0,
         floor: float = 0.01,
-        values: Mapping[str, float] | None = None,
+        objective: Mapping[str, float] | None = None,
         stride: int = 5,
     ) -> None:
         if not mu > 0:
             raise PolicyError(f"mu is {mu}: it must be above 0")
         if not 0.0 <= floor < 1.0:
             raise PolicyError(f"floor is {floor}: it must be at least 0 and below 1")
-        self._settings = {"mu": mu, "floor": floor, "values": dict(values or {}), "stride": stride}
+        self._settings = {
+            "mu": mu,
+            "floor": floor,
+            "objective": dict(objective or {}),
+            "stride": stride,
+        }
         self._mu = mu
         self._floor = floor
-        self._reward = AlignmentReward(values=values, stride=stride)
-        self._values = dict(values or {})
+        self._reward = AlignmentReward(objective=objective, stride=stride)
+        self._objective = dict(objective or {})
         self._weights: dict[str, float] = {}
 
     @property
@@ -117,7 +123,7 @@ class ExponentiatedAlignment:
         assert executed is not None, "learn is called after an interval"
         if gram is None or not gram.present.any():
             return {"alignment": None}
-        alignment = valued_alignment(gram, values_of(so_far, self._values))
+        alignment = valued_alignment(gram, objective_K(so_far, self._objective))
         raised_K = (
             np.log(np.maximum(self.mixture(so_far).weights_K, 1e-300)) + alignment.values / self._mu
         )

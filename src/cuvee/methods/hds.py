@@ -2,20 +2,25 @@
 
 Source: arXiv 2606.24133, KDD 2026.
 
-    reward = w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i + w_s min(1/Σ_l |Δ‖w_l‖|, 5)
+    reward = w_a Σ_i α_i r_i + w_q t′ Σ_i α_i q_i − w_s Σ_i α_i s_i
 
-The terms are the influence between domains (r_i as in AC-ODM), the quality q_i of the data, and the
-stability of the weight norms. Quality is lexical diversity unless another score is named. It counts
-more as training proceeds (t′ is progress). Each term is logged separately.
+The terms are the influence on the objective (r_i as in AC-ODM), the quality q_i of the data, and
+the stability of training. Quality is lexical diversity unless another score is named. It counts
+more as training proceeds (t′ is progress). s_i is the variance of the gains of domain i's rows: how
+much its steps disturb the objective. Each term is logged separately (`policies.gain_rewards`).
+
+`preset: paper` has the published settings: alignment over all domains with weights (1, 10, 10), the
+stability min(1/Σ_l |Δ‖w_l‖|, 5) of the weight norms, 834 intervals of warm-up in which ODM acts,
+and `agents.sac.PAPER`. It needs thousands of decisions.
 
 The released code cannot run: wrong arguments, a missing `sample`, a softmax on the critic's output.
-This implementation follows the paper. Deviations:
+This implementation follows the paper. Deviations of the default:
 
-- The influence is the gain, which is 1 on average over the domains that count.
-- The quality of a domain is its score relative to the largest, so it is from 0 to 1 for any score.
-  It is 0 for a domain that does not count.
-- The weights are (1, 0.1, 0.1). With the paper's (1, 10, 10), the mixture goes to the most diverse
-  domain whatever the other terms are.
+- The agent starts from the closed form, as in AC-ODM.
+- The published stability hardly depends on the mixture of one interval. It was at its limit of 5 in
+  every interval of small runs. Here it is a property of each domain.
+- Quality and stability have mean 0 over the domains, and the weights are (1, 0.1, 0.1). With the
+  paper's (1, 10, 10), the mixture goes to the most diverse domain whatever the other terms are.
 - The critic has a value for each domain, because one number per interval is too little to learn
   from in one run.
 - The policy is a logistic-normal distribution on the simplex.
@@ -26,29 +31,27 @@ This implementation follows the paper. Deviations:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cuvee.agents.sac import PAPER
 from cuvee.core.errors import ConfigError
 from cuvee.core.registry import register_method
 from cuvee.methods.agent import AgentMethod, AgentPreset
 
 AGENT: Mapping[str, Any] = {
-    "updates": 6,
+    "updates": 2,
     "tau": 0.02,
-    "learning_starts": 4,
+    "learning_starts": 8,
     "batch_size": 32,
     "actor_lr": 1e-3,
-    "critic_lr": 1e-3,
-    "std": 0.2,
-    "kl_coef": 0.35,
-    "ema_rate": 0.005,
-    "architecture": {"hidden": 32},
+    "critic_lr": 2e-3,
+    "std": 0.1,
+    "kl_coef": 1.0,
+    "ema_rate": 0.02,
+    "architecture": {"hidden": 32, "layers": 1},
 }
-"""Settings for the few hundred decisions of one run.
-
-The paper's settings (`agents.sac.PAPER`) need tens of thousands of decisions.
-"""
+"""Settings for the few hundred decisions of one run; see `methods.ac_odm.AGENT`."""
 
 
 @register_method("hds")
@@ -56,49 +59,57 @@ The paper's settings (`agents.sac.PAPER`) need tens of thousands of decisions.
 class HDS(AgentPreset):
     """The preset HDS of `AgentMethod`.
 
-    - `weights`: (w_a, w_q, w_s).
+    - `weights`: (w_a, w_q, w_s); by default (1, 0.1, 0.1), and (1, 10, 10) with `preset: paper`.
     - `quality`: name of a score of the corpus's domains, or scores by domain name.
-    - `smoothing`, `stride`: arguments of the reward.
-    - `values`: v by domain name, how much each domain counts. Default: 1 for domains with a
-      validation loss.
-    - `agent`: overrides `AGENT`, the settings of SAC.
+    - `agent`: overrides `AGENT`, or the paper's settings, of SAC.
 
-    The other options are those of `AgentMethod`.
+    The other options are those of AC-ODM.
     """
 
+    preset: Literal["default", "paper"] = "default"
     mode: Literal["online", "proxy"] = "online"
     critic: Literal["vector", "scalar"] = "vector"
-    weights: tuple[float, float, float] = (1.0, 0.1, 0.1)
+    reward: Literal["gain", "random"] = "gain"
+    weights: tuple[float, float, float] | None = None
     quality: str | Mapping[str, float] = "mtld"
-    warmup_intervals: int = 4
-    smoothing: float = 0.9
-    stride: int = 1
-    values: Mapping[str, float] = field(default_factory=dict)
+    objective: Mapping[str, float] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.weights) != 3:
+        if self.weights is not None and len(self.weights) != 3:
             raise ConfigError(
-                f"weights are {self.weights}: give three numbers, for influence, quality and "
-                "stability"
+                f"weights are {self.weights}: give three, for influence, quality and stability"
             )
-        self.configured()  # raises for bad settings here, not when the run starts
+        super().__post_init__()
 
-    def configured(self) -> AgentMethod:
+    def published(self) -> AgentMethod:
+        return AgentMethod(
+            agent="sac",
+            reward="holistic_published",
+            mode=self.mode,
+            critic=self.critic,
+            warmup_intervals=PAPER.learning_starts,
+            reference=None,
+            seed=self.seed,
+            agent_settings={**asdict(PAPER), **self.agent},
+            reward_settings=self._terms((1.0, 10.0, 10.0)),
+        )
+
+    def around_reference(self) -> AgentMethod:
+        reference, reward_settings = self.reference_and_reward()
         return AgentMethod(
             agent="sac",
             reward="holistic",
             mode=self.mode,
             critic=self.critic,
-            warmup_intervals=self.warmup_intervals,
+            objective=self.objective,
+            reference=reference,
             seed=self.seed,
             agent_settings={**AGENT, **self.agent},
-            reward_settings={
-                "weights": list(self.weights),
-                "quality": self.quality,
-                "smoothing": self.smoothing,
-                "stride": self.stride,
-                "values": dict(self.values),
-            },
+            reward_settings={**reward_settings, **self._terms((1.0, 0.1, 0.1))},
         )
+
+    def _terms(self, weights: tuple[float, float, float]) -> dict[str, Any]:
+        return {"weights": list(self.weights or weights), "quality": self.quality}

@@ -1,11 +1,18 @@
 """`AgentPolicy`: an agent with an encoder and a reward. AC-ODM and HDS use it.
 
-While the policy learns, ODM (`Exp3`) chooses the mixtures of the warm-up intervals, with less
-weight on domains that count less. The warm-up fills the replay buffer. After it the agent acts,
-with exploration, and is updated after every interval.
+The agent starts from a reference mixture ρ, the closed form `policies.paced.Paced`:
+
+    weights ∝ ρ exp(residual)        residual: the actor's output, 0 before it learns
+
+The weights of scarce domains are those of the reference, so the agent cannot use up their caps. It
+distributes what they leave among the other domains. It pays for the divergence from ρ (`kl_coef`).
+The last transition of a run is terminal, because nothing follows the end of the token budget.
+
+Without a reference, as in the papers, the agent starts from the uniform mixture. ODM (`Exp3`)
+chooses the mixtures of the warm-up intervals, which fill the replay buffer.
 
 A frozen policy only uses the agent's actor. It needs no reward, and nothing is measured except
-losses and weight norms.
+losses and weight norms. Its reference keeps what it learned about domains by name.
 
 With the Transformer architecture, the policy acts on any number of domains. If a saved policy
 learns on another number of domains, it keeps its networks and starts a new replay buffer.
@@ -22,7 +29,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from cuvee.agents.base import Agent, Observation, Transition
 from cuvee.agents.networks import Architecture, Shape
-from cuvee.core.arrays import FloatArray
+from cuvee.core.arrays import BoolArray, FloatArray
+from cuvee.core.epochs import EpochCaps
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
@@ -30,10 +38,19 @@ from cuvee.core.registry import AGENTS, ENCODERS, REWARDS, register_policy
 from cuvee.core.renamed import unknown_settings
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
-from cuvee.policies.encoders import Encoder, log_value
+from cuvee.policies.encoders import Encoder
 from cuvee.policies.exp3 import Exp3
-from cuvee.policies.rewards import Reward, RewardFunction, values_of
+from cuvee.policies.objective import objective_K
+from cuvee.policies.paced import Paced
+from cuvee.policies.rewards import Reward, RewardFunction
 from cuvee.probes.norms import WeightNorms
+
+REFERENCE_FEATURES = (
+    "reference",  # ln(K ρ), at least ln 0.001: the logits of an untrained agent
+    "budget",  # ln(1 + what is left of the cap / tokens to come), at most 3, and 3 without a cap
+)
+_LEAST_REFERENCE = 1e-3
+_MOST_BUDGET = 3.0
 
 
 @register_policy("agent")
@@ -46,6 +63,8 @@ class AgentPolicy:
       learn within one run what its networks would otherwise learn over many runs. The policy needs
       the rewards when frozen, too.
     - `warmup_intervals`: number of intervals at the start in which ODM acts.
+    - `objective`: weights by domain name, as in `policies.objective`.
+    - `reference`: settings of `Paced`, or None to start uniform.
     - `mode`: "learning" or "frozen".
     - `agent_settings`, `reward_settings`: arguments of the classes that `agent` and `reward` name.
 
@@ -60,7 +79,9 @@ class AgentPolicy:
         encoder: str = "standard",
         vector: bool = False,
         observe_reward: bool = False,
-        warmup_intervals: int = 20,
+        warmup_intervals: int = 0,
+        objective: Mapping[str, float] | None = None,
+        reference: Mapping[str, Any] | None = None,
         seed: int = 0,
         mode: Literal["learning", "frozen"] = "learning",
         agent_settings: Mapping[str, Any] | None = None,
@@ -73,6 +94,8 @@ class AgentPolicy:
             "vector": vector,
             "observe_reward": observe_reward,
             "warmup_intervals": warmup_intervals,
+            "objective": dict(objective or {}),
+            "reference": None if reference is None else dict(reference),
             "seed": seed,
             "agent_settings": dict(agent_settings or {}),
             "reward_settings": dict(reward_settings or {}),
@@ -81,9 +104,11 @@ class AgentPolicy:
         # Settings are built here, so that a wrong one is refused before the run starts.
         self._agent_kind = AGENTS.get(agent)
         self._agent_settings = _agent_settings(self._agent_kind, self._settings["agent_settings"])
+        aim = {"objective": dict(objective)} if objective else {}
         self._reward: RewardFunction = _construct(
-            REWARDS.get(reward), self._settings["reward_settings"]
+            REWARDS.get(reward), {**self._settings["reward_settings"], **aim}
         )
+        self._reference = None if reference is None else Paced(**{**reference, **aim})
         self._encode: Encoder = ENCODERS.get(encoder)()
         self._warmup = Exp3()
         self._agent: Agent | None = None
@@ -94,17 +119,25 @@ class AgentPolicy:
 
     @property
     def probes(self) -> Sequence[Probe]:
-        """The probes of the reward, and weight norms.
+        """The probes of reward and reference, and weight norms.
 
         A frozen policy that does not observe rewards needs only weight norms.
         """
-        wanted = {
-            probe.name: probe
-            for probe in (
-                self._reward.probes if self._learning or self._settings["observe_reward"] else ()
-            )
-        }
-        return tuple({**wanted, "weight_norms": WeightNorms()}.values())
+        wanted: list[Probe] = [WeightNorms()]
+        if self._learning or self._settings["observe_reward"]:
+            wanted += self._reward.probes
+        if self._learning and self._reference:
+            wanted += self._reference.probes
+        return tuple({probe.name: probe for probe in wanted}.values())
+
+    def capped(self, epochs: EpochCaps, tokens: int | None) -> AgentPolicy:
+        """Return the same policy for a run of `tokens` tokens with these epoch caps."""
+        if self._reference is None:
+            return self
+        reference = {**self._settings["reference"], "epochs": epochs, "tokens": tokens}
+        copy = AgentPolicy(**{**self.settings(), "reference": reference})
+        copy.load_state_dict(self.state_dict())
+        return copy
 
     def frozen(self) -> AgentPolicy:
         """Return a copy that acts without exploration and does not learn."""
@@ -128,9 +161,7 @@ class AgentPolicy:
         return {
             "domains": {
                 feature: dict(zip(so_far.names, column_K.tolist(), strict=True))
-                for feature, column_K in zip(
-                    self._encode.domain_features, domains_KF.T, strict=True
-                )
+                for feature, column_K in zip(self._features, domains_KF.T, strict=True)
             },
             "run": dict(zip(self._encode.global_features, globals_G.tolist(), strict=True)),
         }
@@ -141,28 +172,54 @@ class AgentPolicy:
         The observation after an interval is also the one before the next interval.
         """
         if self._seen is None or self._seen[0] is not so_far.last:
-            values_K = self._values_K(so_far)
-            known_K = np.array([name in self._rewards for name in so_far.names])
-            rewards_K = np.array([self._rewards.get(name, 0.0) for name in so_far.names])
-            self._seen = so_far.last, self._encode(so_far, values_K, Measured(rewards_K, known_K))
+            self._seen = so_far.last, self._encoded(so_far)
         return self._seen[1]
 
-    def _values_K(self, so_far: Trajectory) -> FloatArray:
-        return values_of(so_far, self._settings["reward_settings"].get("values"))
+    def _encoded(self, so_far: Trajectory) -> Observation:
+        counts_K = objective_K(so_far, self._settings["objective"])
+        known_K = np.array([name in self._rewards for name in so_far.names])
+        rewards_K = np.array([self._rewards.get(name, 0.0) for name in so_far.names])
+        observation = self._encode(so_far, counts_K, Measured(rewards_K, known_K))
+        if self._reference is None:
+            return observation
+        rho_K = self._reference.mixture(so_far).weights_K
+        budget_K = np.log1p(self._reference.left_share(so_far))
+        more_K2 = np.stack(
+            [
+                np.log(np.maximum(len(rho_K) * rho_K, _LEAST_REFERENCE)),
+                np.minimum(budget_K, _MOST_BUDGET),
+            ],
+            axis=1,
+        )
+        domains_KF = np.hstack([observation.domains_KF, more_K2]).astype(np.float32)
+        return Observation(domains_KF, observation.globals_G)
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        more = () if self._reference is None else REFERENCE_FEATURES
+        return (*self._encode.domain_features, *more)
 
     def _decide(self, so_far: Trajectory, observation: Observation) -> Mixture:
         if self._learning and len(so_far) < self._settings["warmup_intervals"]:
-            # float32, as the agent sees these logits
-            logits_K = log_value(self._values_K(so_far)).astype(np.float32)
-            start_K = np.exp(logits_K.astype(np.float64))
-            return Mixture.normalise(so_far.names, self._warmup.mixture(so_far).weights_K * start_K)
-        agent = self._agent_for(len(so_far.names))
-        return Mixture.normalise(so_far.names, agent.act(observation, explore=self._learning))
+            weights_K = self._warmup.mixture(so_far).weights_K
+        else:
+            agent = self._agent_for(len(so_far.names))
+            weights_K = agent.act(observation, explore=self._learning)
+        if self._reference is None:
+            return Mixture.normalise(so_far.names, weights_K)
+        return self._reference.distribute(so_far, weights_K)
+
+    def _free_K(self, so_far: Trajectory) -> BoolArray:
+        """Return (K,) whether the agent chooses the weight of a domain."""
+        if self._reference is None:
+            return np.ones(len(so_far.names), dtype=np.bool_)
+        free_K: BoolArray = ~self._reference.scarce(so_far)
+        return free_K
 
     def learn(self, so_far: Trajectory) -> Metrics:
         if not self._learning:
             if self._settings["observe_reward"]:
-                self._keep_rewards(so_far, self._reward(so_far))
+                self._keep_rewards(so_far, self._reward(so_far, self._free_K(so_far)))
             return {}
         decided = self._decided
         executed = so_far.last_mixture
@@ -172,18 +229,22 @@ class AgentPolicy:
         if warming:
             self._warmup.learn(so_far)
         metrics: dict[str, Any] = {"acted": "warm-up" if warming else self._settings["agent"]}
-        reward = self._reward(so_far)
+        reward = self._reward(so_far, self._free_K(so_far))
+        if self._reference:
+            rho_K = reference_weights(decided[1].domains_KF, self._features.index("reference"))
+            metrics["distance"] = float(0.5 * np.abs(executed.weights_K - rho_K).sum())
+            self._reference.learn(so_far)
         if reward is None:
             return {**metrics, "reward": None}
         self._keep_rewards(so_far, reward)
-        agent = self._agent_for(len(so_far.names))
         transition = Transition(
             observation=decided[1],
             action_K=executed.weights_K,
             reward=reward.vector_K if self._settings["vector"] else reward.scalar,
             next_observation=self._observe(so_far),
-            truncated=so_far.last.progress >= 1.0,
+            terminated=so_far.last.progress >= 1.0,
         )
+        agent = self._agent_for(len(so_far.names))
         if decided[1].domains_KF.shape == transition.next_observation.domains_KF.shape:
             metrics["rejected"] = agent.observe(transition)
         return {
@@ -216,13 +277,13 @@ class AgentPolicy:
         return agent
 
     def _build(self, K: int) -> Agent:
-        features = list(self._encode.domain_features)
+        features = self._features
         shape = Shape(
             K,
             len(features),
             len(self._encode.global_features),
             vector=self._settings["vector"],
-            reference=features.index("value") if "value" in features else None,
+            reference=features.index("reference") if self._reference else None,
         )
         agent: Agent = self._agent_kind(shape, self._agent_settings, seed=self._settings["seed"])
         return agent
@@ -232,6 +293,8 @@ class AgentPolicy:
 
     def state_dict(self) -> State:
         return {
+            "features": list(self._features),
+            "reference": self._reference.state_dict() if self._reference else None,
             "reward": self._reward.state_dict(),
             "rewards": dict(self._rewards),
             "warmup": self._warmup.state_dict(),
@@ -240,6 +303,13 @@ class AgentPolicy:
         }
 
     def load_state_dict(self, state: State) -> None:
+        if state.get("features") != list(self._features):
+            raise PolicyError(
+                "this policy was learned by a version of cuvee whose agents observe other features, "
+                "or with another encoder or reference: learn it again, or use that version"
+            )
+        if self._reference:
+            self._reference.load_state_dict(state["reference"])
         self._reward.load_state_dict(state["reward"])
         self._rewards = dict(state["rewards"])
         self._warmup.load_state_dict(state["warmup"])
@@ -261,6 +331,13 @@ def _agent_settings(kind: type[Any], settings: Mapping[str, Any]) -> Any:
         architecture = {"kind": "transformer", "hidden": 64, **settings.get("architecture", {})}
         settings = {**settings, "architecture": _construct(Architecture, architecture)}
     return _construct(kind.settings_type, settings)
+
+
+def reference_weights(domains_KF: FloatArray, column: int) -> FloatArray:
+    """Return the reference mixture (K,) that an observation holds as logits."""
+    rho_K = np.exp(domains_KF[:, column].astype(np.float64))
+    weights_K: FloatArray = rho_K / rho_K.sum()
+    return weights_K
 
 
 def _construct(type_: type[Any], settings: Mapping[str, Any]) -> Any:

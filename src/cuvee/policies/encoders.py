@@ -6,7 +6,8 @@ changes, weight norms, their changes, progress).
 Deviations from the papers. All make observations comparable between models, corpora and trainers,
 so that a policy file can be used in other runs:
 
-- Features are standardised over the domains of the same timestep, not by running statistics.
+- Features are standardised over the domains of the same timestep, not by running statistics. The
+  last rewards are not standardised: noise of rewards would then look like a difference.
 - Loss changes are relative to the previous decision, not to step 1.
 - Weight norms enter as mean and standard deviation over layers, because the number of layers
   differs between models.
@@ -40,8 +41,8 @@ DOMAIN_FEATURES = (
     "epochs",  # log(1 + tokens drawn / tokens available)
     "natural",  # log natural share, standardised
     "target",  # 1 for a target domain
-    "value",  # ln(value / largest value), at least ln 0.05: see `log_value`
-    "reward",  # of the last interval, standardised; 0 where absent
+    "value",  # ln(weight in the objective / largest weight), at least ln 0.05
+    "reward",  # of the last interval, not standardised; 0 where absent
 )
 GLOBAL_FEATURES = (
     "progress",
@@ -58,8 +59,7 @@ class Encoder(Protocol):
     """Computes what an agent observes. Register it with `register_encoder`.
 
     Its constructor takes no arguments, and it has no state. The features are named in the order of
-    their columns. A domain feature named "value" holds the logits of the mixture that an untrained
-    agent plays. Without it, that mixture is uniform.
+    their columns.
     """
 
     domain_features: Sequence[str]
@@ -105,7 +105,7 @@ def observe(
             _standardised(np.log(np.maximum(shares_K, 1e-12)), everything_K),
             np.array([float(domain.is_target) for domain in so_far.domains]),
             log_value(values_K),
-            _standardised(rewards.values, rewards.present),
+            np.where(rewards.present, rewards.values, 0.0),
         ],
         axis=1,
     )
@@ -139,12 +139,7 @@ class StandardEncoder:
 
 
 def log_value(values_K: FloatArray) -> FloatArray:
-    """Return ln v (K,), 0 for the largest value and at least ln 0.05.
-
-    These are the logits of the mixture that untrained agents play and that the warm-up uses. A
-    domain with value 0 gets a twentieth of the weight of the others. In a large batch, that is
-    enough to find out whether it helps them.
-    """
+    """Return ln v (K,), 0 for the largest value and at least ln 0.05."""
     return np.log(np.maximum(values_K / max(float(values_K.max()), 1e-12), _LEAST_VALUE))
 
 

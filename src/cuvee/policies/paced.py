@@ -124,7 +124,8 @@ class Paced:
             paced_K = np.where(np.isfinite(left_K), natural_K(so_far.domains), np.inf)
         else:
             interval = forecast.interval or 0.01 * to_come
-            progress, slope = so_far.last.progress, self._settings["slope"]
+            slope = self._settings["slope"]
+            progress = so_far.last.progress
             paced_K = paced_shares(left_K, to_come, interval, progress, slope, MOST)
         return Mixture.normalise(so_far.names, allocate(weights_K, paced_K, scarce_K, MOST))
 

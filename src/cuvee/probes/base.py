@@ -80,7 +80,13 @@ class Context:
     interval_tokens: int | None = None
     """Training tokens of one interval over all ranks. `EvaluationSet` takes its budget from it."""
     flops_per_token: float = 0.0
-from collections.abc import Callable, Mapping, Sequence
+    """Operations of training on one token, forward and backward; 0 if they are not counted."""
+    valid_text: ValidText | None = None
+    """Only probes that measure on validation text need it."""
+    valid_tokens: Callable[[], Mapping[str, npt.NDArray[Any]]] | None = None
+    """Returns the tokens of the validation text of each present domain, by name."""
+    row_tokens: int = 256
+    """Tokens of one training row."""
 
 
 @dataclass(eq=False)

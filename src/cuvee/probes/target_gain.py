@@ -33,12 +33,14 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import ConfigError, TrainingError
+from cuvee.core.errors import ConfigError
+from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.layer_taps import Listener, Tap, find_layers
@@ -49,6 +51,7 @@ _SQUARES_KEPT = 0.95  # a step, as Adam's second beta
 _EPSILON = 1e-8
 
 
+@register_probe(NAME)
 @dataclass(frozen=True)
 class TargetGain:
     """Measures the gain towards the validation text of the domains that count.
@@ -77,12 +80,14 @@ class TargetGain:
             )
 
     def attach(self, context: Context) -> TargetGainMeter:
-        """Raise `ConfigError` if the training loop provides no validation text."""
+        """Raise `ConfigError` if there is no validation text of a domain that counts."""
         if context.valid_tokens is None:
             raise ConfigError(
                 "target_gain needs validation text: set Context.valid_tokens in the training loop"
             )
-        return TargetGainMeter(self, context)
+        meter = TargetGainMeter(self, context)
+        meter.texts()
+        return meter
 
 
 class TargetGainMeter(Meter):
@@ -139,7 +144,8 @@ class TargetGainMeter(Meter):
 
     def _settle(self) -> None:
         """Add the rows of the last micro-batch to the sums."""
-        batch, self._batch = self._batch, None
+        batch = self._batch
+        self._batch = None
         if batch is None:
             return
         counted_B = batch.counted_BL.sum(dim=1)
@@ -173,29 +179,38 @@ class TargetGainMeter(Meter):
         self._refreshes += 1
         self._read += tokens_BL.numel()
 
-    def _draw(self) -> Tensor:
-        """Return (B, L) rows of validation text, of each domain in proportion to its weight.
+    def texts(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the validation tokens of each domain that counts and has at least one row.
 
-        Each refresh reads other rows. All runs read the same ones.
+        Raises `ConfigError` if there is none.
         """
         assert self._context.valid_tokens is not None
-        length = self._context.row_tokens
         weights = self._probe.objective
+        length = self._context.row_tokens
         texts = {
             name: tokens
             for name, tokens in self._context.valid_tokens().items()
             if len(tokens) >= length and (weights.get(name, 0.0) if weights else 1.0) > 0
         }
         if not texts:
-            raise TrainingError(
+            raise ConfigError(
                 f"no domain of the objective has a row of {length} tokens of validation text: name "
                 "other domains in `objective`, or build the corpus with more validation text"
             )
+        return texts
+
+    def _draw(self) -> Tensor:
+        """Return (B, L) rows of validation text, of each domain in proportion to its weight.
+
+        Each refresh reads other rows. All runs read the same ones.
+        """
+        texts = self.texts()
+        length = self._context.row_tokens
         rng = np.random.default_rng(self._refreshes)
-        weight_D = np.array([weights.get(name, 1.0) for name in texts])
+        weight_D = np.array([self._probe.objective.get(name, 1.0) for name in texts])
         edges = np.cumsum([rng.uniform(), *(weight_D / weight_D.sum() * self._probe.rows)])
         counts_D = np.diff(np.floor(edges + 1e-9)).astype(int).tolist()
-        rows: list[np.ndarray] = []
+        rows: list[npt.NDArray[np.int64]] = []
         for text, count in zip(texts.values(), counts_D, strict=True):
             for window in rng.integers(len(text) // length, size=count).tolist():
                 rows.append(text[window * length : (window + 1) * length].astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,6 +13,7 @@ from cuvee.core.registry import TRAINERS
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.policies.files import check_can_be_saved
 from cuvee.policies.guard.guard import Guard
+from cuvee.policies.paced import ReadsCaps
 from cuvee.recipes.config.questions import ReadsFeedback
 from cuvee.recipes.config.schema import TrainConfig
 from cuvee.training.distributed import Ranks
@@ -45,11 +47,30 @@ def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
     does not fit the corpus, and `ConfigError` for a method that needs proxy runs first.
     """
     config.guard.bounds(corpus.names)
+    check_objective(config.objective, corpus)
     train = config.train
-    interval = train.interval * train.batch_size * train.sequence_length
+    step = train.batch_size * train.sequence_length
     policy = _saved(config, corpus) or _commit(config, corpus)
+    if isinstance(policy, ReadsCaps):
+        policy = policy.capped(config.guard.epochs, train.total_steps * step)
     check_can_be_saved(policy)
-    return Guard(policy, config.guard, interval)
+    return Guard(policy, config.guard, train.interval * step)
+
+
+def check_objective(objective: Mapping[str, float] | None, corpus: Corpus) -> None:
+    """Raise `ConfigError` if the objective names a domain that is unknown or not validated."""
+    named = objective or {}
+    if unknown := sorted(set(named) - set(corpus.names)):
+        raise ConfigError(
+            f"objective names {', '.join(unknown)}, but the corpus has {', '.join(corpus.names)}"
+        )
+    if missing := [name for name in named if not corpus.has(name, "valid")]:
+        raise ConfigError(
+            f"objective names {', '.join(missing)}, which the corpus has no validation text of: "
+            "give the domain a `valid` split, or leave it out"
+        )
+    if named and not any(named.values()):
+        raise ConfigError(f"objective is {dict(named)}: at least one weight must be above 0")
 
 
 def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
@@ -74,7 +95,7 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
 
 
 def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
-    method = config.method.build(config.seed)
+    method = config.method.build(config.seed, config.objective)
     if wanted := len(method.propose(corpus, ())):
         raise ConfigError(
             f"{config.method.label} learns from proxy runs, {wanted} to begin with: run "

@@ -195,7 +195,7 @@ def plan(config: SearchConfig) -> SearchPlan:
     with _opened(config) as (corpus, fleet):
         logged = fleet.load()
     each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
-    proposed = config.method.build(config.seed).propose(corpus, logged)
+    proposed = config.method.build(config.seed, config.objective).propose(corpus, logged)
     seconds, estimated_from = (
         _estimate_seconds(config, corpus, proposed, logged) if proposed else (0.0, "")
     )
@@ -290,7 +290,9 @@ def learn(
 
 def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> Learning:
     working = config.out / config.name / "learning"
-    return Learning(config.method.build(config.seed), working, config.threads, observer)
+    return Learning(
+        config.method.build(config.seed, config.objective), working, config.threads, observer
+    )
 
 
 def _write(
@@ -316,7 +318,7 @@ def run_proxies(
 ) -> list[Run]:
     """Train the missing proxies and return all proxy runs: the first half of `search`."""
     with _opened(config, workers, on_change) as (corpus, fleet):
-        return loop.explore(config.method.build(config.seed), corpus, fleet)
+        return loop.explore(config.method.build(config.seed, config.objective), corpus, fleet)
 
 
 @contextmanager

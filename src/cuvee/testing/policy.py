@@ -15,6 +15,8 @@ from cuvee.core.protocols import Policy, Probe, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.state import load_state, save_state
 from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.probes.target_gain import NAME as TARGET_GAIN
+from cuvee.probes.target_gain import ROWS, SQUARE
 
 
 class ScriptedTrainer:
@@ -80,6 +82,9 @@ class ScriptedTrainer:
             "alignment_unbiased": Measured(
                 positive_KM @ positive_KM.T, np.outer(present_K, present_K)
             ),
+            TARGET_GAIN: Measured(gradients_KM[:, 0], present_K),
+            SQUARE: Measured(gradients_KM[:, 0] ** 2 + 0.5, present_K),
+            ROWS: Measured.all(np.where(present_K, np.ceil(drawn_K / 20), 0.0)),
             "weight_norms": Measured.all([10.0 + 0.1 * self.t, 20.0 - 0.05 * self.t]),
         }
         measured = Measured(loss_K, present_K)

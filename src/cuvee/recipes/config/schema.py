@@ -46,6 +46,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WHERE_NOT_WHAT = {"train": {"device", "compile", "seed"}}
 Anything = TypeVar("Anything", bound="RunConfig")
 
@@ -80,8 +81,8 @@ class MethodChoice(BaseModel):
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
-    def build(self, seed: int = 0) -> Method:
-        """Return the method. `seed` is its default seed, if the method has one.
+    def build(self, seed: int = 0, objective: Mapping[str, float] | None = None) -> Method:
+        """Return the method, with the run's `seed` and `objective` unless its options name others.
 
         Raises `ConfigError` if there is no method of that name, or if it has no such option.
         """
@@ -90,14 +91,13 @@ class MethodChoice(BaseModel):
             raise ConfigError(
                 f"the method {self.name!r} is not a dataclass: add @dataclass(frozen=True)"
             )
-        seeded = (
-            {"seed": seed}
-            if any(field.name == "seed" for field in dataclasses.fields(kind))
-            else {}
-        )
+        known = {field.name for field in dataclasses.fields(kind)}
+        of_run: dict[str, Any] = {"seed": seed} if "seed" in known else {}
+        if objective and "objective" in known:
+            of_run["objective"] = dict(objective)
         fields: dict[str, Any] = {self.name: (kind, ...)}
         holder = create_model("Options", __config__=_STRICT, **fields)
-        content = {self.name: {**seeded, **self.options}}
+        content = {self.name: {**of_run, **self.options}}
         try:
             method: Method = getattr(holder.model_validate(content), self.name)
         except ValidationError as error:
@@ -200,6 +200,8 @@ class RunConfig(BaseModel):
     """`lm` (a real model), `simulator` (random scaling laws) or a registered trainer."""
     train: TrainerSettings = TrainerSettings()
     guard: Limits = Limits()
+    objective: Annotated[dict[str, NonNegative], Field(min_length=1)] | None = None
+    """What methods optimise: weights of domains that are validated. Default: all of them alike."""
     name: Name = "run"
     store: str | None = None
     """An SQLite file, a URL, or @FILE with a URL. Default: $CUVEE_STORE, else runs/cuvee.db."""
@@ -224,7 +226,8 @@ class RunConfig(BaseModel):
         same = self.model_dump(
             mode="json", include={"model", "trainer", "guard", "train"}, exclude=_WHERE_NOT_WHAT
         )
-        return {"corpus": corpus_fingerprint, **same, **self._base()}
+        aim = {"objective": dict(self.objective)} if self.objective else {}
+        return {"corpus": corpus_fingerprint, **same, **aim, **self._base()}
 
     def _base(self) -> dict[str, str]:
         """Name and content hash of the folder to continue from, if any. Its path does not count."""
