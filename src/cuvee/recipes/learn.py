@@ -33,6 +33,7 @@ class LearnResult:
 
 class Learning:
     """A method whose `commit` can resume, and whose policy is written together with a page.
+
     `working` is the folder in which a `ResumableMethod` keeps its state until `write` is done.
     `observer` receives the progress of such a method.
     """
