@@ -292,6 +292,16 @@ def test_mixmin_finds_the_weights_that_made_the_examples(tmp_path: Path) -> None
         mixmin_of(path, NAMES)
 
 
+def test_model_outputs_that_are_no_numbers_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "outputs.csv"
+    path.write_text("web,code,maths\n-1,-2,-3\n-1,x,-3\n")
+    with pytest.raises(ConfigError, match=r"outputs\.csv, line 3: could not convert"):
+        mixmin_of(path, NAMES)
+    path.write_text("web,code,maths\n-1,,-3\n")
+    with pytest.raises(ConfigError, match="needs log-probabilities"):
+        mixmin_of(path, NAMES)
+
+
 def test_weights_of_samples_follow_from_lengths() -> None:
     tokens = Mixture.of({"web": 0.5, "code": 0.5})
     lengths = mean_lengths({"web": [100, 300], "code": [5000, 3000]}, sequence_length=1000)

@@ -283,6 +283,11 @@ def test_an_objective_needs_runs_with_all_of_its_metrics() -> None:
         table().usable({"loss": 0.0})
 
 
+def test_a_table_that_takes_hours_to_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="10,000 runs, and a fit takes at most 4,096"):
+        table(10_000).usable(None)
+
+
 def test_higher_is_better_turns_the_sign() -> None:
     _, costs = table(higher=frozenset({"score"})).usable({"loss": 1.0, "score": 0.5})
     assert costs == {"loss": 1.0, "score": -0.5}

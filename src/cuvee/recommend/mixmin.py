@@ -23,7 +23,13 @@ def mixmin_of(path: Path, domains: tuple[str, ...]) -> Mixture:
     missing = [name for name in domains if name not in rows.columns]
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing[:5])}: one model per domain")
-    found_MK = np.array([[number(row[name]) for name in domains] for _, row in rows.rows], float)
+    found = []
+    for line, row in rows.rows:
+        try:
+            found.append([number(row.get(name)) for name in domains])
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {line}: {error}") from error
+    found_MK = np.array(found, float)
     if not len(found_MK) or not np.isfinite(found_MK).all() or (found_MK > 0).any():
         raise ConfigError(f"{path} needs log-probabilities: finite numbers of 0 or less")
     values_M = np.full(len(found_MK), 1 / len(found_MK))

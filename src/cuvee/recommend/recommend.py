@@ -152,6 +152,7 @@ def recommend(runs: Runs, request: Request | None = None) -> Recommendation:
                 raise ConfigError(
                     f"no metric {name!r} to trade; there are {', '.join(runs.metrics)}"
                 )
+    mixmin = mixmin_of(request.outputs, runs.domains) if request.outputs else None
     surrogate = fit_surrogate(runs, costs)
     choice = choose(
         surrogate,
@@ -171,7 +172,7 @@ def recommend(runs: Runs, request: Request | None = None) -> Recommendation:
         present_predicted=predict(surrogate, present_PK),
         change=surrogate.difference(path_PK, present_PK),
         front=_front(runs, surrogate, bounds, request),
-        mixmin=_mixmin(runs, surrogate, request.outputs),
+        mixmin=(mixmin, _static(surrogate, mixmin)) if mixmin else None,
         runs=runs,
         surrogate=surrogate,
         bounds=bounds,
@@ -250,11 +251,7 @@ def _front(
     return tuple(found)
 
 
-def _mixmin(
-    runs: Runs, surrogate: Surrogate, outputs: Path | None
-) -> tuple[Mixture, Prediction] | None:
-    if outputs is None:
-        return None
-    mixture = mixmin_of(outputs, runs.domains)
-    path_PK = np.broadcast_to(mixture.weights_K, (len(runs.shares_P), len(runs.domains)))
-    return mixture, predict(surrogate, path_PK)
+def _static(surrogate: Surrogate, mixture: Mixture) -> Prediction:
+    """What a run under one mixture would measure."""
+    P = len(surrogate.shares_P)
+    return predict(surrogate, np.broadcast_to(mixture.weights_K, (P, len(mixture))))

@@ -25,6 +25,7 @@ from cuvee.recommend.tokens import planned_against_achieved
 from cuvee.simulation.dynamics_model import Logged
 
 _MOST_PHASES = 3
+_MOST_RUNS = 4096
 _STATIC = 1e-6  # the largest total variation between mixtures of a run under one mixture
 _SCORES = {
     "acc",
@@ -121,6 +122,11 @@ class Runs:
             raise ConfigError(
                 f"the table has {len(self.names)} runs of {different} different mixtures, and a fit needs at least "
                 f"{FEWEST_RUNS}: run more mixtures first"
+            )
+        if len(self.names) > _MOST_RUNS:
+            raise ConfigError(
+                f"the table has {len(self.names):,} runs, and a fit takes at most {_MOST_RUNS:,}, since "
+                "its time grows with their cube: give a random part of the rows"
             )
         reasons = {name: why for name in self.metrics if (why := self._unusable(name))}
         if objective and not any(objective.values()):
