@@ -75,7 +75,8 @@ class Bounds:
         floors_K = np.array([(floors or {}).get(name, 0.0) for name in domains])
         if ceilings_K.sum() < 1 - _ROUNDING:
             raise ConfigError(
-                f"the caps leave room for {ceilings_K.sum():.1%} of the budget: raise --epoch-cap, lower --tokens, "
+                f"the caps leave room for {ceilings_K.sum():.1%} of the budget: raise --epoch-cap, "
+                "lower --tokens, "
                 "or cap fewer domains"
             )
         if floors_K.sum() >= 1:
@@ -85,7 +86,8 @@ class Bounds:
         worst = int((floors_K - ceilings_K).argmax())
         if floors_K[worst] > ceilings_K[worst]:
             raise ConfigError(
-                f"the floor of {domains[worst]} is {floors_K[worst]:g} and its cap {ceilings_K[worst]:.4g}: "
+                f"the floor of {domains[worst]} is {floors_K[worst]:g} and its cap "
+                f"{ceilings_K[worst]:.4g}: "
                 "lower the floor, or raise the cap, --epoch-cap or the domain's tokens"
             )
         natural_K = np.array([float(known.get(name, 0)) for name in domains])

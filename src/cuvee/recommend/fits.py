@@ -3,7 +3,7 @@ predict runs left out.
 
 gaussian_process, lightgbm, log_linear    of `methods.regmix.fit`; one fit for each metric
 constant                                  the mean of all runs, for metrics without an effect
-dynamics_model                            `simulation.dynamics_model`, where runs have whole trajectories
+dynamics_model                            `simulation.dynamics_model`, for whole trajectories
 
 A run of P phases is described by its mean mixture, and by the mixtures of its later phases if order
 matters. Whether it does is decided by cross-validation: the phases must reduce the squared error on
@@ -116,7 +116,7 @@ class Surrogate:
         return np.asarray(np.sqrt(np.sum(squared, axis=0)) * self.factor / _NORMAL)
 
     def objective_half_width(self, paths_MPK: FloatArray) -> FloatArray:
-        """Return the (M,) half widths of the intervals of the objective, with the noise of a run."""
+        """Return the (M,) half widths of the objective's intervals, with the noise of a run."""
         known_M = self.deviation(paths_MPK) * _NORMAL / self.factor
         return np.maximum(np.sqrt(known_M**2 + self.noise_variance) * self.factor, self.least)
 
@@ -373,7 +373,7 @@ def _noise(fit: Prediction) -> float:
 
 
 def _stacked(values_ND: FloatArray, unseen: Sequence[FloatArray]) -> FloatArray:
-    """(D, F) weights ≥ 0 that sum to 1 and minimise each metric's squared error on runs left out."""
+    """(D, F) weights ≥ 0 that sum to 1 and minimise each metric's error on runs left out."""
     from scipy.optimize import nnls
 
     found = []
@@ -397,10 +397,11 @@ def _factor(errors_N: FloatArray, spread_N: FloatArray) -> float:
 
 
 def _least(errors_N: FloatArray, measured_D: FloatArray | None) -> float:
-    """The least half width of an interval: what holds LEVEL of the errors on runs left out, unless noise is measured.
+    """The least half width of an interval: what holds LEVEL of the errors on runs left out.
 
-    Without repeated runs, a process cannot tell noise from a signal of short range. It may then take
-    its own runs for exact, and the chosen plan is often near the best of them.
+    It is 0 if noise is measured. Without repeated runs, a process cannot tell noise from a signal
+    of short range. It may then take its own runs for exact, and the chosen plan is often near the
+    best of them.
     """
     return _factor(errors_N, np.ones_like(errors_N)) if measured_D is None else 0.0
 

@@ -29,7 +29,9 @@ def render(found: Recommendation, title: str = "Recommended mixture") -> str:
     known = found.surrogate.evidence
     facts = {
         "Runs": f"{len(found.runs.names)}; rows set aside: {len(found.runs.bad)}",
-        "Rank correlation on runs left out": f"{known.ranks.value:.3f} ({known.ranks.low:.3f} to {known.ranks.high:.3f})",
+        "Rank correlation on runs left out": (
+            f"{known.ranks.value:.3f} ({known.ranks.low:.3f} to {known.ranks.high:.3f})"
+        ),
         "Regret@1": f"{known.regret:.4g}; of a random pick {known.regret_of_chance:.4g}",
         "Coverage": f"{known.coverage:.0%} inside {LEVEL:.0%} intervals",
     }

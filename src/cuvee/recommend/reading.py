@@ -79,7 +79,8 @@ def read_runs(sources: Sequence[Path], columns: Columns | None = None) -> Runs:
     total = len(bad) + len(runs)
     if len(bad) > _MOST_BAD * max(1, total):
         raise StoreError(
-            f"{len(bad)} of {total} rows are bad, the first {bad[0].file}:{bad[0].line}: {bad[0].reason}"
+            f"{len(bad)} of {total} rows are bad, the first {bad[0].file}:{bad[0].line}: "
+            f"{bad[0].reason}"
         )
     names = tuple(where[0])
     P = len(where)
@@ -126,7 +127,9 @@ def _filled(columns: Columns, layout: Columns) -> Columns:
 
 
 def _table(path: Path) -> Rows:
-    """Raises `ConfigError` for a file without columns, with a repeated one, or with other separators than commas."""
+    """Raises `ConfigError` for a file without columns, with a repeated one, or with other
+    separators than commas.
+    """
     table = read_rows(path)
     columns = table.columns
     if not columns:
@@ -135,7 +138,8 @@ def _table(path: Path) -> Rows:
         raise ConfigError(f"{path} is not UTF-8: save it in that encoding")
     if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
         raise ConfigError(
-            f"{path} has the one column {columns[0][:60]!r}: separate cells by commas, not by {found[0]!r}"
+            f"{path} has the one column {columns[0][:60]!r}: separate cells by commas, not by "
+            f"{found[0]!r}"
         )
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise ConfigError(f"{path} has several columns {repeated[0]!r}: rename or drop all but one")
@@ -158,7 +162,8 @@ def _common_key(tables: Sequence[Rows]) -> str | None:
     shared = [key for key in _KEYS if all(key in table.columns for table in tables)]
     if len(tables) > 1 and not shared:
         raise ConfigError(
-            f"{tables[0].path} and {tables[1].path} share no column {', '.join(_KEYS)}: name it with --key"
+            f"{tables[0].path} and {tables[1].path} share no column {', '.join(_KEYS)}: name it "
+            "with --key"
         )
     return shared[0] if shared else None
 
@@ -215,22 +220,26 @@ def _mixture_columns(
         holding = round(_share_of_rows(rows, found) * len(rows))
         if len(found) > 1 and holding:
             raise ConfigError(
-                f"{table.path}: the columns {pattern} sum to 1 in {holding} of {len(rows)} rows, in each phase: give every "
-                "run all phases (the same mixture again where it does not change), or name the columns with --mixture"
+                f"{table.path}: the columns {pattern} sum to 1 in {holding} of {len(rows)} rows, "
+                "in each phase: give every "
+                "run all phases (the same mixture again where it does not change), or name the "
+                "columns with --mixture"
             )
     for prefix in _prefixes(free):
         found = _matches(free, prefix + "{}")
         if found and len(found[0]) > 1 and _share_of_rows(rows, found) >= _MOST:
             return _by_pattern(table.path, free, prefix + "{}")
     raise ConfigError(
-        f"{table.path}: no columns of one prefix sum to 1 (columns: {', '.join(free[:8])}){_first_bad(rows, free)}: "
-        "name them with --mixture 'PREFIX{}' or --mixture 'phase_{phase}_{}', or name the metrics with --metrics, so that "
+        f"{table.path}: no columns of one prefix sum to 1 (columns: "
+        f"{', '.join(free[:8])}){_first_bad(rows, free)}: "
+        "name them with --mixture 'PREFIX{}' or --mixture 'phase_{phase}_{}', or name the metrics "
+        "with --metrics, so that "
         "all other columns are the mixture"
     )
 
 
 def _first_bad(rows: Sequence[tuple[str, int, dict[str, Any]]], free: Sequence[str]) -> str:
-    """Why the columns of the shortest prefix hold no shares, as a hint: percent, counts, or an error."""
+    """Why the columns of the shortest prefix hold no shares, as a hint for the message."""
     prefix = next((prefix for prefix in _prefixes(free) if prefix), None)
     if prefix is None:
         return ""
@@ -252,7 +261,7 @@ def _first_bad(rows: Sequence[tuple[str, int, dict[str, Any]]], free: Sequence[s
 
 
 def _prefixes(names: Sequence[str]) -> Iterator[str]:
-    """Prefixes that end in a separator and begin two columns or more, shortest first; at last none."""
+    """Prefixes that end in a separator and begin two columns or more, shortest first, then none."""
     found = {name[: match.end()] for name in names for match in re.finditer(r"[_/.:-]", name)}
     shared = [prefix for prefix in found if sum(name.startswith(prefix) for name in names) > 1]
     yield from [*sorted(shared, key=lambda prefix: (len(prefix), prefix)), ""]
@@ -287,7 +296,8 @@ def _by_pattern(path: Path, names: Sequence[str], pattern: str) -> list[dict[str
         column = found[0][raw]
         if not domain:
             raise ConfigError(
-                f"{path}: the column {column!r} gives no domain's name: rename it with letters from A to Z, digits or ._-"
+                f"{path}: the column {column!r} gives no domain's name: rename it with letters "
+                "from A to Z, digits or ._-"
             )
         same = [found[0][one] for one, other in domains.items() if other == domain]
         if len(same) > 1:
@@ -305,7 +315,10 @@ def _as_name(text: str) -> str:
 def _share_of_rows(
     rows: Sequence[tuple[str, int, dict[str, Any]]], where: Sequence[Mapping[str, str]]
 ) -> float:
-    """The share of rows that hold a mixture in these columns in each phase; 0 if phases differ in domains."""
+    """The share of rows that hold a mixture in these columns in each phase.
+
+    It is 0 if phases differ in domains.
+    """
     if not rows or any(set(phase) != set(where[0]) for phase in where):
         return 0.0
 
@@ -405,7 +418,8 @@ def _value(cell: Any, name: str) -> float:
         value = number(cell)
     except ValueError:
         raise StoreError(
-            f"{name} is {str(cell)[:40]!r}, which is not a number: leave the cell empty if it is missing"
+            f"{name} is {str(cell)[:40]!r}, which is not a number: leave the cell empty if it is "
+            "missing"
         ) from None
     if value is None or value != value:
         return float("nan")
@@ -420,6 +434,7 @@ def _shares(given: Sequence[float], phases: int) -> Any:
     shares_P = np.asarray(given, dtype=np.float64)
     if len(shares_P) != phases or not (shares_P > 0).all() or abs(shares_P.sum() - 1) > 1e-6:
         raise ConfigError(
-            f"--phase is {', '.join(f'{share:g}' for share in given)}: give {phases} shares above 0 that sum to 1"
+            f"--phase is {', '.join(f'{share:g}' for share in given)}: give {phases} shares above "
+            "0 that sum to 1"
         )
     return shares_P

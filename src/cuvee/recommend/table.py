@@ -120,12 +120,14 @@ class Runs:
         different = len(np.unique(self.groups_N))
         if different < FEWEST_RUNS:
             raise ConfigError(
-                f"the table has {len(self.names)} runs of {different} different mixtures, and a fit needs at least "
+                f"the table has {len(self.names)} runs of {different} different mixtures, and a "
+                "fit needs at least "
                 f"{FEWEST_RUNS}: run more mixtures first"
             )
         if len(self.names) > _MOST_RUNS:
             raise ConfigError(
-                f"the table has {len(self.names):,} runs, and a fit takes at most {_MOST_RUNS:,}, since "
+                f"the table has {len(self.names):,} runs, and a fit takes at most {_MOST_RUNS:,}, "
+                "since "
                 "its time grows with their cube: give a random part of the rows"
             )
         reasons = {name: why for name in self.metrics if (why := self._unusable(name))}
@@ -166,7 +168,8 @@ class Runs:
         for name in available:
             if name not in self.domains:
                 raise ConfigError(
-                    f"tokens are given of {name!r}, which is no domain of the table{nearest(name, self.domains)}"
+                    f"tokens are given of {name!r}, which is no domain of the "
+                    f"table{nearest(name, self.domains)}"
                 )
         unknown = [name for name in self.domains if name not in available]
         notes = (f"the tokens of {', '.join(unknown)} are not known, so they have no cap",)
@@ -178,19 +181,24 @@ class Runs:
         if scores:
             options = " ".join(f"--higher {name}" for name in scores[:3])
             raise ConfigError(
-                f"more of {', '.join(scores[:5])} looks better, but the default objective minimises every metric: "
+                f"more of {', '.join(scores[:5])} looks better, but the default objective "
+                "minimises every metric: "
                 f"add {options}, or choose with --objective METRIC=WEIGHT"
             )
 
     def _check_overlap(self, costs: Mapping[str, float]) -> None:
-        """Raises `ConfigError` if too few mixtures have all metrics of the objective, so that its error is unknown."""
+        """Raises `ConfigError` if too few mixtures have all metrics of the objective, so that its
+        error is unknown.
+        """
         valued = [self.metrics.index(name) for name, cost in costs.items() if cost]
         whole_N = np.isfinite(self.values_ND[:, valued]).all(axis=1)
         different = len(np.unique(self.groups_N[whole_N]))
         if different < FEWEST_RUNS:
             raise ConfigError(
-                f"{different} different mixtures have all {len(valued)} metrics of the objective, and a fit needs "
-                f"{FEWEST_RUNS}: choose metrics that the same runs have with --objective METRIC=WEIGHT"
+                f"{different} different mixtures have all {len(valued)} metrics of the objective, "
+                "and a fit needs "
+                f"{FEWEST_RUNS}: choose metrics that the same runs have with --objective "
+                "METRIC=WEIGHT"
             )
 
     def _unusable(self, name: str) -> str | None:

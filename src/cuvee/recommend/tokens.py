@@ -1,7 +1,7 @@
 """Weights of tokens, of sequences and of samples, and how one becomes the other.
 
     tokens       shares of the tokens that are trained on; what a plan holds
-    sequences    shares of rows of fixed length; the same as tokens where every row is full, as under packing
+    sequences    shares of rows of fixed length; those of tokens if every row is full, as under packing
     samples      shares of documents or conversations, each as long as it is
 
 A trainer that draws samples by weight w reads tokens in proportion to w_k l_k, where l_k is the
@@ -46,7 +46,8 @@ def to_samples(tokens: Mixture, lengths: Mapping[str, float]) -> Mixture:
     missing = [name for name in tokens.names if tokens[name] > 0 and not lengths.get(name, 0.0) > 0]
     if missing:
         raise ConfigError(
-            f"no mean length is known of {', '.join(missing[:5])}: give --lengths, a JSON file of tokens per sample by domain"
+            f"no mean length is known of {', '.join(missing[:5])}: give --lengths, a JSON file of "
+            "tokens per sample by domain"
         )
     counts = [
         share / lengths[name] if share > 0 else 0.0 for name, share in tokens.as_dict().items()

@@ -15,22 +15,28 @@ def verdict(found: Recommendation) -> list[str]:
     """Return the number of stages, its reason, and the effect of the change as sentences."""
     choice, evidence = found.choice, found.surrogate.evidence
     if not choice.is_tied and choice.gained is not None:
-        stages = f"Phased: {len(choice.stages)} stages. Against the best single mixture they change the objective by "
+        stages = (
+            f"Phased: {len(choice.stages)} stages. Against the best single mixture they change the "
+            "objective by "
+        )
         sentences = [f"{stages}{between(choice.gained)}."]
     elif evidence.order is None:
         sentences = [
-            "Tied: one mixture for the whole run. No run of the table changes its mixture, so the table cannot tell whether "
+            "Tied: one mixture for the whole run. No run of the table changes its mixture, so the "
+            "table cannot tell whether "
             "stages would help."
         ]
     elif not found.surrogate.order:
         sentences = [
-            "Tied: one mixture for the whole run. Knowing the phases does not predict runs left out better than knowing their "
+            "Tied: one mixture for the whole run. Knowing the phases does not predict runs left "
+            "out better than knowing their "
             "mean mixture: the squared error falls by "
             f"{between(evidence.order)}, in variances of the objective."
         ]
     elif choice.compared is not None:
         sentences = [
-            "Tied: one mixture for the whole run. Order matters in this table, but one more stage is not surely better: it "
+            "Tied: one mixture for the whole run. Order matters in this table, but one more stage "
+            "is not surely better: it "
             f"changes the objective by {between(choice.compared)}."
         ]
     else:
@@ -46,7 +52,8 @@ def _change(found: Recommendation) -> str:
         else "not surely better"
     )
     return (
-        f"Against {present} weights the plan changes the objective by {between(found.change)}: it is {certainty}. "
+        f"Against {present} weights the plan changes the objective by {between(found.change)}: it "
+        f"is {certainty}. "
         "Lower is better."
     )
 
@@ -66,8 +73,10 @@ def evidence(found: Recommendation) -> list[str]:
     noise = "measured on repeated runs" if known.noise_measured else "estimated, no run is repeated"
     lines = [
         f"{len(found.runs.names)} runs; rows set aside: {len(found.runs.bad)}.",
-        f"Rank correlation on runs left out: {ranks.value:.3f} ({ranks.low:.3f} to {ranks.high:.3f}); by fit: {by_fit}.",
-        f"Regret@1: the run picked among runs left out is {known.regret:.4g} worse than the best of them; a random pick is "
+        f"Rank correlation on runs left out: {ranks.value:.3f} ({ranks.low:.3f} to "
+        f"{ranks.high:.3f}); by fit: {by_fit}.",
+        f"Regret@1: the run picked among runs left out is {known.regret:.4g} worse than the best "
+        "of them; a random pick is "
         f"{known.regret_of_chance:.4g} worse.",
         f"{known.coverage:.0%} of the runs left out are inside their {LEVEL:.0%} interval.",
         f"Noise of one run, {noise}: "
@@ -131,8 +140,8 @@ def front_lines(found: Recommendation) -> list[str]:
         return []
     first, second = found.request.pareto
     return [f"Pareto front of {first} and {second} (one mixture each):"] + [
-        f"  {first} {between_plain(predicted.metrics[first])}, {second} {between_plain(predicted.metrics[second])}: "
-        + largest(plan.mean.as_dict())
+        f"  {first} {between_plain(predicted.metrics[first])}, {second} "
+        f"{between_plain(predicted.metrics[second])}: " + largest(plan.mean.as_dict())
         for plan, predicted in found.front
     ]
 

@@ -28,7 +28,8 @@ from cuvee.evaluation.statistics import Estimate, paired_difference
 from cuvee.recommend.plan import Plan
 
 HELD, EARLY, LATE = "held", "early", "late"
-_EXPOSURE = 0.005  # largest difference of a domain's achieved share between arms that counts as the same exposure
+# The largest difference of a domain's achieved share between arms that counts as the same exposure.
+_EXPOSURE = 0.005
 _FEW = 5  # seeds below which a bootstrap interval is too narrow
 
 
@@ -57,11 +58,13 @@ class OrderVerdict:
             first = "No effect of order is shown at this exposure."
         sentences = [f"{first} Late less early: {_said(main)} nats over {main.pairs} seeds."]
         sentences.append(
-            f"Against the held mixture: early {_said(self.early_less_held)}, late {_said(self.late_less_held)}."
+            f"Against the held mixture: early {_said(self.early_less_held)}, late "
+            f"{_said(self.late_less_held)}."
         )
         if self.exposure > _EXPOSURE:
             sentences.append(
-                f"The arms' exposure differs by up to {self.exposure:.2%} of the tokens of a domain, so this is no clean test: "
+                f"The arms' exposure differs by up to {self.exposure:.2%} of the tokens of a "
+                "domain, so this is no clean test: "
                 "use more steps, or an even number of intervals."
             )
         if main.pairs < _FEW:
@@ -92,7 +95,8 @@ def arms(
     room = (weights_K[moving_K] / widest[moving_K]).min() if moving_K.any() else 0.0
     if room <= 0:
         raise ConfigError(
-            "the mixture cannot move in this direction: a domain of it has no weight, or both sides are the same"
+            "the mixture cannot move in this direction: a domain of it has no weight, or both "
+            "sides are the same"
         )
     step_K = shift * room * direction_K
 

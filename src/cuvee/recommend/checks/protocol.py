@@ -35,10 +35,12 @@ def repetition_warnings(
         less = "less" if proxy < target else "more"
         matched = int(domain.tokens * proxy_tokens / target_tokens)
         found.append(
-            f"a proxy reads {domain.name} {proxy:.3g} times and the target run {target:.3g} times, which is far {less} often: "
+            f"a proxy reads {domain.name} {proxy:.3g} times and the target run {target:.3g} times, "
+            f"which is far {less} often: "
             f"give the proxy {matched:,} of its {domain.tokens:,} tokens"
             if proxy < target
-            else f"a proxy reads {domain.name} {proxy:.3g} times and the target run {target:.3g} times, which is far {less} "
+            else f"a proxy reads {domain.name} {proxy:.3g} times and the target run {target:.3g} "
+            f"times, which is far {less} "
             "often: shorten the proxy"
         )
         if target > _TOLERATED:

@@ -23,7 +23,8 @@ def write(plan: Plan, target: Target) -> dict[str, str]:
         missing = [domain for domain in found if not target.samples.get(domain)]
         if missing:
             raise ConfigError(
-                f"axolotl keeps a fraction of each dataset, so the samples of {', '.join(missing[:5])} must be known: "
+                "axolotl keeps a fraction of each dataset, so the samples of "
+                f"{', '.join(missing[:5])} must be known: "
                 "give --samples, a JSON file of samples by domain"
             )
         total = min(target.samples[domain] / weight for domain, weight in found.items())

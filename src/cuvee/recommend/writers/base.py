@@ -67,8 +67,10 @@ def check_drawable(found: Mapping[str, float], draws: int, where: str) -> None:
     name, weight = min(found.items(), key=lambda pair: pair[1])
     if weight * draws < 0.5:
         raise ConfigError(
-            f"the weight of {name}, {weight:.3g}, is {weight * draws:.3g} of the {draws:,} samples of {where}, which rounds "
-            f"to none: drop the domain (--cap {name}=0), or raise it (--floor {name}={0.5 / draws:.2g})"
+            f"the weight of {name}, {weight:.3g}, is {weight * draws:.3g} of the {draws:,} samples "
+            f"of {where}, which rounds "
+            f"to none: drop the domain (--cap {name}=0), or raise it (--floor "
+            f"{name}={0.5 / draws:.2g})"
         )
 
 
