@@ -129,5 +129,5 @@ def test_killed_before_each_durable_call(
 
 
 def test_a_planted_fault_is_caught(text: Path, tmp_path: Path) -> None:
-    _, ends = kill(text, tmp_path / "killed" / "out", "random", 10, fault="append")
+    _, ends = kill(text, tmp_path / "killed" / "out", "random", 4, fault="append")
     assert ends > 1

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from cuvee.cli.display.live import time_of
 from cuvee.cli.display.printable import one_line
@@ -76,7 +75,7 @@ class FleetView(AbstractContextManager["FleetView"]):
 
     def picture(self) -> RenderableType:
         if self._status is None:
-            return Text("reading the store")
+            return "reading the store"
         tally = self._status.tally
         counts = _table(
             "waiting",
@@ -114,8 +113,8 @@ class FleetView(AbstractContextManager["FleetView"]):
             runs.add_row(*_cells(run))
         if len(self._status.running) > _ROWS:
             runs.add_row(f"{len(self._status.running) - _ROWS} others")
-        asked = (Text(request_line(request)) for request in self._status.requests[-_ROWS:])
-        return Group(counts, Text(), runs, *asked)
+        asked = (request_line(request) for request in self._status.requests[-_ROWS:])
+        return Group(counts, "", runs, *asked)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
