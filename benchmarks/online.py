@@ -1,10 +1,10 @@
-"""Online mixing on real text: natural, uniform, ODM, DoGE, AC-ODM (both modes) and HDS.
+"""Online mixing on real text: all methods at equal budget, and how much there is to win.
 
-    python benchmarks/online.py --corpus DIR    clean and junk, 3 seeds; within an hour on two cores
+    python benchmarks/online.py --corpus DIR --variant scarce --targets law german --target-bytes 150000
     python benchmarks/online.py --corpus DIR --full --out DIR    all variants, 5 seeds; resumable
     python benchmarks/online.py --corpus DIR --variant tiny --steps 100 --seeds 1 --trials 4
 
-DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. Variants of it:
+DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and optionally test/. Variants of it:
 
     clean    as given
     junk     six more domains, three of random tokens and three of machine boilerplate; these are
@@ -12,36 +12,46 @@ DIR is a raw folder: {train,valid}/<domain>.jsonl.gz. Variants of it:
     copies   the third largest domain present under three names; validated under its own
     tiny     the domain of median size cut to 50,000 tokens, which may be read four times at most
              (`guard: {epochs: …}`)
+    scarce   for each target, its training text cut to --target-bytes, which may be read --epochs
+             times; nothing else is validated. Its name in the result is scarce-TARGET
 
-All methods share a seed's model weights, order of each domain's data, budget and evaluation. The
-result is the mean over domains of the final validation loss. The room (online_room.py) is the
-distance from the better of natural and uniform to the best path found. `gain_of_room` is the share
-of it that a method gains, over the seeds that the search did not use, if there are others.
-`*_steps_vs_*` are the steps to the other's best validation loss, as a share of the other's steps;
-null if a seed never reaches it. A proxy has half the width and the seed 1,000 + s; its cost is not
-in the steps. `cost` has the tokens of everything. The last line printed is one JSON object by
-variant. OUT/paths-VARIANT.html shows the mixtures over time.
+All methods share a seed's model weights, order of each domain's data, budget, epoch caps, objective
+and evaluation. The result is the mean over the domains that count of the final loss: on the test
+split if there is one, else on validation text. The room (online_room.py) is the distance from the
+better of natural and uniform, or from `even` for scarce targets, to the best path found. It is
+measured on the seeds that the search did not use, if there are others, and so are the differences.
+
+    room              nats, ci95, from, to, best_static, best_schedule
+    vs_best_static    method: [mean, low, high] of its loss minus that of the best static mixture
+    share_of_room     method: [mean, low, high]
+    agent_minus_gain  ac_odm and hds minus `gain`
+    noise_minus_real  agents with noise for gains minus the same agents
+    steps_vs_*        steps to the other's best validation loss, as a share of the other's steps;
+                      null if a seed never reaches it
+    wall_ratio        seconds of a run over those of uniform
+    cost_tokens       of all runs of a method, measuring and proxies included, in training tokens of
+                      the same FLOPs; `everything` includes the search
+
+Intervals are paired 95 % bootstrap intervals over seeds. One line is printed for each variant when
+it is done, and the last line is one JSON object. OUT/paths-VARIANT.html shows the mixtures.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import random
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from online_corpora import SCARCE, prepare, target_of
 from online_room import Trial, by_example, by_hand, next_paths
 
 from cuvee.core.domain import natural_K
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
-from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.evaluation.statistics import bootstrap_mean, steps_to_reach
 from cuvee.recipes.compare import compare
 from cuvee.recipes.config.schema import CompareConfig, parse
@@ -49,121 +59,28 @@ from cuvee.recipes.search import SearchConfig, search
 from cuvee.recipes.stores import open_store
 from cuvee.training.model import PRESETS
 
-VARIANTS = ("clean", "junk", "copies", "tiny")
-VOCABULARY = 1024  # of a small model the logits are most of the work
-TINY_TOKENS, TINY_EPOCHS = 50_000, 4.0
-
-
-# ------------------------------------------------------------------------------------------ corpora
-
-
-def prepare(raw: Path, variant: str, out: Path) -> Corpus:
-    """Build the variant's corpus below `out`, or open it if it exists.
-
-    All variants share the tokenizer of `clean`.
-    """
-    source = out / "raw" / variant
-    folder = out / "corpora" / variant
-    if variant == "clean":
-        return build([raw], folder, BuildSettings(vocab_size=VOCABULARY))
-    clean = prepare(raw, "clean", out)
-    if not source.exists():
-        half_done = source.with_name(f"{variant}.part")
-        shutil.rmtree(half_done, ignore_errors=True)
-        for file in (
-            file for file in raw.rglob("*") if file.is_file()
-        ):  # without modes: DIR may be read-only
-            copy = half_done / file.relative_to(raw)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-        CHANGES[variant](half_done, clean)
-        half_done.rename(source)
-    tokenizer = out / "corpora" / "clean" / "tokenizer.json"
-    return build([source], folder, BuildSettings(tokenizer=tokenizer))
-
-
-def add_junk(folder: Path, clean: Corpus) -> None:
-    rng = random.Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789+/=_-#@ "
-    makers: dict[str, Callable[[], str]] = {
-        "junk-letters": lambda: "".join(rng.choices(letters, k=1500)),
-        "junk-words": lambda: " ".join(
-            "".join(rng.choices(letters[:26], k=rng.randint(2, 9))) for _ in range(250)
-        ),
-        "junk-hex": lambda: "\n".join(
-            f"{rng.getrandbits(128):032x} {rng.getrandbits(64):016x}" for _ in range(30)
-        ),
-        "junk-log": lambda: "\n".join(_log_line(rng) for _ in range(25)),
-        "junk-menu": lambda: " | ".join(rng.choices(_MENU, k=120)),
-        "junk-notice": lambda: "\n".join(rng.choices(_NOTICES, k=15)),
-    }
-    for name, make in makers.items():
-        write_documents(folder / "train" / f"{name}.jsonl.gz", [make() for _ in range(1_000)])
-
-
-def copy_domain(folder: Path, clean: Corpus) -> None:
-    largest = sorted(clean.domains, key=lambda domain: -domain.tokens)
-    original = folder / "train" / f"{largest[2].name}.jsonl.gz"
-    for again in ("again", "once-more"):
-        shutil.copyfile(original, original.with_name(f"{largest[2].name}-{again}.jsonl.gz"))
-
-
-def cut_domain(folder: Path, clean: Corpus) -> None:
-    """The domain of median size keeps its first documents, 50,000 tokens of them."""
-    domain = sorted(clean.domains, key=lambda domain: domain.tokens)[len(clean.domains) // 2]
-    path, tokenizer, kept, tokens = (
-        folder / "train" / f"{domain.name}.jsonl.gz",
-        clean.tokenizer(),
-        [],
-        0,
-    )
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            text = json.loads(line)["text"]
-            kept.append(text)
-            tokens += len(tokenizer.encode(text).ids) + 1
-            if tokens >= TINY_TOKENS:
-                break
-    write_documents(path, kept)
-
-
-CHANGES = {"junk": add_junk, "copies": copy_domain, "tiny": cut_domain}
-_MENU = (
-    "Home",
-    "About us",
-    "Contact",
-    "Log in",
-    "Register",
-    "Cart (0)",
-    "Next page",
-    "Share",
-    "Cookie settings",
-    "Search",
+VARIANTS = ("scarce", "clean", "junk", "copies", "tiny")
+TARGETS = ("code_python", "german", "medicine")
+METHODS = (
+    "natural",
+    "uniform",
+    "even",
+    "late",
+    "gain",
+    "odm",
+    "doge",
+    "ado",
+    "ac_odm",
+    "ac_odm_noise",
+    "hds",
+    "hds_noise",
+    "ac_odm_proxy",
 )
-_NOTICES = (
-    "All rights reserved. No part of this page may be reproduced without written permission.",
-    "This is an automatically generated message. Please do not reply to this address.",
-    "Your privacy matters to us. By continuing to browse you accept the use of cookies.",
-    "The content of this field is kept private and will not be shown publicly.",
-    "Page generated in 0.031 seconds with 14 queries.",
-)
-
-
-def _log_line(rng: random.Random) -> str:
-    level, code, port = (
-        rng.choice(("INFO", "WARN", "DEBUG")),
-        rng.choice((200, 204, 404, 500)),
-        rng.randint(1024, 65535),
-    )
-    day = f"2024-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
-    at = f"{day}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}Z"
-    return f"{at} {level} worker-{rng.randint(0, 99)} port={port} status={code}"
-
-
-def write_documents(path: Path, texts: Sequence[str]) -> None:
-    path.unlink(missing_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as lines:
-        lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+OPTIONS: dict[str, dict[str, str]] = {
+    "ac_odm_noise": {"name": "ac_odm", "reward": "random"},
+    "hds_noise": {"name": "hds", "reward": "random"},
+}
+AGENTS = ("ac_odm", "hds")
 
 
 # --------------------------------------------------------------------------------------------- runs
@@ -193,8 +110,11 @@ class Bench:
                 "validation_tokens": 4096,
             },
         }
-        if variant == "tiny":
-            self.common["guard"] = {"epochs": {self.smallest: TINY_EPOCHS}}
+        self.target = target_of(variant) or (self.smallest if variant == "tiny" else None)
+        if self.target:
+            self.common["guard"] = {"epochs": {self.target: options.epochs}}
+        if variant.startswith(SCARCE):
+            self.common["objective"] = {self.target: 1.0}
         self.shares_K = natural_K(corpus.domains)
 
     @property
@@ -247,19 +167,26 @@ def losses_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def final_loss(run: Run) -> float:
+    """Mean over the domains of the loss on the test split, else on validation text."""
+    tested = run.trajectory.last.probes.get("test_loss")
+    if tested is not None and tested.present.any():
+        return float(tested.values[tested.present].mean())
     return float(losses_of(run)[1][-1].mean())
 
 
 # ------------------------------------------------------------------------------------------ methods
-
-METHODS = ("natural", "uniform", "odm", "doge", "ac_odm", "ac_odm_proxy", "hds")
 
 
 def run_methods(bench: Bench) -> dict[str, dict[int, Run]]:
     """All methods on all seeds; each seed has a proxy of its own."""
     runs: dict[str, dict[int, Run]] = {}
     for seed in range(bench.options.seeds):
-        entries = [*(name for name in METHODS if name != "ac_odm_proxy"), bench.proxy(seed)]
+        entries: list[Any] = [
+            {**OPTIONS.get(label, {"name": label}), "label": label}
+            for label in METHODS
+            if label != "ac_odm_proxy"
+        ]
+        entries.append(bench.proxy(seed))
         for label, by_seed in bench.train(entries, [seed]).items():
             runs.setdefault(label, {}).update(by_seed)
     return runs
@@ -288,7 +215,7 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
             trials.append(Trial(name, start_K, end_K, final_loss(done[name][0])))
 
     valued_K = np.array([float(bench.corpus.has(name, "valid")) for name in names])
-    first = by_hand(bench.shares_K, valued_K)
+    first = by_hand(bench.shares_K, np.ones(len(names)) if bench.target else valued_K)
     for label in METHODS[2:]:
         first += by_example(label, runs[label][0].trajectory.weights_TK())
     attempt(first)
@@ -310,122 +237,95 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
 # ------------------------------------------------------------------------------------------ figures
 
 
+Losses = dict[str, dict[int, float]]
+"""By label and seed."""
+
+
 def report(
     bench: Bench, runs: dict[str, dict[int, Run]], paths: dict[str, dict[int, Run]]
 ) -> dict[str, Any]:
-    seeds = list(range(bench.options.seeds))
-    unseen = seeds[1:] or seeds
-    loss = {
+    seeds = range(bench.options.seeds)
+    unseen = list(seeds)[1:] or list(seeds)
+    everything = {**paths, **runs}
+    loss: Losses = {
         label: {seed: final_loss(run) for seed, run in by_seed.items()}
-        for label, by_seed in {**paths, **runs}.items()
+        for label, by_seed in everything.items()
     }
-    base = min(
-        ("natural", "uniform"), key=lambda label: np.mean([loss[label][seed] for seed in unseen])
-    )
-    complete = [label for label in paths if set(loss[label]) >= set(seeds)]
-    judged = {
-        label: float(np.mean([loss[label][seed] for seed in unseen]))
-        for label in [*complete, *runs]
+    start = "even"
+    if not bench.variant.startswith(SCARCE):
+        start = min(("natural", "uniform"), key=lambda label: mean_of(loss[label], unseen))
+    complete = [label for label in loss if set(loss[label]) >= set(seeds)]
+    static = [label for label in complete if is_static(everything[label][0])]
+    best = min(complete, key=lambda label: mean_of(loss[label], unseen))
+    best_static = min(static, key=lambda label: mean_of(loss[label], unseen))
+    room = {seed: loss[start][seed] - loss[best][seed] for seed in unseen}
+    nats = mean_of(room, unseen)
+
+    def minus(one: str, other: str) -> list[float | None] | None:
+        return interval([loss[one][seed] - loss[other][seed] for seed in unseen])
+
+    def steps(one: str, other: str) -> list[float | None] | None:
+        ratios = [steps_ratio(runs[one][seed], runs[other][seed]) for seed in seeds]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return interval(known) if len(known) == len(ratios) else None
+
+    walls = {
+        label: [wall_of(bench, runs[label][s]) / wall_of(bench, runs["uniform"][s]) for s in seeds]
+        for label in METHODS
     }
-    is_static = {
-        label: np.allclose(np.diff(paths[label][0].trajectory.weights_TK(), axis=0), 0)
-        for label in complete
-    }
-    best_static = min((label for label in complete if is_static[label]), key=judged.__getitem__)
-    best = min(judged, key=judged.__getitem__)
-    room = {seed: loss[base][seed] - judged[best] for seed in unseen}
-    mean_room = float(np.mean(list(room.values())))
-    ci: dict[str, Any] = {}
-
-    def figure(name: str, by_seed: dict[int, float | None]) -> float | None:
-        values = [value for value in by_seed.values() if value is not None]
-        if len(values) < len(by_seed) or not values:
-            ci[name] = None
-            return None
-        estimate = bootstrap_mean(values)
-        ci[name] = [estimate.low, estimate.high]
-        return round(estimate.mean, 4)
-
-    def steps(ours: str, theirs: str) -> dict[int, float | None]:
-        return {seed: steps_ratio(runs[ours][seed], runs[theirs][seed]) for seed in seeds}
-
-    others = [label for label in runs if label != "hds"]
-    next_best = min(others, key=judged.__getitem__)
-    result: dict[str, Any] = {
-        "ac_odm_steps_vs_odm": figure("ac_odm_steps_vs_odm", steps("ac_odm", "odm")),
-        "ac_odm_proxy_steps_vs_odm": figure(
-            "ac_odm_proxy_steps_vs_odm", steps("ac_odm_proxy", "odm")
-        ),
-        "ac_odm_steps_vs_natural": figure("ac_odm_steps_vs_natural", steps("ac_odm", "natural")),
-        "hds_steps_vs_next_best": figure("hds_steps_vs_next_best", steps("hds", next_best)),
-        "hds_steps_vs_natural": figure("hds_steps_vs_natural", steps("hds", "natural")),
-        "final_ppl_vs_odm": {
-            label: figure(
-                f"final_ppl_vs_odm.{label}",
-                {s: float(np.exp(loss[label][s] - loss["odm"][s])) for s in seeds},
-            )
-            for label in METHODS
-        },
-        "gain_of_room": {
-            label: figure(
-                f"gain_of_room.{label}",
-                {s: (loss[base][s] - loss[label][s]) / mean_room for s in unseen},
-            )
-            for label in METHODS[2:]
-        },
+    low_high = interval(list(room.values()))
+    plain = runs["uniform"][0].cost
+    per_token = plain.flops / plain.tokens
+    return {
         "room": {
-            "nats": figure("room.nats", dict(room)),
-            "from": base,
+            "nats": round(nats, 4),
+            "ci95": low_high[1:] if low_high else None,
+            "from": start,
             "to": best,
-            "best_static": best_static,
+            "best_static": {"name": best_static, "loss": mean_of(loss[best_static], unseen)},
+            "best_schedule": {"name": best, "loss": mean_of(loss[best], unseen)},
         },
-        "vs_best_static": {
-            label: figure(
-                f"vs_best_static.{label}",
-                {s: loss[label][s] - loss[best_static][s] for s in unseen},
-            )
+        "vs_best_static": {label: minus(label, best_static) for label in METHODS},
+        "share_of_room": {
+            label: interval([(loss[start][s] - loss[label][s]) / nats for s in unseen])
             for label in METHODS
+            if label != start and nats > 0
         },
-        "final_loss": {
-            label: round(float(np.mean(list(loss[label].values()))), 4)
-            for label in [*runs, *complete]
+        "agent_minus_gain": {label: minus(label, "gain") for label in AGENTS},
+        "noise_minus_real": {label: minus(f"{label}_noise", label) for label in AGENTS},
+        "steps_vs_odm": {label: steps(label, "odm") for label in METHODS if label != "odm"},
+        "steps_vs_natural": {label: steps(label, "natural") for label in METHODS[1:]},
+        "wall_ratio": {label: interval(ratios) for label, ratios in walls.items()},
+        "cost_tokens": {
+            **{label: cost_of(runs[label], per_token) for label in METHODS},
+            "everything": sum(cost_of(by_seed, per_token) for by_seed in everything.values()),
         },
-        "next_best": next_best,
-        "wall_overhead": figure(
-            "wall_overhead",
-            {
-                s: wall_of(bench, runs["ac_odm"][s]) / wall_of(bench, runs["uniform"][s])
-                for s in seeds
-            },
-        ),
-        "cost": {
-            "tokens": sum(
-                run.cost.tokens
-                for by_seed in {**paths, **runs}.values()
-                for run in by_seed.values()
-            )
-        },
-        "ci95": ci,
+        "final_loss": {label: round(mean_of(loss[label], unseen), 4) for label in complete},
     }
-    if bench.variant != "clean":
-        unvalued = [
-            k for k, name in enumerate(bench.corpus.names) if not bench.corpus.has(name, "valid")
-        ]
-        result["share_not_validated"] = {
-            label: round(
-                float(
-                    np.mean(
-                        [
-                            run.trajectory.weights_TK()[:, unvalued].sum(1).mean()
-                            for run in by_seed.values()
-                        ]
-                    )
-                ),
-                4,
-            )
-            for label, by_seed in runs.items()
-        }
-    return result
+
+
+def mean_of(by_seed: dict[int, float], seeds: Sequence[int]) -> float:
+    return float(np.mean([by_seed[seed] for seed in seeds]))
+
+
+def interval(values: Sequence[float]) -> list[float | None] | None:
+    """Return [mean, low, high] of a 95 % bootstrap over seeds, without bounds for one seed."""
+    if not values:
+        return None
+    estimate = bootstrap_mean(values)
+    bounds = (estimate.mean, estimate.low, estimate.high)
+    return [None if bound is None else round(bound, 4) for bound in bounds]
+
+
+def is_static(run: Run) -> bool:
+    return bool(np.allclose(np.diff(run.trajectory.weights_TK(), axis=0), 0))
+
+
+def cost_of(by_seed: dict[int, Run], flops_per_token: float) -> int:
+    """What all seeds cost, with measuring and proxies, in training tokens of the same FLOPs."""
+    proxies = sum(run.config.get("proxies", {}).get("flops", 0.0) for run in by_seed.values())
+    flops = float(proxies + sum(run.cost.flops for run in by_seed.values()))
+    return round(flops / flops_per_token)
 
 
 def steps_ratio(ours: Run, theirs: Run) -> float | None:
@@ -490,6 +390,9 @@ def main() -> None:
     )
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--variant", choices=VARIANTS, action="append")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, help="of the variant scarce")
+    parser.add_argument("--target-bytes", type=int, default=150_000)
+    parser.add_argument("--epochs", type=float, default=4.0, help="cap of a scarce domain")
     parser.add_argument("--out", type=Path, default=Path("runs/online"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int)
@@ -505,14 +408,23 @@ def main() -> None:
     options = parser.parse_args()
     options.seeds = options.seeds or (5 if options.full else 3)
     options.trials = 24 if options.full and options.trials == 8 else options.trials
+    chosen = options.variant or (VARIANTS if options.full else ("scarce", "junk"))
+    variants = [
+        name
+        for variant in chosen
+        for name in (
+            [f"{SCARCE}{target}" for target in options.targets]
+            if variant == "scarce"
+            else [variant]
+        )
+    ]
     results = {}
-    for variant in options.variant or (VARIANTS if options.full else VARIANTS[:2]):
+    for variant in variants:
         began = time.perf_counter()
-        corpus = prepare(options.corpus, variant, options.out)
+        corpus = prepare(options.corpus, variant, options.out, options.target_bytes)
         bench = Bench(corpus, options.out / "corpora" / variant, variant, options.out, options)
         runs = run_methods(bench)
-        paths = explore(bench, runs)
-        results[variant] = report(bench, runs, paths)
+        results[variant] = report(bench, runs, explore(bench, runs))
         print(f"{variant}: {time.perf_counter() - began:.0f} s; {draw(bench, runs)}", flush=True)
         print(json.dumps({variant: results[variant]}, indent=1), flush=True)
     print(json.dumps(results))

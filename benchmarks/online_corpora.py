@@ -1,0 +1,156 @@
+"""The corpora of `benchmarks/online.py`: variants of a folder of raw text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cuvee.core.errors import ConfigError
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+
+VOCABULARY = 1024  # of a small model the logits are most of the work
+TINY_TOKENS = 50_000
+SCARCE = "scarce-"
+
+
+def prepare(raw: Path, variant: str, out: Path, target_bytes: int) -> Corpus:
+    """Build the variant's corpus below `out`, or open it if it exists.
+
+    All variants share the tokenizer of `clean`. Raises `ConfigError` for a target that `raw` does
+    not have.
+    """
+    source = out / "raw" / variant
+    folder = out / "corpora" / variant
+    if variant == "clean":
+        return build([raw], folder, BuildSettings(vocab_size=VOCABULARY))
+    clean = prepare(raw, "clean", out, target_bytes)
+    if not source.exists():
+        half_done = source.with_name(f"{variant}.part")
+        shutil.rmtree(half_done, ignore_errors=True)
+        for file in (
+            file for file in raw.rglob("*") if file.is_file()
+        ):  # without modes: DIR may be read-only
+            copy = half_done / file.relative_to(raw)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        if target := target_of(variant):
+            cut_target(half_done, clean, target, target_bytes)
+        else:
+            CHANGES[variant](half_done, clean)
+        half_done.rename(source)
+    tokenizer = out / "corpora" / "clean" / "tokenizer.json"
+    return build([source], folder, BuildSettings(tokenizer=tokenizer))
+
+
+def target_of(variant: str) -> str | None:
+    """Return the target domain of a variant `scarce-TARGET`, else None."""
+    return variant.removeprefix(SCARCE) if variant.startswith(SCARCE) else None
+
+
+def cut_target(folder: Path, clean: Corpus, target: str, most: int) -> None:
+    """Keep the target's first documents, up to `most` bytes, and no other validation text."""
+    if target not in clean.names:
+        raise ConfigError(f"no domain {target!r}: the corpus has {', '.join(clean.names)}")
+    path = folder / "train" / f"{target}.jsonl.gz"
+    kept: list[str] = []
+    size = 0
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            kept.append(json.loads(line)["text"])
+            size += len(kept[-1].encode())
+            if size >= most:
+                break
+    write_documents(path, kept)
+    for held_out in ("valid", "test"):
+        for file in (folder / held_out).glob("*.jsonl.gz"):
+            if file.name != path.name:
+                file.unlink()
+
+
+def add_junk(folder: Path, clean: Corpus) -> None:
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789+/=_-#@ "
+    makers: dict[str, Callable[[], str]] = {
+        "junk-letters": lambda: "".join(rng.choices(letters, k=1500)),
+        "junk-words": lambda: " ".join(
+            "".join(rng.choices(letters[:26], k=rng.randint(2, 9))) for _ in range(250)
+        ),
+        "junk-hex": lambda: "\n".join(
+            f"{rng.getrandbits(128):032x} {rng.getrandbits(64):016x}" for _ in range(30)
+        ),
+        "junk-log": lambda: "\n".join(_log_line(rng) for _ in range(25)),
+        "junk-menu": lambda: " | ".join(rng.choices(_MENU, k=120)),
+        "junk-notice": lambda: "\n".join(rng.choices(_NOTICES, k=15)),
+    }
+    for name, make in makers.items():
+        write_documents(folder / "train" / f"{name}.jsonl.gz", [make() for _ in range(1_000)])
+
+
+def copy_domain(folder: Path, clean: Corpus) -> None:
+    largest = sorted(clean.domains, key=lambda domain: -domain.tokens)
+    original = folder / "train" / f"{largest[2].name}.jsonl.gz"
+    for again in ("again", "once-more"):
+        shutil.copyfile(original, original.with_name(f"{largest[2].name}-{again}.jsonl.gz"))
+
+
+def cut_domain(folder: Path, clean: Corpus) -> None:
+    """The domain of median size keeps its first documents, 50,000 tokens of them."""
+    domain = sorted(clean.domains, key=lambda domain: domain.tokens)[len(clean.domains) // 2]
+    path, tokenizer, kept, tokens = (
+        folder / "train" / f"{domain.name}.jsonl.gz",
+        clean.tokenizer(),
+        [],
+        0,
+    )
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"]
+            kept.append(text)
+            tokens += len(tokenizer.encode(text).ids) + 1
+            if tokens >= TINY_TOKENS:
+                break
+    write_documents(path, kept)
+
+
+CHANGES = {"junk": add_junk, "copies": copy_domain, "tiny": cut_domain}
+_MENU = (
+    "Home",
+    "About us",
+    "Contact",
+    "Log in",
+    "Register",
+    "Cart (0)",
+    "Next page",
+    "Share",
+    "Cookie settings",
+    "Search",
+)
+_NOTICES = (
+    "All rights reserved. No part of this page may be reproduced without written permission.",
+    "This is an automatically generated message. Please do not reply to this address.",
+    "Your privacy matters to us. By continuing to browse you accept the use of cookies.",
+    "The content of this field is kept private and will not be shown publicly.",
+    "Page generated in 0.031 seconds with 14 queries.",
+)
+
+
+def _log_line(rng: random.Random) -> str:
+    level, code, port = (
+        rng.choice(("INFO", "WARN", "DEBUG")),
+        rng.choice((200, 204, 404, 500)),
+        rng.randint(1024, 65535),
+    )
+    day = f"2024-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    at = f"{day}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}Z"
+    return f"{at} {level} worker-{rng.randint(0, 99)} port={port} status={code}"
+
+
+def write_documents(path: Path, texts: Sequence[str]) -> None:
+    path.unlink(missing_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as lines:
+        lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
