@@ -84,3 +84,19 @@ def test_an_untrained_actor_plays_its_reference(architecture: Architecture) -> N
     actor = seeded(0, lambda: build_actor(shape, architecture, 2))
     weights = actor(domains_BKF, torch.randn(5, 2))[..., 0].softmax(-1)
     assert (weights - reference_K.softmax(-1)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.kind)
+def test_the_scale_says_how_far_an_actor_may_leave_its_reference(
+    architecture: Architecture,
+) -> None:
+    actor = seeded(0, lambda: build_actor(Shape(4, 3, 2, reference=1, scale=2), architecture, 2))
+    for parameter in actor.parameters():
+        parameter.data.mul_(5.0)
+    domains_BKF = torch.randn(5, 4, 3)
+    globals_BG = torch.randn(5, 2)
+    domains_BKF[..., 2] = torch.tensor([0.0, 0.5, 1.0, 0.0])
+    residual_BK = actor(domains_BKF, globals_BG)[..., 0] - domains_BKF[..., 1]
+    assert (residual_BK[:, [0, 3]] == 0).all()
+    assert (residual_BK[:, [1, 2]] != 0).all()
+    assert (residual_BK[:, 1].abs() <= 4.0).all()

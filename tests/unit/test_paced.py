@@ -135,6 +135,21 @@ def test_noise_for_gains_makes_no_helper() -> None:
     assert last_K[1] < 2 * np.median(last_K[2:])
 
 
+def test_uncertainty_falls_with_measurements_and_is_zero_for_scarce_domains() -> None:
+    policy = Paced(sharpness=1.0, **CAPS)
+    run = Run(intervals=60, helps=3.0)
+    so_far = Trajectory.start(run.signals(np.zeros(12)))
+    seen = []
+    for _ in range(20):
+        mixture = policy.mixture(so_far)
+        run.step += 1
+        so_far = so_far.append(mixture, run.signals(mixture.weights_K))
+        policy.learn(so_far)
+        seen.append(policy.uncertainty(so_far))
+    assert all(uncertain_K[0] == 0.0 for uncertain_K in seen)
+    assert 0 < seen[-1][1:].max() < seen[0][1:].max() <= 1.0
+
+
 def test_shrinkage_is_none_without_noise_and_all_with_nothing_else() -> None:
     mean_K, among_K = np.array([0.0, 1.0, 2.0, 3.0]), np.ones(4, dtype=bool)
     sure = shrunken(mean_K, np.full(4, 1e-6), among_K)

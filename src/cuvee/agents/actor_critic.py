@@ -59,21 +59,24 @@ class _MLPActor(nn.Module):
 
 
 class _Logits(nn.Module):
-    """Bounds the logits of another actor, and adds a reference logit to them.
+    """Bounds the logits of another actor, scales them, and adds a reference logit to them.
 
-    The logits are the first output. The reference is one feature of each domain, or 0 without it.
+    The logits are the first output. Scale and reference are features of each domain, see `Shape`.
     """
 
-    def __init__(self, actor: nn.Module, feature: int | None) -> None:
+    def __init__(self, actor: nn.Module, shape: Shape) -> None:
         super().__init__()
         self.actor = actor
-        self.feature = feature
+        self.reference = shape.reference
+        self.scale = shape.scale
 
     def forward(self, domains_BKF: Tensor, globals_BG: Tensor) -> Tensor:
         out: Tensor = self.actor(domains_BKF, globals_BG)
         logits_BK1 = bounded(out[..., :1])
-        if self.feature is not None:
-            logits_BK1 = logits_BK1 + domains_BKF[..., self.feature, None]
+        if self.scale is not None:
+            logits_BK1 = logits_BK1 * domains_BKF[..., self.scale, None]
+        if self.reference is not None:
+            logits_BK1 = logits_BK1 + domains_BKF[..., self.reference, None]
         return torch.cat([logits_BK1, out[..., 1:]], -1)
 
 
@@ -146,7 +149,7 @@ class _TransformerCritic(nn.Module):
 def build_actor(shape: Shape, architecture: Architecture, outputs: int) -> nn.Module:
     """Return an actor: observation → (…, K, outputs). The first output holds bounded logits."""
     kind = _MLPActor if architecture.kind == "mlp" else _TransformerActor
-    return _Logits(kind(shape, architecture, outputs), shape.reference)
+    return _Logits(kind(shape, architecture, outputs), shape)
 
 
 def build_critic(shape: Shape, architecture: Architecture) -> _MLPCritic | _TransformerCritic:

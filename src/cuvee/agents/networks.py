@@ -48,7 +48,9 @@ class Shape:
 
     With `vector`, rewards and values have one entry per domain. `reference` is the index of the
     feature that holds the logits of the reference mixture: an untrained actor plays it, and
-    `kl_coef` penalises the divergence from it. Without it, the reference is uniform. A transformer
+    `kl_coef` penalises the divergence from it. Without it, the reference is uniform. `scale` is the
+    index of the feature that the actor's logits are multiplied by, before the reference is added:
+    where it is 0, the agent cannot leave the reference. A transformer
     acts at any K; it uses `domains` only to check the transitions of its replay buffer.
     """
 
@@ -57,6 +59,7 @@ class Shape:
     globals: int
     vector: bool = False
     reference: int | None = None
+    scale: int | None = None
 
 
 def mlp(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:

@@ -2,7 +2,8 @@
 
 The agent starts from a reference mixture ρ, the closed form `policies.paced.Paced`:
 
-    weights ∝ ρ exp(residual)        residual: the actor's output, 0 before it learns
+    weights ∝ ρ exp(u · residual)    residual: the actor's output, 0 before it learns
+                                     u: what is not known of a domain's gain (`Paced.uncertainty`)
 
 The weights of scarce domains are those of the reference, so the agent cannot use up their caps. It
 distributes what they leave among the other domains. It pays for the divergence from ρ (`kl_coef`).
@@ -47,6 +48,7 @@ from cuvee.probes.norms import WeightNorms
 
 REFERENCE_FEATURES = (
     "reference",  # ln(K ρ), at least ln 0.001: the logits of an untrained agent
+    "uncertainty",  # of the gain, from 0 to 1; the actor's logits are multiplied by it
     "budget",  # ln(1 + what is left of the cap / tokens to come), at most 3, and 3 without a cap
 )
 _LEAST_REFERENCE = 1e-3
@@ -184,14 +186,15 @@ class AgentPolicy:
             return observation
         rho_K = self._reference.mixture(so_far).weights_K
         budget_K = np.log1p(self._reference.left_share(so_far))
-        more_K2 = np.stack(
+        more_K3 = np.stack(
             [
                 np.log(np.maximum(len(rho_K) * rho_K, _LEAST_REFERENCE)),
+                self._reference.uncertainty(so_far),
                 np.minimum(budget_K, _MOST_BUDGET),
             ],
             axis=1,
         )
-        domains_KF = np.hstack([observation.domains_KF, more_K2]).astype(np.float32)
+        domains_KF = np.hstack([observation.domains_KF, more_K3]).astype(np.float32)
         return Observation(domains_KF, observation.globals_G)
 
     @property
@@ -284,6 +287,7 @@ class AgentPolicy:
             len(self._encode.global_features),
             vector=self._settings["vector"],
             reference=features.index("reference") if self._reference else None,
+            scale=features.index("uncertainty") if self._reference else None,
         )
         agent: Agent = self._agent_kind(shape, self._agent_settings, seed=self._settings["seed"])
         return agent

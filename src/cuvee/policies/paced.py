@@ -139,6 +139,18 @@ class Paced:
         """Return the estimated gains of the domains that are not scarce."""
         return self._gain.gains(so_far.names, ~self.scarce(so_far))
 
+    def uncertainty(self, so_far: Trajectory) -> FloatArray:
+        """Return s / √(τ² + s²) (K,): the share of a gain's deviation that is not known yet.
+
+        s is the standard error of the domain's gain. It is 1 for a domain without measurements, and
+        0 for scarce domains and while no domain's gain differs from the others'.
+        """
+        _, error_K = self._gain.moments(so_far.names)
+        tau = self.gains(so_far).deviation
+        error_K = np.where(np.isfinite(error_K), error_K, 1e6)
+        share_K = error_K / np.sqrt(tau**2 + error_K**2)
+        return np.where(self.scarce(so_far), 0.0, share_K) if tau > 0 else np.zeros(len(share_K))
+
     def left_share(self, so_far: Trajectory) -> FloatArray:
         """Return (K,) what is left of each cap, over the tokens to come.
 
