@@ -56,13 +56,12 @@ def test_two_ranks_train_what_one_rank_trains(healthy: Path, corpus: Corpus) -> 
     assert_same_state(states[0], states[1])
 
     class Replay(Fixed):
-        probes = (WeightNorms(), GradientNorm())
-
         def mixture(self, so_far: Trajectory) -> Mixture:
             return two.mixtures[len(so_far)]
 
     trainer = a_trainer(corpus, Ranks())
-    one = run(trainer, Replay(Mixture.uniform(corpus.names)))
+    probes = (WeightNorms(), GradientNorm())
+    one = run(trainer, Replay(Mixture.uniform(corpus.names), probes=probes))
     assert len(one) == len(two) == 3
     for a, b in zip(one.signals, two.signals, strict=True):
         assert (a.step, a.tokens_K.tolist()) == (b.step, b.tokens_K.tolist())

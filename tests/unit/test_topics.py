@@ -65,7 +65,7 @@ def test_clusters_are_the_subjects_and_bear_their_words(subjects: Path, tmp_path
         subject = next(subject for subject, cells in confusion.items() if one.name in cells)
         assert set(one.words) <= set(SUBJECTS[subject].split())
         assert one.name == "-".join(one.words[:3])
-    assert {split for split, *_ in read_text(tmp_path / "out")} == {"train", "valid"}
+    assert {split for split, *_ in read_text(tmp_path / "out")} == {"train", "valid", "test"}
 
 
 def test_real_text_is_distinguished(text: Path, tmp_path: Path) -> None:
