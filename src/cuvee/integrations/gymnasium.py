@@ -15,6 +15,7 @@ The end of the run terminates the episode, because the observation contains the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ class MixingEnv(gymnasium.Env[Features, Features]):
         self._so_far: Trajectory | None = None
         self._loss = 0.0
 
+    @abstractmethod
     def start(self, seed: int) -> Trainer:
         """Return a new run. Equal seeds give equal runs."""
-        raise NotImplementedError
 
     @property
     def trajectory(self) -> Trajectory:
