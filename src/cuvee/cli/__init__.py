@@ -14,6 +14,7 @@ import typer
 from cuvee import __version__
 from cuvee.cli import corpus, demo, learn, order_test, recommend, report, runs, search, steer, train
 from cuvee.cli.display.lines import say, say_warnings
+from cuvee.cli.setup import doctor, init, questions, validate
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
 
@@ -21,12 +22,16 @@ app = typer.Typer(
     name="cuvee",
     help="Learns how to mix training-data domains for language models, and steers the mixture "
     "while a model trains.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
+app.command("validate")(validate.validate)
 app.add_typer(corpus.app, name="corpus")
+app.command("questions")(questions.questions)
 app.command("train")(train.train)
 app.command("compare")(train.compare)
 app.command("search")(search.search)
@@ -47,11 +52,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 def main() -> None:

@@ -39,18 +39,35 @@ Overrides = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the cost: tokens, FLOPs, time, memory, epochs. Store nothing."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 def train(
-    config: Config, overrides: Overrides = None, resume: Resume = False, quiet: Quiet = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train a model under a method's mixture, and store run, model and policy."""
+    """Train a model under a method's mixture, and store run, model and policy.
+
+    Example: cuvee train train.yaml method=gain train.tokens=10_000_000
+    """
     from cuvee.cli.display.live import view
+    from cuvee.cli.display.plan import say_plan
     from cuvee.recipes import train as recipe
     from cuvee.recipes.config.schema import TrainConfig, load
 
     wanted = load(TrainConfig, config, overrides or ())
+    if dry_run:
+        say_plan(wanted)
+        return
     first = int(os.environ.get("RANK", "0")) == 0
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
@@ -78,17 +95,25 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="The report file. Default: NAME.html in `out`."),
     ] = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train each method with each seed, print the results, and write the report."""
+    """Train each method with each seed, print the results, and write the report.
+
+    Example: cuvee compare compare.yaml 'seeds=[0, 1, 2]' --workers 2
+    """
     from cuvee.cli.display.console import console
     from cuvee.cli.display.live import view
+    from cuvee.cli.display.plan import say_plan
     from cuvee.recipes import compare as recipe
     from cuvee.recipes.config.schema import CompareConfig, load
     from cuvee.recipes.reports.reporting import tables
     from cuvee.report.page import write_report
 
     wanted = load(CompareConfig, config, overrides or ())
+    if dry_run:
+        say_plan(wanted, workers)
+        return
     with view(quiet) as seen:
         runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
     for heading, figures in tables(runs, wanted.baseline_label):

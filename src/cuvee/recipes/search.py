@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.store import Store
+from cuvee.policies.fixed import Fixed
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config.schema import (
     MethodChoice,
@@ -39,12 +39,12 @@ from cuvee.recipes.config.schema import (
 from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
+from cuvee.recipes.setup.estimate import time_training
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
-_TIMED_SECONDS = 2.0  # seconds of training for an estimate, or two intervals if they take longer
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Partition = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
 
@@ -216,25 +216,13 @@ def _estimate_seconds(
         return sum(run.cost.seconds for run in logged) / len(
             logged
         ), f"the {len(logged)} that are done"
+    still = Fixed(Mixture.natural(corpus.domains), probes=proposed[0].probes)
     with computing_threads(config.threads):
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
-        mixture = Mixture.natural(corpus.domains)
-        trainer.start(proposed[0].probes)
-        before = time.perf_counter()
-        step = 0
-        first = 0
-        intervals = 0
-        while not trainer.done and (intervals < 2 or time.perf_counter() - before < _TIMED_SECONDS):
-            step = trainer.advance(mixture).step
-            intervals += 1
-            # The first interval is slower: it allocates memory and selects kernels.
-            if intervals == 1 and not trainer.done:
-                before = time.perf_counter()
-                first = step
-    each = (time.perf_counter() - before) / (step - first)
+        _, seconds, steps = time_training(trainer, still)
     return (
-        each * config.train.total_steps,
-        f"{step - first} steps on this machine, without validation",
+        seconds / steps * config.train.total_steps,
+        f"{steps} steps on this machine, without validation",
     )
 
 

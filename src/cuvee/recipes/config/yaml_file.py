@@ -5,6 +5,7 @@ Size, depth and expansion are limited. Only plain values are allowed, and no key
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,6 +147,12 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> None:
         section[keys[-1]] = (
             parse_yaml(text, f"the override {assignment!r}") if text.strip() else None
         )
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a YAML value that reads as the same text, quoted where YAML needs it."""
+    plain = re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) is not None
+    return text if plain and parse_yaml(text, "") == text else json.dumps(text, ensure_ascii=False)
 
 
 def _kind(value: object) -> str:

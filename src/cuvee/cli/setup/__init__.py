@@ -1,0 +1,1 @@
+"""Commands that come before a run: `init`, `doctor`, `validate` and `questions`."""

@@ -1,0 +1,1 @@
+"""What comes before a run: the machine, the configuration, its cost, and questions."""

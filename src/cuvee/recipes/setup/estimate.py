@@ -1,0 +1,115 @@
+"""What a run will cost: tokens, FLOPs, time, memory, and how often each domain is read.
+
+Time and memory are measured: the run's own trainer and policy train for about two seconds.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cuvee.core.domain import Domain, available_K
+from cuvee.core.mixture import Mixture
+from cuvee.core.protocols import Policy, Trainer
+from cuvee.core.registry import TRAINERS
+from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.recipes.build import build_policy, build_trainer
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig
+from cuvee.training.distributed import Ranks
+from cuvee.training.placement import computing_threads
+
+TIMED_SECONDS = 2.0  # seconds of training for an estimate, or two intervals if they take longer
+MANY_EPOCHS = 4.0
+"""Up to about four epochs, repeated text is worth almost as much as new text.
+
+Source: Muennighoff et al., arXiv 2305.16264.
+"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of the runs of a configuration.
+
+    `each` is the cost of one run and `total` that of all. FLOPs are of training and validation,
+    without probes. `memory` is the peak in bytes of one run: of the device on a GPU, else of the
+    process. `epochs` says how often a run would read each domain if it kept the first mixture of
+    its policy.
+    """
+
+    runs: int
+    each: Cost
+    steps_timed: int
+    memory: int
+    epochs: Mapping[str, float]
+
+    @property
+    def total(self) -> Cost:
+        each = self.each
+        return Cost(self.runs * each.tokens, self.runs * each.flops, self.runs * each.seconds)
+
+
+def estimate(config: TrainConfig | CompareConfig) -> Estimate:
+    """Estimate the cost of a run, or of the runs of a comparison, without storing anything.
+
+    The first run of a comparison stands for the others. Raises the same errors as the run would
+    raise before its first step.
+    """
+    runs = [config] if isinstance(config, TrainConfig) else config.runs()
+    corpus = Corpus.open(config.corpus)
+    policies = [build_policy(one, corpus) for one in runs]
+    price: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
+    unvalidated = replace(config.train, validate_every=0, validation_tokens=0)
+    timed = runs[0].model_copy(update={"train": unvalidated})
+    with computing_threads(config.threads):
+        trainer = build_trainer(timed, corpus, Ranks())
+        first, seconds, steps = time_training(trainer, policies[0])
+    each = price + Cost(seconds=seconds / steps * config.train.total_steps)
+    return Estimate(
+        len(runs), each, steps, peak_memory(), epochs_read(corpus.domains, first, price.tokens)
+    )
+
+
+def time_training(trainer: Trainer, policy: Policy) -> tuple[Mixture, float, int]:
+    """Train about two seconds; return the policy's first mixture, the seconds and the steps.
+
+    The first interval is not timed if there are others. It is slower, because it allocates memory
+    and selects kernels.
+    """
+    so_far = Trajectory.start(trainer.start(policy.probes))
+    first = mixture = policy.mixture(so_far)
+    before = time.perf_counter()
+    began = intervals = 0
+    while not trainer.done and (intervals < 2 or time.perf_counter() - before < TIMED_SECONDS):
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        policy.learn(so_far)
+        intervals += 1
+        if trainer.done:
+            break
+        mixture = policy.mixture(so_far)
+        if intervals == 1:
+            before = time.perf_counter()
+            began = so_far.last.step
+    return first, time.perf_counter() - before, so_far.last.step - began
+
+
+def peak_memory() -> int:
+    """Return the peak of allocated memory so far in bytes: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def epochs_read(domains: Sequence[Domain], mixture: Mixture, tokens: float) -> dict[str, float]:
+    """Return how often `tokens` tokens under `mixture` read each domain; inf for an empty one."""
+    share_K = mixture.to([domain.name for domain in domains]).weights_K
+    with np.errstate(divide="ignore", invalid="ignore"):
+        epochs_K = np.nan_to_num(share_K * tokens / available_K(domains), nan=0.0, posinf=np.inf)
+    return dict(zip((domain.name for domain in domains), epochs_K.tolist(), strict=True))

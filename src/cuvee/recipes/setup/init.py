@@ -1,0 +1,131 @@
+"""`init`: writes a commented configuration for a corpus, sized to the machine and a budget."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cuvee.core.domain import available_K
+from cuvee.core.errors import ConfigError
+from cuvee.core.files import write_atomic
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.recipes.config.yaml_file import quoted
+from cuvee.recipes.setup.estimate import MANY_EPOCHS
+from cuvee.training.model import PRESETS, build_model, size_of
+
+CPU_FLOPS = 2.0e10
+"""Floating-point operations a second of one core on small models, as measured on two cores."""
+GPU_FLOPS = 1.0e14
+"""The same of a current data-centre GPU in bfloat16, at about a third of its peak."""
+TOKENS_PER_PARAMETER = 20.0
+"""The compute-optimal ratio (Hoffmann et al., arXiv 2203.15556)."""
+_LISTED = 30  # domains that the comment lists
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The model and the budget of a configuration."""
+
+    model: str
+    tokens: int
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+
+
+def read_budget(text: str) -> float:
+    """Return the seconds of a budget such as `90s`, `10m` or `2h`. Raises `ConfigError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    if not found or not float(found[1]):
+        raise ConfigError(f"the budget is {text!r}: write a time, as in 90s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def choose_sizes(corpus: Corpus, seconds: float) -> Sizes:
+    """Return the largest preset that reads 20 tokens per parameter in `seconds`, and its tokens.
+
+    The smallest preset is used if none does. A budget never reads the corpus more than four times.
+    """
+    speed = GPU_FLOPS if torch.cuda.is_available() else CPU_FLOPS
+    most = MANY_EPOCHS * sum(available_K(corpus.domains))
+    chosen = None
+    for name in (name for name in PRESETS if name.startswith("llama")):
+        size = size_of(build_model(name, corpus), 256)
+        affordable = 0.8 * seconds * speed / size.flops_per_token  # the rest: validation, start-up
+        if chosen and affordable < TOKENS_PER_PARAMETER * size.parameters:
+            break
+        chosen = (name, affordable, size.parameters)
+        if affordable < TOKENS_PER_PARAMETER * size.parameters:
+            break
+    assert chosen is not None, "there are llama presets"
+    name, affordable, parameters = chosen
+    tokens = max(int(min(affordable, most) // 10_000) * 10_000, 10_000)
+    rate = 3e-3 if parameters < 20_000_000 else 6e-4
+    return Sizes(name, tokens, 16, 256, rate)
+
+
+def write_config(corpus: Path, path: Path, budget: str = "10m") -> Sizes:
+    """Write a configuration of `cuvee compare` for the corpus to `path`.
+
+    It compares natural shares, the method `gain` and uniform shares. Raises `ConfigError` if the
+    file exists or the budget cannot be read, and `CorpusError` if there is no corpus.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists: give another file with -o, or remove it")
+    opened = Corpus.open(corpus)
+    sizes = choose_sizes(opened, read_budget(budget) / 3)
+    write_atomic(path, _text(opened, corpus, path, sizes, budget).encode())
+    return sizes
+
+
+def _text(corpus: Corpus, folder: Path, path: Path, sizes: Sizes, budget: str) -> str:
+    rows = "\n".join(
+        f"#   {domain.name}: {domain.tokens:,} tokens{', target' if domain.is_target else ''}"
+        for domain in corpus.domains[:_LISTED]
+    )
+    left = len(corpus.names) - _LISTED
+    more = f"\n#   … and {left} more" if left > 0 else ""
+    aim = _objective(corpus)
+    return f"""\
+# cuvee compare {path}
+# Written by `cuvee init` for a budget of {budget} on this machine; `--dry-run` measures the real time.
+# `cuvee validate {path}` checks it. Every key: docs/configuration.md.
+# The corpus:
+{rows}{more}
+
+corpus: {quoted(str(folder))}
+model: {sizes.model:<22}# a preset, or the folder of a Hugging Face model to continue from
+methods:                    # each trains its own model from the same initial weights
+  - natural
+  - uniform
+  - gain                    # scarce domains spread over the run; the others by how much they help
+baseline: natural
+seeds: [0]                  # five or more before you trust a difference
+
+{aim}
+guard:
+  epochs: {MANY_EPOCHS:.0f}                 # no domain is read more often
+
+train:
+  tokens: {sizes.tokens:_}
+  batch_size: {sizes.batch_size}
+  sequence_length: {sizes.sequence_length}
+  learning_rate: {sizes.learning_rate:g}
+  interval: 10              # optimizer steps between decisions
+"""
+
+
+def _objective(corpus: Corpus) -> str:
+    """The key `objective`: the target domains, or a comment that shows how to write it."""
+    validated = [domain for domain in corpus.domains if corpus.has(domain.name, "valid")]
+    if targets := [domain.name for domain in validated if domain.is_target]:
+        lines = "".join(f"  {quoted(name)}: 1\n" for name in targets)
+        return f"objective:                  # what counts: the target domains\n{lines}"
+    example = quoted((validated or corpus.domains)[0].name)
+    return (
+        "# objective:                # what counts; without it, all validated domains alike\n"
+        f"#   {example}: 1\n"
+    )

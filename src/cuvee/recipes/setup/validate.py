@@ -1,0 +1,92 @@
+"""`validate`: reads a configuration and makes the checks that its command makes before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuvee.core.domain import available_K
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.recipes.build import build_policy
+from cuvee.recipes.config.schema import CompareConfig, RunConfig, TrainConfig, load
+from cuvee.recipes.config.yaml_file import override, read_yaml
+from cuvee.recipes.preflight import check_method, check_writable
+from cuvee.recipes.search import SearchConfig
+from cuvee.recipes.setup.estimate import MANY_EPOCHS
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A configuration without errors: the command that runs it, and remarks on its choices."""
+
+    command: str
+    config: RunConfig
+    remarks: tuple[str, ...]
+
+
+def validate(path: Path, overrides: Sequence[str] = ()) -> Validated:
+    """Check the configuration of `cuvee train`, `compare` or `search` at `path`; train nothing.
+
+    The keys tell which command it is for. Raises the `CuveeError` that the command would raise.
+    """
+    config = _load(path, overrides)
+    corpus = Corpus.open(config.corpus)
+    check_writable(config.out)
+    if isinstance(config, TrainConfig) and _proposes(config, corpus):
+        config = load(SearchConfig, path, overrides)
+    if isinstance(config, SearchConfig):
+        method = config.method.build(config.seed, config.objective)
+        check_method(method, corpus.without_test(), config.train.validation_tokens)
+        return Validated("search", config, tuple(remarks(config, corpus)))
+    runs = [config] if isinstance(config, TrainConfig) else config.runs()
+    for run in runs:
+        build_policy(run, corpus)
+    command = "train" if isinstance(config, TrainConfig) else "compare"
+    return Validated(command, config, tuple(remarks(config, corpus)))
+
+
+def _load(path: Path, overrides: Sequence[str]) -> TrainConfig | CompareConfig | SearchConfig:
+    content = read_yaml(path)
+    override(content, overrides)
+    if "methods" in content:
+        return load(CompareConfig, path, overrides)
+    if content.keys() & (SearchConfig.model_fields.keys() - TrainConfig.model_fields.keys()):
+        return load(SearchConfig, path, overrides)
+    return load(TrainConfig, path, overrides)
+
+
+def _proposes(config: TrainConfig, corpus: Corpus) -> bool:
+    """Whether the method learns from proxy runs, so that the configuration is for a search."""
+    method = config.method.build(config.seed, config.objective)
+    return config.policy is None and bool(method.propose(corpus, ()))
+
+
+def remarks(config: RunConfig, corpus: Corpus) -> Iterator[str]:
+    """Yield what is allowed and probably not meant."""
+    names = corpus.names
+    if len(names) == 1:
+        yield (
+            f"the corpus has one domain ({names[0]}), so there is nothing to mix: give "
+            "`cuvee corpus build` several files or folders, or --domain-column"
+        )
+    if not any(corpus.has(name, "valid") for name in names):
+        yield (
+            "the corpus has no validation text, so losses are of training text only: build it "
+            "again with --valid-share 0.05"
+        )
+    elif not config.train.validation_tokens:
+        yield "train.validation_tokens is 0, so nothing is validated"
+    yield from _repetition(config, corpus)
+
+
+def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
+    train = config.train
+    tokens = train.total_steps * train.batch_size * train.sequence_length
+    epochs = tokens / sum(available_K(corpus.domains))
+    if epochs > MANY_EPOCHS:
+        yield (
+            f"{tokens:,} training tokens read the whole corpus {epochs:.1f} times; after about "
+            f"{MANY_EPOCHS:.0f} epochs, repeated text teaches little: train on fewer tokens, or "
+            "add text"
+        )

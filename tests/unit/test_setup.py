@@ -1,0 +1,234 @@
+"""`doctor`, `init`, `validate`, `questions` and `--dry-run`: what comes before a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import cuvee.cli
+from cuvee.core.errors import ConfigError, CorpusError, CuveeError
+from cuvee.core.mixture import Mixture
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.probes.questions import read_questions
+from cuvee.recipes.config.schema import CompareConfig, load
+from cuvee.recipes.config.yaml_file import parse_yaml, quoted
+from cuvee.recipes.setup.doctor import examine
+from cuvee.recipes.setup.estimate import epochs_read, estimate
+from cuvee.recipes.setup.init import choose_sizes, read_budget, write_config
+from cuvee.recipes.setup.questions import write_questions
+from cuvee.recipes.setup.validate import validate
+from stdlib_corpus import stdlib_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return stdlib_corpus(tmp_path_factory.mktemp("setup"), targets=("mail",))
+
+
+@pytest.fixture
+def written(corpus: Corpus, tmp_path: Path) -> Path:
+    write_config(corpus.folder, tmp_path / "mine.yaml", "90s")
+    return tmp_path / "mine.yaml"
+
+
+# init
+
+
+def test_init_writes_a_configuration_that_validates(written: Path) -> None:
+    valid = validate(written, ["train.tokens=20_000"])
+    assert valid.command == "compare"
+    assert [method.label for method in load(CompareConfig, written).methods] == [
+        "natural", "uniform", "gain"
+    ]  # fmt: skip
+    assert load(CompareConfig, written).objective == {"mail": 1.0}
+
+
+def test_init_keeps_an_existing_file(corpus: Corpus, written: Path) -> None:
+    before = written.read_text()
+    with pytest.raises(ConfigError, match="exists"):
+        write_config(corpus.folder, written)
+    assert written.read_text() == before
+
+
+def test_a_larger_budget_never_gives_fewer_tokens_or_a_smaller_model(corpus: Corpus) -> None:
+    sizes = [choose_sizes(corpus, seconds) for seconds in (10, 60, 600, 6000)]
+    assert [one.tokens for one in sizes] == sorted(one.tokens for one in sizes)
+    read = sum(domain.tokens for domain in corpus.domains)
+    assert max(one.tokens for one in sizes) <= 4 * read
+
+
+@pytest.mark.parametrize("text", ["10", "m", "0m", "-3s", "1d", "ten minutes", ""])
+def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write a time"):
+        read_budget(text)
+
+
+def test_budgets_are_read_in_seconds() -> None:
+    assert [read_budget(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+
+
+@pytest.mark.parametrize(
+    "name", ["web", "no", "2019", "1e5", "on", "null", "a: b", "naïve", "[x]", "~", "a#b", "x y"]
+)
+def test_quoted_names_read_as_the_same_text(name: str) -> None:
+    assert parse_yaml(f"{quoted(name)}: 1", "here") == {name: 1}
+
+
+# validate
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("methods=[natrual]", "natural"),
+        ("guard.floor=0.9", "floor"),
+        ("objective={web: 1}", "objective names web"),
+        ("corpus=nowhere", "no corpus folder"),
+        ("train.tokns=3", "tokens"),
+    ],
+)
+def test_validate_raises_what_the_command_would_raise(
+    written: Path, override: str, said: str
+) -> None:
+    with pytest.raises(CuveeError, match=said):
+        validate(written, [override])
+
+
+@pytest.mark.parametrize(
+    ("lines", "command"),
+    [
+        ("method: odm", "train"),
+        ("method: {name: ac_odm, mode: proxy}", "search"),
+        ("method: {name: regmix, proxies: 8, fit: log_linear}", "search"),
+        ("method: odm\nmax_attempts: 2", "search"),
+        ("methods: [natural, odm]", "compare"),
+    ],
+)
+def test_validate_finds_the_command(
+    corpus: Corpus, tmp_path: Path, lines: str, command: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"corpus: {corpus.folder}\ntrain: {{steps: 20}}\n{lines}\n")
+    valid = validate(path)
+    assert (valid.command, valid.remarks) == (command, ())
+
+
+def test_validate_remarks_on_what_is_probably_not_meant(tmp_path: Path) -> None:
+    rows = "\n".join(json.dumps({"text": f"number {i} of some text"}) for i in range(40))
+    (tmp_path / "only.jsonl").write_text(rows)
+    settings = BuildSettings(vocab_size=300, valid_share=0, test_share=0)
+    build([tmp_path / "only.jsonl"], tmp_path / "corpus", settings, workers=1)
+    (tmp_path / "c.yaml").write_text(f"corpus: {tmp_path / 'corpus'}\ntrain: {{steps: 50}}\n")
+    one_domain, unvalidated, repeated = validate(tmp_path / "c.yaml").remarks
+    assert "nothing to mix" in one_domain
+    assert "no validation text" in unvalidated
+    assert re.search(r"204,800 training tokens read the whole corpus \d", repeated)
+
+
+# --dry-run
+
+
+def test_epochs_are_shares_of_tokens_over_what_there_is(corpus: Corpus) -> None:
+    mixture = Mixture.of({"algorithms": 0.5, "mail": 0.5, "network": 0.0})
+    epochs = epochs_read(corpus.domains, mixture, 1000)
+    sizes = {domain.name: domain.tokens for domain in corpus.domains}
+    assert epochs == {
+        "algorithms": 500 / sizes["algorithms"], "mail": 500 / sizes["mail"], "network": 0.0
+    }  # fmt: skip
+
+
+@pytest.mark.training
+def test_an_estimate_counts_all_runs_and_stores_nothing(written: Path, tmp_path: Path) -> None:
+    overrides = ["model=llama-0.1m", "seeds=[0, 1]", "train={tokens: 4_096, batch_size: 4, "
+                 "sequence_length: 32, interval: 4}", f"out={tmp_path / 'runs'}"]  # fmt: skip
+    found = estimate(load(CompareConfig, written, overrides))
+    assert (found.runs, found.each.tokens, found.total.tokens) == (6, 4096, 6 * 4096)
+    assert found.each.seconds > 0
+    assert found.memory > 1 << 20
+    assert not (tmp_path / "runs").exists()
+
+
+# questions
+
+
+@pytest.mark.parametrize("kind", ["choice", "cloze"])
+def test_questions_are_of_validation_text_and_equal_for_equal_seeds(
+    corpus: Corpus, tmp_path: Path, kind: str
+) -> None:
+    made, again, other = (
+        write_questions(corpus, tmp_path / name, kind, most=20, seed=seed)  # type: ignore[arg-type]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert [path.name for path in made.files["target"]] == ["mail.jsonl"]
+    texts = {}
+    for path in [*made.files["general"], *made.files["target"]]:
+        questions = read_questions(path)
+        assert 1 <= len(questions) <= 20
+        assert all(
+            len(question.answers) == (4 if kind == "choice" else 1) for question in questions
+        )
+        assert path.read_bytes() == (again.folder / path.name).read_bytes()
+        texts[path.stem] = questions
+    assert any(
+        (made.folder / f"{name}.jsonl").read_bytes()
+        != (other.folder / f"{name}.jsonl").read_bytes()
+        for name in texts
+    )
+    for name, questions in texts.items():
+        valid = corpus.tokenizer().decode(corpus.pool(name, "valid").tokens.tolist())
+        for question in questions:
+            assert question.prompt + question.answers[question.reference] in valid
+
+
+def test_questions_keep_an_existing_folder_and_need_validation_text(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.raises(CorpusError, match="exists"):
+        write_questions(corpus, tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "one two three"}\n')
+    settings = BuildSettings(vocab_size=300, valid_share=0, test_share=0)
+    bare = build([tmp_path / "a.jsonl"], tmp_path / "bare", settings, workers=1)
+    with pytest.raises(CorpusError, match="valid-share"):
+        write_questions(bare, tmp_path / "q")
+
+
+# doctor and the commands
+
+
+def test_doctor_examines_every_part_and_changes_nothing(tmp_path: Path) -> None:
+    findings = examine(str(tmp_path / "none.db"), tmp_path / "runs")
+    parts = {finding.part for finding in findings}
+    assert {"python", "torch", "gpu", "processor", "disk", "store", "extra ray"} <= parts
+    assert all(finding.remedy for finding in findings if finding.status != "ok")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_a_store_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "s.db").write_text("no database, and longer than a header of SQLite " * 10)
+    store = next(one for one in examine(str(tmp_path / "s.db")) if one.part == "store")
+    assert store.status == "problem"
+
+
+@pytest.mark.parametrize("command", ["init", "doctor", "validate", "questions", "train", "compare"])
+def test_help_has_an_example(command: str) -> None:
+    done = CliRunner().invoke(cuvee.cli.app, [command, "--help"])
+    assert done.exit_code == 0
+    assert f"Example: cuvee {command}" in " ".join(done.output.split())
+
+
+def test_no_command_prints_the_help_and_succeeds() -> None:
+    done = CliRunner().invoke(cuvee.cli.app, [])
+    assert (done.exit_code, "Usage:" in done.output) == (0, True)
+
+
+def test_commands_print_json(written: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "runs")
+    found = CliRunner().invoke(cuvee.cli.app, ["doctor", "--json", "--out", out])
+    assert {"part", "status", "found", "remedy"} == set(json.loads(found.output)[0])
+    valid = CliRunner().invoke(cuvee.cli.app, ["validate", str(written), "--json"])
+    assert json.loads(valid.output)["command"] == "compare"
