@@ -39,7 +39,7 @@ from cuvee.recipes.config.schema import (
 from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
-from cuvee.recipes.setup.estimate import time_training
+from cuvee.recipes.progress.timing import time_training
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,16 +15,15 @@ import torch
 
 from cuvee.core.domain import Domain, available_K
 from cuvee.core.mixture import Mixture
-from cuvee.core.protocols import Policy, Trainer
 from cuvee.core.registry import TRAINERS
-from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy, build_trainer
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
+from cuvee.recipes.progress.timing import time_training
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
-TIMED_SECONDS = 2.0  # seconds of training for an estimate, or two intervals if they take longer
 MANY_EPOCHS = 4.0
 """Up to about four epochs, repeated text is worth almost as much as new text.
 
@@ -74,29 +72,6 @@ def estimate(config: TrainConfig | CompareConfig) -> Estimate:
     return Estimate(
         len(runs), each, steps, peak_memory(), epochs_read(corpus.domains, first, price.tokens)
     )
-
-
-def time_training(trainer: Trainer, policy: Policy) -> tuple[Mixture, float, int]:
-    """Train about two seconds; return the policy's first mixture, the seconds and the steps.
-
-    The first interval is not timed if there are others. It is slower, because it allocates memory
-    and selects kernels.
-    """
-    so_far = Trajectory.start(trainer.start(policy.probes))
-    first = mixture = policy.mixture(so_far)
-    before = time.perf_counter()
-    began = intervals = 0
-    while not trainer.done and (intervals < 2 or time.perf_counter() - before < TIMED_SECONDS):
-        so_far = so_far.append(mixture, trainer.advance(mixture))
-        policy.learn(so_far)
-        intervals += 1
-        if trainer.done:
-            break
-        mixture = policy.mixture(so_far)
-        if intervals == 1:
-            before = time.perf_counter()
-            began = so_far.last.step
-    return first, time.perf_counter() - before, so_far.last.step - began
 
 
 def peak_memory() -> int:
