@@ -7,12 +7,16 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
+from cuvee.fleet.store.address import Address
+from cuvee.fleet.store.database import _postgresql_engine
 from cuvee.fleet.store.store import Store
 from cuvee.testing.postgres import LossyLink, PostgresServer, find_binaries, postgres_server
 from cuvee.testing.store import StoreSuite, expected, record
@@ -41,6 +45,31 @@ class TestPostgreSQL(StoreSuite):
     @pytest.fixture
     def store_url(self, store_url: str) -> str:
         return store_url
+
+
+class TestBehindAPooler(StoreSuite):
+    """A transaction pooler gives each transaction a session that knows nothing of the last one."""
+
+    @pytest.fixture
+    def store_url(self, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        forgotten: list[int] = []
+
+        def forget(session: Any, _: object) -> None:
+            session.autocommit = True
+            prepared = session.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+            forgotten.append(prepared[0])
+            session.execute("DISCARD ALL")
+            session.autocommit = False
+
+        def pooled(address: Address) -> sa.Engine:
+            engine = _postgresql_engine(address)
+            event.listen(engine, "checkin", forget)
+            return engine
+
+        monkeypatch.setattr("cuvee.fleet.store.database._postgresql_engine", pooled)
+        yield store_url
+        assert forgotten
+        assert not any(forgotten)
 
 
 def work_through(url: str, intervals: int, failures: list[BaseException]) -> None:

@@ -141,7 +141,8 @@ def test_resume_with_another_setting_names_it(corpora: dict[str, Path], tmp_path
     )
     with Store.open(tmp_path / "s.db") as store:
         refuse_changed(new, corpus, store)  # nothing was interrupted
-        run_id = store.create("x", 0, record_of(old, corpus))
+        old_id = old.run_id(corpus.fingerprint)
+        run_id = store.create("x", 0, record_of(old, corpus), run_id=old_id)
         claim = store.claim_run(run_id, worker_name())
         run = example_run("x", intervals=3)
         for number, signals in enumerate(run.trajectory.signals[:3]):

@@ -2,20 +2,28 @@
 
 import contextlib
 import io
+import itertools
 import os
 import sqlite3
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cuvee.cli import app
 from cuvee.core.errors import StoreError
+from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.address import ENVIRONMENT, INSECURE, file_system_of, find_address
+from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.worker_name import is_dead, worker_name
+from cuvee.fleet.store.summaries import read_summary
+from cuvee.fleet.store.worker_name import is_alive, worker_name
+from cuvee.recipes.stores import find_runs
 from cuvee.testing.store import StoreSuite
 
 CANARIES = ("CANARY-USER", "CANARY1", "CANARY2")
@@ -212,14 +220,16 @@ def test_a_worker_is_dead_only_if_it_certainly_is() -> None:
     name = worker_name()
     childs = name.replace(f"/{os.getpid()}/", f"/{child.pid}/").rpartition("/")[0]
     start = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    assert not is_dead(name)
-    assert not is_dead(f"{childs}/{start}")
-    assert is_dead(f"{childs}/{int(start) + 1}")  # the number was used again by another process
+    assert is_alive(name)
+    assert is_alive(f"{childs}/{start}")
+    assert (
+        is_alive(f"{childs}/{int(start) + 1}") is False
+    )  # the number was used again by another process
     child.kill()
     child.wait()
-    assert is_dead(f"{childs}/{start}")
-    assert not is_dead(f"elsewhere-{childs}/{start}")
-    assert not is_dead("some name")
+    assert is_alive(f"{childs}/{start}") is False
+    assert is_alive(f"elsewhere-{childs}/{start}") is None
+    assert is_alive("some name") is None
 
 
 def test_a_killed_worker_of_this_host_need_not_wait_out_its_lease(tmp_path: Path) -> None:
@@ -251,3 +261,85 @@ def test_a_column_that_holds_no_json_is_a_named_error(tmp_path: Path) -> None:
                 store.runs()
             with pytest.raises(StoreError, match="does not hold JSON"):
                 store.summary(run_id)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "config = '{'",
+        "config = '[]'",
+        "config = '{\"a\": 2}'",
+        "seed = 9",
+        "config = cast(x'7b22ff' as text)",
+        "reason = cast(x'ff41' as text)",
+        "name = cast(x'80' as text)",
+        "updated = 'soon'",
+        "intervals = 'many'",
+        "progress = 'half'",
+        "reason = x'00ff'",
+        "fingerprint = ''",
+        "status = 'lost'",
+    ],
+)
+def test_one_damaged_run_hides_no_other(tmp_path: Path, change: str) -> None:
+    place = tmp_path / "store.db"
+    with Store.open(place) as store:
+        ids = [store.create(f"run {i}", i, {"a": 1}, run_id=f"run-{i}") for i in range(4)]
+    with contextlib.closing(sqlite3.connect(place)) as other:
+        other.execute("pragma ignore_check_constraints = on")
+        other.execute(f"update runs set {change} where id = ?", (ids[1],))  # noqa: S608
+        other.commit()
+    with Store.open(place) as store:
+        listing = store.listing()
+        assert [run.id for run in listing.runs] == [ids[0], *ids[2:]]
+        assert list(listing.damaged) == [ids[1]]
+        assert ids[1] in listing.damaged[ids[1]]
+        with pytest.raises(StoreError, match=ids[1]):
+            store.runs()
+        assert find_runs(store, [ids[2]])[0].seed == 2
+        with pytest.raises(StoreError, match=ids[1]):
+            find_runs(store, [ids[1]])
+    with pytest.warns(UserWarning, match=ids[1]):
+        listed = CliRunner().invoke(
+            app, ["runs", "list", "--store", str(place)], catch_exceptions=False
+        )
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [ids[0], *ids[2:]]
+
+
+def test_a_clock_that_steps_fails_no_live_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Database.now
+    steps = itertools.cycle([0.0, 3600.0, 0.0, -3600.0])
+    with Store.open(tmp_path / "store.db") as store:
+        run_id = store.create("a", 0, {})
+        claim = store.claim_run(run_id, worker_name())
+        for _ in range(20):  # each step up ends the lease of a worker that lives
+            shift = next(steps)
+            monkeypatch.setattr(
+                Database, "now", lambda self, connection, by=shift: right(self, connection) + by
+            )
+            claim = store.claim(worker_name()) or claim
+            claim.heartbeat()
+            assert store.summary(run_id).status == "running"
+        assert claim.attempt > 3  # more than `max_attempts`, none of them a failure
+        assert store.tally().lost_attempts == 0
+        claim.finish(Cost())
+        assert store.summary(run_id).status == "done"
+
+
+def test_one_run_is_found_without_reading_the_others(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store.db") as store:
+        for i in range(30):
+            store.create("a", i, {}, run_id=f"x-{i}")
+        read: list[str] = []
+
+        def count(row: Any) -> Any:
+            read.append(row["id"])
+            return read_summary(row)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cuvee.fleet.store.summaries.read_summary", count)
+            store.find("x-7")
+            store.listing(beginning="x-2")
+        assert read == ["x-7", "x-2", *(f"x-{i}" for i in range(20, 30))]

@@ -39,11 +39,11 @@ def list_runs(
 ) -> None:
     """List runs, oldest first."""
     from cuvee.cli.display.live import time_of
-    from cuvee.recipes.stores import open_store
+    from cuvee.recipes.stores import listed_runs, open_store
 
     table = _table("run", "group", "status", "done", "intervals", "tokens", "FLOPs", "time", "why")
     with open_store(store, must_exist=True) as opened:
-        for run in opened.runs(group=group, status=status):
+        for run in listed_runs(opened, group, status):
             spent = (f"{run.cost.tokens:,}", f"{run.cost.flops:.2e}", time_of(run.cost.seconds))
             table.add_row(
                 one_line(run.id),

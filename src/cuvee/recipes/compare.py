@@ -47,7 +47,7 @@ def compare(
         build_policy(one, corpus)
     observer = observer or Unobserved()
     with open_store(config.store) as store:
-        known = {run.id: run for run in store.runs()}
+        known = {run_id: run for run_id in configs if (run := store.find(run_id))}
         for run_id in configs:
             refuse_interrupted(known.get(run_id), resume)
         group = config.group(corpus.fingerprint)

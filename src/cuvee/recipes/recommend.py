@@ -65,7 +65,7 @@ def _logged(source: str, is_search: bool, store: str | None) -> Sequence[Run]:
     except StoreError as error:
         raise ConfigError(f"there is no file or folder {source}, and {error}") from error
     with opening as opened:
-        groups = sorted({run.group for run in opened.runs() if run.group})
+        groups = opened.groups()
         if source not in groups:
             raise ConfigError(f"no table and no group {source!r}{nearest(source, groups)}")
         done = opened.runs(group=source, status="done")

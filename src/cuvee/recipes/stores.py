@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,15 +33,14 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
     """Return the runs whose ids are, or begin with, `ids`, in this order.
 
     Without `ids`, return all runs of the group, or of the store if there is no group. Raises
-    `StoreError` for an unknown or ambiguous id.
+    `StoreError` for an unknown, ambiguous or damaged id. Other damaged runs are left out with a
+    warning.
     """
-    known = store.runs(group=group)
     if not ids:
-        return known
+        return listed_runs(store, group)
     found = []
     for wanted in ids:
-        exact = [run for run in known if run.id == wanted]
-        matches = exact or [run for run in known if run.id.startswith(wanted)]
+        matches = _matches(store, wanted, group)
         if not matches:
             raise StoreError(f"no run {wanted!r} in {store!r}: `cuvee runs list` lists all runs")
         if len(matches) > 1:
@@ -50,3 +50,23 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
             )
         found += matches
     return found
+
+
+def listed_runs(
+    store: Store, group: str | None = None, status: str | None = None
+) -> list[RunSummary]:
+    """Return the runs of a group, or of the store. Warns of each that is damaged."""
+    listing = store.listing(group, status)
+    for message in listing.damaged.values():
+        warnings.warn(message, stacklevel=2)
+    return list(listing.runs)
+
+
+def _matches(store: Store, wanted: str, group: str | None) -> list[RunSummary]:
+    exact = store.find(wanted)
+    if exact is not None and group in (None, exact.group):
+        return [exact]
+    listing = store.listing(group, beginning=wanted)
+    if listing.damaged:
+        raise StoreError(next(iter(listing.damaged.values())))
+    return list(listing.runs)

@@ -14,7 +14,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.worker_name import is_dead, worker_name
+from cuvee.fleet.store.worker_name import is_alive, worker_name
 from cuvee.loop import run
 from cuvee.policies.files import load_requested, save_policy
 from cuvee.policies.guard.guard import Guard
@@ -80,7 +80,9 @@ def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
     The error names the settings that differ.
     """
     now = record_of(config, corpus)
-    for known in reversed(store.runs()):
+    # Ids begin with the name, cut to 55 characters with the label and the seed.
+    listing = store.listing(beginning=config.name[:55])
+    for known in reversed(listing.runs):
         if known.status == "done" or not known.intervals or known.config.get("name") != config.name:
             continue
         differ = sorted(_differences(known.config, now))
@@ -108,7 +110,7 @@ def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
     if known is None or known.status == "done" or not known.intervals or resume:
         return
     where = f"at {known.progress:.0%} of its budget"
-    if known.status == "running" and not is_dead(known.worker or ""):
+    if known.status == "running" and is_alive(known.worker or "") is not False:
         raise ConfigError(
             f"run {known.id} is {where} and is being trained by {known.worker}: "
             "wait for that process, or stop it"

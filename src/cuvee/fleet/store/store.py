@@ -28,13 +28,14 @@ from cuvee.core.errors import StoreError
 from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.fleet.store.address import Address, find_address
-from cuvee.fleet.store.claim import BAD, Claim, end_attempt
+from cuvee.fleet.store.claim import BAD, Claim, Outcome, end_attempt
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.migrate import migrate
 from cuvee.fleet.store.requests import add_request, check_action, read_requests
 from cuvee.fleet.store.rows import Interval, RunSummary, Tally, fingerprint_of, plain_json, run_key
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
-from cuvee.fleet.store.worker_name import is_dead, worker_name
+from cuvee.fleet.store.summaries import Listing, read_listing, read_run
+from cuvee.fleet.store.worker_name import is_alive, worker_name
 from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
@@ -343,23 +344,46 @@ class Store:
             skip_locked=skip_locked, of=runs
         )
         for row in connection.execute(held).all():
-            dead = is_dead(row.worker)
-            if dead or row.lease_expires < now:
-                event = "died" if dead else "was silent for longer than its lease"
+            alive = is_alive(row.worker)
+            if alive is False or row.lease_expires < now:
+                event = "died" if alive is False else "was silent for longer than its lease"
                 why = f"worker {row.worker} {event}"
-                end_attempt(connection, row.id, row.attempt, "lost", why, now)
+                # A process that lives was stopped, or the clock was set: that is no failure.
+                outcome: Outcome = "released" if alive else "lost"
+                end_attempt(connection, row.id, row.attempt, outcome, why, now)
 
     # Reading
 
     def runs(self, group: str | None = None, status: str | None = None) -> list[RunSummary]:
-        """Return the runs of a group, or all runs, in the order in which they were planned."""
+        """Return the runs of a group, or all runs, in the order in which they were planned.
+
+        Raises `StoreError` if one of them is damaged; `listing` returns the others.
+        """
+        listing = self.listing(group, status)
+        if listing.damaged:
+            raise StoreError(next(iter(listing.damaged.values())))
+        return list(listing.runs)
+
+    def listing(
+        self, group: str | None = None, status: str | None = None, beginning: str = ""
+    ) -> Listing:
+        """Return the runs that can be read and, by id, why others cannot.
+
+        `beginning` is that of the ids. Raises `StoreError` for an unknown status.
+        """
         if status is not None and status not in STATUSES:
             raise StoreError(f"{status!r} is no status of a run: use one of {', '.join(STATUSES)}")
-        query = _summaries()
-        query = query.where(runs.c.cohort == group) if group is not None else query
-        query = query.where(runs.c.status == status) if status is not None else query
-        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [_summary(row) for row in rows]
+        which = [runs.c.id.startswith(beginning, autoescape=True)] if beginning else []
+        which += [runs.c.cohort == group] if group is not None else []
+        which += [runs.c.status == status] if status is not None else []
+        return read_listing(self._database, which)
+
+    def groups(self) -> list[str]:
+        """Return the names of all groups, sorted."""
+        query = sa.select(runs.c.cohort).where(runs.c.cohort.is_not(None)).distinct()
+        return sorted(
+            self._database.read(lambda connection: connection.execute(query).scalars().all())
+        )
 
     def tally(self, group: str | None = None) -> Tally:
         """Return the number of runs by status and their cost, with two small queries."""
@@ -399,9 +423,7 @@ class Store:
 
     def find(self, run_id: str) -> RunSummary | None:
         """The run with this id, or None."""
-        query = _summaries().where(runs.c.id == run_id)
-        row = self._database.read(lambda connection: connection.execute(query).mappings().first())
-        return None if row is None else _summary(row)
+        return read_run(self._database, run_id)
 
     def summary(self, run_id: str) -> RunSummary:
         """Return the status of one run. Raises `StoreError` if it does not exist."""
@@ -477,45 +499,3 @@ class Store:
 def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> None:
     if not pattern.fullmatch(value):
         raise StoreError(f"{what} {value!r} is not allowed: use {allowed}")
-
-
-def _summaries() -> sa.Select[Any]:
-    """Return a query for runs in the order of planning, with their cost and their last worker."""
-    total = (sa.func.sum(attempts.c[name]).label(name) for name in ("tokens", "flops", "seconds"))
-    spent = sa.select(attempts.c.run_id, *total).group_by(attempts.c.run_id).subquery()
-    holds = (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
-    query = sa.select(runs, attempts.c.worker, spent.c.tokens, spent.c.flops, spent.c.seconds)
-    query = query.outerjoin(spent, spent.c.run_id == runs.c.id).outerjoin(attempts, holds)
-    return query.order_by(runs.c.created, runs.c.id)
-
-
-def _summary(row: sa.RowMapping) -> RunSummary:
-    same = (
-        "id",
-        "name",
-        "seed",
-        "config",
-        "status",
-        "reason",
-        "intervals",
-        "progress",
-        "created",
-        "updated",
-    )
-    paths = ("checkpoint", "policy", "model")
-    if (
-        row["status"] not in STATUSES
-        or fingerprint_of(row["config"], row["seed"]) != row["fingerprint"]
-    ):
-        raise StoreError(
-            f"run {row['id']} was altered after it was planned: status, configuration or seed "
-            "do not match its fingerprint"
-        )
-    return RunSummary(
-        **{name: row[name] for name in (*same, *paths, "worker")},
-        group=row["cohort"],
-        attempts=row["attempt"],
-        cost=Cost(
-            int(row["tokens"] or 0), float(row["flops"] or 0.0), float(row["seconds"] or 0.0)
-        ),
-    )

@@ -15,16 +15,13 @@ def worker_name() -> str:
     return f"{_host()}/{os.getpid()}/{_started(os.getpid())}"
 
 
-def is_dead(worker: str) -> bool:
-    """Return True only if `worker` was a process of this host that certainly ended.
-
-    A process on another host counts as alive.
-    """
+def is_alive(worker: str) -> bool | None:
+    """Return whether `worker` is a process of this host that runs; None if it is on another."""
     host, _, process = worker.rpartition("/")
     host, _, pid = host.rpartition("/")
     if host != _host() or not pid.isdecimal() or not process:
-        return False
-    return _started(int(pid)) != process
+        return None
+    return _started(int(pid)) == process
 
 
 def _host() -> str:

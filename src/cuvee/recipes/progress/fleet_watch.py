@@ -52,8 +52,8 @@ class FleetWatch:
     def look(self, tally: Tally | None = None) -> FleetStatus:
         """Return the current state. A `tally` that is already known saves a query."""
         tally = tally or self._store.tally(self._group)
-        running = self._store.runs(self._group, "running") if tally.running else []
-        failed = self._store.runs(self._group, "failed") if tally.failed else []
+        running = self._store.listing(self._group, "running").runs if tally.running else ()
+        failed = self._store.listing(self._group, "failed").runs if tally.failed else ()
         now = self._clock()
         # Speed is measured from the first progress on: before it, workers were starting.
         if self._seen and not self._moves:

@@ -1,0 +1,109 @@
+"""Reads the table of runs. A damaged row does not hide the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from cuvee.core.errors import StoreError
+from cuvee.core.trajectory import Cost
+from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.rows import RunSummary, digest_of
+from cuvee.fleet.store.schema import STATUSES, attempts, runs
+
+_TEXTS = ("id", "name", "status")
+_OPTIONAL_TEXTS = ("reason", "checkpoint", "policy", "model", "worker")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The runs that can be read, in the order of planning; `damaged` says why others cannot."""
+
+    runs: tuple[RunSummary, ...]
+    damaged: Mapping[str, str]
+    """Messages by id. Each names the run."""
+
+
+def read_listing(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> Listing:
+    """Read the runs that fulfil all of `which`, with one query unless a row is damaged."""
+    query = _summaries().where(*which)
+    try:
+        rows = database.read(lambda connection: connection.execute(query).mappings().all())
+        return Listing(tuple(read_summary(row) for row in rows), {})
+    except StoreError:
+        return _one_by_one(database, which)
+
+
+def _one_by_one(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> Listing:
+    """A value that cannot be decoded makes a whole query fail, so each row has its own here."""
+    query = sa.select(runs.c.id).where(*which).order_by(runs.c.created, runs.c.id)
+    found: list[RunSummary] = []
+    damaged: dict[str, str] = {}
+    for run_id in database.read(lambda connection: connection.execute(query).scalars().all()):
+        try:
+            run = read_run(database, run_id)
+        except StoreError as error:
+            damaged[str(run_id)] = str(error)
+        else:
+            found += [run] if run is not None else []
+    return Listing(tuple(found), damaged)
+
+
+def read_run(database: Database, run_id: str) -> RunSummary | None:
+    """Return one run, or None. Raises `StoreError`, naming the run, if its row is damaged."""
+    query = _summaries(attempts.c.run_id == run_id).where(runs.c.id == run_id)
+    try:
+        row = database.read(lambda connection: connection.execute(query).mappings().first())
+    except StoreError as error:
+        raise StoreError(f"run {run_id} cannot be read: {error}") from None
+    return None if row is None else read_summary(row)
+
+
+def _summaries(spent_by: sa.ColumnElement[bool] | None = None) -> sa.Select[Any]:
+    """Return a query for runs in the order of planning, with their cost and their last worker.
+
+    `spent_by` limits the attempts that are summed: one run needs no sums over the whole store.
+    """
+    total = (sa.func.sum(attempts.c[name]).label(name) for name in ("tokens", "flops", "seconds"))
+    sums = sa.select(attempts.c.run_id, *total).group_by(attempts.c.run_id)
+    spent = (sums if spent_by is None else sums.where(spent_by)).subquery()
+    holds = (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
+    query = sa.select(runs, attempts.c.worker, spent.c.tokens, spent.c.flops, spent.c.seconds)
+    query = query.outerjoin(spent, spent.c.run_id == runs.c.id).outerjoin(attempts, holds)
+    return query.order_by(runs.c.created, runs.c.id)
+
+
+def read_summary(row: sa.RowMapping) -> RunSummary:
+    """Return a row of the table of runs. Raises `StoreError`, naming the run, if it was altered."""
+    try:
+        intact = digest_of({"config": row["config"], "seed": row["seed"]}) == row["fingerprint"]
+        intact = intact and row["status"] in STATUSES and isinstance(row["config"], dict)
+        intact = intact and all(isinstance(row[name], str) for name in _TEXTS)
+        intact = intact and all(isinstance(row[name], str | None) for name in _OPTIONAL_TEXTS)
+        if intact:
+            return _summary(row)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass
+    raise StoreError(
+        f"run {row['id']} was altered after it was planned: status, configuration, seed or a "
+        "number do not match its fingerprint; restore the store from a copy"
+    )
+
+
+def _summary(row: sa.RowMapping) -> RunSummary:
+    same = ("id", "name", "seed", "config", "status", *_OPTIONAL_TEXTS)
+    return RunSummary(
+        **{name: row[name] for name in same},
+        group=row["cohort"],
+        attempts=int(row["attempt"]),
+        intervals=int(row["intervals"]),
+        progress=float(row["progress"]),
+        created=float(row["created"]),
+        updated=float(row["updated"]),
+        cost=Cost(
+            int(row["tokens"] or 0), float(row["flops"] or 0.0), float(row["seconds"] or 0.0)
+        ),
+    )
