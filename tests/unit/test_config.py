@@ -22,6 +22,7 @@ from cuvee.recipes.config.schema import (
     PolicyChoice,
     RunConfig,
     TrainConfig,
+    _sections_by_name,
     load,
     parse,
 )
@@ -322,6 +323,53 @@ def test_overrides_make_the_sections_they_need() -> None:
         "method": {"name": "odm"},
         "policy": None,
     }
+
+
+WORDS = ("no", "on", "off", "yes", "y", "2019", "1e5", "1.50", "0x1f", "007", "2019-01-01")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_of_yaml_is_a_name_where_a_name_is_meant(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    method = f"{{name: given, label: {word}, weights: {{{word}: 0.5, web: 0.5}}}}"
+    path.write_text(f"corpus: c\nname: {word}\nobjective: {{{word}: 1}}\nmethod: {method}\n")
+    written = load(TrainConfig, path)
+    path.write_text("corpus: c\nmethod: {name: given, weights: {web: 0.5}}\n")
+    typed = [f"name={word}", f"objective={{{word}: 1}}", f"method.label={word}"]
+    by_hand = load(TrainConfig, path, [*typed, f'method.weights."{word}"=0.5'])
+    for config in (written, by_hand):
+        assert config.name == config.method.label == word
+        assert config.objective == {word: 1.0}
+        assert set(config.method.options["weights"]) == {word, "web"}
+        assert config.run_id("f").startswith(f"{word}-{word}-s0-")
+
+
+def test_words_that_stand_for_true_and_false_still_do() -> None:
+    for word, value in (("true", True), ("False", False), ("on", True), ("no", False)):
+        guard = parse(TrainConfig, {"corpus": "c", "guard": parse_yaml(f"shadow: {word}", "")}, "")
+        assert guard.guard.shadow is value
+    assert parse_yaml("[true, False, no]", "") == [True, False, "no"]
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["objective.law.v1=2", "guard.floor.law.v1=2", "method.weights.law.v1=2", "model.a.b=2",
+     'objective."law.v1"=2', "guard.fallback.'law.v1'=2", "train.known.v1=2"],
+)  # fmt: skip
+def test_names_with_dots_are_keys_on_the_command_line(assignment: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"method": {"name": "given"}, "train": {"known.v1": 1}}
+    override(content, [assignment], _sections_by_name(TrainConfig, content))
+    path = re.sub("[\"']", "", assignment.partition("=")[0]).split(".")
+    found: Any = content
+    for key in path if path[0] == "model" else [*path[:-2], ".".join(path[-2:])]:
+        found = found[key]
+    assert found == 2
+
+
+def test_a_name_with_dots_that_was_split_is_named_with_the_remedy() -> None:
+    content = {"method": {"name": "given", "weights": {"law": {"v1": 1}}}}
+    with pytest.raises(ConfigError, match=r'write a name with dots in quotes: "law\.v1"'):
+        parse(TrainConfig, {"corpus": "c", **content}, "here")
 
 
 @pytest.mark.parametrize(

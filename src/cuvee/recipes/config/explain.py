@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -59,14 +60,40 @@ def explain(error: ValidationError, kind: type[Any], content: Any) -> str:
             wrong.setdefault(f"{'.'.join(keys)} is missing", [])
         else:
             what = f"{'.'.join(keys) or 'the configuration'} is {problem['input']!r}"
-            wrong.setdefault(what, []).append(_plain(problem["msg"]))
+            wrong.setdefault(what, []).append(_plain(problem["msg"]) + _dots(problem, keys))
     return "; ".join(
         [*unknown, *(f"{what}: {' or '.join(why)}" if why else what for what, why in wrong.items())]
     )
 
 
+def by_name(kind: type[Any] | None, path: str = "") -> set[str]:
+    """Return the dotted paths of all sections of `kind` that map names to numbers."""
+    hints = _hints(kind)
+    found = {f"{path}{key}" for key, hint in hints.items() if _maps_to_numbers(hint)}
+    for key, section in _sections(kind).items():
+        found |= by_name(section, f"{path}{key}.")
+    return found
+
+
+def _maps_to_numbers(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    parts = typing.get_args(annotation)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return parts[1] in (int, float) or float in typing.get_args(parts[1])
+    return any(_maps_to_numbers(part) for part in parts)
+
+
 def _below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
     return len(other) > len(place) and other[: len(place)] == place
+
+
+def _dots(problem: Any, keys: Sequence[str]) -> str:
+    """A hint if a name with dots was taken for a path."""
+    value = problem["input"]
+    if not isinstance(value, dict) or len(value) != 1 or not problem["type"].startswith("float"):
+        return ""
+    name = ".".join([keys[-1], *map(str, value)])
+    return f'; on the command line, write a name with dots in quotes: "{name}"=…'
 
 
 def _plain(message: str) -> str:
@@ -102,12 +129,16 @@ def _locate(
 
 def _sections(kind: type[Any] | None) -> dict[str, type[Any] | None]:
     """Return each key of `kind` with the model or dataclass of its value, if any."""
+    return {name: _section(hint) for name, hint in _hints(kind).items()}
+
+
+def _hints(kind: type[Any] | None) -> dict[str, Any]:
     if kind is None:
         return {}
     if issubclass(kind, BaseModel):
-        return {name: _section(field.annotation) for name, field in kind.model_fields.items()}
+        return {name: field.annotation for name, field in kind.model_fields.items()}
     hints = typing.get_type_hints(kind)
-    return {field.name: _section(hints[field.name]) for field in dataclasses.fields(kind)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _section(annotation: Any) -> type[Any] | None:

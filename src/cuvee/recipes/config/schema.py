@@ -37,12 +37,13 @@ from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.base_folder import find_base
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
-from cuvee.recipes.config.explain import explain
+from cuvee.recipes.config.explain import by_name, explain
 from cuvee.recipes.config.questions import Evaluation
 from cuvee.recipes.config.yaml_file import override, read_yaml
 from cuvee.training.settings import TrainerSettings
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+# A name such as 2019 reads as a number, whose `str` is the text in the file.
+_STRICT = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -58,7 +59,7 @@ class MethodChoice(BaseModel):
     a comparison. The default is the method's name.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
     name: str
     label: Name = ""
 
@@ -401,10 +402,18 @@ def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Any
     unknown key (with the nearest known one) or a value out of range.
     """
     content = read_yaml(path)
-    override(content, overrides)
+    override(content, overrides, _sections_by_name(kind, content))
     if "name" not in content:
         content["name"] = _as_name(path.stem)
     return parse(kind, content, str(path))
+
+
+def _sections_by_name(kind: type[Any], content: Mapping[str, Any]) -> set[str]:
+    """The sections whose keys are names of domains, with those of the method in `content`."""
+    method = content.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    own = by_name(METHODS.get(name), "method.") if name in METHODS.names() else set()
+    return by_name(kind) | own
 
 
 def parse(kind: type[Anything], content: Mapping[str, Any], source: str) -> Anything:

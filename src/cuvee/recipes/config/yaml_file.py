@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,60 @@ from cuvee.core.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
+_PART = re.compile(r"""(?:^|(?<=\.))(?:"([^"]+)"|'([^']+)'|([^."']*))(?=\.|$)""")
 MAX_LENGTH = 10_000  # of one value; the time to parse a number grows with its length squared
 
 
+class WrittenInt(int):
+    """A number whose `str` is the text in the file, because a name may look like a number."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class WrittenFloat(float):
+    """As `WrittenInt`: the name 1e5 stays 1e5."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader` (plain values only) that also reads 1e-3 as a number; YAML 1.1 needs 1.0e-3."""
+    """`SafeLoader` (plain values only) with the words of YAML 1.2.
+
+    `no`, `on` and dates are text, `true` and `false` are not, and 1e-3 is a number. Keys are text.
+    """
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> WrittenInt:
+        number = WrittenInt(super().construct_yaml_int(node))
+        number.written = node.value
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> WrittenFloat:
+        number = WrittenFloat(super().construct_yaml_float(node))
+        number.written = node.value
+        return number
 
 
+_OTHER_WORDS = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _OTHER_WORDS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -107,6 +149,8 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
         seen: set[str] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
+                if key.tag != "tag:yaml.org,2002:merge":
+                    key.tag = "tag:yaml.org,2002:str"
                 if key.value in seen:
                     line = key.start_mark.line + 1
                     raise ConfigError(
@@ -124,11 +168,17 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
     return size
 
 
-def override(content: dict[str, Any], assignments: Sequence[str]) -> None:
-    """Apply overrides such as `train.learning_rate=3e-3` to `content`; values are YAML."""
+def override(
+    content: dict[str, Any], assignments: Sequence[str], by_name: Collection[str] = ()
+) -> None:
+    """Apply overrides such as `train.learning_rate=3e-3` to `content`; values are YAML.
+
+    A name may have dots if it is a key of `content` already, if it is in quotes, as in
+    `method.weights."law.v1"=0.5`, or in a section of `by_name`, whose keys are names of domains.
+    """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        keys = path.strip().split(".")
+        keys = _keys(path.strip(), content, by_name)
         if not equals or not all(keys):
             raise ConfigError(
                 f"cannot understand {assignment!r}: an override is key=value, as in "
@@ -149,10 +199,27 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> None:
         )
 
 
+def _keys(path: str, content: Any, by_name: Collection[str]) -> list[str]:
+    """Split the path of an override at its dots, except at those of names."""
+    parts = [one or two or plain for one, two, plain in _PART.findall(path)]
+    if ".".join(parts) != re.sub("[\"']", "", path):
+        return [""]
+    keys: list[str] = []
+    while parts:
+        longest = len(parts) if ".".join(keys) in by_name else 1
+        known = content if isinstance(content, dict) else {}
+        size = next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in known), longest)
+        keys.append(".".join(parts[:size]))
+        parts = parts[size:]
+        content = known.get(keys[-1])
+    return keys
+
+
 def quoted(text: str) -> str:
     """Return `text` as a YAML value that reads as the same text, quoted where YAML needs it."""
     plain = re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) is not None
-    return text if plain and parse_yaml(text, "") == text else json.dumps(text, ensure_ascii=False)
+    # YAML 1.1, which other programs read, has more words.
+    return text if plain and yaml.safe_load(text) == text else json.dumps(text, ensure_ascii=False)
 
 
 def _kind(value: object) -> str:
