@@ -3,8 +3,11 @@ refuses with helpful errors."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +26,8 @@ from cuvee.data.ingest import build as module
 from cuvee.data.ingest import survey
 from cuvee.data.ingest.adopt import adopt
 from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.ingest.build_folder import open_build_folder
+from cuvee.testing.faults import KillAt, failing
 
 SMALL = BuildSettings(vocab_size=300)
 
@@ -200,6 +205,47 @@ def test_mended_sources_take_the_place_of_an_unfinished_build(
     build([sources], tmp_path / "corpus", SMALL, workers=1)
     build([sources], tmp_path / "clean", SMALL, workers=1)
     assert content(tmp_path / "corpus") == content(tmp_path / "clean")
+
+
+def test_killed_while_an_unfinished_build_is_cleared(sources: Path, tmp_path: Path) -> None:
+    """Before each step of the removal: what stays is never taken for a part of another build."""
+    law = sources / "law.jsonl"
+    good = law.read_bytes()
+    law.write_bytes(good + b"nonsense\n")
+    strict = BuildSettings(vocab_size=300, max_bad_rows=0)
+    half = tmp_path / "half"
+    build([sources], tmp_path / "other", SMALL, workers=1)
+    with pytest.raises(CorpusError, match="more than 0 bad rows"):
+        build([sources], half, strict, workers=1)
+    for split in ("train", "valid"):  # as if it had got as far as the shards
+        shutil.copytree(tmp_path / "other" / split, half / split)
+    shutil.copy(tmp_path / "other" / "tokenizer.json", half / ".build" / "tokenizer.json")
+    (half / ".build" / "survey.json").write_text("{}")
+    law.write_bytes(good)
+    build([sources], tmp_path / "whole", SMALL, workers=1)
+    for at in itertools.count():
+        folder = tmp_path / f"killed-{at}"
+        shutil.copytree(half, folder)
+        killed = killed_while_clearing(folder, at)
+        build([sources], folder, SMALL, workers=1)
+        assert content(folder) == content(tmp_path / "whole")
+        if not killed:
+            break
+    assert at > 8
+
+
+def killed_while_clearing(folder: Path, at: int) -> bool:
+    """Clear the folder for another build, in a child that dies before its file-system call `at`."""
+    child = os.fork()
+    if child == 0:
+        with (
+            failing(KillAt(at)),
+            contextlib.suppress(BaseException),
+            open_build_folder(folder, "another"),
+        ):
+            pass
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def test_the_test_split_is_apart_and_leaves_validation_as_it_was(tmp_path: Path) -> None:

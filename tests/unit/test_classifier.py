@@ -4,6 +4,7 @@ unpickled."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -336,11 +337,18 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
         ByClassifier(find_model(str(folder)))
 
 
-def test_weights_that_are_not_finite_are_noticed(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fc.bias", "model.embeddings.word_embeddings.weight"])
+@pytest.mark.parametrize("bad", ["nan", "-inf", "int8"])
+def test_weights_that_are_no_finite_numbers_are_refused(folder: Path, name: str, bad: str) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"fc.bias": torch.full((4,), torch.nan)}, folder / "model.safetensors")
-    with pytest.raises(CorpusError, match="probabilities that are not finite"):
-        ByClassifier(find_model(str(folder))).labeller(tmp_path)(items(["def return"]))
+    if bad == "int8":
+        weights[name] = weights[name].to(torch.int8)
+    else:
+        weights[name].view(-1)[-1] = float(bad)
+    save_file(weights, folder / "model.safetensors")
+    said = "floating-point" if bad == "int8" else "contains NaN or infinity"
+    with pytest.raises(CorpusError, match=rf"{re.escape(name)} .*{said}"):
+        ByClassifier(find_model(str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,28 @@ def test_a_thousand_domains_do_not_meet_the_limit_of_open_files(
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         module._allow_open_files(2000)
     assert set_to == [(2512, 4096), (2000, 2000), (2512, resource.RLIM_INFINITY)]
+
+
+def test_a_limit_of_open_files_that_cannot_be_raised_is_named(tmp_path: Path) -> None:
+    shards(tmp_path / "in", *(f"d{i}_x" for i in range(40)))
+    adopt([tmp_path / "in"], tmp_path / "corpus", vocab_size=8, end_of_text=7)
+    program = """if True:
+        import sys, resource
+        from cuvee.core.errors import ShardError
+        from cuvee.data.corpus.corpus import Corpus
+        soft, hard = int(sys.argv[2]), int(sys.argv[3])
+        corpus = Corpus.open(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            for name in corpus.names:
+                corpus.pool(name)
+            print("all open")
+        except ShardError as error:
+            print(error)
+        """
+    for soft, hard, said in ((30, 4096, "all open"), (30, 30, "may open 30 files and each")):
+        command = [sys.executable, "-c", program, str(tmp_path / "corpus"), str(soft), str(hard)]
+        assert said in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def shards(folder: Path, *names: str, dtype: str = "<i4", end: int = 7) -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from transformers import BertConfig, BertModel
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
@@ -157,10 +158,9 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as sentence-transformers saves it, and a substitute library that embeds by first
     letters."""
     folder = tmp_path / "embedder"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 16}
+    BertModel(BertConfig(**size, intermediate_size=8)).save_pretrained(folder)
     (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer"}]')
-    save_file({"x": np.zeros(1)}, folder / "model.safetensors")
 
     class SentenceTransformer:
         def __init__(self, path: str, **settings: Any) -> None:
@@ -221,6 +221,26 @@ def test_broken_embedders_are_refused(embedder: Path) -> None:
         ByTopics(3, 0, embeddings=find_model(str(embedder)))
     with pytest.raises(CorpusError, match="names no embeddings"):
         find_embedder("all-MiniLM")
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "missing", "no pooler", "int8"])
+def test_embedders_of_incomplete_or_damaged_weights_are_refused(embedder: Path, fault: str) -> None:
+    place = embedder / "model.safetensors"
+    weights = load_file(place)
+    name = "encoder.layer.0.output.dense.weight"
+    if fault == "no pooler":  # mean pooling does not read it
+        save_file({k: v for k, v in weights.items() if "pooler" not in k}, place)
+        ByTopics(3, 0, embeddings=find_model(str(embedder)))
+        return
+    if fault == "missing":
+        del weights[name]
+    elif fault == "int8":
+        weights[name] = weights[name].astype(np.int8)
+    else:
+        weights[name].reshape(-1)[-1] = float(fault)
+    save_file(weights, place)
+    with pytest.raises(CorpusError, match=re.escape(name)):
+        ByTopics(3, 0, embeddings=find_model(str(embedder)))
 
 
 def test_a_missing_library_is_named_with_the_remedy(

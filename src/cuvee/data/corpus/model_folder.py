@@ -86,6 +86,35 @@ def find_model(spec: str, others: Sequence[str] = ()) -> ModelFolder:
     return ModelFolder(spec, path, sha.hexdigest())
 
 
+def check_weights(model: ModelFolder) -> None:
+    """Read all weights. Raises `CorpusError` if one is not floating-point or not finite.
+
+    Tables of positions (0, 1, 2, …), which older versions of transformers saved, may be integers.
+    """
+    import torch
+    from safetensors import safe_open
+
+    try:
+        with safe_open(model.path / WEIGHTS, framework="pt") as file:
+            names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118
+            for name in names:
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise CorpusError(
+                        f"{model.spec} has {name} as {tensor.dtype}: weights must be "
+                        "floating-point; save the model without quantization"
+                    )
+                if not bool(torch.isfinite(tensor).all()):
+                    raise CorpusError(
+                        f"{model.spec}: the tensor {name} contains NaN or infinity: the file is "
+                        "damaged or the model diverged"
+                    )
+    except CorpusError:
+        raise
+    except Exception as error:  # untrusted files can fail in any way
+        raise CorpusError(f"{model.spec}: {WEIGHTS} cannot be read: {error}") from error
+
+
 def _fetch(name: str, commit: str, files: Sequence[str]) -> Path:
     """Download the files that the model has, unless cached, and return their folder."""
     import huggingface_hub

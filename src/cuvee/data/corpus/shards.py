@@ -12,6 +12,7 @@ it. All functions raise `ShardError` for files that are missing or wrong.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -85,7 +86,7 @@ def read_index(prefix: Path) -> ShardIndex:
             pointers_S = np.fromfile(file, "<i8", sequences)
             documents = np.fromfile(file, "<i8", boundaries)
     except OSError as error:
-        raise ShardError(f"{path} cannot be read: {error.strerror}") from error
+        raise ShardError(f"{path} cannot be read: {_reason(error)}") from error
     if len(lengths_S) + len(pointers_S) + len(documents) != 2 * sequences + boundaries:
         raise ShardError(f"{path} became shorter while it was read; build the corpus again")
     tokens = _check_lengths(path, lengths_S, bin_path(prefix), bin_bytes, dtype)
@@ -104,11 +105,24 @@ def open_shard(prefix: Path, name: str) -> TokenPool:
     try:
         mapped = np.memmap(path, dtype=index.dtype, mode="r", shape=(index.tokens,))
     except (OSError, ValueError) as error:
-        raise ShardError(f"{path} cannot be mapped: {error}") from error
+        raise ShardError(f"{path} cannot be mapped: {_reason(error)}") from error
     # A plain view indexes several times faster than a memmap, and keeps the mapping alive.
     stamps = (FileStamp.of(path), FileStamp.of(idx_path(prefix)))
     reopen = partial(_reopen, Path(os.path.abspath(prefix)), name, stamps)
     return TokenPool(name, mapped.view(np.ndarray), index.document_starts, reopen)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What went wrong. A mapped shard keeps its file open, so a corpus can meet the limit."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return (
+            f"this process may open {limit} files and each domain needs one: raise the limit "
+            "(`ulimit -n`, or LimitNOFILE of the service), or train on fewer domains"
+        )
+    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)
 
 
 def _reopen(prefix: Path, name: str, stamps: Sequence[FileStamp]) -> TokenPool:

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.corpus.model_folder import TOKENIZER, WEIGHTS, ModelFolder
+from cuvee.data.corpus.model_folder import TOKENIZER, WEIGHTS, ModelFolder, check_weights
 from cuvee.data.label.labelers import Item, Labeller, Way, domain_name
 
 MAX_TOKENS = 512
@@ -166,6 +166,7 @@ def load_classifier(model: ModelFolder) -> tuple[DomainClassifier, Tokenizer, li
             f"{model.spec} cannot be loaded as a domain classifier: {error}"
         ) from error
     _compare(expected, given, model.spec)
+    check_weights(model)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints
             classifier = DomainClassifier.from_pretrained(str(model.path), local_files_only=True)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cuvee.core.errors import CorpusError
 from cuvee.core.state import load_state, save_state
-from cuvee.data.corpus.model_folder import ModelFolder, find_model
+from cuvee.data.corpus.model_folder import ModelFolder, check_weights, find_model
 from cuvee.data.label.labelers import SAMPLE_CHARS, Item, Labeller, Way, check_topics, domain_name
 
 DIMENSIONS = 100
@@ -208,6 +208,29 @@ Other modules of the library can import code that a file names (Router, the acti
 read pickled weights. Files in other paths would not be part of the folder's digest."""
 
 
+def _check_complete(model: ModelFolder) -> None:
+    """Raise `CorpusError` if a weight is missing, which would be random, or not finite.
+
+    The pooler of BERT is often missing. No module that is allowed here reads it.
+    """
+    from transformers import AutoModel
+
+    _, loaded = AutoModel.from_pretrained(
+        str(model.path),
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise CorpusError(
+            f"{model.spec} lacks the weights {', '.join(missing[:4])}: they would be random, so it "
+            "is not used"
+        )
+    check_weights(model)
+
+
 @lru_cache(maxsize=1)
 def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
     """Load a sentence-transformers model: D texts → (D, S) vectors of length 1.
@@ -229,12 +252,15 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
             f"{row['type']} in {row.get('path', '')!r}" for row in modules if not _is_plain(row)
         ]
         if not foreign:
+            _check_complete(model)
             encoder = SentenceTransformer(
                 str(model.path),
                 trust_remote_code=False,
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
+    except CorpusError:
+        raise
     except Exception as error:  # untrusted files can fail in any way
         raise CorpusError(
             f"{model.spec} cannot be loaded as a sentence-transformers model: {error}"
