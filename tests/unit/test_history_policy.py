@@ -15,14 +15,17 @@ import torch
 
 from cuvee.agents.history import HistoryActor
 from cuvee.core.domain import Domain, natural_K
-from cuvee.core.errors import PolicyError
+from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
+from cuvee.loop import run
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.history.encoder import reference_mixture
 from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.simulation.continual import continual
+from cuvee.simulation.simulator import Simulator
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
 
 TINY = {"hidden": 8, "layers": 1, "heads": 2, "action": 4}
@@ -272,3 +275,47 @@ def test_a_natural_share_of_nothing_is_no_fault() -> None:
     assert natural_K(domains)[1] == 0
     mixture = HistoryPolicy(TINY).mixture(Trajectory.start(ScriptedTrainer(domains).start(())))
     assert np.isfinite(mixture.weights_K).all()
+
+
+SCARCE = (
+    Domain("web", 1_000_000),
+    Domain("books", 500_000),
+    Domain("rare", 10_000, role="target"),
+)
+
+
+@pytest.mark.parametrize("support", [None, {"supported": False}])
+@pytest.mark.parametrize(
+    ("epochs", "max_epochs", "passes"),
+    [(None, 4.0, 4.0), (2.0, 4.0, 2.0), ({"rare": 16.0}, 4.0, 4.0), ({"rare": 16.0}, None, 16.0)],
+)
+def test_actor_and_fallback_pace_what_may_be_read(
+    support: Any, epochs: Any, max_epochs: float | None, passes: float
+) -> None:
+    told = HistoryPolicy(TINY, support=support, max_epochs=max_epochs).capped(epochs, 400_000)
+    laws, _ = continual(2, 1, seed=0, intervals=10)
+    trainer = Simulator(replace(laws, interval=40_000.0), seed=0, domains=SCARCE)
+    steered_run = run(trainer, told)
+    share_T = steered_run.weights_TK()[:, 2]
+    assert share_T.mean() * 400_000 <= passes * 10_000 * 1.001
+    # a policy that wanted more from the start reads evenly
+    wanted = passes * 10_000 / 400_000
+    if support:
+        np.testing.assert_allclose(share_T, wanted, rtol=1e-3)
+    assert share_T.max() <= 1.3 * wanted
+
+
+def test_plenty_is_played_as_before() -> None:
+    free = lively(HistoryPolicy(TINY, seed=1))
+    domains = tuple(replace(domain, tokens=10**9) for domain in SCARCE)
+    laws, _ = continual(2, 1, seed=0, intervals=4)
+    first_TK, second_TK = (
+        run(Simulator(laws, seed=0, domains=domains), policy).weights_TK()
+        for policy in (free, free.capped(None, 4_000_000))
+    )
+    np.testing.assert_array_equal(first_TK, second_TK)
+
+
+def test_a_limit_of_no_pass_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_epochs is 0"):
+        HistoryPolicy(TINY, max_epochs=0.0)

@@ -32,16 +32,26 @@ def epochs_K(caps: EpochCaps, names: Sequence[str]) -> FloatArray:
 
     Raises `ConfigError` for a cap that is not above 0, or for a domain that is not in `names`.
     """
-    everywhere = np.inf if caps is None or isinstance(caps, Mapping) else caps
     by_name = caps if isinstance(caps, Mapping) else {}
     if unknown := [name for name in by_name if name not in names]:
         raise ConfigError(
             f"epoch cap for unknown domain {', '.join(unknown)}: there is {', '.join(names)}"
         )
-    found = {name: float(by_name.get(name, everywhere)) for name in names}
-    for name, epochs in found.items():
+    found_K = caps_K(caps, names)
+    for name, epochs in zip(names, found_K.tolist(), strict=True):
         check_epochs(f"the epoch cap of {name}", epochs)
-    return np.array(list(found.values()))
+    return found_K
+
+
+def caps_K(caps: EpochCaps, names: Sequence[str]) -> FloatArray:
+    """Return the same without checks, for caps that were checked when the run was configured.
+
+    Domains may have been retired since.
+    """
+    if caps is None or isinstance(caps, Mapping):
+        by_name = caps or {}
+        return np.array([float(by_name.get(name, np.inf)) for name in names])
+    return np.full(len(names), float(caps))
 
 
 def check_epochs(what: str, epochs: float) -> None:

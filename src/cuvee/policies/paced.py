@@ -21,7 +21,7 @@ import numpy as np
 
 from cuvee.core.arrays import BoolArray, FloatArray
 from cuvee.core.domain import available_K, natural_K
-from cuvee.core.epochs import EpochCaps, allowed
+from cuvee.core.epochs import EpochCaps, allowed, caps_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
@@ -161,10 +161,7 @@ class Paced:
         return left_K / max(to_come, 1.0) if to_come is not None else np.full(len(left_K), np.inf)
 
     def _allowed(self, so_far: Trajectory) -> FloatArray:
-        epochs = self._settings["epochs"]
-        by_name = epochs if isinstance(epochs, Mapping) else {}
-        everywhere = np.inf if epochs is None or isinstance(epochs, Mapping) else epochs
-        epochs_K = [by_name.get(name, everywhere) for name in so_far.names]
+        epochs_K = caps_K(self._settings["epochs"], so_far.names)
         return allowed(epochs_K, available_K(so_far.domains))
 
     def _left(self, so_far: Trajectory) -> tuple[FloatArray, BudgetForecast]:

@@ -24,6 +24,7 @@ from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, His
 from cuvee.agents.learning import as_weights, load_module, module_state, seeded, tensors
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain, divided_shares, natural_K
+from cuvee.core.epochs import EpochCaps, check_epochs
 from cuvee.core.errors import PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Probe, State
@@ -37,6 +38,7 @@ from cuvee.policies.history.encoder import (
 )
 from cuvee.policies.history.features import HISTORY_FEATURES, HISTORY_GLOBALS
 from cuvee.policies.history.heuristics import role_shares
+from cuvee.policies.history.readable import MOST_EPOCHS, Readable
 from cuvee.probes.evaluation_set import EvaluationSet
 
 _FALLBACK = ("target", "flatness", "shares")
@@ -59,6 +61,10 @@ class HistoryPolicy:
       of the target domains and "flatness" says how evenly each role is divided (see
       `divided_shares`). "shares" are shares by name, which are used if they name all domains of the
       run. Default: the reference mixture, one half for each role.
+    - `epochs`, `tokens`: epoch caps and length of the run (see `policies.paced.ReadsCaps`).
+    - `max_epochs`: no domain is read more often, in actor and fallback. It is spread evenly over
+      the run (`policies.history.readable`). None: as often as the caps of the run allow. A policy that does
+      not know the length of its run has no such limit.
 
     All arguments are JSON values, so that a policy file can hold them.
     """
@@ -75,8 +81,13 @@ class HistoryPolicy:
         support: Mapping[str, Any] | None = None,
         fallback: Mapping[str, Any] | None = None,
         seed: int = 0,
+        epochs: EpochCaps = None,
+        tokens: int | None = None,
+        max_epochs: float | None = MOST_EPOCHS,
     ) -> None:
         shape = _architecture(architecture)
+        if max_epochs is not None:
+            check_epochs("max_epochs", max_epochs)
         if temperature <= 0 or not 0 <= floor < 1:
             raise PolicyError(
                 f"temperature {temperature} must be above 0, and floor {floor} must be at least 0 "
@@ -104,7 +115,11 @@ class HistoryPolicy:
             "support": support and dict(support),
             "fallback": fallback and dict(fallback),
             "seed": seed,
+            "epochs": epochs,
+            "tokens": tokens,
+            "max_epochs": max_epochs,
         }
+        self._readable = Readable(epochs, tokens, max_epochs) if tokens else None
         sizes = len(HISTORY_FEATURES), len(HISTORY_GLOBALS)
         self.actor, self.critic = seeded(
             seed, lambda: (HistoryActor(*sizes, shape), HistoryCritic(*sizes, shape))
@@ -129,6 +144,12 @@ class HistoryPolicy:
         copy.load_state_dict(self.state_dict())
         return copy
 
+    def capped(self, epochs: EpochCaps, tokens: int | None) -> HistoryPolicy:
+        """Return the same policy for a run of `tokens` tokens with these caps."""
+        copy = HistoryPolicy(**{**self._settings, "epochs": epochs, "tokens": tokens})
+        copy.load_state_dict(self.state_dict())
+        return copy
+
     @staticmethod
     def check(domains: tuple[Domain, ...]) -> None:
         """Raise `PolicyError` if there are no source or no target domains."""
@@ -145,10 +166,11 @@ class HistoryPolicy:
             )
         floor = self._settings["floor"]
         own_K = (1 - floor) * as_weights(logits_K.softmax(-1)) + floor / len(logits_K)
+        own_K = self._limited(so_far, own_K)
         self._decision = {"own": own_K, **_alternatives(so_far)}
         if self.supported:
             return Mixture.normalise(so_far.names, own_K)
-        self._decision["fallback"] = self._fallback(so_far.domains)
+        self._decision["fallback"] = self._limited(so_far, self._fallback(so_far.domains))
         return Mixture.normalise(so_far.names, self._decision["fallback"])
 
     def learn(self, so_far: Trajectory) -> Metrics:
@@ -183,6 +205,9 @@ class HistoryPolicy:
     def explain(self, so_far: Trajectory) -> dict[str, float]:
         """Return the global features of the newest timestep, by name."""
         return self._history.run_features()
+
+    def _limited(self, so_far: Trajectory, weights_K: FloatArray) -> FloatArray:
+        return self._readable.limit(so_far, weights_K) if self._readable else weights_K
 
     def _fallback(self, domains: tuple[Domain, ...]) -> FloatArray:
         given = self._settings["fallback"]
