@@ -4,6 +4,8 @@
     python benchmarks/agent.py --corpus DIR --questions FILE… --full    more proxies and seeds,
                                                                         longer runs, larger models
     python benchmarks/agent.py … --proxies 8 --seeds 1 --tokens 40000   a quick trial
+    python benchmarks/agent.py --corpus DIR --regime scarce --target code_python
+                                                   little text of the target: agent_scarce.py
 
 DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and a table.json with the roles of domains (or
 --target NAME). Question files are JSONL (docs/probes.md). The field of a question file is guessed
@@ -52,6 +54,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import agent_scarce
 import numpy as np
 from agent_parts import Field, Material, Verdict, evaluate
 
@@ -86,6 +89,7 @@ class Bench:
         self.options, self.out = options, options.out
         self.unsaid: dict[str, str] = {}
         self.spent: dict[str, int] = {}
+        self.common: dict[str, Any] = {}  # settings of mixed runs and proxies, by section
 
     def base(self, field: Field, model: str) -> Path:
         """A model of the source field alone."""
@@ -129,10 +133,13 @@ class Bench:
             },
         }
 
+    def _with_common(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, **{k: {**config.get(k, {}), **v} for k, v in self.common.items()}}
+
     def searching(
         self, field: Field, base: Path, method: Mapping[str, Any], name: str
     ) -> SearchConfig:
-        config = self._config(field, base, self.options.tokens // 2, name)
+        config = self._with_common(self._config(field, base, self.options.tokens // 2, name))
         return parse(SearchConfig, {**config, "method": dict(method)}, "the benchmark")
 
     def compared(
@@ -149,6 +156,7 @@ class Bench:
         config = self._config(
             field, base, tokens or self.options.tokens, name or f"on-{field.name}"
         )
+        config = self._with_common(config)
         config |= {"methods": list(entries), "seeds": [first_seed + seed for seed in range(seeds)]}
         if any(entry.get("label") in LEARNED for entry in entries if isinstance(entry, dict)):
             share = (
@@ -626,7 +634,9 @@ def common_options(description: str, questions: bool = True) -> argparse.Argumen
 
 
 def main() -> None:
-    parser = common_options(__doc__)
+    parser = common_options(__doc__, questions=False)
+    parser.add_argument("--regime", choices=("even", "scarce"), default="even")
+    agent_scarce.add_options(parser)
     parser.add_argument("--regmix-proxies", type=int)
     parser.add_argument("--transfer-seeds", type=int)
     parser.add_argument(
@@ -637,6 +647,11 @@ def main() -> None:
     parser.add_argument("--other-model", default="pythia-0.1m")
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
+    if options.regime == "scarce":
+        agent_scarce.run_all(options)
+        return
+    if not options.questions:
+        parser.error("the even regime needs --questions: proxies are asked them")
     sizes = {
         "proxies": (28, 128),
         "regmix_proxies": (20, 128),

@@ -72,8 +72,10 @@ class Material:
         target: str | None,
         kept_away: float,
         every: int = 1,
+        target_bytes: int | None = None,
     ) -> None:
         self.raw, self.out, self.every = raw, out, every
+        self.target_bytes = target_bytes
         names = sorted(
             path.name.removesuffix(".jsonl.gz") for path in (raw / "train").glob("*.jsonl.gz")
         )
@@ -186,6 +188,8 @@ class Material:
             ):
                 (half_done / split).mkdir(parents=True, exist_ok=True)
                 shutil.copy(place / f"{domain}.jsonl.gz", half_done / split)
+        if self.target_bytes is not None:
+            _cut(half_done / "train" / f"{target}.jsonl.gz", self.target_bytes)
         half_done.rename(folder)
         return folder
 
@@ -235,6 +239,21 @@ class Material:
             _write_rows(
                 self.out / "questions" / half / f"{path.stem}.jsonl", [row for _, row in found]
             )
+
+
+def _cut(path: Path, most: int) -> None:
+    """Keep the first `most` bytes of text of a compressed JSONL file, in whole documents but one.
+
+    The last document is cut.
+    """
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for text in texts:
+            kept = text.encode()[:most].decode(errors="ignore")
+            most -= len(kept.encode())
+            if kept:
+                file.write(json.dumps({"text": kept}) + "\n")
 
 
 def _pieces(text: str) -> Iterator[dict[str, str]]:

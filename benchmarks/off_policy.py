@@ -34,8 +34,8 @@ from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.learning.off_policy import OffPolicyEvaluator, static_candidates
 from cuvee.loop import run
-from cuvee.methods.baselines.schedule import Scheduled
 from cuvee.policies.feedback import Feedback
+from cuvee.policies.fixed import Scheduled
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.dynamics_model import Regression, as_logged

@@ -14,7 +14,7 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
-from cuvee.methods.baselines.schedule import Scheduled
+from cuvee.policies.fixed import Scheduled
 from cuvee.recipes.order_test import Direction
 from cuvee.recommend.checks.order_test import (
     arms,

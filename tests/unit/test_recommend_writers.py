@@ -15,8 +15,8 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.methods.baselines.designed import Designed
-from cuvee.methods.baselines.schedule import Schedule, Scheduled
-from cuvee.policies.fixed import Fixed
+from cuvee.methods.baselines.schedule import Schedule
+from cuvee.policies.fixed import Fixed, Scheduled
 from cuvee.recommend.plan import Plan, Stage
 from cuvee.recommend.writers import FORMATS
 from cuvee.recommend.writers.base import Target

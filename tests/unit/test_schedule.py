@@ -10,7 +10,7 @@ from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.registry import METHODS
 from cuvee.loop import run
-from cuvee.methods.baselines.schedule import Scheduled
+from cuvee.policies.fixed import Scheduled
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer
 
 

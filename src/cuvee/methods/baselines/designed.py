@@ -14,9 +14,8 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
-from cuvee.methods.baselines.schedule import Scheduled
 from cuvee.methods.regmix.runs import last_losses
-from cuvee.policies.fixed import Fixed
+from cuvee.policies.fixed import Fixed, Scheduled
 
 _SAME = 1e-6  # largest total variation between a run's mixtures and the given schedule
 

@@ -32,6 +32,7 @@ from cuvee.core.registry import register_policy
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory, prefixes
 from cuvee.policies.feedback import Feedback, question_files
+from cuvee.policies.fixed import Scheduled
 from cuvee.policies.history.encoder import (
     HistoryEncoder,
     reference_mixture,
@@ -41,7 +42,7 @@ from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.readable import MOST_EPOCHS, Readable
 from cuvee.probes.evaluation_set import EvaluationSet
 
-_FALLBACK = ("target", "flatness", "shares")
+_FALLBACK = ("target", "flatness", "shares", "points")
 
 
 @register_policy("history")
@@ -60,7 +61,8 @@ class HistoryPolicy:
     - `fallback`: a static mixture, {"target": …, "flatness": …, "shares": …}. "target" is the share
       of the target domains and "flatness" says how evenly each role is divided (see
       `divided_shares`). "shares" are shares by name, which are used if they name all domains of the
-      run. Default: the reference mixture, one half for each role.
+      run. So are "points", a plan, which comes first (see `policies.fixed.Scheduled`). Default: the
+      reference mixture, one half for each role.
     - `epochs`, `tokens`: epoch caps and length of the run (see `policies.paced.ReadsCaps`).
     - `max_epochs`: no domain is read more often, in actor and fallback. It is spread evenly over
       the run (`policies.history.readable`). None: as often as the caps of the run allow. A policy that does
@@ -119,6 +121,8 @@ class HistoryPolicy:
             "tokens": tokens,
             "max_epochs": max_epochs,
         }
+        points = (fallback or {}).get("points")
+        self._plan = Scheduled(points) if points else None
         self._readable = Readable(epochs, tokens, max_epochs) if tokens else None
         sizes = len(HISTORY_FEATURES), len(HISTORY_GLOBALS)
         self.actor, self.critic = seeded(
@@ -132,6 +136,13 @@ class HistoryPolicy:
     def supported(self) -> bool:
         """Whether the policy itself acts. If not, the fallback mixture is played."""
         return self._settings["support"] is None or bool(self._settings["support"]["supported"])
+
+    @property
+    def steered_by(self) -> str:
+        """What acts: "history" (the actor), "plan" or "fallback" (a static mixture)."""
+        if self.supported:
+            return "history"
+        return "plan" if self._plan else "fallback"
 
     def with_evaluation(
         self, evaluation: Mapping[str, Sequence[str]] | None, share: float = 0.02
@@ -170,7 +181,7 @@ class HistoryPolicy:
         self._decision = {"own": own_K, **_alternatives(so_far)}
         if self.supported:
             return Mixture.normalise(so_far.names, own_K)
-        self._decision["fallback"] = self._limited(so_far, self._fallback(so_far.domains))
+        self._decision["fallback"] = self._limited(so_far, self._fallback(so_far))
         return Mixture.normalise(so_far.names, self._decision["fallback"])
 
     def learn(self, so_far: Trajectory) -> Metrics:
@@ -190,7 +201,7 @@ class HistoryPolicy:
             actions_NK = torch.from_numpy(np.stack(list(self._decision.values()))).float()
             q_N = torch.minimum(*self.critic.values(tokens_KH, actions_NK))
         return {
-            "acts": "history" if self.supported else "fallback",
+            "acts": self.steered_by,
             "supported": self.supported if self._settings["support"] else None,
             "entropy": Mixture.normalise(
                 [domain.name for domain in self._history.domains], own_K
@@ -209,11 +220,14 @@ class HistoryPolicy:
     def _limited(self, so_far: Trajectory, weights_K: FloatArray) -> FloatArray:
         return self._readable.limit(so_far, weights_K) if self._readable else weights_K
 
-    def _fallback(self, domains: tuple[Domain, ...]) -> FloatArray:
+    def _fallback(self, so_far: Trajectory) -> FloatArray:
         given = self._settings["fallback"]
+        domains = so_far.domains
         names = [domain.name for domain in domains]
         if given is None:
             return reference_mixture(domains)
+        if self._plan and set(names) <= set(given["points"][0][1]):
+            return self._plan.at(so_far.last.progress, names).weights_K
         shares = given.get("shares", {})
         if sum(shares.get(name, 0.0) for name in names) > 0 and set(names) <= set(shares):
             return Mixture.normalise(names, [shares[name] for name in names]).weights_K
