@@ -27,7 +27,7 @@ def test_paths_within_bounds_keep_them(
     caps = np.minimum(1.0, floors + rng.dirichlet(np.ones(domains)) * (1 + slack))
     given_caps = dict(zip(names, caps.tolist(), strict=True))
     given_floors = dict(zip(names, floors.tolist(), strict=True))
-    if caps.sum() < 1:
+    if caps.sum() < 1 - 1e-9:  # caps that sum to 1 may miss it by a rounding error
         with pytest.raises(ConfigError):
             Bounds.of(names, caps=given_caps, floors=given_floors)
         return

@@ -121,11 +121,30 @@ def test_part_files_are_one_domain(tmp_path: Path, names: list[str], expected: l
     assert domains(tmp_path) == expected
 
 
+def test_a_file_named_after_a_domain_of_the_table_is_no_part(tmp_path: Path) -> None:
+    names = ["law-00001", "law-00002", "web-00001"]
+    for name in names:
+        rows(tmp_path / f"{name}.jsonl", f"text of {name}")
+    assert domains(tmp_path) == ["law", "web"]
+    table = [{"domain": name} for name in (*names[:2], "web")]
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    assert domains(tmp_path) == ["law-00001", "law-00002", "web"]
+    assert domains(tmp_path / "law-00002.jsonl", tmp_path / "web-00001.jsonl") == [
+        "law-00002",
+        "web",
+    ]
+
+
 def test_many_names_that_differ_by_a_number_are_remarked(tmp_path: Path) -> None:
     for i in range(4):
         rows(tmp_path / f"web_{i}.jsonl", f"text {i}")
     with pytest.warns(UserWarning, match="4 domains differ by a number only"):
         domains(tmp_path)
+    table = [{"domain": f"web_{i}"} for i in range(4)]
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(domains(tmp_path)) == 4, "the table says that they are domains"
 
 
 def test_a_build_without_a_good_row_says_what_was_wrong_with_them(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@
                                 is there
 
 Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
-the parts of one data set form one domain. A file `table.json` beside the sources may give roles:
-`[{"domain": "math", "role": "target"}, …]`.
+the parts of one data set form one domain. A file `table.json` beside the sources may name domains
+and give their roles: `[{"domain": "math", "role": "target"}, …]`. A file named after a domain of
+the table is that domain, even if its name ends like a part number.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def find_sources(
 
 
 def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
+    table = read_tables(places)
     unread: list[Path] = []
     sources: list[TextSource] = []
     for place in places:
@@ -101,10 +103,10 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
             found = [
                 source
                 for folder, split in splits_of(place)
-                for source in _domains(folder, place, split, unread)
+                for source in _domains(folder, place, split, table, unread)
             ]
         else:
-            found = [_file(place, place.name, None)]
+            found = [_file(place, place.name, None, _domain_of(place, table))]
         if not found:
             known = ", ".join(
                 sorted({suffix.removesuffix(".gz").removesuffix(".zst") for suffix in _SUFFIXES})
@@ -113,10 +115,10 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
                 f"{place} holds no text: expected files that end in {known} (.gz and .zst too)"
             )
         sources += found
-    _remark(sources, unread)
+    _remark([source for source in sources if source.domain not in table], unread)
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
-    return sources, read_tables(places)
+    return sources, table
 
 
 def check_domain_name(name: Any, place: str) -> str:
@@ -176,7 +178,11 @@ def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
 
 
 def _domains(
-    folder: Path, root: Path, split: Split | None, unread: list[Path]
+    folder: Path,
+    root: Path,
+    split: Split | None,
+    table: Mapping[str, Role],
+    unread: list[Path],
 ) -> Iterator[TextSource]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or entry == root / _TABLE:
@@ -189,9 +195,8 @@ def _domains(
                     unread.append(path)
         elif entry.is_file() and _suffix(entry):
             loose_text = _SUFFIXES[_suffix(entry)] == "txt"
-            yield _file(
-                entry, _label(entry, root), split, root.resolve().name if loose_text else None
-            )
+            domain = root.resolve().name if loose_text else _domain_of(entry, table)
+            yield _file(entry, _label(entry, root), split, domain)
         else:
             unread.append(entry)
 
@@ -238,15 +243,23 @@ def _label(path: Path, root: Path) -> str:
     return f"{root.resolve().name}/{path.relative_to(root)}"
 
 
-def _file(path: Path, label: str, split: Split | None, domain: str | None = None) -> TextSource:
+def _domain_of(path: Path, table: Mapping[str, Role]) -> str:
+    """Return the name of a file without its ending, and without a part number.
+
+    The part number stays if `table` has a domain of that name.
+    """
     suffix = _suffix(path)
     if not suffix:
         raise CorpusError(f"{path} has no known ending: expected one of {', '.join(_SUFFIXES)}")
-    name = domain or _PART.sub("", path.name[: -len(suffix)])
+    name = path.name[: -len(suffix)]
+    return name if name in table else _PART.sub("", name)
+
+
+def _file(path: Path, label: str, split: Split | None, domain: str) -> TextSource:
     return TextSource(
-        domain=check_domain_name(name, str(path)),
+        domain=check_domain_name(domain, str(path)),
         split=split,
-        format=_SUFFIXES[suffix],
+        format=_SUFFIXES[_suffix(path)],
         label=label,
         size=path.stat().st_size,
         path=path,

@@ -26,7 +26,6 @@ MOST_LABELS = 2048
 SAMPLE_CHARS = 8192
 """The number of leading characters of a document that determine its topic."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_PART = re.compile(r"-of-(\d+)$")  # `raw.py` would treat this ending as a part number
 
 
 class Item(NamedTuple):
@@ -219,11 +218,10 @@ def check_topics(topics: int) -> None:
 def domain_name(label: str) -> str:
     """Return the domain name closest to `label`: "Arts & Crafts" becomes "Arts-Crafts".
 
-    The result is "" if no character of the label is allowed in a name. A file of that name is not
-    hidden and has no ending that looks like a part number.
+    A label that is a valid name stays as it is. The result is "" if no character of the label is
+    allowed in a name. A file of that name is not hidden.
     """
-    name = label
-    if not NAME_PATTERN.fullmatch(label) or label.startswith("."):
-        plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
-        name = _NOT_IN_NAMES.sub("-", plain).strip("-").lstrip(".-")
-    return _PART.sub(r"_of_\1", name)
+    if NAME_PATTERN.fullmatch(label) and not label.startswith("."):
+        return label
+    plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
+    return _NOT_IN_NAMES.sub("-", plain).strip("-").lstrip(".-")

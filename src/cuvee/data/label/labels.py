@@ -36,7 +36,7 @@ from cuvee.data.label.writing import Labelled, LabelTask, Roles, label_documents
 
 LEFT_OUT = "left_out"
 # Part of what identifies labels. Increase it when the same text would give other bytes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
