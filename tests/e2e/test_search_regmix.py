@@ -154,5 +154,7 @@ def test_the_command_says_what_the_policy_rests_on(
 
 
 def test_more_proxies_keep_those_that_are_there(config: Path, logged: list[Run]) -> None:
+    search(load(SearchConfig, config))
     more = load(SearchConfig, config, [f"method.proxies={PROXIES + 3}"])
-    assert (plan(more).runs, plan(more).logged) == (3, PROXIES)
+    planned = plan(more)
+    assert (planned.runs, planned.logged) == (3, PROXIES)

@@ -20,8 +20,16 @@ from cuvee.fleet.store.worker_name import worker_name
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.recipes.config.schema import TrainConfig, parse
-from cuvee.recipes.preflight import check_writable
-from cuvee.recipes.search import SearchConfig, plan, run_proxies, search
+from cuvee.recipes.preflight import check_same_search, check_writable
+from cuvee.recipes.search import (
+    SearchConfig,
+    learn,
+    logged_runs,
+    plan,
+    provenance_of,
+    run_proxies,
+    search,
+)
 from cuvee.recipes.train import refuse_changed
 from cuvee.testing.runs import example_run
 
@@ -115,6 +123,64 @@ def test_a_search_does_not_overwrite_the_policy_of_another_of_its_name(
     for begin in (search, run_proxies, plan):
         with pytest.raises(ConfigError, match="policy of another search, with another method"):
             begin(asked)
+
+
+RUNS = [[[0.0, {"web": 1.0}]], [[0.0, {"code": 1.0}]]]
+EVALUATION = {"general": ["g.jsonl"], "target": ["t.jsonl"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "grown", "other", "named"),
+    [
+        (REGMIX, {"proxies": 9}, {"fit": "gaussian_process"}, r"method\.fit"),
+        (REGMIX, {"proxies": 64}, {"objective": {"web": 1.0}}, r"method\.objective"),
+        ({"name": "designed", "runs": RUNS[:1]}, {"runs": RUNS}, {"label": "x"}, r"method\.label"),
+        (
+            {"name": "data_mixing_agent", "evaluation": EVALUATION},
+            {"proxies": 80},
+            {"weight": 0.25},
+            r"method\.weight",
+        ),
+        ({"name": "doremi"}, {}, {"step_size": 2.0}, r"method\.step_size"),
+        ({"name": "mixmin"}, {}, {"tokens": 64}, r"method\.tokens"),
+    ],
+)
+def test_a_search_may_grow_and_not_change(
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    method: dict[str, Any],
+    grown: dict[str, Any],
+    other: dict[str, Any],
+    named: str,
+) -> None:
+    asked = config(corpora["whole"], tmp_path, method)
+    folder = asked.out / asked.name / "policy"
+    save_policy(folder, Fixed(Mixture.uniform(("web", "code"))), provenance_of(asked, "f"))
+    check_same_search(
+        folder, provenance_of(config(asked.corpus, tmp_path, {**method, **grown}), "f")
+    )
+    with pytest.raises(ConfigError, match=f"another search, with another {named}:"):
+        check_same_search(
+            folder, provenance_of(config(asked.corpus, tmp_path, {**method, **other}), "f")
+        )
+    for key, more in (("seed", {"seed": 1}), ("objective", {"objective": {"web": 1.0}})):
+        with pytest.raises(ConfigError, match=f"another search, with another {key}:"):
+            check_same_search(
+                folder, provenance_of(config(asked.corpus, tmp_path, method, **more), "f")
+            )
+
+
+def test_reading_runs_and_learning_elsewhere_overwrite_nothing(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = config(corpora["whole"], tmp_path, REGMIX)
+    policy = Fixed(Mixture.uniform(("web", "code")))
+    save_policy(asked.out / asked.name / "policy", policy, {"seed": 1})
+    assert logged_runs(asked) == []
+    with pytest.raises(ConfigError, match="another search, with another seed"):
+        learn(asked)
+    with pytest.raises(StoreError, match="run the proxies first"):
+        learn(asked, tmp_path / "elsewhere")
 
 
 def test_equal_runs_of_two_groups_do_not_wait_for_each_other(tmp_path: Path) -> None:

@@ -71,7 +71,12 @@ class Policy(Protocol):
 
 
 class Method(Protocol):
-    """Turns logged proxy runs into a policy for the target run (an ask/tell interface)."""
+    """Turns logged proxy runs into a policy for the target run (an ask/tell interface).
+
+    A method may have a class attribute `grows`: the names of the options that only ask for more
+    runs, such as `("proxies",)`. A search continues if these change: its finished runs are kept. A
+    change of any other option is another search, with a policy of its own.
+    """
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         """Return the policies to try next on proxies, given the runs so far.

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.protocols import Domains, Policy
@@ -61,6 +61,8 @@ class DataMixingAgent:
     candidates: int = 64
     agent: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    grows: ClassVar[tuple[str, ...]] = ("proxies",)
 
     def __post_init__(self) -> None:
         if set(self.evaluation) != set(FIELDS):

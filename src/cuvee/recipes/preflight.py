@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
+from cuvee.core.registry import METHODS
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.policies.files import read_provenance
 
@@ -60,13 +61,29 @@ def check_writable(folder: Path) -> None:
 
 
 def check_same_search(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if the search would overwrite another search's policy in `folder`."""
+    """Raise `ConfigError` if the search would overwrite another search's policy in `folder`.
+
+    A search may grow: the options that the method's `grows` names may differ.
+    """
     if not (folder / "policy.json").is_file():
         return
     known = read_provenance(folder)
-    differ = [key for key, value in provenance.items() if key in known and known[key] != value]
+    differ = [key for key in provenance if key in known and known[key] != provenance[key]]
+    if "method" in differ:
+        at = differ.index("method")
+        differ[at : at + 1] = _other_options(known["method"], provenance["method"])
     if differ:
         raise ConfigError(
             f"{folder} has the policy of another search, with another {', '.join(differ)}: give "
-            "this search another name, as in name=second, or remove that folder"
+            "this search another name, as in name=second, learn into another folder with "
+            "`cuvee learn --output FOLDER`, or remove that folder"
         )
+
+
+def _other_options(known: object, asked: Mapping[str, Any]) -> list[str]:
+    """Return the options in which two methods differ, without those in which a search may grow."""
+    if not isinstance(known, Mapping) or known.get("name") != asked["name"]:
+        return ["method"]
+    grows = getattr(METHODS.get(asked["name"]), "grows", ())
+    options = sorted({*known, *asked} - {*grows})
+    return [f"method.{name}" for name in options if known.get(name) != asked.get(name)]

@@ -192,7 +192,7 @@ def plan(config: SearchConfig) -> SearchPlan:
 
     If no run is done yet, one proxy is trained for about two seconds to estimate the time.
     """
-    with _opened(config) as (corpus, fleet):
+    with _opened(config, writes=_policy_folder(config)) as (corpus, fleet):
         logged = fleet.load()
     each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
     proposed = config.method.build(config.seed, config.objective).propose(corpus, logged)
@@ -204,7 +204,7 @@ def plan(config: SearchConfig) -> SearchPlan:
 
 def logged_runs(config: SearchConfig) -> list[Run]:
     """Return the finished proxy runs of this search."""
-    with _opened(config) as (_, fleet):
+    with _opened(config, writes=None) as (_, fleet):
         return fleet.load()
 
 
@@ -241,10 +241,11 @@ def search(
     A second call resumes. Several drivers may share one store. `on_change` is called about once a
     second.
     """
-    with _opened(config, workers, on_change) as (corpus, fleet):
+    folder = _policy_folder(config)
+    with _opened(config, workers, on_change, writes=folder) as (corpus, fleet):
         learning = _learning(config, None)
         loop.search(learning, corpus, fleet)
-        return _write(learning, config, None, corpus, fleet).folder
+        return _write(learning, config, folder, corpus, fleet).folder
 
 
 def learn(
@@ -259,7 +260,8 @@ def learn(
     method needs no proxy runs, `StoreError` if no run is done, and what the method raises if there
     are too few.
     """
-    with _opened(config) as (corpus, fleet):
+    folder = out or _policy_folder(config)
+    with _opened(config, writes=folder) as (corpus, fleet):
         learning = _learning(config, observer)
         logged = fleet.load()
         if not learning.propose(corpus, ()):
@@ -273,7 +275,7 @@ def learn(
                 "with `cuvee search --runs-only` and the same file"
             )
         learning.commit(corpus, logged)
-        return _write(learning, config, out, corpus, fleet)
+        return _write(learning, config, folder, corpus, fleet)
 
 
 def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> Learning:
@@ -284,16 +286,23 @@ def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> L
 
 
 def _write(
-    learning: Learning, config: SearchConfig, out: Path | None, corpus: Corpus, fleet: StoreFleet
+    learning: Learning, config: SearchConfig, folder: Path, corpus: Corpus, fleet: StoreFleet
 ) -> LearnResult:
-    folder = out or config.out / config.name / "policy"
-    return learning.write(folder, config.name, _provenance(config, corpus), fleet.spent())
+    return learning.write(
+        folder, config.name, provenance_of(config, corpus.fingerprint), fleet.spent()
+    )
 
 
-def _provenance(config: SearchConfig, corpus: Corpus) -> dict[str, Any]:
+def _policy_folder(config: SearchConfig) -> Path:
+    return config.out / config.name / "policy"
+
+
+def provenance_of(config: SearchConfig, corpus_fingerprint: str) -> dict[str, Any]:
+    """Return what identifies a search in the provenance of its policy, as plain JSON."""
     return {
         "method": config.method.model_dump(mode="json"),
-        "corpus": corpus.fingerprint,
+        "objective": config.objective,
+        "corpus": corpus_fingerprint,
         "seed": config.seed,
     }
 
@@ -305,7 +314,7 @@ def run_proxies(
     on_change: Callable[[FleetStatus], None] | None = None,
 ) -> list[Run]:
     """Train the missing proxies and return all proxy runs: the first half of `search`."""
-    with _opened(config, workers, on_change) as (corpus, fleet):
+    with _opened(config, workers, on_change, writes=_policy_folder(config)) as (corpus, fleet):
         return loop.explore(config.method.build(config.seed, config.objective), corpus, fleet)
 
 
@@ -314,12 +323,19 @@ def _opened(
     config: SearchConfig,
     workers: int = 1,
     on_change: Callable[[FleetStatus], None] | None = None,
+    *,
+    writes: Path | None,
 ) -> Iterator[tuple[Corpus, StoreFleet]]:
-    """Open the corpus and a fleet over the store. The store is closed at the end of the block."""
+    """Open the corpus and a fleet over the store. The store is closed at the end of the block.
+
+    `writes` is the folder for the policy, if there will be one. Raises `ConfigError` if it holds
+    the policy of another search.
+    """
     corpus = Corpus.open(config.corpus).without_test()
     check_method(config.method.build(config.seed), corpus, config.train.validation_tokens)
     check_writable(config.out)
-    check_same_search(config.out / config.name / "policy", _provenance(config, corpus))
+    if writes is not None:
+        check_same_search(writes, provenance_of(config, corpus.fingerprint))
     with open_store(config.store) as store:
         watch = FleetWatch(store, config.group(corpus.fingerprint))
         tell: OnChange | None = on_change and (lambda tally: on_change(watch.look(tally)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
@@ -31,6 +31,8 @@ class Designed:
     """
 
     runs: Sequence[Sequence[tuple[float, Mapping[str, float]]]]
+
+    grows: ClassVar[tuple[str, ...]] = ("runs",)
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -81,6 +81,8 @@ class RegMix:
     tokens: int | None = None
     epoch_cap: float = 4.0
     seed: int = 0
+
+    grows: ClassVar[tuple[str, ...]] = ("proxies",)
 
     def __post_init__(self) -> None:
         if self.proxies < FEWEST_RUNS:
