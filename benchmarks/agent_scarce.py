@@ -34,6 +34,7 @@ from cuvee.policies.files import load_policy
 SHARES = (0.11, 0.22, 0.45)
 RAMPS = ((0.4, 0.04), (0.04, 0.4), (0.8, 0.1), (0.1, 0.8))
 HALF = "share-0.5"
+STEERED_BY = {"history": "actor", "plan": "plan", "fallback": "static"}
 
 
 def entries_by_hand(field: Field, methods: list[str]) -> list[Any]:
@@ -67,7 +68,7 @@ def measure(bench: agent.Bench, field: Field, name: str) -> dict[str, Any]:
         policies, _ = agent.learned_policies(bench, field, base)
         entries += agent.carried(bench, policies, field)
         learned: Any = load_policy(policies["agent"])
-        steered_by = "actor" if learned.supported else "static"
+        steered_by = STEERED_BY[learned.steered_by]
     if options.regmix_proxies:
         entries += agent.regmix(bench, field, base)
     runs = dict(bench.compared(field, base, entries, options.seeds, name=name))

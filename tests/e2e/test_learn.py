@@ -154,7 +154,14 @@ def test_a_policy_that_nobody_judged_says_so(searched: Path, tmp_path: Path) -> 
         "This policy was not evaluated, because no runs were held out. It is used all the same.",
     )
     assert made.verdict[0] in made.page.read_text()
-    assert read_provenance(made.folder)["support"] == {"supported": None, "update": 2, "spaces": {}}
+    assert read_provenance(made.folder)["support"] == {
+        "supported": None,
+        "steered_by": "actor",
+        "learner": "cql",
+        "plan": None,
+        "update": 2,
+        "spaces": {},
+    }
     policy = load_policy(made.folder)
     assert isinstance(policy, HistoryPolicy)
     assert policy.supported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,24 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.learning import history_learning
+from cuvee.evaluation.statistics import Estimate
+from cuvee.learning import history_learning, model_actor
 from cuvee.learning.history_learning import (
     LearnProgress,
     LearnSettings,
     imagine,
     learn,
 )
+from cuvee.learning.off_policy import OffPolicyEvaluator
 from cuvee.loop import run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, save_policy
-from cuvee.policies.fixed import Fixed
+from cuvee.policies.fixed import Fixed, Scheduled
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.recipes.reports.diagnosis import diagnose
 from cuvee.simulation.continual import continual
+from cuvee.simulation.curves import fit_curves
 from cuvee.simulation.dynamics_model import as_logged
 from cuvee.simulation.simulator import Simulator
 
@@ -126,7 +130,14 @@ def test_without_held_out_runs_nothing_is_evaluated() -> None:
     learned = learn(RUNS, Feedback(), settings(held_out=0.0), seed=0)
     assert learned.estimates == {}
     assert learned.policy.supported
-    assert learned.provenance["support"] == {"supported": None, "update": 4, "spaces": {}}
+    assert learned.provenance["support"] == {
+        "supported": None,
+        "steered_by": "actor",
+        "learner": "cql",
+        "plan": None,
+        "update": 4,
+        "spaces": {},
+    }
 
 
 class Stop(Exception):
@@ -202,6 +213,7 @@ def _without_feedback(trajectory: Trajectory) -> Trajectory:
         ({"architecture": "huge"}, "'huge': use small or full"),
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"eval_every": 0}, "eval_every"),
+        ({"learner": "sarsa"}, "learner is 'sarsa': use cql, model, both"),
         ({"architecture": {"width": 3}}, "unexpected keyword argument 'width'"),
         ({"held_out": "half"}, "cannot be built from {'held_out': 'half'}"),
     ],
@@ -326,3 +338,52 @@ def test_what_cannot_be_learned_on_from_is_refused(tmp_path: Path) -> None:
         learn(RUNS, Feedback(), settings(initial=str(tmp_path / "fixed")), seed=0)
     with pytest.raises(PolicyError, match=r"holds no policy.json"):
         learn(RUNS, Feedback(), settings(initial=str(tmp_path / "none")), seed=0)
+
+
+@pytest.fixture
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = functools.partial(fit_curves, members=2, steps=15)
+    monkeypatch.setattr(model_actor, "fit_curves", quick)
+
+
+@pytest.mark.parametrize(("learner", "learned"), [("model", {"sft", "model"}), ("both", None)])
+def test_the_actor_can_be_learned_in_fitted_worlds(
+    learner: str, learned: set[str] | None, quick_fit: None, tmp_path: Path
+) -> None:
+    found = learn(RUNS, Feedback(0.3), settings(learner=learner), seed=3)
+    support = found.provenance["support"]
+    assert support["learner"] in (learned or {"sft", "cql", "model"})
+    assert support["steered_by"] in {"actor", "plan", "static"}
+    assert {"over_static", "over_static_low", "supported"} <= set(support["plan"])
+    assert found.evaluations[-1]["update"] == (8 if learner == "both" else 4)
+    cut = settings(learner=learner)
+    learn(RUNS, Feedback(0.3), cut, seed=3, folder=tmp_path)
+    again = learn(RUNS, Feedback(0.3), cut, seed=3, folder=tmp_path)
+    assert digest(again.policy.state_dict()) == digest(found.policy.state_dict())
+
+
+def test_the_model_moves_the_actor(quick_fit: None) -> None:
+    still, moved = (
+        learn(RUNS, Feedback(), settings(learner="model", updates=updates, held_out=0.0), seed=3)
+        for updates in (0, 4)
+    )
+    assert digest(still.policy.state_dict()) != digest(moved.policy.state_dict())
+
+
+def test_a_plan_that_is_surely_better_steers(
+    monkeypatch: pytest.MonkeyPatch, quick_fit: None
+) -> None:
+    judged = OffPolicyEvaluator.__call__
+
+    def sure_of_plans(evaluator: Any, policy: Any) -> Any:
+        bounds = (0.1, 0.05, 0.2) if isinstance(policy, Scheduled) else (-0.1, -0.2, -0.05)
+        sure = Estimate(*bounds, 9, 0.95)
+        return replace(judged(evaluator, policy), gain=sure, over_static=sure, outside=0.0)
+
+    monkeypatch.setattr(OffPolicyEvaluator, "__call__", sure_of_plans)
+    found = learn(RUNS, Feedback(), settings(learner="model"), seed=3)
+    assert found.provenance["support"]["steered_by"] == "plan"
+    assert found.policy.steered_by == "plan"
+    points = found.policy.settings()["fallback"]["points"]
+    played = found.policy.mixture(Trajectory.start(RUNS[0].trajectory.signals[0]))
+    assert played.as_dict() == pytest.approx(points[0][1])

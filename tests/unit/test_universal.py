@@ -70,7 +70,7 @@ def test_a_rollout_is_the_run_that_the_policy_would_steer(
     policy, noise = wild(3), MeasurementNoise.perfect(1)
     noise.has_feedback_B1.fill_(float(told))
     with torch.no_grad():
-        played = rollout(policy, Worlds([(laws, domains)]), noise, torch.Generator())
+        played = rollout(policy.actor, Worlds([(laws, domains)]), noise, torch.Generator())
     policy.probes = (Asked(),) if told else ()
     steered = run(Simulator(laws, seed=0, noise=0.0, domains=domains), policy)
     weights_TK = torch.from_numpy(steered.weights_TK())

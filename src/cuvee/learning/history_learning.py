@@ -30,8 +30,10 @@ from cuvee.core.renamed import unknown_settings
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.learning.episodes import Episode
 from cuvee.learning.merging import coarser
+from cuvee.learning.model_actor import FittedSpace, ModelLearner, fitted_spaces
 from cuvee.learning.off_policy import OffPolicyEstimate, OffPolicyEvaluator, static_candidates
 from cuvee.learning.offline import OfflineLearner, OfflineSettings
+from cuvee.learning.planning import plan
 from cuvee.loop import run as run_loop
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import UNIVERSAL, load_policy
@@ -41,6 +43,7 @@ from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.simulation.dynamics_model import DynamicsModel, Regression, as_logged, domain_change
 from cuvee.training.checkpoint import Checkpoints
 
+LEARNERS = ("cql", "model", "both")
 _FEWEST = 8
 # Subtracted from the bound of an actor that leaves the data, so that any other actor is better.
 _FAR_OUT = 1e3
@@ -56,6 +59,10 @@ class LearnSettings(OfflineSettings):
       and the last actor is kept.
     - `imagined`: number of simulated trajectories to learn from in addition (see `imagine`).
     - `initial`: folder of a policy whose actor is the starting point, or `universal`.
+    - `learner`: `cql`; `model` trains the actor in worlds that are fitted to the runs instead
+      (`learning.model_actor`); `both` does `updates` of each, first of CQL. With `model` and
+      `both`, a plan (`learning.planning`) is evaluated beside the actor and played if it is surely
+      better than the best static mixture and the actor is not.
     - `coarse`: also learn from each run in coarser domain spaces (see `learning.merging`).
     - `architecture`: name of a preset, or its fields.
     """
@@ -67,6 +74,7 @@ class LearnSettings(OfflineSettings):
     imagined: int = 0
     initial: str = ""
     coarse: bool = True
+    learner: str = "cql"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +82,8 @@ class LearnSettings(OfflineSettings):
             raise ConfigError(
                 f"held_out is {self.held_out}: it is a fraction of the runs, at least 0 and below 1"
             )
+        if self.learner not in LEARNERS:
+            raise ConfigError(f"learner is {self.learner!r}: use {', '.join(LEARNERS)}")
         if self.eval_every < 1 or min(self.bc_updates, self.updates) < 0:
             raise ConfigError("eval_every must be 1 or more, bc_updates and updates 0 or more")
 
@@ -204,6 +214,8 @@ class _Learning:
             for one in imagine(learned_from, settings.imagined, feedback.weight, seed)
         ]
         self.learner = OfflineLearner(episodes, settings, seed, names, imagined)
+        self.models = [] if settings.learner == "cql" else _fitted(learned_from, feedback, seed)
+        self.by_model = ModelLearner(self.models, self.learner.actor, feedback.weight)
         self.initial = _start_from(self.learner, settings) if settings.initial else None
         self.evaluators = _evaluators(runs, held, feedback, settings.quantile)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
@@ -211,7 +223,8 @@ class _Learning:
     @property
     def total(self) -> int:
         """The number of updates of both stages."""
-        return self.settings.bc_updates + self.settings.updates
+        stages = 2 if self.settings.learner == "both" else 1
+        return self.settings.bc_updates + stages * self.settings.updates
 
     def finish(self) -> Learned:
         """Run the remaining updates and evaluations and return the result."""
@@ -230,12 +243,26 @@ class _Learning:
                 self._report(metrics)
             if self.position == self.total:
                 return self._learned()
-            metrics = (
-                self.learner.clone()
-                if self.position < self.settings.bc_updates
-                else self.learner.update()
-            )
+            metrics = self._update()
             self.position += 1
+
+    def _update(self) -> Mapping[str, float]:
+        learned = self.position - self.settings.bc_updates
+        if learned < 0:
+            return self.learner.clone()
+        if self._by_model(learned + 1):
+            return self.by_model.update(self.learner.rng, self.learner.generator)
+        return self.learner.update()
+
+    def _by_model(self, update: int) -> bool:
+        """Whether the update with that number (from 1) uses the fitted worlds."""
+        kind = self.settings.learner
+        return kind == "model" or (kind == "both" and update > self.settings.updates)
+
+    def _learner_of(self, update: int) -> str:
+        if update == 0:
+            return "sft"
+        return "model" if self._by_model(update) else "cql"
 
     def _due(self) -> bool:
         learned = self.position - self.settings.bc_updates
@@ -286,14 +313,19 @@ class _Learning:
         assert self.best is not None
         bare = self._policy(self.best["actor"], self.best["critic"])
         estimates = {space: evaluator(bare) for space, evaluator in self.evaluators.items()}
+        acts = all(estimate.supported for estimate in estimates.values())
+        planned = self._plan()
         support = {
-            "supported": all(estimate.supported for estimate in estimates.values())
-            if estimates
-            else None,
+            "supported": acts if estimates else None,
+            "steered_by": "actor" if acts else "plan" if planned.get("points") else "static",
+            "learner": self._learner_of(self.best["update"]),
+            "plan": planned.get("figures"),
             "update": self.best["update"],
             "spaces": {space: estimate.figures() for space, estimate in estimates.items()},
         }
         fallback = self._fallback(estimates)
+        if fallback and planned.get("points"):
+            fallback["points"] = planned["points"]
         policy = self._policy(
             self.best["actor"],
             self.best["critic"],
@@ -324,6 +356,19 @@ class _Learning:
             feedback=self.feedback,
             settings=self.settings,
         )
+
+    def _plan(self) -> dict[str, Any]:
+        """Return the figures of the plan, and its points if the data support it.
+
+        {} without a fitted model or an evaluation, or if the runs are of several domain spaces.
+        """
+        if len(self.models) != 1 or len(self.evaluators) != 1:
+            return {}
+        model, domains = self.models[0]
+        planned = plan(model, domains)
+        estimate = next(iter(self.evaluators.values()))(planned)
+        found: dict[str, Any] = {"figures": estimate.figures()}
+        return {**found, **planned.settings()} if estimate.supported else found
 
     def _fallback(self, estimates: Mapping[str, OffPolicyEstimate]) -> dict[str, Any] | None:
         """Return the best static mixture.
@@ -380,6 +425,16 @@ class _Learning:
             "settings": dataclasses.asdict(self.settings),
             "initial": self.initial,
         }
+
+
+def _fitted(runs: Sequence[Run], feedback: Feedback, seed: int) -> list[FittedSpace]:
+    """Fit laws to the complete runs of each domain space that has enough of them."""
+    whole = [run.trajectory for run in runs if _whole(run)]
+    spaces = [
+        [trajectory for trajectory in whole if _space(trajectory) == space]
+        for space in dict.fromkeys(map(_space, whole))
+    ]
+    return fitted_spaces(spaces, feedback.weight, seed)
 
 
 def _start_from(learner: OfflineLearner, settings: LearnSettings) -> str:

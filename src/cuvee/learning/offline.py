@@ -143,18 +143,18 @@ class OfflineLearner:
             "temperature": self.temperature,
         }
         self.generator = torch.Generator().manual_seed(seed)
-        self._rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
         self.updates = 0
 
     def clone(self) -> dict[str, float]:
         """Do one step of behaviour cloning on a batch of the best episodes."""
-        batch = self.data.sample(self.settings.batch_size, self._rng, best=True)
+        batch = self.data.sample(self.settings.batch_size, self.rng, best=True)
         policy = self.actor.net.policy(batch.domains_BTKF[:, :-1], batch.globals_BTG[:, :-1])
         return self.actor.step("clone", cloning_loss(policy, batch))
 
     def update(self) -> dict[str, float]:
         """Do one update of temperature, critics, actor and target network on a batch."""
-        return self.learn(self.data.sample(self.settings.batch_size, self._rng))
+        return self.learn(self.data.sample(self.settings.batch_size, self.rng))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, float]:
         """Do one update on `batch` and return its metrics."""
@@ -275,7 +275,7 @@ class OfflineLearner:
                 name: train_state.state_dict() for name, train_state in self.train_states.items()
             },
             "generator": self.generator.get_state().numpy().copy(),
-            "rng": self._rng.bit_generator.state,
+            "rng": self.rng.bit_generator.state,
             "updates": self.updates,
         }
 
@@ -283,7 +283,7 @@ class OfflineLearner:
         for name, train_state in self.train_states.items():
             train_state.load_state_dict(state["train_states"][name])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
-        self._rng.bit_generator.state = state["rng"]
+        self.rng.bit_generator.state = state["rng"]
         self.updates = int(state["updates"])
 
     def digest(self) -> str:

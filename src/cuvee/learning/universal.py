@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
-from cuvee.agents.history import Past
+from cuvee.agents.history import HistoryActor, Past
 from cuvee.core.domain import Domain, available_K, natural_K
 from cuvee.policies.history.encoder import reference_mixture
 from cuvee.policies.history.features import Timestep
@@ -70,6 +71,34 @@ class UniversalSettings:
     real: float = 0.75
     kl_coef: float = 0.15
     lr: float = 1e-3
+
+
+class LossLaws(Protocol):
+    """The state of B runs before their first step, their losses, and the tokens of an interval."""
+
+    @property
+    def start_K(self) -> Tensor: ...
+
+    @property
+    def interval(self) -> float | Tensor: ...
+
+    def loss(self, effective_K: Tensor, /) -> Tensor: ...
+
+
+class AnyWorlds(Protocol):
+    """What a rollout needs of a batch of B worlds; `Worlds` is one."""
+
+    intervals: int
+    reference_BK: Tensor
+    start_BK: Tensor
+    natural_BK: Tensor
+    tokens_BK: Tensor
+    target_BK: Tensor
+
+    @property
+    def laws(self) -> LossLaws: ...
+
+    def step(self, effective_BK: Tensor, weights_BK: Tensor, number: int, /) -> Tensor: ...
 
 
 class Worlds:
@@ -155,8 +184,15 @@ class Played:
 class _Sensors:
     """Measures B runs, one timestep after the other, with noise."""
 
-    def __init__(self, worlds: Worlds, noise: MeasurementNoise, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        worlds: AnyWorlds,
+        noise: MeasurementNoise,
+        generator: torch.Generator,
+        weight_2: Tensor,
+    ) -> None:
         self.worlds = worlds
+        self.weight_2 = weight_2
         self.noise = noise
         self.generator = generator
         self.known_BK = torch.zeros_like(worlds.target_BK)
@@ -217,7 +253,7 @@ class _Sensors:
         """
         noise_B2 = self.noise.feedback_std_B1 * self._normal(fields_B2) if known else 0.0
         measured_B2 = self.noise.has_feedback_B1 * (fields_B2 + noise_B2)
-        return torch.cat([measured_B2.mean(-1, keepdim=True), measured_B2], -1)
+        return torch.cat([(measured_B2 @ self.weight_2)[:, None], measured_B2], -1)
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator)
@@ -227,17 +263,19 @@ class _Sensors:
 
 
 def rollout(
-    policy: HistoryPolicy,
-    worlds: Worlds,
+    actor: HistoryActor,
+    worlds: AnyWorlds,
     noise: MeasurementNoise,
     generator: torch.Generator,
     push_B1: Tensor | None = None,
+    weight: float = 0.5,
 ) -> Played:
-    """Let the policy's actor steer each world from start to end; differentiable.
+    """Let the actor steer each world from start to end; differentiable.
 
-    `push_B1` is the std of noise that is added to the logits.
+    `push_B1` is the std of noise that is added to the logits, `weight` is λ of the feedback.
     """
-    sensors = _Sensors(worlds, noise, generator)
+    weight_2 = torch.tensor([weight, 1 - weight])
+    sensors = _Sensors(worlds, noise, generator, weight_2)
     effective_BK = worlds.laws.start_K
     past: Past | None = None
     loss_BK: Tensor | None = None
@@ -249,12 +287,12 @@ def rollout(
         [(base_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
     )
     fields_B2 = torch.zeros_like(at_first_B2)
-    kept: tuple[list[Tensor], ...] = ([], [], [], [fields_B2.mean(-1)])
+    kept: tuple[list[Tensor], ...] = ([], [], [], [fields_B2 @ weight_2])
     for t in range(worlds.intervals):
         seen = sensors.at(t / worlds.intervals, last_BK, drawn_BK, loss_BK, fields_B2)
         domains_BKF = seen.domain_features()
         globals_BG = seen.run_features()
-        logits_BK, past = policy.actor.unroll(past, domains_BKF, globals_BG)
+        logits_BK, past = actor.unroll(past, domains_BKF, globals_BG)
         if push_B1 is not None:
             logits_BK = logits_BK + push_B1 * torch.randn(logits_BK.shape, generator=generator)
         last_BK = logits_BK.softmax(-1)
@@ -265,7 +303,7 @@ def rollout(
             [(loss_BK * role).sum(-1) for role in (source_BK, worlds.target_BK)], -1
         )
         fields_B2 = 1 - now_B2 / at_first_B2
-        step = (domains_BKF, globals_BG, last_BK, fields_B2.mean(-1))
+        step = (domains_BKF, globals_BG, last_BK, fields_B2 @ weight_2)
         for path, new in zip(kept, step, strict=True):
             path.append(new)
     return Played(*(torch.stack(path, 1) for path in kept))
@@ -301,15 +339,15 @@ def learn_universal(
         count, domains = worlds.start_BK.shape
         noise = MeasurementNoise.draw(count, domains, rng)
         if number < settings.updates:
-            played = rollout(policy, worlds, noise, generator)
+            played = rollout(policy.actor, worlds, noise, generator)
             reference_B = constant_gain(worlds, worlds.reference_BK)
             above_B = played.feedback_BT[:, -1] - reference_B
             better = (above_B / (reference_B.abs() + 0.02)).mean()
-            divergence = _divergence(played.weights_BTK, worlds.reference_BK)
+            apart = divergence(played.weights_BTK, worlds.reference_BK)
             metrics = {
                 "above_reference": better.item(),
-                "divergence": divergence.item(),
-                "gradient": actor.step(settings.kl_coef * divergence - better),
+                "divergence": apart.item(),
+                "gradient": actor.step(settings.kl_coef * apart - better),
             }
         else:
             loss = _critic_loss(policy, worlds, noise, rng, generator)
@@ -319,7 +357,7 @@ def learn_universal(
     return policy
 
 
-def _divergence(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
+def divergence(weights_BTK: Tensor, reference_BK: Tensor) -> Tensor:
     """Return the mean KL(α_t ‖ reference) in nats."""
     ratio_BTK = weights_BTK.clamp(min=1e-9) / reference_BK[:, None].clamp(min=1e-9)
     return (weights_BTK * ratio_BTK.log()).sum(-1).mean()
@@ -383,7 +421,7 @@ def _critic_loss(
     """
     push_B1 = _column(rng.uniform(0.0, 1.5, len(worlds.start_BK)).tolist())
     with torch.no_grad():
-        played = rollout(policy, worlds, noise, generator, push_B1)
+        played = rollout(policy.actor, worlds, noise, generator, push_B1)
     tokens = policy.critic.encode(played.domains_BTKF, played.globals_BTG)
     to_come_BT = 10 * (played.feedback_BT[:, -1:] - played.feedback_BT[:, :-1])
     return sum(

@@ -39,7 +39,7 @@ _BY_DOMAIN = ("reducible", "decay", "pace", "retention")
 # Means of the parameters before anything is known, on the scales of `_Parameters`.
 _BEFORE = {"reducible": 0.0, "decay": -1.0, "pace": 1.0, "retention": 0.0}
 _REPEATS = float(np.log(5.0))
-_FEWEST = 4
+FEWEST_RUNS = 4
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class _Laws:
         read = weights * torch.from_numpy(text.share_T).float()[:, None] / unit_K
         epochs = read.cumsum(-2)
         repeats = self.repeats_M1[..., None, None]
-        worth = unit_K * (_fresh(epochs, repeats) - _fresh(epochs - read, repeats))
+        worth = unit_K * (fresh(epochs, repeats) - fresh(epochs - read, repeats))
         return worth @ self.transfer_MKK.transpose(-1, -2)[:, None]
 
     def play(self, weights: Tensor, text: RunText) -> Predicted:
@@ -211,7 +211,7 @@ class _Laws:
         return Predicted(loss, torch.einsum("mntk,mfk->mntf", fallen, self.value_M2K))
 
 
-def _fresh(epochs: Tensor, repeats: Tensor) -> Tensor:
+def fresh(epochs: Tensor, repeats: Tensor) -> Tensor:
     """Return what `epochs` passes are worth, in passes over new text."""
     again = (epochs - 1).clamp(min=0)
     return epochs.clamp(max=1) + repeats * (1 - (-again / repeats).exp())
@@ -237,15 +237,24 @@ class CurveModel:
         self.errors = errors
         self._feedback_2 = torch.tensor([feedback_weight, 1 - feedback_weight])
         trust = np.array([errors[one.family] ** -4.0 for one in parameters])
+        self.trust = trust / trust.sum()
+        """(F,) the weights of the families, as in `laws`."""
         members = [len(one.leaves["start"]) for one in parameters]
         self.weight_M = torch.from_numpy(
-            np.repeat(trust / trust.sum() / members, members).astype(np.float32)
+            np.repeat(self.trust / members, members).astype(np.float32)
         )
         with torch.no_grad():
             self.laws = [_Laws(one) for one in parameters]
         self.error = float(
             np.sqrt(np.average([errors[one.family] ** 2 for one in parameters], weights=trust))
         )
+
+    def noise(self, count: int, has_feedback: float) -> tuple[Tensor, ...]:
+        """Return the fitted noise of `count` runs, the fields of `universal.MeasurementNoise`."""
+        log_std_2 = torch.cat([one.leaves["noise"].detach() for one in self._parameters]).mean(0)
+        wide = torch.ones(count, 1)
+        loss, feedback = (wide * one.exp() for one in log_std_2)
+        return has_feedback * wide, loss, feedback, torch.inf * wide
 
     def gains(self, weights_TK: Tensor, text: RunText | None = None) -> Tensor:
         """Return e (M,) at the end of a path of mixtures (T, K), by member; differentiable.
@@ -278,9 +287,9 @@ def fit_curves(
     The runs must have the same domains and intervals, and feedback for every interval. Raises
     `PolicyError` if fewer than 4 runs are given, or if their domains changed.
     """
-    if len(runs) < _FEWEST:
+    if len(runs) < FEWEST_RUNS:
         raise PolicyError(
-            f"{len(runs)} runs are too few to fit laws to, {_FEWEST} are needed: run more proxies "
+            f"{len(runs)} runs are too few to fit laws to, {FEWEST_RUNS} are needed: run more proxies "
             "(`cuvee search`)"
         )
     if changed := [change for run in runs if (change := domain_change(run))]:
