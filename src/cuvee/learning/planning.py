@@ -6,8 +6,8 @@
 a, b and c are level, slope and curvature. f (flatness), g (tilt) and h (its slope) are one number for
 each role. d is the direction in which the ensemble's mean rises fastest at the reference mixture,
 standardised within the role. They climb mean − κ · deviation over the ensemble by Adam, less a
-penalty for their squares in units of the model's error. A free schedule overfits the model
-(docs/lab/planning.md).
+penalty for their squares in units of the model's error. A free schedule may end higher but promises
+up to 2 points more than it gives where the laws are wrong (docs/lab/planning.md).
 
 No domain is read more often than its cap. The plan is a `schedule`, which can be saved and played
 like any policy.
