@@ -13,7 +13,7 @@ from cuvee.core.errors import StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.fleet.store.database import to_json
-from cuvee.fleet.store.rows import Interval, figures_json, run_key
+from cuvee.fleet.store.rows import Interval, Space, figures_json, run_key
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
@@ -66,17 +66,19 @@ def through_a_database(row: Any) -> Any:
 @given(intervals())
 def test_an_interval_comes_back_to_the_bit(interval: Interval) -> None:
     row = through_a_database(interval.row())
-    assert Interval.read(row, through_a_database(interval.space_json()), "run") == interval
-    assert Interval.read(row, interval.space_json(), "run").row() == interval.row()
+    space = Space.read(row["space"], through_a_database(interval.space_json()), "run")
+    assert Interval.read(row, space, "run") == interval
+    assert Interval.read(row, space, "run").row() == interval.row()
 
 
 @given(intervals(), st.sampled_from(["mixture", "signals", "space", "digest"]), json_values)
 def test_a_row_with_anything_in_it_is_refused_or_unchanged(
     interval: Interval, column: str, value: Any
 ) -> None:
+    space = Space.read(interval.row()["space"], interval.space_json(), "run")
     row = interval.row() | {column: value}
     try:
-        found = Interval.read(row, interval.space_json(), "run")
+        found = Interval.read(row, space, "run")
     except StoreError:
         return
     assert found == interval

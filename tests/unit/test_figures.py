@@ -10,7 +10,13 @@ import pytest
 
 from cuvee.core.domain import Domain
 from cuvee.report.colours import DARK, METHODS, domain_colours
-from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, trade_figure
+from cuvee.report.figures import (
+    MANY_SEEDS,
+    curve_figure,
+    domain_figure,
+    mixture_figure,
+    trade_figure,
+)
 from cuvee.report.summary import summarise
 from cuvee.testing.runs import example_domains, example_run
 
@@ -51,6 +57,16 @@ def test_target_domains_are_hatched_and_lie_on_top() -> None:
     ]
     hatched = [bool(trace.fillpattern.shape) for trace in traces]
     assert hatched == [False] * 6 + [True] * 2
+
+
+def test_many_seeds_are_a_band_of_one_trace() -> None:
+    summary = summarise([example_run("natural", seed) for seed in range(MANY_SEEDS + 1)])
+    figure = curve_figure(summary, lambda scores: scores.mean)
+    band, mean = figure.data
+    curves = [[scores.mean for scores in view.scores_P] for view in summary.runs]
+    lower = np.min(curves, axis=0).tolist()
+    assert list(band.y) == [*np.max(curves, axis=0).tolist(), *reversed(lower)]
+    assert list(mean.y) == np.mean(curves, axis=0).tolist()
 
 
 def test_curves_hold_each_seed_and_their_mean() -> None:

@@ -26,6 +26,8 @@ from cuvee.report.colours import (
 )
 from cuvee.report.summary import MethodView, RunView, Scores, Summary
 
+MANY_SEEDS = 8
+"""The number of seeds above which their lines become a band, so that the page stays small."""
 _MANY = 16
 """The number of domains above which a stack is taller and has thinner lines."""
 
@@ -97,7 +99,7 @@ def add_stack(
 
 
 def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Figure:
-    """One summary loss over tokens: a thin line per seed and a thick one for their mean."""
+    """One summary loss over tokens: a line per seed, or a band of many, and a thick line for their mean."""
 
     def at(view: RunView) -> FloatArray:
         return np.array([value(scores) for scores in view.scores_P], dtype=np.float64)
@@ -158,7 +160,11 @@ def _lines(
         colour = method_colour(index)
         dash = DASHES[index % len(DASHES)]
         views = [view for view in method.runs if len(view.tokens_P)]
-        if len(views) > 1:
+        if len(views) > MANY_SEEDS:
+            _add_band(
+                figure, [(view.tokens_P.astype(np.float64), at(view)) for view in views], colour
+            )
+        elif len(views) > 1:
             for view in views:
                 line = {"color": colour, "width": 0.8}
                 hidden = {"opacity": 0.35, "hoverinfo": "skip", "showlegend": False}
@@ -182,6 +188,26 @@ def _lines(
         figure.update_xaxes(title_text=None, nticks=4, tickangle=0)
         figure.update_layout(margin_b=24)
     return figure
+
+
+def _add_band(
+    figure: go.Figure, curves: Sequence[tuple[FloatArray, FloatArray]], colour: str
+) -> None:
+    """Add the range of many curves, as far as all of them reach, in one trace."""
+    shared = min(len(x_P) for x_P, _ in curves)
+    x_P = curves[0][0][:shared]
+    y_SP = np.array([y_P[:shared] for _, y_P in curves])
+    figure.add_scatter(
+        x=np.append(x_P, x_P[::-1]),
+        y=np.append(y_SP.max(axis=0), y_SP.min(axis=0)[::-1]),
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.2,
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def style(figure: go.Figure, y_title: str, height: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -144,6 +145,7 @@ def domain_table(summary: Summary) -> Table:
     """
     scored = [method for method in summary.methods if method.scored]
     start = next((view for view in summary.runs if view.start), None)
+    drawn = [_drawn(method) for method in scored]
     rows = []
     order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
     for k in order:
@@ -152,11 +154,10 @@ def domain_table(summary: Summary) -> Table:
         compared = scored and scored[0].label == summary.baseline and scored[0].finished
         theirs = losses[0] if compared else None
         cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
-        for method, loss in zip(scored, losses, strict=True):
+        for method, loss, tokens in zip(scored, losses, drawn, strict=True):
             shade = _shade(loss, theirs) if method.finished else 0
-            cells.append(
-                Cell(number(loss), f"{_share(method, domain.name):.1%} of tokens", shade=shade)
-            )
+            share = tokens[domain.name] / (sum(tokens.values()) or 1)
+            cells.append(Cell(number(loss), f"{share:.1%} of tokens", shade=shade))
         rows.append(
             Row(
                 domain.name,
@@ -284,16 +285,13 @@ def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float
     return Cell(f"{amount(enough)} FLOPs", f"{enough / other.flops:.3g} × this run")
 
 
-def _share(method: MethodView, name: str) -> float:
-    """The share of the domain in all tokens of the method's scored runs."""
-    drawn = total = 0
+def _drawn(method: MethodView) -> Counter[str]:
+    """The tokens of each domain that all scored runs of the method read together."""
+    drawn: Counter[str] = Counter()
     for view in method.scored:
         for signals in view.run.trajectory.signals:
-            total += int(signals.tokens_K.sum())
-            drawn += (
-                int(signals.tokens_K[signals.names.index(name)]) if name in signals.names else 0
-            )
-    return drawn / total if total else 0.0
+            drawn.update(dict(zip(signals.names, signals.tokens_K.tolist(), strict=True)))
+    return drawn
 
 
 def _shade(loss: float | None, theirs: float | None) -> int:

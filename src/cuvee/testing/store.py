@@ -317,7 +317,7 @@ class StoreSuite:
             with pytest.raises(StoreError, match="interval 1 of run"):
                 store.load(claim.run.id)
         _update(store, sa.update(schema.spaces).values(domains=[]))
-        with pytest.raises(StoreError, match="interval 0 of run"):
+        with pytest.raises(StoreError, match="the list of domains of run"):
             store.load(claim.run.id)
 
     def test_deleted_rows_and_altered_configurations_are_noticed(self, store: Store) -> None:

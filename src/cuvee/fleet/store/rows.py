@@ -18,6 +18,8 @@ from cuvee.core.protocols import Metrics
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Cost
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -73,8 +75,7 @@ class Tally:
 
 def digest_of(value: Any) -> str:
     """Return the sha256 of canonical JSON; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
 
 
 def run_key(config: Mapping[str, Any], seed: int) -> str:
@@ -122,6 +123,32 @@ def figures_json(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, str, int)) else str(value)
 
 
+_DAMAGE = (CuveeError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The domains that many intervals share, checked once."""
+
+    digest: str
+    domains: tuple[Domain, ...]
+
+    @classmethod
+    def read(cls, digest: str, domains: Any, run_id: str) -> Space:
+        """Read and check a row. Raises `StoreError` if it was altered or is invalid."""
+        where = f"the list of domains of run {run_id}"
+        try:
+            if digest_of(domains) != digest:
+                raise StoreError(
+                    f"{where} was altered after it was written: its digest does not match"
+                )
+            return cls(digest, tuple(Domain.from_json(domain) for domain in domains))
+        except StoreError:
+            raise
+        except _DAMAGE as error:
+            raise StoreError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Interval:
     """One interval of a run in the store. Number 0 holds the signals before the first step."""
@@ -153,31 +180,24 @@ class Interval:
         }
 
     @classmethod
-    def read(cls, row: Mapping[str, Any], domains: Any, run_id: str) -> Interval:
+    def read(cls, row: Mapping[str, Any], space: Space | None, run_id: str) -> Interval:
         """Read and check a row. Raises `StoreError` if it was altered or is invalid."""
         where = f"interval {row['number']} of run {run_id}"
         try:
             if (
-                digest_of(domains) != row["space"]
+                space is None
+                or space.digest != row["space"]
                 or digest_of([row["space"], row["mixture"], row["signals"]]) != row["digest"]
             ):
                 raise StoreError(
                     f"{where} was altered after it was written: its digest does not match"
                 )
-            space = tuple(Domain.from_json(domain) for domain in domains)
             mixture = Mixture.from_json(row["mixture"]) if row["mixture"] is not None else None
-            signals = Signals.from_json(space, row["signals"])
+            signals = Signals.from_json(space.domains, row["signals"])
             if mixture is not None and mixture.names != signals.names:
                 raise StoreError(f"{where} has a mixture over other domains than its signals")
             return cls(row["number"], mixture, signals, dict(row["metrics"]))
         except StoreError:
             raise
-        except (
-            CuveeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-        ) as error:
+        except _DAMAGE as error:
             raise StoreError(f"{where} cannot be read: {type(error).__name__}: {error}") from error

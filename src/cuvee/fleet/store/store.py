@@ -32,7 +32,15 @@ from cuvee.fleet.store.claim import BAD, Claim, Outcome, end_attempt
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.migrate import migrate
 from cuvee.fleet.store.requests import add_request, check_action, read_requests
-from cuvee.fleet.store.rows import Interval, RunSummary, Tally, fingerprint_of, plain_json, run_key
+from cuvee.fleet.store.rows import (
+    Interval,
+    RunSummary,
+    Space,
+    Tally,
+    fingerprint_of,
+    plain_json,
+    run_key,
+)
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
 from cuvee.fleet.store.summaries import Listing, read_listing, read_run
 from cuvee.fleet.store.worker_name import is_alive, worker_name
@@ -439,19 +447,21 @@ class Store:
 
         Raises `StoreError` if a row is damaged or missing.
         """
-        query = (
-            sa.select(intervals, spaces.c.domains).join(spaces).where(intervals.c.run_id == run_id)
-        )
+        query = sa.select(intervals).where(intervals.c.run_id == run_id)
+        used = sa.select(intervals.c.space).where(intervals.c.run_id == run_id)
+        lists = sa.select(spaces).where(spaces.c.digest.in_(used))
         query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
         query = query.where(intervals.c.number <= last) if last is not None else query
         count = sa.select(runs.c.intervals).where(runs.c.id == run_id)
 
-        def work(connection: sa.Connection) -> tuple[int, Sequence[sa.RowMapping]]:
+        def work(connection: sa.Connection) -> tuple[int, Sequence[Any], Sequence[Any]]:
             recorded = connection.execute(count).scalar_one_or_none() or 0
-            return recorded, connection.execute(query).mappings().all()
+            rows = connection.execute(query).mappings().all()
+            return recorded, rows, connection.execute(lists).all()
 
-        recorded, rows = self._database.read(work)
-        found = [Interval.read(dict(row), row["domains"], run_id) for row in rows]
+        recorded, rows, of_run = self._database.read(work)
+        domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in of_run}
+        found = [Interval.read(dict(row), domains.get(row["space"]), run_id) for row in rows]
         newest = recorded if last is None else min(recorded, last)
         if newest >= max(first, 1) and (not found or found[-1].number < newest):
             raise StoreError(
