@@ -77,9 +77,9 @@ def test_paired_differences_are_taken_by_seed() -> None:
     ]
     table = paired_table(summarise(base + better[::-1]))
     assert table is not None
-    assert [cell.text for cell in table.rows[0].cells[:4]] == ["−0.250"] * 4
-    assert table.rows[0].cells[0].note == "−0.250 to −0.250", "the seeds cancel exactly"
-    assert table.rows[0].cells[0].shade < 0
+    assert [cell.text for cell in table.rows[0].cells[:5]] == ["better", *["−0.250"] * 4]
+    assert table.rows[0].cells[1].note == "−0.250 to −0.250", "the seeds cancel exactly"
+    assert table.rows[0].cells[1].shade < 0
 
 
 def test_tokens_to_the_baselines_end() -> None:
@@ -160,7 +160,9 @@ def test_one_seed_makes_no_claim() -> None:
     assert all(cell.shade == 0 for row in table.rows for cell in row.cells), (
         "nothing is called better"
     )
-    assert table.rows[0].cells[0].note == "one seed: no interval"
+    assert [cell.note for cell in table.rows[0].cells[:2]] == [
+        "one seed decides nothing", "one seed: no interval"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seeds", "hint"), [(3, True), (5, False)])

@@ -96,35 +96,49 @@ def compare(
         typer.Option("--output", "-o", help="The report file. Default: NAME.html in `out`."),
     ] = None,
     dry_run: DryRun = False,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--claim", help="A < B: registered now, answered after the runs. May be repeated."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train each method with each seed, print the results, and write the report.
 
-    Example: cuvee compare compare.yaml 'seeds=[0, 1, 2]' --workers 2
+    Example: cuvee compare compare.yaml 'seeds=[0, 1, 2]' --workers 2 --claim 'gain < natural'
     """
     from cuvee.cli.display.console import console
     from cuvee.cli.display.live import view
     from cuvee.cli.display.plan import say_plan
     from cuvee.recipes import compare as recipe
     from cuvee.recipes.config.schema import CompareConfig, load
-    from cuvee.recipes.reports.reporting import tables
-    from cuvee.report.page import write_report
-
-    wanted = load(CompareConfig, config, overrides or ())
-    if dry_run:
-        say_plan(wanted, workers)
-        return
-    with view(quiet) as seen:
-        runs = recipe.compare(wanted, resume=resume, workers=workers, observer=seen)
-    for heading, figures in tables(runs, wanted.baseline_label):
-        console().print(_printed(heading, figures), highlight=False)
-    page = write_report(
-        runs,
-        output or wanted.out / f"{wanted.name}.html",
-        wanted.name,
-        baseline=wanted.baseline_label,
+    from cuvee.recipes.reports.reporting import (
+        by_model_table,
+        report_path,
+        tables,
+        write_comparison,
     )
-    say(f"report: {page}")
+
+    wanted = load(CompareConfig, config, overrides or ()).with_claims(claim or ())
+    models = wanted.by_model()
+    compared = {}
+    for name, one in models.items():
+        if len(models) > 1:
+            say(f"model {name}")
+        if dry_run:
+            say_plan(one, workers)
+            continue
+        with view(quiet) as seen:
+            compared[name] = recipe.compare(one, resume=resume, workers=workers, observer=seen)
+        for heading, figures in tables(compared[name], one.baseline_label):
+            console().print(_printed(heading, figures), highlight=False)
+        page = report_path(one, name, output, several=len(models) > 1)
+        for sentence in write_comparison(one, compared[name], page):
+            say(sentence)
+        say(f"report: {page}")
+    if len(compared) > 1:
+        console().print(_printed(*by_model_table(compared, wanted.baseline_label)), highlight=False)
 
 
 def _printed(heading: str, figures: Figures) -> Table:

@@ -18,6 +18,7 @@ from cuvee.recipes.build import build_policy
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
 from cuvee.recipes.progress.stopping import PipedStop, Stopped, StopRequest
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
+from cuvee.recipes.reports.claims import register_claims
 from cuvee.recipes.stores import open_store
 from cuvee.recipes.train import refuse_interrupted, train
 
@@ -32,7 +33,7 @@ def compare(
     workers: int = 1,
     observer: Observer | None = None,
 ) -> list[Run]:
-    """Train the runs of `config` and return them, ordered by seed. Finished runs are not repeated.
+    """Train the runs of `config`, of one model, and return them by seed. Finished ones are kept.
 
     With `workers` above 1, that many runs train at a time, each in its own process. A run that
     fails in training does not stop the others; the first such error is raised after all have ended.
@@ -40,6 +41,7 @@ def compare(
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}: at least 1 is needed")
+    assert config.models is None, "CompareConfig.by_model gives one comparison per model"
     corpus = Corpus.open(config.corpus)
     configs = {one.run_id(corpus.fingerprint): one for one in config.runs()}
     for one in configs.values():
@@ -51,6 +53,8 @@ def compare(
         for run_id in configs:
             refuse_interrupted(known.get(run_id), resume)
         group = config.group(corpus.fingerprint)
+        finished = sum(run_id in known and known[run_id].status == "done" for run_id in configs)
+        register_claims(config, group, finished, len(configs))
         with StopRequest() as stop:
             if workers == 1:
                 failures = _one_by_one(list(configs.values()), resume, group, observer, stop)

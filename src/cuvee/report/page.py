@@ -25,11 +25,13 @@ from plotly.offline import get_plotlyjs
 from cuvee import __version__
 from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
+from cuvee.evaluation.claims import Answered
 from cuvee.report import tables
 from cuvee.report.colours import DARK, METHODS, domain_colours
 from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, trade_figure
 from cuvee.report.summary import Summary, summarise
-from cuvee.report.words import amount, fallback, final_loss, headline, number
+from cuvee.report.verdict import card
+from cuvee.report.words import amount, claim_sentence, fallback, final_loss, headline, number
 
 # Keys in which fairly compared runs may differ. `evaluation` is among them: it trains nothing.
 _MAY_DIFFER = {
@@ -67,24 +69,27 @@ def write_report(
     statuses: Mapping[str, str] | None = None,
     bytes_per_token: Mapping[str, float] | None = None,
     facts: Mapping[str, str] | None = None,
+    claims: Sequence[Answered] = (),
 ) -> Path:
     """Write the page and return its path.
 
     `baseline` is the label of the method that the others are compared with (default: natural, else
     the first). `statuses` says by run id why unfinished runs did not finish ("failed: the loss is
     not finite"). `bytes_per_token` by domain gives bits per byte if the runs' configurations do not
-    have it. `facts` are further lines of "what was compared", such as the hardware. Raises
+    have it. `claims` were registered for this comparison. `facts` are further lines of "what was compared", such as the hardware. Raises
     `ConfigError` as `summarise` does.
     """
     summary = summarise(runs, baseline, statuses, bytes_per_token)
-    page = render(summary, title, facts or {})
+    page = render(summary, title, facts or {}, claims)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)
     return target
 
 
-def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
+def render(
+    summary: Summary, title: str, facts: Mapping[str, str], claims: Sequence[Answered] = ()
+) -> str:
     """Return the page as text."""
     mixtures = _mixtures(summary)
     curves = _curves(summary)
@@ -97,6 +102,8 @@ def render(summary: Summary, title: str, facts: Mapping[str, str]) -> str:
         _facts(summary) | dict(facts),
         [*([trade] if trade else []), *mixtures, *curves, *by_domain],
         summary=summary,
+        card=card(summary),
+        claims=[claim_sentence(one) for one in claims],
         headline=headline(summary),
         final_loss=final_loss(summary),
         warnings=_warnings(summary),

@@ -15,7 +15,7 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain, Split
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Cost, Run
-from cuvee.evaluation.statistics import bits_per_byte
+from cuvee.evaluation.statistics import bits_per_byte, steps_to_reach
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,21 @@ class MethodView:
         """`mean`, of the scores at the last validation."""
         scores = [view.last_validation for view in self.scored]
         return _mean([value(one) for one in scores if one])
+
+
+def shares_of_tokens(method: MethodView, baseline: MethodView) -> list[float | None]:
+    """Return the share of the baseline's tokens at which the method reaches its final validation loss.
+
+    One value per shared seed; None where it is never reached.
+    """
+    theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
+    shares: list[float | None] = []
+    for view in method.finished:
+        if (other := theirs.get(view.run.seed)) and other.last_validation:
+            losses = [scores.headline for scores in view.scores_P]
+            reached = steps_to_reach(view.tokens_P, losses, other.last_validation.headline)
+            shares.append(None if reached is None else reached / max(int(other.tokens_P[-1]), 1))
+    return shares
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.statistics import paired_difference, steps_to_reach
-from cuvee.report.summary import MethodView, RunView, Scores, Summary
+from cuvee.evaluation.statistics import paired_difference
+from cuvee.evaluation.verdicts import Verdict
+from cuvee.report.summary import MethodView, Scores, Summary, shares_of_tokens
+from cuvee.report.verdict import seeds_to_decide, verdicts
 from cuvee.report.words import ABSENT, amount, duration, interval, measure, number, signed
 
 Value = Callable[[Scores], float | None]
@@ -101,47 +103,53 @@ def final_table(summary: Summary) -> Table:
 def paired_table(summary: Summary) -> Table | None:
     """Each method minus the baseline, over the seeds that both finished; None without such seeds.
 
-    With proxies it also has the size of run from which they pay off.
+    The verdict is about the loss by which methods are ranked. With proxies it also has the size of run from which they pay off.
     """
     baseline = summary.methods[0]
     others = summary.methods[1:]
     losses = measures(summary)
     costly = any(method.proxies != Cost() for method in others)
+    found = verdicts(summary)
     rows = []
     for index, method in enumerate(others, start=1):
-        cells = []
-        pairs = 0
-        for _, value in losses:
-            difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
-            pairs = difference.pairs if difference else 0
-            shade = (
-                0
-                if difference is None or not difference.excludes_zero
-                else (-2 if difference.mean < 0 else 2)
-            )
-            text = signed(difference.mean) if difference else ABSENT
-            cells.append(
-                Cell(
-                    text,
-                    interval(difference) or ("one seed: no interval" if pairs == 1 else ""),
-                    shade=shade,
-                )
-            )
-        shares = _shares(method, baseline)
-        cells.append(Cell(_tokens_needed(shares)))
+        if method.label not in found:
+            continue
+        cells = [_difference(method, baseline, value) for _, value in losses]
+        shares = shares_of_tokens(method, baseline)
+        cells += [Cell(_tokens_needed(shares))]
         cells += [_break_even(method, baseline, shares)] if costly else []
-        if pairs:
-            count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
-            rows.append(Row(method.label, count, tuple(cells), index))
-    columns = (*(f"Δ {name.lower()}" for name, _ in losses), "Tokens to the baseline’s end")
+        verdict = found[method.label]
+        pairs = verdict.difference.pairs
+        count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
+        rows.append(Row(method.label, count, (_verdict(verdict), *cells), index))
+    columns = ("Verdict", *(f"Δ {name.lower()}" for name, _ in losses))
+    columns += ("Tokens to the baseline’s end",)
     columns += ("Proxies pay from",) if costly else ()
     return Table(columns, tuple(rows)) if rows else None
+
+
+def _difference(method: MethodView, baseline: MethodView, value: Value) -> Cell:
+    difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
+    if difference is None:
+        return Cell(ABSENT)
+    shade = 0
+    if difference.excludes_zero:
+        shade = -2 if difference.mean < 0 else 2
+    note = interval(difference) or "one seed: no interval"
+    return Cell(signed(difference.mean), note, shade=shade)
+
+
+def _verdict(verdict: Verdict) -> Cell:
+    note = "" if verdict.p_value is None else f"p = {verdict.p_value:.2g}"
+    if verdict.comparisons > 1:
+        note += f", corrected for {verdict.comparisons}"
+    return Cell(verdict.outcome, seeds_to_decide(verdict) or note)
 
 
 def domain_table(summary: Summary) -> Table:
     """One row per domain: final loss and share of tokens by method.
 
-    Cells are shaded by the difference to the baseline.
+    Cells are shaded by the difference to the baseline where its interval excludes 0.
     """
     scored = [method for method in summary.methods if method.scored]
     start = next((view for view in summary.runs if view.start), None)
@@ -155,7 +163,8 @@ def domain_table(summary: Summary) -> Table:
         theirs = losses[0] if compared else None
         cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
         for method, loss, tokens in zip(scored, losses, drawn, strict=True):
-            shade = _shade(loss, theirs) if method.finished else 0
+            sure = theirs is not None and _is_sure(method, scored[0], k)
+            shade = _shade(loss, theirs) if sure else 0
             share = tokens[domain.name] / (sum(tokens.values()) or 1)
             cells.append(Cell(number(loss), f"{share:.1%} of tokens", shade=shade))
         rows.append(
@@ -168,6 +177,16 @@ def domain_table(summary: Summary) -> Table:
         )
     heads = [method.label + ("" if method.finished else " (not finished)") for method in scored]
     return Table(("Validation loss at the start", *heads), tuple(rows))
+
+
+def _is_sure(method: MethodView, baseline: MethodView, k: int) -> bool:
+    """Whether the interval of the paired difference on domain number `k` excludes 0."""
+    ours, theirs = (
+        {view.run.seed: float(view.final_K[k]) for view in one.finished if view.final_K is not None}
+        for one in (method, baseline)
+    )
+    difference = paired_difference(ours, theirs)
+    return difference is not None and difference.excludes_zero
 
 
 def _final_loss(method: MethodView, k: int) -> float | None:
@@ -236,21 +255,6 @@ def _cost_cells(method: MethodView) -> list[Cell]:
         shares = amount(proxies.tokens), amount(proxies.flops), duration(proxies.seconds)
         notes = (f"{shares[0]} proxies", f"{shares[1]} proxies", f"{shares[2]} proxies")
     return [Cell(text, note) for text, note in zip(texts, notes, strict=True)]
-
-
-def _shares(method: MethodView, baseline: MethodView) -> list[float | None]:
-    """The share of the baseline's tokens at which the method reaches its final validation loss.
-
-    One value per shared seed; None where it is never reached.
-    """
-    theirs: Mapping[int, RunView] = {view.run.seed: view for view in baseline.finished}
-    shares: list[float | None] = []
-    for view in method.finished:
-        if (other := theirs.get(view.run.seed)) and other.last_validation:
-            losses = [scores.headline for scores in view.scores_P]
-            reached = steps_to_reach(view.tokens_P, losses, other.last_validation.headline)
-            shares.append(None if reached is None else reached / max(int(other.tokens_P[-1]), 1))
-    return shares
 
 
 def _tokens_needed(shares: Sequence[float | None]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from cuvee.evaluation.claims import Answered
 from cuvee.evaluation.statistics import Estimate, paired_difference
 from cuvee.report.summary import MethodView, Scores, Summary
 
@@ -53,7 +55,7 @@ def interval(estimate: Estimate | None, digits: int = 3) -> str:
 
 def headline(summary: Summary) -> list[str]:
     """One to three sentences: which method ended lowest, by how much, and how sure that is."""
-    ranked = sorted((method for method in summary.methods if method.finished), key=_headline_loss)
+    ranked = sorted((method for method in summary.methods if method.finished), key=headline_loss)
     if not ranked:
         return [
             "No run has finished yet, so there is nothing to compare. "
@@ -63,7 +65,7 @@ def headline(summary: Summary) -> list[str]:
     if len(ranked) == 1:
         alone = len(summary.methods) == 1
         return [
-            f"{best.label} ended at {number(_headline_loss(best))} nats per token ({measure(summary)}), "
+            f"{best.label} ended at {number(headline_loss(best))} nats per token ({measure(summary)}), "
             f"perplexity {number(best.mean(lambda scores: scores.perplexity), 1)}. "
             + (
                 "Nothing was compared with it."
@@ -100,14 +102,15 @@ def fallback(summary: Summary) -> str | None:
     )
 
 
-def _headline_loss(method: MethodView) -> float:
+def headline_loss(method: MethodView) -> float:
+    """Return the mean final loss by which methods are ranked."""
     loss = method.mean(lambda scores: scores.headline)
     assert loss is not None, "a finished run has scores"
     return loss
 
 
 def _one_seed(ranked: list[MethodView], loss: str) -> str:
-    order = ", ".join(f"{method.label} {number(_headline_loss(method))}" for method in ranked)
+    order = ", ".join(f"{method.label} {number(headline_loss(method))}" for method in ranked)
     return (
         f"In one run of each method the {loss} ended at: {order}. One seed cannot distinguish a "
         "better method from a lucky run, so this is an observation, not a result."
@@ -121,7 +124,7 @@ def _several_seeds(summary: Summary, ranked: list[MethodView]) -> str:
     what = "the baseline " if rival.label == summary.baseline else ""
     difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
     start = (
-        f"{best.label} ended with the lowest {measure(summary)}, {number(_headline_loss(best))} "
+        f"{best.label} ended with the lowest {measure(summary)}, {number(headline_loss(best))} "
         "nats per token"
     )
     if difference is None:
@@ -170,3 +173,37 @@ def _both(method: MethodView) -> str:
         method.mean(lambda scores: scores.source),
     )
     return f"target {number(target)}, source {number(source)}"
+
+
+def claim_sentence(one: Answered) -> str:
+    """Say whether a claim holds, by which figures, and whether it was made before the runs."""
+    return f"{one.claim}: {one.answer}. {_evidence(one)} {_made(one)}"
+
+
+def _evidence(one: Answered) -> str:
+    verdict = one.verdict
+    if verdict is None:
+        return "The two share no finished seed."
+    mean = verdict.difference.mean - one.claim.by
+    if verdict.difference.low is None or verdict.p_value is None:
+        return f"{signed(mean)} nats on one seed, which decides nothing."
+    shifted = replace(
+        verdict.difference,
+        low=verdict.difference.low - one.claim.by,
+        high=(verdict.difference.high or 0.0) - one.claim.by,
+    )
+    said = (
+        f"{signed(mean)} nats ({interval(shifted)}) over {shifted.pairs} paired seeds, "
+        f"p = {verdict.p_value:.2g}"
+    )
+    if verdict.comparisons > 1:
+        said += f" after correction for {verdict.comparisons} claims"
+    if one.answer == "open" and verdict.seeds_needed is not None:
+        said += f"; about {verdict.seeds_needed} seeds would decide"
+    return f"{said}."
+
+
+def _made(one: Answered) -> str:
+    if not one.done:
+        return f"Registered before the runs, {one.registered}."
+    return f"Registered when {one.done} of {one.total} runs were done, {one.registered}."

@@ -35,6 +35,7 @@ from cuvee.core.protocols import Method, Policy
 from cuvee.core.registry import METHODS, TRAINERS, import_plugins
 from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.base_folder import find_base
+from cuvee.evaluation.claims import parse_claim
 from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
 from cuvee.policies.guard.guard import Limits
 from cuvee.recipes.config.explain import by_name, explain
@@ -323,6 +324,10 @@ class CompareConfig(RunConfig):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     baseline: str = ""
     """The label that the others are compared with; by default the first method."""
+    models: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=1)] | None = None
+    """Several models instead of `model`. Each is a comparison of its own, with its own report."""
+    claims: tuple[str, ...] = ()
+    """Claims such as `ac_odm < even`, registered before the runs and answered after them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -337,7 +342,30 @@ class CompareConfig(RunConfig):
         if self.baseline and self.baseline not in labels:
             near = nearest(self.baseline, labels)
             raise ConfigError(f"baseline is {self.baseline!r}, which is not in methods{near}")
+        for claim in self.claims:
+            parse_claim(claim, labels)
+        if self.models and "model" in self.model_fields_set:
+            raise ConfigError("both model and models are given; keep one")
         return self
+
+    def with_claims(self, claims: Sequence[str]) -> CompareConfig:
+        """Return this comparison with more claims. Raises `ConfigError` as the key `claims` does."""
+        labels = [method.label for method in self.methods]
+        for claim in claims:
+            parse_claim(claim, labels)
+        return self.model_copy(update={"claims": (*self.claims, *claims)})
+
+    def by_model(self) -> dict[str, CompareConfig]:
+        """One comparison for each of `models`, by a readable name; only this one without them."""
+        if self.models is None:
+            return {_model_name(self.model): self}
+        found: dict[str, CompareConfig] = {}
+        for model in self.models:
+            name = _model_name(model)
+            if name in found:
+                raise ConfigError(f"models has two called {name!r}: give each once")
+            found[name] = self.model_copy(update={"model": model, "models": None})
+        return found
 
     @property
     def baseline_label(self) -> str:
@@ -349,6 +377,8 @@ class CompareConfig(RunConfig):
 
     def runs(self) -> list[TrainConfig]:
         """One configuration per method and seed, ordered by seed: early results are paired."""
+        if self.models is not None:
+            return [run for one in self.by_model().values() for run in one.runs()]
         common = {name: getattr(self, name) for name in RunConfig.model_fields}
         choices = [self._steering(choice) for choice in self.methods]
         if self.evaluation is not None and not any("evaluation" in choice for choice in choices):
@@ -365,6 +395,14 @@ class CompareConfig(RunConfig):
             return {"method": choice}
         asked = self.evaluation is not None and choice.reads_feedback
         return {"policy": choice, **({"evaluation": self.evaluation} if asked else {})}
+
+
+def _model_name(model: str | Mapping[str, Any]) -> str:
+    """A preset's or a folder's name, or model type and digest of a mapping."""
+    if isinstance(model, str):
+        folder = Path(model)
+        return _as_name(folder.parent.name if folder.name == "model" else folder.name)
+    return f"{_as_name(str(model.get('model_type')))}-{short_digest(model)}"
 
 
 def sha256_of_model(folder: Path) -> str:

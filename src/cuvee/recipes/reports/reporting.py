@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Run
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.evaluation.verdicts import Verdict
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
+from cuvee.recipes.config.schema import CompareConfig
+from cuvee.recipes.reports.claims import answered_claims
 from cuvee.report.page import write_report
 from cuvee.report.summary import summarise
-from cuvee.report.tables import Table, final_table, paired_table
-from cuvee.report.words import fallback, final_loss
+from cuvee.report.tables import Cell, Row, Table, final_table, paired_table
+from cuvee.report.verdict import verdicts
+from cuvee.report.words import (
+    ABSENT,
+    claim_sentence,
+    fallback,
+    final_loss,
+    interval,
+    signed,
+)
 
 
 def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, Table]]:
@@ -29,6 +41,44 @@ def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, 
     paired = paired_table(summary)
     against = f"Against {summary.baseline}, paired by seed: {loss}"
     return [final, (against, paired)] if paired else [final]
+
+
+def report_path(config: CompareConfig, model: str, given: Path | None, several: bool) -> Path:
+    """Return the file of a comparison's report: `given`, or NAME.html in `out`.
+
+    With several models, the model's name is added, as in NAME-llama-1m.html.
+    """
+    path = given or config.out / f"{config.name}.html"
+    return path.with_name(f"{path.stem}-{model}{path.suffix}") if several else path
+
+
+def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> list[str]:
+    """Write the report of a comparison and return the answers to its claims as sentences."""
+    group = config.group(Corpus.open(config.corpus).fingerprint)
+    claims = answered_claims(config, group, runs)
+    write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims)
+    return [claim_sentence(one) for one in claims]
+
+
+def by_model_table(
+    compared: Mapping[str, Sequence[Run]], baseline: str | None = None
+) -> tuple[str, Table]:
+    """Return each method's difference to the baseline by model, with its verdict."""
+    found = {name: verdicts(summarise(runs, baseline)) for name, runs in compared.items()}
+    labels = list(dict.fromkeys(label for one in found.values() for label in one))
+    rows = []
+    for label in labels:
+        cells = [_by_model(one.get(label)) for one in found.values()]
+        rows.append(Row(label, "", tuple(cells)))
+    return "Difference to the baseline by model", Table(tuple(found), tuple(rows))
+
+
+def _by_model(verdict: Verdict | None) -> Cell:
+    if verdict is None:
+        return Cell(ABSENT)
+    spread = interval(verdict.difference)
+    note = f"{spread}; {verdict.outcome}" if spread else verdict.outcome
+    return Cell(signed(verdict.difference.mean), note)
 
 
 def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, title: str) -> Path:

@@ -1,0 +1,79 @@
+"""Claims of a comparison: registered in a file before the runs, answered after them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import ConfigError
+from cuvee.core.files import write_atomic
+from cuvee.core.trajectory import Run
+from cuvee.evaluation.claims import Answered, answer_claims, parse_claim
+from cuvee.recipes.config.schema import CompareConfig
+from cuvee.report.summary import summarise
+
+
+def register_claims(config: CompareConfig, group: str, done: int, total: int) -> None:
+    """Record the claims of `config` that are new, with the runs that are finished already.
+
+    The record is kept: a claim that was registered earlier is not registered again.
+    """
+    if not config.claims:
+        return
+    records = _read(config.out, group)
+    known = {record["claim"] for record in records}
+    labels = [method.label for method in config.methods]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    for claim in (str(parse_claim(text, labels)) for text in config.claims):
+        if claim not in known:
+            known.add(claim)
+            records.append({"claim": claim, "done": done, "total": total, "registered": now})
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(_path(config.out, group), json.dumps(records, indent=2))
+
+
+def answered_claims(config: CompareConfig, group: str, runs: Sequence[Run]) -> list[Answered]:
+    """Return the registered claims about the methods of `config`, with their verdicts."""
+    labels = [method.label for method in config.methods]
+    summary = summarise(runs, config.baseline_label)
+    losses = {
+        method.label: method.by_seed(lambda scores: scores.headline) for method in summary.methods
+    }
+    claims = [
+        Answered(
+            parse_claim(one["claim"], labels), None, one["done"], one["total"], one["registered"]
+        )
+        for one in _read(config.out, group)
+        if _names(one["claim"]) <= set(labels)
+    ]
+    return answer_claims(claims, lambda label: losses.get(label, {}))
+
+
+def _names(claim: str) -> set[str]:
+    left, _, right = claim.partition(" < ")
+    return {left, right.split(" by ")[0]}
+
+
+def _path(out: Path, group: str) -> Path:
+    return out / f"{group}-claims.json"
+
+
+def _read(out: Path, group: str) -> list[dict[str, Any]]:
+    """Raises `ConfigError` if the file was altered so that it cannot be read."""
+    path = _path(out, group)
+    if not path.is_file():
+        return []
+    try:
+        records = json.loads(path.read_text())
+        return [{key: kind(one[key]) for key, kind in _FIELDS.items()} for one in records]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is not a record of claims ({error}): restore it, or remove it to register "
+            "the claims again"
+        ) from error
+
+
+_FIELDS = {"claim": str, "done": int, "total": int, "registered": str}
