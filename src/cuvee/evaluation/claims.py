@@ -63,7 +63,7 @@ def parse_claim(text: str, labels: Collection[str]) -> Claim:
             f"the claim {text!r} cannot be read: write METHOD < METHOD, as in "
             "'ac_odm < even', or 'ac_odm < even by 0.01' in nats per token"
         )
-    left, right, by = found[1], found[2], float(found[3] or 0)
+    left, right = found[1], found[2]
     for label in (left, right):
         if label not in labels:
             raise ConfigError(
@@ -71,7 +71,7 @@ def parse_claim(text: str, labels: Collection[str]) -> Claim:
             )
     if left == right:
         raise ConfigError(f"the claim {text!r} compares {left} with itself")
-    return Claim(left, right, by)
+    return Claim(left, right, float(found[3] or 0))
 
 
 def answer_claims(
