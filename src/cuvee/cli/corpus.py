@@ -79,11 +79,12 @@ def build(
 ) -> None:
     """Build a corpus from text or token shards, or resume a build that was interrupted."""
     from cuvee.cli.display.console import Stages, console, progress_bar
-    from cuvee.data.ingest.adopt import adopt, find_shards
+    from cuvee.data.ingest.adopt import adopt
     from cuvee.data.ingest.build import BuildSettings
     from cuvee.data.ingest.build import build as build_corpus
+    from cuvee.data.ingest.shards.finding import find_shards
 
-    if find_shards(sources):
+    if find_shards(sources).shards:
         corpus = adopt(
             sources,
             folder,

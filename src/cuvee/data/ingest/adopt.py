@@ -1,4 +1,4 @@
-"""Import shards that another program wrote: only a manifest is added.
+"""Import shards that another program wrote. A manifest is added, and parts are joined.
 
 If there is a tokenizer, the bytes of text are summed over all tokens. Lexical diversity is measured
 on up to 256 evenly spaced documents, which are decoded.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,14 @@ from cuvee.data.corpus.manifest import (
     write_manifest,
 )
 from cuvee.data.corpus.pool import TokenPool
-from cuvee.data.corpus.shards import bin_path, file_size, idx_path, open_shard, scan_shard
+from cuvee.data.corpus.shards import (
+    bin_path,
+    file_size,
+    idx_path,
+    open_shard,
+    read_index,
+    scan_shard,
+)
 from cuvee.data.corpus.tokenizer import (
     Vocabulary,
     find_vocabulary,
@@ -38,7 +44,9 @@ from cuvee.data.corpus.tokenizer import (
 )
 from cuvee.data.ingest.build_folder import is_built
 from cuvee.data.ingest.quality import domain_mtld
-from cuvee.data.ingest.raw import check_domain_name, choose_roles, read_tables, splits_of
+from cuvee.data.ingest.raw import choose_roles, read_tables
+from cuvee.data.ingest.shards.finding import Found, find_shards
+from cuvee.data.ingest.shards.joining import join_shards
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,31 +54,6 @@ if TYPE_CHECKING:
 _SAMPLE_DOCUMENTS = 256
 _SAMPLE_TOKENS = 4096
 _CHUNK_TOKENS = 1 << 22
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A `.bin`/`.idx` pair. `prefix` is the common path without the ending."""
-
-    name: str
-    split: Split
-    prefix: Path
-
-
-def find_shards(places: Sequence[Path | str]) -> list[_Found]:
-    """Return the `.bin`/`.idx` pairs in `places`.
-
-    `places` are such files, or folders with the same layout as folders of text. A domain is named
-    after its files, without the `_text_document` that Megatron-LM's preprocessing appends.
-    """
-    found: list[_Found] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            for folder, split in splits_of(place):
-                found += [_pair(path, split or "train") for path in sorted(folder.glob("*.idx"))]
-        elif place.suffix in (".idx", ".bin"):
-            found.append(_pair(place, "train"))
-    return found
 
 
 def adopt(
@@ -86,26 +69,29 @@ def adopt(
 
     `folder` may be the folder that holds the shards. `tokenizer` is a tokenizer.json, which is
     copied to `folder`; without it, `vocab_size` and the id `end_of_text` are required. Every id
-    must be in the vocabulary, and every document must end with the end-of-text token. Raises
+    must be in the vocabulary, and every document must end with the end-of-text token. A domain of
+    several parts is copied into one shard in `folder`. Warns of files that are not read. Raises
     `CorpusError`, or `ShardError` for wrong files.
     """
     folder = Path(folder)
-    shards = find_shards(places)
+    finding = find_shards(places)
+    shards = finding.shards
     for place in places:
-        if not find_shards([place]):
+        if not find_shards([place]).shards:
             raise CorpusError(
                 f"{place} holds no .bin/.idx pairs: shards and text do not go into one corpus"
             )
     _check_keys(shards)
     text = read_tokenizer(tokenizer) if tokenizer else None
     vocabulary = _vocabulary(text, str(tokenizer), vocab_size, end_of_text)
+    finding.remark()
+    dtype = _check_parts(shards, vocabulary)
     entries: dict[tuple[str, Split], ShardEntry] = {}
     scores: dict[str, dict[str, float]] = {}
-    dtypes: set[str] = set()
     for shard in shards:
-        pool = open_shard(shard.prefix, shard.name)
-        _check_ends(pool, shard.prefix, vocabulary.end_of_text)
-        entry = _entry(shard, pool, vocabulary, folder)
+        prefix = _whole(shard, folder)
+        pool = open_shard(prefix, shard.name)
+        entry = _entry(prefix, pool, vocabulary, folder)
         scores.setdefault(shard.name, {})
         if text is not None:
             known = parse_tokenizer(text, str(tokenizer))
@@ -116,11 +102,6 @@ def adopt(
             if shard.split == "train" and diversity is not None:
                 scores[shard.name] = {"mtld": diversity}
         entries[shard.name, shard.split] = entry
-        dtypes.add(pool.tokens.dtype.name)
-    if len(dtypes) > 1:
-        raise CorpusError(
-            f"the shards hold {' and '.join(sorted(dtypes))}: write all with one type of token ids"
-        )
     names = sorted(scores)
     roles = choose_roles(names, read_tables(map(Path, places)), targets)
     domains = tuple(
@@ -134,11 +115,11 @@ def adopt(
         )
         for name in names
     )
-    _write(folder, domains, vocabulary, text, dtypes.pop())
+    _write(folder, domains, vocabulary, text, dtype)
     return Corpus.open(folder)
 
 
-def _check_keys(shards: Sequence[_Found]) -> None:
+def _check_keys(shards: Sequence[Found]) -> None:
     keys = [(shard.name, shard.split) for shard in shards]
     if not keys:
         raise CorpusError("no shards given: name .bin/.idx files, or a folder of them")
@@ -196,12 +177,6 @@ def _without_absent_test(domain: DomainEntry) -> dict[str, Any]:
     return domain.model_dump(exclude=None if domain.test else {"test"})
 
 
-def _pair(path: Path, split: Split) -> _Found:
-    prefix = path.with_suffix("")
-    name = check_domain_name(prefix.name.removesuffix("_text_document"), str(path))
-    return _Found(name, split, prefix)
-
-
 def _vocabulary(
     text: str | None, place: str, vocab_size: int | None, end_of_text: str | int | None
 ) -> Vocabulary:
@@ -229,6 +204,32 @@ def _vocabulary(
     return Vocabulary(vocab_size, end)
 
 
+def _check_parts(shards: Sequence[Found], vocabulary: Vocabulary) -> str:
+    """Check every id and end of document before anything is copied, and return the type of ids."""
+    dtypes: set[str] = set()
+    for shard in shards:
+        several = len(shard.parts) > 1
+        for part in shard.parts:
+            index = read_index(part)
+            dtypes.add(index.dtype.name)
+            if index.tokens or not several:  # one part of several may be empty
+                _check_ends(open_shard(part, part.name), part, vocabulary.end_of_text)
+            if several:  # a shard of its own is read in full when it is hashed
+                scan_shard(part, index.dtype, vocabulary.size)
+    if len(dtypes) > 1:
+        raise CorpusError(
+            f"the shards hold {' and '.join(sorted(dtypes))}: write all with one type of token ids"
+        )
+    return dtypes.pop()
+
+
+def _whole(shard: Found, folder: Path) -> Path:
+    """Return the prefix of the shard, whose parts are joined in `folder` if there are several."""
+    if len(shard.parts) == 1:
+        return shard.parts[0]
+    return join_shards(shard.parts, folder, f"{shard.split}/{shard.name}")
+
+
 def _check_ends(pool: TokenPool, prefix: Path, end_of_text: int) -> None:
     ends_D = np.append(pool.document_starts[1:], len(pool)) - 1
     wrong = np.flatnonzero(pool.tokens[ends_D] != end_of_text)
@@ -242,17 +243,17 @@ def _check_ends(pool: TokenPool, prefix: Path, end_of_text: int) -> None:
         )
 
 
-def _entry(shard: _Found, pool: TokenPool, vocabulary: Vocabulary, folder: Path) -> ShardEntry:
-    bin_sha, idx_sha = scan_shard(shard.prefix, pool.tokens.dtype, vocabulary.size)
-    path = shard.prefix.resolve()
+def _entry(prefix: Path, pool: TokenPool, vocabulary: Vocabulary, folder: Path) -> ShardEntry:
+    bin_sha, idx_sha = scan_shard(prefix, pool.tokens.dtype, vocabulary.size)
+    path = prefix.resolve()
     home = folder.resolve()
     return ShardEntry(
         path=str(path.relative_to(home) if path.is_relative_to(home) else path),
         documents=len(pool.document_starts),
         tokens=len(pool),
         text_bytes=None,
-        bin_bytes=file_size(bin_path(shard.prefix)),
-        idx_bytes=file_size(idx_path(shard.prefix)),
+        bin_bytes=file_size(bin_path(prefix)),
+        idx_bytes=file_size(idx_path(prefix)),
         bin_sha256=bin_sha,
         idx_sha256=idx_sha,
     )

@@ -115,7 +115,8 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
                 f"{place} holds no text: expected files that end in {known} (.gz and .zst too)"
             )
         sources += found
-    _remark([source for source in sources if source.domain not in table], unread)
+    remark_unread(unread, _SUFFIXES)
+    remark_numbers(source.domain for source in sources if source.domain not in table)
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
     return sources, table
@@ -188,7 +189,7 @@ def _domains(
         if entry.name.startswith(".") or entry == root / _TABLE:
             continue
         if entry.is_dir():
-            for path in sorted(_below(entry)):
+            for path in sorted(files_below(entry)):
                 if path.is_file() and _suffix(path):
                     yield _file(path, _label(path, root), split, entry.name)
                 else:
@@ -201,7 +202,7 @@ def _domains(
             unread.append(entry)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below `folder` that are not hidden.
 
     Follows links to folders, but enters none of its own parents.
@@ -218,23 +219,28 @@ def _below(folder: Path) -> Iterator[Path]:
                 stack.append((entry, above | {real}))
 
 
-def _remark(sources: Sequence[TextSource], unread: Sequence[Path]) -> None:
-    """Warn of files that were not read, and of domains whose names differ by a number only."""
+def remark_unread(unread: Sequence[Path], known: Iterable[str]) -> None:
+    """Warn of files that were not read, with the `known` endings."""
     if unread:
         shown = ", ".join(map(str, unread[:5])) + (", …" if len(unread) > 5 else "")
         warnings.warn(
-            f"{len(unread)} files were not read, because they are dangling links or their endings are unknown: {shown}. "
-            f"Known endings: {', '.join(_SUFFIXES)}",
+            f"{len(unread)} files were not read, because they are dangling links or their endings "
+            f"are unknown: {shown}. Known endings: {', '.join(known)}",
             stacklevel=2,
         )
+
+
+def remark_numbers(names: Iterable[str]) -> None:
+    """Warn of three or more domains whose names differ by a number only."""
     stems: dict[str, set[str]] = {}
-    for source in sources:
-        stems.setdefault(re.sub(r"\d+", "#", source.domain), set()).add(source.domain)
-    for stem, names in stems.items():
-        if "#" in stem and len(names) >= _MANY:
+    for name in names:
+        stems.setdefault(re.sub(r"\d+", "#", name), set()).add(name)
+    for stem, alike in stems.items():
+        if "#" in stem and len(alike) >= _MANY:
             warnings.warn(
-                f"{len(names)} domains differ by a number only ({', '.join(sorted(names)[:3])}, …): if they are parts of one "
-                "data set, put them in one folder, whose name is then the domain",
+                f"{len(alike)} domains differ by a number only "
+                f"({', '.join(sorted(alike)[:3])}, …): if they are parts of one data set, put "
+                "them in one folder, whose name is then the domain",
                 stacklevel=2,
             )
 
