@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from cuvee import __version__
-from cuvee.cli import corpus, demo, learn, order_test, recommend, report, runs, search, steer, train
+from cuvee.cli import corpus, demo, learn, order_test, recommend, runs, search, steer, train
 from cuvee.cli.display.lines import say, say_warnings
+from cuvee.cli.results import evaluate, report
 from cuvee.cli.setup import doctor, init, questions, validate
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
@@ -40,6 +41,7 @@ app.command("recommend")(recommend.recommend)
 app.command("order-test")(order_test.order_test)
 app.add_typer(runs.app, name="runs")
 app.command("steer")(steer.steer)
+app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 

@@ -27,6 +27,7 @@ from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.evaluation.claims import Answered
 from cuvee.report import tables
+from cuvee.report.answers import Evaluations, answer_table
 from cuvee.report.colours import DARK, METHODS, domain_colours
 from cuvee.report.figures import curve_figure, domain_figure, mixture_figure, trade_figure
 from cuvee.report.summary import Summary, summarise
@@ -70,17 +71,19 @@ def write_report(
     bytes_per_token: Mapping[str, float] | None = None,
     facts: Mapping[str, str] | None = None,
     claims: Sequence[Answered] = (),
+    evaluations: Evaluations | None = None,
 ) -> Path:
     """Write the page and return its path.
 
     `baseline` is the label of the method that the others are compared with (default: natural, else
     the first). `statuses` says by run id why unfinished runs did not finish ("failed: the loss is
     not finite"). `bytes_per_token` by domain gives bits per byte if the runs' configurations do not
-    have it. `claims` were registered for this comparison. `facts` are further lines of "what was compared", such as the hardware. Raises
-    `ConfigError` as `summarise` does.
+    have it. `claims` were registered for this comparison. `evaluations` are results of
+    `cuvee evaluate` by run id. `facts` are further lines of "what was compared", such as the
+    hardware. Raises `ConfigError` as `summarise` does.
     """
     summary = summarise(runs, baseline, statuses, bytes_per_token)
-    page = render(summary, title, facts or {}, claims)
+    page = render(summary, title, facts or {}, claims, evaluations or {})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)
@@ -88,7 +91,11 @@ def write_report(
 
 
 def render(
-    summary: Summary, title: str, facts: Mapping[str, str], claims: Sequence[Answered] = ()
+    summary: Summary,
+    title: str,
+    facts: Mapping[str, str],
+    claims: Sequence[Answered],
+    evaluations: Evaluations,
 ) -> str:
     """Return the page as text."""
     mixtures = _mixtures(summary)
@@ -110,6 +117,7 @@ def render(
         final=tables.final_table(summary),
         paired=tables.paired_table(summary),
         domains=tables.domain_table(summary),
+        answers=answer_table(summary, evaluations),
         runs=tables.run_table(summary),
         bits=any(
             scores.bits_per_byte is not None for view in summary.runs for scores in view.scores_P

@@ -7,13 +7,14 @@ The tables:
     spaces      the lists of domains that signals are measured over, by digest
     intervals   one row per interval: mixture (none for number 0), signals, the policy's metrics
     requests    one row per request of an operator to a run
+    evaluations one row per result of a model on a task
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 
 STATUSES = ("waiting", "running", "done", "failed")
 OUTCOMES = ("running", "done", "failed", "lost", "released")
@@ -136,4 +137,15 @@ requests = sa.Table(
     sa.Column("interval", sa.Integer, doc="the first that it affects; none while it waits"),
     *_counts("created"),
     sa.CheckConstraint("number >= 1", name="number_positive"),
+)
+
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("model", sa.String(80), primary_key=True, doc="a run's id, or sha256: and a digest"),
+    sa.Column("digest", sa.String(64), primary_key=True, doc="sha256 of what was asked"),
+    sa.Column("task", sa.String(200), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("record", sa.JSON, nullable=False, doc="TaskScore.to_json"),
+    *_counts("created"),
 )

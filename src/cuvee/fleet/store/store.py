@@ -27,9 +27,11 @@ import sqlalchemy as sa
 from cuvee.core.errors import StoreError
 from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.evaluation.items import TaskScore
 from cuvee.fleet.store.address import Address, find_address
 from cuvee.fleet.store.claim import BAD, Claim, Outcome, end_attempt
 from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.evaluations import read_evaluations, save_evaluations
 from cuvee.fleet.store.migrate import migrate
 from cuvee.fleet.store.requests import add_request, check_action, read_requests
 from cuvee.fleet.store.rows import (
@@ -251,6 +253,19 @@ class Store:
     def requests(self, run_id: str | None = None, group: str | None = None) -> list[Request]:
         """Return the requests to a run, to the runs of a group, or all, oldest first."""
         return self._database.read(lambda connection: read_requests(connection, run_id, group))
+
+    # Evaluations
+
+    def add_evaluations(self, model: str, scores: Sequence[TaskScore]) -> None:
+        """Record results of `model`, a run's id or "sha256:" and the digest of a model folder.
+
+        An earlier result of this model on the same questions is replaced.
+        """
+        save_evaluations(self._database, model, scores)
+
+    def evaluations(self, model: str) -> list[TaskScore]:
+        """Return the recorded results of `model`, oldest first."""
+        return read_evaluations(self._database, model)
 
     # Claiming
 

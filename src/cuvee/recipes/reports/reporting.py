@@ -94,4 +94,10 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
     statuses = {
         one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun
     }
-    return write_report([store.load(one.id) for one in begun], path, title, statuses=statuses)
+    return write_report(
+        [store.load(one.id) for one in begun],
+        path,
+        title,
+        statuses=statuses,
+        evaluations={one.id: store.evaluations(one.id) for one in begun},
+    )
