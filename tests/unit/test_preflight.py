@@ -16,7 +16,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.fleet.local import LocalFleet
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.worker_name import worker_name
+from cuvee.fleet.worker_name import worker_name
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.recipes.config.schema import TrainConfig, parse

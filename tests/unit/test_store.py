@@ -22,7 +22,7 @@ from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.store.summaries import read_summary
-from cuvee.fleet.store.worker_name import is_alive, worker_name
+from cuvee.fleet.worker_name import is_alive, worker_name
 from cuvee.recipes.stores import find_runs
 from cuvee.testing.store import StoreSuite
 

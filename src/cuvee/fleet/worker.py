@@ -29,8 +29,8 @@ from cuvee.fleet.store.address import Address
 from cuvee.fleet.store.claim import Claim, ClaimLost
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.worker_name import worker_name
 from cuvee.fleet.task import MakeTrainer, build_task
+from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
 from cuvee.policies.files import save_policy
 

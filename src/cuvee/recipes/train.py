@@ -14,7 +14,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.worker_name import is_alive, worker_name
+from cuvee.fleet.worker_name import is_alive, worker_name
 from cuvee.loop import run
 from cuvee.policies.files import load_requested, save_policy
 from cuvee.policies.guard.guard import Guard

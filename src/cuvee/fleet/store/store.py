@@ -45,7 +45,7 @@ from cuvee.fleet.store.rows import (
 )
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
 from cuvee.fleet.store.summaries import Listing, read_listing, read_run
-from cuvee.fleet.store.worker_name import is_alive, worker_name
+from cuvee.fleet.worker_name import is_alive, worker_name
 from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
