@@ -43,6 +43,12 @@ def build(
             metavar="NAME", help="A target domain; may be repeated. Default: as in table.json."
         ),
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="A new name for a domain of the sources; may be repeated."
+        ),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json to use instead of training one.")
     ] = None,
@@ -79,6 +85,7 @@ def build(
 ) -> None:
     """Build a corpus from text or token shards, or resume a build that was interrupted."""
     from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.data.corpus.names import parse_renames
     from cuvee.data.ingest.adopt import adopt
     from cuvee.data.ingest.build import BuildSettings
     from cuvee.data.ingest.build import build as build_corpus
@@ -92,6 +99,7 @@ def build(
             vocab_size=vocab_size,
             end_of_text=end_of_text,
             targets=target or (),
+            rename=parse_renames(rename or ()),
         )
     else:
         settings = BuildSettings(
@@ -104,6 +112,7 @@ def build(
             valid_share=valid_share,
             test_share=test_share,
             max_bad_rows=max_bad_rows,
+            rename=parse_renames(rename or ()),
         )
         bar = progress_bar(disable=not progress)
         try:

@@ -7,7 +7,7 @@ on up to 256 evenly spaced documents, which are decoded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from cuvee.data.corpus.manifest import (
     digest,
     write_manifest,
 )
+from cuvee.data.corpus.names import checked_renames
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.corpus.shards import (
     bin_path,
@@ -44,7 +45,7 @@ from cuvee.data.corpus.tokenizer import (
 )
 from cuvee.data.ingest.build_folder import is_built
 from cuvee.data.ingest.quality import domain_mtld
-from cuvee.data.ingest.raw import choose_roles, read_tables
+from cuvee.data.ingest.raw import choose_roles, read_tables, rename_roles
 from cuvee.data.ingest.shards.finding import Found, find_shards
 from cuvee.data.ingest.shards.joining import join_shards
 
@@ -64,17 +65,19 @@ def adopt(
     vocab_size: int | None = None,
     end_of_text: str | int | None = None,
     targets: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
 ) -> Corpus:
     """Write the manifest of a corpus over existing shards into `folder`.
 
     `folder` may be the folder that holds the shards. `tokenizer` is a tokenizer.json, which is
     copied to `folder`; without it, `vocab_size` and the id `end_of_text` are required. Every id
     must be in the vocabulary, and every document must end with the end-of-text token. A domain of
-    several parts is copied into one shard in `folder`. Warns of files that are not read. Raises
+    several parts is copied into one shard in `folder`. `rename` gives new names by old name. Warns of files that are not read. Raises
     `CorpusError`, or `ShardError` for wrong files.
     """
     folder = Path(folder)
-    finding = find_shards(places)
+    renames = checked_renames(rename or {})
+    finding = find_shards(places).renamed(renames)
     shards = finding.shards
     for place in places:
         if not find_shards([place]).shards:
@@ -103,7 +106,7 @@ def adopt(
                 scores[shard.name] = {"mtld": diversity}
         entries[shard.name, shard.split] = entry
     names = sorted(scores)
-    roles = choose_roles(names, read_tables(map(Path, places)), targets)
+    roles = choose_roles(names, rename_roles(read_tables(map(Path, places)), renames), targets)
     domains = tuple(
         DomainEntry(
             name=name,

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from cuvee.data.corpus.manifest import (
     digest,
     write_manifest,
 )
+from cuvee.data.corpus.names import checked_renames
 from cuvee.data.corpus.shards import bin_path, idx_path, token_dtype, write_index
 from cuvee.data.corpus.tokenizer import (
     SMALLEST_VOCAB,
@@ -71,6 +72,7 @@ class BuildSettings:
     - `valid_share`, `test_share`: the shares of documents kept for validation and for the test of
       final models, chosen by a hash of their content. They are ignored for sources that have
       `train/` and `valid/` folders.
+    - `rename`: new names by the names that files, folders or the column give.
     - `max_bad_rows`: the number of unusable rows above which the build stops.
     """
 
@@ -83,6 +85,7 @@ class BuildSettings:
     valid_share: float = 0.05
     test_share: float = 0.05
     max_bad_rows: int = 100
+    rename: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_shares(self.valid_share, self.test_share)
@@ -120,7 +123,11 @@ def build(
     workers = workers if workers is not None else cores()
     if workers < 1:
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
-    found, table = find_sources(sources)
+    found, table = find_sources(
+        sources,
+        checked_renames(settings.rename),
+        named_by_rows=settings.domain_column is not None,
+    )
     if settings.domain_column is None:  # report unknown targets before hours of reading
         choose_roles(sorted({source.domain for source in found}), table, settings.targets)
     entries = identify(found, report)
@@ -177,6 +184,7 @@ class _Building:
             settings.domain_column,
             settings.valid_share,
             settings.test_share,
+            checked_renames(settings.rename),
         )
 
     def survey(self) -> tuple[Survey, Vocabulary]:
@@ -198,6 +206,7 @@ class _Building:
                 lambda share: self.report("reading", share),
             )
             choose_roles(survey.names, {}, self.settings.targets)
+            _check_renamed(self.settings.rename, survey.names)
             if place is None:
                 self.report("training the tokenizer", 0.0)
                 texts = (text for name in survey.names for text in sample.texts(name))
@@ -343,6 +352,8 @@ def _built_from(
 ) -> str:
     content = asdict(settings)
     del content["max_bad_rows"]  # it does not change the content of the corpus
+    if not settings.rename:  # as corpora without new names have always been identified
+        del content["rename"]
     if settings.tokenizer is not None:
         del content["vocab_size"]
         content["tokenizer"] = read_tokenizer(settings.tokenizer)
@@ -356,6 +367,15 @@ def _built_from(
             ],
         }
     )
+
+
+def _check_renamed(rename: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise `CorpusError` if no row has one of the old names."""
+    for old, new in rename.items():
+        if new not in names:
+            raise CorpusError(
+                f"no domain {old!r} to rename to {new}; the domains are {', '.join(names)}"
+            )
 
 
 def _domains(

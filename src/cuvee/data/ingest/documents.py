@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
-from cuvee.core.mixture import NAME_PATTERN
+from cuvee.data.corpus.names import RULE, is_domain_name, rename_hint, renamed
 from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
 
 _ABSENT = object()
@@ -18,12 +18,15 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Rules:
-    """How rows become documents: the columns to read and the shares of documents that are held out."""
+    """How rows become documents: the columns to read, the shares of documents that are held out, and
+    the new names of domains that a column gives.
+    """
 
     text_column: str
     domain_column: str | None
     valid_share: float
     test_share: float = 0.0
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_shares(valid_share: float, test_share: float) -> None:
@@ -59,12 +62,11 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
     fields = _parse(row, rules) if isinstance(row, bytes) else row
     if isinstance(fields, Bad):
         return fields
-    domain = block.domain if rules.domain_column is None else fields.domain
-    if not isinstance(domain, str) or not NAME_PATTERN.fullmatch(domain):
-        return Bad(
-            f"the domain is {shown(domain)}: use 1 to 64 letters, digits, dots, underscores or "
-            "hyphens"
-        )
+    domain = block.domain
+    if rules.domain_column is not None:
+        domain = renamed(fields.domain, rules.renames)
+    if not is_domain_name(domain):
+        return Bad(f"the domain is {shown(domain)}: {RULE}{rename_hint(domain)}")
     text = fields.text
     try:
         if isinstance(text, bytes):

@@ -19,7 +19,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from typing import Any, Literal
 from cuvee.core.domain import SPLITS, Role, Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
-from cuvee.core.mixture import NAME_PATTERN
+from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
 
 Format = Literal["jsonl", "parquet", "txt", "rows"]
 
@@ -78,18 +78,34 @@ class TextSource:
 
 def find_sources(
     places: Sequence[Path | str] | Mapping[str, Any],
+    renames: Mapping[str, str] | None = None,
+    *,
+    named_by_rows: bool = False,
 ) -> tuple[list[TextSource], dict[str, Role]]:
     """Return the sources in `places` in a fixed order, and the roles from tables beside them.
 
     `places` are files and folders, or a mapping from domain names to Hugging Face map-style data
-    sets. Raises `CorpusError` if a place is missing, empty, unreadable or badly named.
+    sets. `renames` (see `names.checked_renames`) gives new names to domains. With `named_by_rows`,
+    a column names the domains, and the names of files do not matter. Raises `CorpusError` if a
+    place is missing, empty, unreadable or badly named.
     """
+    table: dict[str, Role] = {}
     if isinstance(places, Mapping):
-        return [_data_set(name, rows) for name, rows in places.items()], {}
-    try:
-        return _find([Path(place) for place in places])
-    except OSError as error:
-        raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
+        found = [_data_set(name, rows) for name, rows in places.items()]
+    else:
+        try:
+            found, table = _find([Path(place) for place in places])
+        except OSError as error:
+            raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
+    renames = renames or {}
+    roles = rename_roles(table, renames)
+    if named_by_rows:
+        return found, roles
+    check_all_used(renames, {source.domain for source in found})
+    return [
+        replace(source, domain=check_domain_name(renamed(source.domain, renames), source.place))
+        for source in found
+    ], roles
 
 
 def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
@@ -122,18 +138,13 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     return sources, table
 
 
-def check_domain_name(name: Any, place: str) -> str:
-    """Return `name`. Raises `CorpusError`, naming `place`, if it is not a valid domain name."""
-    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-        raise CorpusError(
-            f"{place} gives the domain name {name!r}: use 1 to 64 letters, digits, dots, "
-            "underscores or hyphens"
-        )
-    return name
+def rename_roles(table: Mapping[str, Role], renames: Mapping[str, str]) -> dict[str, Role]:
+    """Return the roles under the new names. Raises `CorpusError` for a name that is not valid."""
+    return {check_domain_name(renamed(name, renames), _TABLE): role for name, role in table.items()}
 
 
 def read_tables(places: Iterable[Path]) -> dict[str, Role]:
-    """Return the roles by domain from `table.json` files in or beside `places`."""
+    """Return the roles by domain, as written, from `table.json` files in or beside `places`."""
     roles: dict[str, Role] = {}
     for place in places:
         path = (place if place.is_dir() else place.parent) / _TABLE
@@ -263,7 +274,7 @@ def _domain_of(path: Path, table: Mapping[str, Role]) -> str:
 
 def _file(path: Path, label: str, split: Split | None, domain: str) -> TextSource:
     return TextSource(
-        domain=check_domain_name(domain, str(path)),
+        domain=domain,
         split=split,
         format=_SUFFIXES[_suffix(path)],
         label=label,
@@ -279,7 +290,6 @@ def _suffix(path: Path) -> str:
 
 
 def _data_set(name: str, rows: Any) -> TextSource:
-    check_domain_name(name, "the mapping of data sets")
     if not (
         hasattr(rows, "_fingerprint") and hasattr(rows, "column_names") and hasattr(rows, "__len__")
     ):
@@ -310,5 +320,7 @@ def _read_table(path: Path) -> dict[str, Role]:
             raise CorpusError(
                 f"{path} gives {row['domain']!r} the role {role!r}: use source or target"
             )
-        roles[check_domain_name(row["domain"], str(path))] = role
+        if not isinstance(row["domain"], str):
+            check_domain_name(row["domain"], str(path))
+        roles[row["domain"]] = role
     return roles

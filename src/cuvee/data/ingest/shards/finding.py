@@ -14,15 +14,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.manifest import NAME, read_manifest
+from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
 from cuvee.data.ingest.raw import (
-    check_domain_name,
     files_below,
     read_tables,
     remark_numbers,
@@ -55,6 +55,20 @@ class Finding:
     kept: set[str]
     unread: list[Path]
 
+    def renamed(self, renames: Mapping[str, str]) -> Finding:
+        """Return it under new names (see `names.checked_renames`).
+
+        Raises `CorpusError` if a name is not valid, or an old name is not there.
+        """
+        check_all_used(renames, {shard.name for shard in self.shards})
+        named = [
+            replace(
+                shard, name=check_domain_name(renamed(shard.name, renames), f"{shard.parts[0]}.idx")
+            )
+            for shard in self.shards
+        ]
+        return replace(self, shards=named)
+
     def remark(self) -> None:
         """Warn of folded names, of files that were not read, and of names that look like parts."""
         for name, parts in self.folded.items():
@@ -70,7 +84,7 @@ class Finding:
 def find_shards(places: Sequence[Path | str]) -> Finding:
     """Return the `.bin`/`.idx` pairs in `places`, which are such files or folders.
 
-    Raises `CorpusError` if a folder cannot be read or a name is not valid.
+    Names are as the files give them. Raises `CorpusError` if a folder cannot be read.
     """
     shards: list[Found] = []
     unread: list[Path] = []
@@ -85,8 +99,6 @@ def find_shards(places: Sequence[Path | str]) -> Finding:
     kept |= {name for (name, _), count in times.items() if count > 1}  # an error of the caller
     folded = _part_names({shard.name for shard in shards}, kept)
     joined = _fold(shards, {part: name for name, parts in folded.items() for part in parts})
-    for shard in joined:
-        check_domain_name(shard.name, f"{shard.parts[0]}.idx")
     return Finding(joined, folded, kept, unread)
 
 
