@@ -27,24 +27,46 @@ def prepare(raw: Path, variant: str, out: Path, target_bytes: int) -> Corpus:
     source = out / "raw" / variant
     folder = out / "corpora" / variant
     if variant == "clean":
-        return build([raw], folder, BuildSettings(vocab_size=VOCABULARY))
+        copy(raw, source, split_test)
+        return build([source], folder, BuildSettings(vocab_size=VOCABULARY))
     clean = prepare(raw, "clean", out, target_bytes)
-    if not source.exists():
-        half_done = source.with_name(f"{variant}.part")
-        shutil.rmtree(half_done, ignore_errors=True)
-        for file in (
-            file for file in raw.rglob("*") if file.is_file()
-        ):  # without modes: DIR may be read-only
-            copy = half_done / file.relative_to(raw)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-        if target := target_of(variant):
-            cut_target(half_done, clean, target, target_bytes)
+    target = target_of(variant)
+
+    def change(folder: Path) -> None:
+        if target:
+            cut_target(folder, clean, target, target_bytes)
         else:
-            CHANGES[variant](half_done, clean)
-        half_done.rename(source)
+            CHANGES[variant](folder, clean)
+
+    copy(out / "raw" / "clean", source, change)
     tokenizer = out / "corpora" / "clean" / "tokenizer.json"
     return build([source], folder, BuildSettings(tokenizer=tokenizer))
+
+
+def copy(raw: Path, to: Path, change: Callable[[Path], None]) -> None:
+    """Copy a folder and change the copy, unless `to` exists. Modes are not copied: `raw` may be
+    read-only."""
+    if to.exists():
+        return
+    half_done = to.with_name(f"{to.name}.part")
+    shutil.rmtree(half_done, ignore_errors=True)
+    for file in (file for file in raw.rglob("*") if file.is_file()):
+        copied = half_done / file.relative_to(raw)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
+    change(half_done)
+    half_done.rename(to)
+
+
+def split_test(folder: Path) -> None:
+    """Every second validation document becomes a test document, if there is no test split."""
+    if (folder / "test").exists():
+        return
+    (folder / "test").mkdir()
+    for path in sorted((folder / "valid").glob("*.jsonl.gz")):
+        texts = read_documents(path)
+        write_documents(folder / "test" / path.name, texts[1::2])
+        write_documents(path, texts[::2])
 
 
 def target_of(variant: str) -> str | None:
@@ -148,6 +170,11 @@ def _log_line(rng: random.Random) -> str:
     day = f"2024-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     at = f"{day}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}Z"
     return f"{at} {level} worker-{rng.randint(0, 99)} port={port} status={code}"
+
+
+def read_documents(path: Path) -> list[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 def write_documents(path: Path, texts: Sequence[str]) -> None:
