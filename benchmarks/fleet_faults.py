@@ -251,7 +251,7 @@ def poison(full: bool, planted: str | None = None) -> Counter[str]:
         return +found
 
 
-_BAD = ("lost", "duplicated", "torn", "unfinished", "late writes", "integrity", "errors",
+BAD = ("lost", "duplicated", "torn", "unfinished", "late writes", "integrity", "errors",
         "wrong attempts", "wrong status", "wrongly failed", "without a reason", "silent ends",
         "claims forgotten")  # fmt: skip
 
@@ -300,7 +300,7 @@ def main() -> None:
             print(name, results[name], flush=True)
             for fault in plants:
                 found = dict(check(False, fault))
-                caught[fault] = any(found.get(figure) for figure in _BAD)
+                caught[fault] = any(found.get(figure) for figure in BAD)
                 print(
                     f"  planted: {fault}:",
                     "caught" if caught[fault] else "MISSED",
@@ -318,7 +318,7 @@ def main() -> None:
                 "rows_duplicated": total("duplicated"),
                 "rows_torn": total("torn"),
                 "tasks_unfinished": total("unfinished"),
-                "other_faults": sum(total(figure) for figure in _BAD[4:]),
+                "other_faults": sum(total(figure) for figure in BAD[4:]),
                 "kills": total("kills"),
                 "server_restarts": total("restarts"),
                 "answers_lost_on_the_way": total("lost answers"),

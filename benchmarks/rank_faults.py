@@ -204,6 +204,29 @@ def small_corpus(folder: Path) -> Corpus:
     )
 
 
+def measure(
+    injections: int, most_ranks: int, timeout: float, seed: int, corpus: Corpus
+) -> dict[str, dict[str, float]]:
+    """What was wrong over all injections, by their kind."""
+    generator = random.Random(seed)
+    totals = {kind: {"n": 0.0, "wrong": 0, "mixed_steps": 0, "worst_wait": 0.0} for kind in KINDS}
+    for i in range(injections):
+        kind = KINDS[i % len(KINDS)]
+        ranks = generator.randint(2, most_ranks)
+        seconds = generator.uniform(0.0, timeout / 2) if kind == "late" else 3600.0
+        victim, step = generator.randrange(ranks), generator.randrange(9)
+        injection = Injection(kind, ranks, victim, step, seconds, timeout)
+        found = evaluate(injection, inject(injection, Ranks, corpus))
+        total = totals[kind]
+        total["n"] += 1
+        total["wrong"] += found["wrong"]
+        total["mixed_steps"] = max(total["mixed_steps"], found["mixed"])
+        total["worst_wait"] = max(total["worst_wait"], round(found["waited"], 2))
+        if found["wrong"] or found["mixed"]:
+            print("not as promised:", injection, found)
+    return totals
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,24 +237,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    generator = random.Random(options.seed)
-    totals = {kind: {"n": 0, "wrong": 0, "mixed_steps": 0, "worst_wait": 0.0} for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         corpus = small_corpus(Path(folder))
-        for i in range(options.injections):
-            kind = KINDS[i % len(KINDS)]
-            ranks = generator.randint(2, options.most_ranks)
-            seconds = generator.uniform(0.0, options.timeout / 2) if kind == "late" else 3600.0
-            victim, step = generator.randrange(ranks), generator.randrange(9)
-            injection = Injection(kind, ranks, victim, step, seconds, options.timeout)
-            found = evaluate(injection, inject(injection, Ranks, corpus))
-            total = totals[kind]
-            total["n"] += 1
-            total["wrong"] += found["wrong"]
-            total["mixed_steps"] = max(total["mixed_steps"], found["mixed"])
-            total["worst_wait"] = max(total["worst_wait"], round(found["waited"], 2))
-            if found["wrong"] or found["mixed"]:
-                print("not as promised:", injection, found)
+        totals = measure(
+            options.injections, options.most_ranks, options.timeout, options.seed, corpus
+        )
         planted = Injection("bit", 2, 1, 4, 0.0, options.timeout)
         caught = evaluate(planted, inject(planted, Trusting, corpus))["mixed"] > 0
     document = {

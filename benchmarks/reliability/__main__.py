@@ -1,0 +1,79 @@
+"""Measure what cuvee promises, with planted faults.
+
+    PYTHONPATH=src:benchmarks:tests python -m reliability --only 3 7 8   # fast size
+    PYTHONPATH=src:benchmarks:tests python -m reliability --full         # nightly size: hours
+
+Tests 16 to 19 and 22 to 25 are not written yet.
+
+Prints `test | n | figure | bar | planted faults caught`. The last line is one JSON object. The exit
+status is 1 if a test misses its bar or does not notice a planted fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+import traceback
+
+import torch
+
+from reliability import checkpoints, fleet, ranks, stream  # noqa: F401
+from reliability.measure import TESTS, Result
+
+HEAD = "| test | n | figure | bar | planted faults caught |\n|---|---|---|---|---|"
+
+
+def attempt(number: int, full: bool) -> Result:
+    """A test that cannot be run is a test that failed."""
+    try:
+        return TESTS[number][1](full)
+    except Exception as error:
+        traceback.print_exc()
+        return Result("0", f"not measured: {type(error).__name__}: {error}"[:90], "", False, {})
+
+
+def row(number: int, result: Result) -> str:
+    name, caught = TESTS[number][0], f"{sum(result.caught.values())}/{len(result.caught)}"
+    missed = [fault for fault, was_caught in result.caught.items() if not was_caught]
+    caught += f" (missed: {', '.join(missed)})" if missed else ""
+    figure = result.figure if result.met else f"**{result.figure}**"
+    return f"| {number} {name} | {result.n} | {figure} | {result.bar} | {caught} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", nargs="*", type=int, default=sorted(TESTS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(HEAD, flush=True)
+    results: dict[int, Result] = {}
+    seconds: dict[int, float] = {}
+    for number in options.only:
+        began = time.monotonic()
+        results[number] = attempt(number, options.full)
+        seconds[number] = round(time.monotonic() - began, 1)
+        print(row(number, results[number]), flush=True)
+    document = {
+        "benchmark": "reliability",
+        "size": "full" if options.full else "fast",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "tests": len(results),
+        "hold": sum(result.holds for result in results.values()),
+        "planted": sum(len(result.caught) for result in results.values()),
+        "caught": sum(sum(result.caught.values()) for result in results.values()),
+        "seconds": seconds,
+        "results": {number: vars(result) for number, result in results.items()},
+    }
+    print(json.dumps(document))
+    sys.exit(document["hold"] != document["tests"])
+
+
+if __name__ == "__main__":
+    main()
