@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test fast check install lint types imports clean
+.PHONY: demo test fast check install lint types imports reliability reliability-full clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cuvee demo
@@ -25,6 +25,15 @@ types: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+# What cuvee promises, measured, with planted faults: docs/reliability.md.
+RELIABILITY := PYTHONPATH=src:benchmarks:tests $(BIN)/python -m reliability
+
+reliability: $(VENV)/.installed-dev
+	$(RELIABILITY)
+
+reliability-full: $(VENV)/.installed-dev
+	$(RELIABILITY) --full
 
 install: $(VENV)/.installed-dev
 
