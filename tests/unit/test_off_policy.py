@@ -12,7 +12,12 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import divided_shares
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Trajectory
-from cuvee.learning.off_policy import OffPolicyEvaluator, static_candidates
+from cuvee.learning import off_policy
+from cuvee.learning.off_policy import (
+    OffPolicyEvaluator,
+    _DifferenceError,
+    static_candidates,
+)
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.scoring_sampler import ScoringSampler
@@ -164,13 +169,14 @@ def test_better_policies_get_higher_estimates_and_the_truth_lies_within(
 
 
 @pytest.mark.parametrize(
-    ("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.3, False)]
+    ("poor", "supported"), [(0.6, True), (0.0, False), (-0.02, False), (-0.6, False)]
 )
 def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_the_fallback(
-    walks: list[Trajectory], poor: float, supported: bool
+    walks: list[Trajectory], poor: float, supported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`poor` is how far the static mixture lies from the best one towards behaviour. If
-    negative, the policy lies that far."""
+    negative, the policy lies that far. The only mixture that is divided by role is a poor one."""
+    monkeypatch.setattr(off_policy, "_DIVISIONS", [(0.2, 0.0)])
     best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
     static_K, planted_K = (
@@ -181,17 +187,66 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_the_fal
     assert truth > np.mean([gain_of(one) for one in walks])
     assert (truth < feedback_gain(LAWS, LAWS.best_static().expand(8, -1))) == (poor < 0)
     evaluator = OffPolicyEvaluator(walks, {"best": static_K})
-    assert (evaluator.static_K == pytest.approx(static_K)) == (poor <= 0), (
-        "played if surely above those divided by role"
-    )
+    assert evaluator.static_K == pytest.approx(static_K), "surely above the one divided by role"
     estimate = evaluator(Path(planted_TK))
     assert estimate.gain.low is not None
-    assert (estimate.gain.low > 0) == (poor > -0.3), (
+    assert (estimate.gain.low > 0) == (poor > -0.6), (
         "further off, not even behaviour is surely worse"
     )
     assert (estimate.over_static.mean >= 0) == (poor >= 0)
     assert estimate.within_reach
     assert estimate.supported == estimate.figures()["supported"] == supported
+
+
+def test_a_difference_smaller_than_the_error_of_the_fit_supports_nothing(
+    walks: list[Trajectory],
+) -> None:
+    """The best mixture that is divided by role is .006 below the best mixture."""
+    planted_TK = LAWS.best_static().expand(8, -1).numpy()
+    estimate = OffPolicyEvaluator(walks, {"uniform": UNIFORM})(Path(planted_TK))
+    low, high = estimate.over_static.low, estimate.over_static.high
+    assert low is not None
+    assert high is not None
+    static_TK = torch.from_numpy(np.tile(estimate.static_K, (8, 1)))
+    truth = feedback_gain(LAWS, torch.from_numpy(planted_TK)) - feedback_gain(LAWS, static_TK)
+    assert low < 0 < truth < high
+    assert not estimate.supported
+
+
+def test_errors_twice_as_large_widen_every_interval_that_decides(
+    evaluator: OffPolicyEvaluator, walks: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = OffPolicyEvaluator._missed
+    monkeypatch.setattr(OffPolicyEvaluator, "_missed", lambda judge: 2 * missed(judge))
+    unsure = OffPolicyEvaluator(walks, {"uniform": UNIFORM})
+    path = Path(walks[0].weights_TK())
+    for name in ("gain", "over_static"):
+        narrow, wide = (getattr(judge(path), name) for judge in (evaluator, unsure))
+        assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
+
+
+def test_more_policies_compared_widen_the_intervals_that_decide(
+    evaluator: OffPolicyEvaluator, walks: list[Trajectory]
+) -> None:
+    many = OffPolicyEvaluator(walks, {"uniform": UNIFORM}, looks=10)(Path(walks[0].weights_TK()))
+    once = evaluator(Path(walks[0].weights_TK()))
+    assert many.over_static.level == pytest.approx(1 - 0.05 / 10)
+    assert once.over_static.level == once.value.level == many.value.level == 0.95
+    for name in ("gain", "over_static"):
+        assert getattr(many, name).low < getattr(once, name).low
+
+
+def test_the_error_of_a_difference_grows_with_the_distance_and_is_never_zero() -> None:
+    rng = np.random.default_rng(0)
+    paths = rng.dirichlet(np.ones(5), size=(64, 4))
+    errors = rng.normal(size=64)
+    differences = _DifferenceError.of(errors, np.arange(64) % 8, paths)
+    same, near, far = (
+        differences.errors(paths[0], (1 - share) * paths[0] + share * paths[1]).std()
+        for share in (0.0, 0.1, 1.0)
+    )
+    assert 0 < same < near < far
+    assert far == pytest.approx(np.sqrt(2), rel=0.4), "pairs differ by √2 times one error"
 
 
 def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(

@@ -14,6 +14,7 @@ lowest bound counts.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class _Learning:
         self.models = [] if settings.learner == "cql" else _fitted(learned_from, feedback, seed)
         self.by_model = ModelLearner(self.models, self.learner.actor, feedback.weight)
         self.initial = _start_from(self.learner, settings) if settings.initial else None
-        self.evaluators = _evaluators(runs, held, feedback, settings.quantile)
+        self.evaluators = _evaluators(runs, held, feedback, settings.quantile, self.looks)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
 
     @property
@@ -225,6 +226,12 @@ class _Learning:
         """The number of updates of both stages."""
         stages = 2 if self.settings.learner == "both" else 1
         return self.settings.bc_updates + stages * self.settings.updates
+
+    @property
+    def looks(self) -> int:
+        """The number of policies that are compared: one actor an evaluation, and the plan."""
+        learned = self.total - self.settings.bc_updates
+        return 1 + math.ceil(learned / self.settings.eval_every) + bool(self.models)
 
     def finish(self) -> Learned:
         """Run the remaining updates and evaluations and return the result."""
@@ -530,7 +537,7 @@ def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
 
 
 def _evaluators(
-    runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: float
+    runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: float, looks: int
 ) -> dict[str, OffPolicyEvaluator]:
     evaluators: dict[str, OffPolicyEvaluator] = {}
     for space in dict.fromkeys(_space(run.trajectory) for run in runs if run.id in held):
@@ -542,6 +549,6 @@ def _evaluators(
         )
         statics = static_candidates(learned_from, returns, quantile)
         evaluators[name] = OffPolicyEvaluator(
-            [run.trajectory for run in members], statics, feedback.weight
+            [run.trajectory for run in members], statics, feedback.weight, looks
         )
     return evaluators

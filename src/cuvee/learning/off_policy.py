@@ -6,8 +6,14 @@ are returns: feedback at the end minus feedback at the start. "Behaviour" is the
 logged runs.
 
 The confidence interval covers two kinds of uncertainty: which runs happened to be logged (bootstrap
-over runs, with a new fit for each sample), and the error of a fit on paths that it has not seen
-(its errors on runs left out by cross-validation). Two values are compared on the same samples.
+over runs, with a new fit for each sample), and the error of a fit on paths that it has not seen.
+Two values are compared on the same fits. The error of their *difference* is that of pairs of runs
+that one fit has not seen (`_DifferenceError`); it grows with the distance of the two paths. These
+errors include the noise of the measurements, which is not known separately. The intervals are
+therefore rather too wide than too narrow.
+
+If several policies are compared and the best is kept, its estimate is too high. `looks` is the
+number of policies: the intervals that decide have confidence 1 − 0.05/looks (Bonferroni).
 
 The model is fitted to all runs, including those that the policy was learned from. A fit to the
 held-out quarter alone would be independent of the policy but too weak: on real text it could not
@@ -26,9 +32,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import divided_shares
@@ -39,14 +47,22 @@ from cuvee.loop import run
 from cuvee.simulation.dynamics_model import DynamicsModel, Logged, Regression, as_logged
 
 _RESAMPLES = 200
+_QUANTILES = 200
 _FAR = 0.95  # quantile of the data's own distances; mixtures further away are outside
 _MOST_OUTSIDE = 0.25  # largest fraction of decisions outside
 _COMPARED = 4096
 _FOLDS = 8
+_FEWEST_LEFT_OUT = 3  # runs in a fold: differences need several
+_FLOOR = 0.02  # of the pairs' mean squared error: that of two equal paths
 _LEVEL = 0.95
 _DIVISIONS = [
     (round(0.1 * tenth, 1), flatness) for tenth in range(1, 10) for flatness in (0.0, 0.5, 1.0)
 ]
+# Quantiles are used instead of draws, so that the ends of the intervals have no sampling noise.
+_NORMAL_E = np.array(
+    [NormalDist().inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
+)
+IntArray = npt.NDArray[np.int_]
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,8 @@ class OffPolicyEstimate:
 
     - `value`: estimated return of the policy.
     - `behaviour`: mean return of the logged runs. `gain` is value − behaviour.
-    - `static`: value of the best static mixture `static_K`. `over_static` is value − static.
+    - `static`: value of the best static mixture `static_K`. `over_static` is value − static. The
+      intervals of `gain` and `over_static` allow for the policies that were compared (`looks`).
     - `by_role`: (target share, flatness) of the best static mixture that is divided by role.
     - `outside`: fraction of decisions further than `reach` from what other runs played.
     - `error`: standard error of the fit on runs that it has not seen.
@@ -107,35 +124,74 @@ class OffPolicyEstimate:
                 f"{name}_low": estimate.low,
                 f"{name}_high": estimate.high,
             }
-        return numbers | {"outside": self.outside, "reach": self.reach, "error": self.error}
+        distance = {"outside": self.outside, "reach": self.reach, "error": self.error}
+        return numbers | distance | {"level": self.over_static.level}
+
+
+@dataclass(frozen=True)
+class _DifferenceError:
+    """The squared error of a difference between two paths: `floor` + `slope` · distance².
+
+    The distance is the mean total variation between the mixtures of the same timestep. A smooth
+    error of the fit is the same for equal paths and differs in proportion to their distance.
+    """
+
+    floor: float
+    slope: float
+
+    @classmethod
+    def of(cls, missed_N: FloatArray, fold_N: IntArray, weights_NTK: FloatArray) -> Self:
+        """Fit the line from its floor through the mean of all pairs of runs of one fold.
+
+        The same fit has not seen either run of a pair. `missed_N` are its errors.
+        """
+        first, second = np.triu_indices(len(missed_N), 1)
+        together = fold_N[first] == fold_N[second]
+        first, second = first[together], second[together]
+        squared = float(np.square(missed_N[first] - missed_N[second]).mean())
+        distance_P = 0.5 * np.abs(weights_NTK[first] - weights_NTK[second]).sum(-1).mean(-1)
+        floor = _FLOOR * squared
+        return cls(floor, (squared - floor) / max(float(np.square(distance_P).mean()), 1e-12))
+
+    def errors(self, ours_TK: FloatArray, theirs_TK: FloatArray) -> FloatArray:
+        """Return (E,) equally likely errors of the difference between two paths."""
+        distance = float(0.5 * np.abs(ours_TK - theirs_TK).sum(axis=-1).mean())
+        return float(np.sqrt(self.floor + self.slope * distance**2)) * _NORMAL_E
 
 
 class OffPolicyEvaluator:
     """Evaluates policies by the logged `runs`.
 
     All runs must have the same domains and equally many intervals; at least four are needed.
-    `weight` is λ of the feedback.
+    `weight` is λ of the feedback, `looks` the number of policies that are compared.
 
     The evaluator also finds the best static mixture within reach. It is one that is divided by role
     (`_DIVISIONS`), or one of `statics` (mixtures by name) if that has a clearly higher return.
     """
 
     def __init__(
-        self, runs: Sequence[Trajectory], statics: Mapping[str, FloatArray], weight: float = 0.5
+        self,
+        runs: Sequence[Trajectory],
+        statics: Mapping[str, FloatArray],
+        weight: float = 0.5,
+        looks: int = 1,
     ) -> None:
+        self._level = 1 - (1 - _LEVEL) / looks
         self._weight = weight
         self._example = runs[0]
         self._runs = [as_logged(trajectory) for trajectory in runs]
         self._seen_NTK = np.stack([run.weights_TK for run in self._runs])
         self._regression = Regression(self._runs)
         self._base_2 = np.abs(self._regression.start_Y[:2])
+        n = len(self._runs)
+        self._fold_N = np.arange(n) % min(_FOLDS, max(2, n // _FEWEST_LEFT_OUT))
         missed_N = self._missed()
+        self._difference = _DifferenceError.of(missed_N, self._fold_N, self._seen_NTK)
+        self._missed_N = missed_N
         self.error = float(np.sqrt(np.mean(np.square(missed_N))))
         rng = np.random.Generator(np.random.PCG64(0))
-        n = len(self._runs)
         self._counts_RN = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
         self._solutions = [self._regression.resampled(counts_N) for counts_N in self._counts_RN]
-        self._missed_R = rng.choice(missed_N, size=_RESAMPLES)
         returns_N = np.array([self._return(run) for run in self._runs])
         self._behaviour_R = np.append(returns_N.mean(), self._counts_RN @ returns_N / n)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
@@ -157,7 +213,9 @@ class OffPolicyEvaluator:
         self._static_R = self._values(self._held(self.static_K))
         challenger = best(statics)
         challenger_R = self._values(self._held(statics[challenger]))
-        if (_compared(challenger_R, self._static_R, n).low or 0.0) > 0:
+        apart = (self._held(statics[challenger]), self._held(self.static_K))
+        errors_E = self._difference.errors(*apart)
+        if (_compared(challenger_R, self._static_R, errors_E, n).low or 0.0) > 0:
             self.static_K = statics[challenger]
             self._static_R = challenger_R
 
@@ -168,12 +226,14 @@ class OffPolicyEvaluator:
         n = len(self._runs)
         value_R = self._values(weights_TK)
         nothing_R = np.zeros_like(value_R)
+        missed_N = self._missed_N
+        errors_E = self._difference.errors(weights_TK, self._held(self.static_K))
         return OffPolicyEstimate(
-            value=_compared(value_R, nothing_R, n),
-            behaviour=_compared(self._behaviour_R, nothing_R, n),
-            gain=_compared(value_R, self._behaviour_R, n),
-            static=_compared(self._static_R, nothing_R, n),
-            over_static=_compared(value_R, self._static_R, n),
+            value=_compared(value_R, nothing_R, missed_N, n),
+            behaviour=_compared(self._behaviour_R, nothing_R, np.zeros(1), n),
+            gain=_compared(value_R, self._behaviour_R, missed_N, n, self._level),
+            static=_compared(self._static_R, nothing_R, missed_N, n),
+            over_static=_compared(value_R, self._static_R, errors_E, n, self._level),
             static_K=self.static_K,
             by_role=self.by_role,
             outside=self._outside(weights_TK),
@@ -194,18 +254,17 @@ class OffPolicyEvaluator:
     def _values(self, weights_TK: FloatArray) -> FloatArray:
         """Return the values (1 + R,) of a path.
 
-        The first is by the fit to all runs. The others are by the bootstrap fits, each with a
-        random error of the size that fits make on unseen runs.
+        The first is by the fit to all runs. The others are by the bootstrap fits.
         """
         drawn = [
             self._score(change_Y[:2])
             for change_Y in self._regression.at_ends(weights_TK, self._solutions)
         ]
-        return np.append(self._earned(weights_TK), np.array(drawn) + self._missed_R)
+        return np.append(self._earned(weights_TK), drawn)
 
     def _missed(self) -> FloatArray:
         """Return the (N,) errors on each run of a fit to other runs."""
-        fold_N = np.arange(len(self._runs)) % _FOLDS
+        fold_N = self._fold_N
         missed_N = np.array([self._return(run) for run in self._runs])
         for fold in np.unique(fold_N):
             others = Regression([self._runs[n] for n in np.flatnonzero(fold_N != fold)])
@@ -240,11 +299,18 @@ def static_candidates(
     }
 
 
-def _compared(ours_R: FloatArray, theirs_R: FloatArray, runs: int) -> Estimate:
-    """Estimate ours − theirs on the same samples. The first entry belongs to the original data."""
+def _compared(
+    ours_R: FloatArray, theirs_R: FloatArray, errors_E: FloatArray, runs: int, level: float = _LEVEL
+) -> Estimate:
+    """Estimate ours − theirs on the same fits. The first entry belongs to the original data.
+
+    Each of the others is taken with each of `errors_E`. The errors belong to the comparison, not
+    to either side, so that they cannot cancel.
+    """
     differences_R = ours_R - theirs_R
-    low, high = np.quantile(differences_R[1:], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(float(differences_R[0]), float(low), float(high), runs, _LEVEL)
+    spread_RE = differences_R[1:, None] + errors_E
+    low, high = np.quantile(spread_RE, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(differences_R[0]), float(low), float(high), runs, level)
 
 
 def _nearest(runs_NTK: FloatArray, t: int, mixture_K: FloatArray) -> FloatArray:

@@ -119,7 +119,7 @@ def _apart(estimate: Estimate) -> str:
     side = "above" if estimate.mean >= 0 else "below"
     return (
         f"{abs(estimate.mean):.4f} "
-        f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}) {side}"
+        f"({100 * estimate.level:.3g} % interval {estimate.low:+.4f} to {estimate.high:+.4f}) {side}"
     )
 
 
