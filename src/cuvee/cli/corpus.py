@@ -62,6 +62,13 @@ def build(
             help="The token that ends a document, if it is not one of the well-known ones."
         ),
     ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            "--bos/--no-bos",
+            help="Whether a start token begins every document. Default: as the tokenizer does.",
+        ),
+    ] = None,
     valid_share: Annotated[
         float,
         typer.Option(
@@ -85,6 +92,7 @@ def build(
 ) -> None:
     """Build a corpus from text or token shards, or resume a build that was interrupted."""
     from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.core.errors import CorpusError
     from cuvee.data.corpus.names import parse_renames
     from cuvee.data.ingest.adopt import adopt
     from cuvee.data.ingest.build import BuildSettings
@@ -92,6 +100,10 @@ def build(
     from cuvee.data.ingest.shards.finding import find_shards
 
     if find_shards(sources).shards:
+        if bos is not None:
+            raise CorpusError(
+                "--bos and --no-bos are for text: shards are imported with the tokens they have"
+            )
         corpus = adopt(
             sources,
             folder,
@@ -109,6 +121,7 @@ def build(
             tokenizer=tokenizer,
             vocab_size=4096 if vocab_size is None else vocab_size,
             end_of_text=end_of_text,
+            bos=bos,
             valid_share=valid_share,
             test_share=test_share,
             max_bad_rows=max_bad_rows,
@@ -162,9 +175,11 @@ def verify(
 def _table(corpus: Corpus) -> Table:
     from rich.table import Table
 
+    bos = corpus.manifest.tokenizer.bos
+    start = f"documents begin with token {bos}, " if bos is not None else ""
     table = Table(
         title=str(corpus.folder),
-        caption=f"vocabulary {corpus.vocab_size}, fingerprint {corpus.fingerprint[:12]}",
+        caption=f"vocabulary {corpus.vocab_size}, {start}fingerprint {corpus.fingerprint[:12]}",
     )
     table.add_column("domain")
     table.add_column("role")

@@ -7,7 +7,15 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from cuvee.core.domain import Domain, Role
 from cuvee.core.errors import CorpusError
@@ -70,11 +78,23 @@ class DomainEntry(_Entry):
 
 
 class TokenizerEntry(_Entry):
-    """The tokenizer. `sha256` is the hash of the corpus's tokenizer.json, None without one."""
+    """The tokenizer. `sha256` is the hash of the corpus's tokenizer.json, None without one.
+
+    `bos` is the id that begins every document, None if documents begin with their text.
+    """
 
     sha256: Sha256 | None
     vocab_size: Annotated[int, Field(gt=0, le=2**31)]
     end_of_text: Count
+    bos: Count | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_bos(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Corpora without it are written and identified as they have always been."""
+        content: dict[str, Any] = write(self)
+        if self.bos is None:
+            content.pop("bos", None)
+        return content
 
 
 class SourceEntry(_Entry):
@@ -111,7 +131,7 @@ class Manifest(_Entry):
         """sha256 of everything that a stream depends on.
 
         That is the domains in order, the hashes of their shards and the tokenizer. A test split
-        counts where there is one.
+        and a start token count where there is one.
         """
         return digest(
             {
@@ -133,6 +153,7 @@ class Manifest(_Entry):
                     self.tokenizer.sha256,
                     self.tokenizer.vocab_size,
                     self.tokenizer.end_of_text,
+                    *([self.tokenizer.bos] if self.tokenizer.bos is not None else []),
                 ],
             }
         )

@@ -130,16 +130,24 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 class Encoder:
-    """Encodes text to token ids without special tokens.
+    """Encodes text to token ids without special tokens, except `bos` before and `end_of_text` after
+    each document.
 
     The characters `<|endoftext|>` in a document are encoded like any other text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_of_text: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end_of_text: int,
+        dtype: np.dtype[Any],
+        bos: int | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._start = np.array([] if bos is None else [bos], dtype)
         self._end = np.array([end_of_text], dtype)
         self._dtype = dtype
         self._cuts = tuple(cut for cut in _CUTS if self._is_safe(cut))
@@ -160,7 +168,8 @@ class Encoder:
         return whole == [i for part in parts for i in part]
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """Return the ids of each text, each followed by the end-of-text token.
+        """Return the ids of each text, each between the start token, if any, and the end-of-text
+        token.
 
         The tokenizers library needs some hundred bytes of memory per token. Texts are therefore
         encoded in groups. A text longer than 64 Ki characters is cut before a space that begins a
@@ -178,18 +187,21 @@ class Encoder:
             )
             for (owner, _), encoding in zip(group, encodings, strict=True):
                 ids[owner].append(np.array(encoding.ids, dtype=self._dtype))
-        return [np.concatenate([*parts, self._end]) for parts in ids]
+        return [np.concatenate([self._start, *parts, self._end]) for parts in ids]
 
 
 @lru_cache(maxsize=1)
-def load_encoder(path: Path, sha256: str, end_of_text: int, dtype: str) -> Encoder:
+def load_encoder(
+    path: Path, sha256: str, end_of_text: int, dtype: str, bos: int | None = None
+) -> Encoder:
     """Load the encoder of the tokenizer at `path`, once per process.
 
     `sha256` is the expected hash of the file.
     """
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == sha256, f"{path} changed during the build"
-    return Encoder(parse_tokenizer(content.decode(), str(path)), end_of_text, np.dtype(dtype))
+    tokenizer = parse_tokenizer(content.decode(), str(path))
+    return Encoder(tokenizer, end_of_text, np.dtype(dtype), bos)
 
 
 def read_tokenizer(path: Path) -> str:

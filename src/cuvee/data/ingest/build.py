@@ -23,6 +23,7 @@ import numpy as np
 from cuvee.core.domain import Role
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import fsync_dir, sha256_of, write_atomic
+from cuvee.data.corpus.bos import find_bos
 from cuvee.data.corpus.corpus import TOKENIZER, Corpus
 from cuvee.data.corpus.manifest import (
     DomainEntry,
@@ -69,6 +70,8 @@ class BuildSettings:
     - `tokenizer`: a tokenizer.json. By default a byte-level BPE of `vocab_size` is trained.
     - `end_of_text`: the token that ends a document. Required if the tokenizer has no well-known
       one.
+    - `bos`: whether a start token begins every document. By default the tokenizer decides
+      (`corpus/bos.py`); a trained one has none.
     - `valid_share`, `test_share`: the shares of documents kept for validation and for the test of
       final models, chosen by a hash of their content. They are ignored for sources that have
       `train/` and `valid/` folders.
@@ -82,6 +85,7 @@ class BuildSettings:
     tokenizer: Path | None = None
     vocab_size: int = 4096
     end_of_text: str | None = None
+    bos: bool | None = None
     valid_share: float = 0.05
     test_share: float = 0.05
     max_bad_rows: int = 100
@@ -94,6 +98,8 @@ class BuildSettings:
                 f"vocab_size is {self.vocab_size}: it must be at least {SMALLEST_VOCAB} (all bytes "
                 f"and the end-of-text token) and at most {1 << 24}"
             )
+        if self.bos and self.tokenizer is None:
+            raise CorpusError("bos: a trained tokenizer has no start token; give a tokenizer.json")
         if self.max_bad_rows < 0:
             raise CorpusError(f"max_bad_rows is {self.max_bad_rows}: it must not be negative")
 
@@ -130,8 +136,9 @@ def build(
     )
     if settings.domain_column is None:  # report unknown targets before hours of reading
         choose_roles(sorted({source.domain for source in found}), table, settings.targets)
+    bos = _bos(settings)
     entries = identify(found, report)
-    built_from = _built_from(found, entries, settings, table)
+    built_from = _built_from(found, entries, settings, table, bos)
     if not is_built(folder, built_from):
         try:
             with (
@@ -139,7 +146,7 @@ def build(
                 single_threaded(),
                 WorkerPool(workers) as pool,
             ):
-                building = _Building(found, settings, folder, work, pool, report)
+                building = _Building(found, settings, bos, folder, work, pool, report)
                 survey, vocabulary = building.survey()
                 roles = choose_roles(survey.names, table, settings.targets)
                 written = building.encode(vocabulary, survey.names)
@@ -171,6 +178,7 @@ class _Building:
 
     sources: Sequence[TextSource]
     settings: BuildSettings
+    bos: int | None
     folder: Path
     work: Path
     pool: WorkerPool
@@ -229,6 +237,7 @@ class _Building:
             sha256_of(tokenizer),
             vocabulary.end_of_text,
             token_dtype(vocabulary.size).str,
+            self.bos,
         )
         written = encode(
             self.sources,
@@ -286,7 +295,10 @@ class _Building:
         write_atomic(kept, (self.work / TOKENIZER).read_bytes())
         fsync_dir(self.folder)
         return TokenizerEntry(
-            sha256=sha256_of(kept), vocab_size=vocabulary.size, end_of_text=vocabulary.end_of_text
+            sha256=sha256_of(kept),
+            vocab_size=vocabulary.size,
+            end_of_text=vocabulary.end_of_text,
+            bos=self.bos,
         )
 
 
@@ -344,13 +356,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _bos(settings: BuildSettings) -> int | None:
+    """Return the id of the token that begins every document. Raises `CorpusError`."""
+    place = settings.tokenizer
+    if place is None or settings.bos is False:
+        return None
+    return find_bos(parse_tokenizer(read_tokenizer(place), str(place)), place, settings.bos)
+
+
 def _built_from(
     sources: Sequence[TextSource],
     entries: Sequence[SourceEntry],
     settings: BuildSettings,
     table: Mapping[str, Role],
+    bos: int | None,
 ) -> str:
     content = asdict(settings)
+    del content["bos"]
+    if bos is not None:
+        content["bos"] = bos
     del content["max_bad_rows"]  # it does not change the content of the corpus
     if not settings.rename:  # as corpora without new names have always been identified
         del content["rename"]

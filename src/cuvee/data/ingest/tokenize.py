@@ -40,6 +40,7 @@ class EncodeTask:
     tokenizer_sha256: str
     end_of_text: int
     dtype: str
+    bos: int | None
 
 
 @dataclass
@@ -145,7 +146,9 @@ def _encode_block(
         for _, document in read_documents(block, task.rules)
         if not isinstance(document, Bad)
     ]
-    encoder = load_encoder(task.tokenizer, task.tokenizer_sha256, task.end_of_text, task.dtype)
+    encoder = load_encoder(
+        task.tokenizer, task.tokenizer_sha256, task.end_of_text, task.dtype, task.bos
+    )
     ids = encoder.encode([document.text for document in documents])
     by_key: dict[str, list[int]] = {}
     for i, document in enumerate(documents):
