@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from cuvee.core.errors import CorpusError
+from cuvee.core.errors import CorpusError, ShardError
 from cuvee.core.files import fsync_dir, sha256_of
 from cuvee.data.corpus import manifest
 from cuvee.data.corpus.shards import bin_path, read_index, write_index
@@ -30,16 +31,15 @@ def join_shards(parts: Sequence[Path], folder: Path, key: str) -> Path:
     """
     indices = [read_index(part) for part in parts]
     prefix = folder / JOINED / key
-    lengths = [
-        np.diff(np.append(index.document_starts, index.tokens)).astype(np.int32)
-        for index in indices
-    ]
+    lengths_D = np.concatenate(
+        [np.diff(np.append(index.document_starts, index.tokens)) for index in indices]
+    )
     try:
-        if not _is_joined(parts, prefix):
+        if not _is_joined(parts, lengths_D, prefix):
             _refuse_other(folder)
             prefix.parent.mkdir(parents=True, exist_ok=True)
             _copy(parts, bin_path(prefix))
-        write_index(prefix, np.concatenate(lengths), indices[0].dtype)
+            write_index(prefix, lengths_D.astype(np.int32), indices[0].dtype)
     except OSError as error:
         raise CorpusError(
             f"cannot join {len(parts)} shards in {prefix}: {error.strerror}"
@@ -55,15 +55,18 @@ def _refuse_other(folder: Path) -> None:
         )
 
 
-def _is_joined(parts: Sequence[Path], prefix: Path) -> bool:
-    path = bin_path(prefix)
-    size = sum(bin_path(part).stat().st_size for part in parts)
-    if not path.is_file() or path.stat().st_size != size:
+def _is_joined(parts: Sequence[Path], lengths_D: npt.NDArray[np.int64], prefix: Path) -> bool:
+    """Whether the shard `prefix` holds the documents of `parts` already."""
+    try:
+        index = read_index(prefix)
+    except ShardError:
+        return False
+    if not np.array_equal(np.diff(np.append(index.document_starts, index.tokens)), lengths_D):
         return False
     sha = hashlib.sha256()
     for chunk in _chunks(parts):
         sha.update(chunk)
-    return sha.hexdigest() == sha256_of(path)
+    return sha.hexdigest() == sha256_of(bin_path(prefix))
 
 
 def _copy(parts: Sequence[Path], path: Path) -> None:
