@@ -2,6 +2,7 @@
 
     python benchmarks/off_policy.py       12 seeds of 5 and 12 domains, 28 and 64 runs; ten minutes
     python benchmarks/off_policy.py --tasks 5 --runs 28 --seeds 2
+    python benchmarks/off_policy.py --judge     only whether the judge is calibrated
 
 Runs are trajectories of the scoring sampler in simulated continual pre-training
 (`cuvee.simulation.continual`), of 20 intervals each. The true results are known.
@@ -14,6 +15,11 @@ Runs are trajectories of the scoring sampler in simulated continual pre-training
               and of those that are supported: how many, which share of them truly ends below the
               fallback mixture, and by how much what is played (policy or fallback) ends above the
               fallback, in points of feedback over all policies
+
+    judge     of decisions on 10 other trajectories, as they are, and moved half and four fifths of
+              the way to the mean of the best ones, if within reach: how often the 95 % interval of
+              the gain over the fallback covers the truth, and how often a supported policy is truly
+              better (null if none is supported)
 
 Intervals are 95 %, over seeds. The last line printed is one JSON object.
 """
@@ -32,7 +38,7 @@ import torch
 from cuvee.core.arrays import FloatArray
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation.statistics import paired_difference
-from cuvee.learning.off_policy import OffPolicyEvaluator, static_candidates
+from cuvee.learning.off_policy import OffPolicyEstimate, OffPolicyEvaluator, static_candidates
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.fixed import Scheduled
@@ -49,7 +55,11 @@ QUESTIONS = {"general": ["simulated"], "target": ["simulated"]}
 Truth = Callable[[FloatArray], float]
 
 
-def one(K: int, seed: int, runs: int) -> dict[str, Any]:
+World = tuple[list[Trajectory], list[FloatArray], Truth]
+
+
+def world(K: int, seed: int, runs: int, others: int) -> World:
+    """Simulated runs, the paths (T, K) of `others` more, and the truth about any path."""
     laws, domains = continual(*TASKS[K], seed, INTERVALS)
 
     def walk(number: int) -> Trajectory:
@@ -60,7 +70,12 @@ def one(K: int, seed: int, runs: int) -> dict[str, Any]:
         return feedback_gain(laws, torch.from_numpy(np.ascontiguousarray(weights_TK)))
 
     walks = [walk(number) for number in range(runs)]
-    others = [walk(number).weights_TK() for number in range(1000, 1060)]
+    paths = [walk(number).weights_TK() for number in range(1000, 1000 + others)]
+    return walks, paths, truth
+
+
+def one(K: int, seed: int, runs: int) -> dict[str, Any]:
+    walks, others, truth = world(K, seed, runs, 60)
     return {"unseen": unseen(walks, truth, seed), "steers": steers(walks, others, truth)}
 
 
@@ -108,9 +123,10 @@ def no_walks(example: Trajectory, seed: int) -> list[FloatArray]:
     return paths
 
 
-def steers(
+def estimates(
     walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Truth
-) -> dict[str, float]:
+) -> list[tuple[OffPolicyEstimate, float]]:
+    """The estimate of each policy, and by how much it truly ends above the fallback."""
     held = round(0.25 * len(walks))
     learned_from, names = walks[held:], walks[0].names
     returns = [float(Feedback()(one).values[-1]) for one in learned_from]
@@ -126,9 +142,17 @@ def steers(
             (t / INTERVALS, dict(zip(names, mixture, strict=True)))
             for t, mixture in enumerate(path_TK.tolist())
         ]
-        estimate = evaluator(Scheduled(points))
+        rows.append((evaluator(Scheduled(points)), truth(path_TK) - static))
+    return rows
+
+
+def steers(
+    walks: Sequence[Trajectory], others: Sequence[FloatArray], truth: Truth
+) -> dict[str, float]:
+    rows = []
+    for estimate, over in estimates(walks, others, truth):
         above = estimate.within_reach and estimate.gain.low is not None and estimate.gain.low > 0
-        rows.append((above, estimate.supported, truth(path_TK) - static))
+        rows.append((above, estimate.supported, over))
     above_N, supported_N, over_N = (
         np.array(column, dtype=float) for column in zip(*rows, strict=True)
     )
@@ -138,6 +162,33 @@ def steers(
         figures[f"{name}, below static"] = float((let_N * (over_N < 0)).sum())
         figures[f"{name}, played over static"] = 100 * float((let_N * over_N).mean())
     return figures
+
+
+def judge(
+    tasks: Sequence[int], runs: Sequence[int], seeds: Sequence[int], others: int = 10
+) -> dict[str, Any]:
+    """How often the judge is right, over all decisions within reach."""
+    covered: list[bool] = []
+    right: list[bool] = []
+    for seed in seeds:
+        for K in tasks:
+            for count in runs:
+                for estimate, over in estimates(*world(K, seed, count, others)):
+                    if not estimate.within_reach:
+                        continue
+                    low, high = estimate.over_static.low, estimate.over_static.high
+                    assert low is not None
+                    assert high is not None
+                    covered.append(low <= over <= high)
+                    if estimate.supported:
+                        right.append(over > 0)
+        print(seed, len(covered), np.mean(covered), len(right), sum(right), flush=True)
+    return {
+        "coverage": float(np.mean(covered)),
+        "right_when_sure": float(np.mean(right)) if right else None,
+        "sure": len(right),
+        "n": len(covered),
+    }
 
 
 def summary(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -170,8 +221,16 @@ def main() -> None:
     parser.add_argument("--runs", default="28,64")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--judge", action="store_true", help="only the calibration of the judge")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.judge:
+        tasks, counts = (
+            [int(one) for one in text.split(",")] for text in (given.tasks, given.runs)
+        )
+        seeds = range(given.first, given.first + given.seeds)
+        print(json.dumps({"judge": judge(tasks, counts, seeds)}))
+        return
     results: dict[str, Any] = {}
     for K in map(int, given.tasks.split(",")):
         for runs in map(int, given.runs.split(",")):
