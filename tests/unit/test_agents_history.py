@@ -62,7 +62,7 @@ def test_the_critic_learns_which_mixture_is_better(K: int) -> None:
         actions = torch.randn(16, 8, 1, K, generator=generator).softmax(-1)
         return domains, actions, (actions * domains[..., 0]).sum(-1) * K**0.5
 
-    for _ in range(120):
+    for _ in range(300):
         domains, actions, worth = batch()
         values = critic.values(critic.encode(domains, globals_), actions)
         loss = sum(((value - worth) ** 2).mean() for value in values)
