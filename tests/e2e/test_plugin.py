@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -51,11 +52,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+ONE_AFTER_ANOTHER = """
+import json, sys
+from cuvee.cli import main
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as ended:
+        print("[status", ended.code, "]", file=sys.stderr, flush=True)
+"""
+
+
 def cuvee(place: Path, path: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    return python(place, path, "-m", "cuvee.cli", *words)
+
+
+def python(place: Path, path: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
     found = [str(path)] if path else []
     paths = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "cuvee.cli", *words],
+        [sys.executable, *words],
         cwd=place,
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
@@ -121,13 +138,16 @@ def test_a_policy_that_cannot_be_saved_is_refused_before_the_first_step(place: P
         + "\n\nfrom cuvee.core.registry import register_method\n"
         + 'register_method("unsaved")(StaircaseMethod)\n'
     )
-    for command, steering in (
-        ("train", "method=unsaved"),
-        ("compare", "methods=[unsaved]"),
-        ("search", "method={name: unsaved, proxies: 1}"),
-    ):
-        words = (command, "mine.yaml", steering, "plugins=[cuvee_unsaved]", f"name=n-{command}")
-        done = cuvee(place, folder, *words, "-q")
-        assert done.returncode == 2, done.stdout
-        assert "Staircase cannot be saved" in done.stderr
-        assert not list((place / "runs").glob(f"n-{command}*/checkpoints"))
+    commands = [
+        [command, "mine.yaml", steering, "plugins=[cuvee_unsaved]", f"name=n-{command}", "-q"]
+        for command, steering in (
+            ("train", "method=unsaved"),
+            ("compare", "methods=[unsaved]"),
+            ("search", "method={name: unsaved, proxies: 1}"),
+        )
+    ]
+    done = python(place, folder, "-c", ONE_AFTER_ANOTHER, json.dumps(commands))
+    *refusals, rest = done.stderr.split("[status 2 ]")
+    assert (len(refusals), rest.strip()) == (3, ""), done.stderr
+    assert all("Staircase cannot be saved" in refusal for refusal in refusals)
+    assert not list((place / "runs").glob("n-*/checkpoints"))
