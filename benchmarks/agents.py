@@ -1,4 +1,4 @@
-"""Do the agents learn? Regret on a bandit with a known best mixture and on the simulator.
+"""Do the agents learn? On a bandit with a known best mixture, a simulator, and a changing optimum.
 
     python benchmarks/agents.py                       10 seeds, minutes a task on one core
     python benchmarks/agents.py --processes 2         the same figures, sooner
@@ -14,6 +14,11 @@ loss of its mixture, without noise and exploration, as a share of the loss of un
 valued validation loss is than that of a uniform run. Figure: the share of the best schedule's gain
 over uniform. The best schedule and the best constant mixture are found by gradient ascent through
 the simulator.
+
+*Halves.* Domain 0 pays in the first half of a run and domain 1 in the second, for 2,000 intervals.
+Figure: the share of the best return that the agent's mixtures earn. `held` says whether it is at
+least 0.95 with every seed, which is promised of five (`--tasks halves-ddpg halves-sac --seeds 5`).
+The tests check two of them.
 
 The last line printed is one JSON object: per task the mean over seeds with a 95 % bootstrap
 interval, and every seed.
@@ -186,6 +191,43 @@ def simulator(kind: str, domains: int, seed: int) -> dict[str, float]:
     return {"share": share, "static_share": static / room, **movement(agent, before)}
 
 
+HALVES_STEPS = 2_000
+HALVES_INTERVALS = 20
+
+
+def halves(kind: str, seed: int) -> dict[str, float]:
+    common: dict[str, Any] = {
+        "discount": 0.95,
+        "tau": 0.01,
+        "actor_lr": 1e-3,
+        "critic_lr": 2e-3,
+        "learning_starts": 50,
+        "ema_rate": 0.01,
+        "architecture": Architecture(hidden=32, layers=1),
+    }
+    shape = Shape(3, 3, 1, vector=True)
+    agent: Any = (
+        SAC(shape, SACSettings(**common, std=0.15), seed)
+        if kind == "sac"
+        else DDPG(shape, DDPGSettings(**common, noise=0.3), seed)
+    )
+    rng, before = np.random.default_rng(seed), agent.actor.state_dict()["net"]
+    payments = np.eye(3)[[int(2 * t >= HALVES_INTERVALS) for t in range(HALVES_INTERVALS)]]
+    seen = [
+        Observation(np.eye(3, dtype=np.float32), np.array([progress], np.float32))
+        for progress in np.linspace(-1, 1, HALVES_INTERVALS + 1)
+    ]
+    for step in range(HALVES_STEPS):
+        t = step % HALVES_INTERVALS
+        action_K = agent.act(seen[t], explore=True)
+        reward_K = payments[t] + 0.2 * rng.normal(size=3)
+        last = t == HALVES_INTERVALS - 1
+        agent.observe(Transition(seen[t], action_K, reward_K, seen[t + 1], terminated=last))
+        agent.update()
+    earned = [agent.act(seen[t]) @ payments[t] for t in range(HALVES_INTERVALS)]
+    return {"earned": float(np.mean(earned)), **movement(agent, before)}
+
+
 TASKS: dict[str, Callable[[int], dict[str, float]]] = {
     **{
         f"bandit-{kind}-{K}": partial(bandit, kind, K, BANDIT_STEPS)
@@ -195,6 +237,8 @@ TASKS: dict[str, Callable[[int], dict[str, float]]] = {
     "bandit-ddpg-vector-52": partial(bandit, "ddpg-vector", 52, BANDIT_STEPS),
     "simulator-sac-5": partial(simulator, "sac", 5),
     "simulator-ddpg-5": partial(simulator, "ddpg", 5),
+    "halves-ddpg": partial(halves, "ddpg"),
+    "halves-sac": partial(halves, "sac"),
 }
 
 
@@ -210,7 +254,7 @@ def attempt(task: str, seed: int) -> dict[str, float]:
 
 
 def summary(results: list[dict[str, float]]) -> dict[str, Any]:
-    figure = "regret" if "regret" in results[0] else "share"
+    figure = next(name for name in ("regret", "share", "earned") if name in results[0])
     values = np.array([result[figure] for result in results])
     means = np.random.default_rng(0).choice(values, size=(10_000, len(values))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
@@ -221,6 +265,8 @@ def summary(results: list[dict[str, float]]) -> dict[str, Any]:
     }
     if figure == "share":
         told["static_share"] = float(np.mean([result["static_share"] for result in results]))
+    if figure == "earned":
+        told["held"] = bool(values.min() >= 0.95)
     told["actor_moved_least"] = min(result["actor_moved"] for result in results)
     told["target_error_most"] = max(result["target_error"] for result in results)
     told["seconds"] = float(np.mean([result["seconds"] for result in results]))

@@ -1,6 +1,8 @@
 """An optimum that changes within a run: domain 0 pays in the first half, domain 1 in the second.
 
 An agent that values the present mixture as if it were played for ever earns half of the best return.
+Two seeds of each agent run here. Five are in `benchmarks/agents.py`:
+`--tasks halves-ddpg halves-sac --seeds 5`, where each must earn at least 0.95.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def earned(agent: Any, steps: int, seed: int) -> float:
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["ddpg", "sac"])
 def test_the_return_follows_what_pays_now(kind: str, seed: int) -> None:
     agent = make(kind, Architecture(hidden=32, layers=1), seed)
