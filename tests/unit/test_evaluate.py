@@ -147,6 +147,8 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", [*CHOICES, {"question": "x", "answer": None}])
     with pytest.raises(CorpusError, match=r"bad.jsonl:4: .*answer"):
         recipe.evaluate("run", [bad], store=store)
+    with pytest.raises(CorpusError, match=r"none.jsonl cannot be read .*`cuvee questions`"):
+        recipe.evaluate("run", [tmp_path / "none.jsonl"], store=store)
     with pytest.raises(Exception, match="no model folder either"):
         recipe.evaluate("run", [good], store=store)
 
@@ -168,3 +170,10 @@ def test_a_task_with_code_is_refused(text: str, why: str, tmp_path: Path) -> Non
     (tmp_path / "base").write_text("doc_to_text: !function utils.f\n")
     with pytest.raises(ConfigError, match=why):
         read_settings("t", tmp_path)
+
+
+def test_an_unknown_task_is_answered_with_a_near_one(tmp_path: Path) -> None:
+    for name in ("arc_easy", "piqa"):
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n")
+    with pytest.raises(ConfigError, match=r"no task 'arc_eazy'; did you mean 'arc_easy'\?"):
+        read_settings("arc_eazy", tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from cuvee.core.errors import ConfigError, nearest
 
-_NAME = re.compile(r"^task:\s*[\"']?([\w.\-+]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+_NAME = re.compile(rb"^task:\s*[\"']?([\w.\-+]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 _CODE = {
     "class": "is a class of Python code",
     "unsafe_code": "runs code that the model writes",
@@ -62,10 +63,7 @@ def read_settings(name: str, folder: Path | None = None) -> dict[str, Any]:
         import lm_eval.tasks
 
         folder = Path(lm_eval.tasks.__path__[0])
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        for found in _NAME.findall(path.read_text(errors="replace")):
-            files.setdefault(found, path)
+    files = _files(folder)
     if name not in files:
         hint = nearest(name, files) if len(files) < 20 else _closest(name, files)
         raise ConfigError(
@@ -75,6 +73,16 @@ def read_settings(name: str, folder: Path | None = None) -> dict[str, Any]:
     settings = _resolve(name, files[name], _INCLUDES)
     _refuse_code(name, settings)
     return settings
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The file of each task. There are thousands, so they are searched as bytes."""
+    files: dict[str, Path] = {}
+    for path in sorted(glob("**/*.yaml", root_dir=folder, recursive=True)):
+        with open(folder / path, "rb") as file:
+            for found in _NAME.findall(file.read()):
+                files.setdefault(found.decode(), folder / path)
+    return files
 
 
 @contextmanager

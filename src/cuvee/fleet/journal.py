@@ -63,6 +63,7 @@ class RunJournal:
         self._every = every
         self._on_record = on_record
         self._before = Cost()
+        self._located = False
 
     @property
     def _run_id(self) -> str:
@@ -124,6 +125,9 @@ class RunJournal:
         if self._checkpoints:
             state = {"trainer": trainer.state_dict(), "policy": policy.state_dict()}
             self._checkpoints.save(number, {"run": self._run_id, **state})
+            if not self._located:
+                self._claim.has_checkpoints(str(self._checkpoints.folder))
+                self._located = True
 
     def cost(self, trainer: Trainer) -> Cost:
         """Return the cost of this attempt: the trainer's cost since it was restored."""

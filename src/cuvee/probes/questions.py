@@ -48,7 +48,10 @@ def read_questions(
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+        raise CorpusError(
+            f"the question file {path} cannot be read ({error.strerror}): give the path of a JSONL "
+            "file; `cuvee questions` makes one from validation text"
+        ) from error
     questions = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

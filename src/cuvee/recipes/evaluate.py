@@ -20,6 +20,7 @@ from cuvee.recipes.stores import find_runs, open_store
 from cuvee.training.base_model import load_base, no_progress_bars
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.model import build_model
+from cuvee.training.update import load_weights, trained_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -122,6 +123,11 @@ def _from_checkpoint(
             f"run {run.id} has no exported model yet: give --corpus FOLDER, the corpus that it is "
             "trained on, to evaluate its last checkpoint"
         )
+    if (trainer := run.config.get("trainer", "lm")) != "lm":
+        raise ConfigError(
+            f"run {run.id} is trained by {trainer!r}, whose checkpoints cannot be evaluated: give "
+            "the folder of an exported model"
+        )
     corpus = Corpus.open(corpus_folder)
     if corpus.fingerprint != run.config.get("corpus"):
         raise ConfigError(f"run {run.id} is trained on another corpus than {corpus_folder}")
@@ -133,9 +139,9 @@ def _from_checkpoint(
     weights = _weights(run)
     model = build_model(run.config["model"], corpus)
     try:
-        model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint of run {run.id} does not fit: {error}") from error
+        load_weights(trained_weights(model), weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"run {run.id}: {error}") from None
     end = corpus.tokenizer().id_to_token(corpus.end_of_text)
     return model, PreTrainedTokenizerFast(
         tokenizer_object=corpus.tokenizer(), eos_token=end, bos_token=end

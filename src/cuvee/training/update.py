@@ -15,6 +15,7 @@ from cuvee.training.distributed import Ranks
 from cuvee.training.settings import TrainerSettings
 
 _ALIGNMENT = 64  # elements; each weight's gradient begins at a multiple, for vector instructions
+_NAMED = 8  # differences that an error lists
 
 
 class OptimizerStep:
@@ -26,9 +27,7 @@ class OptimizerStep:
     """
 
     def __init__(self, model: nn.Module, settings: TrainerSettings) -> None:
-        self.weights = {
-            name: weight for name, weight in model.named_parameters() if weight.requires_grad
-        }
+        self.weights = trained_weights(model)
         self.max_grad_norm = settings.max_grad_norm
         self._place_gradients()
         embeddings = {
@@ -103,23 +102,10 @@ class OptimizerStep:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
 
-        Raises `CheckpointError` if the state has other weights, or weights that are not finite.
+        Raises `CheckpointError` as `load_weights` does.
         """
-        saved = {name: array.shape for name, array in state["weights"].items()}
-        own = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        if saved != own:
-            name = next(name for name in [*own, *saved] if saved.get(name) != own.get(name))
-            raise CheckpointError(
-                f"the checkpoint is of another model: {name} has shape {saved.get(name)} there and "
-                f"{own.get(name)} here"
-            )
-        for name, array in state["weights"].items():
-            if not np.isfinite(array).all():
-                raise CheckpointError(
-                    f"{name} is not finite in the checkpoint: resume from an earlier checkpoint"
-                )
+        load_weights(self.weights, state["weights"])
         for name, weight in self.weights.items():
-            weight.copy_(torch.from_numpy(state["weights"][name]))
             if state["steps"]:
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(state["steps"]), device=weight.device),
@@ -130,6 +116,46 @@ class OptimizerStep:
                 }
             else:
                 self.optimizer.state.pop(weight, None)
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that training changes, by name. A shared weight is there once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@torch.no_grad()
+def load_weights(
+    weights: Mapping[str, torch.Tensor], saved: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Copy the arrays of a checkpoint into the weights of the same names.
+
+    A weight that two modules share has one name. Raises `CheckpointError`, before anything is
+    copied, if names or shapes differ or if an array is not finite.
+    """
+    if faults := _differences(weights, saved):
+        more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise CheckpointError(
+            f"the checkpoint is of another model: {'; '.join(faults[:_NAMED])}{more}"
+        )
+    for name, array in saved.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{name} is not finite in the checkpoint: resume from an earlier checkpoint"
+            )
+    for name, weight in weights.items():
+        weight.copy_(torch.from_numpy(saved[name]))
+
+
+def _differences(
+    weights: Mapping[str, torch.Tensor], saved: Mapping[str, np.ndarray[Any, Any]]
+) -> list[str]:
+    both = [name for name in weights if name in saved]
+    shapes = [(name, saved[name].shape, tuple(weights[name].shape)) for name in both]
+    return [
+        *(f"it lacks {name}" for name in weights if name not in saved),
+        *(f"it has {name}, which the model lacks" for name in saved if name not in weights),
+        *(f"{name} has shape {a} there and {b} here" for name, a, b in shapes if a != b),
+    ]
 
 
 def _copy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

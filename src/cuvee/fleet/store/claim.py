@@ -133,6 +133,16 @@ class Claim:
 
         return self._database.write(work)
 
+    def has_checkpoints(self, folder: str) -> None:
+        """Record where the run's checkpoints are, while it is not done. Raises `ClaimLost`."""
+
+        def work(connection: sa.Connection) -> None:
+            self._renew(connection)
+            mine = runs.c.id == self.run.id
+            connection.execute(sa.update(runs).where(mine).values(checkpoint=folder))
+
+        self._database.write(work)
+
     def finish(
         self,
         cost: Cost,
