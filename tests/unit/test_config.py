@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,7 @@ def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
     same = run_id()
     assert same.startswith("mine-natural-s0-")
     assert run_id(corpus="elsewhere", out="there", store="other.db", method="natural") == same
+    assert run_id(trackers=["tensorboard"]) == same
     assert run_id(train={"steps": 1000}) == same, "a default that is written out changes nothing"
     different = {
         run_id("e" * 64),
@@ -190,6 +192,13 @@ def test_the_run_id_follows_what_is_computed_and_nothing_else() -> None:
     }
     assert len(different | {same}) == 6
     assert len(run_id(name="n" * 64)) <= 64
+
+
+def test_trackers_are_known_installed_and_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no 'tensorbord'; did you mean 'tensorboard'?" in complaint({"trackers": ["tensorbord"]})
+    assert "each may be given once" in complaint({"trackers": ["tensorboard", "tensorboard"]})
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert "pip install cuvee[trackers]" in complaint({"trackers": ["tensorboard"]})
 
 
 def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.store.store import Store
 from cuvee.integrations.trackers import MLflow, TensorBoard, Tracked
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.operator import TakesRequests
+from cuvee.recipes.config.schema import MethodChoice, TrainConfig
+from cuvee.recipes.train import train
 from cuvee.testing.toy import ToyTrainer
+from cuvee.training.settings import TrainerSettings
+from stdlib_corpus import stdlib_corpus
 
 
 class Kept:
@@ -89,3 +94,33 @@ def test_mlflow_holds_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     history = MlflowClient(tracking_uri=address).get_metric_history(tracker.run_id, "mixture/web")
     read = sorted((one.step, one.value) for one in history)
     assert read == [(t + 1, m["web"]) for t, m in enumerate(trajectory.mixtures)]
+
+
+def test_a_run_of_cuvee_train_writes_its_figures_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def trained(place: str, **more: Any) -> Run:
+        config = TrainConfig(
+            corpus=corpus.folder,
+            method=MethodChoice(name="odm"),
+            trainer="simulator",
+            train=TrainerSettings(steps=6, interval=2),
+            store=str(tmp_path / f"{place}.db"),
+            out=tmp_path / place,
+            **more,
+        )
+        return train(config)
+
+    corpus = stdlib_corpus(tmp_path / "text")
+    run, plain = trained("tracked", trackers=("tensorboard",)), trained("plain")
+    assert (run.id, run.trajectory) == (plain.id, plain.trajectory)
+    assert not (tmp_path / "plain" / run.id / "tensorboard").exists()
+    events = EventAccumulator(str(tmp_path / "tracked" / run.id / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"reward/mail", "guard/accepted", "loss/mail", "valid_loss/mail"} <= set(tags)
+    read = [(one.step, one.value) for one in events.Scalars("mixture/mail")]
+    shares = [mixture.as_dict()["mail"] for mixture in run.trajectory.mixtures]
+    assert read == [(2 * t, pytest.approx(share)) for t, share in enumerate(shares, start=1)]
+    assert events.Scalars("valid_loss/mail")[0].step == 0

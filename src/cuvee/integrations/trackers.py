@@ -3,18 +3,23 @@
     controller = Controller(..., record=Tracked(TensorBoard("runs/tensorboard")))
     controller = Controller(..., record=Tracked(MLflow("sqlite:///mlflow.db", "my run"), claim))
 
+`cuvee train` has the key `trackers` instead, with names of `TRACKERS`.
+
 Nothing is tracked unless you ask for it. Another tracker needs one class with the method `log`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, nearest
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics
 from cuvee.core.signals import Measured, Signals
@@ -65,7 +70,8 @@ def figures(mixture: Mixture | None, signals: Signals, metrics: Metrics) -> dict
     loss/NAME           training loss, in nats per token; left out where nothing was read
     valid_loss/NAME     validation loss, where it was measured
     tokens/NAME         tokens read in the interval
-    reward              if the policy reports one number
+    reward              if the policy reports one number, as agents do
+    reward/NAME         if the policy reports one for each domain, as ODM does
     guard/VERDICT       1 for the verdict of the decision, 0 for the others
     guard/change        total variation from the mixture before
     guard/alarms        number of alarms that triggered
@@ -77,8 +83,7 @@ def figures(mixture: Mixture | None, signals: Signals, metrics: Metrics) -> dict
         found.update(_by_domain("valid_loss", signals.names, valid))
     tokens = zip(signals.names, signals.tokens_K.tolist(), strict=True)
     found.update({f"tokens/{name}": float(count) for name, count in tokens})
-    if isinstance(reward := metrics.get("reward"), (int, float)) and np.isfinite(reward):
-        found["reward"] = float(reward)
+    found.update(_rewards(metrics.get("reward")))
     if guard := metrics.get("guard"):
         found.update({f"guard/{one}": float(guard["verdict"] == one) for one in _VERDICTS})
         found["guard/alarms"] = float(len(guard["alarms"]))
@@ -90,6 +95,15 @@ def figures(mixture: Mixture | None, signals: Signals, metrics: Metrics) -> dict
 def _by_domain(kind: str, names: Sequence[str], measured: Measured) -> dict[str, float]:
     entries = zip(names, measured.values.tolist(), measured.present.tolist(), strict=True)
     return {f"{kind}/{name}": value for name, value, present in entries if present}
+
+
+def _rewards(reward: object) -> dict[str, float]:
+    by_name = reward if isinstance(reward, Mapping) else {"": reward}
+    return {
+        f"reward/{name}" if name else "reward": float(value)
+        for name, value in by_name.items()
+        if isinstance(value, (int, float)) and np.isfinite(value)
+    }
 
 
 class TensorBoard:
@@ -132,3 +146,46 @@ class MLflow:
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
         self._client.log_batch(self.run_id, metrics)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tracker that a configuration can name."""
+
+    package: str
+    """What its extra installs."""
+    open: Callable[[Path], Tracker]
+    """Returns the tracker of a run, by the run's folder."""
+
+
+def _mlflow(folder: Path) -> MLflow:
+    """The server is $MLFLOW_TRACKING_URI, as for MLflow's own programs."""
+    own = f"sqlite:///{folder / 'mlflow.db'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return MLflow(os.environ.get("MLFLOW_TRACKING_URI") or own, folder.name)
+
+
+TRACKERS: Mapping[str, Kind] = {
+    "mlflow": Kind("mlflow", _mlflow),
+    "tensorboard": Kind("tensorboard", lambda folder: TensorBoard(folder / "tensorboard")),
+}
+"""Trackers by the names that the key `trackers` takes."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for an unknown or repeated name, and if a package is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"trackers has no {name!r}{nearest(name, TRACKERS)}")
+        if find_spec(TRACKERS[name].package) is None:
+            raise ConfigError(
+                f"trackers has {name}, which needs `pip install cuvee[trackers]`: the package "
+                f"{TRACKERS[name].package} is not installed"
+            )
+    if len(set(names)) != len(names):
+        raise ConfigError(f"trackers is {list(names)}: each may be given once")
+
+
+def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
+    """Return the trackers of the run whose checkpoints and model are in `folder`."""
+    return [TRACKERS[name].open(folder) for name in names]

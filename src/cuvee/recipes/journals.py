@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
+from cuvee.fleet.journal import OnRecord
 from cuvee.fleet.store.store import Store
+from cuvee.integrations.trackers import Tracker, figures
 from cuvee.recipes.progress.stopping import Stop, Stopped
 from cuvee.recipes.progress.watch import Observer, Progress, training_loss, valid_loss
 from cuvee.training.checkpoint import Checkpoints
@@ -116,3 +119,15 @@ class FollowingJournal:
     ) -> None: ...
 
     def save(self, number: int, trainer: Trainer, policy: Policy) -> None: ...
+
+
+def log_to(trackers: Sequence[Tracker]) -> OnRecord:
+    """Return a function that logs each recorded interval, and before the first one the start."""
+
+    def log(so_far: Trajectory, trainer: Trainer, metrics: Metrics) -> None:
+        for tracker in trackers:
+            if len(so_far) == 1:
+                tracker.log(so_far.signals[0].step, figures(None, so_far.signals[0], {}))
+            tracker.log(so_far.last.step, figures(so_far.last_mixture, so_far.last, metrics))
+
+    return log

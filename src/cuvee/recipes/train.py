@@ -15,13 +15,14 @@ from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.worker_name import is_alive, worker_name
+from cuvee.integrations.trackers import open_trackers
 from cuvee.loop import run
 from cuvee.policies.files import load_requested, save_policy
 from cuvee.policies.guard.guard import Guard
 from cuvee.policies.guard.operator import Operator
 from cuvee.recipes.build import build_policy, build_trainer, record_of
 from cuvee.recipes.config.schema import TrainConfig
-from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal
+from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJournal, log_to
 from cuvee.recipes.preflight import check_writable
 from cuvee.recipes.progress.stopping import Stop, StopRequest
 from cuvee.recipes.progress.watch import Observer, Unobserved
@@ -145,10 +146,11 @@ def _train(
     if ranks.rank > 0:
         so_far = run(trainer, policy, watched(FollowingJournal(store, run_id, checkpoints)))
         return Run(run_id, config.seed, record, so_far, trainer.cost)
+    tracked = log_to(open_trackers(config.trackers, folder))
     store.create(config.label, config.seed, record, group=group, run_id=run_id)
     claim = store.claim_run(run_id, worker_name())
     guarded.operator = Operator(claim, load_requested)
-    journal = RunJournal(store, claim, checkpoints, config.checkpoint_every)
+    journal = RunJournal(store, claim, checkpoints, config.checkpoint_every, tracked)
     with journal.attempt(trainer):
         run(trainer, policy, watched(journal))
         model = folder / "model"

@@ -272,7 +272,18 @@ class TrainConfig(RunConfig):
     """A saved policy's folder, used instead of a method."""
     evaluation: Evaluation | None = None
     """Questions for a policy that reads feedback. It also works without them."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers, `tensorboard` or `mlflow`. They change nothing that is computed."""
     seed: Seed = 0
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
+            from cuvee.integrations.trackers import check_trackers  # loads torch
+
+            check_trackers(names)
+        return names
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
