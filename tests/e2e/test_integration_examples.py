@@ -49,6 +49,12 @@ def test_the_trainer_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_
     assert run("huggingface_trainer.py", corpus, "10", str(tmp_path / "run")) == whole
 
 
+def test_lightning_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_path: Path) -> None:
+    whole = run("lightning_trainer.py", corpus, "10", str(tmp_path / "run"))
+    assert [int(line.split()[0]) for line in whole] == [0, 5]
+    assert run("lightning_trainer.py", corpus, "10", str(tmp_path / "run")) == whole
+
+
 def test_sac_of_stable_baselines3_trains_on_the_simulator() -> None:
     lines = output("stable_baselines3_sac.py", "150")
     returns = {line.split()[0]: float(line.split()[1]) for line in lines}

@@ -27,6 +27,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from cuvee.core.errors import ConfigError, nearest
+from cuvee.core.protocols import Domains, Policy
 
 Part = TypeVar("Part", bound=type[Any])
 
@@ -187,3 +188,18 @@ register_trainer = TRAINERS.register
 settings)` returns the `Cost` of a whole run without seconds."""
 register_probe = PROBES.register
 """Register a probe, a dataclass with its settings as fields; see `core.protocols.Probe`."""
+
+
+def policy_without_proxies(name: str, corpus: Domains) -> Policy:
+    """Return the policy of method `name`, with its default options, for a run over `corpus`.
+
+    Raises `ConfigError` if the method is not known or learns from proxy runs first.
+    """
+    method = METHODS.get(name)()
+    if method.propose(corpus, ()):
+        raise ConfigError(
+            f"{name} learns from proxy runs: run `cuvee search`, then give the policy, as in "
+            "load_policy(folder)"
+        )
+    policy: Policy = method.commit(corpus, ())
+    return policy

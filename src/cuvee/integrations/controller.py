@@ -40,6 +40,7 @@ from cuvee.core.protocols import Metrics, Policy, State
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.state import from_bytes, to_bytes
 from cuvee.core.trajectory import Cost, Trajectory
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.row_counts import MixtureUpdate
 from cuvee.data.stream.stream import MixtureStream
@@ -362,6 +363,11 @@ class Controller:
         """Remove all hooks from the model."""
         if self._meters is not None:
             self._meters.close()
+
+
+def tokenizer_of(corpus: Corpus) -> Any | None:
+    """Return the corpus's `tokenizers.Tokenizer`, or None if it has none, as imported shards."""
+    return None if corpus.manifest.tokenizer.sha256 is None else corpus.tokenizer()
 
 
 def _context(

@@ -28,10 +28,10 @@ from cuvee.core.errors import CheckpointError, ConfigError
 from cuvee.core.files import write_atomic
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
-from cuvee.core.registry import METHODS
+from cuvee.core.registry import policy_without_proxies
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.stream.stream import MixtureStream
-from cuvee.integrations.controller import Controller, Record
+from cuvee.integrations.controller import Controller, Record, tokenizer_of
 from cuvee.integrations.lane_rows import IGNORED, Labels, LaneRows, collate, take_rows
 from cuvee.integrations.step import Step
 from cuvee.policies.guard.guard import Limits
@@ -73,7 +73,7 @@ class Steering:
         self.corpus = corpus
         self.interval = interval
         self.lag = lag
-        self.policy = _policy(policy, corpus) if isinstance(policy, str) else policy
+        self.policy = policy_without_proxies(policy, corpus) if isinstance(policy, str) else policy
         self._length = sequence_length // pieces
         self._pieces = pieces
         self._labels = labels
@@ -186,7 +186,7 @@ class Steering:
             lag=self.lag,
             limits=self._limits,
             ranks=Ranks.adopt(),
-            tokenizer=_tokenizer(self.corpus),
+            tokenizer=tokenizer_of(self.corpus),
             record=self._record,
             on_update=self._rows.follow,
         )
@@ -290,21 +290,6 @@ def least_lag(args: TrainingArguments) -> int:
     workers = int(args.dataloader_num_workers)
     ahead = workers * int(args.dataloader_prefetch_factor or 2) + 1
     return math.ceil(ahead / int(args.gradient_accumulation_steps))
-
-
-def _policy(name: str, corpus: Corpus) -> Policy:
-    method = METHODS.get(name)()
-    if method.propose(corpus, ()):
-        raise ConfigError(
-            f"{name} learns from proxy runs: run `cuvee search`, then give the policy, as in "
-            "load_policy(folder)"
-        )
-    policy: Policy = method.commit(corpus, ())
-    return policy
-
-
-def _tokenizer(corpus: Corpus) -> Any:
-    return None if corpus.manifest.tokenizer.sha256 is None else corpus.tokenizer()
 
 
 def _file(folder: Path, rank: int) -> Path:

@@ -163,6 +163,21 @@ class Ranks:
                     f"{_to_hex(rows[0])}. Start every rank with the same files and settings"
                 )
 
+    def gather(self, data: bytes, what: str) -> list[bytes]:
+        """Return the bytes of every rank, in the order of ranks, on every rank.
+
+        Raises `TrainingError` if a rank does not take part.
+        """
+        if self.size == 1:
+            return [data]
+        (lengths,) = self._gather([len(data)], what)[:1]
+        own = torch.zeros(max(lengths), dtype=torch.uint8)
+        own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        table = torch.empty(self.size, max(lengths), dtype=torch.uint8)
+        with self._together(what):
+            dist.all_gather(list(table.unbind()), own, group=self._group)
+        return [row[:n].numpy().tobytes() for row, n in zip(table, lengths, strict=True)]
+
     def _gather(self, own: Sequence[int], what: str) -> list[list[int]]:
         """Return the first numbers of all ranks as one list, then the rest of each rank."""
         mine = torch.tensor(own, dtype=torch.int64)
