@@ -34,7 +34,7 @@ sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 config = AutoConfig.for_model("llama", vocab_size=corpus.vocab_size, num_attention_heads=2, **sizes)
 steer = SteerCallback(CuveeData(corpus, batch_size=4, sequence_length=64), "odm", interval=5)
 saves = ModelCheckpoint(out, every_n_train_steps=5, save_last=True)
-trainer = Trainer(max_steps=steps, accumulate_grad_batches=2, callbacks=[steer, saves])
+trainer = Trainer(max_steps=steps, callbacks=[steer, saves], logger=False)
 trainer.fit(Model(), datamodule=steer.data, ckpt_path="last")
 for signals, mixture, _ in steer.controller.trajectory:
     print(signals.step, {name: round(share, 3) for name, share in mixture.as_dict().items()})
