@@ -17,9 +17,9 @@ from cuvee.recipes.setup.estimate import MANY_EPOCHS
 from cuvee.training.model import PRESETS, build_model, size_of
 
 CPU_FLOPS = 2.0e10
-"""Floating-point operations a second of one core on small models, as measured on two cores."""
+"""Assumed floating-point operations a second of one core on small models."""
 GPU_FLOPS = 1.0e14
-"""The same of a current data-centre GPU in bfloat16, at about a third of its peak."""
+"""Assumed for a data-centre GPU in bfloat16. `--dry-run` measures the real speed of either."""
 TOKENS_PER_PARAMETER = 20.0
 """The compute-optimal ratio (Hoffmann et al., arXiv 2203.15556)."""
 _LISTED = 30  # domains that the comment lists
@@ -47,24 +47,26 @@ def read_budget(text: str) -> float:
 def choose_sizes(corpus: Corpus, seconds: float) -> Sizes:
     """Return the largest preset that reads 20 tokens per parameter in `seconds`, and its tokens.
 
-    The smallest preset is used if none does. A budget never reads the corpus more than four times.
+    The smallest preset is used if none does. Above 10,000 tokens, no budget reads the corpus more
+    than four times.
     """
     speed = GPU_FLOPS if torch.cuda.is_available() else CPU_FLOPS
     most = MANY_EPOCHS * sum(available_K(corpus.domains))
-    chosen = None
-    for name in (name for name in PRESETS if name.startswith("llama")):
-        size = size_of(build_model(name, corpus), 256)
-        affordable = 0.8 * seconds * speed / size.flops_per_token  # the rest: validation, start-up
-        if chosen and affordable < TOKENS_PER_PARAMETER * size.parameters:
+    name = ""
+    affordable = 0.0
+    parameters = 0
+    for preset in (preset for preset in PRESETS if preset.startswith("llama")):
+        with torch.device("meta"):  # sizes need no memory for weights
+            size = size_of(build_model(preset, corpus), 256)
+        tokens = 0.8 * seconds * speed / size.flops_per_token  # the rest: validation, start-up
+        if name and tokens < TOKENS_PER_PARAMETER * size.parameters:
             break
-        chosen = (name, affordable, size.parameters)
-        if affordable < TOKENS_PER_PARAMETER * size.parameters:
-            break
-    assert chosen is not None, "there are llama presets"
-    name, affordable, parameters = chosen
-    tokens = max(int(min(affordable, most) // 10_000) * 10_000, 10_000)
+        name = preset
+        affordable = tokens
+        parameters = size.parameters
+    budget = max(int(min(affordable, most) // 10_000) * 10_000, 10_000)
     rate = 3e-3 if parameters < 20_000_000 else 6e-4
-    return Sizes(name, tokens, 16, 256, rate)
+    return Sizes(name, budget, 16, 256, rate)
 
 
 def write_config(corpus: Path, path: Path, budget: str = "10m") -> Sizes:
