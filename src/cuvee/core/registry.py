@@ -24,10 +24,12 @@ import pkgutil
 import threading
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuvee.core.errors import ConfigError, nearest
-from cuvee.core.protocols import Domains, Policy
+
+if TYPE_CHECKING:  # `core.protocols` imports numpy, which a list of names does not need
+    from cuvee.core.protocols import Domains, Policy
 
 Part = TypeVar("Part", bound=type[Any])
 
