@@ -102,7 +102,7 @@ class Bench:
             "checkpoint_every": 50,
             "train": {
                 "steps": options.steps,
-                "batch_size": 32,
+                "batch_size": options.batch_size,
                 "sequence_length": 128,
                 "learning_rate": 1e-2,
                 "interval": 4,
@@ -395,6 +395,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0, help="cap of a scarce domain")
     parser.add_argument("--out", type=Path, default=Path("runs/online"))
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens a step")
     parser.add_argument("--seeds", type=int)
     parser.add_argument(
         "--trials",
