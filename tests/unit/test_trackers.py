@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.store.store import Store
-from cuvee.integrations.trackers import MLflow, TensorBoard, Tracked
+from cuvee.integrations.trackers import TRACKERS, MLflow, TensorBoard, Tracked
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.operator import TakesRequests
-from cuvee.recipes.config.schema import MethodChoice, TrainConfig
+from cuvee.recipes.compare import compare
+from cuvee.recipes.config.schema import CompareConfig, MethodChoice, TrainConfig
 from cuvee.recipes.train import train
 from cuvee.testing.toy import ToyTrainer
 from cuvee.training.settings import TrainerSettings
@@ -70,6 +72,52 @@ def test_a_tracked_claim_records_and_takes_requests(tmp_path: Path) -> None:
         assert isinstance(record, TakesRequests)
         store.request("run", {"freeze": True}, "somebody")
         assert [request.text() for request in record.requests(5)] == ["freeze"]
+
+
+class Down:
+    """A tracker whose server answers only at every second call."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self.steps.append(step)
+        if len(self.steps) % 2:
+            raise ConnectionError("the server does not answer")
+
+
+def test_a_tracker_that_fails_warns_once_and_does_not_end_the_run(tmp_path: Path) -> None:
+    tracker = Down()
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.create("run", 0, {}, run_id="run")
+        with pytest.warns(UserWarning, match="tracker Down failed at step 0") as warned:
+            trajectory = play(Tracked(tracker, store.claim_run("run", "worker")))
+        assert len(warned) == 1
+        assert tracker.steps == [signals.step for signals in trajectory.signals]
+        assert store.trajectory("run") == trajectory
+
+
+def test_runs_of_a_comparison_end_although_their_tracker_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> Kept:
+        raise OSError("no such server")
+
+    broken = dataclasses.replace(TRACKERS["tensorboard"], package="torch", open=refuse)
+    monkeypatch.setitem(TRACKERS, "tensorboard", broken)
+    config = CompareConfig(
+        corpus=stdlib_corpus(tmp_path / "text").folder,
+        methods=(MethodChoice(name="odm"), MethodChoice(name="natural")),
+        trainer="simulator",
+        train=TrainerSettings(steps=6, interval=2),
+        store=str(tmp_path / "runs.db"),
+        out=tmp_path / "out",
+        trackers=("tensorboard",),
+    )
+    with pytest.warns(UserWarning, match="no such server") as warned:
+        runs = compare(config)
+    assert [len(run.trajectory) for run in runs] == [3, 3]
+    assert len(warned) == 2
 
 
 def test_tensorboard_event_files_hold_the_figures(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ Nothing is tracked unless you ask for it. Another tracker needs one class with t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -38,11 +40,38 @@ class Tracker(Protocol):
         ...
 
 
+class Tolerant:
+    """A tracker that warns once if it fails, and never ends a run.
+
+    `open` returns the tracker. It is called before the first figures are logged, and again with
+    later figures if it failed.
+    """
+
+    def __init__(self, name: str, open: Callable[[], Tracker]) -> None:
+        self._name = name
+        self._open = open
+        self._tracker: Tracker | None = None
+        self._warned = False
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        try:
+            self._tracker = self._tracker or self._open()
+            self._tracker.log(step, figures)
+        except Exception as error:  # a tracker is foreign code and talks to a network
+            if not self._warned:
+                warnings.warn(
+                    f"the tracker {self._name} failed at step {step} and will not be mentioned "
+                    f"again; training continues ({type(error).__name__}: {error})",
+                    stacklevel=2,
+                )
+            self._warned = True
+
+
 class Tracked:
     """A record of intervals that also logs them to `tracker`; `record` may be a `Claim`."""
 
     def __init__(self, tracker: Tracker, record: Record | None = None) -> None:
-        self._tracker = tracker
+        self._tracker = Tolerant(type(tracker).__name__, lambda: tracker)
         self._record = record
 
     def append(
@@ -188,4 +217,4 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """Return the trackers of the run whose checkpoints and model are in `folder`."""
-    return [TRACKERS[name].open(folder) for name in names]
+    return [Tolerant(name, partial(TRACKERS[name].open, folder)) for name in names]

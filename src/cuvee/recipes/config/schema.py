@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -48,6 +49,17 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    if names:
+        from cuvee.integrations.trackers import check_trackers  # loads torch
+
+        check_trackers(names)
+    return names
+
+
+Trackers = Annotated[tuple[str, ...], AfterValidator(_known_trackers)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WHERE_NOT_WHAT = {"train": {"device", "compile", "seed"}}
 Anything = TypeVar("Anything", bound="RunConfig")
@@ -272,18 +284,9 @@ class TrainConfig(RunConfig):
     """A saved policy's folder, used instead of a method."""
     evaluation: Evaluation | None = None
     """Questions for a policy that reads feedback. It also works without them."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers, `tensorboard` or `mlflow`. They change nothing that is computed."""
+    trackers: Trackers = ()
+    """Experiment trackers, by name. They change nothing that is computed."""
     seed: Seed = 0
-
-    @field_validator("trackers")
-    @classmethod
-    def _known_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if names:
-            from cuvee.integrations.trackers import check_trackers  # loads torch
-
-            check_trackers(names)
-        return names
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
@@ -337,6 +340,8 @@ class CompareConfig(RunConfig):
     """The label that the others are compared with; by default the first method."""
     models: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=1)] | None = None
     """Several models instead of `model`. Each is a comparison of its own, with its own report."""
+    trackers: Trackers = ()
+    """Experiment trackers of each run, by name. They change nothing that is computed."""
     claims: tuple[str, ...] = ()
     """Claims such as `ac_odm < even`, registered before the runs and answered after them."""
 
@@ -397,6 +402,7 @@ class CompareConfig(RunConfig):
                 "evaluation is given, but none of "
                 f"{', '.join(choice.label for choice in self.methods)} reads feedback"
             )
+        common["trackers"] = self.trackers
         return [
             TrainConfig(**common, **choice, seed=seed) for seed in self.seeds for choice in choices
         ]
