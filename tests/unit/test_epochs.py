@@ -28,7 +28,7 @@ def test_caps_are_for_all_domains_or_by_name(caps: EpochCaps, expected: list[flo
     [
         (0.0, "epoch cap of web is 0"),
         ({"code": float("nan")}, "epoch cap of code is nan"),
-        ({"law": 2.0}, "unknown domain law: there is web, code"),
+        ({"law": 2.0}, "unknown domain law: choose from web, code"),
     ],
 )
 def test_caps_that_cannot_be_meant_are_refused(caps: EpochCaps, named: str) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from cuvee.cli import app
 from cuvee.cli.display.fleet import FleetView
+from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.claim import Claim
@@ -116,8 +117,8 @@ def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:
 
 def test_watch_ends_when_nothing_is_open(store: Store, tmp_path: Path) -> None:
     asked = ["runs", "watch", "--store", str(tmp_path / "store.sqlite"), "--group"]
-    shown = CliRunner().invoke(app, [*asked, "nothing there"], catch_exceptions=False)
-    assert shown.stdout.startswith("0 done, 0 running, 0 waiting, 0 failed")
+    with pytest.raises(StoreError, match="no group 'nothing there'"):
+        CliRunner().invoke(app, [*asked, "nothing there"], catch_exceptions=False)
     store.create("h/odm", 9, {}, group="h")
     ending = threading.Timer(0.5, lambda: train(store, store.claim("host4/1/24/3", group="h")))
     ending.start()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,17 +14,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cuvee.cli import app
-from cuvee.core.errors import CuveeError
+from cuvee.core.epochs import TokensRead
+from cuvee.core.errors import CuveeError, StoreError
 from cuvee.core.mixture import Mixture
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Cost, Trajectory
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.store import Store
+from cuvee.fleet.worker_name import worker_name
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.alarms import AlarmSettings
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.testing.toy import ToyTrainer
+
+SMALL = {"method": {"name": "natural", "label": "natural"}}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +71,15 @@ def test_list_shows_every_run_with_its_state_and_cost(place: Path) -> None:
 def test_show_prints_configuration_and_trajectory(place: Path) -> None:
     shown = cuvee(place, "runs", "show", "mine-o").stdout
     assert "label: odm" in shown
-    rows = [line.split() for line in shown.splitlines()[-9:]]
+    rows = [line.split() for line in shown.splitlines()[-14:-5]]
     assert [row[0] for row in rows] == [str(t) for t in range(9)]
     assert rows[8][1] == "8,000"
+    read_K = TokensRead.during(trajectory(place, "mine-odm-s0")).of(("web", "code", "maths"))
+    domains = [line.split() for line in shown.splitlines()[-3:]]
+    assert [row[0] for row in domains] == ["web", "code", "maths"]
+    assert [row[4] for row in domains] == [
+        f"{read / size:.2f}" for read, size in zip(read_K, (10**6, 10**5, 10**4), strict=True)
+    ]
     assert (
         len(cuvee(place, "runs", "show", "mine-odm-s0", "--every", "4").stdout.splitlines())
         == len(shown.splitlines()) - 6
@@ -244,6 +256,123 @@ def test_a_long_listing_has_the_cells_of_a_short_one(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()]
-    monkeypatch.setattr("cuvee.cli.runs._LAID_OUT", 0)
+    monkeypatch.setattr("cuvee.cli.display.tables._LAID_OUT", 0)
     assert [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()] == short
     assert len(short) > 1
+
+
+def test_a_narrow_terminal_gets_fewer_columns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cuvee.cli.display.console._PIPE_WIDTH", 60)
+    for arguments in (["runs", "list"], ["runs", "show", "mine-odm-s0"]):
+        lines = cuvee(place, *arguments).stdout.splitlines()
+        assert max(map(len, lines)) <= 60
+    header = cuvee(place, "runs", "list").stdout.splitlines()[0].split()
+    assert "status" in header
+    assert "FLOPs" not in header
+
+
+def test_json_of_listing_and_run(place: Path) -> None:
+    listed = json.loads(cuvee(place, "runs", "list", "--json").stdout)
+    assert [one["id"] for one in listed] == ["mine-odm-s0", "mine-floored-s1", "planned"]
+    assert listed[0]["status"] == "done"
+    assert listed[0]["cost"]["tokens"] == 8000
+    shown = json.loads(cuvee(place, "runs", "show", "mine-odm-s0", "--json").stdout)
+    assert Trajectory.from_json(shown["trajectory"]) == trajectory(place, "mine-odm-s0")
+    waiting = json.loads(cuvee(place, "runs", "show", "planned", "--json").stdout)
+    assert waiting["trajectory"] is None
+    assert "recorded nothing yet" in cuvee(place, "runs", "show", "planned").stdout
+
+
+def test_a_group_is_found_by_the_name_that_the_user_gave(tmp_path: Path) -> None:
+    place = tmp_path / "s.db"
+    with Store.open(place) as store:
+        for i, group in enumerate(("first-0a1b2c3d", "second-0a1b2c3d", "second-99999999")):
+            store.create("natural", i, SMALL, group=group, run_id=f"run-{i}")
+    table = [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()[1:]]
+    assert [row[1] for row in table] == ["first", "second-0a1b2c3d", "second-99999999"]
+    assert len(cuvee(place, "runs", "list", "--group", "first").stdout.splitlines()) == 2
+    with pytest.raises(CuveeError, match="give one of second-0a1b2c3d, second-99999999"):
+        cuvee(place, "runs", "list", "--group", "second")
+    with pytest.raises(CuveeError, match=r"no group 'frist'.*; did you mean 'first'"):
+        cuvee(place, "runs", "list", "--group", "frist")
+
+
+def kept(store: Store, run_id: str, root: Path, status: str = "done") -> Path:
+    """Plan a run whose checkpoints, model and policy are in a folder, and return the folder."""
+    folder = root / run_id
+    for name in ("checkpoints", "model", "policy"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "data").write_bytes(b"x" * 500_000)
+    store.create("natural", 0, SMALL, run_id=run_id)
+    worker = worker_name() if status == "running" else "elsewhere/0/1/2"
+    claim = store.claim_run(run_id, worker, lease_seconds=1e-6 if status == "dead" else 60.0)
+    if status == "done":
+        paths = {name: str(folder / name) for name in ("model", "policy")}
+        claim.finish(Cost(), checkpoint=str(folder / "checkpoints"), **paths)
+    else:
+        with contextlib.suppress(StoreError):  # its lease may have expired
+            claim.has_checkpoints(str(folder / "checkpoints"))
+        if status == "dead":
+            time.sleep(0.01)
+    return folder
+
+
+def test_rm_asks_and_frees_the_folders(tmp_path: Path) -> None:
+    place = tmp_path / "s.db"
+    with Store.open(place) as store:
+        folder = kept(store, "gone", tmp_path / "runs")
+        mine = folder / "notes.txt"
+        mine.write_text("mine")
+    refused = cuvee(place, "runs", "rm", "gone")  # the answer is empty
+    assert refused.exit_code == 1
+    assert "remove 1 run (1.5 MB)?" in refused.stdout
+    assert (folder / "model").is_dir()
+    assert cuvee(place, "runs", "rm", "go", "--yes").stdout == "removed 1 run; 1.5 MB freed\n"
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert len(cuvee(place, "runs", "list").stdout.splitlines()) == 1
+
+
+def test_a_live_run_is_never_removed_and_a_dead_one_is_shown(tmp_path: Path) -> None:
+    place = tmp_path / "s.db"
+    with Store.open(place) as store:
+        live = kept(store, "live", tmp_path, "running")
+        dead = kept(store, "dead-one", tmp_path, "dead")
+        done = kept(store, "done-one", tmp_path)
+    with pytest.raises(CuveeError, match=r"run live is being trained by .*: stop that process"):
+        cuvee(place, "runs", "rm", "live", "done-one", "--yes")
+    states = [line.split()[:2] for line in cuvee(place, "runs", "list").stdout.splitlines()[1:]]
+    assert states == [["live", "running"], ["dead-one", "dead"], ["done-one", "done"]]
+    assert len(cuvee(place, "runs", "list", "--status", "dead").stdout.splitlines()) == 2
+    assert "removed 1 run;" in cuvee(place, "runs", "prune", "--yes").stdout
+    assert (live.is_dir(), dead.is_dir(), done.is_dir()) == (True, False, True)
+    pruned = cuvee(place, "runs", "prune", "--checkpoints", "--yes").stdout
+    assert pruned == "removed the checkpoints of 1 run; 0.5 MB freed\n"
+    assert sorted(path.name for path in done.iterdir()) == ["model", "policy"]
+    assert cuvee(place, "runs", "prune", "--yes").stdout == "nothing to remove\n"
+
+
+def test_only_a_folder_with_the_name_of_the_run_is_removed(tmp_path: Path) -> None:
+    """Whoever can write to a store could otherwise have any folder removed."""
+    (tmp_path / "precious" / "model").mkdir(parents=True)
+    with Store.open(tmp_path / "s.db") as store:
+        store.create("natural", 0, SMALL, run_id="planted")
+        paths = {"model": str(tmp_path / "precious" / "model")}
+        store.claim_run("planted", "worker").finish(Cost(), **paths)
+    removed = cuvee(tmp_path / "s.db", "runs", "rm", "planted", "--yes").stdout
+    assert removed == "removed 1 run; 0.0 MB freed\n"
+    assert (tmp_path / "precious" / "model").is_dir()
+
+
+def test_rename_moves_the_run_and_its_folder(tmp_path: Path) -> None:
+    place = tmp_path / "s.db"
+    with Store.open(place) as store:
+        kept(store, "old", tmp_path)
+        kept(store, "open", tmp_path, "dead")
+    assert cuvee(place, "runs", "rename", "old", "new").stdout == "old is now new\n"
+    with Store.open(place) as store:
+        assert store.find("old") is None
+        assert store.summary("new").model == str(tmp_path / "new" / "model")
+    assert (tmp_path / "new" / "model" / "data").is_file()
+    with pytest.raises(CuveeError, match="run open is running: only a finished run"):
+        cuvee(place, "runs", "rename", "open", "shut")
+    assert (tmp_path / "open").is_dir()

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from cuvee import __version__
-from cuvee.cli import corpus, demo, learn, order_test, recommend, runs, search, steer, train
+from cuvee.cli import corpus, demo, learn, order_test, recommend, search, steer, train
 from cuvee.cli.display.lines import say, say_warnings
-from cuvee.cli.results import evaluate, report
+from cuvee.cli.results import evaluate, report, runs
 from cuvee.cli.setup import doctor, init, questions, validate
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped

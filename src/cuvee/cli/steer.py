@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.runs import StoreOption
+from cuvee.cli.options import StoreOption
 
 
 def steer(

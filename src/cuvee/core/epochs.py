@@ -35,7 +35,7 @@ def epochs_K(caps: EpochCaps, names: Sequence[str]) -> FloatArray:
     by_name = caps if isinstance(caps, Mapping) else {}
     if unknown := [name for name in by_name if name not in names]:
         raise ConfigError(
-            f"epoch cap for unknown domain {', '.join(unknown)}: there is {', '.join(names)}"
+            f"epoch cap for unknown domain {', '.join(unknown)}: choose from {', '.join(names)}"
         )
     found_K = caps_K(caps, names)
     for name, epochs in zip(names, found_K.tolist(), strict=True):

@@ -62,9 +62,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     The hint is "; did you mean …?" with the closest known word, or a list of all known words if
     none is close, or "" if there are none.
+
+        >>> nearest("mahts", ["code", "maths"])
+        "; did you mean 'maths'?"
+        >>> nearest("law", ["code", "maths"])
+        '; choose from code, maths'
     """
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
+    if len(known) == 1:
+        return f"; there is only {known[0]}"
+    return f"; choose from {', '.join(known)}" if known else ""

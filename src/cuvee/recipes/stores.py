@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cuvee.core.errors import StoreError
+from cuvee.core.errors import StoreError, nearest
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 
 DEFAULT_STORE = "runs/cuvee.db"
+_DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 
 def open_store(given: str | None, must_exist: bool = False) -> Store:
@@ -38,11 +40,14 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
     """
     if not ids:
         return listed_runs(store, group)
+    group = find_group(store, group)
     found = []
     for wanted in ids:
         matches = _matches(store, wanted, group)
         if not matches:
-            raise StoreError(f"no run {wanted!r} in {store!r}: `cuvee runs list` lists all runs")
+            raise StoreError(
+                f"no run {wanted!r} in the store {store.address.shown}: `cuvee runs list` lists all runs"
+            )
         if len(matches) > 1:
             raise StoreError(
                 f"{wanted!r} is the beginning of {len(matches)} ids: "
@@ -53,13 +58,48 @@ def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -
 
 
 def listed_runs(
-    store: Store, group: str | None = None, status: str | None = None
+    store: Store, group: str | None = None, state: str | None = None
 ) -> list[RunSummary]:
-    """Return the runs of a group, or of the store. Warns of each that is damaged."""
-    listing = store.listing(group, status)
+    """Return the runs of a group, or of the store. Warns of each that is damaged.
+
+    `state` is a status or `dead`; runs that are dead are not `running`.
+    """
+    listing = store.listing(find_group(store, group), "running" if state == "dead" else state)
     for message in listing.damaged.values():
         warnings.warn(message, stacklevel=2)
-    return list(listing.runs)
+    return [run for run in listing.runs if state in (None, run.state)]
+
+
+def find_group(store: Store, given: str | None) -> str | None:
+    """Return the group that is, or begins with, `given`; None for None.
+
+    The groups of `name: mine` are called `mine-` and a digest of their settings. Raises
+    `StoreError` if there is no such group, or if there are several.
+    """
+    if given is None:
+        return None
+    groups = store.groups()
+    if given in groups:
+        return given
+    found = [group for group in groups if _DIGEST.sub("", group) == given]
+    found = found or [group for group in groups if group.startswith(given)]
+    if not found:
+        hint = nearest(given, short_groups(groups).values()) or ": none of its runs belongs to one"
+        raise StoreError(f"no group {given!r} in the store {store.address.shown}{hint}")
+    if len(found) > 1:
+        raise StoreError(
+            f"{len(found)} groups are called {given!r}, with other settings: give one of "
+            f"{', '.join(found)}"
+        )
+    return found[0]
+
+
+def short_groups(groups: Iterable[str]) -> dict[str, str]:
+    """Return each group's name without the digest, as the user gave it, where that is enough."""
+    groups = set(groups)
+    short = {group: _DIGEST.sub("", group) for group in groups}
+    names = list(short.values())
+    return {group: name if names.count(name) == 1 else group for group, name in short.items()}
 
 
 def _matches(store: Store, wanted: str, group: str | None) -> list[RunSummary]:

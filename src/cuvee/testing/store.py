@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,38 @@ class StoreSuite:
         assert len(store.runs()) == 2
         with pytest.raises(StoreError, match="another configuration or seed"):
             store.create("a", 1, CONFIG, run_id=first)
+
+    def test_a_removed_run_leaves_nothing_and_one_in_training_stays(self, store: Store) -> None:
+        for name in ("gone", "kept"):
+            claim = store.claim_run(store.create(name, 0, CONFIG, run_id=name), "worker")
+            record(claim, 4)
+        with pytest.raises(StoreError, match="run gone is being trained by worker"):
+            store.remove("gone")
+        claim = store.claim_run(store.create("c", 0, CONFIG, run_id="expired"), "worker", 1e-6)
+        time.sleep(0.01)
+        assert [run.state for run in store.runs()] == ["running", "running", "dead"]
+        store.remove("expired")
+        with pytest.raises(ClaimLost):
+            claim.append(0, *example_interval(0))
+        assert [run.id for run in store.runs()] == ["gone", "kept"]
+        assert store.trajectory("kept") == expected(4)
+
+    def test_a_renamed_run_keeps_everything(self, store: Store) -> None:
+        claim = store.claim_run(store.create("odm", 7, CONFIG, group="first"), "worker")
+        record(claim, 4)
+        with pytest.raises(StoreError, match="is running: only a finished run can be renamed"):
+            store.rename(claim.run.id, "new", {})
+        claim.finish(Cost(100, 1.0, 2.0), model="d")
+        before = store.summary(claim.run.id)
+        store.create("other", 1, CONFIG, run_id="taken")
+        with pytest.raises(StoreError, match="there is a run taken already"):
+            store.rename(claim.run.id, "taken", {})
+        store.rename(claim.run.id, "new", {"model": "e"})
+        assert store.summary("new") == replace(before, id="new", model="e")
+        assert store.trajectory("new") == expected(4)
+        assert store.find(claim.run.id) is None
+        store.remove("new")
+        assert store.groups() == []
 
     def test_what_cannot_be_kept_is_refused_by_name(self, store: Store) -> None:
         cases: list[tuple[str, dict[str, Any]]] = [

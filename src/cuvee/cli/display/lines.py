@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any, Literal
@@ -14,8 +15,11 @@ from cuvee.cli.display.printable import printable
 def say(
     text: str = "", *, error: bool = False, colour: Literal["red", "yellow"] | None = None
 ) -> None:
-    """Print `text` with control characters escaped, on standard error if `error`."""
-    typer.secho(printable(text), fg=colour, err=error)
+    """Print `text` with control characters escaped, on standard error if `error`.
+
+    Without colour if NO_COLOR is set: https://no-color.org.
+    """
+    typer.secho(printable(text), fg=None if os.environ.get("NO_COLOR") else colour, err=error)
 
 
 def say_warnings() -> None:

@@ -1,1 +1,1 @@
-"""Commands about finished models: evaluate and report."""
+"""Commands about runs that exist: runs, evaluate and report."""

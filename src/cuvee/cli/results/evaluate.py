@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.runs import StoreOption
+from cuvee.cli.options import StoreOption
 
 if TYPE_CHECKING:
     from cuvee.evaluation.items import TaskScore

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.runs import GroupOption, StoreOption
+from cuvee.cli.options import GroupOption, StoreOption
 
 
 def report(

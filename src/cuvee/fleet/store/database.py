@@ -51,7 +51,7 @@ class Database:
             if address.is_sqlite
             else "extract(epoch FROM clock_timestamp())"
         )
-        self._now = sa.select(sa.cast(sa.literal_column(now), sa.Double))
+        self.clock = sa.cast(sa.literal_column(now), sa.Double)
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in one read-only transaction; it may run more than once."""
@@ -63,7 +63,7 @@ class Database:
 
     def now(self, connection: sa.Connection) -> float:
         """Return the database's time in seconds since 1970. Leases use no other clock."""
-        return float(connection.execute(self._now).scalar_one())
+        return float(connection.execute(sa.select(self.clock)).scalar_one())
 
     def insert_missing(self, table: sa.Table) -> Any:
         """Return an INSERT that does nothing if the row exists."""

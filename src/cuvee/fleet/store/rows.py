@@ -48,6 +48,13 @@ class RunSummary:
     checkpoint: str | None = None
     policy: str | None = None
     model: str | None = None
+    dead: bool = False
+    """Whether it is `running` and its worker is gone; the next worker that looks claims it."""
+
+    @property
+    def state(self) -> str:
+        """The status, or `dead`."""
+        return "dead" if self.dead else self.status
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from cuvee.fleet.store.address import Address, find_address
 from cuvee.fleet.store.claim import BAD, Claim, Outcome, end_attempt
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.evaluations import read_evaluations, save_evaluations
-from cuvee.fleet.store.migrate import migrate
+from cuvee.fleet.store.housekeeping import is_dead, remove_run, rename_run
+from cuvee.fleet.store.migrations.migrate import migrate
 from cuvee.fleet.store.requests import add_request, check_action, read_requests
 from cuvee.fleet.store.rows import (
     Interval,
@@ -115,7 +116,7 @@ class Store:
         """
         plain = plain_json(config, "config")
         run_id = run_key(config, seed) if run_id is None else run_id
-        _check(_ID, run_id, "run id", "1 to 64 letters, digits, dots, underscores or hyphens")
+        _check_id(run_id)
         for what, label in (("name", name), ("group", group)):
             if label is not None:
                 _check(_LABEL, label, what, "one line of 1 to 200 printable characters")
@@ -205,7 +206,9 @@ class Store:
                     intervals.c.number
                 )
                 if list(connection.execute(query).scalars()) != [row["digest"] for row in rows]:
-                    raise StoreError(f"run {run_id} is in {self!r} already with other measurements")
+                    raise StoreError(
+                        f"run {run_id} is in the store {self.address.shown} already with other measurements"
+                    )
                 return
             attempt = {
                 "run_id": run_id,
@@ -266,6 +269,24 @@ class Store:
     def evaluations(self, model: str) -> list[TaskScore]:
         """Return the recorded results of `model`, oldest first."""
         return read_evaluations(self._database, model)
+
+    # Housekeeping
+
+    def remove(self, run_id: str) -> None:
+        """Remove a run and all that is recorded of it. Its folder stays.
+
+        Raises `StoreError` if a worker holds the run.
+        """
+        remove_run(self._database, run_id)
+
+    def rename(self, run_id: str, new: str, paths: Mapping[str, str | None]) -> None:
+        """Give a finished run the id `new`.
+
+        `paths` are its `checkpoint`, `policy` and `model` folders from now on. Raises `StoreError`
+        if the run is not done, or if `new` is taken or no id.
+        """
+        _check_id(new)
+        rename_run(self._database, run_id, new, dict(paths))
 
     # Claiming
 
@@ -367,8 +388,8 @@ class Store:
             skip_locked=skip_locked, of=runs
         )
         for row in connection.execute(held).all():
-            alive = is_alive(row.worker)
-            if alive is False or row.lease_expires < now:
+            if is_dead(row.lease_expires, now, row.worker):
+                alive = is_alive(row.worker)
                 event = "died" if alive is False else "was silent for longer than its lease"
                 why = f"worker {row.worker} {event}"
                 # A process that lives was stopped, or the clock was set: that is no failure.
@@ -453,7 +474,7 @@ class Store:
         found = self.find(run_id)
         if found is None:
             raise StoreError(
-                f"there is no run {run_id!r} in {self!r}: `cuvee runs list` shows what there is"
+                f"there is no run {run_id!r} in the store {self.address.shown}: `cuvee runs list` shows what there is"
             )
         return found
 
@@ -524,3 +545,7 @@ class Store:
 def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> None:
     if not pattern.fullmatch(value):
         raise StoreError(f"{what} {value!r} is not allowed: use {allowed}")
+
+
+def _check_id(run_id: str) -> None:
+    _check(_ID, run_id, "run id", "1 to 64 letters, digits, dots, underscores or hyphens")

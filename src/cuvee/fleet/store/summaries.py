@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.housekeeping import is_dead
 from cuvee.fleet.store.rows import RunSummary, digest_of
 from cuvee.fleet.store.schema import STATUSES, attempts, runs
 
@@ -29,7 +30,7 @@ class Listing:
 
 def read_listing(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> Listing:
     """Read the runs that fulfil all of `which`, with one query unless a row is damaged."""
-    query = _summaries().where(*which)
+    query = _summaries(database).where(*which)
     try:
         rows = database.read(lambda connection: connection.execute(query).mappings().all())
         return Listing(tuple(read_summary(row) for row in rows), {})
@@ -54,7 +55,7 @@ def _one_by_one(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> 
 
 def read_run(database: Database, run_id: str) -> RunSummary | None:
     """Return one run, or None. Raises `StoreError`, naming the run, if its row is damaged."""
-    query = _summaries(attempts.c.run_id == run_id).where(runs.c.id == run_id)
+    query = _summaries(database, attempts.c.run_id == run_id).where(runs.c.id == run_id)
     try:
         row = database.read(lambda connection: connection.execute(query).mappings().first())
     except StoreError as error:
@@ -62,7 +63,9 @@ def read_run(database: Database, run_id: str) -> RunSummary | None:
     return None if row is None else read_summary(row)
 
 
-def _summaries(spent_by: sa.ColumnElement[bool] | None = None) -> sa.Select[Any]:
+def _summaries(
+    database: Database, spent_by: sa.ColumnElement[bool] | None = None
+) -> sa.Select[Any]:
     """Return a query for runs in the order of planning, with their cost and their last worker.
 
     `spent_by` limits the attempts that are summed: one run needs no sums over the whole store.
@@ -72,6 +75,7 @@ def _summaries(spent_by: sa.ColumnElement[bool] | None = None) -> sa.Select[Any]
     spent = (sums if spent_by is None else sums.where(spent_by)).subquery()
     holds = (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
     query = sa.select(runs, attempts.c.worker, spent.c.tokens, spent.c.flops, spent.c.seconds)
+    query = query.add_columns(database.clock.label("now"))
     query = query.outerjoin(spent, spent.c.run_id == runs.c.id).outerjoin(attempts, holds)
     return query.order_by(runs.c.created, runs.c.id)
 
@@ -98,6 +102,8 @@ def _summary(row: sa.RowMapping) -> RunSummary:
     return RunSummary(
         **{name: row[name] for name in same},
         group=row["cohort"],
+        dead=row["status"] == "running"
+        and is_dead(float(row["lease_expires"]), float(row["now"]), row["worker"]),
         attempts=int(row["attempt"]),
         intervals=int(row["intervals"]),
         progress=float(row["progress"]),

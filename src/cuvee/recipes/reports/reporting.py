@@ -89,7 +89,7 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
     begun = [summary for summary in summaries if summary.intervals]
     if not begun:
         raise StoreError(
-            f"none of {len(summaries)} runs in {store!r} has recorded anything to report yet"
+            f"none of {len(summaries)} runs in the store {store.address.shown} has recorded anything to report yet"
         )
     statuses = {
         one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun

@@ -120,7 +120,7 @@ def _store(given: str | None) -> Iterator[Finding]:
         return
     try:
         with open_store(given, must_exist=True) as store:
-            yield Finding("store", "ok", f"{store!r}: {_counted(store.tally())}")
+            yield Finding("store", "ok", f"{store.address.shown}: {_counted(store.tally())}")
     except CuveeError as error:
         yield Finding("store", "problem", str(error), "name another store with --store")
 
