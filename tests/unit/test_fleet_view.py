@@ -4,7 +4,6 @@ failed."""
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -115,15 +114,22 @@ def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:
     assert lines[3].startswith("failed: ")
 
 
-def test_watch_ends_when_nothing_is_open(store: Store, tmp_path: Path) -> None:
+def test_watch_ends_when_nothing_is_open(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = ["runs", "watch", "--store", str(tmp_path / "store.sqlite"), "--group"]
     with pytest.raises(StoreError, match="no group 'nothing there'"):
         CliRunner().invoke(app, [*asked, "nothing there"], catch_exceptions=False)
     store.create("h/odm", 9, {}, group="h")
-    ending = threading.Timer(0.5, lambda: train(store, store.claim("host4/1/24/3", group="h")))
-    ending.start()
+    show = FleetView.show
+
+    def show_then_train(view: FleetView, status: FleetStatus) -> None:
+        show(view, status)
+        if status.tally.open:
+            train(store, store.claim("host4/1/24/3", group="h"))
+
+    monkeypatch.setattr(FleetView, "show", show_then_train)
     shown = CliRunner().invoke(app, [*asked, "h"], catch_exceptions=False)
-    ending.join()
     first, *_, last = shown.stdout.splitlines()
     assert first.startswith("0 done, 0 running, 1 waiting")
     assert last.startswith("1 done, 0 running, 0 waiting, 0 failed, 0 retried; 8,000 tokens")
