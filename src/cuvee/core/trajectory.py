@@ -98,10 +98,19 @@ class Trajectory:
         ]
         return np.array(rows, dtype=np.float64).reshape(len(self), len(self.names))
 
+    def at(self, t: int) -> Signals:
+        """Return the signals after `t` intervals, in O(1)."""
+        assert 0 <= t <= self._steps, f"there are {self._steps} intervals, not {t}"
+        return self._signals[t]
+
+    def since(self, t: int) -> Iterator[tuple[Signals, Mixture, Signals]]:
+        """Yield (signals before, mixture, signals after) of each interval after the first `t`."""
+        for i in range(t, self._steps):
+            yield self._signals[i], self._mixtures[i], self._signals[i + 1]
+
     def __iter__(self) -> Iterator[tuple[Signals, Mixture, Signals]]:
         """Yield (signals before, mixture, signals after) of each interval."""
-        for t in range(self._steps):
-            yield self._signals[t], self._mixtures[t], self._signals[t + 1]
+        return self.since(0)
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -9,7 +9,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
     Such characters can move the cursor, change colours, reverse text or be invisible. Characters in
     `keep` are not escaped.
     """
-    if text.isprintable():
+    if text.isprintable() or text.translate(dict.fromkeys(map(ord, keep))).isprintable():
         return text
     return "".join(
         c if c.isprintable() or c in keep or c == "\u3000" else c.encode("unicode_escape").decode()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from cuvee.core.errors import StoreError
@@ -67,8 +67,11 @@ class Database:
 
     def insert_missing(self, table: sa.Table) -> Any:
         """Return an INSERT that does nothing if the row exists."""
-        insert = sqlite.insert if self.address.is_sqlite else postgresql.insert
-        return insert(table).on_conflict_do_nothing()
+        if self.address.is_sqlite:
+            return sqlite.insert(table).on_conflict_do_nothing()
+        from sqlalchemy.dialects import postgresql  # costs a tenth of a second
+
+        return postgresql.insert(table).on_conflict_do_nothing()
 
     def _transact(self, work: Callable[[sa.Connection], T], write: bool) -> T:
         deadline = time.monotonic() + self._patience

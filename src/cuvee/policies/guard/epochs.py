@@ -66,12 +66,12 @@ class EpochBudget:
 
     def forecast(self, so_far: Trajectory) -> BudgetForecast:
         """Return what has been drawn up to the end of `so_far`, and what is to come."""
-        signals = so_far.signals
-        if not 0 < self._counted <= len(signals) or signals[self._counted - 1] is not self._newest:
+        if self._counted > len(so_far) or so_far.at(self._counted) is not self._newest:
             self._restart()
-        mixtures = so_far.mixtures
-        for t in range(self._counted, len(signals)):
-            self._add(signals[t], mixtures[t - 1].weights_K if t else None)
+            self._add(so_far.at(0), None)
+        for _, mixture, after in so_far.since(self._counted):
+            self._add(after, mixture.weights_K)
+            self._counted += 1
         drawn = self._read.total
         progress = so_far.last.progress
         interval = float(self._interval or self._first_interval or 0) or None
@@ -90,7 +90,6 @@ class EpochBudget:
             self._deviation = max(self._deviation, deviation)
         self._interval = max(self._interval, total)
         self._newest = signals
-        self._counted += 1
 
 
 def capped_ceilings(

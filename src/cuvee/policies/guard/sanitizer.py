@@ -40,20 +40,18 @@ class SignalSanitizer:
 
     def of(self, so_far: Trajectory) -> tuple[Trajectory, str | None]:
         """Return the sanitized `so_far`, and the fault of its newest signals or None."""
-        known = -1 if self._seen is None else len(self._seen)
-        signals = so_far.signals
-        if self._seen is None or known >= len(signals) or signals[known] is not self._newest:
-            cleaned, self._fault = clean(signals[0], None)
-            self._seen = Trajectory.start(cleaned)
+        seen = self._seen
+        if seen is None or len(seen) > len(so_far) or so_far.at(len(seen)) is not self._newest:
+            cleaned, self._fault = clean(so_far.at(0), None)
+            seen = Trajectory.start(cleaned)
             self._altered = self._fault is not None
-            known = 0
-        mixtures = so_far.mixtures
-        for t in range(known + 1, len(signals)):
-            cleaned, self._fault = clean(signals[t], signals[t - 1])
-            self._seen = self._seen.append(mixtures[t - 1], cleaned)
+        for before, mixture, after in so_far.since(len(seen)):
+            cleaned, self._fault = clean(after, before)
+            seen = seen.append(mixture, cleaned)
             self._altered = self._altered or self._fault is not None
+        self._seen = seen
         self._newest = so_far.last
-        return (self._seen if self._altered else so_far), self._fault
+        return (seen if self._altered else so_far), self._fault
 
 
 def clean(signals: Signals, before: Signals | None) -> tuple[Signals, str | None]:
