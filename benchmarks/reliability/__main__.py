@@ -3,8 +3,6 @@
     PYTHONPATH=src:benchmarks:tests python -m reliability --only 3 7 8   # fast size
     PYTHONPATH=src:benchmarks:tests python -m reliability --full         # nightly size: hours
 
-Tests 16 to 19 and 22 to 25 are not written yet.
-
 Prints `test | n | figure | bar | planted faults caught`. The last line is one JSON object. The exit
 status is 1 if a test misses its bar or does not notice a planted fault.
 """
@@ -20,7 +18,7 @@ import traceback
 
 import torch
 
-from reliability import checkpoints, fleet, ranks, stream  # noqa: F401
+from reliability import agents, checkpoints, files, fleet, ranks, secrets, stream  # noqa: F401
 from reliability.measure import TESTS, Result
 
 HEAD = "| test | n | figure | bar | planted faults caught |\n|---|---|---|---|---|"

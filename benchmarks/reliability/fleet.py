@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,19 +15,26 @@ from reliability.measure import Result, measured
 Check = Callable[..., Mapping[str, Any]]
 
 
-def faults_in(found: Mapping[str, Any]) -> dict[str, int]:
-    return {name: found[name] for name in fleet_faults.BAD if found.get(name)}
+LOST = "0 lost, duplicated, torn, unfinished"
 
 
-def told(found: Mapping[str, Any]) -> str:
+def judge(
+    found: Mapping[str, Any],
+    n: str,
+    check: Check,
+    *plants: str,
+    bar: str = LOST,
+    bad: Sequence[str] = fleet_faults.BAD,
+) -> Result:
+    """The figures called `bad` must be 0, and must not be with each of `plants`."""
+
+    def faults_in(found: Mapping[str, Any]) -> dict[str, int]:
+        return {name: found[name] for name in bad if found.get(name)}
+
     faults = faults_in(found)
-    return ", ".join(f"{count} {name}" for name, count in faults.items()) or "0 faults"
-
-
-def judge(found: Mapping[str, Any], n: str, check: Check, *plants: str) -> Result:
+    told = ", ".join(f"{count} {name}" for name, count in faults.items()) or "0 faults"
     caught = {fault: bool(faults_in(check(False, fault))) for fault in plants}
-    bar = "0 lost, duplicated, torn, unfinished"
-    return Result(n, told(found), bar, not faults_in(found), caught)
+    return Result(n, told, bar, not faults, caught)
 
 
 @measured(9, "kill -9 the fleet")
@@ -93,11 +100,23 @@ def _poison(full: bool, planted: str | None = None) -> Mapping[str, Any]:
 
 @measured(14, "runs that die or exhaust memory")
 def dying(full: bool) -> Result:
-    n = f"3 of {60 if full else 12} runs: killed, out of memory, NaN"
-    return judge(_poison(full), n, _poison, "a killed run counts as done")
+    return judge(
+        _poison(full),
+        f"3 of {60 if full else 12} runs: killed, out of memory, NaN",
+        _poison,
+        "a killed run counts as done",
+        bar="0 others changed, 0 wrong status, 0 without a reason",
+        bad=("torn", "wrong status", "without a reason"),
+    )
 
 
 @measured(15, "poison task, fleet run twice")
 def repetition(full: bool) -> Result:
-    n = f"{60 if full else 12} tasks, 2 starts, 3 attempts"
-    return judge(_poison(full), n, _poison, "a killed run counts as done")
+    return judge(
+        _poison(full),
+        f"{60 if full else 12} tasks, 2 starts, 3 attempts",
+        _poison,
+        "a restart repeats finished runs",
+        bar="0 wrong attempts, 0 starts that end with status 0",
+        bad=("wrong attempts", "silent ends"),
+    )

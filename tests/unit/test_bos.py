@@ -15,6 +15,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.bos import find_bos
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.manifest import TokenizerEntry
+from cuvee.data.ingest.adopt import adopt
 from cuvee.data.ingest.build import BuildSettings, build
 
 VOCABULARY = {"[UNK]": 0, "one": 1, "two": 2, "</s>": 3, "<s>": 4, "<begin>": 5}
@@ -145,3 +146,14 @@ def test_the_command_line_shows_it_and_refuses_it_for_shards(tmp_path: Path) -> 
     )
     assert isinstance(refused.exception, CorpusError)
     assert "--bos and --no-bos are for text" in str(refused.exception)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_imported_shards_keep_the_start_token_that_their_documents_have(
+    tmp_path: Path, bos: bool
+) -> None:
+    corpus = built(tmp_path, tokenizer(tmp_path / "base"), bos)
+    imported = adopt(
+        [corpus.folder], tmp_path / "imported", tokenizer=corpus.folder / "tokenizer.json"
+    )
+    assert imported.manifest.tokenizer.bos == corpus.manifest.tokenizer.bos == (4 if bos else None)

@@ -4,6 +4,7 @@ mode, audit records."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.alarms import AlarmSettings
+from cuvee.policies.guard.deadline import Deadline, TooLate
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.sanitizer import clean
 from cuvee.simulation.simulator import ScalingLaws, Simulator
@@ -416,3 +418,85 @@ def test_other_limits_that_cannot_be_meant_are_named() -> None:
     for epochs, named in wrong:
         with pytest.raises(ConfigError, match=named):
             Guard(Exp3(), Limits(epochs=epochs)).mixture(start)
+
+
+# Time
+
+
+class Slow(Scripted):
+    """Leans to the second domain. Its decision `late` ends only when `gate` opens."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__(lambda t: [0.2, 0.8])
+        self.late, self.gate = late, threading.Event()
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        if len(so_far) == self.late:
+            self.gate.wait(60)
+        return super().mixture(so_far)
+
+
+def test_a_late_decision_keeps_the_last_mixture_and_is_logged() -> None:
+    policy = Slow(late=2)
+    guard = Guard(policy, Limits(decision_seconds=1.0))
+    so_far, records = play(guard, ScriptedTrainer(some_domains(2), 4))  # and does not wait
+    assert [record["late"] for record in records] == [False, False, True, True]
+    assert so_far.mixtures == [Mixture.of({"d0": 0.2, "d1": 0.8})] * 4
+    assert [record["verdict"] for record in records] == [
+        "accepted",
+        "accepted",
+        "refused",
+        "refused",
+    ]
+    assert records[2]["reason"] == "TooLate: no decision within 1 s"
+    assert "has not ended yet" in records[3]["reason"]
+    assert policy.lessons == 2
+    policy.gate.set()
+
+
+def test_a_policy_is_asked_again_when_its_late_decision_has_ended() -> None:
+    gate = threading.Event()
+    in_time = Deadline(0.2)
+    with pytest.raises(TooLate, match="no decision within"):
+        in_time(lambda: gate.wait(60))
+    with pytest.raises(TooLate, match="not ended"):
+        in_time(lambda: 1)
+    gate.set()
+    assert in_time._asked is not None
+    in_time._asked.result(60)
+    assert in_time(lambda: 1) == 1
+
+
+def test_a_late_decision_stays_late_when_asked_again_and_after_a_resume() -> None:
+    so_far = Trajectory.start(ScriptedTrainer(some_domains(2)).start(()))
+    guard = Guard(policy := Slow(late=0), Limits(decision_seconds=0.02))
+    mixture = guard.mixture(so_far)
+    policy.gate.set()
+    resumed = Guard(Scripted(lambda t: [0.9, 0.1]), Limits())
+    resumed.late_at = guard.late_at
+    for same in (guard, resumed):
+        assert same.mixture(so_far) == mixture == Mixture.natural(some_domains(2))
+
+
+def test_errors_and_answers_in_time_are_the_same_with_and_without_a_limit() -> None:
+    def fails(t: int) -> list[float]:
+        return [0.5, 0.5] if t != 1 else [1 // 0]
+
+    for limits in (Limits(), Limits(decision_seconds=30.0)):
+        _, records = play(Guard(Scripted(fails), limits), ScriptedTrainer(some_domains(2), 3))
+        assert [record["reason"] for record in records] == [
+            None,
+            "ZeroDivisionError: integer division or modulo by zero",
+            None,
+        ]
+        assert not any(record["late"] for record in records)
+    with pytest.raises(PolicyError, match="decision_seconds is 0"):
+        Limits(decision_seconds=0).bounds(("a",))
+
+
+def test_the_cost_of_a_decision_does_not_grow_with_the_run(monkeypatch: Any) -> None:
+    """Neither deciding nor learning copies the history."""
+    guard = Guard(Fixed(Mixture.uniform(("d0", "d1"))), Limits(floor=0.1, epochs=1e9))
+    for whole in ("signals", "mixtures"):
+        monkeypatch.setattr(Trajectory, whole, property(lambda self: 1 / 0))
+    play(guard, ScriptedTrainer(some_domains(2)))

@@ -123,6 +123,19 @@ def test_a_run_that_does_not_repeat_itself_is_found_out(store: Store, folder: Fo
     assert "not deterministic" in str(summary.reason)
 
 
+def test_a_decision_that_was_late_is_in_a_checkpoint_at_once(store: Store, folder: Folder) -> None:
+    """The policy may be in time when it is asked again, so the interval cannot be repeated."""
+    claim = store.claim_run(store.create("toy", 0, {}), "worker")
+    journal = RunJournal(store, claim, folder, every=100)
+    trainer, policy = ToyTrainer(N), Exp3()
+    so_far = Trajectory.start(trainer.start(()))
+    for late in (False, True):
+        so_far = so_far.append(mixture := policy.mixture(so_far), trainer.advance(mixture))
+        policy.learn(so_far)
+        journal.record(so_far, trainer, policy, {"guard": {"late": late}})
+        assert (folder.latest() is not None) == late
+
+
 def test_an_error_is_the_reason_of_the_attempt_and_an_interrupt_is_none(store: Store) -> None:
     run_id = store.create("toy", 0, {}, max_attempts=1)
 

@@ -121,3 +121,15 @@ def test_options_that_are_not_renames_are_refused(options: list[str]) -> None:
 @given(name=st.text())
 def test_a_suggested_name_is_valid(name: str) -> None:
     assert is_domain_name(suggested_name(name))
+
+
+@pytest.mark.parametrize("name", [".", "..", "..."])
+def test_dots_alone_are_no_name_because_files_are_called_after_it(
+    tmp_path: Path, name: str
+) -> None:
+    assert not is_domain_name(name)
+    assert suggested_name(name) == "domain"
+    source = text(tmp_path / "in.jsonl", *[name] * 21)
+    settings = BuildSettings(**SHARES, domain_column="topic")
+    with pytest.raises(CorpusError, match="dots alone"):
+        build([source], tmp_path / "corpus", settings, workers=1)

@@ -343,3 +343,15 @@ def test_one_run_is_found_without_reading_the_others(tmp_path: Path) -> None:
             store.find("x-7")
             store.listing(beginning="x-2")
         assert read == ["x-7", "x-2", *(f"x-{i}" for i in range(20, 30))]
+
+
+def test_a_damaged_schema_whose_error_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    """SQLite quotes the damaged text in its message, which Python then cannot decode."""
+    place = tmp_path / "store.db"
+    with Store.open(place) as store:
+        store.create("a", 0, {})
+    content = place.read_bytes()
+    assert b"BETWEEN 0" in content
+    place.write_bytes(content.replace(b"BETWEEN 0", b"BETWEEN\xa00"))
+    with pytest.raises(StoreError, match=r"store\.db is damaged.*not UTF-8"):
+        Store.open(place).runs()

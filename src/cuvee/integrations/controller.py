@@ -115,6 +115,7 @@ class Controller:
         guarded = policy if isinstance(policy, Guard) else Guard(policy, limits, interval * tokens)
         if isinstance(record, TakesRequests):
             guarded.operator = Operator(record, load_requested)
+        self._guard = guarded
         self._leader = Leader(guarded, self.ranks)
         self._context = _context(model, self.ranks, tokenizer, interval, stream)
         self._record = record
@@ -304,6 +305,7 @@ class Controller:
                 "updates": [update.to_json() for update in self._updates],
                 "mixture": self._mixture.to_json(),
                 "policy": self._before,
+                "late": self._guard.late_at,
                 "trajectory": self._so_far.to_json(),
                 "meters": self._meters.state_dict(),
                 "sums": self._meters.interval_state(),
@@ -327,6 +329,7 @@ class Controller:
                     f"{value}: use the same value"
                 )
         self._leader.load_state_dict(state["policy"])
+        self._guard.late_at = state.get("late")
         meters = self._attach()  # with the probes of the restored policy
         self.step_number = int(state["step"])
         self.stream.load_state_dict(state["stream"])

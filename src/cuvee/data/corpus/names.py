@@ -12,14 +12,17 @@ from typing import Any
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
 
-RULE = "use 1 to 64 letters, digits, dots, underscores or hyphens"
+RULE = "use 1 to 64 letters, digits, dots, underscores or hyphens, and not dots alone"
 _MOST = 64
 _SHOWN = 200
 
 
 def is_domain_name(name: Any) -> bool:
-    """Whether `name` is a string that a domain may have as its name."""
-    return isinstance(name, str) and NAME_PATTERN.fullmatch(name) is not None
+    """Whether `name` is a string that a domain may have as its name.
+
+    Its files are called after it, so "." and ".." are not allowed.
+    """
+    return isinstance(name, str) and bool(NAME_PATTERN.fullmatch(name) and name.strip("."))
 
 
 def check_domain_name(name: Any, place: str) -> str:
@@ -46,7 +49,8 @@ def suggested_name(name: str) -> str:
         for letter in unicodedata.normalize("NFKD", name)
         if not unicodedata.combining(letter)
     )
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-")[:_MOST] or "domain"
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-")[:_MOST]
+    return short if is_domain_name(short) else "domain"
 
 
 def parse_renames(options: Iterable[str]) -> dict[str, str]:

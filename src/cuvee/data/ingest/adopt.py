@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import write_atomic
+from cuvee.data.corpus.bos import find_bos
 from cuvee.data.corpus.corpus import TOKENIZER, Corpus
 from cuvee.data.corpus.manifest import (
     DomainEntry,
@@ -71,9 +72,10 @@ def adopt(
 
     `folder` may be the folder that holds the shards. `tokenizer` is a tokenizer.json, which is
     copied to `folder`; without it, `vocab_size` and the id `end_of_text` are required. Every id
-    must be in the vocabulary, and every document must end with the end-of-text token. A domain of
-    several parts is copied into one shard in `folder`. `rename` gives new names by old name. Warns of files that are not read. Raises
-    `CorpusError`, or `ShardError` for wrong files.
+    must be in the vocabulary, and every document must end with the end-of-text token. The start
+    token of `tokenizer` is recorded if every document begins with it. A domain of several parts is
+    copied into one shard in `folder`. `rename` gives new names by old name. Warns of files that are
+    not read. Raises `CorpusError`, or `ShardError` for wrong files.
     """
     folder = Path(folder)
     renames = checked_renames(rename or {})
@@ -89,11 +91,14 @@ def adopt(
     vocabulary = _vocabulary(text, str(tokenizer), vocab_size, end_of_text)
     finding.remark()
     dtype = _check_parts(shards, vocabulary)
+    bos = _start_token(text, tokenizer)
     entries: dict[tuple[str, Split], ShardEntry] = {}
     scores: dict[str, dict[str, float]] = {}
     for shard in shards:
         prefix = _whole(shard, folder)
         pool = open_shard(prefix, shard.name)
+        if bos is not None and (pool.tokens[pool.document_starts] != bos).any():
+            bos = None
         entry = _entry(prefix, pool, vocabulary, folder)
         scores.setdefault(shard.name, {})
         if text is not None:
@@ -118,7 +123,7 @@ def adopt(
         )
         for name in names
     )
-    _write(folder, domains, vocabulary, text, dtype)
+    _write(folder, domains, vocabulary, bos, text, dtype)
     return Corpus.open(folder)
 
 
@@ -141,6 +146,7 @@ def _write(
     folder: Path,
     domains: tuple[DomainEntry, ...],
     vocabulary: Vocabulary,
+    bos: int | None,
     text: str | None,
     dtype: str,
 ) -> None:
@@ -149,6 +155,7 @@ def _write(
         sha256=hashlib.sha256(content).hexdigest() if content is not None else None,
         vocab_size=vocabulary.size,
         end_of_text=vocabulary.end_of_text,
+        bos=bos,
     )
     built_from = digest([tokenizer.model_dump(), *map(_without_absent_test, domains)])
     if is_built(folder, built_from):
@@ -205,6 +212,16 @@ def _vocabulary(
             f"end_of_text is {end}: it must lie within the vocabulary of {vocab_size}"
         )
     return Vocabulary(vocab_size, end)
+
+
+def _start_token(text: str | None, tokenizer: Path | None) -> int | None:
+    """Return the id of the tokenizer's start token, or None if it has none."""
+    if text is None or tokenizer is None:
+        return None
+    try:
+        return find_bos(parse_tokenizer(text, str(tokenizer)), tokenizer, wanted=True)
+    except CorpusError:
+        return None
 
 
 def _check_parts(shards: Sequence[Found], vocabulary: Vocabulary) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from cuvee.core.domain import Role
 from cuvee.core.errors import CorpusError
-from cuvee.core.mixture import NAME_PATTERN
+from cuvee.data.corpus.names import is_domain_name
 from cuvee.data.ingest.documents import Document, shown
 from cuvee.data.ingest.reading import Bad
 
@@ -147,11 +147,7 @@ class ByMap(Way):
         Raises `CorpusError`, naming `place`, if a value is not a valid domain name.
         """
         for old, new in mapping.items():
-            if (
-                not isinstance(old, str)
-                or not isinstance(new, str)
-                or not NAME_PATTERN.fullmatch(new)
-            ):
+            if not isinstance(old, str) or not isinstance(new, str) or not is_domain_name(new):
                 raise CorpusError(
                     f"{place} maps {old!r} to {new!r}: expected lines like `statistics: science`, "
                     "with names of 1 to 64 "
@@ -221,7 +217,7 @@ def domain_name(label: str) -> str:
     A label that is a valid name stays as it is. The result is "" if no character of the label is
     allowed in a name. A file of that name is not hidden.
     """
-    if NAME_PATTERN.fullmatch(label) and not label.startswith("."):
+    if is_domain_name(label) and not label.startswith("."):
         return label
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
     return _NOT_IN_NAMES.sub("-", plain).strip("-").lstrip(".-")

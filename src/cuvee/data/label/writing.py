@@ -19,7 +19,7 @@ from typing import Any
 from cuvee.core.domain import SPLITS, Role
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import fsync_dir, write_atomic
-from cuvee.core.mixture import NAME_PATTERN
+from cuvee.data.corpus.names import is_domain_name
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Document, Rules, read_documents, shown
 from cuvee.data.ingest.raw import TextSource
@@ -245,7 +245,7 @@ def _name(spelled: str | Bad, role: Role | None) -> str | Bad:
         return spelled
     name = domain_name(spelled)
     whole = f"{name}.{role}" if role else name
-    if not name or not NAME_PATTERN.fullmatch(whole):
+    if not name or not is_domain_name(whole):
         return Bad(
             f"the label {shown(spelled)} cannot name a domain: use 1 to 64 letters, digits, dots, "
             "underscores or hyphens"

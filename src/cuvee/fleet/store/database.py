@@ -82,6 +82,11 @@ class Database:
                     connection.execution_options(cuvee_write=write)
                     with connection.begin():
                         return work(connection)
+            except UnicodeDecodeError:  # the message of SQLite's own error, or a text in the file
+                raise StoreError(
+                    f"the store {self.address.shown} is damaged: it holds text that is not UTF-8; "
+                    "restore it from a copy"
+                ) from None
             except (SQLAlchemyError, sqlite3.Error, OSError) as error:
                 if not _is_transient(error) or time.monotonic() > deadline:
                     raise StoreError(

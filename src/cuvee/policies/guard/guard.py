@@ -3,7 +3,8 @@
 For each decision:
 
 1. The policy proposes a mixture. It sees sanitized signals only (`guard.sanitizer`). If it raises
-   an error or returns no mixture, the proposal is refused and the last mixture stays.
+   an error, returns no mixture or takes longer than `decision_seconds`, the proposal is refused
+   and the last mixture stays.
 2. The proposal is projected onto floor ≤ α ≤ ceiling. Ceilings are lowered to stay within epoch
    caps (`guard.epochs`).
 3. The change from the last executed mixture is limited to `max_change`.
@@ -33,6 +34,7 @@ from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.state import digest
 from cuvee.core.trajectory import Trajectory
 from cuvee.policies.guard.alarms import Alarms, Timestep
+from cuvee.policies.guard.deadline import Deadline, TooLate
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
 from cuvee.policies.guard.limits import Limits, limit_change, nearest_within
 from cuvee.policies.guard.operator import Operator
@@ -69,6 +71,10 @@ class Guard:
         self._alarms = Alarms(self._limits.alarms)
         self._sanitizer = SignalSanitizer()
         self._budget = EpochBudget(first_interval)
+        self._in_time = Deadline(self._limits.decision_seconds)
+        self.late_at: int | None = None
+        """The newest timestep whose decision was late. Asked again for it, the policy is refused
+        again. It is no part of the state: decisions come after it."""
         self._fallback: dict[str, Any] | None = None
         self._refused = {"proposals": 0, "lessons": 0}
         self._decision: dict[str, Any] = {}
@@ -88,15 +94,15 @@ class Guard:
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Return the mixture to execute.
 
-        Does not change the policy's or the guard's state, so it can be called again. Raises
-        `PolicyError` for limits that no mixture satisfies, and `CorpusExhausted` when the epoch
-        caps leave too few tokens.
+        It can be called again: the policy's state does not change, and a decision that was late
+        stays late. Raises `PolicyError` for limits that no mixture satisfies, and `CorpusExhausted`
+        when the epoch caps leave too few tokens.
         """
         bounds = self._bounds(so_far)
         last = so_far.last_mixture
         static = self._limits.static(so_far.domains)
         view, _ = self._sanitizer.of(so_far)
-        proposed, refusal = self._ask(view)
+        proposed, refusal, explained = self._ask(view)
         wanted = proposed or last or static
         executed, acted = self._apply(wanted, last, bounds)
         verdict = "refused" if refusal else "accepted" if executed == proposed else "limited"
@@ -113,12 +119,13 @@ class Guard:
             "progress": so_far.last.progress,
             "loss": dict(zip(view.names, view.last.loss.to_json(), strict=True)),
             "tokens": dict(zip(so_far.names, so_far.last.tokens_K.tolist(), strict=True)),
-            **self._explained(view),
+            **explained,
             "proposed": proposed.as_dict() if proposed else None,
             "executed": executed.as_dict(),
             "verdict": verdict,
             "limits": acted,
             "reason": refusal,
+            "late": self.late_at == len(so_far),
             "fallback": self._fallback,
             "operator": self.operator.record(),
             "change": executed.total_variation(last) if last else None,
@@ -132,16 +139,25 @@ class Guard:
         lowered_K = capped_ceilings(caps_K, so_far, self._budget.forecast(so_far), ceiling_K)
         return Bounds(floor_K, ceiling_K, np.minimum(floor_K, lowered_K), lowered_K)
 
-    def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None]:
+    def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None, dict[str, Any]]:
+        """Return the proposal, why there is none, and the policy's explanation."""
+        if self.late_at == len(view):  # asked again: the clock must not decide twice
+            return None, "TooLate: this decision was late before", {}
         try:
-            proposed = self._policy.mixture(view)
+            proposed, explained = self._in_time(lambda: self._decided(view))
             if not isinstance(proposed, Mixture):
-                return None, f"the policy returned a {type(proposed).__name__}, not a mixture"
-            return proposed.to(view.names), None
+                return None, f"the policy returned a {type(proposed).__name__}, not a mixture", {}
+            return proposed.to(view.names), None, explained
         except Exception as error:
             if len(view) == 0 and isinstance(error, (PolicyError, ConfigError)):
                 raise
-            return None, f"{type(error).__name__}: {error}"
+            if isinstance(error, TooLate):
+                self.late_at = len(view)
+            return None, f"{type(error).__name__}: {error}", {}
+
+    def _decided(self, view: Trajectory) -> tuple[Mixture, dict[str, Any]]:
+        mixture = self._policy.mixture(view)
+        return mixture, self._explained(view)
 
     def _apply(
         self, wanted: Mixture, last: Mixture | None, bounds: Bounds

@@ -31,6 +31,7 @@ class Limits:
     - `cooldown`: number of intervals for which the fallback mixture is used after an alarm. None:
       until the end of the run.
     - `shadow`: always use the fallback mixture; the policy only proposes and learns.
+    - `decision_seconds`: the longest time in seconds that a decision may take (default: no limit).
     - `alarms`: the thresholds of the alarms.
     """
 
@@ -41,6 +42,7 @@ class Limits:
     fallback: Mapping[str, float] | None = None
     cooldown: int | None = None
     shadow: bool = False
+    decision_seconds: float | None = None
     alarms: AlarmSettings = field(default_factory=AlarmSettings)
 
     def bounds(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
@@ -73,6 +75,11 @@ class Limits:
             raise PolicyError(
                 f"cooldown is {self.cooldown}: it must be 1 interval or more; "
                 "leave it out for no retry"
+            )
+        if self.decision_seconds is not None and not self.decision_seconds > 0:
+            raise PolicyError(
+                f"decision_seconds is {self.decision_seconds}: it must be above 0; "
+                "leave it out for no limit"
             )
         _by_name("fallback", self.fallback or {}, names, 0.0)
         epochs_K(self.epochs, names)

@@ -61,7 +61,10 @@ def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Trackers = Annotated[tuple[str, ...], AfterValidator(_known_trackers)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_WHERE_NOT_WHAT = {"train": {"device", "compile", "seed"}}
+_WHERE_NOT_WHAT = {
+    "train": {"device", "compile", "seed"},
+    "guard": {"decision_seconds"},
+}
 Anything = TypeVar("Anything", bound="RunConfig")
 
 
