@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test fast check install lint types imports reliability reliability-full clean
+.PHONY: demo test fast check install lint types imports docs wheel reliability reliability-full clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cuvee demo
@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not training" tests/unit tests/property tests/golden
 
-check: lint types imports test
+check: lint types imports docs test
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -25,6 +25,14 @@ types: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+# The site, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# The wheel and the sdist, in dist/.
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m hatchling build
 
 # What cuvee promises, measured, with planted faults: docs/reliability.md.
 RELIABILITY := PYTHONPATH=src:benchmarks:tests $(BIN)/python -m reliability

@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 
 from cuvee.core.errors import CorpusError
 from cuvee.recipes.demo import environment_text
-from cuvee.recipes.demo.environment_text import TextDomain, gather, split_text, text_domains
+from cuvee.recipes.demo.environment_text import (
+    SPLITS,
+    TextDomain,
+    gather,
+    split_text,
+    text_domains,
+)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    domains = tuple(replace(domain, largest=110_000) for domain in text_domains())
+    domains = tuple(replace(domain, largest=60_000, least=50_000) for domain in text_domains())
     monkeypatch.setattr(environment_text, "text_domains", lambda: domains)
+    monkeypatch.setattr(environment_text, "HELD_OUT", 20_000)
 
 
 @pytest.mark.usefixtures("small")
@@ -35,16 +42,24 @@ def test_this_environment_gives_enough_domains_twice_the_same(tmp_path: Path) ->
     assert gather(tmp_path / "two") == found
     documents: list[str] = []
     for gathered in found:
-        one, two = (
-            (tmp_path / run / f"{gathered.name}.jsonl").read_bytes() for run in ("one", "two")
-        )
-        assert one == two
-        texts = [json.loads(line)["text"] for line in one.splitlines()]
-        assert len(texts) == gathered.documents
-        assert sum(len(text.encode()) for text in texts) == gathered.size
-        assert 100_000 <= gathered.size < 600_000, "as much as asked for, and at most one file more"
-        documents += texts
-    assert len(set(documents)) == len(documents), "no document is in two domains"
+        for split in SPLITS:
+            one, two = (
+                (tmp_path / run / split / f"{gathered.name}.jsonl").read_bytes()
+                for run in ("one", "two")
+            )
+            assert one == two
+            texts = [json.loads(line)["text"] for line in one.splitlines()]
+            documents += texts
+            size = sum(len(text.encode()) for text in texts)
+            if split == "train":
+                assert len(texts) == gathered.documents
+                assert size == gathered.size
+                assert 50_000 <= size < 70_000, (
+                    "as much as asked for, and at most one document more"
+                )
+            else:
+                assert 10_000 <= size < 30_000
+    assert len(set(documents)) == len(documents), "no document is in two domains or splits"
 
 
 def test_code_and_docstrings_of_a_file_are_separated(tmp_path: Path) -> None:

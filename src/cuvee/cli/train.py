@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from cuvee.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cuvee.core.trajectory import Run
     from cuvee.report.tables import Table as Figures
 
 
@@ -116,7 +118,6 @@ def compare(
     from cuvee.recipes.reports.reporting import (
         by_model_table,
         report_path,
-        tables,
         write_comparison,
     )
 
@@ -131,14 +132,22 @@ def compare(
             continue
         with view(quiet) as seen:
             compared[name] = recipe.compare(one, resume=resume, workers=workers, observer=seen)
-        for heading, figures in tables(compared[name], one.baseline_label):
-            console().print(_printed(heading, figures), highlight=False)
+        print_tables(compared[name], one.baseline_label)
         page = report_path(one, name, output, several=len(models) > 1)
         for sentence in write_comparison(one, compared[name], page):
             say(sentence)
         say(f"report: {page}")
     if len(compared) > 1:
         console().print(_printed(*by_model_table(compared, wanted.baseline_label)), highlight=False)
+
+
+def print_tables(runs: Sequence[Run], baseline: str | None) -> None:
+    """Print the tables of a comparison: final losses and cost, and paired differences."""
+    from cuvee.cli.display.console import console
+    from cuvee.recipes.reports.reporting import tables
+
+    for heading, figures in tables(runs, baseline):
+        console().print(_printed(heading, figures), highlight=False)
 
 
 def _printed(heading: str, figures: Figures) -> Table:

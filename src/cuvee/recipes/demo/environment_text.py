@@ -16,6 +16,7 @@ import json
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,12 @@ _LARGEST_FILE = 400_000  # bytes; larger files are generated tables
 _DOCUMENT = 4_000  # the most characters of a document; short ones allow a fine train/valid split
 _SHORTEST = 200  # characters
 _TESTS = frozenset({"tests", "test", "testing"})
-_FEWEST_BYTES = 100_000
 _FEWEST_DOMAINS = 8
+SPLITS = ("train", "valid", "test")
+SCARCE = 40_000
+"""Bytes of text of the target domain: what a small collection of documents has."""
+HELD_OUT = 120_000
+"""Bytes of text of each domain for validation, and as many for the test."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,10 @@ class TextDomain:
     name: str
     role: Role
     largest: int
-    """The most bytes of text."""
+    """The most bytes of text to train on."""
     documents: Callable[[], Iterator[str]]
+    least: int = 100_000
+    """The fewest bytes of text to train on; a domain with less is left out."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,9 @@ class Gathered:
     name: str
     role: Role
     documents: int
+    """Documents to train on."""
     size: int
-    """Bytes of UTF-8 text."""
+    """Their bytes of UTF-8 text."""
 
 
 def text_domains() -> tuple[TextDomain, ...]:
@@ -69,46 +77,41 @@ def text_domains() -> tuple[TextDomain, ...]:
         "fsspec",
     )
     return (
-        TextDomain("python-manual", "source", 1_500_000, _python_manual),
-        TextDomain("python-stdlib", "source", 2_500_000, lambda: _code(_stdlib_files())),
+        TextDomain("python-manual", "source", 500_000, _python_manual),
+        TextDomain("python-stdlib", "source", 800_000, lambda: _code(_stdlib_files())),
         TextDomain(
             "library-docs",
             "source",
-            3_000_000,
-            lambda: _docstrings(_package_files(library, "*.py")),
+            1_000_000,
+            lambda: _docstrings(_package_files((*library, "networkx"), "*.py")),
         ),
         TextDomain(
             "library-code",
             "source",
-            2_500_000,
+            900_000,
             lambda: _code(_package_files(("torch", *library), "*.py")),
         ),
         TextDomain(
             "unit-tests",
             "source",
-            1_500_000,
+            400_000,
             lambda: _code(_package_files(("numpy",), "test_*.py", tests=True)),
         ),
         TextDomain(
             "type-stubs",
             "source",
-            1_000_000,
+            300_000,
             lambda: _texts(_package_files(("numpy", "torch"), "*.pyi")),
         ),
-        TextDomain("cpp-headers", "source", 2_500_000, lambda: _texts(_header_files())),
-        TextDomain("licences", "source", 600_000, _licences),
-        TextDomain("readmes", "source", 600_000, _descriptions),
+        TextDomain("cpp-headers", "source", 700_000, lambda: _texts(_header_files())),
+        TextDomain("licences", "source", 200_000, _licences),
+        TextDomain("readmes", "source", 300_000, _descriptions),
         TextDomain(
             "mathematics",
             "target",
-            2_000_000,
+            SCARCE,
             lambda: _docstrings(_package_files(("sympy", "mpmath"), "*.py")),
-        ),
-        TextDomain(
-            "graph-theory",
-            "target",
-            1_200_000,
-            lambda: _docstrings(_package_files(("networkx",), "*.py")),
+            least=SCARCE,
         ),
     )
 
@@ -116,23 +119,26 @@ def text_domains() -> tuple[TextDomain, ...]:
 def gather(
     folder: Path, on_domain: Callable[[Gathered], None] = lambda gathered: None
 ) -> tuple[Gathered, ...]:
-    """Write `folder/<domain>.jsonl` with one `{"text": …}` per line; return what was found.
+    """Write `folder/<split>/<domain>.jsonl` with one `{"text": …}` per line; return what was found.
 
-    The folder is written completely or not at all. No document occurs twice, in any domain. A
-    domain with less than 100 kB in this environment is left out. Raises `CorpusError` if fewer than
-    eight domains or no target domain remain.
+    The splits are train, valid and test. The folder is written completely or not at all. No
+    document occurs twice, in any domain or split. A domain that has not `least` bytes to train on
+    is left out. Raises `CorpusError` if fewer than eight domains or no target domain remain.
     """
     found: list[Gathered] = []
 
     def fill(temporary: Path) -> None:
         seen: set[bytes] = set()
+        for split in SPLITS:
+            (temporary / split).mkdir()
         for domain in text_domains():
-            gathered = _write(domain, temporary / f"{domain.name}.jsonl", seen)
-            if gathered.size >= _FEWEST_BYTES:
+            gathered = _write(domain, temporary, seen)
+            if gathered.size >= domain.least:
                 found.append(gathered)
                 on_domain(gathered)
             else:
-                (temporary / f"{domain.name}.jsonl").unlink()
+                for split in SPLITS:
+                    _path(temporary, split, domain).unlink()
         if len(found) < _FEWEST_DOMAINS or not any(gathered.role == "target" for gathered in found):
             names = ", ".join(gathered.name for gathered in found) or "none"
             raise CorpusError(
@@ -145,21 +151,49 @@ def gather(
     return tuple(found)
 
 
-def _write(domain: TextDomain, path: Path, seen: set[bytes]) -> Gathered:
-    documents = size = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for text in domain.documents():
-            for piece in split_text(text):
-                digest = hashlib.sha256(" ".join(piece.split()).encode()).digest()
-                if digest in seen:
-                    continue
-                seen.add(digest)
-                file.write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
-                documents += 1
-                size += len(piece.encode())
-            if size >= domain.largest:
+def _write(domain: TextDomain, folder: Path, seen: set[bytes]) -> Gathered:
+    """Give each document to the split that its hash names, until every split is full."""
+    largest = {"train": domain.largest, "valid": HELD_OUT, "test": HELD_OUT}
+    documents = dict.fromkeys(SPLITS, 0)
+    size = dict.fromkeys(SPLITS, 0)
+    with ExitStack() as files:
+        paths = {split: _path(folder, split, domain) for split in SPLITS}
+        opened = {
+            split: files.enter_context(open(path, "w", encoding="utf-8"))
+            for split, path in paths.items()
+        }
+        for piece in _pieces(domain.documents(), seen):
+            split = _split_of(piece)
+            if size[split] < largest[split]:
+                opened[split].write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
+                documents[split] += 1
+                size[split] += len(piece.encode())
+            elif all(size[name] >= largest[name] for name in SPLITS):
                 break
-    return Gathered(domain.name, domain.role, documents, size)
+    return Gathered(domain.name, domain.role, documents["train"], size["train"])
+
+
+def _path(folder: Path, split: str, domain: TextDomain) -> Path:
+    return folder / split / f"{domain.name}.jsonl"
+
+
+def _pieces(documents: Iterable[str], seen: set[bytes]) -> Iterator[str]:
+    """Yield the pieces of `documents` that are not in `seen`, and add them to it."""
+    for text in documents:
+        for piece in split_text(text):
+            digest = _digest(piece)
+            if digest not in seen:
+                seen.add(digest)
+                yield piece
+
+
+def _digest(piece: str) -> bytes:
+    return hashlib.sha256(" ".join(piece.split()).encode()).digest()
+
+
+def _split_of(piece: str) -> str:
+    """Half of the documents are for training, a quarter each for validation and test."""
+    return ("train", "train", "valid", "test")[_digest(piece)[0] % 4]
 
 
 def split_text(text: str, largest: int = _DOCUMENT) -> Iterator[str]:
