@@ -1,14 +1,16 @@
-"""What steering costs a step of the Hugging Face Trainer, with ODM and with AC-ODM.
+"""What steering costs a step of the Hugging Face Trainer, with ODM, DoGE and AC-ODM.
 
-    python benchmarks/controller_overhead.py [--preset llama-5m] [--rounds 8]
+    python benchmarks/controller_overhead.py [--preset llama-5m] [--intervals 12]
 
-Each round trains a few steps three times from the same weights on the same rows, in random order:
-`plain` (the host's own loss, the same dataset without stamps), `loss` (ODM) and `alignment` (AC-ODM
-at its default stride). A round's ratio compares mean step times in processor seconds, which other
-processes on the machine disturb less. Reported are the median over rounds and its 95 % bootstrap
-interval. Step times include decisions and everything else at an interval's end.
+Four trainers train the same weights on rows of the same size: `plain` (the host's own loss, the
+same dataset without stamps), `loss` (ODM), `alignment` (DoGE, gradient alignment at its default
+stride) and `ac_odm` (which reads 8 rows of validation text every fourth step). They take turns step
+by step, in random order, so a change of the machine's speed meets all of them alike. The time of a
+step is the processor time of its own thread, from the beginning of the step to the beginning
+of the next one, so it includes decisions and the reading of rows.
 
-The last line is one JSON object.
+A pair is one interval of both trainers. Reported are the median ratio over pairs and its 95 %
+bootstrap interval, without the first interval. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import argparse
 import json
 import os
 import tempfile
+import threading
 import time
+from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
-
-import tokenizers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,54 +31,33 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cuvee.data.corpus.pool import TokenPool
-from cuvee.data.stream.memory import MemoryCorpus
+from cuvee.core.protocols import Method
+from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.integrations.huggingface import Steering
 from cuvee.integrations.lane_rows import collate, take_rows
 from cuvee.methods.ac_odm import ACODM
+from cuvee.methods.doge import DoGE
 from cuvee.methods.odm import ODM
 from cuvee.training.model import build_model
 
 DOMAINS, ROWS, LENGTH, INTERVAL = 22, 4, 256, 10
-WARM, STEPS = 3, 13
+METHODS: dict[str, Method] = {"loss": ODM(), "alignment": DoGE(), "ac_odm": ACODM()}
+KINDS = ("plain", *METHODS)
 
 
-class Corpus(MemoryCorpus):
-    """Random tokens; what they are does not matter here."""
-
-    vocab_size = 4096
-    end_of_text = 0
-
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        raise NotImplementedError("the tokens are random numbers")
-
-    class manifest:
-        class tokenizer:
-            sha256 = None
-
-
-class Clock(TrainerCallback):  # type: ignore[misc]
-    """Processor seconds from step to step; the first ones, which allocate, are left out."""
-
-    def __init__(self) -> None:
-        self.marks: list[float] = []
-
-    def on_step_begin(self, *_: Any, **host: Any) -> None:
-        self.marks.append(time.process_time())
-
-    @property
-    def seconds(self) -> float:
-        return float(np.diff(self.marks)[WARM:].mean())
-
-
-def corpus_of(generator: np.random.Generator) -> Corpus:
-    tokens = 200_000
-    return Corpus(
-        {
-            f"d{k}": TokenPool(f"d{k}", generator.integers(1, 4096, tokens), np.array([0]))
-            for k in range(DOMAINS)
-        }
-    )
+def corpus_in(folder: Path) -> Corpus:
+    """A corpus of random words; what they are does not matter here."""
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list(ascii_lowercase), 6)) for _ in range(4000)]
+    sources = folder / "sources"
+    sources.mkdir()
+    for k in range(DOMAINS):
+        texts = (" ".join(generator.choice(words, 400)) for _ in range(60))
+        rows = [json.dumps({"text": text}) for text in texts]
+        (sources / f"d{k}.jsonl").write_text("\n".join(rows))
+    settings = BuildSettings(vocab_size=4096, valid_share=0.1, test_share=0.0)
+    return build([sources], folder / "corpus", settings, workers=1)
 
 
 def without_stamps(rows: Any) -> dict[str, torch.Tensor]:
@@ -84,55 +66,103 @@ def without_stamps(rows: Any) -> dict[str, torch.Tensor]:
     return batch
 
 
-def step_seconds(kind: str, corpus: Corpus, preset: str, folder: str) -> float:
-    method = ACODM() if kind == "alignment" else ODM()
-    policy = method.commit(corpus, ())
-    steer = Steering(
-        corpus,  # type: ignore[arg-type]
-        policy,
-        interval=INTERVAL,
-        sequence_length=LENGTH,
-    )
+class Turn(TrainerCallback):  # type: ignore[misc]
+    """Stops a trainer's thread at the beginning of each step, until its next turn."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+        """Processor seconds of the thread at the beginning of each step, and at the end."""
+        self._go = threading.Semaphore(0)
+        self._done = threading.Semaphore(0)
+
+    def on_step_begin(self, *_: Any, **host: Any) -> None:
+        self.end()
+        self.wait()
+
+    def end(self) -> None:
+        self.marks.append(time.thread_time())
+        self._done.release()
+
+    def wait(self) -> None:
+        self._go.acquire()
+
+    def spent(self) -> float:
+        return round(self.marks[-1] - self.marks[-1 - INTERVAL], 3)
+
+    def take(self) -> None:
+        """Let the thread run until the beginning of its next step."""
+        self._go.release()
+        self._done.acquire()
+
+
+class Player:
+    """One of the trainers, in a thread of its own."""
+
+    def __init__(self, trainer: Trainer, turn: Turn) -> None:
+        self.turn = turn
+        self._trainer = trainer
+        threading.Thread(target=self._train, daemon=True).start()
+        turn.take()  # until the beginning of the first step
+
+    def _train(self) -> None:
+        self.turn.wait()
+        try:
+            self._trainer.train()
+        finally:
+            self.turn.end()
+
+    def intervals(self) -> np.ndarray[Any, Any]:
+        """Return the processor seconds of each interval."""
+        seconds_N: np.ndarray[Any, Any] = np.diff(self.turn.marks).reshape(-1, INTERVAL).sum(axis=1)
+        return seconds_N
+
+
+def player_of(kind: str, corpus: Corpus, preset: str, folder: str, steps: int) -> Player:
+    policy = METHODS.get(kind, ODM()).commit(corpus, ())
+    steer = Steering(corpus, policy, interval=INTERVAL, sequence_length=LENGTH)
     args = TrainingArguments(
         folder,
         per_device_train_batch_size=ROWS,
-        max_steps=STEPS,
+        max_steps=steps,
         save_strategy="no",
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
         logging_strategy="no",
     )
-    args, clock = steer.arguments(args), Clock()
+    args, turn = steer.arguments(args), Turn()
     kwargs = steer.trainer_kwargs()
     if kind == "plain":
         kwargs = {"train_dataset": kwargs["train_dataset"], "data_collator": without_stamps}
         kwargs["callbacks"] = []
-    kwargs["callbacks"] = [clock, *kwargs["callbacks"]]
-    Trainer(build_model(preset, corpus, seed=0), args, **kwargs).train()
-    return clock.seconds
+    kwargs["callbacks"] = [turn, *kwargs["callbacks"]]
+    return Player(Trainer(build_model(preset, corpus, seed=0), args, **kwargs), turn)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", default="llama-5m")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--intervals", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)
-    corpus = corpus_of(generator)
-    ratios: dict[str, list[float]] = {"loss": [], "alignment": []}
+    steps = (1 + options.intervals) * INTERVAL
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds):
-            order = generator.permutation(["plain", "loss", "alignment"])
-            seconds = {kind: step_seconds(kind, corpus, options.preset, folder) for kind in order}
-            for kind in ratios:
-                ratios[kind].append(seconds[kind] / seconds["plain"])
-            print(number, {kind: round(each[-1], 4) for kind, each in ratios.items()}, flush=True)
-    report: dict[str, Any] = {"preset": options.preset, "rounds": options.rounds}
-    for kind, each in ratios.items():
-        medians = np.median(generator.choice(each, (2000, len(each))), axis=1)
-        report[f"hf_step_ratio_{kind}"] = round(float(np.median(each)), 4)
+        corpus = corpus_in(Path(folder))
+        players = {kind: player_of(kind, corpus, options.preset, folder, steps) for kind in KINDS}
+        for step in range(steps):
+            for kind in generator.permutation(KINDS):
+                players[kind].turn.take()
+            if step % INTERVAL == INTERVAL - 1:
+                spent = {kind: player.turn.spent() for kind, player in players.items()}
+                print(f"step {step + 1}, processor seconds of the interval: {spent}", flush=True)
+    plain_N = players["plain"].intervals()[1:]
+    report: dict[str, Any] = {"preset": options.preset, "pairs": options.intervals}
+    report["plain_step_seconds"] = round(float(np.median(plain_N)) / INTERVAL, 4)
+    for kind in KINDS[1:]:
+        ratio_N = players[kind].intervals()[1:] / plain_N
+        medians = np.median(generator.choice(ratio_N, (2000, len(ratio_N))), axis=1)
+        report[f"hf_step_ratio_{kind}"] = round(float(np.median(ratio_N)), 4)
         report[f"hf_step_ratio_{kind}_95"] = np.quantile(medians, [0.025, 0.975]).round(4).tolist()
     print(json.dumps(report))
 

@@ -29,7 +29,7 @@ from alignment_reference import (
 )
 from cuvee.core.errors import TrainingError
 from cuvee.probes.alignment import GradientAlignment
-from cuvee.probes.base import Context, MicroBatch
+from cuvee.probes.base import Context, MicroBatch, Place
 
 pytestmark = pytest.mark.training
 RANKS = 2
@@ -61,7 +61,7 @@ def run_rank(rank: int, folder: str) -> None:
     for kind, sketch in CASES:
         model = model_of(kind)
         probe = GradientAlignment(sketch=sketch, stride=1)
-        meter = probe.attach(Context(model, torch.device("cpu"), rank=rank, world_size=RANKS))
+        meter = probe.attach(Context(model, torch.device("cpu"), place=Place(rank, RANKS)))
         meter.begin_interval(domains())
         wrapped = DistributedDataParallel(model)
         for step in range(2):

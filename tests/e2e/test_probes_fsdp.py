@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from alignment_reference import domains, error, mixed_rows, model_of, rows_of_one_domain, train_step
 from cuvee.core.signals import Measured
 from cuvee.probes.alignment import GradientAlignment
-from cuvee.probes.base import Context, MicroBatch
+from cuvee.probes.base import Context, MicroBatch, Place
 from cuvee.probes.meters import Meters
 from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
@@ -57,7 +57,7 @@ def run_rank(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (RANKS,))
     for kind in KINDS:
         model = model_of(kind)
-        context = Context(model, torch.device("cpu"), rank=rank, world_size=RANKS)
+        context = Context(model, torch.device("cpu"), place=Place(rank, RANKS))
         meters = meters_on(context)
         for layer in next(
             module for module in model.modules() if isinstance(module, torch.nn.ModuleList)

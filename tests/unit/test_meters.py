@@ -21,7 +21,7 @@ from alignment_reference import (
 from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.state import load_state, save_state
 from cuvee.probes.alignment import GradientAlignment
-from cuvee.probes.base import Context
+from cuvee.probes.base import Context, Place
 from cuvee.probes.meters import Measurements, Meters
 from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
@@ -96,7 +96,7 @@ def test_a_denominator_that_was_never_set_is_named_in_the_backward_pass() -> Non
 
 def test_the_sums_of_ranks_add_up_as_one_vector() -> None:
     model = model_of()
-    ranks = [Meters((), Context(model, torch.device("cpu"), rank, 2)) for rank in range(2)]
+    ranks = [Meters((), Context(model, torch.device("cpu"), Place(rank, 2))) for rank in range(2)]
     for rank, meters in enumerate(ranks):
         meters.begin_interval(domains())
         meters.add_tokens(np.full(K, rank + 1))

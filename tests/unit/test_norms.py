@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.signals import Measured
-from cuvee.probes.base import Context
+from cuvee.probes.base import Context, Place
 from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
 
@@ -29,7 +29,7 @@ def a_model(kind: str = "llama") -> PreTrainedModel:
 
 
 def contexts(model: torch.nn.Module) -> list[Context]:
-    return [Context(model, torch.device("cpu"), rank=rank, world_size=2) for rank in range(2)]
+    return [Context(model, torch.device("cpu"), place=Place(rank, 2)) for rank in range(2)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])

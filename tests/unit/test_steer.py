@@ -214,6 +214,17 @@ def test_a_mistake_is_named_before_anything_is_written(
     assert {record["operator"] for record in records(store)} == {None}
 
 
+def test_domains_cannot_be_added_and_nothing_is_written(store: Store) -> None:
+    def hook(number: int) -> None:
+        if number == 3:
+            result = cuvee(store, "steer", "run", "--add-domain", "poems")
+            assert result.exit_code == 2
+            assert "No such option: --add-domain" in " ".join(result.output.split())
+
+    train(store, hook)
+    assert store.requests("run") == []
+
+
 def test_a_run_that_has_not_begun_or_is_over_takes_no_requests(store: Store) -> None:
     with pytest.raises(StoreError, match="no interval yet"):
         cuvee(store, "steer", "run", "--freeze")

@@ -28,7 +28,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,9 +49,9 @@ from cuvee.integrations.step import Step
 from cuvee.policies.files import load_requested
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.operator import Operator, TakesRequests
-from cuvee.probes.base import Context
+from cuvee.probes.base import Context, Place
 from cuvee.probes.meters import Meters
-from cuvee.training.distributed import Leader, Ranks
+from cuvee.training.distributed import Leader, Ranks, weights_of
 from cuvee.training.validation import pools_of, tokens_of
 
 
@@ -77,7 +77,9 @@ class Controller:
     guarded with `limits`. Raises `ConfigError` if steps, interval or lag are not possible.
 
     With several ranks, each builds a controller over its own model and calls the same methods in
-    the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides.
+    the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides. By default, each rank reads rows of
+    its own. Under context, tensor or pipeline parallelism, `place` says which rank reads and
+    counts what.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Controller:
         lag: int = 0,
         limits: Limits | None = None,
         ranks: Ranks | None = None,
+        place: Place | None = None,
         tokenizer: Any | None = None,
         record: Record | None = None,
         on_update: Callable[[MixtureUpdate], None] | None = None,
@@ -109,6 +112,7 @@ class Controller:
         self.steps = steps
         self.lag = lag
         self.ranks = ranks or Ranks()
+        self.place = place or Place(self.ranks.rank, self.ranks.size)
         self.step_number = 0
         self.cost = Cost()
         tokens = stream.batch_size * stream.sequence_length
@@ -117,7 +121,7 @@ class Controller:
             guarded.operator = Operator(record, load_requested)
         self._guard = guarded
         self._leader = Leader(guarded, self.ranks)
-        self._context = _context(model, self.ranks, tokenizer, interval, stream)
+        self._context = _context(model, self.place, tokenizer, interval, stream)
         self._record = record
         self._on_update = on_update
         self._meters: Meters | None = None
@@ -181,11 +185,20 @@ class Controller:
         if self.done:
             raise TrainingError(f"all {self.steps} steps are done: give the controller more steps")
         assert self._meters is not None
+        if self.stream.names != self.trajectory.names:
+            raise TrainingError(
+                f"the stream has the domains {', '.join(self.stream.names)}, but the run steers "
+                f"{', '.join(self.trajectory.names)}: domains of a controller's stream cannot "
+                "change during a run. This step was not trained; resume from the last checkpoint"
+            )
         update = self.update_at(self.step_number)
-        if update.step == self.step_number:
+        first = update.step == self.step_number
+        if first:
             self.ranks.agree(self.step_number, update, 0)
         self._meters.begin_step(self.step_number)
-        self._step = Step(self._meters, self.step_number, update)
+        have_peers = self.ranks.size > self.place.data_ranks
+        compared = self.ranks if first and have_peers else None
+        self._step = Step(self._meters, self.step_number, update, compared)
         return self._step
 
     def end_step(self) -> None:
@@ -279,7 +292,10 @@ class Controller:
     def _attach(self) -> Meters:
         if self._meters is not None:
             self._meters.close()
-        self._meters = Meters(self._leader.probes, self._context)
+        weights = weights_of(self._context.model, self.place, self.ranks)
+        context = replace(self._context, flops_per_token=6.0 * weights)
+        self._context = context
+        self._meters = Meters(self._leader.probes, context)
         return self._meters
 
     # State
@@ -374,17 +390,14 @@ def tokenizer_of(corpus: Corpus) -> Any | None:
 
 
 def _context(
-    model: nn.Module, ranks: Ranks, tokenizer: Any, interval: int, stream: MixtureStream
+    model: nn.Module, place: Place, tokenizer: Any, interval: int, stream: MixtureStream
 ) -> Context:
-    weights = list(model.parameters())
     return Context(
         model=model,
-        device=weights[0].device,
-        rank=ranks.rank,
-        world_size=ranks.size,
+        device=next(model.parameters()).device,
+        place=place,
         tokenizer=tokenizer,
         interval_tokens=interval * stream.batch_size * stream.sequence_length,
         valid_tokens=lambda: tokens_of(pools_of(stream, stream.corpora, "valid")),
         row_tokens=stream.sequence_length,
-        flops_per_token=6.0 * sum(weight.numel() for weight in weights),
     )

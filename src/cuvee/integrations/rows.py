@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ class Rows:
     """int64 index of each token's domain; −1 on padding."""
     counted_BL: Tensor
     """Positions whose next-token loss counts."""
+    uncut: Rows | None = None
+    """The whole rows, if these are some of their positions."""
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
@@ -41,6 +44,21 @@ class Rows:
             domain_BL.masked_fill(~real_BL, -1),
             counted_BL,
         )
+
+    def at(self, positions_T: Tensor) -> Rows:
+        """Return the (B, T) part of the rows that a context-parallel rank holds.
+
+        `counted_BL` was made from whole rows: the label of a part's last position, the next token,
+        may lie on another rank. So shift labels before you split them.
+        """
+        names = ("tokens_BL", "domain_BL", "counted_BL")
+        parts = {name: getattr(self, name)[:, positions_T] for name in names}
+        return replace(self, **parts, uncut=self)
+
+    def digest(self) -> bytes:
+        """Return the sha256 of the tokens of the whole rows."""
+        tokens_BL = (self.uncut or self).tokens_BL
+        return hashlib.sha256(tokens_BL.cpu().numpy().tobytes()).digest()
 
     def tokens_K(self, domains: int) -> IntArray:
         """Return (K,) tokens of each domain, without padding."""

@@ -120,7 +120,7 @@ class AlignmentMeter(Meter):
     def __init__(self, probe: GradientAlignment, context: Context) -> None:
         self._probe = probe
         self._device = context.device
-        self._ranks = context.world_size
+        self._ranks = context.place.data_ranks
         found = find_layers(context.model, None if probe.layers == "last_mlp" else probe.layers)
         self._heard = dict.fromkeys(found, 0)
         self._layers: dict[str, GradientSums] = {}

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import TrainingError
+from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.signals import Measured
 
 FORWARD_SHARE = 1 / 3
@@ -65,14 +65,77 @@ class ValidText(Protocol):
 
 
 @dataclass(frozen=True)
+class Place:
+    """The coordinates of one process in a grid of data, context, tensor and pipeline ranks.
+
+    Processes with the same `data_rank` read the same rows. `Place(rank, ranks)` is a process of
+    DDP or FSDP2, and `Place()` one that trains alone. Raises `ConfigError` for a coordinate outside
+    the grid.
+
+    Example, two data ranks of two pipeline stages, with 16 and 14 layers:
+
+        Place(data_rank=1, data_ranks=2, stage=0, stage_layers=(16, 14))
+    """
+
+    data_rank: int = 0
+    data_ranks: int = 1
+    context_rank: int = 0
+    """With context parallelism, each context rank holds some positions of its rows."""
+    context_ranks: int = 1
+    tensor_rank: int = 0
+    tensor_ranks: int = 1
+    stage: int = 0
+    stage_layers: tuple[int, ...] = ()
+    """The number of transformer layers of each pipeline stage; () without pipeline parallelism."""
+
+    def __post_init__(self) -> None:
+        for name, rank, ranks in (
+            ("data_rank", self.data_rank, self.data_ranks),
+            ("context_rank", self.context_rank, self.context_ranks),
+            ("tensor_rank", self.tensor_rank, self.tensor_ranks),
+            ("stage", self.stage, self.stages),
+        ):
+            if not 0 <= rank < ranks:
+                raise ConfigError(f"{name} is {rank}: it must lie in 0 … {ranks - 1}")
+
+    @property
+    def stages(self) -> int:
+        return len(self.stage_layers) or 1
+
+    @property
+    def size(self) -> int:
+        """The number of processes in the grid."""
+        return self.data_ranks * self.context_ranks * self.tensor_ranks * self.stages
+
+    @property
+    def counts_losses(self) -> bool:
+        """Whether losses and tokens are counted here: on tensor rank 0 of the last stage."""
+        return self.tensor_rank == 0 and self.stage == self.stages - 1
+
+    def reports(self, weight: Tensor) -> bool:
+        """Whether this process is the one that reports `weight` of its stage.
+
+        Data and context ranks hold the same weights. Tensor ranks do too, except for those that
+        Megatron marks with `tensor_model_parallel`, of which each holds a part.
+        """
+        return (self.data_rank, self.context_rank) == (0, 0) and (
+            self.tensor_rank == 0 or is_tensor_part(weight)
+        )
+
+
+def is_tensor_part(weight: Tensor) -> bool:
+    """Whether Megatron has split this weight over tensor ranks."""
+    return bool(getattr(weight, "tensor_model_parallel", False))
+
+
+@dataclass(frozen=True)
 class Context:
     """What a meter may use of the training loop."""
 
     model: nn.Module
     """The bare model, without its DDP or compiled wrapper."""
     device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    place: Place = Place()
     tokenizer: Any | None = None
     """A `tokenizers.Tokenizer`. Only probes that read text of their own need it."""
     compute: torch.dtype = torch.float32

@@ -145,7 +145,7 @@ class EvaluationMeter(Meter):
         The four columns: Σ log-probability, answer tokens, right choices, questions with choices.
         """
         model = self._context.model
-        ranks = self._context.world_size
+        ranks = self._context.place.data_ranks
         device = self._context.device
         sums_N4 = torch.zeros(len(self._field_N), 4, dtype=torch.float64, device=device)
         self._read = 0
@@ -155,7 +155,7 @@ class EvaluationMeter(Meter):
             # Sharded models need every rank in every pass, so all ranks run equally many passes.
             # A rank without a batch repeats the last one and discards its scores.
             for start in range(0, len(self._batches), ranks):
-                mine = start + self._context.rank
+                mine = start + self._context.place.data_rank
                 batch = self._batches[min(mine, len(self._batches) - 1)]
                 scores_N4 = self._score(batch)
                 if mine < len(self._batches):

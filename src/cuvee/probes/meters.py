@@ -66,6 +66,13 @@ class Meters:
                     f"probe {probe.name!r} cannot be measured on a torch model: "
                     "it has no attach(context)"
                 )
+            split = context.place.size > context.place.data_ranks
+            if split and not getattr(probe, "works_on_parts", False):
+                raise ConfigError(
+                    f"probe {probe.name!r} cannot be measured on a model that is split over "
+                    "context, tensor or pipeline ranks: use a policy that needs the loss and "
+                    "weight_norms only, such as odm or ado"
+                )
             if probe.name in self._meters:
                 raise ConfigError(f"two probes are called {probe.name!r}: rename one")
             self._meters[probe.name] = probe.attach(context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cuvee.core.errors import ConfigError
 from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
-from cuvee.probes.base import Context, Meter, whole
+from cuvee.probes.base import Context, Meter, is_tensor_part, whole
 
 
 @register_probe("weight_norms")
@@ -28,6 +28,7 @@ class WeightNorms:
     """
 
     name: str = "weight_norms"
+    works_on_parts: ClassVar[bool] = True
 
     def attach(self, context: Context) -> WeightNormMeter:
         return WeightNormMeter(self.name, context)
@@ -47,21 +48,39 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
 
 
 class WeightNormMeter(Meter):
-    """Measures the norms. The weights are equal on all ranks, so only rank 0 reports them."""
+    """Measures the norms. Each weight's square is reported by one rank (`Place.reports`)."""
 
     def __init__(self, name: str, context: Context) -> None:
         self.name = name
-        self.rank = context.rank
         self.layers = transformer_layers(context.model)
+        self._place = context.place
+        by_stage = self._place.stage_layers or (len(self.layers),)
+        if len(self.layers) != by_stage[self._place.stage]:
+            raise ConfigError(
+                f"stage_layers says {by_stage[self._place.stage]} layers in stage "
+                f"{self._place.stage}, but the model there has {len(self.layers)}"
+            )
+        self._first = sum(by_stage[: self._place.stage])
+        self._layers = sum(by_stage)
         self._last: np.ndarray[Any, Any] | None = None
 
     @torch.no_grad()
     def sums(self) -> Tensor:
-        norms = torch.stack([norm_of(list(layer.parameters())) for layer in self.layers]).double()
-        return norms if self.rank == 0 else torch.zeros_like(norms)
+        """(layers of all stages,) the squares that this rank reports."""
+        squares_L = torch.zeros(self._layers, dtype=torch.float64)
+        for number, layer in enumerate(self.layers, self._first):
+            squares_L[number] = self._square(list(layer.parameters()))
+        return squares_L
+
+    def _square(self, weights: Sequence[Tensor]) -> float:
+        # All ranks compute both norms, because the norm of sharded weights is a collective.
+        parts = [weight for weight in weights if is_tensor_part(weight)]
+        others = [weight for weight in weights if not is_tensor_part(weight)]
+        groups = [(norm_of(group), group) for group in (parts, others) if group]
+        return sum(float(norm) ** 2 for norm, group in groups if self._place.reports(group[0]))
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
-        norms = sums.cpu().numpy()
+        norms = np.sqrt(sums.cpu().numpy())
         last = self._last
         self._last = norms
         changes = Measured.absent(norms.shape) if last is None else Measured.all(norms - last)

@@ -38,10 +38,10 @@ class GradientNormMeter(Meter):
     def before_update(self) -> None:
         weights = list(self.context.model.parameters())
         sharded = any(hasattr(weight, "full_tensor") for weight in weights)
-        if self.context.rank > 0 and not sharded:
+        if self.context.place.data_rank > 0 and not sharded:
             return
         norm = norm_of([weight.grad for weight in weights if weight.grad is not None])
-        if self.context.rank == 0:
+        if self.context.place.data_rank == 0:
             self._sum_and_count[0] += norm
             self._sum_and_count[1] += 1
 

@@ -11,30 +11,34 @@ differ.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from cuvee.core.errors import TrainingError
+from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, Probe, State
 from cuvee.core.trajectory import Trajectory
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.row_counts import MixtureUpdate
+from cuvee.probes.base import Place
 
 # After a failed collective, a rank waits this long for the last other rank to report its failure.
 _ROLL_CALL_SECONDS = 3.0
 # The longest difference between the start times of ranks: machines boot at different speeds.
 _JOIN_SECONDS = 600.0
+_ORIGIN = dict.fromkeys(("data_rank", "context_rank", "tensor_rank", "stage"), 0)
 
 
 class Ranks:
@@ -163,6 +167,23 @@ class Ranks:
                     f"{_to_hex(rows[0])}. Start every rank with the same files and settings"
                 )
 
+    def same_rows(self, step: int, data_rank: int, digest: str | None) -> None:
+        """Check that ranks with the same `data_rank` read the same rows; None if it read none.
+
+        `digest` is the sha256 of the rows. Every rank raises `TrainingError` if two differ.
+        """
+        own = [data_rank, *(_to_words(digest) if digest else [0] * 4)]
+        data_ranks, *rows = self._gather(own, f"the comparison of the rows of step {step}")
+        first: dict[int, int] = {}
+        for rank, (place, row) in enumerate(zip(data_ranks, rows, strict=True)):
+            other = first.setdefault(place, rank) if any(row) else rank
+            if row != rows[other]:
+                raise TrainingError(
+                    f"rank {rank} and rank {other} have data rank {place}, but read different rows "
+                    f"in step {step}, which was not trained: read rows by the data-parallel "
+                    "coordinate, not by the global rank"
+                )
+
     def gather(self, data: bytes, what: str) -> list[bytes]:
         """Return the bytes of every rank, in the order of ranks, on every rank.
 
@@ -266,6 +287,31 @@ class Leader:
 
     def load_state_dict(self, state: State) -> None:
         self.policy.load_state_dict(state)
+
+
+def weights_of(model: nn.Module, place: Place, ranks: Ranks) -> int:
+    """Return the number of weights of the whole model, of which each rank may hold a part.
+
+    Every rank calls it with its own place. Raises `ConfigError` on every rank unless the places fill
+    their grid: no two may be equal, and the grid has as many places as there are ranks.
+    """
+    own = sum(weight.numel() for weight in model.parameters() if place.reports(weight))
+    message = json.dumps({"weights": own, **asdict(place)}).encode()
+    found = [json.loads(data) for data in ranks.gather(message, "the comparison of places")]
+    total: int = sum(each.pop("weights") for each in found)
+    for rank, each in enumerate(found):
+        size = Place(**{**each, "stage_layers": tuple(each["stage_layers"])}).size
+        problems = {
+            size != ranks.size: f"its grid has {size} places",
+            {**each, **_ORIGIN} != {**found[0], **_ORIGIN}: "rank 0 has another grid",
+            found.index(each) < rank: f"rank {found.index(each)} is there too",
+        }
+        if problem := problems.get(True):
+            raise ConfigError(
+                f"rank {rank} of {ranks.size} has the place {each}, but {problem}: give each rank "
+                "its own coordinates, and all of them the same sizes"
+            )
+    return total
 
 
 def _to_words(digest: str) -> list[int]:

@@ -27,7 +27,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.batch import Batch
 from cuvee.data.stream.stream import MixtureStream
-from cuvee.probes.base import FORWARD_SHARE, Context, MicroBatch, TokenLosses
+from cuvee.probes.base import FORWARD_SHARE, Context, MicroBatch, Place, TokenLosses
 from cuvee.probes.meters import Meters
 from cuvee.training.distributed import Ranks
 from cuvee.training.export import export_model
@@ -252,8 +252,7 @@ class LMTrainer:
         context = Context(
             model=self.model,
             device=self.device,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
+            place=Place(self.ranks.rank, self.ranks.size),
             tokenizer=self._tokenizer(),
             interval_tokens=s.interval * s.batch_size * s.sequence_length,
             compute=self.loss.compute,
