@@ -13,6 +13,9 @@ drives the meters (`probes.meters.Meters` does this for any training loop):
 Each rank reports one flat vector of sums and counts. The sum of these vectors over ranks is exact,
 and one collective serves all meters.
 
+On a model that is split over context, tensor or pipeline ranks, only probes with the attribute
+`works_on_parts = True` are attached. `Context.place` says which part a rank has.
+
 The first signals (number 0) are made before any step, by begin_interval, sums and read alone.
 A trainer may keep gradients in a buffer of its own, so a meter may add to `weight.grad` but must
 never replace it. A trainer may also compute the loss from the last hidden states without calling
