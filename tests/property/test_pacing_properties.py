@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from cuvee.policies.pacing import LATE, allocate, fill, paced_shares
 
 budgets = st.lists(st.floats(0.0, 0.6), min_size=1, max_size=6)
-slopes = st.sampled_from([0.0, 0.3, LATE, 1.0])
+powers = st.sampled_from([0.0, 0.3, 1.0, LATE, 10.0])
 
 
 def spend(
-    means: list[float], slope: float, intervals: int, most: float, noise: float = 0.0
+    means: list[float], power: float, intervals: int, most: float, noise: float = 0.0
 ) -> np.ndarray:
     """(T, K) tokens read by domain in a run of `intervals` intervals of 1 token; the last domain has no cap."""
     rng = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def spend(
     reference_K, scarce_K = np.ones(len(left_K)), np.isfinite(left_K)
     read_TK = []
     for t in range(intervals):
-        paced_K = paced_shares(left_K, intervals - t, 1.0, t / intervals, slope, most)
+        paced_K = paced_shares(left_K, intervals - t, 1.0, t / intervals, power, most)
         share_K = allocate(reference_K, paced_K, scarce_K, most)
         assert (share_K >= 0).all()
         assert share_K.sum() == pytest.approx(1.0)
@@ -33,32 +33,32 @@ def spend(
 
 
 @given(
-    budgets, slopes, st.integers(2, 60), st.sampled_from([0.5, 0.9]), st.sampled_from([0.0, 0.4])
+    budgets, powers, st.integers(2, 60), st.sampled_from([0.5, 0.9]), st.sampled_from([0.0, 0.4])
 )
 @settings(max_examples=200, deadline=None)
 def test_no_budget_is_used_up_before_the_last_interval(
-    means: list[float], slope: float, intervals: int, most: float, noise: float
+    means: list[float], power: float, intervals: int, most: float, noise: float
 ) -> None:
-    read_TK = spend(means, slope, intervals, most, noise)[:, :-1]
+    read_TK = spend(means, power, intervals, most, noise)[:, :-1]
     budget_K = intervals * np.array(means)
     left_K = budget_K - read_TK[:-1].sum(axis=0)
     assert (left_K[budget_K > 1e-9] > 0).all()
 
 
-@given(budgets, slopes, st.integers(2, 60), st.sampled_from([0.5, 0.9]))
+@given(budgets, powers, st.integers(2, 60), st.sampled_from([0.5, 0.9]))
 @settings(max_examples=200, deadline=None)
 def test_what_can_be_spent_is_spent(
-    means: list[float], slope: float, intervals: int, most: float
+    means: list[float], power: float, intervals: int, most: float
 ) -> None:
-    read = float(spend(means, slope, intervals, most)[:, :-1].sum())
+    read = float(spend(means, power, intervals, most)[:, :-1].sum())
     assert read == pytest.approx(intervals * min(sum(means), most), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.3, LATE])
-def test_spending_follows_the_plan(slope: float) -> None:
-    read_T = spend([0.1], slope, 100, 0.9)[:, 0]
-    middle_T = (np.arange(100) + 0.5) / 100
-    np.testing.assert_allclose(read_T, 0.1 * (1 - slope + 2 * slope * middle_T), rtol=1e-9)
+@pytest.mark.parametrize("power", [0.0, 0.3, 1.0, LATE])
+def test_spending_follows_the_plan(power: float) -> None:
+    read_T = spend([0.1], power, 100, 0.9)[:, 0]
+    spent_T = np.linspace(0.0, 1.0, 101) ** (power + 1.0)
+    np.testing.assert_allclose(read_T, 0.1 * 100 * np.diff(spent_T), rtol=1e-9)
 
 
 def test_what_was_read_too_much_is_corrected_over_the_rest_of_the_run() -> None:

@@ -193,8 +193,8 @@ def test_bad_settings_are_named() -> None:
         AgentPolicy("ddpg", "alignment", agent_settings={"architecture": {"width": 3}})
     with pytest.raises(PolicyError, match="smoothing"):
         AgentPolicy("ddpg", "alignment", reward_settings={"smoothing": 2.0})
-    with pytest.raises(PolicyError, match="slope"):
-        AgentPolicy("ddpg", "gain", reference={"slope": 2.0})
+    with pytest.raises(PolicyError, match="power"):
+        AgentPolicy("ddpg", "gain", reference={"power": -1.0})
 
 
 def test_doge_raises_what_helps_the_others() -> None:

@@ -97,17 +97,17 @@ class Run:
 CAPS: dict[str, Any] = {"epochs": {"d0": 4.0}, "tokens": 60 * 1280}
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.8])
+@pytest.mark.parametrize("power", [0.0, 1.0, 4.0])
 def test_a_scarce_domain_that_counts_is_read_to_its_cap_and_never_before_the_end(
-    slope: float,
+    power: float,
 ) -> None:
-    weights_T = Run().play(Paced(slope=slope, **CAPS)).weights_TK()[:, 0]
+    weights_T = Run().play(Paced(power=power, **CAPS)).weights_TK()[:, 0]
     assert weights_T.mean() == pytest.approx(4 * 500 / CAPS["tokens"], rel=0.05)
-    assert weights_T[-1] / weights_T[0] == pytest.approx((1 + slope) / (1 - slope), rel=0.3)
+    assert weights_T[-1] / weights_T[29] == pytest.approx((59.5 / 29.5) ** power, rel=0.3)
 
 
 def test_without_knowing_how_long_the_run_is_it_finds_out() -> None:
-    weights_T = Run().play(Paced(slope=0.0, epochs=CAPS["epochs"])).weights_TK()[:, 0]
+    weights_T = Run().play(Paced(power=0.0, epochs=CAPS["epochs"])).weights_TK()[:, 0]
     assert weights_T[1:].mean() == pytest.approx(4 * 500 / CAPS["tokens"], rel=0.05)
 
 

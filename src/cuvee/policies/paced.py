@@ -50,7 +50,7 @@ class ReadsCaps(Protocol):
 class Paced:
     """Paces scarce domains by a plan and weights the others by their gain.
 
-    - `slope`: of the plan, from 0 (even) to 1.
+    - `power`: n ≥ 0 of the plan: 0 is even, and a higher one reads scarce domains later.
     - `rest`: the weights of the other domains before gains: uniform or natural.
     - `sharpness`: κ ≥ 0.
     - `kept`: weight of an interval's gains after one more interval.
@@ -65,7 +65,7 @@ class Paced:
     def __init__(
         self,
         *,
-        slope: float = LATE,
+        power: float = LATE,
         rest: Literal["uniform", "natural"] = "uniform",
         sharpness: float = 0.0,
         kept: float = 0.97,
@@ -75,15 +75,15 @@ class Paced:
         probe: Mapping[str, Any] | None = None,
         noise: int | None = None,
     ) -> None:
-        if not 0.0 <= slope <= 1.0 or not 0.0 <= sharpness < np.inf or not 0.0 <= kept < 1.0:
+        if not 0.0 <= power < np.inf or not 0.0 <= sharpness < np.inf or not 0.0 <= kept < 1.0:
             raise PolicyError(
-                f"slope is {slope}, sharpness {sharpness} and kept {kept}: slope must be from 0 to "
-                "1, sharpness 0 or more, and kept at least 0 and below 1"
+                f"power is {power}, sharpness {sharpness} and kept {kept}: power and sharpness must "
+                "be 0 or more, and kept at least 0 and below 1"
             )
         if rest not in ("uniform", "natural"):
             raise PolicyError(f"rest is {rest!r}: use uniform or natural")
         self._settings: dict[str, Any] = {
-            "slope": slope,
+            "power": power,
             "rest": rest,
             "sharpness": sharpness,
             "kept": kept,
@@ -124,9 +124,9 @@ class Paced:
             paced_K = np.where(np.isfinite(left_K), natural_K(so_far.domains), np.inf)
         else:
             interval = forecast.interval or 0.01 * to_come
-            slope = self._settings["slope"]
+            power = self._settings["power"]
             progress = so_far.last.progress
-            paced_K = paced_shares(left_K, to_come, interval, progress, slope, MOST)
+            paced_K = paced_shares(left_K, to_come, interval, progress, power, MOST)
         return Mixture.normalise(so_far.names, allocate(weights_K, paced_K, scarce_K, MOST))
 
     def scarce(self, so_far: Trajectory) -> BoolArray:

@@ -3,10 +3,10 @@
 A domain with an epoch cap may be read C_k = epochs_k · n_k tokens in the run. L_k of them are left,
 and R tokens of the run are to come. A plan says how spending is spread over progress p:
 
-    w(p) = 1 − s + 2 s p        slope s = 0: the same share all along; s = 0.8: 1/5 to 9/5 of it
+    w(p) ∝ pⁿ       n = 0: the same share all along; n = 4: half of the budget in the last 13 %
 
-What is left of a budget is spent in proportion to what is left of the plan, W(p) = ∫ from p to 1 of
-w. Δ is the interval's part of the run:
+What is left of a budget is spent in proportion to what is left of the plan, W(p) = 1 − pⁿ⁺¹. Δ is
+the interval's part of the run:
 
     share_k = L_k / R · (1 − p) / Δ · [W(p) − W(p + Δ)] / W(p)
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from cuvee.core.arrays import BoolArray, FloatArray
 
-LATE = 0.8
-"""The slope of a plan that rises from a fifth of the mean share to nine fifths."""
+LATE = 4.0
+"""The power n of the plan of `late` and `gain`."""
 
 
 def paced_shares(
@@ -30,7 +30,7 @@ def paced_shares(
     to_come: float,
     interval: float,
     progress: float,
-    slope: float,
+    power: float,
     most: float = 1.0,
 ) -> FloatArray:
     """Return (K,) the share of the next interval that the plan gives each domain.
@@ -44,13 +44,13 @@ def paced_shares(
     if not limited_K.any() or to_come <= 0.0:
         return np.where(limited_K, 0.0, np.inf)
     mean_K = np.where(limited_K, left_K, 0.0) / to_come
-    interval = min(interval, to_come)
-    if interval >= to_come * (1.0 - 1e-9):  # the last interval
+    part = min(interval, to_come) / to_come
+    if part >= 1.0 - 1e-9:  # the last interval
         return np.where(limited_K, mean_K, np.inf)
-    slope = _feasible(slope, float(mean_K.sum()), progress, most)
-    middle = progress + 0.5 * (1.0 - progress) * interval / to_come
-    factor = (1.0 - slope + 2.0 * slope * middle) / (1.0 + slope * progress)
-    return np.where(limited_K, mean_K * factor, np.inf)
+    steps = _feasible(power, float(mean_K.sum()), progress, most) + 1.0
+    after = progress + (1.0 - progress) * part
+    spent = (after**steps - progress**steps) / (1.0 - progress**steps)
+    return np.where(limited_K, mean_K * spent / part, np.inf)
 
 
 def allocate(
@@ -92,10 +92,22 @@ def fill(weights_K: FloatArray, ceiling_K: FloatArray, total: float) -> FloatArr
     return filled_K
 
 
-def _feasible(slope: float, mean: float, progress: float, most: float) -> float:
-    """The steepest slope up to `slope` whose last share, mean (1 + s) / (1 + s p), is ≤ `most`."""
-    if mean >= most:
+def _feasible(power: float, mean: float, progress: float, most: float) -> float:
+    """Return the largest n up to `power` whose share at the end of the run is ≤ `most`.
+
+    That share is mean (1 − p) (n + 1) / (1 − pⁿ⁺¹), which rises with n.
+    """
+
+    def last_share(power: float) -> float:
+        left = 1.0 - progress ** (power + 1.0)
+        return mean * (1.0 - progress) * (power + 1.0) / left
+
+    if progress >= 1.0 or mean >= most:
         return 0.0
-    if mean <= most * progress:
-        return slope
-    return min(slope, (most - mean) / (mean - most * progress))
+    if last_share(power) <= most:
+        return power
+    low, high = 0.0, power
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if last_share(middle) <= most else (low, middle)
+    return low

@@ -1,7 +1,7 @@
 """Methods for scarce domains that need no networks. An agent has to beat them.
 
     even    a scarce domain gets the same share all along, as much as its cap allows
-    late    the same mean share, rising from a fifth of it to nine fifths
+    late    the same mean share, rising with the fourth power of progress
     gain    late, and the other domains by their gain: ∝ exp(κ z)
 
 A scarce domain is part of the `objective` and has an epoch cap (`guard.epochs`). See
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
@@ -32,13 +32,12 @@ class Even:
 
     rest: Literal["uniform", "natural"] = "uniform"
     objective: Mapping[str, float] = field(default_factory=dict)
-    slope: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         self.policy()  # raises for bad settings before a run starts
 
     def policy(self) -> Paced:
-        return Paced(slope=self.slope, rest=self.rest, objective=self.objective)
+        return Paced(power=0.0, rest=self.rest, objective=self.objective)
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return ()
@@ -50,9 +49,12 @@ class Even:
 @register_method("late")
 @dataclass(frozen=True)
 class Late(Even):
-    """A rising share."""
+    """A share that rises with progress to the power of `power`."""
 
-    slope: ClassVar[float] = LATE
+    power: float = LATE
+
+    def policy(self) -> Paced:
+        return Paced(power=self.power, rest=self.rest, objective=self.objective)
 
 
 @register_method("gain")
@@ -70,7 +72,7 @@ class Gain(Late):
 
     def policy(self) -> Paced:
         return Paced(
-            slope=self.slope,
+            power=self.power,
             rest=self.rest,
             objective=self.objective,
             sharpness=self.sharpness,
