@@ -83,6 +83,16 @@ def test_a_policy_learned_on_a_proxy_steers_a_larger_model_with_no_reward_measur
     assert "alignment" not in run.trajectory.last.probes
 
 
+def test_each_proxy_continues_to_learn_from_the_one_before(config: Path) -> None:
+    wanted = load(SearchConfig, config, ["trainer=simulator", "method.proxies=3"])
+    assert plan(wanted).runs == 3
+    learned = load_policy(search(wanted)).state_dict()["agent"]
+    assert len(logged_runs(wanted)) == 3
+    assert plan(wanted).runs == 0
+    # The first interval of all has no earlier gains to be compared with.
+    assert learned["buffer"]["added"] == 3 * 12 // 2 - 1
+
+
 def test_the_trainer_is_a_key_that_proxies_and_targets_follow(config: Path, tmp_path: Path) -> None:
     wanted = load(SearchConfig, config, ["trainer=simulator"])
     planned = plan(wanted)

@@ -70,6 +70,9 @@ def test_learned_methods_learn_on_the_run_or_ask_for_a_proxy_first(name: str) ->
         proxy.commit(SPACE, ())
     with pytest.raises(ConfigError, match="offline"):
         METHODS.get(name)(mode="offline")
+    if name != "doge":
+        with pytest.raises(ConfigError, match="proxies is 0"):
+            METHODS.get(name)(mode="proxy", proxies=0)
 
 
 def test_doge_commits_to_the_mean_of_its_proxys_path() -> None:

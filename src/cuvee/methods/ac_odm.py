@@ -13,8 +13,8 @@ r̂_i ← ξ r̂_i + (1 − ξ) W_i / α_i over all domains (`policies.rewards`)
 which ODM acts, and `agents.ddpg.PAPER`. It needs thousands of decisions.
 
 Mode `online` is the paper's non-proxy mode: it needs no proxy run and learns on the target run.
-Mode `proxy` proposes one run on the proxy model in which the policy learns, and commits to its
-frozen actor. The target run then measures no reward.
+In mode `proxy` the policy learns on `proxies` runs of the proxy model, one after another, and its
+frozen actor steers the target run, which measures no reward.
 
 The released code never updates the actor (it calls the critic's optimizer after the actor's
 backward pass), has a fixed number of 22 domains, takes all changes relative to step 1, divides by
@@ -62,11 +62,12 @@ class ACODM(AgentPreset):
     - `reference`: overrides settings of the closed form (`policies.paced.Paced`).
     - `agent`: overrides `AGENT`, or the paper's settings, of DDPG.
 
-    `mode` and `critic` as in `AgentMethod`.
+    `mode`, `proxies` and `critic` as in `AgentMethod`.
     """
 
     preset: Literal["default", "paper"] = "default"
     mode: Literal["online", "proxy"] = "online"
+    proxies: int = 1
     critic: Literal["vector", "scalar"] = "vector"
     reward: Literal["gain", "random"] = "gain"
     objective: Mapping[str, float] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class ACODM(AgentPreset):
             agent="ddpg",
             reward="alignment",
             mode=self.mode,
+            proxies=self.proxies,
             critic=self.critic,
             warmup_intervals=PAPER.learning_starts,
             reference=None,
@@ -92,6 +94,7 @@ class ACODM(AgentPreset):
         return AgentMethod(
             agent="ddpg",
             mode=self.mode,
+            proxies=self.proxies,
             critic=self.critic,
             objective=self.objective,
             reference=reference,

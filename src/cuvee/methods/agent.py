@@ -2,8 +2,9 @@
 
     method: {name: agent, agent: sac, encoder: standard, reward: gain, agent_settings: {updates: 6}}
 
-Mode `online` needs no proxy run and learns on the target run. Mode `proxy` proposes one proxy run
-in which the policy learns, and commits to its frozen actor. The target run then measures no reward.
+Mode `online` needs no proxy run and learns on the target run. In mode `proxy`, the policy learns on
+`proxies` runs, one after another, and its frozen actor steers the target run. Each proxy continues
+with the networks and the replay buffer of the one before. The target run measures no reward.
 The policy is `policies.agent_policy.AgentPolicy`. AC-ODM and HDS are presets of this method.
 
 `REFERENCE` is the closed form from which agents start: the control `gain`.
@@ -33,7 +34,8 @@ class AgentMethod:
     """Learns a policy with an agent.
 
     - `agent`, `encoder`, `reward`: names in the registries.
-    - `mode`: `online` learns on the target run, `proxy` on one proxy run.
+    - `mode`: `online` learns on the target run, `proxy` on proxy runs.
+    - `proxies`: number of proxy runs in mode `proxy`.
     - `critic`: `vector` learns a value for each domain, `scalar` one for all.
     - `observe_reward`: whether the last rewards are features. The target run then measures them.
     - `warmup_intervals`: number of first intervals in which ODM acts.
@@ -49,6 +51,7 @@ class AgentMethod:
     encoder: str = "standard"
     reward: str = "gain"
     mode: Literal["online", "proxy"] = "online"
+    proxies: int = 1
     critic: Literal["vector", "scalar"] = "vector"
     observe_reward: bool = False
     warmup_intervals: int = 0
@@ -64,6 +67,8 @@ class AgentMethod:
                 raise ConfigError(
                     f"{option} is {getattr(self, option)!r}: use {' or '.join(allowed)}"
                 )
+        if self.proxies < 1:
+            raise ConfigError(f"proxies is {self.proxies}: mode proxy needs 1 or more")
         self.policy()  # raises for bad settings here, not when the run starts
 
     def policy(self) -> AgentPolicy:
@@ -83,26 +88,29 @@ class AgentMethod:
         )
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        return () if self.mode == "online" or logged else (self.policy(),)
+        if self.mode == "online" or len(logged) >= self.proxies:
+            return ()
+        return (_learned(logged) if logged else self.policy(),)
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Return the policy for the target run.
 
         Raises `PolicyError` in mode proxy if no proxy run has saved its policy.
         """
-        if self.mode == "online":
-            return self.policy()
-        kept = [run.policy for run in logged if run.policy]
-        if not kept:
-            raise PolicyError(
-                "no proxy run has saved a policy yet: run the proxies first (`cuvee search`)"
-            )
-        policy = load_policy(Path(kept[-1]))
-        if not isinstance(policy, AgentPolicy):
-            raise PolicyError(
-                f"{kept[-1]} holds a {type(policy).__name__}, not a policy with an agent"
-            )
-        return policy.frozen()
+        return self.policy() if self.mode == "online" else _learned(logged).frozen()
+
+
+def _learned(logged: Sequence[Run]) -> AgentPolicy:
+    """Return the policy that the last proxy run saved."""
+    kept = [run.policy for run in logged if run.policy]
+    if not kept:
+        raise PolicyError(
+            "no proxy run has saved a policy yet: run the proxies first (`cuvee search`)"
+        )
+    policy = load_policy(Path(kept[-1]))
+    if not isinstance(policy, AgentPolicy):
+        raise PolicyError(f"{kept[-1]} holds a {type(policy).__name__}, not a policy with an agent")
+    return policy
 
 
 class AgentPreset(ABC):

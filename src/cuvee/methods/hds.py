@@ -68,6 +68,7 @@ class HDS(AgentPreset):
 
     preset: Literal["default", "paper"] = "default"
     mode: Literal["online", "proxy"] = "online"
+    proxies: int = 1
     critic: Literal["vector", "scalar"] = "vector"
     reward: Literal["gain", "random"] = "gain"
     weights: tuple[float, float, float] | None = None
@@ -89,6 +90,7 @@ class HDS(AgentPreset):
             agent="sac",
             reward="holistic_published",
             mode=self.mode,
+            proxies=self.proxies,
             critic=self.critic,
             warmup_intervals=PAPER.learning_starts,
             reference=None,
@@ -103,6 +105,7 @@ class HDS(AgentPreset):
             agent="sac",
             reward="holistic",
             mode=self.mode,
+            proxies=self.proxies,
             critic=self.critic,
             objective=self.objective,
             reference=reference,

@@ -17,6 +17,8 @@ up before the last interval, whatever the plan.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from cuvee.core.arrays import BoolArray, FloatArray
@@ -99,15 +101,19 @@ def _feasible(power: float, mean: float, progress: float, most: float) -> float:
     """
 
     def last_share(power: float) -> float:
-        left = 1.0 - progress ** (power + 1.0)
+        left = 1.0 - math.pow(progress, power + 1.0)
         return mean * (1.0 - progress) * (power + 1.0) / left
 
     if progress >= 1.0 or mean >= most:
         return 0.0
     if last_share(power) <= most:
         return power
-    low, high = 0.0, power
+    low = 0.0
+    high = power
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if last_share(middle) <= most else (low, middle)
+        if last_share(middle) <= most:
+            low = middle
+        else:
+            high = middle
     return low

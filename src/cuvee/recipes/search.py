@@ -195,11 +195,14 @@ def plan(config: SearchConfig) -> SearchPlan:
     with _opened(config, writes=_policy_folder(config)) as (corpus, fleet):
         logged = fleet.load()
     each: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
-    proposed = config.method.build(config.seed, config.objective).propose(corpus, logged)
+    method = config.method.build(config.seed, config.objective)
+    proposed = method.propose(corpus, logged)
+    # Some methods propose their proxies one by one.
+    to_come = max(len(proposed), getattr(method, "proxies", 0) - len(logged)) if proposed else 0
     seconds, estimated_from = (
         _estimate_seconds(config, corpus, proposed, logged) if proposed else (0.0, "")
     )
-    return SearchPlan(len(proposed), len(logged), each + Cost(seconds=seconds), estimated_from)
+    return SearchPlan(to_come, len(logged), each + Cost(seconds=seconds), estimated_from)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
