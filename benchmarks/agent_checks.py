@@ -5,7 +5,7 @@
     python benchmarks/agent_checks.py --check spaces --corpus DIR --questions FILE…
                                         what if the text is divided into other domains?
     python benchmarks/agent_checks.py --check conservatism --corpus DIR --questions FILE…
-                                        what does the weight of CQL do?
+                                        what does the strength of CQL do?
     … --proxies 8 --seeds 1 --tokens 40000 --every 40 --out NEW
       --agent '{"bc_updates": 10, "updates": 20}'                                a quick trial
 
@@ -30,7 +30,7 @@ role. In each space an agent learns from its own proxies. Its `actor`, and what 
 where it lacks support, are compared with the best static target share there. Another space is
 another order of the same text, so gains can be compared between spaces and nats cannot.
 
-**conservatism.** From one set of proxies an agent learns with each weight ω. `kept` is the actor
+**conservatism.** From one set of proxies an agent learns with each `cql_ratio`. `kept` is the actor
 that off-policy evaluation chooses, as `cuvee learn` does; `last` is the final actor. Both steer
 target runs, unless they are the same network as another one (`same_as`: an agent that keeps its
 first actor is `sft`). Gains are against the best static target share. `q_std` is the deviation of Q
@@ -328,7 +328,7 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
     field = material.field("main", material.sources, material.target)
     base = bench.base(field, options.model)
     cloned = course(bench, field, base, updates=0)
-    by_weight: dict[str, Any] = {"sft": {"off_policy": cloned.judged(0)}}
+    by_ratio: dict[str, Any] = {"sft": {"off_policy": cloned.judged(0)}}
     entries, first = [*sweep(field), "random_walk"], {}
 
     def play(label: str, policy: HistoryPolicy) -> str:
@@ -340,23 +340,23 @@ def conservatism(bench: Bench, material: Material, figures: Figures) -> Parts:
         return first[key]
 
     play("sft", cloned.learned.policy)
-    for weight in options.weights:
-        done = course(bench, field, base, cql_alpha=weight)
+    for ratio in options.ratios:
+        done = course(bench, field, base, cql_ratio=ratio)
         last = done.learned.evaluations[-1]["update"]
-        by_weight[f"{weight:g}"] = {
+        by_ratio[f"{ratio:g}"] = {
             "kept": {
                 "update": done.update,
                 "off_policy": done.judged(done.update),
-                "same_as": play(f"kept-{weight:g}", done.learned.policy),
+                "same_as": play(f"kept-{ratio:g}", done.learned.policy),
             },
             "last": {
                 "update": last,
                 "off_policy": done.judged(last),
-                "same_as": play(f"last-{weight:g}", done.last),
+                "same_as": play(f"last-{ratio:g}", done.last),
             },
             **done.opinions(),
         }
-        yield {"weights": by_weight}
+        yield {"ratios": by_ratio}
     runs = bench.compared(field, base, entries, options.seeds)
     average = averages(bench.judged(field, runs))
     static = [entry["label"] for entry in sweep(field)]
@@ -386,7 +386,7 @@ def main() -> None:
         help="of kmeans and random; with roles about as many as there are labels",
     )
     parser.add_argument(
-        "--weights", nargs="+", type=float, default=[0.0, 0.003, 0.01, 0.03, 0.1, 1.0]
+        "--ratios", nargs="+", type=float, default=[0.0, 0.01, 0.03, 0.1, 0.3]
     )
     options = parser.parse_args()
     defaults = {"tokens": TOKENS[options.check], "proxies": 28, "seeds": 2, "every": 4}

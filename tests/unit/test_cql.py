@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cuvee.agents.base import Observation, Transition
-from cuvee.agents.cql import CQL, CQLSettings, log_mean_exp
+from cuvee.agents.cql import CQL, CQLSettings, GradientRatio, log_mean_exp
 from cuvee.agents.learning import RewardScale
 from cuvee.agents.networks import Architecture, Shape
 from cuvee.agents.simplex import flat_log_density
@@ -135,3 +135,28 @@ def test_conservatism_lowers_what_is_promised_outside_the_data() -> None:
     )
     assert inside > outside
     assert metrics["conservative_gap"] < 0
+
+
+def test_the_weight_follows_the_gradients_until_their_ratio_is_the_wanted_one() -> None:
+    """The gradients of the losses are 6 w and 2, so the weight for a ratio of 0.1 is 0.3 w."""
+    w = torch.tensor([1.0], requires_grad=True)
+    balance = GradientRatio(0.1)
+    assert balance.weight == balance.achieved == 0.0
+    assert balance.of(3 * w.square().sum(), 2 * w.sum(), [w]) == pytest.approx(0.3)
+    with torch.no_grad():
+        w *= 10
+    for _ in range(60):
+        found = balance.of(3 * w.square().sum(), 2 * w.sum(), [w])
+    assert found == pytest.approx(3.0, rel=0.01)
+    again = GradientRatio(0.1)
+    again.load_state_dict(balance.state_dict())
+    assert (again.weight, again.achieved) == (balance.weight, balance.achieved)
+    assert balance.achieved < 0.1, "the weight was too small while it rose"
+
+
+def test_a_ratio_of_nothing_and_a_loss_without_gradient_weigh_nothing() -> None:
+    w = torch.ones(1, requires_grad=True)
+    assert GradientRatio(0.0).of(w.sum(), w.sum(), [w]) == 0.0
+    balance = GradientRatio(0.1)
+    assert balance.of(w.sum(), 0 * w.sum(), [w]) == 0.0
+    assert balance.achieved == 0.0

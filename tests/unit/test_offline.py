@@ -350,7 +350,14 @@ def test_runs_that_cannot_be_learned_from_are_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "bad", [{"td_lambda": 1.5}, {"batch_size": 0}, {"budget_ends": False}, {"quantile": -0.1}]
+    "bad",
+    [
+        {"td_lambda": 1.5},
+        {"batch_size": 0},
+        {"budget_ends": False},
+        {"quantile": -0.1},
+        {"cql_ratio": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match=next(iter(bad))):
@@ -366,6 +373,58 @@ def test_imagined_episodes_are_learned_from_and_not_imitated() -> None:
     assert agent.data._groups[3].best_B.sum() == 1
     assert len(agent.data._groups[3].best_B) == 8
     assert agent.data._groups[3].best_B[5:].sum() == 0
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("ratio", [0.03, 0.5])
+def test_the_conservative_gradient_has_the_share_that_was_asked_for(ratio: float) -> None:
+    agent = learner(episodes(16), cql_ratio=ratio)
+    for _ in range(80):
+        metrics = agent.update()
+    assert ratio / 1.5 < metrics["cql_ratio"] < 1.5 * ratio
+
+
+@pytest.mark.training
+def test_conservatism_helps_where_the_critics_are_led_to_overestimate() -> None:
+    """More of the last domain is better in the data, which have at most 0.4 of it. Beyond it, it
+    is truly worse. Whoever trusts the critics there goes far beyond."""
+    rng = np.random.default_rng(0)
+    data = []
+    for one in episodes(48, T=2, seed=3):
+        last = rng.uniform(0.05, 0.4, size=(2, 1))
+        rest = rng.dirichlet(np.full(2, 20.0), size=2)
+        action = np.concatenate([rest * (1 - last), last], 1).astype(np.float32)
+        data.append(
+            one._replace(
+                domains_TKF=np.tile(np.eye(3, F, dtype=np.float32), (3, 1, 1)),
+                globals_TG=np.zeros((3, G), np.float32),
+                actions_TK=action,
+                rewards_T=action[:, 2],
+            )
+        )
+
+    def truth(ratio: float) -> float:
+        agent = learner(
+            data,
+            cql_ratio=ratio,
+            batch_size=16,
+            draws=4,
+            bc_coef=0.0,
+            critic_warmup_steps=50,
+            actor_lr=1e-2,
+            critic_lr=1e-2,
+        )
+        for _ in range(20):
+            agent.clone()
+        for _ in range(200):
+            agent.update()
+        first = data[0]
+        seen = torch.from_numpy(first.domains_TKF[None]), torch.from_numpy(first.globals_TG[None])
+        with torch.no_grad():
+            share = float(agent.actor.net(*seen)[0, 0].softmax(-1)[2])
+        return share - 3 * max(share - 0.4, 0.0)
+
+    assert truth(0.3) > truth(0.0) + 0.1
 
 
 @pytest.mark.training

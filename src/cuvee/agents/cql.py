@@ -24,6 +24,7 @@ play. The metric `policy_share` shows how much weight they have. The default is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,7 @@ from cuvee.agents.networks import Shape
 from cuvee.agents.replay import ReplayBatch
 from cuvee.agents.sac import SAC, SACSettings
 from cuvee.agents.simplex import Draw, flat_log_density, log_weights, sample_flat
+from cuvee.core.protocols import State
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,80 @@ class CQL(SAC):
         return torch.cat([flat, here.weights, there.weights]), torch.cat(
             [flat_density, here.log_prob, there.log_prob]
         )
+
+
+class GradientRatio:
+    """The weight ω at which a loss has a wanted share of the critics' gradient.
+
+        log ω = log ratio + mean log (|∇ main loss| / |∇ conservative loss|)
+
+    A fixed ω says nothing about how strong the conservative loss is: the two gradients can differ by
+    orders of magnitude, and both change while the critics learn. The norms are measured separately,
+    on the parameters, every `_MEASURED_EVERY` calls. The mean is exponential with the rate `_RATE`,
+    and plain for the first measurements. The last measurement counts in ω at once.
+
+    `ratio` 0 switches the conservative loss off. `achieved` is the geometric mean of ω |∇
+    conservative| / |∇ main| over all measurements but the first, each with the ω in force before
+    it. It is 0 before the second measurement.
+    """
+
+    _MEASURED_EVERY = 2
+    _RATE = 0.2
+
+    def __init__(self, ratio: float) -> None:
+        self._ratio = ratio
+        self._calls = 0
+        self._measured = 0
+        self._log_balance = 0.0
+        self._log_achieved = 0.0
+
+    @property
+    def weight(self) -> float:
+        """ω, 0 before anything is measured."""
+        return self._ratio * math.exp(self._log_balance) if self._measured else 0.0
+
+    @property
+    def achieved(self) -> float:
+        return math.exp(self._log_achieved / (self._measured - 1)) if self._measured > 1 else 0.0
+
+    def of(self, main: Tensor, conservative: Tensor, parameters: Sequence[Tensor]) -> float:
+        """Return ω for this update. Both losses must depend on the parameters."""
+        if self._ratio and self._calls % self._MEASURED_EVERY == 0:
+            norms = [
+                float(
+                    torch.nn.utils.get_total_norm(
+                        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                    )
+                )
+                for loss in (main, conservative)
+            ]
+            self._measure(*norms)
+        self._calls += 1
+        return self.weight
+
+    def _measure(self, main: float, conservative: float) -> None:
+        if not (0 < main < math.inf and 0 < conservative < math.inf):
+            return
+        log_balance = math.log(main / conservative)
+        if self._measured:
+            self._log_achieved += math.log(self.weight) - log_balance
+        self._measured += 1
+        rate = max(self._RATE, 1 / self._measured)
+        self._log_balance += rate * (log_balance - self._log_balance)
+
+    def state_dict(self) -> State:
+        return {
+            "calls": self._calls,
+            "measured": self._measured,
+            "log_balance": self._log_balance,
+            "log_achieved": self._log_achieved,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._calls = int(state["calls"])
+        self._measured = int(state["measured"])
+        self._log_balance = float(state["log_balance"])
+        self._log_achieved = float(state["log_achieved"])
 
 
 def log_mean_exp(scores_NB: Tensor) -> Tensor:

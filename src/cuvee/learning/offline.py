@@ -23,9 +23,11 @@ mixture of the flat Dirichlet, π(s_t) and π(s_{t+1}). Deviations:
   length of run.
 - The entropy of π in the Aitchison measure is exact. y does not contain the entropy bonus, which is
   0 on average when the entropy is at its target.
-- The conservative loss uses `states` timesteps drawn from the batch, and Q / ς, and is weighted by
-  ω ς². One interval decides little of a run's return. With ω in units of returns, the loss would
-  push Q by many times what a mixture can change.
+- The conservative loss uses `states` timesteps drawn from the batch, and Q / ς, times ς. One interval
+  decides little of a run's return. With Q in units of returns, the loss would push it by many times
+  what a mixture can change.
+- ω is not given. It is set so that the gradient of the conservative loss is `cql_ratio` times that
+  of the squared error (`agents.cql.GradientRatio`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cuvee.agents.cql import log_mean_exp
+from cuvee.agents.cql import GradientRatio, log_mean_exp
 from cuvee.agents.history import PRESETS, HistoryActor, HistoryArchitecture, HistoryCritic
 from cuvee.agents.learning import TrainState, digest, seeded
 from cuvee.agents.sac import Temperature, target_entropy
@@ -54,7 +56,9 @@ _MIN_STD = 1e-4  # smallest ς; returns have a standard deviation of 1
 class OfflineSettings:
     """Settings of `OfflineLearner`; the symbols are those above.
 
-    - `discount` γ, `td_lambda` λ, `cql_alpha` ω, `bc_coef` χ; `temperature` is the initial κ.
+    - `discount` γ, `td_lambda` λ, `bc_coef` χ; `temperature` is the initial κ.
+    - `cql_ratio`: gradient of the conservative loss relative to that of the squared error. 0: no
+      conservative loss.
     - `budget_ends`: the end of the budget is terminal.
     - `batch_size`: number of episodes per batch.
     - `quantile`: fraction of episodes, by return, to imitate.
@@ -71,7 +75,7 @@ class OfflineSettings:
     td_lambda: float = 0.9
     batch_size: int = 16
     quantile: float = 0.2
-    cql_alpha: float = 0.01
+    cql_ratio: float = 0.1
     bc_coef: float = 0.2
     draws: int = 4
     states: int = 512
@@ -90,6 +94,8 @@ class OfflineSettings:
         for name in ("batch_size", "draws", "states"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.cql_ratio < math.inf:
+            raise PolicyError(f"cql_ratio is {self.cql_ratio}: it must be 0 or more, and finite")
         if not self.budget_ends and self.discount == 1:
             raise PolicyError(
                 "with budget_ends: false, values grow without bound: give a discount below 1"
@@ -144,6 +150,7 @@ class OfflineLearner:
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
+        self.conservative = GradientRatio(s.cql_ratio)
         self.updates = 0
 
     def clone(self) -> dict[str, float]:
@@ -193,8 +200,15 @@ class OfflineLearner:
         ]
         error = 0.5 * sum((masked_mean(squared, valid) for squared in errors), torch.zeros(()))
         gap, q_std = self.conservative_loss(tokens, batch, policy)
-        report = {"td_error": error.item(), "conservative_gap": gap.item(), "q_std": q_std}
-        return error + self.settings.cql_alpha * q_std**2 * gap, report
+        omega = self.conservative.of(error, q_std * gap, list(self.critic.net.parameters()))
+        report = {
+            "td_error": error.item(),
+            "conservative_gap": gap.item(),
+            "q_std": q_std,
+            "cql_alpha": omega,
+            "cql_ratio": self.conservative.achieved,
+        }
+        return error + omega * q_std * gap, report
 
     @torch.no_grad()
     def targets(self, batch: EpisodeBatch, policy: LogisticNormal) -> Tensor:
@@ -276,6 +290,7 @@ class OfflineLearner:
             },
             "generator": self.generator.get_state().numpy().copy(),
             "rng": self.rng.bit_generator.state,
+            "conservative": self.conservative.state_dict(),
             "updates": self.updates,
         }
 
@@ -284,6 +299,7 @@ class OfflineLearner:
             train_state.load_state_dict(state["train_states"][name])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.rng.bit_generator.state = state["rng"]
+        self.conservative.load_state_dict(state["conservative"])
         self.updates = int(state["updates"])
 
     def digest(self) -> str:
