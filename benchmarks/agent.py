@@ -64,7 +64,8 @@ from cuvee.core.trajectory import Run
 from cuvee.data.label.labelers import ByRole
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.evaluation.statistics import bootstrap_mean
-from cuvee.learning.history_learning import LearnSettings, learn
+from cuvee.learning.history_learning import learn
+from cuvee.learning.learn_settings import LearnSettings
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import load_policy, read_provenance, save_policy
 from cuvee.policies.history.policy import HistoryPolicy

@@ -73,7 +73,8 @@ from cuvee.core.state import digest
 from cuvee.core.trajectory import Run
 from cuvee.data.label.labelers import ByRandom, ByRole, Way
 from cuvee.data.label.topics import ByTopics
-from cuvee.learning.history_learning import Learned, LearnSettings, learn
+from cuvee.learning.history_learning import Learned, learn
+from cuvee.learning.learn_settings import LearnSettings
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import save_policy
 from cuvee.policies.history.policy import HistoryPolicy
@@ -385,9 +386,7 @@ def main() -> None:
         type=int,
         help="of kmeans and random; with roles about as many as there are labels",
     )
-    parser.add_argument(
-        "--ratios", nargs="+", type=float, default=[0.0, 0.01, 0.03, 0.1, 0.3]
-    )
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.01, 0.03, 0.1, 0.3])
     options = parser.parse_args()
     defaults = {"tokens": TOKENS[options.check], "proxies": 28, "seeds": 2, "every": 4}
     for name, value in defaults.items():

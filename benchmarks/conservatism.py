@@ -35,12 +35,14 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.learning.episodes import ReturnScale
-from cuvee.learning.history_learning import Learned, LearnSettings, as_episode, learn
+from cuvee.learning.history_learning import Learned, LearnProgress, learn
+from cuvee.learning.learn_settings import LearnSettings
+from cuvee.learning.logged_runs import as_episode
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 from cuvee.simulation.continual import continual, feedback_gain
-from cuvee.simulation.simulator import ScalingLaws, Simulator
+from cuvee.simulation.simulator import Simulator
 
 SOURCES, TARGETS, INTERVALS = 3, 2, 10
 KINDS = ("plain", "planted")
@@ -108,7 +110,7 @@ def one(planted: bool, seed: int, options: argparse.Namespace) -> dict[str, Any]
     found: dict[str, Any] = {}
     cloned = 0.0
     for ratio in ("sft", *options.ratios):
-        said: dict[str, float] = {}
+        seen: list[LearnProgress] = []
         settings = LearnSettings.of(
             {
                 "held_out": 0.0,
@@ -120,9 +122,7 @@ def one(planted: bool, seed: int, options: argparse.Namespace) -> dict[str, Any]
                 **options.agent,
             }
         )
-        learned = learn(
-            world.runs, Feedback(), settings, seed, observer=lambda now: said.update(now.metrics)
-        )
+        learned = learn(world.runs, Feedback(), settings, seed, observer=seen.append)
         learned.policy.probes = ScoringSampler(evaluation=QUESTIONS).probes
         path = world.play(learned.policy, 10**6 + seed)
         e = world.truth(path)
@@ -133,6 +133,7 @@ def one(planted: bool, seed: int, options: argparse.Namespace) -> dict[str, Any]
             "share": float(path.weights_TK()[:, SOURCES:].sum(1).mean()),
         }
         if ratio != "sft":
+            said = seen[-1].metrics
             found[str(ratio)] |= {
                 "promised": 100 * (promised(learned, world.runs, path) - e),
                 "achieved": said["cql_ratio"],
@@ -145,7 +146,9 @@ def one(planted: bool, seed: int, options: argparse.Namespace) -> dict[str, Any]
 def summary(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for ratio, row in next(iter(by_seed.values())).items():
-        table[ratio] = {key: float(np.mean([one[ratio][key] for one in by_seed.values()])) for key in row}
+        table[ratio] = {
+            key: float(np.mean([one[ratio][key] for one in by_seed.values()])) for key in row
+        }
         ours, none = ({s: one[r]["e"] for s, one in by_seed.items()} for r in (ratio, "0.0"))
         estimate = paired_difference(ours, none)
         if estimate is not None:
@@ -163,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=48)
     parser.add_argument("--clones", type=int, default=60)
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--agent", type=json.loads, default={}, help="more settings, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -37,7 +37,8 @@ import torch
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.learning.episodes import Episode
-from cuvee.learning.history_learning import LearnSettings, learn
+from cuvee.learning.history_learning import learn
+from cuvee.learning.learn_settings import LearnSettings
 from cuvee.learning.offline import OfflineLearner
 from cuvee.loop import run
 from cuvee.policies.feedback import Feedback

@@ -15,7 +15,7 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Run
 from cuvee.fleet.task import task_of
-from cuvee.learning.history_learning import LearnSettings
+from cuvee.learning.learn_settings import LearnSettings
 from cuvee.loop import explore, run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.policies.feedback import Feedback

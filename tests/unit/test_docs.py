@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.registry import METHODS
-from cuvee.learning.history_learning import LearnSettings
+from cuvee.learning.learn_settings import LearnSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

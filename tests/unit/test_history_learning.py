@@ -17,12 +17,9 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.statistics import Estimate
 from cuvee.learning import history_learning, model_actor
-from cuvee.learning.history_learning import (
-    LearnProgress,
-    LearnSettings,
-    imagine,
-    learn,
-)
+from cuvee.learning.history_learning import LearnProgress, learn
+from cuvee.learning.learn_settings import LearnSettings
+from cuvee.learning.logged_runs import imagine
 from cuvee.learning.off_policy import OffPolicyEvaluator
 from cuvee.loop import run
 from cuvee.methods.data_mixing_agent import DataMixingAgent

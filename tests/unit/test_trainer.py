@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Trajectory
@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_weights_are_touched(mak
     trainer.model.get_input_embeddings().weight.data[int(poisoned)] = torch.nan
     before = weights(trainer)
     with pytest.raises(
-        TrainingError, match=f"step 3: .*loss of {NAMES[1]} is not finite.*learning_rate"
+        DivergedError, match=f"step 3: .*loss of {NAMES[1]} is not finite.*learning_rate"
     ):
         trainer.advance(UNIFORM)
     assert trainer.step == 3

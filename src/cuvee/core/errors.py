@@ -57,6 +57,10 @@ class TrainingError(CuveeError):
     """A run that cannot continue: non-finite loss, out of memory, ranks that disagree."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss or gradient is not finite."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelled `word`.
 

@@ -200,6 +200,7 @@ class Run:
     """A trajectory with the seed and configuration that reproduce it and with its cost.
 
     `checkpoint` and `policy` are the folders of the saved model and policy, or None if not kept.
+    `diverged`: it ended because a loss or gradient was not finite.
     """
 
     id: str
@@ -209,3 +210,4 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     checkpoint: str | None = None
     policy: str | None = None
+    diverged: bool = False

@@ -23,7 +23,8 @@ class Episode(NamedTuple):
 
     `domains_TKF` (T+1, K, F) and `globals_TG` (T+1, G) are the features of all timesteps,
     `actions_TK` (T, K) the mixtures, and `rewards_T` (T,) the unscaled rewards. `terminated`: the
-    run diverged before the end of its budget.
+    run diverged before the end of its budget. `stopped`: it ended before it for another reason, so
+    the record ends and the run does not.
     """
 
     domains_TKF: npt.NDArray[Any]
@@ -31,6 +32,7 @@ class Episode(NamedTuple):
     actions_TK: npt.NDArray[Any]
     rewards_T: npt.NDArray[Any]
     terminated: bool = False
+    stopped: bool = False
 
     @property
     def domains(self) -> int:
@@ -133,11 +135,11 @@ class ReturnScale(NamedTuple):
         `longest` is the number of intervals of a whole budget (see `_progress`).
         """
         grid = np.linspace(0, 1, _BINS + 1)
-        phi_T = np.interp(
-            _progress(episode, {episode.domains: longest}), grid, self.potential[episode.domains]
-        )
-        # Φ is 0 after every end. After a truncation, the critic's own value covers what follows.
-        after_T = np.append(phi_T[1:], 0.0)
+        phi = self.potential[episode.domains]
+        phi_T = np.interp(_progress(episode, {episode.domains: longest}), grid, phi)
+        # Φ is 0 after every end. After a stop, the critic's own value covers what follows.
+        last = np.interp(episode.intervals / longest, grid, phi) if episode.stopped else 0.0
+        after_T = np.append(phi_T[1:], last)
         shaped_T: FloatArray = (episode.rewards_T + discount * after_T - phi_T) / self.scale
         return shaped_T
 
@@ -152,9 +154,10 @@ def _longest(episodes: Sequence[Episode]) -> dict[int, int]:
 def _progress(episode: Episode, longest: dict[int, int]) -> FloatArray:
     """Return the fraction of the budget used before each interval, (T,).
 
-    A terminated run is treated as if its budget were that of the longest run.
+    A run that ended early is treated as if its budget were that of the longest run.
     """
-    whole = longest[episode.domains] if episode.terminated else episode.intervals
+    early = episode.terminated or episode.stopped
+    whole = longest[episode.domains] if early else episode.intervals
     return np.arange(episode.intervals) / max(whole, 1)
 
 
@@ -217,7 +220,7 @@ def _stacked(
 
     goes_on = [np.ones(episode.intervals) for episode in members]
     for row, episode in zip(goes_on, members, strict=True):
-        row[-1] = 0.0 if budget_ends or episode.terminated else 1.0
+        row[-1] = float(episode.stopped or not (budget_ends or episode.terminated))
     return EpisodeBatch(
         domains_BTKF=padded([episode.domains_TKF for episode in members], longest + 1),
         globals_BTG=padded([episode.globals_TG for episode in members], longest + 1),

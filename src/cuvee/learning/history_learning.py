@@ -19,96 +19,37 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from cuvee.agents.history import PRESETS, HistoryArchitecture
 from cuvee.agents.learning import digest, load_module, module_state
-from cuvee.core.errors import ConfigError, PolicyError
+from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Lesson, State
-from cuvee.core.renamed import unknown_settings
-from cuvee.core.trajectory import Cost, Run, Trajectory
-from cuvee.learning.episodes import Episode
+from cuvee.core.trajectory import Cost, Run
+from cuvee.learning.learn_settings import LearnSettings
+from cuvee.learning.logged_runs import (
+    as_episode,
+    ended,
+    finished,
+    held_out,
+    imagine,
+    spaces_of,
+)
 from cuvee.learning.merging import coarser
 from cuvee.learning.model_actor import FittedSpace, ModelLearner, fitted_spaces
 from cuvee.learning.off_policy import OffPolicyEstimate, OffPolicyEvaluator, static_candidates
-from cuvee.learning.offline import OfflineLearner, OfflineSettings
+from cuvee.learning.offline import OfflineLearner
 from cuvee.learning.planning import plan
-from cuvee.loop import run as run_loop
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import UNIVERSAL, load_policy
-from cuvee.policies.history.encoder import encode_trajectory
 from cuvee.policies.history.policy import HistoryPolicy
-from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.simulation.dynamics_model import DynamicsModel, Regression, as_logged, domain_change
+from cuvee.simulation.dynamics_model import domain_change
 from cuvee.training.checkpoint import Checkpoints
 
-LEARNERS = ("cql", "model", "both")
 _FEWEST = 8
 # Subtracted from the bound of an actor that leaves the data, so that any other actor is better.
 _FAR_OUT = 1e3
-
-
-@dataclass(frozen=True)
-class LearnSettings(OfflineSettings):
-    """Settings of `learn`, in addition to those of `OfflineSettings`.
-
-    - `bc_updates`, `updates`: number of updates of behaviour cloning and of Q-learning.
-    - `eval_every`: number of Q-learning updates between evaluations.
-    - `held_out`: fraction of the runs of each space that are held out. With 0 nothing is evaluated,
-      and the last actor is kept.
-    - `imagined`: number of simulated trajectories to learn from in addition (see `imagine`).
-    - `initial`: folder of a policy whose actor is the starting point, or `universal`.
-    - `learner`: `cql`; `model` trains the actor in worlds that are fitted to the runs instead
-      (`learning.model_actor`); `both` does `updates` of each, first of CQL. With `model` and
-      `both`, a plan (`learning.planning`) is evaluated beside the actor and played if it is surely
-      better than the best static mixture and the actor is not.
-    - `coarse`: also learn from each run in coarser domain spaces (see `learning.merging`).
-    - `architecture`: name of a preset, or its fields.
-    """
-
-    bc_updates: int = 300
-    updates: int = 1000
-    eval_every: int = 100
-    held_out: float = 0.25
-    imagined: int = 0
-    initial: str = ""
-    coarse: bool = True
-    learner: str = "cql"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.held_out < 1:
-            raise ConfigError(
-                f"held_out is {self.held_out}: it is a fraction of the runs, at least 0 and below 1"
-            )
-        if self.learner not in LEARNERS:
-            raise ConfigError(f"learner is {self.learner!r}: use {', '.join(LEARNERS)}")
-        if self.eval_every < 1 or min(self.bc_updates, self.updates) < 0:
-            raise ConfigError("eval_every must be 1 or more, bc_updates and updates 0 or more")
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Self:
-        """Return the settings from plain JSON.
-
-        Raises `ConfigError` that names unknown options, and for values of the wrong type.
-        """
-        known = [one.name for one in dataclasses.fields(cls)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(unknown_settings("the agent", unknown, known))
-        given = options.get("architecture", "small")
-        if isinstance(given, str) and given not in PRESETS:
-            raise ConfigError(
-                f"architecture is {given!r}: use {' or '.join(PRESETS)}, or its fields"
-            )
-        try:
-            architecture = (
-                PRESETS[given] if isinstance(given, str) else HistoryArchitecture(**given)
-            )
-            return cls(**{**options, "architecture": architecture})
-        except TypeError as error:
-            raise ConfigError(f"the agent cannot be built from {dict(options)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -156,8 +97,9 @@ def learn(
 ) -> Learned:
     """Learn a policy from `runs`.
 
-    With a `folder`, an interrupted call resumes from it, with exactly the same result. Runs whose
-    domains changed are learned from but not used in the evaluation; "left_out" in the provenance
+    With a `folder`, an interrupted call resumes from it, with exactly the same result. Runs that
+    stopped or diverged are data, too (`learning.logged_runs`); "ended_early" in the provenance
+    names them. Runs whose domains changed are learned from but not used in the evaluation; "left_out" in the provenance
     names them. Raises `PolicyError` if no runs are left for the evaluation, if fewer than 8 runs
     have feedback for every interval, or if a run has a non-finite number (it is named).
     """
@@ -191,7 +133,7 @@ class _Learning:
         self.position = 0
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        held = _held_out(runs, settings.held_out, seed)
+        held = held_out(runs, settings.held_out, seed)
         changes = {run.id: domain_change(run.trajectory) for run in runs}
         self.left_out = {run_id: change for run_id, change in changes.items() if change}
         if settings.held_out and self.left_out and not held:
@@ -205,11 +147,14 @@ class _Learning:
         seen = [run.trajectory for run in learned_from]
         names = [run.id for run in learned_from]
         if settings.coarse:
-            seen += coarser(seen, seed)
+            seen += coarser([run.trajectory for run in learned_from if finished(run)], seed)
             names += [
                 f"coarser version {number} of a run" for number in range(len(seen) - len(names))
             ]
-        episodes = [as_episode(trajectory, feedback) for trajectory in seen]
+        diverged = {id(run.trajectory) for run in learned_from if run.diverged}
+        episodes = [
+            as_episode(trajectory, feedback, id(trajectory) in diverged) for trajectory in seen
+        ]
         imagined = [
             as_episode(one, feedback)
             for one in imagine(learned_from, settings.imagined, feedback.weight, seed)
@@ -344,11 +289,18 @@ class _Learning:
             "runs": [run.id for run in self.runs],
             "held_out": self.held_out,
             "left_out": self.left_out,
+            "ended_early": {
+                run.id: f"{'diverged' if run.diverged else 'stopped'} after interval "
+                f"{len(run.trajectory)}"
+                for run in self.runs
+                if not finished(run)
+            },
             "corpora": sorted({str(run.config.get("corpus", "")) for run in self.runs} - {""}),
             "proxies": {"tokens": cost.tokens, "flops": cost.flops, "seconds": cost.seconds},
             "learning": {
                 "seconds": self.seconds,
                 "seed": self.seed,
+                "cql_ratio": self.learner.conservative.achieved,
                 "settings": dataclasses.asdict(self.settings),
                 "initial": self.initial,
             },
@@ -435,12 +387,8 @@ class _Learning:
 
 
 def _fitted(runs: Sequence[Run], feedback: Feedback, seed: int) -> list[FittedSpace]:
-    """Fit laws to the complete runs of each domain space that has enough of them."""
-    whole = [run.trajectory for run in runs if _whole(run)]
-    spaces = [
-        [trajectory for trajectory in whole if _space(trajectory) == space]
-        for space in dict.fromkeys(map(_space, whole))
-    ]
+    """Fit laws to the runs of each domain space that has enough of them."""
+    spaces = [space.trajectories for space in spaces_of(runs, feedback)]
     return fitted_spaces(spaces, feedback.weight, seed)
 
 
@@ -468,87 +416,23 @@ def _start_from(learner: OfflineLearner, settings: LearnSettings) -> str:
     return digest(state)
 
 
-def as_episode(trajectory: Trajectory, feedback: Feedback) -> Episode:
-    """Return a run as an episode. The reward of an interval is the increase of the feedback."""
-    seen = encode_trajectory(trajectory, feedback)
-    e_T1 = feedback(trajectory).values
-    kept = len(seen.globals_G)
-    weights_TK = trajectory.weights_TK()[len(trajectory) + 1 - kept :]
-    return Episode(
-        domains_TKF=seen.domains_KF,
-        globals_TG=seen.globals_G,
-        actions_TK=weights_TK.astype(np.float32),
-        rewards_T=np.diff(e_T1)[len(trajectory) + 1 - kept :].astype(np.float32),
-        terminated=trajectory.last.progress < 1.0,
-    )
-
-
-def imagine(runs: Sequence[Run], count: int, weight: float, seed: int) -> list[Trajectory]:
-    """Simulate `count` trajectories of the scoring sampler in models of the logged runs.
-
-    The model is a `DynamicsModel`. Each trajectory uses its own regression, fitted to runs drawn
-    with replacement, so trajectories differ where the data are uncertain. Domain spaces get
-    trajectories in proportion to their runs. Spaces with fewer than 4 complete runs get none.
-    """
-    rng = np.random.default_rng([seed, 11])
-    found = []
-    for space in dict.fromkeys(_space(run.trajectory) for run in runs):
-        members = [
-            run.trajectory for run in runs if _space(run.trajectory) == space and _whole(run)
-        ]
-        if len(members) < 4:
-            continue
-        regression = Regression([as_logged(trajectory) for trajectory in members])
-        for number in range(round(count * len(members) / len(runs))):
-            trainer = DynamicsModel(
-                regression.redrawn(rng), members[int(rng.integers(len(members)))]
-            )
-            found.append(
-                run_loop(trainer, ScoringSampler(int(rng.integers(2**31)), number, weight=weight))
-            )
-    return found
-
-
-def _space(trajectory: Trajectory) -> tuple[tuple[str, ...], int]:
-    return trajectory.names, len(trajectory)
-
-
-def _whole(run: Run) -> bool:
-    """Return whether the run is complete and its domains did not change.
-
-    A regression needs such runs.
-    """
-    return run.trajectory.last.progress >= 1.0 and domain_change(run.trajectory) is None
-
-
-def _held_out(runs: Sequence[Run], share: float, seed: int) -> set[str]:
-    """Return the ids of the runs to hold out: a fraction of each space, drawn with `seed`.
-
-    None are held out in a space that is too small for two held-out and two other runs.
-    """
-    rng = np.random.default_rng([seed, 7])
-    held = set()
-    for space in dict.fromkeys(_space(run.trajectory) for run in runs):
-        members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
-        count = round(share * len(members))
-        if count >= 2 and len(members) - count >= 2:
-            held |= {members[int(index)].id for index in rng.permutation(len(members))[:count]}
-    return held
-
-
 def _evaluators(
     runs: Sequence[Run], held: set[str], feedback: Feedback, quantile: float, looks: int
 ) -> dict[str, OffPolicyEvaluator]:
     evaluators: dict[str, OffPolicyEvaluator] = {}
-    for space in dict.fromkeys(_space(run.trajectory) for run in runs if run.id in held):
-        members = [run for run in runs if _space(run.trajectory) == space and _whole(run)]
-        learned_from = [run.trajectory for run in members if run.id not in held]
+    for space in spaces_of(runs, feedback):
+        if not any(run.id in held for run in space.runs):
+            continue
+        learned_from = [
+            trajectory
+            for run, trajectory in zip(space.runs, space.trajectories, strict=True)
+            if run.id not in held and ended(trajectory)
+        ]
         returns = [float(feedback(trajectory).values[-1]) for trajectory in learned_from]
-        name = f"{len(space[0])} domains, {space[1]} intervals" + (
+        example = space.trajectories[0]
+        name = f"{len(example.names)} domains, {len(example)} intervals" + (
             f" ({len(evaluators) + 1})" if evaluators else ""
         )
         statics = static_candidates(learned_from, returns, quantile)
-        evaluators[name] = OffPolicyEvaluator(
-            [run.trajectory for run in members], statics, feedback.weight, looks
-        )
+        evaluators[name] = OffPolicyEvaluator(space.trajectories, statics, feedback.weight, looks)
     return evaluators

@@ -75,7 +75,7 @@ class OfflineSettings:
     td_lambda: float = 0.9
     batch_size: int = 16
     quantile: float = 0.2
-    cql_ratio: float = 0.1
+    cql_ratio: float = 0.03
     bc_coef: float = 0.2
     draws: int = 4
     states: int = 512
@@ -310,13 +310,18 @@ class OfflineLearner:
 def top_quantile(episodes: Sequence[Episode], quantile: float) -> list[bool]:
     """Return which episodes have one of the highest returns among those with the same K.
 
-    At least one per K is chosen. Terminated episodes are chosen only if there are no others left.
+    At least one per K is chosen. Episodes that ended early are chosen only if there are no others
+    left.
     """
     best = [False] * len(episodes)
     for K in {episode.domains for episode in episodes}:
         members = [number for number, episode in enumerate(episodes) if episode.domains == K]
         ranked = sorted(
-            members, key=lambda number: (episodes[number].terminated, -episodes[number].gain)
+            members,
+            key=lambda number: (
+                episodes[number].terminated or episodes[number].stopped,
+                -episodes[number].gain,
+            ),
         )
         for number in ranked[: max(1, math.ceil(quantile * len(members)))]:
             best[number] = True

@@ -36,7 +36,8 @@ from cuvee.policies.feedback import FIELDS, Feedback
 from cuvee.policies.history.scoring_sampler import ScoringSampler
 
 if TYPE_CHECKING:
-    from cuvee.learning.history_learning import Learned, LearnProgress, LearnSettings
+    from cuvee.learning.history_learning import Learned, LearnProgress
+    from cuvee.learning.learn_settings import LearnSettings
 
 
 @register_method("data_mixing_agent")
@@ -63,6 +64,7 @@ class DataMixingAgent:
     seed: int = 0
 
     grows: ClassVar[tuple[str, ...]] = ("proxies",)
+    learns_from_failed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if set(self.evaluation) != set(FIELDS):
@@ -130,7 +132,7 @@ class DataMixingAgent:
         return learn(logged, Feedback(self.weight), settings, self.seed, folder, observer)
 
     def _learn_settings(self) -> LearnSettings:
-        from cuvee.learning.history_learning import LearnSettings
+        from cuvee.learning.learn_settings import LearnSettings
 
         return LearnSettings.of(self.agent)
 

@@ -56,6 +56,11 @@ class Learning:
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         return self._method.propose(corpus, logged)
 
+    @property
+    def learns_from_failed(self) -> bool:
+        """Whether runs that failed are data for this method, as far as they came."""
+        return bool(getattr(self._method, "learns_from_failed", False))
+
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Learn from `logged`. Raises what the method raises if it cannot learn from them."""
         self._logged = logged

@@ -247,7 +247,7 @@ def search(
     folder = _policy_folder(config)
     with _opened(config, workers, on_change, writes=folder) as (corpus, fleet):
         learning = _learning(config, None)
-        loop.search(learning, corpus, fleet)
+        _commit(learning, corpus, fleet, loop.explore(learning, corpus, fleet))
         return _write(learning, config, folder, corpus, fleet).folder
 
 
@@ -277,8 +277,13 @@ def learn(
                 f"no run of {config.group(corpus.fingerprint)!r} is done: run the proxies first "
                 "with `cuvee search --runs-only` and the same file"
             )
-        learning.commit(corpus, logged)
+        _commit(learning, corpus, fleet, logged)
         return _write(learning, config, folder, corpus, fleet)
+
+
+def _commit(learning: Learning, corpus: Corpus, fleet: StoreFleet, finished: Sequence[Run]) -> None:
+    failed = fleet.failed() if learning.learns_from_failed else []
+    learning.commit(corpus, [*finished, *failed])
 
 
 def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> Learning:

@@ -84,9 +84,13 @@ class _Logs:
         losses = np.array([[one.loss.filled(np.nan) for one in run] for run in signals])
         self.seen_NTK = torch.from_numpy(np.isfinite(losses)).float()
         self.loss_NTK = torch.from_numpy(np.nan_to_num(losses)).float()
-        asked = np.array([[one.probes["evaluation"].values for one in run.signals] for run in runs])
+        asked = np.array(
+            [[one.probes["evaluation"].filled(np.nan) for one in run.signals] for run in runs]
+        )
         base_N12 = asked[:, :1]
-        self.fields_NT2 = torch.from_numpy((asked - base_N12) / np.abs(base_N12)).float()[:, 1:]
+        fields_NT2 = ((asked - base_N12) / np.abs(base_N12))[:, 1:]
+        self.answered_NT2 = torch.from_numpy(np.isfinite(fields_NT2)).float()
+        self.fields_NT2 = torch.from_numpy(np.nan_to_num(fields_NT2)).float()
         early_K = np.nanmean(np.where(np.isfinite(losses), losses, np.nan)[:, :2], axis=(0, 1))
         self.start_K = np.where(np.isfinite(early_K), early_K, np.nanmean(early_K))
 
@@ -284,7 +288,8 @@ def fit_curves(
 ) -> CurveModel:
     """Fit `members` members of each family to `runs`. Deterministic.
 
-    The runs must have the same domains and intervals, and feedback for every interval. Raises
+    The runs must have the same domains and intervals. What was not measured, because a run was
+    stopped, is absent. Raises
     `PolicyError` if fewer than 4 runs are given, or if their domains changed.
     """
     if len(runs) < FEWEST_RUNS:
@@ -304,7 +309,7 @@ def fit_curves(
         fitted = _Parameters(family, logs, members, seed * 100 + number)
         predicted = _fit(fitted, logs, torch.from_numpy(counts_MN).float(), steps)
         wrong_MN = ((predicted.fields_T2[:, :, -1] - logs.fields_NT2[:, -1]) @ feedback_2).numpy()
-        unseen_MN = counts_MN == 0
+        unseen_MN = (counts_MN == 0) & (logs.answered_NT2[:, -1].min(-1).values.numpy() > 0)
         errors[family] = max(float(np.sqrt(np.square(wrong_MN[unseen_MN]).mean())), 1e-6)
         parameters.append(fitted)
     return CurveModel(parameters, logs.text, errors, feedback_weight)
@@ -324,7 +329,7 @@ def _fit(parameters: _Parameters, logs: _Logs, counts_MN: Tensor, steps: int) ->
         wrong_fields = (predicted.fields_T2[:, :, 1:] - logs.fields_NT2).square()
         by_loss = _likelihood(wrong_loss, log_std[:, 0], exact_NTK, logs.seen_NTK, counts_MN)
         by_fields = _likelihood(
-            wrong_fields, log_std[:, 1], torch.ones(()), torch.ones_like(logs.fields_NT2), counts_MN
+            wrong_fields, log_std[:, 1], logs.answered_NT2, logs.answered_NT2, counts_MN
         )
         torch.autograd.backward((by_loss + by_fields + parameters.penalty()).sum())
         torch.nn.utils.clip_grad_norm_(parameters.leaves.values(), 1e3)

@@ -73,7 +73,8 @@ class Logged:
     """A logged run as numbers.
 
     `weights_TK` (T, K) are the mixtures that were played, `measured_TY` (T+1, Y) the measurements
-    to predict, and `target_K` (K,) marks target domains.
+    to predict, and `target_K` (K,) marks target domains. Timesteps whose feedback was not measured,
+    because the run was stopped, are NaN.
     """
 
     weights_TK: FloatArray
@@ -96,17 +97,18 @@ class Regression:
         )
         self._target_K = runs[0].target_K
         raw = np.stack([path_features(run.weights_TK, self._target_K) for run in runs])
-        self._centre_F = raw.mean(axis=(0, 1))
-        self._scale_F = np.maximum(raw.std(axis=(0, 1)), 1e-9)
-        x_NTF = self._standardised(raw)
         y_NTY = np.stack([run.measured_TY - run.measured_TY[0] for run in runs])
+        seen_NT1 = np.isfinite(y_NTY).all(axis=-1, keepdims=True)
+        self._centre_F = raw.mean(axis=(0, 1), where=seen_NT1)
+        self._scale_F = np.maximum(raw.std(axis=(0, 1), where=seen_NT1), 1e-9)
+        x_NTF = np.where(seen_NT1, self._standardised(raw), 0.0)
         self.start_Y = np.mean([run.measured_TY[0] for run in runs], axis=0)
-        self._stage_TY = y_NTY.mean(axis=0)
-        y_NTY = y_NTY - self._stage_TY
+        self._stage_TY = y_NTY.mean(axis=0, where=seen_NT1)
+        y_NTY = np.where(seen_NT1, y_NTY - self._stage_TY, 0.0)
         self._gram_NFF = np.einsum("ntf,ntg->nfg", x_NTF, x_NTF, optimize=True)
         self._cross_NFY = np.einsum("ntf,nty->nfy", x_NTF, y_NTY, optimize=True)
         self.runs = len(runs)
-        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :fields])
+        self.ridge = self._choose(x_NTF[:, -1], y_NTY[:, -1, :fields], seen_NT1[:, -1, 0])
         self.weights_FY = self._solve(np.ones(len(runs)), self.ridge)
 
     def at_end(self, weights_TK: FloatArray) -> FloatArray:
@@ -144,10 +146,15 @@ class Regression:
         )
         return other
 
-    def _choose(self, last_NF: FloatArray, wanted_NY: FloatArray) -> float:
-        """Return the ridge that best predicts the final `wanted_NY` of runs that are left out."""
-        fold_N = np.arange(self.runs) % min(_FOLDS, self.runs)
-        spread_Y = np.maximum(wanted_NY.std(axis=0), 1e-12)
+    def _choose(
+        self, last_NF: FloatArray, wanted_NY: FloatArray, ended_N: npt.NDArray[np.bool_]
+    ) -> float:
+        """Return the ridge that best predicts the final `wanted_NY` of runs that are left out.
+
+        Only runs that `ended` are left out. The others are always fitted.
+        """
+        fold_N = np.where(ended_N, (np.cumsum(ended_N) - 1) % min(_FOLDS, int(ended_N.sum())), -1)
+        spread_Y = np.maximum(wanted_NY[ended_N].std(axis=0), 1e-12)
         errors = []
         for ridge in _RIDGES:
             missed = [
@@ -157,7 +164,7 @@ class Regression:
                     @ self._solve((fold_N != fold) * 1.0, ridge)[:, : wanted_NY.shape[1]]
                 )
                 / spread_Y
-                for fold in np.unique(fold_N)
+                for fold in np.unique(fold_N[ended_N])
             ]
             errors.append(float(np.square(np.concatenate(missed)).mean()))
         return _RIDGES[int(np.argmin(errors))]
@@ -193,8 +200,8 @@ def domain_change(trajectory: Trajectory) -> str | None:
 def as_logged(trajectory: Trajectory) -> Logged:
     """Return a run as numbers: the evaluation fields, then the losses by domain.
 
-    An absent loss is replaced by the last known one, or else by the next one. Raises `PolicyError`
-    if the domains changed during the run.
+    An absent loss is replaced by the last known one, or else by the next one. Timesteps without
+    feedback are NaN. Raises `PolicyError` if the domains changed during the run.
     """
     if change := domain_change(trajectory):
         raise PolicyError(f"a run cannot be fitted: {change}. Leave it out")
@@ -203,7 +210,9 @@ def as_logged(trajectory: Trajectory) -> Logged:
         losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t - 1], losses_TK[t])
     for t in reversed(range(len(losses_TK) - 1)):
         losses_TK[t] = np.where(np.isnan(losses_TK[t]), losses_TK[t + 1], losses_TK[t])
-    fields_T2 = np.array([signals.probes["evaluation"].values for signals in trajectory.signals])
+    fields_T2 = np.array(
+        [signals.probes["evaluation"].filled(np.nan) for signals in trajectory.signals]
+    )
     measured_TY = np.concatenate([fields_T2, np.nan_to_num(losses_TK, nan=0.0)], axis=1)
     target_K = np.array([domain.is_target for domain in trajectory.domains])
     return Logged(trajectory.weights_TK(), measured_TY, target_K)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuvee.core.domain import Domain, Split
-from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
+from cuvee.core.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Probe, State
 from cuvee.core.registry import register_trainer
@@ -152,8 +152,8 @@ class LMTrainer:
     def advance(self, mixture: Mixture) -> Signals:
         """Train one interval under `mixture`.
 
-        Raises `TrainingError` if a loss or gradient is not finite, before weights change, or if
-        ranks disagree or are missing.
+        Raises `DivergedError` if a loss or gradient is not finite, before weights change, and
+        `TrainingError` if ranks disagree or are missing.
         """
         assert self._meters is not None, "call start or restore before advance"
         assert not self.done, "the budget is used up"
@@ -201,7 +201,7 @@ class LMTrainer:
             total += loss.detach()
         step_loss, norm = self.update.reduce(total, self.ranks, self.step)
         if not torch.isfinite(step_loss + norm):
-            raise TrainingError(self._not_finite(meters, domains, float(norm)))
+            raise DivergedError(self._not_finite(meters, domains, float(norm)))
         meters.before_update()
         self.update.apply(norm, self.settings.learning_rate_at(self.step))
         self.step += 1

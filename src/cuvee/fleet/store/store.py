@@ -24,7 +24,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cuvee.core.errors import StoreError
+from cuvee.core.errors import DivergedError, StoreError
 from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.items import TaskScore
@@ -539,6 +539,7 @@ class Store:
             summary.cost,
             summary.checkpoint,
             summary.policy,
+            diverged=(summary.reason or "").startswith(f"{DivergedError.__name__}:"),
         )
 
 
