@@ -267,9 +267,7 @@ class OffPolicyEvaluator:
         return OffPolicyEstimate(
             value=_spread(value_R, missed_N, n),
             behaviour=_spread(self._behaviour_R, np.zeros(1), n),
-            gain=self._difference_of(
-                value_R - self._behaviour_R, weights_TK, mean_TK, self._level
-            ),
+            gain=self._difference_of(value_R - self._behaviour_R, weights_TK, mean_TK, self._level),
             static=_spread(self._static_R, missed_N, n),
             over_static=self._over_static(value_R, weights_TK, self._level),
             static_K=self.static_K,
@@ -327,7 +325,9 @@ class OffPolicyEvaluator:
             for n in np.flatnonzero(fold_N == fold):
                 weights_TK = self._runs[n].weights_TK
                 missed_N[n] -= self._earned(weights_TK, fitted)
-                drawn_NR[n] = [self._score(one_Y[:2]) for one_Y in fitted.at_ends(weights_TK, draws)]
+                drawn_NR[n] = [
+                    self._score(one_Y[:2]) for one_Y in fitted.at_ends(weights_TK, draws)
+                ]
         return missed_N, drawn_NR
 
     def _earned(self, weights_TK: FloatArray, regression: Regression | None = None) -> float:
