@@ -20,7 +20,7 @@ from cuvee.core.files import sha256_of
 from cuvee.core.renamed import AGENT, GROUP_DRO, LEARN, METHOD, SEARCH, TRAIN, new_name, upgrade
 from cuvee.core.state import load_state, save_state
 from cuvee.core.trajectory import Trajectory
-from cuvee.learning.history_learning import LearnSettings
+from cuvee.learning.learn_settings import LearnSettings
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.files import UNIVERSAL, load_policy, read_provenance, save_policy
 from cuvee.policies.guard.guard import Guard
