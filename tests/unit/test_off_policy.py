@@ -216,18 +216,13 @@ def test_a_difference_smaller_than_the_error_of_the_fit_supports_nothing(
 def test_errors_twice_as_large_widen_every_interval_that_decides(
     evaluator: OffPolicyEvaluator, walks: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unseen = OffPolicyEvaluator._unseen
-
-    def doubled(judge: OffPolicyEvaluator, rng: np.random.Generator) -> tuple[Any, Any]:
-        missed_N, drawn_NR = unseen(judge, rng)
-        return 2 * missed_N, drawn_NR
-
-    monkeypatch.setattr(OffPolicyEvaluator, "_unseen", doubled)
+    missed = OffPolicyEvaluator._missed
+    monkeypatch.setattr(OffPolicyEvaluator, "_missed", lambda judge: 2 * missed(judge))
     unsure = OffPolicyEvaluator(walks, {"uniform": UNIFORM})
     path = Path(walks[0].weights_TK())
     for name in ("gain", "over_static"):
         narrow, wide = (getattr(judge(path), name) for judge in (evaluator, unsure))
-        assert wide.high - wide.low == pytest.approx(2 * (narrow.high - narrow.low))
+        assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
 
 
 def test_more_policies_compared_widen_the_intervals_that_decide(
@@ -245,41 +240,26 @@ def test_the_error_of_a_difference_grows_with_the_distance_and_is_never_zero() -
     rng = np.random.default_rng(0)
     paths = rng.dirichlet(np.ones(5), size=(64, 4))
     errors = rng.normal(size=64)
-    drawn = rng.normal(size=(64, 40))
-    difference = _DifferenceError.of(errors, drawn, np.arange(64) % 8, paths)
+    differences = _DifferenceError.of(errors, np.arange(64) % 8, paths)
     same, near, far = (
-        difference(2 * share**2, paths[0], (1 - share) * paths[0] + share * paths[1])
+        differences.errors(paths[0], (1 - share) * paths[0] + share * paths[1]).std()
         for share in (0.0, 0.1, 1.0)
     )
     assert 0 < same < near < far
     assert far == pytest.approx(np.sqrt(2), rel=0.4), "pairs differ by √2 times one error"
 
 
-@pytest.mark.parametrize("told_by", ["variance", "distance"])
-def test_the_error_follows_what_tells_the_errors_of_unseen_pairs_apart(told_by: str) -> None:
-    """Half of the runs are hard to predict: they stand out by one of the two signs."""
-    rng = np.random.default_rng(0)
-    hard = np.arange(64) // 8 % 2
-    size_N = np.where(hard, 1.0, 0.1)
-    still = np.where(hard if told_by == "distance" else 1, 1.0, 0.1)
-    paths = 0.2 + 0.2 * still[:, None, None] * rng.uniform(-1, 1, size=(64, 4, 5))
-    spread_N = size_N if told_by == "variance" else np.ones(64)
-    drawn = spread_N[:, None] * rng.normal(size=(64, 40))
-    difference = _DifferenceError.of(size_N * rng.normal(size=64), drawn, np.arange(64) // 8, paths)
-    assert (difference.part > 0.5) == (told_by == "variance")
-
-
 def test_a_challenger_of_the_static_mixture_is_chosen_with_all_looks_counted(
     walks: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels: list[float] = []
-    over_static = OffPolicyEvaluator._over_static
+    compared = off_policy._compared
 
-    def spied(judge: OffPolicyEvaluator, *given: Any) -> Any:
+    def spied(*given: Any) -> Any:
         levels.append(given[-1])
-        return over_static(judge, *given)
+        return compared(*given)
 
-    monkeypatch.setattr(OffPolicyEvaluator, "_over_static", spied)
+    monkeypatch.setattr(off_policy, "_compared", spied)
     OffPolicyEvaluator(walks, {str(n): one.weights_TK()[0] for n, one in enumerate(walks[:5])})
     assert levels == [pytest.approx(1 - 0.05 / 5)]
 

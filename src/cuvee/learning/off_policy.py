@@ -5,12 +5,12 @@ The policy is rolled out in a dynamics model that is fitted to the logged runs
 are returns: feedback at the end minus feedback at the start. "Behaviour" is the mean return of the
 logged runs.
 
-What decides is the error of a *difference* between two values of the same fits. It is that of pairs
-of runs that a fit has not seen (`_DifferenceError`), so it contains the variance of the fit and is
-not added to it. It grows with the distance of the two paths and with the variance of their
-difference between bootstrap fits. It includes the noise of the measurements, which is not known
-separately. The intervals are therefore rather too wide than too narrow. The interval of a single
-value is the spread over bootstrap fits and the errors on unseen runs, and decides nothing.
+The confidence interval covers two kinds of uncertainty: which runs happened to be logged (bootstrap
+over runs, with a new fit for each sample), and the error of a fit on paths that it has not seen.
+Two values are compared on the same fits. The error of their *difference* is that of pairs of runs
+that one fit has not seen (`_DifferenceError`); it grows with the distance of the two paths. These
+errors include the noise of the measurements, which is not known separately. The intervals are
+therefore rather too wide than too narrow.
 
 If several policies are compared and the best is kept, its estimate is too high. `looks` is the
 number of policies: the intervals that decide have confidence 1 − 0.05/looks (Bonferroni). So has the
@@ -48,18 +48,21 @@ from cuvee.loop import run
 from cuvee.simulation.dynamics_model import DynamicsModel, Logged, Regression, as_logged
 
 _RESAMPLES = 200
+_QUANTILES = 200
 _FAR = 0.95  # quantile of the data's own distances; mixtures further away are outside
 _MOST_OUTSIDE = 0.25  # largest fraction of decisions outside
 _COMPARED = 4096
 _FOLDS = 8
 _FEWEST_LEFT_OUT = 3  # runs in a fold: differences need several
-_FLOOR = 0.02  # that of two equal paths, relative to the pairs' mean squared error
-_PARTS = tuple(tenth / 10 for tenth in range(11))
-_FOLD_RESAMPLES = 40
+_FLOOR = 0.02  # of the pairs' mean squared error: that of two equal paths
 _LEVEL = 0.95
 _DIVISIONS = [
     (round(0.1 * tenth, 1), flatness) for tenth in range(1, 10) for flatness in (0.0, 0.5, 1.0)
 ]
+# Quantiles are used instead of draws, so that the ends of the intervals have no sampling noise.
+_NORMAL_E = np.array(
+    [NormalDist().inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
+)
 IntArray = npt.NDArray[np.int_]
 
 
@@ -128,62 +131,33 @@ class OffPolicyEstimate:
 
 @dataclass(frozen=True)
 class _DifferenceError:
-    """The squared error of a difference between two paths.
+    """The squared error of a difference between two paths: `floor` + `slope` · distance².
 
-        scale (floor + part · variance / its mean + (1 − part) · distance² / its mean)
-
-    The variance is that of the difference between bootstrap fits, the distance the mean total
-    variation between the mixtures of the same timestep, and the means are over pairs of runs. A
-    smooth error of the fit is the same for equal paths and differs in proportion to their distance.
+    The distance is the mean total variation between the mixtures of the same timestep. A smooth
+    error of the fit is the same for equal paths and differs in proportion to their distance.
     """
 
-    scale: float
-    part: float
-    variance: float
-    squared_distance: float
+    floor: float
+    slope: float
 
     @classmethod
-    def of(
-        cls,
-        missed_N: FloatArray,
-        drawn_NR: FloatArray,
-        fold_N: IntArray,
-        weights_NTK: FloatArray,
-    ) -> Self:
-        """Fit scale and part to all pairs of runs of one fold by likelihood.
+    def of(cls, missed_N: FloatArray, fold_N: IntArray, weights_NTK: FloatArray) -> Self:
+        """Fit the line from its floor through the mean of all pairs of runs of one fold.
 
-        The fits of a fold have not seen its runs. `missed_N` are the errors of the fit to all other
-        runs, `drawn_NR` the values by R bootstrap fits.
+        The same fit has not seen either run of a pair. `missed_N` are its errors.
         """
         first, second = np.triu_indices(len(missed_N), 1)
         together = fold_N[first] == fold_N[second]
         first, second = first[together], second[together]
-        squared_P = np.square(missed_N[first] - missed_N[second])
-        variance_P = (drawn_NR[first] - drawn_NR[second]).var(axis=1)
+        squared = float(np.square(missed_N[first] - missed_N[second]).mean())
         distance_P = 0.5 * np.abs(weights_NTK[first] - weights_NTK[second]).sum(-1).mean(-1)
-        variance = max(float(variance_P.mean()), 1e-24)
-        distance = max(float(np.square(distance_P).mean()), 1e-12)
+        floor = _FLOOR * squared
+        return cls(floor, (squared - floor) / max(float(np.square(distance_P).mean()), 1e-12))
 
-        def fitted(part: float) -> tuple[float, float]:
-            shape_P = _shape(part, variance_P / variance, np.square(distance_P) / distance)
-            scale = max(float((squared_P / shape_P).mean()), 1e-24)
-            return float(np.log(scale * shape_P).mean()), scale
-
-        part = min(_PARTS, key=lambda one: fitted(one)[0])
-        return cls(fitted(part)[1], part, variance, distance)
-
-    def __call__(self, variance: float, ours_TK: FloatArray, theirs_TK: FloatArray) -> float:
-        """Return the standard error of the difference between two paths.
-
-        `variance` is that of the difference between bootstrap fits.
-        """
+    def errors(self, ours_TK: FloatArray, theirs_TK: FloatArray) -> FloatArray:
+        """Return (E,) equally likely errors of the difference between two paths."""
         distance = float(0.5 * np.abs(ours_TK - theirs_TK).sum(axis=-1).mean())
-        relative = distance**2 / self.squared_distance
-        return float(np.sqrt(self.scale * _shape(self.part, variance / self.variance, relative)))
-
-
-def _shape(part: float, variance: Any, squared_distance: Any) -> Any:
-    return _FLOOR + part * variance + (1 - part) * squared_distance
+        return float(np.sqrt(self.floor + self.slope * distance**2)) * _NORMAL_E
 
 
 class OffPolicyEvaluator:
@@ -214,23 +188,19 @@ class OffPolicyEvaluator:
         self._regression = Regression(self._runs)
         self._base_2 = np.abs(self._regression.start_Y[:2])
         n = len(self._runs)
-        whole = int(ended_N.sum())
-        folds = min(_FOLDS, max(2, whole // _FEWEST_LEFT_OUT))
+        folds = min(_FOLDS, max(2, int(ended_N.sum()) // _FEWEST_LEFT_OUT))
         self._fold_N = np.where(ended_N, (np.cumsum(ended_N) - 1) % folds, -1)
-        rng = np.random.Generator(np.random.PCG64(0))
-        missed_N, drawn_NR = (unseen[ended_N] for unseen in self._unseen(rng))
-        self._difference = _DifferenceError.of(
-            missed_N, drawn_NR, self._fold_N[ended_N], self._seen_NTK
-        )
+        missed_N = self._missed()[ended_N]
+        self._difference = _DifferenceError.of(missed_N, self._fold_N[ended_N], self._seen_NTK)
         self._missed_N = missed_N
         self.error = float(np.sqrt(np.mean(np.square(missed_N))))
+        rng = np.random.Generator(np.random.PCG64(0))
         self._counts_RN = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
         self._solutions = [self._regression.resampled(counts_N) for counts_N in self._counts_RN]
         returns_N = np.array([self._return(run) for run in self._runs])[ended_N]
         counts_RN = self._counts_RN[:, ended_N]
-        self._behaviour_R = np.append(
-            returns_N.mean(), counts_RN @ returns_N / np.maximum(counts_RN.sum(axis=1), 1)
-        )
+        drawn_R = counts_RN @ returns_N / np.maximum(counts_RN.sum(axis=1), 1)
+        self._behaviour_R = np.append(returns_N.mean(), drawn_R)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
 
         def best(mixtures: Mapping[Any, FloatArray]) -> Any:
@@ -249,10 +219,11 @@ class OffPolicyEvaluator:
         self.static_K = divisions[self.by_role]
         self._static_R = self._values(self._held(self.static_K))
         challenger = best(statics)
-        challenger_TK = self._held(statics[challenger])
-        challenger_R = self._values(challenger_TK)
+        challenger_R = self._values(self._held(statics[challenger]))
+        apart = (self._held(statics[challenger]), self._held(self.static_K))
+        errors_E = self._difference.errors(*apart)
         level = 1 - (1 - _LEVEL) / len(statics)
-        if (self._over_static(challenger_R, challenger_TK, level).low or 0.0) > 0:
+        if (_compared(challenger_R, self._static_R, errors_E, n, level).low or 0.0) > 0:
             self.static_K = statics[challenger]
             self._static_R = challenger_R
 
@@ -262,14 +233,15 @@ class OffPolicyEvaluator:
         weights_TK = path.weights_TK()
         n = len(self._runs)
         value_R = self._values(weights_TK)
+        nothing_R = np.zeros_like(value_R)
         missed_N = self._missed_N
-        mean_TK = self._seen_NTK.mean(axis=0)
+        errors_E = self._difference.errors(weights_TK, self._held(self.static_K))
         return OffPolicyEstimate(
-            value=_spread(value_R, missed_N, n),
-            behaviour=_spread(self._behaviour_R, np.zeros(1), n),
-            gain=self._difference_of(value_R - self._behaviour_R, weights_TK, mean_TK, self._level),
-            static=_spread(self._static_R, missed_N, n),
-            over_static=self._over_static(value_R, weights_TK, self._level),
+            value=_compared(value_R, nothing_R, missed_N, n),
+            behaviour=_compared(self._behaviour_R, nothing_R, np.zeros(1), n),
+            gain=_compared(value_R, self._behaviour_R, missed_N, n, self._level),
+            static=_compared(self._static_R, nothing_R, missed_N, n),
+            over_static=_compared(value_R, self._static_R, errors_E, n, self._level),
             static_K=self.static_K,
             by_role=self.by_role,
             outside=self._outside(weights_TK),
@@ -277,19 +249,6 @@ class OffPolicyEvaluator:
             error=self.error,
             path=path,
         )
-
-    def _over_static(self, value_R: FloatArray, weights_TK: FloatArray, level: float) -> Estimate:
-        static_TK = self._held(self.static_K)
-        return self._difference_of(value_R - self._static_R, weights_TK, static_TK, level)
-
-    def _difference_of(
-        self, differences_R: FloatArray, ours_TK: FloatArray, theirs_TK: FloatArray, level: float
-    ) -> Estimate:
-        """Estimate a difference between two paths. Its first entry is by the fit to all runs."""
-        error = self._difference(float(differences_R[1:].var()), ours_TK, theirs_TK)
-        reach = NormalDist().inv_cdf((1 + level) / 2) * error
-        mean = float(differences_R[0])
-        return Estimate(mean, mean - reach, mean + reach, len(self._runs), level)
 
     def _outside(self, weights_TK: FloatArray) -> float:
         far_T = np.array(
@@ -311,24 +270,15 @@ class OffPolicyEvaluator:
         ]
         return np.append(self._earned(weights_TK), drawn)
 
-    def _unseen(self, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Return the (N,) errors on each run of a fit to other runs, and its values (N, R).
-
-        The values are by bootstrap fits to the same other runs. NaN for runs that did not end.
-        """
+    def _missed(self) -> FloatArray:
+        """Return the (N,) errors on each run of a fit to other runs; NaN if it did not end."""
         fold_N = self._fold_N
         missed_N = np.array([self._return(run) for run in self._runs])
-        drawn_NR = np.full((len(missed_N), _FOLD_RESAMPLES), np.nan)
         for fold in np.unique(fold_N[fold_N >= 0]):
-            fitted = Regression([self._runs[n] for n in np.flatnonzero(fold_N != fold)])
-            draws = [fitted.redrawn(rng).weights_FY for _ in range(_FOLD_RESAMPLES)]
+            others = Regression([self._runs[n] for n in np.flatnonzero(fold_N != fold)])
             for n in np.flatnonzero(fold_N == fold):
-                weights_TK = self._runs[n].weights_TK
-                missed_N[n] -= self._earned(weights_TK, fitted)
-                drawn_NR[n] = [
-                    self._score(one_Y[:2]) for one_Y in fitted.at_ends(weights_TK, draws)
-                ]
-        return missed_N, drawn_NR
+                missed_N[n] -= self._earned(self._runs[n].weights_TK, others)
+        return missed_N
 
     def _earned(self, weights_TK: FloatArray, regression: Regression | None = None) -> float:
         return self._score((regression or self._regression).at_end(weights_TK)[:2])
@@ -357,10 +307,18 @@ def static_candidates(
     }
 
 
-def _spread(value_R: FloatArray, errors_E: FloatArray, runs: int) -> Estimate:
-    """Estimate a value, the first of `value_R`. Each of the others is taken with each error."""
-    low, high = np.quantile(value_R[1:, None] + errors_E, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(float(value_R[0]), float(low), float(high), runs, _LEVEL)
+def _compared(
+    ours_R: FloatArray, theirs_R: FloatArray, errors_E: FloatArray, runs: int, level: float = _LEVEL
+) -> Estimate:
+    """Estimate ours − theirs on the same fits. The first entry belongs to the original data.
+
+    Each of the others is taken with each of `errors_E`. The errors belong to the comparison, not
+    to either side, so that they cannot cancel.
+    """
+    differences_R = ours_R - theirs_R
+    spread_RE = differences_R[1:, None] + errors_E
+    low, high = np.quantile(spread_RE, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(differences_R[0]), float(low), float(high), runs, level)
 
 
 def _nearest(runs_NTK: FloatArray, t: int, mixture_K: FloatArray) -> FloatArray:
