@@ -26,9 +26,9 @@ from cuvee.report.summary import held_out_loss, method_label
 TARGET = "#e4572e"
 SOURCES = ("#cfd8e3", "#b5c4d6", "#9db1c9", "#869fbc", "#dfe5ec", "#c2ceda", "#a9b9c9", "#93a7bb")
 LINES = (TARGET, "#17415f", "#3a7d44", "#8a5fb0", "#5b8db8", "#8a8f98")
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 566.0, 44.0, 264.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 402.0, 44.0, 264.0
 """Left edges of the two panels, and the top and bottom of both, in pixels."""
-WIDTH = 400.0
+WIDTH = 300.0
 SMOOTH = 10
 """Intervals of a moving mean."""
 
@@ -77,19 +77,19 @@ def training_loss(run: Run) -> tuple[FloatArray, FloatArray]:
 def picture(runs: dict[str, Run], method: str, ends: dict[str, float]) -> str:
     shown = runs[method]
     parts = [
-        f'<text x="{LEFT}" y="24" class="h">mixture of the run under {method}</text>',
-        f'<text x="{RIGHT}" y="24" class="h">training loss of {target_of(shown)}, nats per token</text>',
+        f'<text x="{LEFT}" y="24" class="h">mixture under {method}</text>',
+        f'<text x="{RIGHT}" y="24" class="h">training loss of {target_of(shown)}, nats a token</text>',
         *shares(shown),
         *curves({label: training_loss(run) for label, run in runs.items()}, ends),
     ]
     style = (
-        "text{font:13px system-ui,sans-serif;fill:#333}.h{font-weight:600;font-size:15px}"
+        "text{font:14px system-ui,sans-serif;fill:#333}.h{font-weight:600;font-size:16px}"
         ".t{fill:#fff;font-weight:600}"
     )
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1080 300" role="img">'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 830 300" role="img">'
         f"<title>The mixture of a run and the loss of its target</title><style>{style}</style>"
-        '<rect width="1080" height="300" rx="8" fill="#fff"/>' + "".join(parts) + "</svg>\n"
+        '<rect width="830" height="300" rx="8" fill="#fff"/>' + "".join(parts) + "</svg>\n"
     )
 
 
@@ -101,20 +101,21 @@ def shares(run: Run) -> list[str]:
     )
     edges_TK = np.hstack([np.zeros((len(weights_TK), 1)), np.cumsum(weights_TK, axis=1)])
     x_T = np.linspace(LEFT, LEFT + WIDTH, len(weights_TK))
-    parts = []
+    bands = []
+    names = []
     for k, domain in enumerate(domains):
         low_T, high_T = height(edges_TK[:, k]), height(edges_TK[:, k + 1])
         colour = TARGET if domain.is_target else SOURCES[k % len(SOURCES)]
         outline = [*zip(x_T, low_T, strict=True), *zip(x_T[::-1], high_T[::-1], strict=True)]
-        parts.append(f'<polygon points="{points(outline)}" fill="{colour}"/>')
-        middle = float(low_T[-1] + high_T[-1]) / 2 + 4
-        style = ' class="t"' if domain.is_target else ""
-        if low_T[-1] - high_T[-1] > 13:
-            at = LEFT + WIDTH - 6
-            parts.append(
-                f'<text x="{at}" y="{middle:.0f}" text-anchor="end"{style}>{domain.name}</text>'
+        bands.append(f'<polygon points="{points(outline)}" fill="{colour}"/>')
+        if low_T[-1] - high_T[-1] > 15:
+            middle = float(low_T[-1] + high_T[-1]) / 2 + 5
+            style = ' class="t"' if domain.is_target else ""
+            names.append(
+                f'<text x="{LEFT + WIDTH - 6}" y="{middle:.0f}" text-anchor="end"{style}>'
+                f"{domain.name}</text>"
             )
-    return [*parts, *ticks_left(), axis(LEFT, "progress of the run")]
+    return [*bands, *names, *ticks_left(), axis(LEFT, "progress of the run")]
 
 
 def height(share_T: FloatArray) -> FloatArray:
@@ -153,7 +154,7 @@ def curves(losses: dict[str, tuple[FloatArray, FloatArray]], ends: dict[str, flo
             f'<text x="{RIGHT + WIDTH + 8}" y="{at + 4:.0f}" style="fill:{colour}">{label} '
             f"{ends[label]:.2f}</text>"
         )
-    return [*parts, axis(RIGHT, f"tokens: 0 to {most:.2f} million; at the right: test loss")]
+    return [*parts, axis(RIGHT, f"0 to {most:.2f} million tokens; right: test loss")]
 
 
 def spread(at: Sequence[float], apart: float = 16.0) -> list[float]:
