@@ -75,6 +75,7 @@ class Turn(TrainerCallback):  # type: ignore[misc]
         """Processor seconds of the thread at the beginning of each step, and at the end."""
         self._go = threading.Semaphore(0)
         self._done = threading.Semaphore(0)
+        self.error: BaseException | None = None
 
     def on_step_begin(self, *_: Any, **host: Any) -> None:
         self.end()
@@ -86,6 +87,13 @@ class Turn(TrainerCallback):  # type: ignore[misc]
 
     def wait(self) -> None:
         self._go.acquire()
+
+    def take(self) -> None:
+        """Let the thread run until the beginning of its next step."""
+        self._go.release()
+        self._done.acquire()
+        if self.error is not None:
+            raise self.error
 
     def seconds(self) -> list[float]:
         """Return the processor seconds of each step."""
@@ -106,8 +114,9 @@ class Player:
         self.turn.wait()
         try:
             self._trainer.train()
-        finally:
-            self.turn.end()
+        except BaseException as error:
+            self.turn.error = error
+        self.turn.end()
 
 
 def player_of(kind: str, corpus: Corpus, preset: str, folder: str, steps: int) -> Player:

@@ -77,9 +77,8 @@ class Controller:
     guarded with `limits`. Raises `ConfigError` if steps, interval or lag are not possible.
 
     With several ranks, each builds a controller over its own model and calls the same methods in
-    the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides. By default, each rank reads rows of
-    its own. Under context, tensor or pipeline parallelism, `place` says which rank reads and
-    counts what.
+    the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides. Each rank reads rows of its own,
+    except under context, tensor or pipeline parallelism: then give `place`.
     """
 
     def __init__(
@@ -196,9 +195,8 @@ class Controller:
         if first:
             self.ranks.agree(self.step_number, update, 0)
         self._meters.begin_step(self.step_number)
-        have_peers = self.ranks.size > self.place.data_ranks
-        compared = self.ranks if first and have_peers else None
-        self._step = Step(self._meters, self.step_number, update, compared)
+        peers = self.ranks if first and self.ranks.size > self.place.data_ranks else None
+        self._step = Step(self._meters, self.step_number, update, peers)
         return self._step
 
     def end_step(self) -> None:
@@ -293,9 +291,8 @@ class Controller:
         if self._meters is not None:
             self._meters.close()
         weights = weights_of(self._context.model, self.place, self.ranks)
-        context = replace(self._context, flops_per_token=6.0 * weights)
-        self._context = context
-        self._meters = Meters(self._leader.probes, context)
+        self._context = replace(self._context, flops_per_token=6.0 * weights)
+        self._meters = Meters(self._leader.probes, self._context)
         return self._meters
 
     # State
