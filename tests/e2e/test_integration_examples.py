@@ -49,6 +49,12 @@ def test_the_trainer_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_
     assert run("huggingface_trainer.py", corpus, "10", str(tmp_path / "run")) == whole
 
 
+def test_trl_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_path: Path) -> None:
+    whole = run("trl_sft.py", corpus, "10", str(tmp_path / "run"))
+    assert [int(line.split()[0]) for line in whole] == [0, 4]
+    assert run("trl_sft.py", corpus, "10", str(tmp_path / "run")) == whole
+
+
 def test_lightning_resumes_and_ends_as_if_it_had_not_stopped(corpus: str, tmp_path: Path) -> None:
     whole = run("lightning_trainer.py", corpus, "10", str(tmp_path / "run"))
     assert [int(line.split()[0]) for line in whole] == [0, 5]

@@ -1,6 +1,10 @@
 """Runs as Minari episodes, under any reward."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,4 +61,23 @@ def test_a_dataset_is_written_and_read_back_or_what_is_missing_is_named(tmp_path
     assert [len(episode.rewards) for episode in found] == [4, 5, 6]
     for run_, episode in zip(RUNS, found, strict=True):
         assert episode.actions.tolist() == run_.trajectory.weights_TK().tolist()
-    assert (tmp_path / "cuvee" / "toy-v0").is_dir()
+    assert loaded_elsewhere("cuvee/toy-v0", tmp_path) == [
+        [len(run_.trajectory), run_.trajectory.weights_TK().tolist()] for run_ in RUNS
+    ]
+
+
+def loaded_elsewhere(dataset_id: str, folder: Path) -> list[list[object]]:
+    """The number of rewards and the actions of each episode, as another process reads them."""
+    code = (
+        "import json, sys, minari; data = minari.load_dataset(sys.argv[1]); print(json.dumps("
+        "[[len(one.rewards), one.actions.tolist()] for one in data.iterate_episodes()]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, dataset_id],
+        env={**os.environ, "MINARI_DATASETS_PATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: list[list[object]] = json.loads(ran.stdout)
+    return found

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from alignment_reference import (
     DOWN,
@@ -129,3 +132,14 @@ def test_it_says_what_is_missing() -> None:
         attach(model_of(), objective={"d7": 1.0})
     with pytest.raises(ConfigError, match="rows"):
         TargetGain(rows=0)
+
+
+def test_sharded_weights_are_refused() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(model_of(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ConfigError, match=r"down_proj are sharded \(FSDP2\)"):
+            attach(model)
+    finally:
+        dist.destroy_process_group()

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.fleet.store.store import Store
-from cuvee.integrations.trackers import TRACKERS, MLflow, TensorBoard, Tracked
+from cuvee.integrations.trackers import (
+    TRACKERS,
+    MLflow,
+    TensorBoard,
+    Tracked,
+    WandB,
+    check_trackers,
+)
 from cuvee.policies.exp3 import Exp3
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.operator import TakesRequests
@@ -142,6 +152,56 @@ def test_mlflow_holds_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     history = MlflowClient(tracking_uri=address).get_metric_history(tracker.run_id, "mixture/web")
     read = sorted((one.step, one.value) for one in history)
     assert read == [(t + 1, m["web"]) for t, m in enumerate(trajectory.mixtures)]
+
+
+class Fake(ModuleType):
+    """Stands for the packages wandb and trackio, whose `init` returns a run with `log`."""
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self.options: dict[str, Any] = {}
+        self.logged: dict[int, Mapping[str, float]] = {}
+
+    def init(self, **options: Any) -> Fake:
+        self.options = options
+        return self
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        self.logged[step] = figures
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_wandb_and_trackio_receive_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, name, fake)
+    kept = Kept()
+    play(Tracked(TRACKERS[name].open(tmp_path / "run")))
+    play(Tracked(kept))
+    assert fake.logged == kept.logged
+    assert (fake.options["project"], fake.options["name"]) == ("cuvee", "run")
+
+
+def test_wandb_sends_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for mode, wanted in ((None, "offline"), ("online", "online")):
+        if mode is None:
+            monkeypatch.delenv("WANDB_MODE", raising=False)
+        else:
+            monkeypatch.setenv("WANDB_MODE", mode)
+        WandB(tmp_path, "run")
+        assert fake.options["mode"] == wanted
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_package_is_named_with_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("cuvee.integrations.trackers.find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match=f"pip install {name}`"):
+        check_trackers([name])
 
 
 def test_a_run_of_cuvee_train_writes_its_figures_to_tensorboard(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""`LaneBatches`: the rows of `LaneRows` in the order in which Megatron-LM reads samples."""
+"""`LaneBatches` and `gpt_batch`: rows of `LaneRows` in the order and form that Megatron-LM reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Sampler
 
 from cuvee.core.errors import ConfigError
+from cuvee.integrations.lane_rows import IGNORED, collate
 
 
 class LaneBatches(Sampler[list[int]]):
@@ -48,3 +52,22 @@ class LaneBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for start in self._starts:
             yield list(range(start, start + self._size))
+
+
+def gpt_batch(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join rows to the micro-batch of Megatron's GPT: tensors (B, L).
+
+    `labels` are shifted, so label j is token j + 1. `loss_mask` is 0 where nothing counts. Use it
+    as the `collate_fn` of a loader over `LaneRows`. The entries `cuvee_…` are those of `collate`.
+    """
+    batch = collate(rows)
+    tokens_BL = batch.pop("input_ids")
+    labels_BL = functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:]
+    counted_BL = labels_BL != IGNORED
+    return {
+        **batch,
+        "tokens": tokens_BL,
+        "labels": labels_BL.masked_fill(~counted_BL, 0),
+        "loss_mask": counted_BL.float(),
+        "position_ids": torch.arange(tokens_BL.shape[1]).repeat(len(tokens_BL), 1),
+    }

@@ -177,14 +177,54 @@ class MLflow:
         self._client.log_batch(self.run_id, metrics)
 
 
+class WandB:
+    """Logs to the run `name` of `project` in Weights & Biases. Needs `pip install wandb`.
+
+    It writes to `folder`/wandb and sends nothing, unless $WANDB_MODE is set, as to `online`.
+    `wandb sync` sends it later.
+    """
+
+    def __init__(self, folder: Path | str, name: str, project: str = "cuvee") -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(f"Weights & Biases needs `pip install wandb`: {error}") from None
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE", "offline")
+        self._run = wandb.init(
+            project=project, name=name, dir=str(folder), mode=mode, reinit="create_new"
+        )
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log(dict(figures), step=step)
+
+
+class Trackio:
+    """Logs to the run `name` of `project` in trackio's local database. Needs `pip install trackio`.
+
+    The database is in $TRACKIO_DIR, else where trackio keeps it.
+    """
+
+    def __init__(self, name: str, project: str = "cuvee") -> None:
+        try:
+            import trackio
+        except ImportError as error:
+            raise ConfigError(f"trackio needs `pip install trackio`: {error}") from None
+        self._run = trackio.init(project=project, name=name, resume="allow", embed=False)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log(dict(figures), step=step)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A tracker that a configuration can name."""
 
     package: str
-    """What its extra installs."""
+    """What must be importable."""
     open: Callable[[Path], Tracker]
     """Returns the tracker of a run, by the run's folder."""
+    install: str = "cuvee[trackers]"
 
 
 def _mlflow(folder: Path) -> MLflow:
@@ -197,6 +237,8 @@ def _mlflow(folder: Path) -> MLflow:
 TRACKERS: Mapping[str, Kind] = {
     "mlflow": Kind("mlflow", _mlflow),
     "tensorboard": Kind("tensorboard", lambda folder: TensorBoard(folder / "tensorboard")),
+    "trackio": Kind("trackio", lambda folder: Trackio(folder.name), "trackio"),
+    "wandb": Kind("wandb", lambda folder: WandB(folder, folder.name), "wandb"),
 }
 """Trackers by the names that the key `trackers` takes."""
 
@@ -208,8 +250,8 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"trackers has no {name!r}{nearest(name, TRACKERS)}")
         if find_spec(TRACKERS[name].package) is None:
             raise ConfigError(
-                f"trackers has {name}, which needs `pip install cuvee[trackers]`: the package "
-                f"{TRACKERS[name].package} is not installed"
+                f"trackers has {name}, which needs `pip install {TRACKERS[name].install}`: the "
+                f"package {TRACKERS[name].package} is not installed"
             )
     if len(set(names)) != len(names):
         raise ConfigError(f"trackers is {list(names)}: each may be given once")

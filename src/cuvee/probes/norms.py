@@ -35,13 +35,13 @@ class WeightNorms:
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a decoder: the first `ModuleList` that is not empty.
+    """Return the blocks of a decoder: the first `ModuleList` or `ModuleDict` that is not empty.
 
     Raises `ConfigError` if the model has none.
     """
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module):
-            return list(module)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and len(module):
+            return list(module.children())
     raise ConfigError(
         f"{type(model).__name__} has no list of layers, so norms by layer cannot be measured"
     )

@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from cuvee.core.domain import Domain
@@ -97,6 +98,11 @@ class TargetGainMeter(Meter):
         self._probe, self._context = probe, context
         found = find_layers(context.model, None if probe.layers == "last_mlp" else probe.layers)
         self._weights = {name: layer.get_parameter("weight") for name, layer in found.items()}
+        if sharded := [name for name, one in self._weights.items() if isinstance(one, DTensor)]:
+            raise ConfigError(
+                f"the weights of {', '.join(sharded)} are sharded (FSDP2), and target_gain needs "
+                "them whole: use DDP, or a policy that does not measure target_gain, such as odm"
+            )
         self._transposed = {
             name for name, layer in found.items() if not isinstance(layer, nn.Linear)
         }
