@@ -21,7 +21,8 @@ from cuvee.core.arrays import FloatArray
 from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store.store import Store
-from cuvee.report.summary import held_out_loss, method_label
+from cuvee.report.summary import method_label
+from cuvee.report.views import held_out_loss
 
 TARGET = "#e4572e"
 SOURCES = ("#cfd8e3", "#b5c4d6", "#9db1c9", "#869fbc", "#dfe5ec", "#c2ceda", "#a9b9c9", "#93a7bb")

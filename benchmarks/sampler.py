@@ -36,7 +36,7 @@ from cuvee.methods.baselines.random_walk import RandomWalkPolicy
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.heuristics import role_shares
 from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.report.trajectories import trajectories_figure
+from cuvee.report.figures.trajectories import trajectories_figure
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.simulator import ScalingLaws, Simulator
 

@@ -11,7 +11,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 from cuvee.learning.coverage import coverage
-from cuvee.report.trajectories import trajectories_figure
+from cuvee.report.figures.trajectories import trajectories_figure
 
 DOMAINS = (Domain("web", 600), Domain("code", 200), Domain("maths", 200, "target"))
 NAMES = tuple(domain.name for domain in DOMAINS)

@@ -6,17 +6,15 @@ import itertools
 import json
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.report.colours import DARK, METHODS, domain_colours
-from cuvee.report.figures import (
-    MANY_SEEDS,
-    curve_figure,
-    domain_figure,
-    mixture_figure,
-    trade_figure,
-)
+from cuvee.evaluation.statistics import paired_difference
+from cuvee.report.figures.colours import DARK, METHODS, domain_colours, focused_colours
+from cuvee.report.figures.intervals import interval_figure
+from cuvee.report.figures.losses import MANY_SEEDS, curve_figure, domain_figure, trade_figure
+from cuvee.report.figures.mixtures import epochs_figure, mixture_figure
 from cuvee.report.summary import summarise
 from cuvee.testing.runs import example_domains, example_run
 
@@ -27,12 +25,14 @@ WIDE = tuple(
 )
 
 
+def stack(figure: go.Figure) -> list[go.Scatter]:
+    return [trace for trace in figure.data if getattr(trace, "stackgroup", None)]
+
+
 def test_a_stack_is_the_mixture_and_sums_to_one() -> None:
     run = example_run("odm")
     summary = summarise([run])
-    traces = [
-        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
-    ]
+    traces = stack(mixture_figure(summary, summary.methods[0]))
     shares_KT = np.array([trace.y for trace in traces])
     np.testing.assert_allclose(shares_KT.sum(axis=0), 1.0)
     np.testing.assert_array_equal(shares_KT[:, :-1].T, run.trajectory.weights_TK())
@@ -43,18 +43,14 @@ def test_a_stack_is_the_mixture_and_sums_to_one() -> None:
 def test_several_seeds_are_averaged_where_all_of_them_have_got() -> None:
     runs = [example_run("odm", 0), example_run("odm", 1, done=7), example_run("odm", 2, done=0)]
     summary = summarise(runs)
-    traces = [
-        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
-    ]
+    traces = stack(mixture_figure(summary, summary.methods[0]))
     expected = (runs[0].trajectory.weights_TK()[:7] + runs[1].trajectory.weights_TK()) / 2
     np.testing.assert_allclose(np.array([trace.y[:-1] for trace in traces]).T, expected)
 
 
 def test_target_domains_are_hatched_and_lie_on_top() -> None:
     summary = summarise([example_run("odm", domains=example_domains()[::-1])])
-    traces = [
-        trace for trace in mixture_figure(summary, summary.methods[0]).data if trace.stackgroup
-    ]
+    traces = stack(mixture_figure(summary, summary.methods[0]))
     hatched = [bool(trace.fillpattern.shape) for trace in traces]
     assert hatched == [False] * 6 + [True] * 2
 
@@ -120,3 +116,51 @@ def test_every_colour_of_a_method_has_a_dark_counterpart() -> None:
         json.loads(curve_figure(summarise([example_run("natural")]), lambda s: s.mean).to_json())
     )
     assert METHODS[0][0] in figure
+
+
+def test_natural_shares_stand_beside_the_stack() -> None:
+    domains = example_domains()
+    summary = summarise([example_run("odm")])
+    bars = [t for t in mixture_figure(summary, summary.methods[0]).data if t.type == "bar"]
+    total = sum(domain.tokens for domain in domains)
+    assert {bar.name: bar.y[0] for bar in bars} == {d.name: d.tokens / total for d in domains}
+
+
+def test_epochs_are_the_tokens_read_over_those_available() -> None:
+    run = example_run("odm")
+    summary = summarise([run, example_run("odm", 1)])
+    lines = {t.name: t.y for t in epochs_figure(summary, summary.methods[0]).data}
+    read = [sum(s.tokens_K[2] for s in view.run.trajectory.signals) for view in summary.runs]
+    assert lines["source-2"][0] == 0
+    assert lines["source-2"][-1] == pytest.approx(np.mean(read) / run.trajectory.domains[2].tokens)
+
+
+def test_the_interval_plot_shows_what_the_estimates_say() -> None:
+    runs = [example_run(method, seed) for method in ("natural", "odm") for seed in range(3)]
+    summary = summarise(runs)
+    figure = interval_figure(summary, lambda scores: scores.mean, margin=0.01)
+    assert figure is not None
+    seeds, mark = figure.data
+    found = paired_difference(*(m.by_seed(lambda s: s.mean) for m in summary.methods[::-1]))
+    assert found is not None
+    assert (mark.x[0], mark.error_x.array[0]) == (found.mean, (found.high or 0.0) - found.mean)
+    assert np.mean(seeds.x) == pytest.approx(found.mean)
+    assert interval_figure(summarise(runs[:3]), lambda scores: scores.mean) is None
+
+
+def test_of_many_domains_few_have_colours_and_the_rest_are_grey() -> None:
+    summary = summarise([example_run("odm", domains=WIDE)])
+    assert len(summary.top) == 12
+    colours = focused_colours(WIDE, summary.top)
+    top = [colours[name] for name in summary.top]
+    assert len(set(top)) == 12
+    assert set(colours.values()) - set(top) <= set(DARK)
+
+
+def test_of_many_methods_the_best_are_shown() -> None:
+    runs = [example_run(f"m{i}") for i in range(11)] + [example_run("natural")]
+    summary = summarise(runs)
+    losses = [m.mean(lambda scores: scores.headline) or 0.0 for m in summary.methods[1:]]
+    assert losses == sorted(losses)
+    assert summary.methods[0].label == "natural"
+    assert len(summary.shown) == 8

@@ -18,8 +18,9 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.report.page import write_report
-from cuvee.report.summary import method_label, score, summarise
+from cuvee.report.summary import method_label, summarise
 from cuvee.report.tables import domain_table, final_table, paired_table, run_table
+from cuvee.report.views import score
 from cuvee.report.words import amount, duration, headline, number, signed
 from cuvee.testing.runs import example_domains, example_run
 

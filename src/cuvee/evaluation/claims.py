@@ -33,6 +33,8 @@ class Answered:
     """A claim, its verdict, and when it was registered.
 
     `done` of `total` runs were finished at that time: a claim made before the runs has `done` 0.
+    `credited` is False if something else than its policy steered a run of the method that the claim
+    favours. Then the claim is never confirmed.
     """
 
     claim: Claim
@@ -40,6 +42,7 @@ class Answered:
     done: int
     total: int
     registered: str
+    credited: bool = True
 
     @property
     def answer(self) -> Answer:
@@ -47,7 +50,8 @@ class Answered:
         if self.verdict is None:
             return "open"
         answers: dict[str, Answer] = {"better": "confirmed", "worse": "refuted"}
-        return answers.get(self.verdict.outcome, "open")
+        answer = answers.get(self.verdict.outcome, "open")
+        return answer if self.credited or answer != "confirmed" else "open"
 
 
 def parse_claim(text: str, labels: Collection[str]) -> Claim:

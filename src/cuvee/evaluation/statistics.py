@@ -1,7 +1,7 @@
 """Compare runs: paired differences over seeds with a bootstrap interval, and speed to a given loss.
 
 Differences are paired because runs with the same seed share initial weights, data order and
-evaluation, so the effect of the seed cancels. Pure numpy; every function is deterministic.
+evaluation, so the effect of the seed cancels. Every function is deterministic.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
+
+_BATCH = 4_000_000
+"""The most resampled values that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,34 @@ def bootstrap_mean(
     """Return the mean of `values` (N,) with its percentile bootstrap interval."""
     values_N = np.asarray(values, dtype=np.float64)
     assert values_N.ndim == 1, values_N.shape
-    assert len(values_N), "a mean needs at least one value"
-    if len(values_N) == 1:
-        return Estimate(float(values_N[0]), None, None, 1, level)
-    generator = np.random.Generator(np.random.PCG64(0))
-    drawn = generator.integers(0, len(values_N), size=(resamples, len(values_N)))
-    low, high = np.quantile(values_N[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(values_N.mean()), float(low), float(high), len(values_N), level)
+    return bootstrap_means(values_N[None], level=level, resamples=resamples)[0]
+
+
+def bootstrap_means(
+    values_KN: FloatArray, *, level: float = 0.95, resamples: int = 10_000
+) -> list[Estimate]:
+    """Return the mean of each of K rows with its interval, as `bootstrap_mean` does for one."""
+    count = values_KN.shape[1]
+    assert count, "a mean needs at least one value"
+    means_K = values_KN.mean(axis=1)
+    if count == 1:
+        return [Estimate(float(mean), None, None, 1, level) for mean in means_K]
+    from scipy.stats import bootstrap  # takes seconds to import
+
+    interval = bootstrap(
+        (values_KN,),
+        np.mean,
+        axis=1,
+        n_resamples=resamples,
+        batch=max(1, _BATCH // values_KN.size),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [
+        Estimate(float(mean), float(low), float(high), count, level)
+        for mean, low, high in zip(means_K, interval.low, interval.high, strict=True)
+    ]
 
 
 def steps_to_reach(steps: npt.ArrayLike, losses: npt.ArrayLike, goal: float) -> float | None:

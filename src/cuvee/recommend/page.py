@@ -17,7 +17,7 @@ from cuvee.core.arrays import FloatArray
 from cuvee.recommend import words
 from cuvee.recommend.fits import LEVEL
 from cuvee.recommend.recommend import Recommendation
-from cuvee.report.page import fill_with
+from cuvee.report.document import fill_with
 
 _PLANS, _POOL, _ROUNDS = 400, 2400, 3
 _DIGITS = 5

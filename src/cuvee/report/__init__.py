@@ -1,6 +1,6 @@
 """Reports: self-contained HTML pages about runs, and the tables and sentences in them.
 
-`summary` computes the figures of a comparison. `tables`, `figures` and `words` turn them into
-tables, plots and text, and `page` writes the report. `learning` writes the diagnostics of a learned
-policy.
+`views` and `summary` compute the figures of a comparison. `verdict`, `tables`, `figures` and
+`words` turn them into a conclusion, tables, plots and text. `panels` and `page` arrange them, and
+`document` renders the file. `learning` writes the diagnostics of a learned policy.
 """

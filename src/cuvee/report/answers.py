@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cuvee.evaluation.items import TaskScore, paired
-from cuvee.report.summary import MethodView, Summary
+from cuvee.report.summary import Summary
 from cuvee.report.tables import Cell, Row, Table
+from cuvee.report.views import MethodView
 from cuvee.report.words import ABSENT, number
 
 Evaluations = Mapping[str, Sequence[TaskScore]]

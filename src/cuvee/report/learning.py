@@ -14,10 +14,11 @@ from cuvee.core.domain import Domain
 from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Trajectory
 from cuvee.learning.coverage import Coverage, coverage
-from cuvee.report.colours import DASHES, FAINT, INK, domain_colours, method_colour
-from cuvee.report.figures import add_stack, plain, style
-from cuvee.report.page import Panel, fill
-from cuvee.report.trajectories import trajectories_figure
+from cuvee.report.document import Panel, fill
+from cuvee.report.figures.colours import DASHES, FAINT, INK, domain_colours, method_colour
+from cuvee.report.figures.mixtures import add_stack
+from cuvee.report.figures.style import plain, style
+from cuvee.report.figures.trajectories import trajectories_figure
 
 _MOST_RUNS = 120  # drawn in a figure
 _FLAT = 0.003  # standard deviations of a return; if mixtures differ by less, nothing was learned

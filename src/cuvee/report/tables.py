@@ -6,15 +6,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.statistics import paired_difference
+from cuvee.evaluation.statistics import bootstrap_means, paired_difference
 from cuvee.evaluation.verdicts import Verdict
-from cuvee.report.summary import MethodView, Scores, Summary, shares_of_tokens
-from cuvee.report.verdict import seeds_to_decide, verdicts
+from cuvee.report.summary import Summary
+from cuvee.report.verdict import seeds_to_decide
+from cuvee.report.views import (
+    MethodView,
+    RunView,
+    Scores,
+    break_even,
+    shares_of_tokens,
+    tokens_needed,
+)
 from cuvee.report.words import ABSENT, amount, duration, interval, measure, number, signed
 
 Value = Callable[[Scores], float | None]
 
+_FEW_METHODS = 5
+"""The number of methods in the table of domains before more are asked for."""
 _MEASURES: tuple[tuple[str, Value], ...] = (
     ("Mean", lambda scores: scores.mean),
     ("Source", lambda scores: scores.source),
@@ -34,6 +46,8 @@ class Cell:
     """Whether it is the best of its column."""
     shade: int = 0
     """From −3 (better than the baseline) to 3 (worse)."""
+    value: float | None = None
+    """What a reader who sorts the table sorts by, if `text` does not begin with it."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """A table. A page shows the columns of `extra` on demand."""
+
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    extra: frozenset[str] = frozenset()
 
 
 def measures(summary: Summary) -> list[tuple[str, Value]]:
     """The summary losses of this corpus: all four with source and target domains, else the mean."""
     return [(name, value) for name, value in _MEASURES if summary.has_roles or name == "Mean"]
+
+
+def headline_name(summary: Summary) -> str:
+    """Return the name in `measures` of the loss by which methods are ranked."""
+    return measures(summary)[-1][0]
 
 
 def final_table(summary: Summary) -> Table:
@@ -97,35 +119,40 @@ def final_table(summary: Summary) -> Table:
             cells.append(Cell(number(mean, digits), _final_note(method, name, value, digits), best))
         cells += _cost_cells(method)
         rows.append(Row(method.label, _run_count(method), tuple(cells), index))
-    return Table((*(name for name, _, _ in numeric), "Tokens", "FLOPs", "Time"), tuple(rows))
+    columns = (*(name for name, _, _ in numeric), "Tokens", "FLOPs", "Time")
+    first = {"Source", "Target", headline_name(summary), "FLOPs"}
+    return Table(columns, tuple(rows), frozenset(columns) - first)
 
 
 def paired_table(summary: Summary) -> Table | None:
     """Each method minus the baseline, over the seeds that both finished; None without such seeds.
 
-    The verdict is about the loss by which methods are ranked. With proxies it also has the size of run from which they pay off.
+    The verdict is about the loss by which methods are ranked. With proxies it also has the size of
+    run from which they pay off.
     """
     baseline = summary.methods[0]
     others = summary.methods[1:]
     losses = measures(summary)
     costly = any(method.proxies != Cost() for method in others)
-    found = verdicts(summary)
+    found = summary.verdicts
     rows = []
     for index, method in enumerate(others, start=1):
         if method.label not in found:
             continue
         cells = [_difference(method, baseline, value) for _, value in losses]
         shares = shares_of_tokens(method, baseline)
-        cells += [Cell(_tokens_needed(shares))]
-        cells += [_break_even(method, baseline, shares)] if costly else []
+        cells += [_tokens_needed(shares)]
+        cells += [_break_even(method, baseline)] if costly else []
         verdict = found[method.label]
         pairs = verdict.difference.pairs
         count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
-        rows.append(Row(method.label, count, (_verdict(verdict), *cells), index))
+        own = f"{count}; not its own alone" if method.others else count
+        rows.append(Row(method.label, own, (_verdict(verdict), *cells), index))
     columns = ("Verdict", *(f"Δ {name.lower()}" for name, _ in losses))
     columns += ("Tokens to the baseline’s end",)
     columns += ("Proxies pay from",) if costly else ()
-    return Table(columns, tuple(rows)) if rows else None
+    extra = {f"Δ {name.lower()}" for name, _ in losses if name != headline_name(summary)}
+    return Table(columns, tuple(rows), frozenset(extra)) if rows else None
 
 
 def _difference(method: MethodView, baseline: MethodView, value: Value) -> Cell:
@@ -149,44 +176,46 @@ def _verdict(verdict: Verdict) -> Cell:
 def domain_table(summary: Summary) -> Table:
     """One row per domain: final loss and share of tokens by method.
 
-    Cells are shaded by the difference to the baseline where its interval excludes 0.
+    It has the methods of the figures. Cells are shaded by the difference to the baseline where its
+    interval excludes 0.
     """
-    scored = [method for method in summary.methods if method.scored]
+    scored = [method for method in summary.shown if method.scored]
     start = next((view for view in summary.runs if view.start), None)
     drawn = [_drawn(method) for method in scored]
+    compared = bool(scored and scored[0].label == summary.baseline and scored[0].finished)
+    shades = [
+        _shades(method, scored[0]) if compared and place else [0] * len(summary.domains)
+        for place, method in enumerate(scored)
+    ]
     rows = []
     order = sorted(range(len(summary.domains)), key=lambda k: not summary.domains[k].is_target)
     for k in order:
         domain = summary.domains[k]
-        losses = [_final_loss(method, k) for method in scored]
-        compared = scored and scored[0].label == summary.baseline and scored[0].finished
-        theirs = losses[0] if compared else None
         cells = [Cell(number(float(start.loss_PK[0, k]))) if start else Cell(ABSENT)]
-        for method, loss, tokens in zip(scored, losses, drawn, strict=True):
-            sure = theirs is not None and _is_sure(method, scored[0], k)
-            shade = _shade(loss, theirs) if sure else 0
+        for method, tokens, shades_K in zip(scored, drawn, shades, strict=True):
             share = tokens[domain.name] / (sum(tokens.values()) or 1)
-            cells.append(Cell(number(loss), f"{share:.1%} of tokens", shade=shade))
-        rows.append(
-            Row(
-                domain.name,
-                f"{amount(domain.tokens)} tokens",
-                tuple(cells),
-                target=domain.is_target,
-            )
-        )
+            loss = number(_final_loss(method, k))
+            cells.append(Cell(loss, f"{share:.1%} of tokens", shade=shades_K[k]))
+        note = f"{amount(domain.tokens)} tokens"
+        rows.append(Row(domain.name, note, tuple(cells), target=domain.is_target))
     heads = [method.label + ("" if method.finished else " (not finished)") for method in scored]
-    return Table(("Validation loss at the start", *heads), tuple(rows))
+    columns = ("Validation loss at the start", *heads)
+    return Table(columns, tuple(rows), frozenset([columns[0], *heads[_FEW_METHODS:]]))
 
 
-def _is_sure(method: MethodView, baseline: MethodView, k: int) -> bool:
-    """Whether the interval of the paired difference on domain number `k` excludes 0."""
+def _shades(method: MethodView, baseline: MethodView) -> list[int]:
+    """Shades by domain of the mean paired differences, 0 where the interval does not exclude 0."""
     ours, theirs = (
-        {view.run.seed: float(view.final_K[k]) for view in one.finished if view.final_K is not None}
+        {view.run.seed: view.final_K for view in one.finished if view.final_K is not None}
         for one in (method, baseline)
     )
-    difference = paired_difference(ours, theirs)
-    return difference is not None and difference.excludes_zero
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not pairs:
+        return [0] * len(baseline.finished[0].domains)
+    return [
+        _shade(found.mean) if found.excludes_zero else 0
+        for found in bootstrap_means(np.transpose(pairs))
+    ]
 
 
 def _final_loss(method: MethodView, k: int) -> float | None:
@@ -202,18 +231,32 @@ def run_table(summary: Summary) -> Table:
         for view in method.runs:
             final = view.final.headline if view.final else None
             cost = view.run.cost
-            texts = (
-                str(view.run.seed),
-                view.status,
-                number(final),
-                amount(cost.tokens),
-                amount(cost.flops),
+            cells = (
+                Cell(method.label),
+                Cell(str(view.run.seed)),
+                Cell(view.status, _steered(view)),
+                Cell(number(final)),
+                Cell(amount(cost.tokens), _lost(view.lost), value=cost.tokens),
+                Cell(amount(cost.flops), value=cost.flops),
+                Cell(duration(cost.seconds), value=cost.seconds),
             )
-            cells = (Cell(method.label), *map(Cell, texts), Cell(duration(cost.seconds)))
             rows.append(Row(view.run.id, "", cells, index))
     loss = measure(summary)
     columns = ("Method", "Seed", "State", loss[0].upper() + loss[1:], "Tokens", "FLOPs", "Time")
-    return Table(columns, tuple(rows))
+    return Table(columns, tuple(rows), frozenset(("Tokens", "FLOPs")))
+
+
+def _steered(view: RunView) -> str:
+    """What else than the policy steered, and how often the guard refused a proposal."""
+    if view.steering is None:
+        return ""
+    said = [f"{who} steered {count} intervals" for who, count in view.steering.others.items()]
+    said += [f"{view.steering.refused} proposals refused"] if view.steering.refused else []
+    return "; ".join(said)
+
+
+def _lost(lost: Cost) -> str:
+    return f"{amount(lost.tokens)} lost" if lost.tokens else ""
 
 
 def _final_note(method: MethodView, name: str, value: Value, digits: int) -> str:
@@ -248,45 +291,53 @@ def _cost_cells(method: MethodView) -> list[Cell]:
     proxies = method.proxies
     total = method.cost + (proxies or Cost())
     texts = amount(total.tokens), amount(total.flops), duration(total.seconds)
-    notes = ("", "", "")
+    values = float(total.tokens), total.flops, total.seconds
+    notes = _cost_notes(proxies, "proxies")
     if proxies is None:
         notes = ("its policy’s unknown", "", "")
-    elif proxies != Cost():
-        shares = amount(proxies.tokens), amount(proxies.flops), duration(proxies.seconds)
-        notes = (f"{shares[0]} proxies", f"{shares[1]} proxies", f"{shares[2]} proxies")
-    return [Cell(text, note) for text, note in zip(texts, notes, strict=True)]
+    lost = _cost_notes(method.lost, "lost, not counted")
+    return [
+        Cell(text, "; ".join(filter(None, both)), value=value)
+        for text, value, *both in zip(texts, values, notes, lost, strict=True)
+    ]
 
 
-def _tokens_needed(shares: Sequence[float | None]) -> str:
-    got_there = [share for share in shares if share is not None]
-    if len(got_there) < len(shares):
-        return f"reached by {len(got_there)} of {len(shares)}" if got_there else "never reached"
-    return f"{sum(got_there) / len(got_there):.0%} of its tokens" if got_there else ABSENT
+def _cost_notes(cost: Cost | None, what: str) -> tuple[str, str, str]:
+    if cost is None or cost == Cost():
+        return "", "", ""
+    figures = (amount(cost.tokens), amount(cost.flops), duration(cost.seconds))
+    return f"{figures[0]} {what}", f"{figures[1]} {what}", f"{figures[2]} {what}"
 
 
-def _break_even(method: MethodView, baseline: MethodView, shares: Sequence[float | None]) -> Cell:
-    """FLOPs of the baseline's run from which the proxies are worth their cost.
+def _tokens_needed(shares: Sequence[float | None]) -> Cell:
+    needed = tokens_needed(shares)
+    if not needed.runs:
+        return Cell(ABSENT)
+    if needed.reached == 0:
+        return Cell("never reached", f"in {needed.runs} run{'s' if needed.runs > 1 else ''}")
+    some = f"reached by {needed.reached} of {needed.runs}"
+    if needed.typical is None:
+        return Cell(some)
+    text = f"{needed.typical:.0%} of its tokens"
+    if needed.reached == needed.runs:
+        return Cell(text, value=needed.typical)
+    return Cell(text, f"the median; {some}", value=needed.typical)
 
-    Let a method reach the baseline's loss after the share s of its tokens, at r times its FLOPs per
-    token. It saves 1 − s·r of that run. Proxies of P FLOPs pay off for runs of P / (1 − s·r) FLOPs
-    or more, if s stays the same.
-    """
+
+def _break_even(method: MethodView, baseline: MethodView) -> Cell:
+    """FLOPs of the baseline's run from which the proxies are worth their cost: `break_even`."""
     proxies = method.proxies
     if proxies is None:
         return Cell(ABSENT, "cost of its policy unknown")
     if not proxies.flops:
         return Cell(ABSENT, "no proxies")
-    own, other = method.cost, baseline.cost
-    reached = [share for share in shares if share is not None]
-    if not reached or len(reached) < len(shares) or not (own.tokens and other.flops):
-        return Cell("never", "the baseline’s end is not reached")
-    saved = 1.0 - sum(reached) / len(reached) * (own.flops / own.tokens) / (
-        other.flops / other.tokens
-    )
-    if saved <= 0:
-        return Cell("never", "no FLOPs are saved")
-    enough = proxies.flops / saved
-    return Cell(f"{amount(enough)} FLOPs", f"{enough / other.flops:.3g} × this run")
+    needed = tokens_needed(shares_of_tokens(method, baseline))
+    enough = break_even(method, baseline)
+    if enough is not None:
+        times = f"{enough / baseline.cost.flops:.3g} × this run"
+        return Cell(f"{amount(enough)} FLOPs", times, value=enough)
+    missed = needed.typical is None
+    return Cell("never", "the baseline’s end is not reached" if missed else "no FLOPs are saved")
 
 
 def _drawn(method: MethodView) -> Counter[str]:
@@ -298,9 +349,6 @@ def _drawn(method: MethodView) -> Counter[str]:
     return drawn
 
 
-def _shade(loss: float | None, theirs: float | None) -> int:
-    if loss is None or theirs is None:
-        return 0
-    difference = loss - theirs
+def _shade(difference: float) -> int:
     size = sum(abs(difference) >= bound for bound in (0.01, 0.05, 0.2))
     return size if difference > 0 else -size

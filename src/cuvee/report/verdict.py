@@ -2,68 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict, compare_paired, corrected
-from cuvee.report.summary import MethodView, Scores, Summary, shares_of_tokens
-from cuvee.report.words import amount, headline_loss, interval, measure, number, signed
-
-TIE = 0.0025
-"""Two losses are tied if they surely differ by less than this share of the baseline's loss."""
+from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict
+from cuvee.report.summary import Summary
+from cuvee.report.views import MethodView, break_even, shares_of_tokens, tokens_needed
+from cuvee.report.words import (
+    ENOUGH_SEEDS,
+    amount,
+    headline_loss,
+    interval,
+    measure,
+    number,
+    signed,
+)
 
 
 @dataclass(frozen=True)
 class Card:
-    """The conclusion of a report in four short texts.
+    """The conclusion of a report in short texts.
 
     `choice` names what to train on and `sure` how sure that is. `saves` and `cost` compare it with
-    the baseline; they are "" if there is nothing to compare.
+    the baseline; they are "" if there is nothing to compare. `trust` has what else to know before
+    one relies on it.
     """
 
     choice: str
     sure: str
     saves: str
     cost: str
-
-
-def verdicts(summary: Summary) -> dict[str, Verdict]:
-    """Compare every method with the baseline; return the verdicts by label.
-
-    A method without a seed that the baseline has finished too is left out. P-values are corrected
-    for the number of methods.
-    """
-    baseline = summary.methods[0]
-    theirs = baseline.by_seed(_headline)
-    if not theirs:
-        return {}
-    margin = TIE * sum(theirs.values()) / len(theirs)
-    found = {
-        method.label: compare_paired(method.by_seed(_headline), theirs, margin)
-        for method in summary.methods[1:]
-    }
-    known = {label: verdict for label, verdict in found.items() if verdict is not None}
-    return dict(zip(known, corrected(list(known.values())), strict=True))
+    trust: tuple[str, ...] = ()
+    best: str = ""
+    """The method to train on, if it is not the baseline."""
 
 
 def card(summary: Summary) -> Card | None:
-    """Return the card, or None if no method has finished a seed that the baseline has finished."""
-    found = verdicts(summary)
+    """Return the card, or None if no method has finished a seed that the baseline has finished.
+
+    A method that something else steered for a while is not recommended.
+    """
+    found = summary.verdicts
     if not found:
         return None
     by_label = {method.label: method for method in summary.methods}
     baseline = summary.methods[0]
     better = [label for label, verdict in found.items() if verdict.outcome == "better"]
-    if better:
-        best = min((by_label[label] for label in better), key=headline_loss)
+    credited = [label for label in better if not by_label[label].others]
+    trust = _trust(summary, found, [label for label in better if label not in credited])
+    if credited:
+        best = min((by_label[label] for label in credited), key=headline_loss)
         return Card(
             f"Train on {best.label}",
-            _sure(summary, best.label, found[best.label], better),
+            _sure(summary, best.label, found[best.label], credited),
             _saves(best, baseline),
             _costs(best, baseline),
+            trust,
+            best.label,
         )
-    return Card(f"Keep {baseline.label}", _unsure(summary, found), "", "")
+    return Card(f"Keep {baseline.label}", _unsure(summary, found), "", "", trust)
+
+
+def _trust(
+    summary: Summary, found: Mapping[str, Verdict], uncredited: Sequence[str]
+) -> tuple[str, ...]:
+    said = []
+    pairs = min(verdict.difference.pairs for verdict in found.values())
+    if 1 < pairs < ENOUGH_SEEDS:
+        said.append(
+            f"{pairs} paired seeds are few: a bootstrap interval of fewer than {ENOUGH_SEEDS} is "
+            "too narrow, so this is a hint."
+        )
+    for method in summary.methods:
+        if note := steering_note(method):
+            unnamed = method.label in uncredited
+            said.append(f"{note} The method gets no credit for it." if unnamed else note)
+    return tuple(said)
+
+
+def steering_note(method: MethodView) -> str:
+    """Say how often something else than the method's policy steered its runs, or ""."""
+    steerings = [view.steering for view in method.scored if view.steering]
+    planned = sum(one.planned for one in steerings)
+    others = method.others | ({"its plan, not its agent,": planned} if planned else {})
+    if not others:
+        return ""
+    decisions = sum(one.decisions for one in steerings)
+    shares = [f"{who} steered {count / decisions:.0%}" for who, count in others.items()]
+    alarms = sorted({name for one in steerings for name in one.alarms})
+    why = f" (alarms: {', '.join(alarms)})" if alarms else ""
+    return f"{method.label}: {' and '.join(shares)} of its intervals{why}."
 
 
 def seeds_to_decide(verdict: Verdict) -> str:
@@ -83,7 +112,7 @@ def _sure(summary: Summary, label: str, verdict: Verdict, better: list[str]) -> 
     others = [name for name in better if name != label]
     also = f" Also better than {summary.baseline}: {', '.join(others)}." if others else ""
     return (
-        f"{signed(found.mean)} nats of {measure(summary)} against {summary.baseline}, 95 % interval "
+        f"{signed(found.mean)} nats of {measure(summary)} against {summary.baseline}, 95 % interval "
         f"{interval(found)} over {found.pairs} paired seeds, p = {verdict.p_value:.2g}"
         f"{_corrections(verdict)}.{also}"
     )
@@ -99,7 +128,8 @@ def _unsure(summary: Summary, found: Mapping[str, Verdict]) -> str:
     by_outcome: dict[str, list[str]] = {}
     for label, verdict in found.items():
         by_outcome.setdefault(verdict.outcome, []).append(label)
-    said = [f"No method is surely better than {summary.baseline}."]
+    corrections = _corrections(next(iter(found.values())))
+    said = [f"No method is surely better than {summary.baseline}{corrections}."]
     margin = number(next(iter(found.values())).margin)
     texts = {
         "tied": f"Tied with it within {margin} nats: {{}}.",
@@ -110,22 +140,26 @@ def _unsure(summary: Summary, found: Mapping[str, Verdict]) -> str:
         for outcome, text in texts.items()
         if outcome in by_outcome
     ]
-    said += [
-        f"{label} is open: {seeds_to_decide(found[label])}." for label in by_outcome.get("open", ())
-    ]
+    by_need: dict[str, list[str]] = {}
+    for label in by_outcome.get("open", ()):
+        by_need.setdefault(seeds_to_decide(found[label]), []).append(label)
+    said += [f"Open: {', '.join(labels)}; {need}." for need, labels in by_need.items()]
     return " ".join(said)
 
 
 def _saves(best: MethodView, baseline: MethodView) -> str:
-    shares = shares_of_tokens(best, baseline)
-    reached = [share for share in shares if share is not None]
-    if not reached or len(reached) < len(shares):
-        return (
-            f"It reached {baseline.label}’s final validation loss in {len(reached)} of "
-            f"{len(shares)} runs."
-        )
-    mean = sum(reached) / len(reached)
-    return f"It reached {baseline.label}’s final validation loss after {mean:.0%} of its tokens."
+    needed = tokens_needed(shares_of_tokens(best, baseline))
+    goal = f"{baseline.label}’s final validation loss"
+    if needed.typical is None:
+        return f"It reached {goal} in {needed.reached} of {needed.runs} runs."
+    said = f"It reached {goal} after {needed.typical:.0%} of its tokens"
+    if needed.reached == needed.runs:
+        return f"{said}{_on_average(needed.runs)}."
+    return f"{said} in the median; {needed.runs - needed.reached} of {needed.runs} runs never did."
+
+
+def _on_average(runs: int) -> str:
+    return f", the mean of {runs} runs" if runs > 1 else ""
 
 
 def _costs(best: MethodView, baseline: MethodView) -> str:
@@ -133,10 +167,9 @@ def _costs(best: MethodView, baseline: MethodView) -> str:
         return "The cost of the proxies behind its policy is unknown."
     ratio = best.cost.flops / baseline.cost.flops if baseline.cost.flops else 1.0
     said = f"A run takes {ratio:.2f} times the FLOPs of {baseline.label}’s"
+    lost = f" Interrupted attempts cost {amount(best.lost.flops)} more." if best.lost.flops else ""
     if best.proxies == Cost():
-        return f"{said}; no proxies."
-    return f"{said}, and {amount(best.proxies.flops)} FLOPs of proxies once."
-
-
-def _headline(scores: Scores) -> float:
-    return scores.headline
+        return f"{said}; no proxies.{lost}"
+    pays = break_even(best, baseline)
+    back = f"; they pay from {amount(pays)} FLOPs a run on" if pays else "; they never pay"
+    return f"{said}, and {amount(best.proxies.flops)} FLOPs of proxies once{back}.{lost}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cuvee.evaluation.claims import Answered
 from cuvee.evaluation.statistics import Estimate, paired_difference
-from cuvee.report.summary import MethodView, Scores, Summary
+from cuvee.report.summary import Summary
+from cuvee.report.views import MethodView, Scores
 
 ENOUGH_SEEDS = 5
 """The number of seeds below which a difference is called a hint, not a result."""
@@ -102,6 +104,98 @@ def fallback(summary: Summary) -> str | None:
     )
 
 
+def captions(summary: Summary) -> dict[str, str]:
+    """What the figures and tables show, for the seeds and methods that there are."""
+    base = summary.baseline
+    loss = final_loss(summary)
+    counts = _pairs(summary)
+    several = max((len(method.runs) for method in summary.methods), default=1) > 1
+    means = ", means over seeds" if several else ""
+    below = (
+        "the range over seeds" if several else "the change in validation loss since before training"
+    )
+    bold = " The lowest of each column is set in bold." if len(summary.methods) > 1 else ""
+    seeds = "its single runs" if not several else "single seeds"
+    return {
+        "intervals": f"Differences in {loss}: left of {base} is better. " + _interval_words(counts),
+        "mixtures": "The share of each batch that came from each domain" + means + ". "
+        "The narrow column at the left has the natural shares.",
+        "epochs": "How often each domain has been read: its tokens so far over its tokens. "
+        "From the dotted line on, text is repeated.",
+        "curves": "Mean over domains with equal weights, over training tokens."
+        + (
+            f" Thin lines are {seeds}, strong lines their mean; of more than 8 seeds, a band "
+            "shows the range."
+            if several
+            else ""
+        ),
+        "by_domain": "Validation loss over training tokens" + means + ".",
+        "final": f"{loss.capitalize()} in nats per token at the end, and what one run cost, "
+        f"proxies included{means}. Below each figure: {below}.{bold}",
+        "paired": _paired_caption(base, loss, counts),
+        "domains": _domain_caption(base, loss, counts),
+    }
+
+
+def _pairs(summary: Summary) -> list[int]:
+    """The number of seeds that each method shares with the baseline, without methods of none."""
+    theirs = summary.methods[0].by_seed(_headline)
+    shared = [len(theirs.keys() & one.by_seed(_headline).keys()) for one in summary.methods[1:]]
+    return [count for count in shared if count]
+
+
+def _interval_words(counts: Sequence[int]) -> str:
+    if not counts or max(counts) == 1:
+        return "With one seed there is no interval, and no difference is a result."
+    low = min(counts)
+    high = max(counts)
+    seeds = f"{low} to {high}" if low < high else str(high)
+    said = (
+        f"Bars are 95 % bootstrap intervals over {seeds} paired seeds; a filled mark’s interval "
+        "excludes zero. The shaded band is what counts as a tie."
+    )
+    if len(counts) > 1:
+        said += f" A verdict also needs a t-test that is corrected for {len(counts)} methods."
+    if high <= 8:
+        said += " Strokes are single seeds."
+    if low < ENOUGH_SEEDS:
+        said += f" Intervals of fewer than {ENOUGH_SEEDS} seeds are too narrow: they are hints."
+    return said
+
+
+def _paired_caption(base: str, loss: str, counts: Sequence[int]) -> str:
+    start = f"Difference in final {loss} to {base}, paired by seed. Below zero is better."
+    if not counts or max(counts) == 1:
+        decided = "With one seed there is no interval, and every verdict is “open”."
+    else:
+        corrected = ", corrected for the number of methods (Holm)," if len(counts) > 1 else ""
+        decided = (
+            "Intervals are 95 % bootstrap intervals over seeds. The verdict is “better” or “worse” "
+            f"if the interval excludes zero and a paired t-test{corrected} agrees; “tied” if the "
+            "two surely differ by less than 0.25 % of the baseline’s loss; else “open”."
+        )
+    return (
+        f"{start} {decided} “Tokens to the baseline’s end” is the share of the baseline’s token "
+        "budget after which a method reached the baseline’s final validation loss. “Proxies pay "
+        "from” is the size of the baseline’s run from which a method saves more FLOPs than its "
+        "proxies cost."
+    )
+
+
+def _domain_caption(base: str, loss: str, counts: Sequence[int]) -> str:
+    shading = ""
+    if counts and max(counts) > 1:
+        shading = (
+            f", shaded by its distance from {base} where the 95 % interval of the paired "
+            "difference excludes zero: blue is lower, orange is higher (from 0.01, 0.05 and 0.2 "
+            "nats)"
+        )
+    return (
+        f"Final {loss} by domain{shading}. Below it, the share of all training tokens that came "
+        "from the domain."
+    )
+
+
 def headline_loss(method: MethodView) -> float:
     """Return the mean final loss by which methods are ranked."""
     loss = method.mean(lambda scores: scores.headline)
@@ -177,7 +271,12 @@ def _both(method: MethodView) -> str:
 
 def claim_sentence(one: Answered) -> str:
     """Say whether a claim holds, by which figures, and whether it was made before the runs."""
-    return f"{one.claim}: {one.answer}. {_evidence(one)} {_made(one)}"
+    others = (
+        ""
+        if one.credited
+        else f" Not only the policy of {one.claim.left} steered its runs, so it gets no credit."
+    )
+    return f"{one.claim}: {one.answer}. {_evidence(one)}{others} {_made(one)}"
 
 
 def _evidence(one: Answered) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.evaluation.claims import Answered, answer_claims, parse_claim
 from cuvee.recipes.config.schema import CompareConfig
+from cuvee.report.steering import Steering
 from cuvee.report.summary import summarise
 
 
@@ -35,20 +36,28 @@ def register_claims(config: CompareConfig, group: str, done: int, total: int) ->
     write_atomic(_path(config.out, group), json.dumps(records, indent=2))
 
 
-def answered_claims(config: CompareConfig, group: str, runs: Sequence[Run]) -> list[Answered]:
-    """Return the registered claims about the methods of `config`, with their verdicts."""
+def answered_claims(
+    config: CompareConfig,
+    group: str,
+    runs: Sequence[Run],
+    steered: Mapping[str, Steering] | None = None,
+) -> list[Answered]:
+    """Return the registered claims about the methods of `config`, with their verdicts.
+
+    `steered` says by run id who steered it.
+    """
     labels = [method.label for method in config.methods]
-    summary = summarise(runs, config.baseline_label)
+    summary = summarise(runs, config.baseline_label, steered=steered)
+    others = {method.label for method in summary.methods if method.others}
     losses = {
         method.label: method.by_seed(lambda scores: scores.headline) for method in summary.methods
     }
-    claims = [
-        Answered(
-            parse_claim(one["claim"], labels), None, one["done"], one["total"], one["registered"]
-        )
-        for one in _read(config.out, group)
-        if _names(one["claim"]) <= set(labels)
-    ]
+    claims = []
+    for one in _read(config.out, group):
+        if _names(one["claim"]) <= set(labels):
+            claim = parse_claim(one["claim"], labels)
+            made = (one["done"], one["total"], one["registered"])
+            claims.append(Answered(claim, None, *made, credited=claim.left not in others))
     return answer_claims(claims, lambda label: losses.get(label, {}))
 
 

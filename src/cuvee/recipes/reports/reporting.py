@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Run
@@ -13,10 +14,11 @@ from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 from cuvee.recipes.config.schema import CompareConfig
 from cuvee.recipes.reports.claims import answered_claims
+from cuvee.recipes.stores import open_store
 from cuvee.report.page import write_report
+from cuvee.report.steering import steering
 from cuvee.report.summary import summarise
 from cuvee.report.tables import Cell, Row, Table, final_table, paired_table
-from cuvee.report.verdict import verdicts
 from cuvee.report.words import (
     ABSENT,
     claim_sentence,
@@ -55,16 +57,27 @@ def report_path(config: CompareConfig, model: str, given: Path | None, several: 
 def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> list[str]:
     """Write the report of a comparison and return the answers to its claims as sentences."""
     group = config.group(Corpus.open(config.corpus).fingerprint)
-    claims = answered_claims(config, group, runs)
-    write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims)
+    with open_store(config.store, must_exist=True) as store:
+        recorded = _recorded(store, [run.id for run in runs])
+    claims = answered_claims(config, group, runs, recorded["steered"])
+    write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims, **recorded)
     return [claim_sentence(one) for one in claims]
+
+
+def _recorded(store: Store, ids: Sequence[str]) -> dict[str, Any]:
+    """What the store knows of these runs besides their trajectories, as `write_report` takes it."""
+    found = {run_id: steering(store.metrics(run_id)) for run_id in ids}
+    return {
+        "steered": {run_id: one for run_id, one in found.items() if one is not None},
+        "evaluations": {run_id: store.evaluations(run_id) for run_id in ids},
+    }
 
 
 def by_model_table(
     compared: Mapping[str, Sequence[Run]], baseline: str | None = None
 ) -> tuple[str, Table]:
     """Return each method's difference to the baseline by model, with its verdict."""
-    found = {name: verdicts(summarise(runs, baseline)) for name, runs in compared.items()}
+    found = {name: summarise(runs, baseline).verdicts for name, runs in compared.items()}
     labels = list(dict.fromkeys(label for one in found.values() for label in one))
     rows = []
     for label in labels:
@@ -99,5 +112,5 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
         path,
         title,
         statuses=statuses,
-        evaluations={one.id: store.evaluations(one.id) for one in begun},
+        **_recorded(store, [one.id for one in begun]),
     )

@@ -10,8 +10,9 @@ from plotly.subplots import make_subplots
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Trajectory
-from cuvee.report.colours import FAINT, INK
-from cuvee.report.figures import add_stack, plain, style
+from cuvee.report.figures.colours import FAINT, INK
+from cuvee.report.figures.mixtures import add_stack
+from cuvee.report.figures.style import plain, style
 
 _LINES = 80  # more lines cannot be distinguished
 

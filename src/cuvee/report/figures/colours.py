@@ -7,7 +7,7 @@ Target domains have warm colours and source domains cool ones. Figures are built
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cuvee.core.domain import Domain
 
@@ -24,11 +24,23 @@ METHODS = (  # Okabe & Ito (2008), darkened to a contrast of 3:1 on white; the b
 )
 DASHES = ("dot", "solid", "dash", "dashdot", "longdash", "solid", "dash", "longdashdot")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon", "bowtie")
+OTHER = "#c3c9d2"
+_REST = ("#c3c9d2", "#d6dae0", "#b3bac5")
 DARK = {INK: "#e8eaee", FAINT: "#a3abb8", GRID: "#333a45", PAPER: "#14181f", **dict(METHODS)}
+DARK |= dict(zip(_REST, ("#4b5360", "#3b424d", "#5a6371"), strict=True))
 
 
 def method_colour(index: int) -> str:
     return METHODS[index % len(METHODS)][0]
+
+
+def method_dash(index: int) -> str:
+    """Return a dash that differs between methods of one colour."""
+    return DASHES[(index + index // len(METHODS)) % len(DASHES)]
+
+
+def method_marker(index: int) -> str:
+    return MARKERS[(index + index // len(METHODS)) % len(MARKERS)]
 
 
 def domain_colours(domains: Sequence[Domain]) -> dict[str, str]:
@@ -42,6 +54,13 @@ def domain_colours(domains: Sequence[Domain]) -> dict[str, str]:
     sources = [domain.name for domain in domains if not domain.is_target]
     cool = (150.0, 310.0) if targets else (20.0, 340.0)
     return _spread(sources, *cool, chroma=0.085) | _spread(targets, 25.0, 100.0, chroma=0.15)
+
+
+def focused_colours(domains: Sequence[Domain], top: Collection[str]) -> dict[str, str]:
+    """Return a colour for each domain: those of `top` spread over all hues, the rest in greys."""
+    rest = [domain.name for domain in domains if domain.name not in top]
+    greys = {name: _REST[i % len(_REST)] for i, name in enumerate(rest)}
+    return greys | domain_colours([domain for domain in domains if domain.name in top])
 
 
 def _spread(names: Sequence[str], first: float, last: float, chroma: float) -> dict[str, str]:

@@ -1,0 +1,166 @@
+"""What a decision rests on: the verdict card, who steered, what was lost, and true captions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuvee.core.signals import Measured
+from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.evaluation.claims import Answered, Claim, answer_claims
+from cuvee.report.page import write_report
+from cuvee.report.steering import Steering, steering
+from cuvee.report.summary import summarise
+from cuvee.report.tables import final_table, run_table
+from cuvee.report.verdict import card
+from cuvee.report.views import tokens_needed
+from cuvee.report.words import captions, claim_sentence
+from cuvee.testing.runs import example_run
+
+
+def moved(run: Run, by: float, label: str = "better", **config: Any) -> Run:
+    """The run under another label, with `by` added to its losses in proportion to progress."""
+    signals = [
+        replace(
+            s,
+            probes={name: Measured.all(m.values + by * s.progress) for name, m in s.probes.items()},
+        )
+        for s in run.trajectory.signals
+    ]
+    wobbled = Trajectory(signals, run.trajectory.mixtures)
+    named = {"method": label, **config}
+    return replace(run, id=f"{run.id}-{label}", config=named, trajectory=wobbled)
+
+
+def compared(seeds: int) -> list[Run]:
+    base = [example_run("natural", seed) for seed in range(seeds)]
+    return base + [moved(run, -0.2 - 0.01 * run.seed) for run in base]
+
+
+def guarded(*verdicts: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"guard": {"verdict": verdict, "alarms": {}}, **more} for verdict in verdicts]
+
+
+def test_the_card_says_what_to_train_on_how_sure_what_it_saves_and_costs() -> None:
+    found = card(summarise(compared(5)))
+    assert found is not None
+    assert found.choice == "Train on better"
+    assert "over 5 paired seeds" in found.sure
+    assert "of its tokens, the mean of 5 runs" in found.saves
+    assert "1.00 times the FLOPs of natural’s; no proxies." in found.cost
+    assert not found.trust
+
+
+def test_few_seeds_are_a_hint_on_the_card() -> None:
+    found = card(summarise(compared(3)))
+    assert found is not None
+    assert "3 paired seeds are few" in " ".join(found.trust)
+
+
+def test_proxies_on_the_card_say_from_which_size_they_pay() -> None:
+    proxies: dict[str, Any] = {"proxies": asdict(Cost(1_000_000, 5e12, 60.0)), "policy": "agent"}
+    base = [example_run("natural", seed) for seed in range(5)]
+    learned = [moved(run, -0.2 - 0.01 * run.seed, **proxies) for run in base]
+    found = card(summarise([*base, *learned]))
+    assert found is not None
+    assert "5 T FLOPs of proxies once; they pay from" in found.cost
+
+
+def test_steering_counts_decisions_that_were_not_the_policys() -> None:
+    found = steering(guarded("accepted", "limited", "refused", "fallback", "operator"))
+    assert found is not None
+    assert found.others == {"the guard’s fallback mixture": 1, "an operator": 1}
+    assert found.refused == 1
+    plan = steering(guarded("accepted", "accepted", acts="plan"))
+    assert plan is not None
+    assert (plan.others, plan.planned) == ({}, 2), "a plan is the method's own"
+    assert steering([{}, {"loss": 1.0}]) is None
+
+
+def test_a_fallback_is_never_credited_to_the_agent(tmp_path: Path) -> None:
+    runs = compared(5)
+    agent = runs[-1]
+    steered = {agent.id: Steering(20, {"accepted": 15, "fallback": 5}, {}, ("collapse",))}
+    found = card(summarise(runs, steered=steered))
+    assert found is not None
+    assert found.choice == "Keep natural"
+    (note,) = found.trust
+    assert note == (
+        "better: the guard’s fallback mixture steered 25% of its intervals (alarms: collapse). "
+        "The method gets no credit for it."
+    )
+    page = write_report(runs, tmp_path / "r.html", steered=steered).read_text()
+    assert note in page
+    assert "the guard’s fallback mixture steered 5 intervals" in page
+
+
+def test_a_plan_is_named_and_credited() -> None:
+    runs = compared(5)
+    steered = {run.id: Steering(20, {"accepted": 20}, {"plan": 20}) for run in runs[5:]}
+    found = card(summarise(runs, steered=steered))
+    assert found is not None
+    assert found.choice == "Train on better"
+    assert found.trust == ("better: its plan, not its agent, steered 100% of its intervals.",)
+
+
+def test_a_claim_of_a_method_that_something_else_steered_is_not_confirmed() -> None:
+    losses = {"a": {s: 3.0 + 0.01 * s for s in range(5)}, "b": dict.fromkeys(range(5), 3.5)}
+    made = [Answered(Claim("a", "b"), None, 0, 10, "today", credited=c) for c in (True, False)]
+    plain, steered = answer_claims(made, losses.__getitem__)
+    assert (plain.answer, steered.answer) == ("confirmed", "open")
+    assert "gets no credit" in claim_sentence(steered)
+    assert "gets no credit" not in claim_sentence(plain)
+
+
+def test_lost_work_is_counted_apart() -> None:
+    run = example_run("natural")
+    spent = run.cost
+    twice = replace(run, cost=Cost(2 * spent.tokens, 2 * spent.flops, 2 * spent.seconds))
+    summary = summarise([twice])
+    assert asdict(summary.methods[0].cost) == pytest.approx(asdict(spent))
+    table = final_table(summary)
+    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    plain = final_table(summarise([run])).rows[0].cells[table.columns.index("Tokens")]
+    assert cells["Tokens"].text == plain.text
+    assert cells["Tokens"].note == f"{plain.text} lost, not counted"
+    assert "lost" in run_table(summary).rows[0].cells[4].note
+
+
+@pytest.mark.parametrize(
+    ("shares", "reached", "typical"),
+    [
+        ([0.5, 0.7], 2, 0.6),
+        ([0.5, 0.7, None], 2, 0.7),
+        ([0.5, None, None], 1, None),
+        ([0.5, None], 1, None),
+        ([None], 0, None),
+        ([], 0, None),
+    ],
+)
+def test_runs_that_never_got_there_are_censored(
+    shares: list[float | None], reached: int, typical: float | None
+) -> None:
+    found = tokens_needed(shares)
+    assert (found.reached, found.runs) == (reached, len(shares))
+    assert found.typical == (None if typical is None else pytest.approx(typical))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_captions_are_true_for_the_seeds_there_are(seeds: int, tmp_path: Path) -> None:
+    runs = compared(seeds)
+    summary = summarise(runs)
+    said = captions(summary)
+    several = seeds > 1
+    assert ("excludes zero" in said["domains"]) == several
+    assert ("With one seed" in said["intervals"]) != several
+    assert (f"over {seeds} paired seeds" in said["intervals"]) == several
+    assert ("too narrow" in said["intervals"]) == (1 < seeds < 5)
+    assert ("means over seeds" in said["final"]) == several
+    assert ("Thin lines" in said["curves"]) == several
+    assert ("corrected for the number of methods" in said["paired"]) is False, "one method only"
+    page = write_report(runs, tmp_path / "r.html").read_text()
+    assert ("With one seed there is no interval" in page) != several
+    assert (f"{seeds} seeds" in page) == several
