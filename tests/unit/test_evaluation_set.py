@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuvee.core.errors import ConfigError, CorpusError
-from cuvee.probes.base import Context
+from cuvee.probes.base import Context, Place
 from cuvee.probes.evaluation_set import EvaluationMeter, EvaluationSet
 from cuvee.probes.questions import Question, read_questions
 
@@ -65,9 +65,7 @@ def plain(count: int, prompt: str = "prompt") -> list[object]:
 def attach(
     files: dict[str, list[Path]], model: nn.Module | None = None, **options: Any
 ) -> EvaluationMeter:
-    context = {
-        key: options.pop(key) for key in ("rank", "world_size", "interval_tokens") if key in options
-    }
+    context = {key: options.pop(key) for key in ("place", "interval_tokens") if key in options}
     model = Bigram() if model is None else model
     return EvaluationSet(files, **options).attach(
         Context(model, torch.device("cpu"), tokenizer=letters(), **context)
@@ -156,7 +154,7 @@ def test_ranks_split_the_questions_and_run_equally_many_passes(
     alone = attach(files)
     models, sums = [Bigram() for _ in range(4)], torch.zeros(9, dtype=torch.float64)
     for rank, model in enumerate(models):
-        sums += attach(files, model, rank=rank, world_size=4).sums()
+        sums += attach(files, model, place=Place(rank, 4)).sums()
     torch.testing.assert_close(sums, alone.sums())
     assert len({len(model.rows) for model in models}) == 1
     assert len(models[0].rows) < len(alone._batches)
