@@ -66,7 +66,7 @@ def main() -> None:
             "build",
             str(arguments.corpus),
         ]
-        command += ["-o", f"{scratch}/corpus", "--workers", str(arguments.workers), "--no-progress"]
+        command += ["-o", f"{scratch}/corpus", "--workers", str(arguments.workers), "--quiet"]
         command += ["--vocab-size", str(arguments.vocab_size)]
         began = time.monotonic()
         process = subprocess.Popen(command)

@@ -19,6 +19,7 @@ _HOMES = {
     "Guard": "cuvee.policies.guard.guard",
     "LMTrainer": "cuvee.training.trainer",
     "Limits": "cuvee.policies.guard.limits",
+    "LossSteering": "cuvee.policies.guard.loss_steering",
     "Measured": "cuvee.core.signals",
     "Method": "cuvee.core.protocols",
     "Mixture": "cuvee.core.mixture",
@@ -31,7 +32,9 @@ _HOMES = {
     "StreamLoader": "cuvee.data.stream.loader",
     "Trainer": "cuvee.core.protocols",
     "Trajectory": "cuvee.core.trajectory",
+    "compare": "cuvee.loop",
     "load_policy": "cuvee.policies.files",
+    "open_store": "cuvee.recipes.stores",
     "register_agent": "cuvee.core.registry",
     "register_encoder": "cuvee.core.registry",
     "register_method": "cuvee.core.registry",
@@ -42,6 +45,7 @@ _HOMES = {
     "run": "cuvee.loop",
     "save_policy": "cuvee.policies.files",
     "search": "cuvee.loop",
+    "write_report": "cuvee.report.page",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

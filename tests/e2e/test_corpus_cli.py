@@ -42,10 +42,8 @@ def test_build_show_and_verify(place: Path, tmp_path: Path) -> None:
     mail = next(line for line in shown.splitlines() if "mail" in line)
     assert "target" in mail
     fingerprint = json.loads((out / "manifest.json").read_text())["fingerprint"]
-    assert fingerprint in cuvee("verify", out, "--no-progress")
-    again = cuvee(
-        "build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--no-progress"
-    )
+    assert fingerprint in cuvee("verify", out, "--quiet")
+    again = cuvee("build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--quiet")
     assert "3 domains" in again
 
 
@@ -77,5 +75,5 @@ def test_mistakes_are_one_line_and_a_remedy(place: Path, tmp_path: Path) -> None
     shard.write_bytes(whole[:-2])
     assert "mail.bin has" in cuvee("show", place / "corpus", expect=2)
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "mail.bin" in cuvee("verify", place / "corpus", "--no-progress", expect=2)
+    assert "mail.bin" in cuvee("verify", place / "corpus", "--quiet", expect=2)
     shard.write_bytes(whole)

@@ -64,6 +64,8 @@ class Witness:
         assert seconds > 0
         self.plans.append(runs)
 
+    def stopping(self) -> None: ...
+
     def begin(self, run_id: str, note: str) -> None: ...
 
     def interval(self, progress: Progress) -> None:

@@ -30,7 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "topics"
-    options = ("--by", "cluster", "--topics", "5", "--seed", "2", "--roles", "--no-progress")
+    options = ("--by", "cluster", "--topics", "5", "--seed", "2", "--roles", "--quiet")
     printed = cuvee("label", text, "-o", out, *options, "--workers", "2")
     for words in (
         "of targets",
@@ -43,7 +43,7 @@ def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path:
     assert f"next: cuvee corpus build {out} -o CORPUS" in printed
     cuvee("label", text, "-o", tmp_path / "again", *options, "--workers", "1")
     assert content_of(out) == content_of(tmp_path / "again")
-    cuvee("build", out, "-o", tmp_path / "corpus", "--vocab-size", "300", "--no-progress")
+    cuvee("build", out, "-o", tmp_path / "corpus", "--vocab-size", "300", "--quiet")
     corpus = Corpus.open(tmp_path / "corpus")
     report = json.loads((out / "labels.json").read_text())
     assert [(domain.name, domain.role) for domain in corpus.domains] == [
@@ -55,7 +55,7 @@ def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path:
     assert all(name.endswith(".target") for name in confusion["numbers"])
     merged = tmp_path / "merged.yaml"
     merged.write_text("".join(f"{domain.name}: {domain.role}\n" for domain in corpus.domains))
-    cuvee("label", out, "-o", tmp_path / "two", "--by", f"map:{merged}", "--no-progress")
+    cuvee("label", out, "-o", tmp_path / "two", "--by", f"map:{merged}", "--quiet")
     assert json.loads((tmp_path / "two" / "table.json").read_text())[1]["role"] == "target"
 
 
@@ -75,7 +75,7 @@ def test_remarks_on_mixed_roles_and_bad_rows(text: Path, tmp_path: Path) -> None
         "of",
         "--target",
         "mail",
-        "--no-progress",
+        "--quiet",
     )
     printed = cuvee(
         "label", raw, "-o", tmp_path / "out", "--by", "random", "--topics", "2", *columns
@@ -134,7 +134,7 @@ def test_mistakes_are_one_line_and_a_remedy(
         "--workers",
         "1",
     ]
-    monkeypatch.setattr(sys, "argv", [*command, "--no-progress"])
+    monkeypatch.setattr(sys, "argv", [*command, "--quiet"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

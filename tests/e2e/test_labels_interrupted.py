@@ -119,7 +119,7 @@ def test_killed_before_each_durable_call(
         "-o",
         str(other),
         *options,
-        "--no-progress",
+        "--quiet",
     ]
     subprocess.run(command, check=True, timeout=280, capture_output=True)
     assert list(read_text(other)) == list(read_text(tmp_path / "killed" / "out"))

@@ -126,6 +126,12 @@ def test_a_run_leaves_a_model_a_policy_and_its_record(unbroken: Run) -> None:
     text = AutoTokenizer.from_pretrained(folder)("def main(", return_tensors="pt")
     assert AutoModelForCausalLM.from_pretrained(folder)(text["input_ids"]).logits.isfinite().all()
 
+    card = (folder / "README.md").read_text()
+    assert f"cost: {unbroken.cost.tokens:,} tokens" in card
+    rows = [line.split("|")[1:-1] for line in card.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].strip() for row in rows] == list(unbroken.trajectory.names)
+    assert sum(int(row[2].replace(",", "")) for row in rows) == unbroken.cost.tokens
+
 
 def test_a_killed_run_resumes_exactly(place: Path, unbroken: Run) -> None:
     for number, arguments in (

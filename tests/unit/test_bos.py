@@ -135,7 +135,7 @@ def test_a_trained_tokenizer_has_no_start_token(tmp_path: Path) -> None:
 def test_the_command_line_shows_it_and_refuses_it_for_shards(tmp_path: Path) -> None:
     place = tokenizer(tmp_path / "base")
     built(tmp_path, place, False)
-    command = ["corpus", "build", "--tokenizer", str(place), "--bos", "--no-progress"]
+    command = ["corpus", "build", "--tokenizer", str(place), "--bos", "--quiet"]
     command += ["--workers", "1", "--valid-share", "0", "--test-share", "0"]
     done = CliRunner().invoke(
         app, [*command, str(tmp_path / "web.jsonl"), "-o", str(tmp_path / "new")]

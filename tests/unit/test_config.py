@@ -211,7 +211,7 @@ def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: 
     assert first.label == "learned"
     assert steered_by(tmp_path / "b" / "learned", "one").run_id("f") == first.run_id("f")
     assert steered_by(tmp_path / "c" / "learned", "two").run_id("f") != first.run_id("f")
-    with pytest.raises(PolicyError, match="has no policy"):
+    with pytest.raises(PolicyError, match="holds no policy"):
         parse(TrainConfig, {"corpus": "c", "policy": str(tmp_path)}, "mine.yaml").run_id("f")
 
 
@@ -451,3 +451,23 @@ def test_the_documentation_names_every_key_and_no_other() -> None:
         field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"
     ]
     assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]
+
+
+def test_a_file_for_another_command_says_which(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("corpus: nowhere\nmethods: [natural, odm]\n")
+    with pytest.raises(ConfigError, match="lists `methods`, so it is for `cuvee compare"):
+        load(TrainConfig, path)
+    path.write_text("corpus: nowhere\nmethod: odm\n")
+    with pytest.raises(ConfigError, match="one method or policy, so it is for `cuvee train"):
+        load(CompareConfig, path)
+
+
+def test_a_policy_of_the_command_line_replaces_the_method_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("corpus: nowhere\nmethod: odm\n")
+    assert load(TrainConfig, path, ["policy=universal"]).policy is not None
+    path.write_text("corpus: nowhere\npolicy: universal\n")
+    assert load(TrainConfig, path, ["method=odm"]).policy is None
+    with pytest.raises(ConfigError, match="both method"):
+        load(TrainConfig, path, ["method=odm", "policy=universal"])

@@ -76,7 +76,7 @@ def test_rename_on_the_command_line(tmp_path: Path) -> None:
     roles = [{"domain": "Droit civil", "role": "target"}, {"domain": "web"}]
     (tmp_path / "in" / "table.json").write_text(json.dumps(roles))
     command = ["corpus", "build", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
-    command += ["--vocab-size", "300", "--workers", "1", "--no-progress", "--valid-share", "0"]
+    command += ["--vocab-size", "300", "--workers", "1", "--quiet", "--valid-share", "0"]
     renames = ["--rename", "Droit civil=law", "--rename", "web=net"]
     assert CliRunner().invoke(app, [*command, *renames]).exit_code == 0
     corpus = Corpus.open(tmp_path / "out")

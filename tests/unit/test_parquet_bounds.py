@@ -15,7 +15,7 @@ import pytest
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.build import BuildSettings, build
-from cuvee.data.ingest.parquet import read_columns
+from cuvee.data.ingest.columns.parquet import read_columns
 
 CHILD = """
 import sys

@@ -72,7 +72,7 @@ def test_lines_of_json_plain_and_packed(
         (b'["text"]', "not an object but a list"),
         (b'"text"', "not an object but 'text'"),
         (b"null", "not an object but None"),
-        (b'{"Text": "one"}', "no key 'text'; the row has 'Text'"),
+        (b'{"Text": "one"}', "no key 'text'; the row has 'Text': choose with --text-column"),
         (b'{"text": null}', "'text' is None, not text"),
         (b'{"text": ["one"]}', "'text' is a list, not text"),
         (b'{"text": 1e999}', "'text' is inf, not text"),

@@ -18,7 +18,7 @@ from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.ranks import rank_correlation
 from cuvee.methods.regmix import method as regmix
-from cuvee.methods.regmix.fit import FITS, check_installed, cross_validated
+from cuvee.methods.regmix.fit import FITS, cross_validated, installed
 from cuvee.methods.regmix.gaussian_process import _negative_log_posterior, fit_gaussian_process
 from cuvee.methods.regmix.method import RegMix, draw
 from cuvee.methods.regmix.runs import Table
@@ -404,6 +404,7 @@ def test_an_objective_that_does_not_fit_the_corpus_is_refused() -> None:
 
 def test_a_fit_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cuvee.methods.regmix.fit.find_spec", lambda name: None)
-    check_installed("gaussian_process")
+    assert installed("gaussian_process") == ("gaussian_process",)
+    assert installed("best") == ("gaussian_process", "log_linear")
     with pytest.raises(ConfigError, match=r"cuvee\[regression\]"):
-        RegMix().propose(Space(), ())
+        RegMix(fit="lightgbm").propose(Space(), ())

@@ -89,6 +89,9 @@ def test_quoted_names_read_as_the_same_text(name: str) -> None:
         ("guard.floor=0.9", "floor"),
         ("objective={web: 1}", "objective names web"),
         ("corpus=nowhere", "no corpus folder"),
+        ("model=someone/tiny", "hf download someone/tiny --local-dir FOLDER"),
+        ("model=gpt2", "the presets, which are untrained, are llama-0.1m"),
+        ("train.steps=few", r"mine.yaml with train.steps=few: train.steps is 'few'"),
         ("train.tokns=3", "tokens"),
     ],
 )
@@ -113,7 +116,7 @@ def test_validate_finds_the_command(
     corpus: Corpus, tmp_path: Path, lines: str, command: str
 ) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text(f"corpus: {corpus.folder}\ntrain: {{steps: 20}}\n{lines}\n")
+    path.write_text(f"corpus: {corpus.folder}\ntrain: {{steps: 40}}\n{lines}\n")
     valid = validate(path)
     assert (valid.command, valid.remarks) == (command, ())
 
@@ -128,6 +131,13 @@ def test_validate_remarks_on_what_is_probably_not_meant(tmp_path: Path) -> None:
     assert "nothing to mix" in one_domain
     assert "no validation text" in unvalidated
     assert re.search(r"204,800 training tokens read the whole corpus \d", repeated)
+
+
+def test_validate_remarks_on_odm_that_only_explores(written: Path) -> None:
+    wanted = ["methods=[odm, natural]", "train.interval=10", "train.tokens=null"]
+    (remark,) = validate(written, [*wanted, "train.steps=30"]).remarks
+    assert "odm mixes 3 domains uniformly for its first 4 intervals, and the run has 3" in remark
+    assert validate(written, [*wanted, "train.steps=50"]).remarks == ()
 
 
 # --dry-run

@@ -68,13 +68,13 @@ def test_the_count_of_common_documents_is_an_estimate_in_bounded_memory(
 
 def test_files_that_are_not_read_are_listed(tmp_path: Path) -> None:
     rows(tmp_path / "web.jsonl", "text")
-    for name in ("a.csv", "b.jsonl.xz", "law/c.docx", "law/d.JSONL", "README.md"):
+    for name in ("a.xls", "b.jsonl.xz", "law/c.docx", "law/d.JSONL", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}')
     (tmp_path / "law" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.warns(UserWarning, match="5 files were not read") as seen:
         assert domains(tmp_path) == ["law", "web"]
-    for name in ("a.csv", "b.jsonl.xz", "c.docx", "README.md", "gone.jsonl"):
+    for name in ("a.xls", "b.jsonl.xz", "c.docx", "README.md", "gone.jsonl"):
         assert name in str(seen[0].message)
 
 

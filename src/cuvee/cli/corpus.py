@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli import label
+from cuvee.cli.display.lines import say
+from cuvee.cli.display.tables import say_json
+from cuvee.cli.options import JsonOption, Quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +27,8 @@ def build(
         list[Path],
         typer.Argument(
             metavar="SRC...",
-            help="Files or folders: .jsonl, .json, .txt (.gz, .zst), .parquet, .bin/.idx pairs.",
+            help="Files or folders: .jsonl, .json, .csv, .txt (also .gz, .zst), .parquet, .arrow, "
+            ".bin/.idx pairs.",
         ),
     ],
     folder: Annotated[
@@ -88,9 +92,12 @@ def build(
     max_bad_rows: Annotated[
         int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    quiet: Quiet = False,
 ) -> None:
-    """Build a corpus from text or token shards, or resume a build that was interrupted."""
+    """Build a corpus from text or token shards, or resume a build that was interrupted.
+
+    Example: cuvee corpus build DATA/ -o corpus --target maths
+    """
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.core.errors import CorpusError
     from cuvee.data.corpus.names import parse_renames
@@ -127,14 +134,14 @@ def build(
             max_bad_rows=max_bad_rows,
             rename=parse_renames(rename or ()),
         )
-        bar = progress_bar(disable=not progress)
+        bar = progress_bar(disable=quiet)
         try:
             with bar:
                 corpus = build_corpus(
                     sources, folder, settings, workers=workers, progress=Stages(bar)
                 )
         except KeyboardInterrupt:
-            console(stderr=True).print("Interrupted. The same command resumes.")
+            say("interrupted; the same command resumes", error=True, colour="yellow")
             raise typer.Exit(130) from None
     console().print(_table(corpus))
     if corpus.manifest.bad_rows:
@@ -145,25 +152,36 @@ def build(
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")]) -> None:
-    """Print the domains of a corpus: documents, tokens, shares, bytes per token, diversity."""
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the domains of a corpus: documents, tokens, shares, bytes per token, diversity.
+
+    Example: cuvee corpus show corpus --json
+    """
     from cuvee.cli.display.console import console
     from cuvee.data.corpus.corpus import Corpus
 
-    console().print(_table(Corpus.open(folder)))
+    corpus = Corpus.open(folder)
+    if as_json:
+        domains = [entry.model_dump(mode="json") for entry in corpus.manifest.domains]
+        say_json({"fingerprint": corpus.fingerprint, "domains": domains})
+        return
+    console().print(_table(corpus))
 
 
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")],
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    quiet: Quiet = False,
 ) -> None:
     """Read every file of a corpus and compare it with the hashes in the manifest."""
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.data.corpus.corpus import Corpus
 
     corpus = Corpus.open(folder)
-    with progress_bar(disable=not progress) as bar:
+    with progress_bar(disable=quiet) as bar:
         stages = Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
     console().print(

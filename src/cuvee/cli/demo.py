@@ -123,6 +123,10 @@ class _View(AbstractContextManager["_View"]):
 
         self._say(f"{runs} runs, {workers} at a time: about {time_of(seconds)}")
 
+    def stopping(self) -> None:
+        assert self._training, "models are trained in their own stages"
+        self._training.stopping()
+
     def begin(self, run_id: str, note: str) -> None:
         assert self._training, "models are trained in their own stage"
         self._training.begin(run_id, note)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cuvee.cli.display.lines import say
+from cuvee.cli.options import Quiet
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -88,11 +91,13 @@ def label(
     max_bad_rows: Annotated[
         int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    quiet: Quiet = False,
 ) -> None:
     """Assign documents to domains by a column, a map, clustering or a classifier.
 
     After an interruption the same command resumes.
+
+    Example: cuvee corpus label DATA/ -o topics --by cluster --topics 20
     """
     from cuvee.cli.display.console import Stages, console, progress_bar
     from cuvee.data.label.labels import LabelSettings
@@ -108,14 +113,14 @@ def label(
         test_share=test_share,
         max_bad_rows=max_bad_rows,
     )
-    bar = progress_bar(disable=not progress)
+    bar = progress_bar(disable=quiet)
     try:
         with bar:
             labels = label_sources(
                 sources, folder, way, settings, workers=workers, progress=Stages(bar)
             )
     except KeyboardInterrupt:
-        console(stderr=True).print("Interrupted. The same command resumes.")
+        say("interrupted; the same command resumes", error=True, colour="yellow")
         raise typer.Exit(130) from None
     _print(console(), labels, folder)
 

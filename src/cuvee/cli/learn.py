@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.train import Config, Overrides, Quiet
+from cuvee.cli.options import Quiet
+from cuvee.cli.train import Config, Overrides
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,7 +30,10 @@ def learn(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a policy from the proxy runs of `cuvee search`, and report whether they support it."""
+    """Learn a policy from the proxy runs of `cuvee search`, and report whether they support it.
+
+    Example: cuvee learn search.yaml -o policy
+    """
     from rich.progress import Progress
 
     from cuvee.cli.display.console import console

@@ -17,3 +17,4 @@ GroupOption = Annotated[
     typer.Option("--group", help="Only runs of this comparison or search: its `name`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

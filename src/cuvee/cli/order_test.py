@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.train import Config, Overrides, Quiet, Resume
+from cuvee.cli.options import Quiet
+from cuvee.cli.train import Config, Overrides, Resume
 
 
 def order_test(

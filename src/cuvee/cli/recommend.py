@@ -98,7 +98,10 @@ def recommend(
     store: Annotated[str | None, typer.Option(help="SQLite file, URL or @FILE.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Recommend a mixture, or up to three stages, from small runs, and write it for a trainer."""
+    """Recommend a mixture, or up to three stages, from small runs, and write it for a trainer.
+
+    Example: cuvee recommend runs.csv --tokens 1_000_000_000 --available corpus --write megatron
+    """
     from cuvee.recipes import recommend as recipe
     from cuvee.recommend.reading import LAYOUTS, Columns
     from cuvee.recommend.recommend import Request

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.train import Config, Overrides, Quiet
+from cuvee.cli.options import Quiet
+from cuvee.cli.train import Config, Overrides
 
 if TYPE_CHECKING:
     from cuvee.recipes.search import SearchPlan
@@ -40,7 +41,12 @@ def search(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the proxy runs that a method requests, and write the policy learned from them."""
+    """Train the proxy runs that a method requests, and write the policy learned from them.
+
+    The same command resumes an interrupted search.
+
+    Example: cuvee search search.yaml --workers 4
+    """
     from cuvee.cli.display.console import console
     from cuvee.cli.display.fleet import FleetView
     from cuvee.recipes import search as recipe

@@ -30,7 +30,13 @@ def steer(
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Changes who decides the mixture of a run, from its next interval on, within the guard's limits."""
+    """Change who decides the mixture of a run that is training.
+
+    You, its policy, or another policy. It takes effect with the next interval, within the limits of
+    the guard.
+
+    Example: cuvee steer RUN --set code=0.3
+    """
     from cuvee.core.errors import ConfigError
     from cuvee.recipes.stores import find_runs, open_store
 

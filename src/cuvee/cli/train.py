@@ -6,17 +6,20 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cuvee.cli.display.lines import say
+from cuvee.cli.display.tables import say_json
+from cuvee.cli.options import JsonOption, Quiet
 from cuvee.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cuvee.core.trajectory import Run
+    from cuvee.recipes.config.schema import RunConfig
     from cuvee.report.tables import Table as Figures
 
 
@@ -47,7 +50,6 @@ DryRun = Annotated[
         "--dry-run", help="Print the cost: tokens, FLOPs, time, memory, epochs. Store nothing."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 def train(
@@ -68,9 +70,13 @@ def train(
 
     wanted = load(TrainConfig, config, overrides or ())
     if dry_run:
-        say_plan(wanted)
+        from cuvee.recipes.setup.estimate import estimate
+
+        say_plan(estimate(wanted))
         return
     first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        _say_remarks(wanted)
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)
     if first:
@@ -105,11 +111,14 @@ def compare(
         ),
     ] = None,
     quiet: Quiet = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train each method with each seed, print the results, and write the report.
 
     Example: cuvee compare compare.yaml 'seeds=[0, 1, 2]' --workers 2 --claim 'gain < natural'
     """
+    from dataclasses import asdict
+
     from cuvee.cli.display.console import console
     from cuvee.cli.display.live import view
     from cuvee.cli.display.plan import say_plan
@@ -118,26 +127,40 @@ def compare(
     from cuvee.recipes.reports.reporting import (
         by_model_table,
         report_path,
+        tables,
         write_comparison,
     )
+    from cuvee.recipes.setup.estimate import estimate
 
     wanted = load(CompareConfig, config, overrides or ()).with_claims(claim or ())
+    _say_remarks(wanted)
     models = wanted.by_model()
     compared = {}
+    results: list[dict[str, Any]] = []
     for name, one in models.items():
-        if len(models) > 1:
+        if len(models) > 1 and not as_json:
             say(f"model {name}")
         if dry_run:
-            say_plan(one, workers)
+            plan = estimate(one)
+            results.append({"model": name, **asdict(plan)})
+            if not as_json:
+                say_plan(plan, workers)
             continue
         with view(quiet) as seen:
             compared[name] = recipe.compare(one, resume=resume, workers=workers, observer=seen)
-        print_tables(compared[name], one.baseline_label)
         page = report_path(one, name, output, several=len(models) > 1)
-        for sentence in write_comparison(one, compared[name], page):
-            say(sentence)
-        say(f"report: {page}")
-    if len(compared) > 1:
+        claims = write_comparison(one, compared[name], page)
+        facts = {"claims": claims, "report": str(page)}
+        figures = [_as_json(*table) for table in tables(compared[name], one.baseline_label)]
+        results.append({"model": name, "tables": figures, **facts})
+        if not as_json:
+            print_tables(compared[name], one.baseline_label)
+            for sentence in claims:
+                say(sentence)
+            say(f"report: {page}")
+    if as_json:
+        say_json(results)
+    elif len(compared) > 1:
         console().print(_printed(*by_model_table(compared, wanted.baseline_label)), highlight=False)
 
 
@@ -148,6 +171,27 @@ def print_tables(runs: Sequence[Run], baseline: str | None) -> None:
 
     for heading, figures in tables(runs, baseline):
         console().print(_printed(heading, figures), highlight=False)
+
+
+def _say_remarks(wanted: RunConfig) -> None:
+    """Print what is allowed and probably not meant."""
+    from cuvee.data.corpus.corpus import Corpus
+    from cuvee.recipes.setup.validate import remarks
+
+    for remark in remarks(wanted, Corpus.open(wanted.corpus)):
+        say(f"warning: {remark}", error=True, colour="yellow")
+
+
+def _as_json(heading: str, figures: Figures) -> dict[str, Any]:
+    rows = [
+        {"name": row.head, "note": row.note}
+        | {
+            column: {"text": cell.text, "note": cell.note}
+            for column, cell in zip(figures.columns, row.cells, strict=True)
+        }
+        for row in figures.rows
+    ]
+    return {"heading": heading, "rows": rows}
 
 
 def _printed(heading: str, figures: Figures) -> Table:

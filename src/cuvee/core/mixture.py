@@ -46,8 +46,11 @@ class Mixture:
     The constructor keeps `weights_K` (K,) bit for bit, so a saved and loaded mixture is identical.
     Use `Mixture.normalise` for weights that do not sum to 1 yet. Raises `MixtureError`.
 
-        mixture = Mixture.of({"web": 0.7, "code": 0.3})
-        mixture["web"]  # 0.7
+    >>> mixture = Mixture.of({"web": 0.7, "code": 0.3})
+    >>> mixture["web"]
+    0.7
+    >>> Mixture.uniform(["web", "code"])
+    Mixture(web=0.5, code=0.5)
     """
 
     names: tuple[str, ...]
@@ -107,8 +110,10 @@ class Mixture:
         return cls(tuple(domain.name for domain in domains), natural_K(domains))
 
     @classmethod
-    def of(cls, shares: Mapping[str, float]) -> Mixture:
-        """Return the mixture with these shares by name; they must sum to 1."""
+    def of(cls, shares: Mapping[str, float] | Mixture) -> Mixture:
+        """Return the mixture with these shares by name, which must sum to 1; a mixture as it is."""
+        if isinstance(shares, Mixture):
+            return shares
         return cls(tuple(shares), np.array(list(shares.values()), dtype=np.float64))
 
     def __len__(self) -> int:

@@ -26,6 +26,9 @@ class Measured:
     `present` marks the measured entries; `values` is 0 in the others. For example, the loss of a
     domain without tokens in a batch is absent: neither 0 nor NaN. Raises `SignalError` if a present
     value is not finite.
+
+    >>> Measured.mean([6.0, 0.0], [2, 0]).to_json()
+    [3.0, None]
     """
 
     values: FloatArray

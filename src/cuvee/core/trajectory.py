@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
+from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 
@@ -21,6 +22,13 @@ class Trajectory:
     `mixtures[t]` was in force between `signals[t]` and `signals[t + 1]`. `append` returns a new
     trajectory and leaves this one unchanged. The two share storage, so a run of T intervals takes
     O(T) memory.
+
+    >>> from cuvee.testing.runs import example_run
+    >>> trajectory = example_run("odm", intervals=20).trajectory
+    >>> trajectory
+    Trajectory(20 intervals, 8 domains, step 200, 100% of the budget)
+    >>> trajectory.weights_TK().shape
+    (20, 8)
     """
 
     __slots__ = ("_mixtures", "_signals", "_steps")
@@ -108,6 +116,32 @@ class Trajectory:
         for i in range(t, self._steps):
             yield self._signals[i], self._mixtures[i], self._signals[i + 1]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row by interval and domain, as a table.
+
+        Losses are in nats per token, and None where they were not measured. Interval 0 is the
+        start: its `weight` is None.
+        """
+        pairs = zip([None, *self.mixtures], self.signals, strict=True)
+        return [row for t, pair in enumerate(pairs) for row in _rows(t, *pair)]
+
+    def to_frame(self) -> Any:
+        """Return `rows()` as a `pandas.DataFrame`. Raises `ConfigError` without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise ConfigError(
+                "to_frame needs pandas: pip install pandas, or use rows(), a list of dictionaries"
+            ) from None
+        return pandas.DataFrame(self.rows())
+
+    def __repr__(self) -> str:
+        last = self.last
+        return (
+            f"Trajectory({len(self)} intervals, {len(self.names)} domains, step {last.step:,}, "
+            f"{last.progress:.0%} of the budget)"
+        )
+
     def __iter__(self) -> Iterator[tuple[Signals, Mixture, Signals]]:
         """Yield (signals before, mixture, signals after) of each interval."""
         return self.since(0)
@@ -144,6 +178,25 @@ class Trajectory:
             ],
             mixtures=[Mixture.from_json(mixture) for mixture in data["mixtures"]],
         )
+
+
+def _rows(t: int, mixture: Mixture | None, signals: Signals) -> Iterator[dict[str, Any]]:
+    weights = mixture.as_dict() if mixture else {}
+    absent = Measured.absent(len(signals.domains))
+    measured = {"loss": signals.loss} | {
+        name: signals.probes.get(name, absent) for name in ("valid_loss", "test_loss")
+    }
+    losses_K = {name: loss.to_json() for name, loss in measured.items()}
+    for k, domain in enumerate(signals.domains):
+        yield {
+            "interval": t,
+            "step": signals.step,
+            "domain": domain.name,
+            "role": domain.role,
+            "tokens": int(signals.tokens_K[k]),
+            "weight": weights.get(domain.name),
+            **{name: values[k] for name, values in losses_K.items()},
+        }
 
 
 Reward = Callable[[Trajectory], float | None]
@@ -211,3 +264,6 @@ class Run:
     checkpoint: str | None = None
     policy: str | None = None
     diverged: bool = False
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r}, seed {self.seed}, {self.cost.tokens:,} tokens, {self.trajectory})"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -290,6 +291,12 @@ class StoreFleet(ABC):
 
     def _drain(self) -> None:
         """Ask every worker to leave and wait for them; a second interrupt ends the waiting."""
+        if self._interrupts and self._active:
+            warnings.warn(
+                "stopping: the current intervals end and are saved first; Ctrl-C again stops at "
+                "once without them",
+                stacklevel=2,
+            )
         for active in self._active:
             active.worker.leave()
         while self._interrupts < 2 and any(active.worker.alive() for active in self._active):

@@ -15,6 +15,12 @@ def worker_name() -> str:
     return f"{_host()}/{os.getpid()}/{_started(os.getpid())}"
 
 
+def readable(worker: str | None) -> str:
+    """Return `process PID on HOST` for the name of a worker, and any other text as it is."""
+    host, *rest = (worker or "another process").split("/")
+    return f"process {rest[1]} on {host}" if len(rest) == 3 else (worker or host)
+
+
 def is_alive(worker: str) -> bool | None:
     """Return whether `worker` is a process of this host that runs; None if it is on another."""
     host, _, process = worker.rpartition("/")

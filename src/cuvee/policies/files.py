@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,16 @@ def save_policy(path: Path, policy: Policy, provenance: Mapping[str, Any] | None
     save_state(path, document, stem="policy")
 
 
-def load_policy(path: Path) -> Policy:
-    """Load a policy.
+def load_policy(path: Path | str) -> Policy:
+    """Load a policy from the folder `path`, or "universal", which ships with cuvee.
+
+    >>> type(load_policy("universal")).__name__
+    'HistoryPolicy'
 
     Raises `PolicyError` or `CheckpointError` unless `path` holds a complete, unaltered policy of a
     registered kind.
     """
+    path = UNIVERSAL if path == UNIVERSAL.name else Path(path)
     document = _read(path)
     kind = _kind(path, document)
     try:
@@ -66,8 +71,19 @@ def load_requested(action: Mapping[str, Any]) -> Policy:
 def policy_sha256(folder: Path) -> str:
     """Return the sha256 that identifies a saved policy. Raises `PolicyError` if there is none."""
     if not (folder / "hashes.json").is_file():
-        raise PolicyError(f"{folder} holds no policy: `cuvee search` and `cuvee train` write one")
+        raise no_policy(folder)
     return sha256_of(folder / "hashes.json")
+
+
+def no_policy(path: Path) -> PolicyError:
+    """Return the error for a folder without a policy, or for one that does not exist."""
+    if get_close_matches(str(path), [UNIVERSAL.name]):
+        hint = f"did you mean {UNIVERSAL.name!r}?"
+    else:
+        hint = (
+            "give a `policy` folder that `cuvee train`, `search` or `learn` wrote, or 'universal'"
+        )
+    return PolicyError(f"{path} holds no policy: {hint}")
 
 
 def document_of(policy: Policy) -> dict[str, Any]:
@@ -136,7 +152,5 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not (path / "policy.json").is_file():
-        raise PolicyError(
-            f"{path} holds no policy.json: give a folder that `cuvee train` or `cuvee learn` wrote"
-        )
+        raise no_policy(path)
     return load_state(path, stem="policy")

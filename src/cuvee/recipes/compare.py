@@ -55,7 +55,7 @@ def compare(
         group = config.group(corpus.fingerprint)
         finished = sum(run_id in known and known[run_id].status == "done" for run_id in configs)
         register_claims(config, group, finished, len(configs))
-        with StopRequest() as stop:
+        with StopRequest(observer.stopping) as stop:
             if workers == 1:
                 failures = _one_by_one(list(configs.values()), resume, group, observer, stop)
             else:
@@ -179,6 +179,8 @@ class _Relay:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+
+    def stopping(self) -> None: ...
 
     def begin(self, run_id: str, note: str) -> None:
         self.send("begin", run_id, note)

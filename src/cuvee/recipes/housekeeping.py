@@ -12,6 +12,7 @@ from cuvee.core.errors import StoreError
 from cuvee.core.files import remove_folder
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
+from cuvee.fleet.worker_name import readable
 
 _CHECKPOINTS = ("checkpoints", "attempt-*")
 _PARTS = (*_CHECKPOINTS, "model", "policy", "tensorboard")
@@ -35,7 +36,7 @@ def holdings(runs: Sequence[RunSummary]) -> list[Holding]:
     for run in runs:
         if run.state == "running":
             raise StoreError(
-                f"run {run.id} is being trained by {run.worker}: stop that process first"
+                f"run {run.id} is being trained by {readable(run.worker)}: stop that process first"
             )
     return [_holding(run, _PARTS) for run in runs]
 

@@ -7,8 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from cuvee.core.domain import available_K
+from cuvee.core.epochs import TokensRead
 from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.journal import OnRecord
@@ -37,6 +40,7 @@ class WatchedJournal:
         self._observer = observer
         self._began_at = 0.0
         self._tokens = 0
+        self._read = TokensRead()
         self._valid_loss: float | None = None
         self._clock = time.perf_counter()
 
@@ -46,6 +50,7 @@ class WatchedJournal:
             self._observer.begin(self._run_id, "begins")
         else:
             self._began_at = so_far.last.progress
+            self._read = TokensRead.during(so_far)
             measured = (valid_loss(signals) for signals in reversed(so_far.signals))
             self._valid_loss = next((loss for loss in measured if loss is not None), None)
             self._observer.begin(
@@ -74,6 +79,8 @@ class WatchedJournal:
         mixture = so_far.last_mixture
         assert mixture is not None, "an interval has its mixture"
         self._tokens += int(last.tokens_K.sum())
+        self._read.add(last)
+        epochs_K = self._read.of(so_far.names) / np.maximum(available_K(so_far.domains), 1)
         measured = valid_loss(last)
         self._valid_loss = self._valid_loss if measured is None else measured
         return Progress(
@@ -86,6 +93,7 @@ class WatchedJournal:
             loss=training_loss(last),
             valid_loss=self._valid_loss,
             mixture=mixture.as_dict(),
+            epochs=dict(zip(so_far.names, epochs_K.tolist(), strict=True)),
         )
 
     def _asked(self) -> int | None:

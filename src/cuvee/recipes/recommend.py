@@ -15,7 +15,7 @@ from cuvee.core.files import write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.config.schema import load
-from cuvee.recipes.stores import open_store
+from cuvee.recipes.stores import find_group, open_store
 from cuvee.recommend.design import propose_next
 from cuvee.recommend.page import render
 from cuvee.recommend.plan import Plan
@@ -65,10 +65,11 @@ def _logged(source: str, is_search: bool, store: str | None) -> Sequence[Run]:
     except StoreError as error:
         raise ConfigError(f"there is no file or folder {source}, and {error}") from error
     with opening as opened:
-        groups = opened.groups()
-        if source not in groups:
-            raise ConfigError(f"no table and no group {source!r}{nearest(source, groups)}")
-        done = opened.runs(group=source, status="done")
+        try:
+            group = find_group(opened, source)
+        except StoreError as error:
+            raise ConfigError(f"there is no file or folder {source}, and {error}") from error
+        done = opened.runs(group=group, status="done")
         return [opened.load(run.id) for run in done]
 
 

@@ -16,12 +16,20 @@ DEFAULT_STORE = "runs/cuvee.db"
 _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 
-def open_store(given: str | None, must_exist: bool = False) -> Store:
+def open_store(given: str | Path | None = None, must_exist: bool = False) -> Store:
     """Open the given store, else the one in $CUVEE_STORE, else runs/cuvee.db.
+
+    `given` is a path of a SQLite file, `postgresql://…`, or `@FILE` that holds one of these.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open_store(f"{folder}/runs.db") as store:
+    ...         [run.id for run in store.runs()]
+    []
 
     With `must_exist`, raises `StoreError` if the file does not exist, instead of creating it.
     """
-    place = given or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
+    place = str(given or "") or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
     if "://" not in place and not place.startswith("@"):
         if must_exist and not Path(place).is_file():
             raise StoreError(

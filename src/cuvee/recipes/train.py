@@ -14,7 +14,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.worker_name import is_alive, worker_name
+from cuvee.fleet.worker_name import is_alive, readable, worker_name
 from cuvee.integrations.trackers import open_trackers
 from cuvee.loop import run
 from cuvee.policies.files import load_requested, save_policy
@@ -26,6 +26,7 @@ from cuvee.recipes.journals import FollowingJournal, SavingJournal, WatchedJourn
 from cuvee.recipes.preflight import check_writable
 from cuvee.recipes.progress.stopping import Stop, StopRequest
 from cuvee.recipes.progress.watch import Observer, Unobserved
+from cuvee.recipes.reports.domains import write_model_card
 from cuvee.recipes.stores import open_store
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Leader, Ranks
@@ -67,7 +68,7 @@ def train(
         try:
             with (
                 computing_threads(config.threads),
-                StopRequest() if stop is None else nullcontext(stop) as asked,
+                StopRequest(observer.stopping) if stop is None else nullcontext(stop) as asked,
             ):
                 seen = observer if ranks.rank == 0 else Unobserved()
                 return _train(config, corpus, guarded, store, ranks, seen, asked, group)
@@ -113,7 +114,7 @@ def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
     where = f"at {known.progress:.0%} of its budget"
     if known.status == "running" and is_alive(known.worker or "") is not False:
         raise ConfigError(
-            f"run {known.id} is {where} and is being trained by {known.worker}: "
+            f"run {known.id} is {where} and is being trained by {readable(known.worker)}: "
             "wait for that process, or stop it"
         )
     why = f" ({known.reason})" if known.reason else ""
@@ -152,9 +153,12 @@ def _train(
     guarded.operator = Operator(claim, load_requested)
     journal = RunJournal(store, claim, checkpoints, config.checkpoint_every, tracked)
     with journal.attempt(trainer):
-        run(trainer, policy, watched(journal))
+        trajectory = run(trainer, policy, watched(journal))
         model = folder / "model"
         trainer.export(model)
+        if model.exists():
+            done = Run(run_id, config.seed, record, trajectory, trainer.cost)
+            write_model_card(model, done)
         provenance = {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed}
         before = config.policy.proxies if config.policy else Cost()
         spent = {} if before is None else {"proxies": asdict(before + trainer.cost)}

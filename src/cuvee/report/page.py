@@ -9,7 +9,7 @@ from typing import Any
 
 from cuvee.core.domain import Domain, natural_K
 from cuvee.core.files import write_atomic
-from cuvee.core.trajectory import Run
+from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered
 from cuvee.report import panels, tables, words
 from cuvee.report.answers import Evaluations, answer_table
@@ -32,7 +32,7 @@ _MAY_DIFFER = {
 
 
 def write_report(
-    runs: Sequence[Run],
+    runs: Sequence[Run] | Run | Trajectory,
     path: Path | str,
     title: str = "Comparison of mixtures",
     *,
@@ -44,7 +44,14 @@ def write_report(
     evaluations: Evaluations | None = None,
     steered: Mapping[str, Steering] | None = None,
 ) -> Path:
-    """Write the page and return its path.
+    """Write the page about runs, or about one run or trajectory, and return its path.
+
+    >>> import tempfile
+    >>> from cuvee.testing.runs import example_run
+    >>> runs = [example_run(method, seed) for method in ("natural", "odm") for seed in (0, 1)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(runs, f"{folder}/report.html").name
+    'report.html'
 
     `baseline` is the label of the method that the others are compared with (default: natural, else
     the first). `statuses` says by run id why unfinished runs did not finish ("failed: the loss is
@@ -53,12 +60,19 @@ def write_report(
     `cuvee evaluate` by run id. `steered` says by run id who steered it. `facts` are further
     lines of "what was compared", such as the hardware. Raises `ConfigError` as `summarise` does.
     """
-    summary = summarise(runs, baseline, statuses, bytes_per_token, steered)
+    summary = summarise(_runs(runs), baseline, statuses, bytes_per_token, steered)
     page = render(summary, title, facts or {}, claims, evaluations or {})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)
     return target
+
+
+def _runs(given: Sequence[Run] | Run | Trajectory) -> Sequence[Run]:
+    if isinstance(given, Trajectory):
+        tokens = sum(int(signals.tokens_K.sum()) for signals in given.signals)
+        given = Run("run", 0, {"method": {"name": "run", "label": "run"}}, given, Cost(tokens))
+    return [given] if isinstance(given, Run) else given
 
 
 def render(

@@ -184,7 +184,9 @@ def _widths(run: Run) -> Mapping[str, float]:
 def _common_domains(runs: Sequence[Run]) -> tuple[Domain, ...]:
     shared = set.intersection(*(set(run.trajectory.names) for run in runs))
     if not shared:
-        raise ConfigError("the runs have no domain in common: write a report for each corpus")
+        raise ConfigError(
+            "the runs have no domain in common: write a report for each corpus, as with --group"
+        )
     return tuple(domain for domain in runs[0].trajectory.domains if domain.name in shared)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -41,7 +41,9 @@ class Rewinds(MixtureStream):
 class Late(MixtureStream):
     """Applies every update except the first one step late."""
 
-    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
+    def set_mixture(
+        self, mixture: Mixture | Mapping[str, float], at_step: int | None = None
+    ) -> MixtureUpdate:
         step = self.position if at_step is None else at_step
         return super().set_mixture(mixture, step + (self.last_version >= 0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cuvee.core.errors import ConfigError, CorpusError
+from cuvee.data.corpus.base_folder import find_base
 from cuvee.data.corpus.tokenizer import parse_tokenizer, read_tokenizer
 from cuvee.training.base_model import load_base
 
@@ -140,10 +142,7 @@ def model_config(
     """
     if isinstance(spec, str):
         if spec not in PRESETS:
-            raise ConfigError(
-                f"no model {spec!r}{_nearest(spec, PRESETS)}; "
-                "give a preset or a Hugging Face folder"
-            )
+            raise ConfigError(f"no model {spec!r}{_nearest(spec, PRESETS)}; {_remedy(spec)}")
         spec = PRESETS[spec]
     fields = {
         "vocab_size": vocab_size,
@@ -172,6 +171,35 @@ def model_config(
     return config
 
 
+def _remedy(spec: str) -> str:
+    """What to do about a model that is neither a preset nor a folder."""
+    presets = f"the presets, which are untrained, are {', '.join(PRESETS)}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        return (
+            "if it is a model of the Hugging Face Hub, download it, "
+            f"`hf download {spec} --local-dir FOLDER`, and give model=FOLDER; {presets}"
+        )
+    return f"give the folder of a Hugging Face model; {presets}"
+
+
+def check_model(spec: ModelSpec, corpus: Vocabulary) -> None:
+    """Raise `ConfigError` for a model that `build_model` refuses, as far as weights do not matter.
+
+    Neither builds a model nor reads weights.
+    """
+    if _is_folder(spec):
+        find_base(Path(str(spec)))
+    else:
+        assert not isinstance(spec, Path)
+        model_config(spec, vocab_size=corpus.vocab_size, end_of_text=corpus.end_of_text)
+
+
+def _is_folder(spec: ModelSpec) -> bool:
+    return isinstance(spec, Path) or (
+        isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()
+    )
+
+
 def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
     """Return a model for the vocabulary of `corpus`: float32, on the CPU, in training mode.
 
@@ -179,10 +207,9 @@ def build_model(spec: ModelSpec, corpus: Vocabulary, *, seed: int = 0) -> PreTra
     safetensors, and no code in the folder is executed. Raises `ConfigError` for a spec that is not
     valid or does not fit the corpus.
     """
-    if isinstance(spec, Path) or (
-        isinstance(spec, str) and spec not in PRESETS and Path(spec).is_dir()
-    ):
-        return _from_folder(Path(spec), corpus)
+    if _is_folder(spec):
+        return _from_folder(Path(str(spec)), corpus)
+    assert not isinstance(spec, Path)
     config = model_config(spec, vocab_size=corpus.vocab_size, end_of_text=corpus.end_of_text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -152,7 +152,8 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("run", "worker") else "right")
+        justify: Literal["left", "right"] = "left" if column in ("run", "worker") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     return table
 
 

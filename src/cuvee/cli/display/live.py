@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
@@ -18,6 +19,9 @@ from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 _BARS = 12  # domains with a bar
 _WIDTH = 32  # characters of the longest bar
 _LINES = 20  # plain lines per run
+_STOPPING = (
+    "stopping: the current interval ends and is saved first; Ctrl-C again stops at once without it"
+)
 
 
 class LiveView(Observer, AbstractContextManager["LiveView"]):
@@ -25,6 +29,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
     def __init__(self, console: Console) -> None:
         self._running: dict[str, Progress | None] = {}
+        self._stopping = False
         self._live = Live(
             console=console, get_renderable=self.picture, refresh_per_second=4, transient=True
         )
@@ -35,6 +40,9 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def stopping(self) -> None:
+        self._stopping = True
 
     def begin(self, run_id: str, note: str) -> None:
         self._running[run_id] = None
@@ -49,7 +57,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
 
     def picture(self) -> RenderableType:
         table = Table(
-            "run",
+            Column("run", overflow="fold"),
             "step",
             "done",
             "loss",
@@ -62,7 +70,8 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
         for run_id, progress in list(self._running.items()):
             table.add_row(run_id, *(_cells(progress) if progress else ("", "starting")))
         shown = [progress for progress in self._running.values() if progress]
-        return Group(table, _bars(shown[0].mixture)) if len(shown) == 1 else table
+        bars = [_bars(shown[0])] if len(shown) == 1 else []
+        return Group(table, *bars, *([Text(_STOPPING)] if self._stopping else []))
 
 
 class PlainView(Observer, AbstractContextManager["PlainView"]):
@@ -74,6 +83,9 @@ class PlainView(Observer, AbstractContextManager["PlainView"]):
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def stopping(self) -> None:
+        threading.Thread(target=self._say, args=(_STOPPING,)).start()
 
     def begin(self, run_id: str, note: str) -> None:
         self._say(f"{run_id} {note}")
@@ -121,18 +133,18 @@ def _cells(progress: Progress) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def _bars(mixture: Mapping[str, float]) -> Table:
+def _bars(progress: Progress) -> Table:
     """The domains with the largest shares as bars, relative to the largest, and the rest."""
-    ranked = sorted(mixture.items(), key=lambda item: -item[1])
-    table = Table("domain", "share", "", box=None, padding=(0, 2, 0, 0))
+    ranked = sorted(progress.mixture.items(), key=lambda item: -item[1])
+    table = Table("domain", "epochs", "share", "", box=None, padding=(0, 2, 0, 0))
     for name, weight in ranked[:_BARS]:
-        table.add_row(name, f"{weight:.3f}", "█" * round(_WIDTH * weight / ranked[0][1]))
-    if len(ranked) > _BARS:
-        table.add_row(
-            f"{len(ranked) - _BARS} others",
-            f"{sum(weight for _, weight in ranked[_BARS:]):.3f}",
-            "",
-        )
+        epochs = f"{progress.epochs[name]:.2f}"
+        bar = "█" * round(_WIDTH * weight / ranked[0][1])
+        table.add_row(name, epochs, f"{weight:.3f}", bar)
+    if rest := ranked[_BARS:]:
+        share = sum(weight for _, weight in rest)
+        most = max(progress.epochs[name] for name, _ in rest)
+        table.add_row(f"{len(rest)} others", f"≤ {most:.2f}", f"{share:.3f}", "")
     return table
 
 

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 
 from cuvee.cli.display.lines import say
 from cuvee.cli.display.live import time_of
-from cuvee.recipes.config.schema import CompareConfig, TrainConfig
-from cuvee.recipes.setup.estimate import MANY_EPOCHS, Estimate, estimate
+from cuvee.recipes.setup.estimate import MANY_EPOCHS, Estimate
 
 _MOST = 12  # domains that are listed
 
 
-def say_plan(config: TrainConfig | CompareConfig, workers: int = 1) -> None:
+def say_plan(found: Estimate, workers: int = 1) -> None:
     """Print tokens, FLOPs, time, memory and epochs by domain, and a warning for many epochs."""
-    for line in _plan(estimate(config), workers):
+    for line in _plan(found, workers):
         say(line)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from cuvee.cli.display.audit import heaviest
 from cuvee.cli.display.tables import Listing
-from cuvee.core.domain import available_K
-from cuvee.core.epochs import TokensRead
-from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Trajectory
 from cuvee.recipes.progress.watch import training_loss, valid_loss
+from cuvee.recipes.reports.domains import domains_read
 
 _SHOWN_DOMAINS = 4
 
@@ -42,24 +40,14 @@ def domain_table(trajectory: Trajectory) -> Listing:
     """Return a row for each domain: tokens read, their share, epochs, last validation loss."""
     figures = ("tokens read", "share", "epochs", "valid loss")
     table = Listing("domain", "role", *figures, numbers=figures, spare=("share", "role"))
-    read = TokensRead.during(trajectory)
-    read_K = read.of(trajectory.names)
-    absent = Measured.absent(len(trajectory.names))
-    measured = (
-        signals.probes.get("valid_loss", absent)
-        for signals in reversed(trajectory.signals)
-        if signals.names == trajectory.names
-    )
-    loss_K = next((loss_K for loss_K in measured if loss_K.present.any()), absent).to_json()
-    rows = zip(trajectory.domains, read_K, available_K(trajectory.domains), loss_K, strict=True)
-    for domain, tokens, available, loss in rows:
+    for one in domains_read(trajectory):
         table.add(
-            domain.name,
-            domain.role,
-            f"{tokens:,.0f}",
-            f"{tokens / read.total:.1%}" if read.total else "",
-            f"{tokens / available:.2f}" if available else "",
-            _number(loss),
+            one.domain.name,
+            one.domain.role,
+            f"{one.tokens:,}",
+            f"{one.share:.1%}",
+            "" if one.epochs is None else f"{one.epochs:.2f}",
+            _number(one.valid_loss),
         )
     return table
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.options import StoreOption
+from cuvee.cli.display.tables import say_json
+from cuvee.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from cuvee.evaluation.items import TaskScore
@@ -37,6 +38,7 @@ def evaluate(
         typer.Option("--corpus", help="The run's corpus, to evaluate a run's last checkpoint."),
     ] = None,
     store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on question files and tasks, offline, and record every answer's score.
 
@@ -55,8 +57,17 @@ def evaluate(
         corpus=corpus,
         store=store,
     )
+    if as_json:
+        say_json({"recorded_for": name, "tasks": [_as_json(score) for score in scores]})
+        return
     _print(scores)
     say(f"recorded for {name}, with lm-evaluation-harness {scores[0].source['lm_eval']}")
+
+
+def _as_json(score: TaskScore) -> dict[str, Any]:
+    figures = {name: vars(mean) for name, mean in score.means().items()}
+    counts = {"questions": len(score.items), "left_out": score.left_out}
+    return {"task": score.task, **counts, "figures": figures}
 
 
 def _print(scores: list[TaskScore]) -> None:

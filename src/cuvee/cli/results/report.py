@@ -26,7 +26,10 @@ def report(
     store: StoreOption = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write one self-contained HTML page: mixtures, losses by domain, final results with cost."""
+    """Write one self-contained HTML page: mixtures, losses by domain, final results with cost.
+
+    Example: cuvee report --group compare -o report.html
+    """
     from cuvee.recipes.reports.reporting import write_stored
     from cuvee.recipes.stores import find_runs, open_store
 

@@ -80,6 +80,10 @@ class Corpus:
             corpus._check_sizes(shard)
         return corpus
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{domain.name} {domain.tokens:,}" for domain in self.domains)
+        return f"Corpus({self.folder}: {sizes} tokens)"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle or a copy opens the same folder again; it contains no tokens."""
         return _reopen, (Path(os.path.abspath(self.folder)), self.fingerprint)

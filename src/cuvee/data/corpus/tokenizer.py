@@ -209,7 +209,9 @@ def read_tokenizer(path: Path) -> str:
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"the tokenizer {path} cannot be read: {error}") from error
+        raise CorpusError(
+            f"the tokenizer {path} cannot be read ({error}): give the path of a tokenizer.json"
+        ) from error
 
 
 @contextmanager

@@ -113,11 +113,15 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
     if not isinstance(row, dict):
         return Bad(f"not an object but {shown(row)}")
     text = look_up(row, rules.text_column)
-    if text is _ABSENT:
-        keys = ", ".join(shown(key) for key in list(row)[:8])
-        return Bad(f"no key {rules.text_column!r}; the row has {keys or 'none'}")
     domain = look_up(row, rules.domain_column) if rules.domain_column else None
-    return Fields(text, None if domain is _ABSENT else domain)
+    for value, column, option in (
+        (text, rules.text_column, "--text-column"),
+        (domain, rules.domain_column, "--domain-column"),
+    ):
+        if value is _ABSENT:
+            keys = ", ".join(shown(key) for key in list(row)[:8])
+            return Bad(f"no key {column!r}; the row has {keys or 'none'}: choose with {option}")
+    return Fields(text, domain)
 
 
 def look_up(row: Mapping[str, Any], column: str) -> Any:

@@ -29,7 +29,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
 
-Format = Literal["jsonl", "parquet", "txt", "rows"]
+Format = Literal["jsonl", "csv", "parquet", "arrow", "txt", "rows"]
 
 _SUFFIXES: Mapping[str, Format] = {
     f"{plain}{packed}": form
@@ -37,14 +37,19 @@ _SUFFIXES: Mapping[str, Format] = {
         (".jsonl", "jsonl"),
         (".ndjson", "jsonl"),
         (".json", "jsonl"),
+        (".csv", "csv"),
         (".txt", "txt"),
     )
     for packed in ("", ".gz", ".zst")
-} | {".parquet": "parquet"}  # type: ignore[assignment]
+} | {".parquet": "parquet", ".arrow": "arrow"}  # type: ignore[assignment]
 _PART = re.compile(r"[-._]\d+-of-\d+$|[-._](\d{5,}|0\d+)$")
 _MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
 _TABLE_BYTES = 64 << 20
+_ABOUT_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+"""What `datasets` saves beside the Arrow files of a data set; it is no text."""
+_URL = re.compile(r"[a-z0-9]{2,}://?")  # a path object keeps one slash of two
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     sources: list[TextSource] = []
     for place in places:
         if not place.exists():
-            raise CorpusError(f"there is no file or folder {place}; give the path of the raw text")
+            raise CorpusError(f"there is no file or folder {place}; {_remedy(str(place))}")
         if place.is_dir():
             found = [
                 source
@@ -136,6 +141,18 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
     return sources, table
+
+
+def _remedy(place: str) -> str:
+    """What to do about a place that is no path."""
+    if _URL.match(place):
+        return "copy it to this machine first: cuvee reads local files"
+    if _HUB.fullmatch(place):
+        return (
+            "give the path of the raw text. A data set of the Hugging Face Hub is downloaded first: "
+            f"hf download --repo-type dataset {place} --local-dir FOLDER"
+        )
+    return "give the path of the raw text"
 
 
 def rename_roles(table: Mapping[str, Role], renames: Mapping[str, str]) -> dict[str, Role]:
@@ -197,10 +214,12 @@ def _domains(
     unread: list[Path],
 ) -> Iterator[TextSource]:
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry == root / _TABLE:
+        if entry.name.startswith(".") or entry == root / _TABLE or entry.name in _ABOUT_DATASETS:
             continue
         if entry.is_dir():
             for path in sorted(files_below(entry)):
+                if path.name in _ABOUT_DATASETS:
+                    continue
                 if path.is_file() and _suffix(path):
                     yield _file(path, _label(path, root), split, entry.name)
                 else:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
-from cuvee.data.ingest.parquet import read_columns
+from cuvee.data.ingest.columns.parquet import read_columns
+from cuvee.data.ingest.columns.tables import read_arrow, read_csv
 from cuvee.data.ingest.raw import TextSource
 
 BLOCK_BYTES = 512 << 10
@@ -123,11 +124,15 @@ def _read_rows(
     """Yield each row with the amount of the source that has been read so far."""
     if source.format == "rows":
         yield from _data_set_rows(source, text_column, domain_column)
-    elif source.format == "parquet":
-        yield from _parquet_rows(source, text_column, domain_column)
+    elif source.format in ("parquet", "arrow"):
+        yield from _arrow_rows(source, text_column, domain_column)
     else:
         with _opened(source) as (stream, raw):
-            reader = _lines(source, stream) if source.format == "jsonl" else _whole(stream)
+            reader = _whole(stream)
+            if source.format == "jsonl":
+                reader = _lines(source, stream)
+            elif source.format == "csv":
+                reader = _csv_rows(source, stream, text_column, domain_column)
             for row in reader:
                 yield row, raw.tell()
 
@@ -189,13 +194,25 @@ def _whole(stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
         yield Fields(content.removeprefix(_BOM), None)
 
 
-def _parquet_rows(
+def _csv_rows(
+    source: TextSource,
+    stream: io.BufferedReader | gzip.GzipFile,
+    text_column: str,
+    domain_column: str | None,
+) -> Iterator[Row]:
+    lines = (line if isinstance(line, bytes) else b"\n" for line in _lines(source, stream))
+    for row in read_csv(lines, source.place, text_column, domain_column, MAX_ROW_BYTES):
+        yield Bad(row) if isinstance(row, str) else _fields(*row)
+
+
+def _arrow_rows(
     source: TextSource, text_column: str, domain_column: str | None
 ) -> Iterator[tuple[Row, int]]:
     assert source.path is not None
+    read = read_columns if source.format == "parquet" else read_arrow
     allowed = _FREE_EXPANSION_BYTES + MAX_EXPANSION * source.size
     total = 0
-    for text, domain, share in read_columns(source.path, text_column, domain_column):
+    for text, domain, share in read(source.path, text_column, domain_column):
         total += len(text or b"") + len(domain or "") + 1
         _check_expansion(source, total, allowed)
         yield _fields(text, domain), int(source.size * share)

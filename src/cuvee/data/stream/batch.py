@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.arrays import IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+_IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,17 @@ class Batch:
         """The domain of each token. A row holds one domain, so this repeats `domain_B`."""
         return np.broadcast_to(self.domain_B[:, None], self.tokens_BL.shape)
 
+    def to(self, device: torch.device | str = "cpu") -> Tensors:
+        """Return the batch as torch tensors on `device`."""
+        return Tensors.of(self, device)
+
+    def __repr__(self) -> str:
+        rows, length = self.tokens_BL.shape
+        read = ", ".join(
+            f"{name} {n:,}" for name, n in zip(self.names, self.tokens_K().tolist(), strict=True)
+        )
+        return f"Batch(step {self.step}, {rows} × {length} tokens: {read})"
+
     def tokens_K(self) -> IntArray:
         """Return (K,) tokens of each domain in this rank's rows, without padding."""
         return np.bincount(
@@ -74,6 +90,35 @@ class Batch:
         """Pickle the document ordinals instead of the pools that they are computed from."""
         document_BL = self.document_BL
         return {**self.__dict__, "documents": _Ready(document_BL)}
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A batch as int64 tensors on one device, as Hugging Face models take them.
+
+    batch = next(stream).to("cuda")
+    loss = model(input_ids=batch.tokens_BL, labels=batch.labels_BL).loss
+    """
+
+    step: int
+    tokens_BL: torch.Tensor
+    labels_BL: torch.Tensor
+    """The tokens, and −100 on padding. Models shift them."""
+    position_BL: torch.Tensor
+    """The position of each token in its document: `position_ids`."""
+    domain_B: torch.Tensor
+    """Index of each row's domain."""
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Tensors:
+        import torch
+
+        def tensor(values: IntArray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)
+
+        labels_BL = np.where(batch.counted_BL, batch.tokens_BL, _IGNORED)
+        rest = (tensor(one) for one in (labels_BL, batch.position_BL, batch.domain_B))
+        return cls(batch.step, tensor(batch.tokens_BL), *rest)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
@@ -96,7 +96,7 @@ class StreamDataset(IterableDataset[Batch]):
         self._resume_at: int | None = None
         self._updates = UpdateFile()
 
-    def set_mixture(self, mixture: Mixture, at_step: int) -> MixtureUpdate:
+    def set_mixture(self, mixture: Mixture | Mapping[str, float], at_step: int) -> MixtureUpdate:
         """Log a mixture here and for the workers. No worker may have drawn `at_step` yet."""
         update = self.stream.set_mixture(mixture, at_step)
         self._updates.append(update)
@@ -163,7 +163,9 @@ class StreamLoader:
         """The first step that a new mixture can still affect."""
         return self.stream.position + (self._workers * self._prefetch if self._running else 0)
 
-    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
+    def set_mixture(
+        self, mixture: Mixture | Mapping[str, float], at_step: int | None = None
+    ) -> MixtureUpdate:
         """Log `mixture` as effective from `at_step`, by default `first_open_step`.
 
         Raises `MixtureError` for an earlier step.

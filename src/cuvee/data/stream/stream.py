@@ -49,19 +49,26 @@ class MixtureStream(Iterator[Batch]):
     "multinomial" (each row draws its domain at random). `next` raises `CorpusExhausted` if the caps
     leave less than a batch. The constructor raises `ConfigError`, `MixtureError` or `CorpusError`.
 
-    Example:
-
-        stream = MixtureStream(
-            corpus, Mixture.uniform(corpus.names), batch_size=32, sequence_length=512, seed=0
-        )
-        batch = next(stream)  # batch.tokens_BL has shape (32, 512)
-        stream.set_mixture(Mixture.of({"web": 0.3, "code": 0.7}))  # from the next step on
+    >>> import numpy as np
+    >>> from cuvee.data.stream.memory import MemoryCorpus, TokenPool
+    >>> tokens = np.arange(90_000) % 997
+    >>> starts = np.arange(0, 90_000, 500)  # of documents
+    >>> corpus = MemoryCorpus({name: TokenPool(name, tokens, starts) for name in ("web", "code")})
+    >>> stream = MixtureStream(
+    ...     corpus, {"web": 0.75, "code": 0.25}, batch_size=32, sequence_length=512, seed=0
+    ... )
+    >>> batch = next(stream)
+    >>> batch.tokens_BL.shape, batch.tokens_K()
+    ((32, 512), array([12288,  4096]))
+    >>> change = stream.set_mixture({"web": 0.25, "code": 0.75})  # from the next step on
+    >>> next(stream).tokens_K()
+    array([ 4096, 12288])
     """
 
     def __init__(
         self,
         corpus: Pools,
-        mixture: Mixture,
+        mixture: Mixture | Mapping[str, float],
         *,
         batch_size: int,
         sequence_length: int,
@@ -96,6 +103,10 @@ class MixtureStream(Iterator[Batch]):
         self._schedule = RowSchedule(names, self._caps_K(), batch_size, seed, sampling)
         self._reset()
         self.set_mixture(mixture)
+
+    def __repr__(self) -> str:
+        size = f"{self.batch_size} × {self.sequence_length} tokens a step"
+        return f"MixtureStream(step {self.position}, {size}, {self.mixture})"
 
     # Properties
 
@@ -209,13 +220,16 @@ class MixtureStream(Iterator[Batch]):
 
     # Changing
 
-    def set_mixture(self, mixture: Mixture, at_step: int | None = None) -> MixtureUpdate:
-        """Log `mixture` as effective from step `at_step`, by default the next undrawn one.
+    def set_mixture(
+        self, mixture: Mixture | Mapping[str, float], at_step: int | None = None
+    ) -> MixtureUpdate:
+        """Log `mixture`, or shares by name, as effective from step `at_step`, by default the next undrawn one.
 
         Every rank must log the same updates before it draws that step; `Batch.log_digest` shows
         whether it did. Raises `MixtureError` for a step that was drawn already, and `CorpusError`
         if a domain without tokens has weight.
         """
+        mixture = Mixture.of(mixture)
         for name, weight in mixture.as_dict().items():
             if weight > 0 and name in self._sources and not len(self._sources[name].windows):
                 raise CorpusError(f"{name} has no tokens in split {self.split!r}: give it weight 0")

@@ -123,7 +123,8 @@ class Database:
             return (
                 f"the store {self.address.shown} did not answer for {self._patience:.0f} s: {text}"
             )
-        return f"the store {self.address.shown} refused: {text}"
+        hint = "; give a file that cuvee wrote, or a new name" if "not a database" in text else ""
+        return f"the store {self.address.shown} refused: {text}{hint}"
 
 
 def _sqlite_engine(address: Address) -> sa.Engine:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from cuvee.core.errors import StoreError
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.schema import attempts, evaluations, intervals, requests, runs
-from cuvee.fleet.worker_name import is_alive
+from cuvee.fleet.worker_name import is_alive, readable
 
 
 def remove_run(database: Database, run_id: str) -> None:
@@ -31,7 +31,7 @@ def remove_run(database: Database, run_id: str) -> None:
         held = found if found is not None and found.status == "running" else None
         if held and not is_dead(held.lease_expires, now, held.worker):
             raise StoreError(
-                f"run {run_id} is being trained by {held.worker}: stop that process first"
+                f"run {run_id} is being trained by {readable(held.worker)}: stop that process first"
             )
         for column in (intervals.c.run_id, requests.c.run_id, attempts.c.run_id):
             connection.execute(sa.delete(column.table).where(column == run_id))

@@ -46,7 +46,7 @@ from cuvee.fleet.store.rows import (
 )
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
 from cuvee.fleet.store.summaries import Listing, read_listing, read_run
-from cuvee.fleet.worker_name import is_alive, worker_name
+from cuvee.fleet.worker_name import is_alive, readable, worker_name
 from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
@@ -309,7 +309,7 @@ class Store:
             summary = self.summary(run_id)
             if summary.status == "running":
                 raise StoreError(
-                    f"run {run_id} is being worked on by {summary.worker}: wait for it, or stop "
+                    f"run {run_id} is being worked on by {readable(summary.worker)}: wait for it, or stop "
                     "that process"
                 )
             raise StoreError(f"run {run_id} is {summary.status}: there is nothing left to do")
@@ -391,7 +391,7 @@ class Store:
             if is_dead(row.lease_expires, now, row.worker):
                 alive = is_alive(row.worker)
                 event = "died" if alive is False else "was silent for longer than its lease"
-                why = f"worker {row.worker} {event}"
+                why = f"{readable(row.worker)} {event}"
                 # A process that lives was stopped, or the clock was set: that is no failure.
                 outcome: Outcome = "released" if alive else "lost"
                 end_attempt(connection, row.id, row.attempt, outcome, why, now)

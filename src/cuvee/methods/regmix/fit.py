@@ -126,16 +126,20 @@ FITS: dict[str, Fit] = {
 """Fits by their name in a configuration."""
 
 
-def check_installed(fit: str) -> None:
-    """Raise `ConfigError` if a library that `fit` needs is not installed.
+def installed(fit: str) -> tuple[str, ...]:
+    """Return the fits of this name, one or for "best" several, whose libraries are installed.
 
-    `fit` is a name of `FITS`, or "best" for all.
+    Raises `ConfigError` if there is none.
     """
-    if fit in ("best", "lightgbm") and find_spec("lightgbm") is None:
+    has_lightgbm = find_spec("lightgbm") is not None
+    if fit == "lightgbm" and not has_lightgbm:
         raise ConfigError(
-            f"fit {fit} needs LightGBM: pip install 'cuvee[regression]', "
-            "or use fit: gaussian_process"
+            "fit lightgbm needs LightGBM: pip install 'cuvee[regression]', or use fit: "
+            "gaussian_process or best"
         )
+    if fit != "best":
+        return (fit,)
+    return tuple(name for name in FITS if name != "lightgbm" or has_lightgbm)
 
 
 @dataclass(frozen=True)

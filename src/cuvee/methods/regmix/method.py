@@ -40,7 +40,7 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
-from cuvee.methods.regmix.fit import FITS, Fitted, check_installed, fit
+from cuvee.methods.regmix.fit import FITS, Fitted, fit, installed
 from cuvee.methods.regmix.runs import (
     FEWEST_RUNS,
     Objective,
@@ -101,7 +101,7 @@ class RegMix:
 
         With a larger `proxies`, the existing runs are kept.
         """
-        check_installed(self.fit)  # before the proxies are paid for
+        installed(self.fit)  # before the proxies are paid for
         names = tuple(domain.name for domain in corpus.domains)
         drawn_NK = self._drawn(corpus.domains)
         there = [run.trajectory.mixtures[0] for run in logged if len(run.trajectory)]
@@ -134,7 +134,7 @@ class RegMix:
 
     def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
         """Raises what `commit` would for want of validation losses or an impossible cap."""
-        check_installed(self.fit)
+        installed(self.fit)
         check_validated(tuple(domains), validated, self.objective)
         self._ceilings(tuple(domains))
 
@@ -147,7 +147,7 @@ class RegMix:
         """
         ceilings_K = self._ceilings(corpus.domains)
         table = Table.of(corpus.domains, logged, self.objective)
-        fits = [fit(name, *table.arrays) for name in (FITS if self.fit == "best" else (self.fit,))]
+        fits = [fit(name, *table.arrays) for name in installed(self.fit)]
         best = max(fits, key=lambda fitted: fitted.ranks.value)
         if best.ranks.low <= 0:
             raise PolicyError(

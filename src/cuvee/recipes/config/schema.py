@@ -37,7 +37,13 @@ from cuvee.core.registry import METHODS, TRAINERS, import_plugins
 from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.base_folder import find_base
 from cuvee.evaluation.claims import parse_claim
-from cuvee.policies.files import UNIVERSAL, kind_of_policy, load_policy, read_provenance
+from cuvee.policies.files import (
+    UNIVERSAL,
+    kind_of_policy,
+    load_policy,
+    no_policy,
+    read_provenance,
+)
 from cuvee.policies.guard.guard import Limits
 from cuvee.recipes.config.explain import by_name, explain
 from cuvee.recipes.config.questions import Evaluation
@@ -169,9 +175,7 @@ class PolicyChoice(BaseModel):
         """Digest of all files in the folder. Raises `PolicyError` if the folder has no policy."""
         hashes = self.policy / "hashes.json"
         if not hashes.is_file():
-            raise PolicyError(
-                f"{self.policy} has no policy: give the `policy` folder of a run or a search"
-            )
+            raise no_policy(self.policy)
         return sha256_of(hashes)
 
     @property
@@ -456,14 +460,45 @@ def short_digest(document: Mapping[str, Any]) -> str:
 def load(kind: type[Anything], path: Path, overrides: Sequence[str] = ()) -> Anything:
     """Read the configuration in `path` and apply `key=value` overrides.
 
-    Its `name` defaults to the file's name. Raises `ConfigError` for a file that cannot be read, an
+    Its `name` defaults to the file's name. A method given as an override replaces a policy of the
+    file, and the other way round. Raises `ConfigError` for a file that cannot be read, an
     unknown key (with the nearest known one) or a value out of range.
     """
     content = read_yaml(path)
     override(content, overrides, _sections_by_name(kind, content))
+    _keep_given(content, overrides)
+    _check_command(kind, content, path)
     if "name" not in content:
         content["name"] = _as_name(path.stem)
-    return parse(kind, content, str(path))
+    return parse(kind, content, " ".join([str(path), *(overrides and ["with"]), *overrides]))
+
+
+def _keep_given(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let a method or policy on the command line replace the policy or method of the file."""
+    given = {override.partition("=")[0].strip() for override in overrides}
+    for one, other in (("method", "policy"), ("policy", "method")):
+        if one in given and other not in given:
+            content.pop(other, None)
+
+
+def _check_command(kind: type[Any], content: Mapping[str, Any], path: Path) -> None:
+    """Raise `ConfigError` for a comparison given to another command, and the other way round."""
+    known = getattr(kind, "model_fields", {})
+    if not known.keys() & {"method", "methods"} and content.keys() & {"method", "methods"}:
+        raise ConfigError(
+            f"{path} has a method, but `cuvee order-test` makes its own mixtures: give a file "
+            "without `method` or `methods`"
+        )
+    if "method" in known and "methods" in content:
+        raise ConfigError(
+            f"{path} lists `methods`, so it is for `cuvee compare {path}`: for this command, give "
+            "one `method`"
+        )
+    if "methods" in known and "methods" not in content and content.keys() & {"method", "policy"}:
+        raise ConfigError(
+            f"{path} has one method or policy, so it is for `cuvee train {path}`: for "
+            "`cuvee compare`, list several as `methods`"
+        )
 
 
 def _sections_by_name(kind: type[Any], content: Mapping[str, Any]) -> set[str]:

@@ -194,9 +194,16 @@ def override(
                     f"cannot set {path}: {'.'.join(keys[:depth])} is {inner!r}, which has no keys"
                 )
             section = inner
-        section[keys[-1]] = (
-            parse_yaml(text, f"the override {assignment!r}") if text.strip() else None
-        )
+        section[keys[-1]] = _value(text, assignment) if text.strip() else None
+
+
+def _value(text: str, assignment: str) -> Any:
+    try:
+        return parse_yaml(text, f"the override {assignment!r}")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; an override with spaces needs quotes: 'objective={{web: 1}}'"
+        ) from None
 
 
 def _keys(path: str, content: Any, by_name: Collection[str]) -> list[str]:

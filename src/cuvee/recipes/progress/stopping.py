@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Protocol, Self
@@ -47,10 +48,12 @@ class PipedStop:
 class StopRequest:
     """Inside its block, SIGINT and SIGTERM set `signal`; a second one ends the process.
 
-    Outside the main thread, Python delivers no signals and `signal` stays None.
+    The first one also calls `asked`, in the signal handler. Outside the main thread, Python
+    delivers no signals and `signal` stays None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[], None] = lambda: None) -> None:
+        self._asked = asked
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -62,6 +65,7 @@ class StopRequest:
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
+        self._asked()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -27,6 +27,8 @@ class Progress:
     loss: float | None
     valid_loss: float | None
     mixture: Mapping[str, float]
+    epochs: Mapping[str, float]
+    """How often the run has read each domain."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,7 +42,13 @@ class Progress:
 
 
 class Observer(Protocol):
-    """Receives the events of runs. `note` is a short clause such as "continues after step 200"."""
+    """Receives the events of runs. `note` is a short clause such as "continues after step 200".
+
+    `stopping` is called from a signal handler when a stop is asked for: what it waits for is then
+    shown by another thread, because the handler may have interrupted any other output.
+    """
+
+    def stopping(self) -> None: ...
 
     def begin(self, run_id: str, note: str) -> None: ...
 
@@ -51,6 +59,8 @@ class Observer(Protocol):
 
 class Unobserved:
     """An observer that ignores all events."""
+
+    def stopping(self) -> None: ...
 
     def begin(self, run_id: str, note: str) -> None: ...
 

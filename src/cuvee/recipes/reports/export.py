@@ -10,7 +10,6 @@ from typing import Any
 from cuvee.core.errors import ConfigError
 from cuvee.core.files import write_atomic
 from cuvee.core.protocols import Metrics
-from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Run
 from cuvee.report.summary import method_label
 
@@ -68,30 +67,5 @@ def _schema(pa: Any) -> Any:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    """Rows of the table.
-
-    `weight` is null at interval 0, before training. A loss is null where it was not measured.
-    """
-    rows = []
-    for t, signals in enumerate(run.trajectory.signals):
-        weights = run.trajectory.mixtures[t - 1].as_dict() if t else {}
-        common = {
-            "run": run.id,
-            "method": method_label(run.config),
-            "seed": run.seed,
-            "interval": t,
-            "step": signals.step,
-        }
-        absent = Measured.absent(len(signals.domains))
-        losses = {"loss": signals.loss} | {
-            name: signals.probes.get(name, absent) for name in ("valid_loss", "test_loss")
-        }
-        losses_K = {name: measured.to_json() for name, measured in losses.items()}
-        for k, domain in enumerate(signals.domains):
-            figures = {
-                "tokens": int(signals.tokens_K[k]),
-                "weight": weights.get(domain.name),
-                **{name: values[k] for name, values in losses_K.items()},
-            }
-            rows.append({**common, "domain": domain.name, "role": domain.role, **figures})
-    return rows
+    of_run = {"run": run.id, "method": method_label(run.config), "seed": run.seed}
+    return [{**of_run, **row} for row in run.trajectory.rows()]

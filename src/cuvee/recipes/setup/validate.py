@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cuvee.core.domain import available_K
+from cuvee.core.registry import TRAINERS
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy
 from cuvee.recipes.config.schema import CompareConfig, RunConfig, TrainConfig, load
@@ -14,6 +16,8 @@ from cuvee.recipes.config.yaml_file import override, read_yaml
 from cuvee.recipes.preflight import check_method, check_writable
 from cuvee.recipes.search import SearchConfig
 from cuvee.recipes.setup.estimate import MANY_EPOCHS
+from cuvee.training.model import check_model
+from cuvee.training.trainer import LMTrainer
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ def validate(path: Path, overrides: Sequence[str] = ()) -> Validated:
     config = _load(path, overrides)
     corpus = Corpus.open(config.corpus)
     check_writable(config.out)
+    if TRAINERS.get(config.trainer) is LMTrainer:
+        for model in getattr(config, "models", None) or [config.model]:
+            check_model(model, corpus)
     if isinstance(config, TrainConfig) and _proposes(config, corpus):
         config = load(SearchConfig, path, overrides)
     if isinstance(config, SearchConfig):
@@ -78,6 +85,7 @@ def remarks(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     elif not config.train.validation_tokens:
         yield "train.validation_tokens is 0, so nothing is validated"
     yield from _repetition(config, corpus)
+    yield from _exploration(config, corpus)
 
 
 def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
@@ -89,4 +97,16 @@ def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
             f"{tokens:,} training tokens read the whole corpus {epochs:.1f} times; after about "
             f"{MANY_EPOCHS:.0f} epochs, repeated text teaches little: train on fewer tokens, or "
             "add text"
+        )
+
+
+def _exploration(config: RunConfig, corpus: Corpus) -> Iterator[str]:
+    """ODM plays the uniform mixture until ε_t < 1/K, which is after K ln K intervals."""
+    choices = getattr(config, "methods", None) or [getattr(config, "method", None)]
+    K = len(corpus.names)
+    intervals = config.train.total_steps // config.train.interval
+    if intervals <= K * math.log(K) and any(getattr(one, "name", "") == "odm" for one in choices):
+        yield (
+            f"odm mixes {K} domains uniformly for its first {math.ceil(K * math.log(K))} "
+            f"intervals, and the run has {intervals}: train longer, or lower train.interval"
         )

@@ -39,7 +39,7 @@ def read_columns(
     try:
         with _bounded():
             file = _open(path)
-            _check_columns(path, file.schema_arrow, wanted)
+            check_columns(path, file.schema_arrow, wanted)
             if text_column in file.schema_arrow.names:
                 file.close()
                 # Dictionary encoding holds a long text that repeats many times only once.
@@ -53,11 +53,13 @@ def read_columns(
                     batch = next(batches, None)
                 if batch is None:
                     return
-                texts = _values(_field(batch, text_column))
-                domains = _values(_field(batch, domain_column)) if domain_column else repeat(None)
+                texts = values_of(field_of(batch, text_column))
+                domains = (
+                    values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
+                )
                 for text, domain in zip(texts, domains, strict=False):
                     done += 1
-                    yield text, domain and _name(domain), min(done / total, 1.0)
+                    yield text, domain and name_of(domain), min(done / total, 1.0)
     except (
         OSError,
         MemoryError,
@@ -106,7 +108,8 @@ def _batches(file: Any, columns: Sequence[str]) -> Iterator[Any]:
     return batches
 
 
-def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
+def check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
+    """Raise `CorpusError` for a column that an Arrow schema lacks or that is not text."""
     import pyarrow
 
     types = pyarrow.types
@@ -139,7 +142,8 @@ def _places(name: str, kind: Any) -> Iterator[tuple[str, Any]]:
             yield from _places(f"{name}.{kind.field(i).name}", kind.field(i).type)
 
 
-def _field(batch: Any, column: str) -> Any:
+def field_of(batch: Any, column: str) -> Any:
+    """Return a column of a batch, or the field of a struct that `column` names with dots."""
     import pyarrow.compute
 
     if column in batch.schema.names:
@@ -151,7 +155,7 @@ def _field(batch: Any, column: str) -> Any:
     raise AssertionError(column)
 
 
-def _values(column: Any) -> Iterator[Any]:
+def values_of(column: Any) -> Iterator[Any]:
     """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8."""
     import pyarrow
 
@@ -167,7 +171,8 @@ def _values(column: Any) -> Iterator[Any]:
     return (None if i is None else values[i].as_py() for i in indices)
 
 
-def _name(domain: bytes) -> str:
+def name_of(domain: bytes) -> str:
+    """Return a domain as text, shortened if it is too long for a name."""
     return domain[: 4 * _LONGEST_DOMAIN].decode(errors="replace")[:_LONGEST_DOMAIN]
 
 

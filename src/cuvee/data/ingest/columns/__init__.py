@@ -1,0 +1,1 @@
+"""Reads the text and domain columns of Parquet, Arrow and CSV files."""

@@ -1,0 +1,96 @@
+"""Read the text and domain columns of CSV and Arrow files, row by row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.columns.parquet import check_columns, field_of, name_of, values_of
+
+
+def read_csv(
+    lines: Iterable[bytes], place: str, text_column: str, domain_column: str | None, longest: int
+) -> Iterator[tuple[bytes, str | None] | str]:
+    """Yield the text and the domain of each row, or why the row cannot be used.
+
+    The first line names the columns. A field has at most `longest` characters. Bytes that are not
+    UTF-8 stay as they are. Raises `CorpusError` if the file lacks a column.
+    """
+    csv.field_size_limit(longest)
+    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in lines)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise CorpusError(f"{place} is no CSV file: {error}") from error
+    wanted = [text_column, *([domain_column] if domain_column else [])]
+    for column, option in zip(wanted, ("--text-column", "--domain-column"), strict=False):
+        if column not in names:
+            raise CorpusError(
+                f"{place} has no column {column!r}; it has {', '.join(names[:20])}: choose with "
+                f"{option}"
+            )
+    places = [names.index(column) for column in wanted]
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"no row of CSV: {error}"
+            continue
+        if not row:  # an empty line
+            continue
+        if len(row) != len(names):
+            yield f"{len(row)} cells under {len(names)} columns"
+            continue
+        text = row[places[0]].encode("utf-8", "surrogateescape")
+        domain = row[places[1]].encode("utf-8", "surrogateescape") if domain_column else None
+        yield text, None if domain is None else name_of(domain)
+
+
+def read_arrow(
+    path: Path, text_column: str, domain_column: str | None
+) -> Iterator[tuple[bytes | None, str | None, float]]:
+    """Yield the text, the domain and the share of the file that is read, for each row.
+
+    Reads both Arrow formats, file and stream, such as `datasets` saves. Every batch is validated
+    before it is used. Raises `CorpusError` for a damaged file, a missing column or one without
+    text.
+    """
+    import pyarrow
+
+    wanted = [text_column, *([domain_column] if domain_column else [])]
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            size = max(file.size(), 1)
+            schema, batches = _batches(file)
+            check_columns(path, schema, wanted)
+            for batch in batches:
+                batch.validate(full=True)
+                texts = values_of(field_of(batch, text_column))
+                domains = (
+                    values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
+                )
+                share = min(file.tell() / size, 1.0)
+                for text, domain in zip(texts, domains, strict=False):
+                    yield text, domain and name_of(domain), share
+    except (OSError, ValueError, LookupError, OverflowError, pyarrow.ArrowException) as error:
+        raise CorpusError(
+            f"{path} cannot be read as Arrow: {error}; restore it or leave it out"
+        ) from error
+
+
+def _batches(file: Any) -> tuple[Any, Iterator[Any]]:
+    import pyarrow.ipc
+
+    try:
+        reader = pyarrow.ipc.open_file(file)
+    except pyarrow.ArrowInvalid:  # the stream format has no footer
+        file.seek(0)
+        stream = pyarrow.ipc.open_stream(file)
+        return stream.schema, iter(stream)
+    return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))

@@ -1,0 +1,96 @@
+"""Sources in CSV and Arrow files, and places that are no files of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.reading import Row, read_blocks
+
+
+def rows(path: Path, text: str = "text", domain: str | None = None) -> list[Row]:
+    found, _ = find_sources([path])
+    return [row for block in read_blocks(found, text, domain) for row in block.rows]
+
+
+def test_rows_of_csv(tmp_path: Path) -> None:
+    content = '\ufeffid,text,kind\n1,"a ""b"", c\nd",law\n\n2,é,web\n3,short\n4,ende,law\n'.encode()
+    (tmp_path / "a.csv").write_bytes(content)
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(content))
+    expected = [
+        (b'a "b", c\nd', "law"),
+        ("é".encode(), "web"),
+        ("2 cells under 3 columns",),
+        (b"ende", "law"),
+    ]
+    assert rows(tmp_path / "a.csv", domain="kind") == expected
+    assert rows(tmp_path / "b.csv.gz", domain="kind") == expected
+
+
+def test_bytes_that_are_not_utf8_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\nna\xefve\n")
+    assert rows(tmp_path / "a.csv") == [(b"na\xefve", None)]
+
+
+def test_a_missing_column_of_csv_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,body\n1,x\n")
+    with pytest.raises(CorpusError, match=r"no column 'text'; it has id, body: choose with --text"):
+        rows(tmp_path / "a.csv")
+
+
+def arrow(path: Path, stream: bool) -> None:
+    table = pa.table({"text": ["one", None, "drei"], "kind": ["a", "b", None], "n": [1, 2, 3]})
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_of_arrow(tmp_path: Path, stream: bool) -> None:
+    arrow(tmp_path / "a.arrow", stream)
+    assert rows(tmp_path / "a.arrow", domain="kind") == [
+        (b"one", "a"),
+        (None, "b"),
+        (b"drei", None),
+    ]
+    with pytest.raises(CorpusError, match="column 'n' is int64, not text"):
+        rows(tmp_path / "a.arrow", text="n")
+
+
+def test_a_damaged_arrow_file_is_refused(tmp_path: Path) -> None:
+    arrow(tmp_path / "a.arrow", stream=True)
+    content = bytearray((tmp_path / "a.arrow").read_bytes())
+    for place in range(8, len(content), 8):
+        changed = content.copy()
+        changed[place] ^= 0xFF
+        (tmp_path / "b.arrow").write_bytes(changed)
+        with contextlib.suppress(CorpusError):
+            rows(tmp_path / "b.arrow")
+
+
+def test_a_data_set_that_datasets_saved_is_one_domain(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "law"
+    folder.mkdir(parents=True)
+    arrow(folder / "data-00000-of-00001.arrow", stream=True)
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text('{\n  "a": 1\n}\n')
+    assert [source.domain for source in find_sources([tmp_path / "raw"])[0]] == ["law"]
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("s3://bucket/web.jsonl", "copy it to this machine first"),
+        ("allenai/c4", "hf download --repo-type dataset allenai/c4"),
+        ("no/such/file.jsonl", "give the path of the raw text"),
+    ],
+)
+def test_a_place_elsewhere_is_refused_with_a_remedy(place: str, remedy: str) -> None:
+    with pytest.raises(CorpusError, match=remedy):
+        find_sources([place])
