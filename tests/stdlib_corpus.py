@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import sysconfig
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from cuvee.data.corpus.corpus import Corpus
@@ -20,7 +24,18 @@ _MODULES = {
 def stdlib_corpus(
     folder: Path, vocab_size: int = 512, targets: tuple[str, ...] = (), test_share: float = 0.0
 ) -> Corpus:
-    """Three domains of about 40 thousand tokens each, a tenth of the documents for validation."""
+    """Three domains of about 40 thousand tokens each, a tenth of the documents for validation.
+
+    It is built once in a process. Each call returns a copy, with the sources.
+    """
+    shutil.copytree(_built(vocab_size, targets, test_share), folder, dirs_exist_ok=True)
+    return Corpus.open(folder / "corpus")
+
+
+@cache
+def _built(vocab_size: int, targets: tuple[str, ...], test_share: float) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cuvee-corpus-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = folder / "sources"
     sources.mkdir(parents=True)
@@ -31,4 +46,5 @@ def stdlib_corpus(
     settings = BuildSettings(
         vocab_size=vocab_size, valid_share=0.1, test_share=test_share, targets=targets
     )
-    return build([sources], folder / "corpus", settings, workers=1)
+    build([sources], folder / "corpus", settings, workers=1)
+    return folder

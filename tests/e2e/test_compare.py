@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import struct
-import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cuvee.cli import app
 from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store.store import Store
@@ -101,20 +103,13 @@ def test_runs_of_a_seed_start_from_the_same_weights_and_read_the_same_text(
     ] * 10
 
 
-def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]]) -> None:
+def test_tables_and_page_from_the_command_line(
+    compared: tuple[Path, list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, runs = compared
-    command = [
-        sys.executable,
-        "-m",
-        "cuvee.cli",
-        "compare",
-        "mine.yaml",
-        "-o",
-        "page.html",
-        "baseline=odm",
-    ]
-    done = subprocess.run(command, cwd=place, text=True, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(place)
+    command = ["compare", "mine.yaml", "-o", "page.html", "baseline=odm"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.stderr.count("is finished already") == 6, "and nothing is trained again"
     natural = [run for run in runs if run.config["method"]["label"] == "natural"]
     mean = np.mean([run.trajectory.last.probes["test_loss"].values for run in natural])
@@ -123,6 +118,11 @@ def test_tables_and_page_from_the_command_line(compared: tuple[Path, list[Run]])
     assert "Test loss at the end" in done.stdout
     assert "Against odm, paired by seed: test loss" in done.stdout
     assert "mail-only" in (place / "page.html").read_text()
+    again = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    (result,) = json.loads(again.stdout)
+    (first,) = [row for row in result["tables"][0]["rows"] if row["name"] == "natural"]
+    assert f"{mean:.3f}" in json.dumps(first)
+    assert result["report"] == "page.html"
 
 
 class Interrupts(Unobserved):

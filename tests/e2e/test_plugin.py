@@ -90,19 +90,17 @@ def test_the_plugin_is_used_by_train_compare_and_search_saved_and_loaded(
     site: Path, place: Path
 ) -> None:
     searched = "method={name: staircase, proxies: 2}"
-    done = cuvee(place, site, "search", "mine.yaml", searched, "name=s", "--workers", "2", "-q")
-    assert done.returncode == 0, done.stderr
     policy = place / "runs" / "s" / "policy"
-    assert '"kind": "staircase"' in (policy / "policy.json").read_text()
-
-    done = cuvee(place, site, "train", "mine.yaml", f"policy={policy}", "name=t", "-q")
-    assert done.returncode == 0, done.stderr
-
     learned = {"name": "agent", "reward": "progress", "agent_settings": SMALL}
     methods = yaml.safe_dump(["natural", "staircase", learned], default_flow_style=True).strip()
-    words = ("compare", "mine.yaml", f"methods={methods}", "name=c", "--workers", "2", "-q")
-    done = cuvee(place, site, *words)
-    assert done.returncode == 0, done.stderr
+    commands = [
+        ["search", "mine.yaml", searched, "name=s", "--workers", "1", "-q"],
+        ["train", "mine.yaml", f"policy={policy}", "name=t", "-q"],
+        ["compare", "mine.yaml", f"methods={methods}", "name=c", "--workers", "2", "-q"],
+    ]
+    done = python(place, site, "-c", ONE_AFTER_ANOTHER, json.dumps(commands))
+    assert done.stderr.count("[status 0 ]") == 3, done.stderr
+    assert '"kind": "staircase"' in (policy / "policy.json").read_text()
     print(done.stdout)
     assert "staircase" in done.stdout
 
@@ -121,11 +119,13 @@ def test_a_module_that_plugins_names_registers_parts_in_workers_too(place: Path)
         + 'register_policy("own")(Staircase)\nregister_method("own")(StaircaseMethod)\n'
     )
     method = "method={name: own, proxies: 2}"
-    words = ("search", "mine.yaml", method, "name=p", "--workers", "2", "-q")
-    done = cuvee(place, folder, *words)
-    assert done.returncode == 2, "nothing is imported that the configuration does not name"
-    done = cuvee(place, folder, *words, "plugins=[cuvee_own]")
+    words = ["search", "mine.yaml", method, "name=p", "--workers", "1", "-q"]
+    commands = [words, [*words, "plugins=[cuvee_own]"]]
+    done = python(place, folder, "-c", ONE_AFTER_ANOTHER, json.dumps(commands))
     assert done.returncode == 0, done.stderr
+    refusal, rest = done.stderr.split("[status 2 ]")
+    assert "no method 'own'" in refusal, "nothing is imported that the configuration does not name"
+    assert "[status 0 ]" in rest, rest
     assert '"kind": "own"' in (place / "runs" / "p" / "policy" / "policy.json").read_text()
 
 

@@ -32,8 +32,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return stdlib_corpus(tmp_path_factory.mktemp("text"))
 
 
-def searched(folder: Path, text: Corpus, workers: int) -> SearchConfig:
-    """The configuration of a search that `cuvee search` has run to its end in `folder`."""
+def searched(folder: Path, text: Corpus, workers: int) -> None:
+    """Run `cuvee search` to its end in `folder`."""
     document = {
         "corpus": str(text.folder),
         "model": "llama-0.1m",
@@ -55,12 +55,19 @@ def searched(folder: Path, text: Corpus, workers: int) -> SearchConfig:
         [*command, "--workers", str(workers), "-q"], capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
-    return load(SearchConfig, folder / "mix.yaml")
 
 
-def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, tmp_path: Path) -> None:
-    config = searched(tmp_path, text, workers=2)
-    with Store.open(tmp_path / "runs.db") as store:
+@pytest.fixture(scope="module")
+def by_two(text: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search with two workers."""
+    folder = tmp_path_factory.mktemp("two")
+    searched(folder, text, workers=2)
+    return folder
+
+
+def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, by_two: Path) -> None:
+    config = load(SearchConfig, by_two / "mix.yaml")
+    with Store.open(by_two / "runs.db") as store:
         runs = [store.load(run.id) for run in store.runs(config.group(text.fingerprint))]
     assert len(runs) == len(NAMES)
     by_domain = {}
@@ -70,7 +77,7 @@ def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, tmp_path
         assert all(NAME not in signals.probes for signals in run.trajectory.signals[:-1])
     assert {measured.shape for measured in by_domain.values()} == {(1, TOKENS // 64 * 63)}
 
-    policy = load_policy(tmp_path / "runs" / "mix" / "policy")
+    policy = load_policy(by_two / "runs" / "mix" / "policy")
     assert isinstance(policy, Fixed)
     log_probs_NK = np.stack([-by_domain[name].values[0] for name in NAMES], axis=1)
     expected_K = mixture_of_outputs(log_probs_NK, np.full(len(log_probs_NK), 1 / len(log_probs_NK)))
@@ -82,7 +89,7 @@ def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, tmp_path
 
     target = {
         "corpus": str(text.folder),
-        "policy": str(tmp_path / "runs" / "mix" / "policy"),
+        "policy": str(by_two / "runs" / "mix" / "policy"),
         "train": {
             "steps": 4,
             "batch_size": 4,
@@ -90,8 +97,8 @@ def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, tmp_path
             "interval": 2,
             "device": "cpu",
         },
-        "store": str(tmp_path / "runs.db"),
-        "out": str(tmp_path / "runs"),
+        "store": str(by_two / "runs.db"),
+        "out": str(by_two / "runs"),
     }
     run = train(parse(TrainConfig, target, "the test"))
     executed = run.trajectory.mixtures[0].as_dict()
@@ -100,13 +107,11 @@ def test_the_proxies_outputs_become_a_mixture_that_steers(text: Corpus, tmp_path
 
 
 def test_the_same_seed_gives_the_same_mixture_with_any_number_of_workers(
-    text: Corpus, tmp_path: Path
+    text: Corpus, tmp_path: Path, by_two: Path
 ) -> None:
-    found = []
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        searched(folder, text, workers)
-        policy = load_policy(folder / "runs" / "mix" / "policy")
-        found.append(document_of(policy)["settings"])
+    searched(tmp_path, text, workers=1)
+    found = [
+        document_of(load_policy(folder / "runs" / "mix" / "policy"))["settings"]
+        for folder in (tmp_path, by_two)
+    ]
     assert found[0] == found[1]
