@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -176,7 +177,9 @@ def fuzzed(full: bool) -> Result:
     guide = ["--atheris"] if importlib.util.find_spec("atheris") else []
     with tempfile.TemporaryDirectory() as name:
         names = list(fuzz.formats(Path(name)))
-    found = {name: child("reliability.fuzz", name, str(each), *guide) for name in names}
+    with ThreadPoolExecutor(2) as pool:
+        figures = pool.map(lambda name: child("reliability.fuzz", name, str(each), *guide), names)
+        found = dict(zip(names, figures, strict=True))
     for name, one in found.items():
         print(name, one, file=sys.stderr)
     total = Counter[str]()

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -345,7 +345,11 @@ def with_atheris(trial: Trial, format_: Format, count: int, folder: Path) -> Non
             print(json.dumps(trial.figures()), flush=True)
             raise SystemExit
 
-    atheris.instrument_all()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("cuvee."):
+            for key, value in vars(module).items():
+                if isinstance(value, FunctionType) and value.__module__ == name:
+                    setattr(module, key, atheris.instrument_func(value))
     options = [f"-runs={count + 100}", f"-max_len={LONG}", "-seed=1", "-rss_limit_mb=2048"]
     atheris.Setup([sys.argv[0], *options, str(folder / "seeds")], one)
     atheris.Fuzz()

@@ -39,7 +39,7 @@ def commands(good: bool) -> list[list[str]]:
     run = "secret-" if good else "no-such-run"
     return [
         ["doctor", "--store", "@url" if good else "@missing"],
-        ["corpus", "info", "corpus" if good else "nowhere"],
+        ["corpus", "show", "corpus" if good else "nowhere"],
         ["corpus", "verify", "corpus" if good else "nowhere"],
         ["corpus", "build", "text" if good else "nowhere", "-o", "corpus-2", "--workers", "1"],
         ["init", "corpus" if good else "nowhere", "-o", "new.yaml"],
@@ -120,10 +120,13 @@ def invoke(arguments: Sequence[str], output: io.BytesIO) -> int:
 
 
 def prepare(folder: Path, url: str) -> None:
-    rows = "".join(json.dumps({"text": f"some words of text {i} " * 9}) + "\n" for i in range(60))
     (folder / "text").mkdir()
     for name in ("web", "code"):
-        (folder / "text" / f"{name}.jsonl").write_text(rows.replace("words", f"words of {name}"))
+        texts = (
+            f"Words of {name} {i}. Others follow them. So it ends, {i}. " * 3 for i in range(90)
+        )
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / "text" / f"{name}.jsonl").write_text(rows)
     (folder / "train.yaml").write_text(CONFIG.format(url=url))
     search = CONFIG.format(url=url) + "method: {name: regmix, proxies: 6, fit: log_linear}\n"
     (folder / "search.yaml").write_text(search)

@@ -143,17 +143,19 @@ class Guard:
         """Return the proposal, why there is none, and the policy's explanation."""
         if self.late_at == len(view):  # asked again: the clock must not decide twice
             return None, "TooLate: this decision was late before", {}
+        explained: dict[str, Any] = {}
         try:
             proposed, explained = self._in_time(lambda: self._decided(view))
             if not isinstance(proposed, Mixture):
-                return None, f"the policy returned a {type(proposed).__name__}, not a mixture", {}
+                kind = type(proposed).__name__
+                return None, f"the policy returned a {kind}, not a mixture", explained
             return proposed.to(view.names), None, explained
         except Exception as error:
             if len(view) == 0 and isinstance(error, (PolicyError, ConfigError)):
                 raise
             if isinstance(error, TooLate):
                 self.late_at = len(view)
-            return None, f"{type(error).__name__}: {error}", {}
+            return None, f"{type(error).__name__}: {error}", explained
 
     def _decided(self, view: Trajectory) -> tuple[Mixture, dict[str, Any]]:
         mixture = self._policy.mixture(view)
