@@ -37,7 +37,7 @@ def demo(
     The text comes from this Python environment. The same small model trains under four mixtures
     with three seeds each.
 
-    Takes about three minutes on two cores and downloads nothing. An interrupted demo resumes when
+    Takes about four minutes on two cores and downloads nothing. An interrupted demo resumes when
     it is run again.
 
     Example: cuvee demo --no-open

@@ -61,7 +61,7 @@ _TRAIN = TrainerSettings(
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """The size of the demo. With the defaults it takes about three minutes on two cores."""
+    """The size of the demo. With the defaults it takes about four minutes on two cores."""
 
     vocab_size: int = 2048
     train: TrainerSettings = _TRAIN
