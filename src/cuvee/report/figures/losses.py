@@ -15,8 +15,8 @@ from cuvee.report.views import MethodView, RunView, Scores
 
 MANY_SEEDS = 8
 """The number of seeds above which their lines become a band, so that the page stays small."""
-_POINTS = 20
-"""The most points of a curve in the small figures of domains."""
+_POINTS, _FEW_POINTS = 40, 20
+"""The most points of a curve, in large figures and in the small ones of domains."""
 
 Value = Callable[[Scores], float | None]
 
@@ -32,8 +32,8 @@ def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Fig
         elif len(views) > 1:
             for view, (tokens_P, loss_P) in zip(views, curves, strict=True):
                 figure.add_scatter(
-                    x=tokens_P,
-                    y=loss_P,
+                    x=thinned(tokens_P, _POINTS),
+                    y=thinned(loss_P, _POINTS),
                     name=f"{plain(method.label)}, seed {view.run.seed}",
                     mode="lines",
                     line={"color": method_colour(index), "width": 0.8},
@@ -41,7 +41,7 @@ def curve_figure(summary: Summary, value: Value, *, height: int = 300) -> go.Fig
                     hoverinfo="skip",
                 )
         if views:
-            _add_mean(figure, method, index, curves)
+            _add_mean(figure, method, index, curves, most=_POINTS)
     style(figure, "nats per token", height)
     figure.update_xaxes(range=[0, summary.longest * 1.01])
     return figure
@@ -54,7 +54,7 @@ def domain_figure(summary: Summary, k: int) -> go.Figure:
         views = [view for view in method.runs if len(view.tokens_P)]
         if views:
             curves = [(view.tokens_P.astype(np.float64), view.loss_PK[:, k]) for view in views]
-            _add_mean(figure, method, index, curves, most=_POINTS)
+            _add_mean(figure, method, index, curves, most=_FEW_POINTS)
     style(figure, "", height=150)
     figure.update_xaxes(range=[0, summary.longest * 1.01], title_text=None, nticks=4, tickangle=0)
     figure.update_layout(margin_b=24)
@@ -112,7 +112,7 @@ def _add_mean(
     method: MethodView,
     index: int,
     curves: Sequence[tuple[FloatArray, FloatArray]],
-    most: int = 1000,
+    most: int,
 ) -> None:
     """Add the mean of the curves, as far as all of them reach, with at most `most` points."""
     shared = min(len(x_P) for x_P, _ in curves)

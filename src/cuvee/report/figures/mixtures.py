@@ -16,7 +16,7 @@ from cuvee.report.views import MethodView, RunView
 
 _MANY = 16
 """The number of domains above which a stack is taller and has thinner lines."""
-_INTERVALS = 48
+_INTERVALS = 40
 """The most mixtures that are drawn. More are averaged over stretches of equal length."""
 _POINTS = 24  # of a line of epochs
 _LABELLED = 0.045  # the smallest share at the end that gets a label
