@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import cuvee
+from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.testing.postgres import find_binaries, postgres_server
 from reliability.measure import Result, measured
 from unit.test_dangerous_calls import dangerous
@@ -134,12 +134,7 @@ def prepare(folder: Path, url: str) -> None:
     lines = "".join(f"r{i},{i / 20},{1 - i / 20},{3 - i / 10}\n" for i in range(20))
     (folder / "table.csv").write_text("run,train_a,train_b,metric/a_loss\n" + lines)
     (folder / "questions.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
-    done = subprocess.run(
-        [sys.executable, "-m", "cuvee.cli", "corpus", "build", "text", "-o", "corpus",
-         "--vocab-size", "300", "--workers", "1", "--no-progress"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    build([folder / "text"], folder / "corpus", BuildSettings(vocab_size=300), workers=1)
 
 
 def session(url: str, dead: str) -> dict[str, Any]:
