@@ -26,6 +26,7 @@ from cuvee.policies.exp3 import Exp3
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.alarms import AlarmSettings
 from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.recipes.housekeeping import remove, unfinished
 from cuvee.testing.toy import ToyTrainer
 
 SMALL = {"method": {"name": "natural", "label": "natural"}}
@@ -349,6 +350,34 @@ def test_a_live_run_is_never_removed_and_a_dead_one_is_shown(tmp_path: Path) -> 
     assert pruned == "removed the checkpoints of 1 run; 0.5 MB freed\n"
     assert sorted(path.name for path in done.iterdir()) == ["model", "policy"]
     assert cuvee(place, "runs", "prune", "--yes").stdout == "nothing to remove\n"
+
+
+def test_a_suspended_process_keeps_its_run(tmp_path: Path) -> None:
+    """Its lease expires, but it has not ended and may go on."""
+    place = tmp_path / "s.db"
+    with Store.open(place) as store:
+        folder = kept(store, "suspended", tmp_path, "running")
+        store.create("natural", 1, SMALL, run_id="other")
+        store.claim_run("other", worker_name(), lease_seconds=1e-6)
+        time.sleep(0.01)
+        assert store.summary("other").dead
+        with pytest.raises(StoreError, match="stop that process first"):
+            store.remove("other")
+    assert cuvee(place, "runs", "prune", "--yes").stdout == "nothing to remove\n"
+    with pytest.raises(CuveeError, match="other is being trained by process"):
+        cuvee(place, "runs", "rm", "other", "--yes")
+    assert folder.is_dir()
+
+
+def test_a_run_that_goes_on_before_the_answer_is_kept(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        folder = kept(store, "again", tmp_path, "dead")
+        listed = unfinished(store.runs())
+        store.claim_run("again", worker_name()).finish(Cost(), model=str(folder / "model"))
+        with pytest.raises(StoreError, match="again was trained again since it was listed"):
+            remove(store, listed)
+        assert store.summary("again").status == "done"
+    assert (folder / "model").is_dir()
 
 
 def test_only_a_folder_with_the_name_of_the_run_is_removed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cuvee.core.errors import StoreError
 from cuvee.core.files import remove_folder
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.worker_name import readable
+from cuvee.fleet.worker_name import is_alive, readable
 
 _CHECKPOINTS = ("checkpoints", "attempt-*")
 _PARTS = (*_CHECKPOINTS, "model", "policy", "tensorboard")
@@ -34,7 +34,7 @@ def holdings(runs: Sequence[RunSummary]) -> list[Holding]:
     Raises `StoreError` if a worker trains one of them.
     """
     for run in runs:
-        if run.state == "running":
+        if _is_held(run):
             raise StoreError(
                 f"run {run.id} is being trained by {readable(run.worker)}: stop that process first"
             )
@@ -49,13 +49,16 @@ def checkpoints(runs: Sequence[RunSummary]) -> list[Holding]:
 
 def unfinished(runs: Sequence[RunSummary]) -> list[Holding]:
     """Return what the runs occupy that failed or whose worker is gone."""
-    return holdings([run for run in runs if run.state in ("failed", "dead")])
+    return holdings([run for run in runs if run.state in ("failed", "dead") and not _is_held(run)])
 
 
 def remove(store: Store, held: Sequence[Holding]) -> None:
-    """Remove runs from the store, and their folders. Raises `StoreError` for one in training."""
+    """Remove runs from the store, and their folders.
+
+    Raises `StoreError` for one in training, or that was trained since `held` was made.
+    """
     for one in held:
-        store.remove(one.run.id)
+        store.remove(one.run.id, one.run.attempts)
         remove_folders([one])
 
 
@@ -84,6 +87,12 @@ def rename(store: Store, run: RunSummary, new: str) -> None:
     store.rename(run.id, new, paths)
     if before is not None and after is not None:
         before.rename(after)
+
+
+def _is_held(run: RunSummary) -> bool:
+    """Whether a process may go on with the run, such as one of this host that is suspended."""
+    alive = run.dead and is_alive(run.worker or "")
+    return run.state == "running" or bool(alive)
 
 
 def _holding(run: RunSummary, parts: Sequence[str]) -> Holding:

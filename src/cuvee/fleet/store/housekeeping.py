@@ -12,16 +12,16 @@ from cuvee.fleet.store.schema import attempts, evaluations, intervals, requests,
 from cuvee.fleet.worker_name import is_alive, readable
 
 
-def remove_run(database: Database, run_id: str) -> None:
+def remove_run(database: Database, run_id: str, attempts_seen: int | None = None) -> None:
     """Remove a run with its attempts, intervals, requests and evaluations, in one transaction.
 
     Lists of domains stay, because a writer of another run may be about to refer to one.
 
-    Raises `StoreError` if a worker holds the run.
+    Raises `StoreError` if a worker holds the run, or if it has not `attempts_seen` attempts.
     """
 
     def work(connection: sa.Connection) -> None:
-        query = sa.select(runs.c.status, runs.c.lease_expires, attempts.c.worker)
+        query = sa.select(runs.c.status, runs.c.attempt, runs.c.lease_expires, attempts.c.worker)
         query = query.outerjoin(
             attempts, (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
         )
@@ -29,9 +29,17 @@ def remove_run(database: Database, run_id: str) -> None:
         found = connection.execute(query).first()
         now = database.now(connection)
         held = found if found is not None and found.status == "running" else None
-        if held and not is_dead(held.lease_expires, now, held.worker):
+        # A process of this host that is suspended lets its lease expire, and may go on.
+        if held and (
+            is_alive(held.worker or "") or not is_dead(held.lease_expires, now, held.worker)
+        ):
             raise StoreError(
                 f"run {run_id} is being trained by {readable(held.worker)}: stop that process first"
+            )
+        if found is not None and attempts_seen not in (None, found.attempt):
+            raise StoreError(
+                f"run {run_id} was trained again since it was listed: look at it "
+                "(`cuvee runs list`) before you remove it"
             )
         for column in (intervals.c.run_id, requests.c.run_id, attempts.c.run_id):
             connection.execute(sa.delete(column.table).where(column == run_id))

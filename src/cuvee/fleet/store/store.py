@@ -272,12 +272,12 @@ class Store:
 
     # Housekeeping
 
-    def remove(self, run_id: str) -> None:
+    def remove(self, run_id: str, attempts: int | None = None) -> None:
         """Remove a run and all that is recorded of it. Its folder stays.
 
-        Raises `StoreError` if a worker holds the run.
+        Raises `StoreError` if a worker holds the run, or if it no longer has so many `attempts`.
         """
-        remove_run(self._database, run_id)
+        remove_run(self._database, run_id, attempts)
 
     def rename(self, run_id: str, new: str, paths: Mapping[str, str | None]) -> None:
         """Give a finished run the id `new`.
