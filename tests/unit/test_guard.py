@@ -490,8 +490,17 @@ def test_errors_and_answers_in_time_are_the_same_with_and_without_a_limit() -> N
             None,
         ]
         assert not any(record["late"] for record in records)
-    with pytest.raises(PolicyError, match="decision_seconds is 0"):
-        Limits(decision_seconds=0).bounds(("a",))
+    for seconds in (0, float("inf")):
+        with pytest.raises(PolicyError, match=f"decision_seconds is {seconds}"):
+            Limits(decision_seconds=seconds).bounds(("a",))
+
+
+def test_a_policys_own_timeout_is_not_a_late_decision() -> None:
+    def fails() -> None:
+        raise TimeoutError("the policy's own")
+
+    with pytest.raises(TimeoutError, match="own"):
+        Deadline(30.0)(fails)
 
 
 def test_the_cost_of_a_decision_does_not_grow_with_the_run(monkeypatch: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -43,9 +43,7 @@ class Deadline:
         self._asked = asked
         # A daemon: a policy that hangs must not keep the process from ending.
         Thread(target=answer, name="cuvee-decision", daemon=True).start()
-        try:
-            return asked.result(self._seconds)
-        except TimeoutError:
-            if asked.done():  # the policy's own error
-                raise
-            raise TooLate(f"no decision within {self._seconds:g} s") from None
+        wait([asked], self._seconds)  # unlike `result`, it tells a policy's own TimeoutError apart
+        if not asked.done():
+            raise TooLate(f"no decision within {self._seconds:g} s")
+        return asked.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import TIMEOUT_MAX
 
 import numpy as np
 
@@ -76,10 +77,10 @@ class Limits:
                 f"cooldown is {self.cooldown}: it must be 1 interval or more; "
                 "leave it out for no retry"
             )
-        if self.decision_seconds is not None and not self.decision_seconds > 0:
+        if self.decision_seconds is not None and not 0 < self.decision_seconds <= TIMEOUT_MAX:
             raise PolicyError(
-                f"decision_seconds is {self.decision_seconds}: it must be above 0; "
-                "leave it out for no limit"
+                f"decision_seconds is {self.decision_seconds}: it must be above 0 and at most "
+                f"{TIMEOUT_MAX:,.0f}; leave it out for no limit"
             )
         _by_name("fallback", self.fallback or {}, names, 0.0)
         epochs_K(self.epochs, names)
