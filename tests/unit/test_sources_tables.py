@@ -11,7 +11,7 @@ import pytest
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.raw import find_sources
-from cuvee.data.ingest.reading import Row, read_blocks
+from cuvee.data.ingest.reading import MAX_ROW_BYTES, Row, read_blocks
 
 
 def rows(path: Path, text: str = "text", domain: str | None = None) -> list[Row]:
@@ -36,6 +36,23 @@ def test_rows_of_csv(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_stay(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\nna\xefve\n")
     assert rows(tmp_path / "a.csv") == [(b"na\xefve", None)]
+
+
+def test_a_line_of_csv_that_is_too_long_is_a_bad_row(tmp_path: Path) -> None:
+    """Neither is it lost without a word, nor is it cut out of a document."""
+    long = b"y" * (MAX_ROW_BYTES + 5)
+    for line in (long, b'"a\n' + long + b'"'):
+        (tmp_path / "a.csv").write_bytes(b"text\nfirst\n" + line + b"\nlast\n")
+        first, bad, last = rows(tmp_path / "a.csv")
+        assert (first, last) == ((b"first", None), (b"last", None))
+        assert "field larger than field limit" in str(bad)
+
+
+def test_a_quote_that_is_not_closed_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text\nfirst\n"cut short by a download\n')
+    first, bad = rows(tmp_path / "a.csv")
+    assert first == (b"first", None)
+    assert bad == ("no row of CSV: unexpected end of data",)
 
 
 def test_a_missing_column_of_csv_is_named(tmp_path: Path) -> None:

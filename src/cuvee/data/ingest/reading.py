@@ -200,7 +200,10 @@ def _csv_rows(
     text_column: str,
     domain_column: str | None,
 ) -> Iterator[Row]:
-    lines = (line if isinstance(line, bytes) else b"\n" for line in _lines(source, stream))
+    # In place of a line that is too long, the CSV reader gets a cell that is too long: it refuses
+    # the row, also if the line is a part of a quoted cell.
+    too_long = b"x" * (MAX_ROW_BYTES + 1)
+    lines = (line if isinstance(line, bytes) else too_long for line in _lines(source, stream))
     for row in read_csv(lines, source.place, text_column, domain_column, MAX_ROW_BYTES):
         yield Bad(row) if isinstance(row, str) else _fields(*row)
 

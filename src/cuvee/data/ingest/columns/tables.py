@@ -21,7 +21,9 @@ def read_csv(
     UTF-8 stay as they are. Raises `CorpusError` if the file lacks a column.
     """
     csv.field_size_limit(longest)
-    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in lines)
+    decoded = (line.decode("utf-8", "surrogateescape") for line in lines)
+    # Strict: else a quote that is not closed makes one document of the rest of the file.
+    reader = csv.reader(decoded, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
