@@ -101,6 +101,16 @@ def test_steering_refuses_what_it_cannot_do() -> None:
     steering = cuvee.LossSteering("odm", domains, tokens=100)
     with pytest.raises(cuvee.CuveeError, match="no domain 'wbe'; did you mean 'web'"):
         steering.learn({"wbe": 1.0}, {"web": 10})
+    with pytest.raises(cuvee.CuveeError, match="domains without training tokens: code"):
+        cuvee.LossSteering("odm", {"web": 1000, "code": 0}, tokens=100)
+
+
+def test_a_refused_report_changes_nothing() -> None:
+    steering = cuvee.LossSteering("odm", {"web": 1000, "code": 1000}, tokens=100)
+    with pytest.raises(cuvee.CuveeError, match="counts"):
+        steering.learn({"web": 1.0}, {"web": -50})
+    steering.learn({"web": 1.0}, {"web": 50})
+    assert steering.trajectory.last.progress == 0.5
 
 
 def test_steering_decides_as_the_loop_does() -> None:

@@ -51,6 +51,10 @@ class LossSteering:
         if tokens < 1:
             raise ConfigError(f"tokens is {tokens}: the budget must be at least 1 token")
         known = _Known.of(domains)
+        if empty := [domain.name for domain in known.domains if domain.tokens < 1]:
+            raise ConfigError(
+                f"domains without training tokens: {', '.join(empty)}; leave them out"
+            )
         if isinstance(policy, str):
             policy = policy_without_proxies(policy, known)
         if probes := ", ".join(probe.name for probe in policy.probes):
@@ -99,10 +103,11 @@ class LossSteering:
             np.array([losses.get(name, 0.0) for name in last.names], dtype=np.float64),
             np.array([name in losses for name in last.names]),
         )
-        self._read += int(drawn_K.sum())
-        progress = min(1.0, self._read / self._tokens)
+        read = self._read + int(drawn_K.sum())
+        progress = min(1.0, read / self._tokens)
         signals = Signals(last.domains, last.step + steps, progress, drawn_K, loss)
         self._so_far = self._so_far.append(self._mixture, signals)
+        self._read = read
         self._guard.learn(self._so_far)
         if not self.done:
             self._mixture = self._guard.mixture(self._so_far)
