@@ -392,6 +392,19 @@ def test_only_a_folder_with_the_name_of_the_run_is_removed(tmp_path: Path) -> No
     assert (tmp_path / "precious" / "model").is_dir()
 
 
+def test_a_folder_at_a_relative_path_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another folder of that name may be in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run-1" / "model").mkdir(parents=True)
+    with Store.open(tmp_path / "s.db") as store:
+        store.create("natural", 0, SMALL, run_id="run-1")
+        store.claim_run("run-1", "worker").finish(Cost(), model="run-1/model")
+    cuvee(tmp_path / "s.db", "runs", "rm", "run-1", "--yes")
+    assert (tmp_path / "run-1" / "model").is_dir()
+
+
 def test_rename_moves_the_run_and_its_folder(tmp_path: Path) -> None:
     place = tmp_path / "s.db"
     with Store.open(place) as store:
@@ -402,6 +415,9 @@ def test_rename_moves_the_run_and_its_folder(tmp_path: Path) -> None:
         assert store.find("old") is None
         assert store.summary("new").model == str(tmp_path / "new" / "model")
     assert (tmp_path / "new" / "model" / "data").is_file()
+    for wrong in ("..", "a/b", ""):
+        with pytest.raises(CuveeError, match=r"run id .* is not allowed: use 1"):
+            cuvee(place, "runs", "rename", "new", wrong)
     with pytest.raises(CuveeError, match="run open is running: only a finished run"):
         cuvee(place, "runs", "rename", "open", "shut")
     assert (tmp_path / "open").is_dir()

@@ -11,7 +11,7 @@ from pathlib import Path
 from cuvee.core.errors import StoreError
 from cuvee.core.files import remove_folder
 from cuvee.fleet.store.rows import RunSummary
-from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.store import Store, check_run_id
 from cuvee.fleet.worker_name import is_alive, readable
 
 _CHECKPOINTS = ("checkpoints", "attempt-*")
@@ -77,6 +77,7 @@ def rename(store: Store, run: RunSummary, new: str) -> None:
 
     `cuvee train` no longer finds the run by its configuration.
     """
+    check_run_id(new)
     before = _folder(run)
     after = before.with_name(new) if before else None
     if after is not None and after.exists():
@@ -105,11 +106,12 @@ def _holding(run: RunSummary, parts: Sequence[str]) -> Holding:
 def _folder(run: RunSummary) -> Path | None:
     """The folder of the run on this host: the one with its name above its checkpoints or model.
 
-    A store that others write may name any path. Only a folder with the run's own name counts.
+    A store that others write may name any path. Only a folder with the run's own name counts, and a
+    relative path does not say where it is.
     """
-    for given in (run.checkpoint, run.policy, run.model):
-        path = Path(given) if given else None
-        for folder in (path, *path.parents) if path else ():
+    given = [Path(one) for one in (run.checkpoint, run.policy, run.model) if one]
+    for path in given:
+        for folder in (path, *path.parents) if path.is_absolute() else ():
             if folder.name == run.id and folder.is_dir() and not folder.is_symlink():
                 return folder
     return None

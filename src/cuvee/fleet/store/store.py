@@ -51,7 +51,7 @@ from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,64}")
 _TICK = 1e-4  # seconds between two runs planned one after the other
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without terminal escapes
 
@@ -116,7 +116,7 @@ class Store:
         """
         plain = plain_json(config, "config")
         run_id = run_key(config, seed) if run_id is None else run_id
-        _check_id(run_id)
+        check_run_id(run_id)
         for what, label in (("name", name), ("group", group)):
             if label is not None:
                 _check(_LABEL, label, what, "one line of 1 to 200 printable characters")
@@ -285,7 +285,7 @@ class Store:
         `paths` are its `checkpoint`, `policy` and `model` folders from now on. Raises `StoreError`
         if the run is not done, or if `new` is taken or no id.
         """
-        _check_id(new)
+        check_run_id(new)
         rename_run(self._database, run_id, new, dict(paths))
 
     # Claiming
@@ -548,5 +548,7 @@ def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> Non
         raise StoreError(f"{what} {value!r} is not allowed: use {allowed}")
 
 
-def _check_id(run_id: str) -> None:
-    _check(_ID, run_id, "run id", "1 to 64 letters, digits, dots, underscores or hyphens")
+def check_run_id(run_id: str) -> None:
+    """Raise `StoreError` if a run cannot have this id. Its folder is called after it."""
+    allowed = "1 to 64 letters, digits, dots, underscores or hyphens, and not dots alone"
+    _check(_ID, run_id, "run id", allowed)
