@@ -473,7 +473,7 @@ def test_a_late_decision_stays_late_when_asked_again_and_after_a_resume() -> Non
     mixture = guard.mixture(so_far)
     policy.gate.set()
     resumed = Guard(Scripted(lambda t: [0.9, 0.1]), Limits())
-    resumed.late_at = guard.late_at
+    resumed.recorded = {0: True}
     for same in (guard, resumed):
         assert same.mixture(so_far) == mixture == Mixture.natural(some_domains(2))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.errors import CheckpointError, StoreError
+from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import State
 from cuvee.core.trajectory import Trajectory
 from cuvee.fleet.journal import RunJournal
@@ -16,6 +17,8 @@ from cuvee.fleet.store.claim import ClaimLost
 from cuvee.fleet.store.store import Store
 from cuvee.loop import run
 from cuvee.policies.exp3 import Exp3
+from cuvee.policies.guard.guard import Guard, Limits
+from cuvee.recipes.train import late_decisions
 from cuvee.testing.toy import ToyTrainer
 
 N = 8
@@ -123,17 +126,52 @@ def test_a_run_that_does_not_repeat_itself_is_found_out(store: Store, folder: Fo
     assert "not deterministic" in str(summary.reason)
 
 
-def test_a_decision_that_was_late_is_in_a_checkpoint_at_once(store: Store, folder: Folder) -> None:
-    """The policy may be in time when it is asked again, so the interval cannot be repeated."""
-    claim = store.claim_run(store.create("toy", 0, {}), "worker")
-    journal = RunJournal(store, claim, folder, every=100)
-    trainer, policy = ToyTrainer(N), Exp3()
-    so_far = Trajectory.start(trainer.start(()))
-    for late in (False, True):
-        so_far = so_far.append(mixture := policy.mixture(so_far), trainer.advance(mixture))
-        policy.learn(so_far)
-        journal.record(so_far, trainer, policy, {"guard": {"late": late}})
-        assert (folder.latest() is not None) == late
+class SlowAt(Exp3):
+    """Takes longer than `LIMITS` allow for the decisions at some timesteps."""
+
+    def __init__(self, *timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def mixture(self, so_far: Trajectory) -> Mixture:
+        if len(so_far) in self.timesteps:
+            time.sleep(0.3)
+        return super().mixture(so_far)
+
+
+LIMITS = Limits(decision_seconds=0.15)
+
+
+@pytest.mark.parametrize(("first", "again"), [((2,), ()), ((), (2,)), ((2,), (3,))])
+def test_the_clock_does_not_decide_a_recorded_interval_again(
+    store: Store, folder: Folder, first: tuple[int, ...], again: tuple[int, ...]
+) -> None:
+    """A decision may be late only the first time, or only when it is repeated."""
+    run_id = store.create("toy", 0, {})
+
+    def stop(so_far: Trajectory, *_: object) -> None:
+        if len(so_far) == 5:
+            raise Stopped
+
+    claim = store.claim_run(run_id, "worker", lease_seconds=1e-6)
+    with pytest.raises(Stopped):
+        run(
+            ToyTrainer(N),
+            Guard(SlowAt(*first), LIMITS),
+            RunJournal(store, claim, folder, 100, stop),
+        )
+    assert folder.latest() is None
+    time.sleep(0.01)
+    recorded = late_decisions(store, store.summary(run_id))
+    assert all(recorded[t] for t in first)
+    guard = Guard(SlowAt(*again), LIMITS)
+    guard.recorded = recorded
+    claim = store.claim_run(run_id, "worker")
+    run(ToyTrainer(N), guard, RunJournal(store, claim, folder, 100))
+    assert store.summary(run_id).intervals == N
+    repeated = late_decisions(store, store.summary(run_id))
+    assert {t: repeated[t] for t in recorded} == recorded
+    assert not guard.recorded
 
 
 def test_an_error_is_the_reason_of_the_attempt_and_an_interrupt_is_none(store: Store) -> None:

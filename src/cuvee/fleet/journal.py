@@ -110,17 +110,12 @@ class RunJournal:
     def record(
         self, so_far: Trajectory, trainer: Trainer, policy: Policy, metrics: Metrics
     ) -> None:
-        """Record the last interval; save trainer and policy if a checkpoint is due.
-
-        One is due after every `every` intervals, at the end, and after a decision that was late.
-        """
+        """Record the last interval; save trainer and policy if a checkpoint is due."""
         number = len(so_far)
         if number == 1:
             self._claim.append(0, None, so_far.signals[0])
         self._claim.append(number, so_far.last_mixture, so_far.last, metrics, self.cost(trainer))
-        # The clock decided: the interval cannot be repeated from an earlier checkpoint.
-        late = metrics.get("guard", {}).get("late", False)
-        if trainer.done or late or number % self._every == 0:
+        if trainer.done or number % self._every == 0:
             self.save(number, trainer, policy)
         if self._on_record:
             self._on_record(so_far, trainer, metrics)

@@ -318,7 +318,7 @@ class Controller:
                 "updates": [update.to_json() for update in self._updates],
                 "mixture": self._mixture.to_json(),
                 "policy": self._before,
-                "late": self._guard.late_at,
+                "late": self._guard.late_at == len(self._so_far),
                 "trajectory": self._so_far.to_json(),
                 "meters": self._meters.state_dict(),
                 "sums": self._meters.interval_state(),
@@ -342,7 +342,6 @@ class Controller:
                     f"{value}: use the same value"
                 )
         self._leader.load_state_dict(state["policy"])
-        self._guard.late_at = state.get("late")
         meters = self._attach()  # with the probes of the restored policy
         self.step_number = int(state["step"])
         self.stream.load_state_dict(state["stream"])
@@ -350,6 +349,7 @@ class Controller:
         self._mixture = Mixture.from_json(state["mixture"])
         self._before = state["policy"]
         self._so_far = Trajectory.from_json(state["trajectory"])
+        self._guard.recorded = {len(self._so_far): bool(state.get("late"))}
         self.cost = Cost(**state["cost"])
         self._clock = time.perf_counter()
         if state["validated"] is not None:

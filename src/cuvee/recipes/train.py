@@ -124,6 +124,12 @@ def refuse_interrupted(known: RunSummary | None, resume: bool) -> None:
     )
 
 
+def late_decisions(store: Store, known: RunSummary) -> dict[int, bool]:
+    """Return whether each recorded decision of the run was late, by timestep."""
+    metrics = store.metrics(known.id) if known.intervals else []
+    return {t: bool((one.get("guard") or {}).get("late")) for t, one in enumerate(metrics)}
+
+
 def _train(
     config: TrainConfig,
     corpus: Corpus,
@@ -153,6 +159,7 @@ def _train(
     guarded.operator = Operator(claim, load_requested)
     journal = RunJournal(store, claim, checkpoints, config.checkpoint_every, tracked)
     with journal.attempt(trainer):
+        guarded.recorded = late_decisions(store, claim.run)
         trajectory = run(trainer, policy, watched(journal))
         model = folder / "model"
         trainer.export(model)

@@ -75,6 +75,9 @@ class Guard:
         self.late_at: int | None = None
         """The newest timestep whose decision was late. Asked again for it, the policy is refused
         again. It is no part of the state: decisions come after it."""
+        self.recorded: dict[int, bool] = {}
+        """Whether a decision was late, by timestep, where a resumed run repeats a recorded interval.
+        The clock must not decide it again: the policy is refused as before, or gets all its time."""
         self._fallback: dict[str, Any] | None = None
         self._refused = {"proposals": 0, "lessons": 0}
         self._decision: dict[str, Any] = {}
@@ -141,11 +144,15 @@ class Guard:
 
     def _ask(self, view: Trajectory) -> tuple[Mixture | None, str | None, dict[str, Any]]:
         """Return the proposal, why there is none, and the policy's explanation."""
+        recorded = self.recorded.get(len(view))
+        if recorded:
+            self.late_at = len(view)
         if self.late_at == len(view):  # asked again: the clock must not decide twice
             return None, "TooLate: this decision was late before", {}
         explained: dict[str, Any] = {}
         try:
-            proposed, explained = self._in_time(lambda: self._decided(view))
+            in_time = self._in_time if recorded is None else Deadline(None)
+            proposed, explained = in_time(lambda: self._decided(view))
             if not isinstance(proposed, Mixture):
                 kind = type(proposed).__name__
                 return None, f"the policy returned a {kind}, not a mixture", explained
@@ -198,6 +205,7 @@ class Guard:
     def learn(self, so_far: Trajectory) -> Metrics:
         """Let the policy learn, update the alarms, and return the metrics with the audit record."""
         assert self._decision, "call mixture before learn"
+        self.recorded.pop(len(so_far) - 1, None)
         view, fault = self._sanitizer.of(so_far)
         before = self._policy.state_dict()
         state = digest(before)
