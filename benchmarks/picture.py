@@ -2,6 +2,8 @@
 
     cuvee compare compare.yaml
     python benchmarks/picture.py runs/cuvee.db -o docs/images/path.svg --method gain
+    python benchmarks/picture.py runs/online/runs.db -o docs/images/path.svg --target medicine \
+        --group online-scarce-medicine --methods gain ac_odm late even uniform natural
 
 Left: the shares of the domains in the run of one method and seed. Right: the training loss of the
 target under each method with that seed, as a moving mean. The names carry the test loss at the end.
@@ -39,15 +41,25 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--method", default="gain")
+    parser.add_argument("--methods", nargs="+", help="which runs to draw, by label; all by default")
+    parser.add_argument("--group", default="", help="only groups whose name begins like this")
+    parser.add_argument(
+        "--target", help="the domain to draw; the one with the role target by default"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with Store.open(options.store) as store:
-        runs = [store.load(found.id) for found in store.runs(status="done")]
-    by_label = {method_label(run.config): run for run in runs if run.seed == options.seed}
-    ends = {label: test_loss(run) for label, run in by_label.items()}
+        found = [
+            one for one in store.runs(status="done") if (one.group or "").startswith(options.group)
+        ]
+        runs = [store.load(one.id) for one in found if one.seed == options.seed]
+    labels = {method_label(run.config): run for run in runs}
+    by_label = {label: labels[label] for label in options.methods or labels}
+    target = options.target or target_of(runs[0])
+    ends = {label: test_loss(run, target) for label, run in by_label.items()}
     ranked = {label: by_label[label] for label in sorted(ends, key=ends.__getitem__)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.output, picture(ranked, options.method, ends))
+    write_atomic(options.output, picture(ranked, options.method, target, ends))
     print(json.dumps({label: round(ends[label], 4) for label in ranked}))
 
 
@@ -55,33 +67,35 @@ def target_of(run: Run) -> str:
     return next(domain.name for domain in run.trajectory.domains if domain.is_target)
 
 
-def test_loss(run: Run) -> float:
+def test_loss(run: Run, target: str) -> float:
     """The test loss of the target in nats per token."""
-    return held_out_loss(run, len(run.trajectory), "test")[target_of(run)]
+    return held_out_loss(run, len(run.trajectory), "test")[target]
 
 
-def training_loss(run: Run) -> tuple[FloatArray, FloatArray]:
+def training_loss(run: Run, target: str) -> tuple[FloatArray, FloatArray]:
     """Return (P,) million tokens and (P,) training loss of the target, a mean over its tokens.
 
     The mean is over `SMOOTH` intervals.
     """
-    k = run.trajectory.names.index(target_of(run))
+    k = run.trajectory.names.index(target)
     signals = run.trajectory.signals[1:]
     loss_T = np.array([one.loss.filled(0.0)[k] for one in signals])
     tokens_T = np.array([float(one.tokens_K[k]) for one in signals])
     ones = np.ones(SMOOTH)
-    mean_P = np.convolve(loss_T * tokens_T, ones, "valid") / np.convolve(tokens_T, ones, "valid")
+    sum_P = np.convolve(loss_T * tokens_T, ones, "valid")
+    read_P = np.convolve(tokens_T, ones, "valid")
+    seen_P = read_P > 0  # a late plan reads none of the target at the beginning
     all_T = np.cumsum([one.tokens_K.sum() for one in signals]) / 1e6
-    return all_T[SMOOTH - 1 :], mean_P
+    return all_T[SMOOTH - 1 :][seen_P], sum_P[seen_P] / read_P[seen_P]
 
 
-def picture(runs: dict[str, Run], method: str, ends: dict[str, float]) -> str:
+def picture(runs: dict[str, Run], method: str, target: str, ends: dict[str, float]) -> str:
     shown = runs[method]
     parts = [
         f'<text x="{LEFT}" y="24" class="h">mixture under {method}</text>',
-        f'<text x="{RIGHT}" y="24" class="h">training loss of {target_of(shown)}, nats a token</text>',
-        *shares(shown),
-        *curves({label: training_loss(run) for label, run in runs.items()}, ends),
+        f'<text x="{RIGHT}" y="24" class="h">training loss of {target}, nats a token</text>',
+        *shares(shown, target),
+        *curves({label: training_loss(run, target) for label, run in runs.items()}, ends),
     ]
     style = (
         "text{font:14px system-ui,sans-serif;fill:#333}.h{font-weight:600;font-size:16px}"
@@ -94,9 +108,9 @@ def picture(runs: dict[str, Run], method: str, ends: dict[str, float]) -> str:
     )
 
 
-def shares(run: Run) -> list[str]:
-    """The shares of the domains over time as stacked bands, targets at the bottom."""
-    domains = sorted(run.trajectory.domains, key=lambda domain: not domain.is_target)
+def shares(run: Run, target: str) -> list[str]:
+    """The shares of the domains over time as stacked bands, the target at the bottom."""
+    domains = sorted(run.trajectory.domains, key=lambda domain: domain.name != target)
     weights_TK = np.array(
         [[mixture[domain.name] for domain in domains] for _, mixture, _ in run.trajectory]
     )
@@ -106,12 +120,12 @@ def shares(run: Run) -> list[str]:
     names = []
     for k, domain in enumerate(domains):
         low_T, high_T = height(edges_TK[:, k]), height(edges_TK[:, k + 1])
-        colour = TARGET if domain.is_target else SOURCES[k % len(SOURCES)]
+        colour = TARGET if domain.name == target else SOURCES[k % len(SOURCES)]
         outline = [*zip(x_T, low_T, strict=True), *zip(x_T[::-1], high_T[::-1], strict=True)]
         bands.append(f'<polygon points="{points(outline)}" fill="{colour}"/>')
         if low_T[-1] - high_T[-1] > 15:
             middle = float(low_T[-1] + high_T[-1]) / 2 + 5
-            style = ' class="t"' if domain.is_target else ""
+            style = ' class="t"' if domain.name == target else ""
             names.append(
                 f'<text x="{LEFT + WIDTH - 6}" y="{middle:.0f}" text-anchor="end"{style}>'
                 f"{domain.name}</text>"
