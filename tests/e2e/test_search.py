@@ -194,7 +194,7 @@ def test_the_command_says_what_it_would_cost_and_what_failed(
     said = capsys.readouterr().err
     assert "0 done, 0 running, 0 waiting, 1 failed, 1 retried" in said
     assert any(
-        line.startswith("failed: ") and "after 2 attempts: TrainingError: " in line
+        line.startswith("failed: ") and "after 2 attempts: DivergedError: " in line
         for line in said.splitlines()
     )
     assert re.match(

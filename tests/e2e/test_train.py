@@ -256,14 +256,14 @@ def test_a_policy_file_steers_another_run(place: Path, unbroken: Run) -> None:
 def test_what_went_wrong_is_said_in_one_line(place: Path) -> None:
     status, output = finish(start(place, "train.leaning_rate=1"))
     assert status == 2
-    assert (
-        output
-        == "error: mine.yaml: unknown key 'leaning_rate' in train; did you mean 'learning_rate'?\n"
+    assert output == (
+        "error: mine.yaml with train.leaning_rate=1: unknown key 'leaning_rate' in train; "
+        "did you mean 'learning_rate'?\n"
     )
     for override, said in (
         ("corpus=nowhere", "there is no corpus folder nowhere"),
         ("model=lama-1m", "no model 'lama-1m'; did you mean 'llama-1m'?"),
-        ("policy=nowhere", "both method (odm) and policy (nowhere) are given"),
+        ("policy=nowhere", "nowhere holds no policy"),
         ("guard.floor=0.6", "the floors of 3 domains sum to 1.8"),
     ):
         with pytest.raises(CuveeError, match=re.escape(said)):

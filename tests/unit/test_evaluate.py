@@ -106,7 +106,10 @@ def test_a_file_becomes_one_task_per_kind_with_named_figures(tmp_path: Path) -> 
     assert found["quiz.short"].names == ("exact_match",)
     assert len(found["quiz.choices"].source["sha256"]) == 64
     limited = scores_of(file, limit=1)["quiz.reference"]
-    assert limited.items[0] == found["quiz.reference"].items[0]
+    first = found["quiz.reference"].items[0]
+    assert limited.items[0].id == first.id
+    # Other rows in the batch change the last bits of a sum on some processors.
+    assert limited.items[0].figures == pytest.approx(first.figures, rel=1e-6)
 
 
 def test_a_question_that_does_not_fit_is_counted(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no sources given"):
         find_sources([])
     with pytest.raises(CorpusError, match=r"has no known ending.*\.jsonl"):
-        find_sources([put(tmp_path / "law.csv")])
+        find_sources([put(tmp_path / "law.docx")])
     with pytest.raises(CorpusError, match="domain name 'my law'"):
         find_sources([put(tmp_path / "my law.jsonl")])
     with pytest.raises(CorpusError, match="is a list: give a map-style"):

@@ -81,7 +81,8 @@ def no_policy(path: Path) -> PolicyError:
         hint = f"did you mean {UNIVERSAL.name!r}?"
     else:
         hint = (
-            "give a `policy` folder that `cuvee train`, `search` or `learn` wrote, or 'universal'"
+            "it has no policy.json; give a `policy` folder that `cuvee train`, `search` or `learn` "
+            "wrote, or 'universal'"
         )
     return PolicyError(f"{path} holds no policy: {hint}")
 

@@ -10,7 +10,6 @@ from typing import Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Column, Table
-from rich.text import Text
 
 from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
@@ -71,7 +70,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
             table.add_row(run_id, *(_cells(progress) if progress else ("", "starting")))
         shown = [progress for progress in self._running.values() if progress]
         bars = [_bars(shown[0])] if len(shown) == 1 else []
-        return Group(table, *bars, *([Text(_STOPPING)] if self._stopping else []))
+        return Group(table, *bars, *([_STOPPING] if self._stopping else []))
 
 
 class PlainView(Observer, AbstractContextManager["PlainView"]):
