@@ -195,8 +195,13 @@ def run_methods(bench: Bench) -> dict[str, dict[int, Run]]:
 # --------------------------------------------------------------------------------------------- room
 
 
-def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
-    """Runs of seed 0 along paths, and the best two of each kind on all seeds, by name and seed."""
+def explore(
+    bench: Bench, runs: dict[str, dict[int, Run]]
+) -> tuple[dict[str, dict[int, Run]], set[str]]:
+    """Runs of seed 0 along paths, and the best two of each kind on all seeds, by name and seed.
+
+    Also returns the names of the static mixtures. A guard may change what they play at a cap.
+    """
     names, rng = bench.corpus.names, np.random.default_rng(0)
     trials: list[Trial] = []
     found: dict[str, dict[int, Run]] = {}
@@ -231,7 +236,7 @@ def explore(bench: Bench, runs: dict[str, dict[int, Run]]) -> dict[str, dict[int
     )
     for name, by_seed in again.items():
         found[name] = by_seed
-    return found
+    return found, {trial.name for trial in trials if trial.is_static}
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -242,7 +247,10 @@ Losses = dict[str, dict[int, float]]
 
 
 def report(
-    bench: Bench, runs: dict[str, dict[int, Run]], paths: dict[str, dict[int, Run]]
+    bench: Bench,
+    runs: dict[str, dict[int, Run]],
+    paths: dict[str, dict[int, Run]],
+    static_paths: set[str],
 ) -> dict[str, Any]:
     seeds = range(bench.options.seeds)
     unseen = list(seeds)[1:] or list(seeds)
@@ -255,7 +263,9 @@ def report(
     if not bench.variant.startswith(SCARCE):
         start = min(("natural", "uniform"), key=lambda label: mean_of(loss[label], unseen))
     complete = [label for label in loss if set(loss[label]) >= set(seeds)]
-    static = [label for label in complete if is_static(everything[label][0])]
+    static = [
+        label for label in complete if label in static_paths or is_static(everything[label][0])
+    ]
     best = min(complete, key=lambda label: mean_of(loss[label], unseen))
     best_static = min(static, key=lambda label: mean_of(loss[label], unseen))
     room = {seed: loss[start][seed] - loss[best][seed] for seed in unseen}
@@ -425,7 +435,7 @@ def main() -> None:
         corpus = prepare(options.corpus, variant, options.out, options.target_bytes)
         bench = Bench(corpus, options.out / "corpora" / variant, variant, options.out, options)
         runs = run_methods(bench)
-        results[variant] = report(bench, runs, explore(bench, runs))
+        results[variant] = report(bench, runs, *explore(bench, runs))
         print(f"{variant}: {time.perf_counter() - began:.0f} s; {draw(bench, runs)}", flush=True)
         print(json.dumps({variant: results[variant]}, indent=1), flush=True)
     print(json.dumps(results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -116,3 +117,9 @@ def test_pieces_are_bounded_and_hold_the_text_in_order(text: str) -> None:
         found = rest.find(piece)
         assert found >= 0
         rest = rest[found + len(piece) :]
+
+
+def test_descriptions_are_found_after_an_import_that_replaces_the_metadata() -> None:
+    before = list(environment_text._descriptions())
+    importlib.import_module("importlib_metadata")  # takes over the finding of distributions
+    assert list(environment_text._descriptions()) == before != []

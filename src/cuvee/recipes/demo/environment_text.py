@@ -371,5 +371,6 @@ def _licences() -> Iterator[str]:
 def _descriptions() -> Iterator[str]:
     """The description of each distribution, as the package index shows it."""
     for distribution in _distributions():
-        payload = distribution.metadata.get_payload()  # type: ignore[attr-defined]
-        yield payload if isinstance(payload, str) else ""
+        # The file itself: `metadata` has no description once a package imported importlib_metadata.
+        metadata = distribution.read_text("METADATA") or ""
+        yield metadata.partition("\n\n")[2]
