@@ -49,9 +49,9 @@ def paced_shares(
     part = min(interval, to_come) / to_come
     if part >= 1.0 - 1e-9:  # the last interval
         return np.where(limited_K, mean_K, np.inf)
-    steps = _feasible(power, float(mean_K.sum()), progress, most) + 1.0
+    degree = _feasible(power, float(mean_K.sum()), progress, most) + 1.0  # of the integral of pⁿ
     after = progress + (1.0 - progress) * part
-    spent = (after**steps - progress**steps) / (1.0 - progress**steps)
+    spent = (after**degree - progress**degree) / (1.0 - progress**degree)
     return np.where(limited_K, mean_K * spent / part, np.inf)
 
 
