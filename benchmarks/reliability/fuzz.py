@@ -11,6 +11,7 @@ peak memory in MiB, CPU seconds of the slowest input, and lines reached.
 from __future__ import annotations
 
 import argparse
+import datetime
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from safetensors.numpy import save as save_tensors
 
 from cuvee.core.errors import CuveeError
 from cuvee.core.mixture import Mixture
@@ -119,11 +121,14 @@ def formats(folder: Path) -> dict[str, Callable[[], Format]]:
         """A folder whose hashes are always right."""
         place = folder / stem
         place.mkdir()
+        arrays = save_tensors({})
+        (place / f"{stem}.safetensors").write_bytes(arrays)
 
         def read(data: bytes) -> None:
             (place / f"{stem}.json").write_bytes(data)
-            sha = hashlib.sha256(data).hexdigest()
-            (place / "hashes.json").write_text(json.dumps({f"{stem}.json": sha}))
+            files = {f"{stem}.json": data, f"{stem}.safetensors": arrays}
+            hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            (place / "hashes.json").write_text(json.dumps(hashes))
             read_folder(place)
 
         return Format([document], read, [b'{"format": 1, "state": ' + b"[" * 100_000])
@@ -188,7 +193,10 @@ def formats(folder: Path) -> dict[str, Callable[[], Format]]:
         "gzip": lambda: source("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         "zstd": lambda: source("a.jsonl.zst", zstd),
         "CSV": lambda: source("a.csv", _csv()),
-        "Parquet": lambda: source("a.parquet", _parquet()),
+        "Parquet": lambda: source("a.parquet", _parquet(ROWS)),
+        "Parquet, other columns": lambda: source("a.parquet", _parquet(_wide())),
+        "Arrow": lambda: source("a.arrow", _arrow(ROWS)),
+        "Arrow, other columns": lambda: source("a.arrow", _arrow(_wide())),
         "tokenizer": tokenizer,
         "checkpoint": checkpoint,
         "tensors": tensors,
@@ -206,9 +214,27 @@ def _corpus(folder: Path) -> Corpus:
     return build([folder / "law.jsonl"], folder / "corpus", settings, workers=1)
 
 
-def _parquet() -> bytes:
+def _wide() -> list[dict[str, Any]]:
+    """Rows with columns of many types beside the text."""
+    day = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    more = {"n": 1, "x": 0.5, "b": True, "t": day, "l": ["a", "b"], "m": {"k": [1], "s": None}}
+    return [{**row, **more, "raw": bytes([i])} for i, row in enumerate(ROWS)]
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(ROWS), sink, compression="zstd")
+    table = pa.Table.from_pylist(list(rows))
+    pq.write_table(table, sink, compression="zstd", write_page_index=True, row_group_size=8)
+    return bytes(sink.getvalue())
+
+
+def _arrow(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_file(
+        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as f:
+        f.write_table(table)
     return bytes(sink.getvalue())
 
 

@@ -3,6 +3,7 @@ whatever their metadata claims."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,3 +167,18 @@ def test_a_path_names_a_field_of_a_struct(tmp_path: Path) -> None:
     corpus = build([tmp_path / "web.parquet"], tmp_path / "corpus", settings, workers=1)
     assert corpus.names == ("x", "y")
     assert sum(entry.train.documents for entry in corpus.manifest.domains) <= 40
+
+
+@pytest.mark.parametrize("bit", [0, 4, 6])
+def test_a_flipped_bit_in_the_metadata_is_no_bare_error(tmp_path: Path, bit: int) -> None:
+    """Some of them ended the whole process: pyarrow does not catch all errors of its C++ part."""
+    path = tmp_path / "web.parquet"
+    pq.write_table(pa.table({"text": ["a b c", "d e f"], "topic": ["law", None]}), path)
+    content = path.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    for place in range(len(content) - footer, len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        with contextlib.suppress(CorpusError):
+            list(read_columns(path, "text", "topic"))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.raw import find_sources
-from cuvee.data.ingest.reading import MAX_ROW_BYTES, Row, read_blocks
+from cuvee.data.ingest.reading import Row, read_blocks
 
 
 def rows(path: Path, text: str = "text", domain: str | None = None) -> list[Row]:
@@ -111,3 +114,85 @@ def test_a_data_set_that_datasets_saved_is_one_domain(tmp_path: Path) -> None:
 def test_a_place_elsewhere_is_refused_with_a_remedy(place: str, remedy: str) -> None:
     with pytest.raises(CorpusError, match=remedy):
         find_sources([place])
+
+
+# ---------------------------------------------------------------------------- hostile Arrow files
+
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+def written(path: Path, batch: pa.RecordBatch, *, stream: bool) -> Path:
+    """A compressed Arrow file, or stream, of one batch."""
+    opened = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, opened(file, batch.schema, options=COMPRESSED) as out:
+        out.write_batch(batch)
+    return path
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.reading import read_blocks
+try:
+    for block in read_blocks(find_sources([Path(sys.argv[1])])[0], "text", None):
+        print([str(row)[:40] for row in block.rows])
+except Exception as error:
+    print(type(error).__name__, error)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) >> 10)
+"""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_small_arrow_file_that_swells_is_refused(tmp_path: Path, stream: bool) -> None:
+    swollen = pa.record_batch({"text": pa.array([b"x" * 700_000_000], pa.large_binary())})
+    path = written(tmp_path / "a.arrow", swollen, stream=stream)
+    assert path.stat().st_size < 100_000
+    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True)
+    said, peak = done.stdout.splitlines()
+    assert "needs more than 192 MiB" in said, done.stderr
+    assert "smaller record batches" in said
+    assert int(peak) <= 512
+
+
+def test_a_long_row_of_an_arrow_file_is_not_copied(tmp_path: Path) -> None:
+    """It is mapped, not decoded, so the limit of a batch does not hold it."""
+    batch = pa.record_batch({"text": ["a", "x" * (MAX_ROW_BYTES + 1), "b"]})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as out,
+    ):
+        out.write_batch(batch)
+    first, long, last = rows(tmp_path / "a.arrow")
+    assert (first, last) == ((b"a", None), (b"b", None))
+    assert "longer than 16 MiB" in str(long)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_columns_of_an_arrow_file_are_not_decompressed(tmp_path: Path, stream: bool) -> None:
+    large = pa.array([b"x" * 400_000_000], pa.large_binary())
+    batch = pa.record_batch({"image": large, "text": ["a"], "kind": ["law"]})
+    path = written(tmp_path / "a.arrow", batch, stream=stream)
+    assert rows(path, domain="kind") == [(b"a", "law")]
+
+
+def test_a_large_batch_of_an_arrow_file_is_read_in_parts(tmp_path: Path) -> None:
+    texts = [f"{i} " * 3_000 for i in range(3_000)]  # 40 MB
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file:
+        table = pa.table({"text": texts})
+        with pa.ipc.new_file(file, table.schema) as out:
+            out.write_table(table)
+    assert [row[0] for row in rows(tmp_path / "a.arrow")] == [text.encode() for text in texts]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_flipped_bit_in_an_arrow_file_is_no_bare_error(tmp_path: Path, stream: bool) -> None:
+    batch = pa.record_batch({"text": ["a b c", "d e f"], "kind": ["law", None]})
+    path = written(tmp_path / "a.arrow", batch, stream=stream)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(CorpusError):
+            rows(path, domain="kind")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.names import RULE, is_domain_name, rename_hint, renamed
-from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Fields, Row
+from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
+from cuvee.data.ingest.reading import Bad, Block, Fields, Row
 
 _ABSENT = object()
 

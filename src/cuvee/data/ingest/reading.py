@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.columns.parquet import read_columns
 from cuvee.data.ingest.columns.tables import read_arrow, read_csv
 from cuvee.data.ingest.raw import TextSource
 
 BLOCK_BYTES = 512 << 10
 BLOCK_ROWS = 2_000
-MAX_ROW_BYTES = 16 << 20
 MAX_EXPANSION = 250  # times the size of the compressed file
 _FREE_EXPANSION_BYTES = 64 << 20  # allowed for a file of any size
 _BUFFER_BYTES = 1 << 20

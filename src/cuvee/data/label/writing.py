@@ -21,9 +21,10 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import fsync_dir, write_atomic
 from cuvee.data.corpus.names import is_domain_name
 from cuvee.data.ingest.build_folder import damaged
+from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.documents import Document, Rules, read_documents, shown
 from cuvee.data.ingest.raw import TextSource
-from cuvee.data.ingest.reading import MAX_ROW_BYTES, Bad, Block, Row, read_blocks
+from cuvee.data.ingest.reading import Bad, Block, Row, read_blocks
 from cuvee.data.ingest.survey import BadRow
 from cuvee.data.ingest.tokenize import SYNC_THREADS, append
 from cuvee.data.ingest.worker_pool import WorkerPool

@@ -7,19 +7,14 @@ process, and the decoded bytes are counted against the size of the file.
 
 from __future__ import annotations
 
-import os
-import resource
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES, bounded, rows_at_once, too_large
 
-_DECODE_BYTES = 192 << 20  # what decoding one batch may allocate
-_BATCH_BYTES = 8 << 20
-_BATCH_ROWS = 512
 _BUFFER_BYTES = 1 << 20
 _LONGEST_DOMAIN = 256  # characters; longer values are not domain names
 
@@ -37,7 +32,7 @@ def read_columns(
 
     wanted = [text_column, *([domain_column] if domain_column else [])]
     try:
-        with _bounded():
+        with bounded():
             file = _open(path)
             check_columns(path, file.schema_arrow, wanted)
             if text_column in file.schema_arrow.names:
@@ -49,7 +44,7 @@ def read_columns(
             total = max(file.metadata.num_rows, 1)
             done = 0
             while True:
-                with _bounded():
+                with bounded():
                     batch = next(batches, None)
                 if batch is None:
                     return
@@ -69,12 +64,7 @@ def read_columns(
         pyarrow.ArrowException,
     ) as error:
         limit = isinstance(error, MemoryError)
-        reason = (
-            f"a part of it needs more than {_DECODE_BYTES >> 20} MiB in memory: it is damaged, or its pages and rows are too "
-            "large; write it again with smaller row groups, or as JSON lines"
-            if limit
-            else f"{error}; restore it or leave it out"
-        )
+        reason = too_large("row groups") if limit else f"{error}; restore it or leave it out"
         raise CorpusError(f"{path} cannot be read as Parquet: {reason}") from error
 
 
@@ -93,17 +83,12 @@ def _open(path: Path, **options: Any) -> Any:
 
 def _batches(file: Any, columns: Sequence[str]) -> Iterator[Any]:
     """Batches of rows, few at a time where rows are large."""
+    # The metadata of single columns is not asked: where it is damaged, pyarrow ends the process.
     rows = file.metadata.num_rows
-    size = 0
-    for group in range(file.metadata.num_row_groups):
-        about = file.metadata.row_group(group)
-        for i in range(about.num_columns):
-            column = about.column(i)
-            if column.path_in_schema in columns:
-                size += max(column.total_uncompressed_size, 0)
-    at_once = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(rows, 1) // max(size, 1)))
+    groups = range(file.metadata.num_row_groups)
+    size = sum(max(file.metadata.row_group(i).total_byte_size, 0) for i in groups)
     batches: Iterator[Any] = file.iter_batches(
-        batch_size=at_once, columns=list(columns), use_threads=False
+        batch_size=rows_at_once(rows, size), columns=list(columns), use_threads=False
     )
     return batches
 
@@ -168,34 +153,14 @@ def values_of(column: Any) -> Iterator[Any]:
         values = values.cast(pyarrow.binary())
     elif not pyarrow.types.is_null(values.type) and not pyarrow.types.is_binary(values.type):
         values = values.cast(pyarrow.large_binary())
-    return (None if i is None else values[i].as_py() for i in indices)
+    return (None if i is None else _content(values[i]) for i in indices)
+
+
+def _content(value: Any) -> bytes | None:
+    """The bytes of an Arrow scalar. Of one that is too long for a row, only so many are copied."""
+    return bytes(memoryview(value.as_buffer())[: MAX_ROW_BYTES + 1]) if value.is_valid else None
 
 
 def name_of(domain: bytes) -> str:
     """Return a domain as text, shortened if it is too long for a name."""
     return domain[: 4 * _LONGEST_DOMAIN].decode(errors="replace")[:_LONGEST_DOMAIN]
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Limits what this process may allocate while the block runs.
-
-    An allocation beyond that raises `MemoryError`.
-    """
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: the counts of decoded bytes remain
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = used + _DECODE_BYTES
-    if hard != resource.RLIM_INFINITY:
-        allowed = min(allowed, hard)
-    if soft != resource.RLIM_INFINITY:
-        allowed = min(allowed, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

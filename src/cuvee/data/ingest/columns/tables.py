@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import CorpusError
+from cuvee.data.ingest.columns.bounds import bounded, too_large
 from cuvee.data.ingest.columns.parquet import check_columns, field_of, name_of, values_of
+
+_MAGIC = b"ARROW1"  # of the file format; the stream format has no footer
 
 
 def read_csv(
@@ -60,8 +63,8 @@ def read_arrow(
     """Yield the text, the domain and the share of the file that is read, for each row.
 
     Reads both Arrow formats, file and stream, such as `datasets` saves. Every batch is validated
-    before it is used. Raises `CorpusError` for a damaged file, a missing column or one without
-    text.
+    before it is used. Raises `CorpusError` for a file that is damaged, that lacks a column, whose
+    columns are not text, or that takes too much memory to decode.
     """
     import pyarrow
 
@@ -69,30 +72,47 @@ def read_arrow(
     try:
         with pyarrow.memory_map(str(path)) as file:
             size = max(file.size(), 1)
-            schema, batches = _batches(file)
-            check_columns(path, schema, wanted)
-            for batch in batches:
-                batch.validate(full=True)
-                texts = values_of(field_of(batch, text_column))
-                domains = (
-                    values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
-                )
+            with bounded():
+                batches = _batches(file, path, wanted)
+            while True:
+                with bounded():
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    batch.validate(full=True)
+                    texts = values_of(field_of(batch, text_column))
+                    domains = (
+                        values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
+                    )
                 share = min(file.tell() / size, 1.0)
                 for text, domain in zip(texts, domains, strict=False):
                     yield text, domain and name_of(domain), share
-    except (OSError, ValueError, LookupError, OverflowError, pyarrow.ArrowException) as error:
-        raise CorpusError(
-            f"{path} cannot be read as Arrow: {error}; restore it or leave it out"
-        ) from error
+    except (
+        OSError,
+        MemoryError,
+        ValueError,
+        LookupError,
+        OverflowError,
+        pyarrow.ArrowException,
+    ) as error:
+        limit = isinstance(error, MemoryError)
+        reason = too_large("record batches") if limit else f"{error}; restore it or leave it out"
+        raise CorpusError(f"{path} cannot be read as Arrow: {reason}") from error
 
 
-def _batches(file: Any) -> tuple[Any, Iterator[Any]]:
+def _batches(file: Any, path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Batches of `columns`; what the file holds beside them is not decompressed."""
     import pyarrow.ipc
 
-    try:
-        reader = pyarrow.ipc.open_file(file)
-    except pyarrow.ArrowInvalid:  # the stream format has no footer
-        file.seek(0)
-        stream = pyarrow.ipc.open_stream(file)
-        return stream.schema, iter(stream)
-    return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
+    has_footer = file.read(len(_MAGIC)) == _MAGIC
+    opened = pyarrow.ipc.open_file if has_footer else pyarrow.ipc.open_stream
+    file.seek(0)
+    schema = opened(file).schema
+    check_columns(path, schema, columns)
+    wanted = {column.split(".")[0] for column in columns} | set(columns)
+    places = [i for i, name in enumerate(schema.names) if name in wanted]
+    file.seek(0)
+    reader = opened(file, options=pyarrow.ipc.IpcReadOptions(included_fields=places))
+    if has_footer:
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
