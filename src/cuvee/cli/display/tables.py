@@ -37,9 +37,11 @@ class Listing:
         from cuvee.cli.display.console import console
 
         out = console()
-        columns = self._fitting(out.width)
+        every = (self._columns, *self._rows)
+        widths = [max(map(len, cells)) for cells in zip(*every, strict=True)]
+        columns = self._fitting(widths, out.width)
         if len(self._rows) > _LAID_OUT:
-            self._print_plainly(columns)
+            self._print_plainly(columns, widths)
             return
         from rich.table import Table
 
@@ -52,27 +54,23 @@ class Listing:
             table.add_row(*(row[i] for i in columns))
         out.print(table, highlight=False)
 
-    def _width(self, column: int) -> int:
-        return max(len(self._columns[column]), *(len(row[column]) for row in self._rows), 0)
-
-    def _fitting(self, width: int) -> list[int]:
+    def _fitting(self, widths: Sequence[int], width: int) -> list[int]:
         columns = list(range(len(self._columns)))
         for name in self._spare:
-            needed = sum(self._width(i) + 2 for i in columns[:-1])
-            if needed + min(self._width(columns[-1]), _LEAST) <= width:
+            needed = sum(widths[i] + 2 for i in columns[:-1])
+            if needed + min(widths[columns[-1]], _LEAST) <= width:
                 break
             columns.remove(self._columns.index(name))
         return columns
 
-    def _print_plainly(self, columns: Sequence[int]) -> None:
+    def _print_plainly(self, columns: Sequence[int], widths: Sequence[int]) -> None:
         """Aligned columns without wrapping, which take no time to lay out."""
-        widths = [self._width(i) for i in columns]
-        right = [self._columns[i] in self._numbers for i in columns]
-        lines = []
-        for row in (self._columns, *self._rows):
-            cells = zip((row[i] for i in columns), widths, right, strict=True)
-            lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip())
-        say("\n".join(lines))
+        places = [
+            f"{{{i}:{'>' if self._columns[i] in self._numbers else '<'}{widths[i]}}}"
+            for i in columns
+        ]
+        line = "  ".join(places).format
+        say("\n".join(line(*row).rstrip() for row in (self._columns, *self._rows)))
 
 
 def say_json(content: Any) -> None:

@@ -147,7 +147,7 @@ def export_runs(
 
     with open_store(store, must_exist=True) as opened:
         begun = [run for run in find_runs(opened, runs or (), group) if run.intervals]
-        export([(opened.load(run.id), opened.metrics(run.id)) for run in begun], output)
+        export([opened.load_with_metrics(run.id) for run in begun], output)
     say(f"{len(begun)} run{'s' * (len(begun) != 1)} → {output}")
 
 

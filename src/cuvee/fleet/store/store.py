@@ -516,12 +516,14 @@ class Store:
 
         Raises `StoreError` if nothing is recorded.
         """
+        return _trajectory_of(self._begun(run_id, last))
+
+    def _begun(self, run_id: str, last: int | None = None) -> list[Interval]:
         found = self.intervals(run_id, last=last)
         if not found:
             self.summary(run_id)  # raises if the run does not exist
             raise StoreError(f"run {run_id} has recorded nothing yet")
-        mixtures = [interval.mixture for interval in found if interval.mixture is not None]
-        return Trajectory([interval.signals for interval in found], mixtures)
+        return found
 
     def metrics(self, run_id: str) -> list[Metrics]:
         """Return the policy's metrics of each interval, as long as the list of mixtures."""
@@ -529,18 +531,28 @@ class Store:
 
     def load(self, run_id: str) -> Run:
         """Return the run as far as it is recorded. Raises `StoreError` if nothing is."""
+        return self.load_with_metrics(run_id)[0]
+
+    def load_with_metrics(self, run_id: str) -> tuple[Run, list[Metrics]]:
+        """Return what `load` and `metrics` return, and read the intervals once."""
         summary = self.summary(run_id)
-        trajectory = self.trajectory(run_id)
-        return Run(
+        found = self._begun(run_id)
+        run = Run(
             run_id,
             summary.seed,
             summary.config,
-            trajectory,
+            _trajectory_of(found),
             summary.cost,
             summary.checkpoint,
             summary.policy,
             diverged=(summary.reason or "").startswith(f"{DivergedError.__name__}:"),
         )
+        return run, [interval.metrics for interval in found if interval.number]
+
+
+def _trajectory_of(found: Sequence[Interval]) -> Trajectory:
+    mixtures = [interval.mixture for interval in found if interval.mixture is not None]
+    return Trajectory([interval.signals for interval in found], mixtures)
 
 
 def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> None:

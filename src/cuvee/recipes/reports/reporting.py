@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import StoreError
+from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.evaluation.verdicts import Verdict
@@ -58,18 +59,21 @@ def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> 
     """Write the report of a comparison and return the answers to its claims as sentences."""
     group = config.group(Corpus.open(config.corpus).fingerprint)
     with open_store(config.store, must_exist=True) as store:
-        recorded = _recorded(store, [run.id for run in runs])
+        recorded = _recorded(store, {run.id: store.metrics(run.id) for run in runs})
     claims = answered_claims(config, group, runs, recorded["steered"])
     write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims, **recorded)
     return [claim_sentence(one) for one in claims]
 
 
-def _recorded(store: Store, ids: Sequence[str]) -> dict[str, Any]:
-    """What the store knows of these runs besides their trajectories, as `write_report` takes it."""
-    found = {run_id: steering(store.metrics(run_id)) for run_id in ids}
+def _recorded(store: Store, metrics: Mapping[str, Sequence[Metrics]]) -> dict[str, Any]:
+    """What the store knows of runs besides their trajectories, as `write_report` takes it.
+
+    `metrics` are those of each run, by its id.
+    """
+    found = {run_id: steering(of_run) for run_id, of_run in metrics.items()}
     return {
         "steered": {run_id: one for run_id, one in found.items() if one is not None},
-        "evaluations": {run_id: store.evaluations(run_id) for run_id in ids},
+        "evaluations": {run_id: store.evaluations(run_id) for run_id in metrics},
     }
 
 
@@ -107,10 +111,6 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
     statuses = {
         one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun
     }
-    return write_report(
-        [store.load(one.id) for one in begun],
-        path,
-        title,
-        statuses=statuses,
-        **_recorded(store, [one.id for one in begun]),
-    )
+    read = [store.load_with_metrics(one.id) for one in begun]
+    recorded = _recorded(store, {run.id: metrics for run, metrics in read})
+    return write_report([run for run, _ in read], path, title, statuses=statuses, **recorded)
