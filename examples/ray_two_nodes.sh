@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # examples/ray_two_nodes.sh [CONFIG.yaml] [KEY=VALUE]…
-# A search on a Ray cluster of two nodes, both on this machine, each with one CPU. Needs: pip install 'cuvee[ray]'
+# A search on a Ray cluster of two nodes, both on this machine, each with one CPU. Needs the extra ray: pip install -e '.[ray]'
 # On two hosts the second `ray start` runs on the other one, with this one's address, and the store is a PostgreSQL database.
 set -euo pipefail
 

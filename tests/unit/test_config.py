@@ -198,7 +198,7 @@ def test_trackers_are_known_installed_and_given_once(monkeypatch: pytest.MonkeyP
     assert "no 'tensorbord'; did you mean 'tensorboard'?" in complaint({"trackers": ["tensorbord"]})
     assert "each may be given once" in complaint({"trackers": ["tensorboard", "tensorboard"]})
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert "pip install cuvee[trackers]" in complaint({"trackers": ["tensorboard"]})
+    assert "pip install 'mlflow-skinny" in complaint({"trackers": ["tensorboard"]})
 
 
 def test_the_run_id_follows_what_is_in_a_policy_and_not_where_it_lies(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 from typing import TypeGuard
 
+from cuvee.core.errors import packages_of
 from cuvee.core.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -65,3 +68,17 @@ def test_no_line_has_two_unrelated_assignments() -> None:
         if unrelated(node)
     ]
     assert found == []
+
+
+def test_messages_name_extras_that_exist_and_never_an_index_that_has_no_cuvee() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    code = {path: path.read_text() for path in (ROOT / "src" / "cuvee").rglob("*.py")}
+    named = {
+        extra for text in code.values() for extra in re.findall(r"pip_install\([\"'](\w+)", text)
+    }
+    assert named
+    assert named <= declared["optional-dependencies"].keys()
+    assert all(packages_of(extra) for extra in named)
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.*"), ROOT / "README.md"]
+    texts = code | {page: page.read_text() for page in pages if page.is_file()}
+    assert [path for path, text in texts.items() if re.search(r"pip install '?cuvee\[", text)] == []

@@ -247,5 +247,5 @@ def test_a_missing_library_is_named_with_the_remedy(
     embedder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(CorpusError, match=r"not installed: pip install 'cuvee\[embeddings\]'"):
+    with pytest.raises(CorpusError, match="not installed: pip install 'sentence-transformers"):
         ByTopics(3, 0, embeddings=find_model(str(embedder)))

@@ -6,7 +6,9 @@ Broken internal invariants are assertions, not `CuveeError`s.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from importlib import metadata
 
 
 class CuveeError(Exception):
@@ -79,3 +81,39 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if len(known) == 1:
         return f"; there is only {known[0]}"
     return f"; choose from {', '.join(known)}" if known else ""
+
+
+def packages_of(extra: str) -> list[str]:
+    """Return what one of cuvee's extras requires, as pip takes it, or [] if there is none.
+
+    The requirements are those of the installed distribution of cuvee.
+
+        >>> packages_of("ray")
+        ['ray>=2.40']
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        needed = [Requirement(line) for line in metadata.requires("cuvee") or ()]
+    except metadata.PackageNotFoundError:  # the code was copied, not installed
+        return []
+    found = []
+    for one in needed:
+        if one.marker and not one.marker.evaluate() and one.marker.evaluate({"extra": extra}):
+            one.marker = None
+            found.append(str(one))
+    return sorted(found)
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs what one of cuvee's extras requires.
+
+    It names the packages themselves, because cuvee is on no package index: so it works for an
+    installation from a checkout and for one from a wheel. If cuvee is not installed, its code is
+    a checkout, and the command is for its folder.
+
+        >>> pip_install("ray")
+        "pip install 'ray>=2.40'"
+    """
+    packages = packages_of(extra)
+    return f"pip install {shlex.join(packages or ['-e', f'.[{extra}]'])}"

@@ -4,7 +4,7 @@
     scores[0].means()["accuracy_per_byte"]
 
 The harness computes all log-probabilities and generates all texts. From its samples, this module
-takes the figures that `evaluation.items` names. Needs `pip install cuvee[eval]`.
+takes the figures that `evaluation.items` names. Needs the extra `eval`.
 
 Source: Gao et al., "The Language Model Evaluation Harness", github.com/EleutherAI/lm-evaluation-harness.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, pip_install
 from cuvee.evaluation.items import Item, Kind, TaskScore
 from cuvee.evaluation.published_tasks import offline, published_task
 from cuvee.evaluation.question_tasks import GENERATED, question_sets
@@ -30,7 +30,7 @@ def harness_version() -> str:
     try:
         import lm_eval
     except ImportError as error:
-        raise ConfigError(f"evaluation needs `pip install cuvee[eval]`: {error}") from None
+        raise ConfigError(f"evaluation needs `{pip_install('eval')}`: {error}") from None
     return str(lm_eval.__version__)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
-from cuvee.core.errors import ConfigError, StoreError
+from cuvee.core.errors import ConfigError, StoreError, pip_install
 from cuvee.fleet.engine import FleetOptions, StoreFleet, Worker
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer
@@ -34,7 +34,7 @@ class RayFleet(StoreFleet):
     `address` is the cluster's `host:port`; "auto" means $RAY_ADDRESS, or the cluster that this host
     is part of. Each worker requests `threads` CPUs and `gpus` GPUs; a fraction of a GPU is enough
     for tiny proxies. Corpus and checkpoint folder must have the same path on every node, and every
-    node needs `pip install 'cuvee[ray]'`.
+    node needs cuvee with the extra `ray`.
 
     Raises `ConfigError` if there is no cluster, and `StoreError` if it has several hosts and the
     store is a SQLite file.
@@ -60,7 +60,7 @@ class RayFleet(StoreFleet):
         try:
             import ray
         except ImportError:
-            raise ConfigError("the engine ray needs Ray: pip install 'cuvee[ray]'") from None
+            raise ConfigError(f"the engine ray needs Ray: {pip_install('ray')}") from None
         ours = not ray.is_initialized()
         if ours:
             try:

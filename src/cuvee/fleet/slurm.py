@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from cuvee.core.errors import ConfigError, StoreError
+from cuvee.core.errors import ConfigError, StoreError, pip_install
 from cuvee.fleet.engine import FleetOptions, StoreFleet, Worker
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.task import MakeTrainer
@@ -43,8 +43,8 @@ class SlurmFleet(StoreFleet):
     `folder` is where submitit keeps jobs and their output. It must be on a file system that all
     nodes share, and is made readable by its owner only, because the address and password of the
     store are in it. Each job has `threads` CPUs, `gpus` GPUs and `minutes` of time.
-    `cluster="local"` runs jobs as processes of this host, for tests. Needs `pip install
-    'cuvee[slurm]'`.
+    `cluster="local"` runs jobs as processes of this host, for tests. Needs the extra
+    `slurm`.
 
     Raises `ConfigError` if there is no Slurm on this host, and `StoreError` for a SQLite store with
     it.
@@ -94,9 +94,7 @@ class SlurmFleet(StoreFleet):
         try:
             import submitit
         except ImportError:
-            raise ConfigError(
-                "the engine slurm needs submitit: pip install 'cuvee[slurm]'"
-            ) from None
+            raise ConfigError(f"the engine slurm needs submitit: {pip_install('slurm')}") from None
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         try:

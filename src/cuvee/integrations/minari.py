@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cuvee.core.errors import StoreError
+from cuvee.core.errors import StoreError, pip_install
 from cuvee.core.trajectory import Reward, Run, Trajectory, prefixes, rewards
 
 Encoding = Callable[[Trajectory], npt.NDArray[Any]]
@@ -46,8 +46,7 @@ def export_minari(
     ]
     if missing:
         raise StoreError(
-            f"Minari datasets need `pip install 'minari[hdf5]'`: {', '.join(missing)} cannot be "
-            "imported"
+            f"Minari datasets need `{pip_install('rl')}`: {', '.join(missing)} cannot be imported"
         )
     import gymnasium
     import minari

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cuvee.core.errors import ConfigError, nearest
+from cuvee.core.errors import ConfigError, nearest, pip_install
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics
 from cuvee.core.signals import Measured, Signals
@@ -136,13 +136,13 @@ def _rewards(reward: object) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes event files to `folder`. Needs `pip install cuvee[trackers]`."""
+    """Writes event files to `folder`. Needs the extra `trackers`."""
 
     def __init__(self, folder: Path | str) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(f"TensorBoard needs `pip install cuvee[trackers]`: {error}") from None
+            raise ConfigError(f"TensorBoard needs `{pip_install('trackers')}`: {error}") from None
         self._writer = SummaryWriter(str(folder))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -154,14 +154,14 @@ class TensorBoard:
 class MLflow:
     """Logs to the run `name` of `experiment` at `address`: `sqlite:///…` or a server's URL.
 
-    Needs `pip install cuvee[trackers]`, which installs `mlflow-skinny`.
+    Needs the extra `trackers`, which installs `mlflow-skinny`.
     """
 
     def __init__(self, address: str, name: str, experiment: str = "cuvee") -> None:
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise ConfigError(f"MLflow needs `pip install cuvee[trackers]`: {error}") from None
+            raise ConfigError(f"MLflow needs `{pip_install('trackers')}`: {error}") from None
         self._client = MlflowClient(tracking_uri=address)
         known = self._client.get_experiment_by_name(experiment)
         where = known.experiment_id if known else self._client.create_experiment(experiment)
@@ -224,7 +224,8 @@ class Kind:
     """What must be importable."""
     open: Callable[[Path], Tracker]
     """Returns the tracker of a run, by the run's folder."""
-    install: str = "cuvee[trackers]"
+    extra: str | None = "trackers"
+    """The extra of cuvee that has the package. None: the package is installed by itself."""
 
 
 def _mlflow(folder: Path) -> MLflow:
@@ -237,8 +238,8 @@ def _mlflow(folder: Path) -> MLflow:
 TRACKERS: Mapping[str, Kind] = {
     "mlflow": Kind("mlflow", _mlflow),
     "tensorboard": Kind("tensorboard", lambda folder: TensorBoard(folder / "tensorboard")),
-    "trackio": Kind("trackio", lambda folder: Trackio(folder.name), "trackio"),
-    "wandb": Kind("wandb", lambda folder: WandB(folder, folder.name), "wandb"),
+    "trackio": Kind("trackio", lambda folder: Trackio(folder.name), extra=None),
+    "wandb": Kind("wandb", lambda folder: WandB(folder, folder.name), extra=None),
 }
 """Trackers by the names that the key `trackers` takes."""
 
@@ -248,10 +249,12 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"trackers has no {name!r}{nearest(name, TRACKERS)}")
-        if find_spec(TRACKERS[name].package) is None:
+        kind = TRACKERS[name]
+        if find_spec(kind.package) is None:
+            install = pip_install(kind.extra) if kind.extra else f"pip install {kind.package}"
             raise ConfigError(
-                f"trackers has {name}, which needs `pip install {TRACKERS[name].install}`: the "
-                f"package {TRACKERS[name].package} is not installed"
+                f"trackers has {name}, which needs `{install}`: the package {kind.package} is not "
+                "installed"
             )
     if len(set(names)) != len(names):
         raise ConfigError(f"trackers is {list(names)}: each may be given once")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cuvee.core.errors import CorpusError
+from cuvee.core.errors import CorpusError, pip_install
 from cuvee.core.state import load_state, save_state
 from cuvee.data.corpus.model_folder import ModelFolder, check_weights, find_model
 from cuvee.data.label.labelers import SAMPLE_CHARS, Item, Labeller, Way, check_topics, domain_name
@@ -243,8 +243,7 @@ def load_embedder(model: ModelFolder) -> Callable[[Sequence[str]], Points]:
     except ImportError:
         raise CorpusError(
             "embeddings need the sentence-transformers library, which is not installed: "
-            "pip install 'cuvee[embeddings]', "
-            "or leave out --embeddings to cluster by words"
+            f"{pip_install('embeddings')}, or leave out --embeddings to cluster by words"
         ) from None
     try:
         modules = json.loads((model.path / "modules.json").read_bytes())

@@ -24,7 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from cuvee.core.errors import StoreError
+from cuvee.core.errors import StoreError, pip_install
 from cuvee.fleet.store.address import Address
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ def _sqlite_engine(address: Address) -> sa.Engine:
 
 def _postgresql_engine(address: Address) -> sa.Engine:
     if importlib.util.find_spec("psycopg") is None:
-        raise StoreError("a PostgreSQL store needs psycopg 3: pip install 'cuvee[postgres]'")
+        raise StoreError(f"a PostgreSQL store needs psycopg 3: {pip_install('postgres')}")
     timeout_ms = 30_000  # for a connection that drops packets
     # No prepared statements: behind a pooler the next query may reach a server that has not
     # prepared them.

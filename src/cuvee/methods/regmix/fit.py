@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from cuvee.core.arrays import FloatArray, IntArray
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, pip_install
 from cuvee.evaluation.ranks import RankCorrelation, rank_correlation
 from cuvee.methods.regmix.gaussian_process import fit_gaussian_process
 
@@ -134,7 +134,7 @@ def installed(fit: str) -> tuple[str, ...]:
     has_lightgbm = find_spec("lightgbm") is not None
     if fit == "lightgbm" and not has_lightgbm:
         raise ConfigError(
-            "fit lightgbm needs LightGBM: pip install 'cuvee[regression]', or use fit: "
+            f"fit lightgbm needs LightGBM: {pip_install('regression')}, or use fit: "
             "gaussian_process or best"
         )
     if fit != "best":

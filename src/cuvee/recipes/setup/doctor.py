@@ -15,7 +15,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from cuvee.core.errors import CuveeError
+from cuvee.core.errors import CuveeError, packages_of, pip_install
 from cuvee.fleet.store.rows import Tally
 from cuvee.recipes.preflight import check_writable
 from cuvee.recipes.stores import DEFAULT_STORE, open_store
@@ -131,26 +131,15 @@ def _counted(tally: Tally) -> str:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, needed in sorted(_declared().items()):
+    extras = set(metadata.metadata("cuvee").get_all("Provides-Extra") or ()) - {"dev"}
+    for extra in sorted(extras):
+        needed = {Requirement(one).name for one in packages_of(extra)}
         missing = sorted(name for name in needed if not _is_installed(name))
         if missing:
-            remedy = f"pip install 'cuvee[{extra}]' if you need it"
+            remedy = f"{pip_install(extra)} if you need it"
             yield Finding(f"extra {extra}", "note", f"without {', '.join(missing)}", remedy)
         else:
             yield Finding(f"extra {extra}", "ok", "installed")
-
-
-def _declared() -> dict[str, set[str]]:
-    """Return the packages of each extra, without the extra for development."""
-    found: dict[str, set[str]] = {}
-    for line in metadata.requires("cuvee") or ():
-        needed = Requirement(line)
-        for extra in metadata.metadata("cuvee").get_all("Provides-Extra") or ():
-            if extra == "dev" or needed.name == "cuvee" or needed.marker is None:
-                continue
-            if needed.marker.evaluate({"extra": extra}):
-                found.setdefault(extra, set()).add(needed.name)
-    return found
 
 
 def _is_installed(package: str) -> bool:
