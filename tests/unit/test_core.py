@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import CheckpointError, MixtureError, SignalError
+from cuvee.core.errors import CheckpointError, MixtureError, SignalError, pip_install
 from cuvee.core.files import write_folder
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Metrics, Policy, State, Trainer
@@ -298,3 +299,9 @@ def test_the_core_needs_numpy_only() -> None:
         [sys.executable, "-c", check], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_the_command_for_an_extra_names_its_packages_and_those_of_the_extras_in_it() -> None:
+    command = pip_install("trl")
+    assert re.fullmatch(r"pip install 'accelerate>=[\d.]+' 'trl>=[\d.]+'", command)
+    assert pip_install("no such extra") == "pip install -e '.[no such extra]'"

@@ -106,7 +106,6 @@ def test_a_data_set_that_datasets_saved_is_one_domain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "remedy"),
     [
-        ("s3://bucket/web.jsonl", "copy it to this machine first"),
         ("allenai/c4", "hf download --repo-type dataset allenai/c4"),
         ("no/such/file.jsonl", "give the path of the raw text"),
     ],

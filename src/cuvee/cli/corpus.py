@@ -24,11 +24,11 @@ app.command("label")(label.label)
 @app.command()
 def build(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SRC...",
-            help="Files or folders: .jsonl, .json, .csv, .txt (also .gz, .zst), .parquet, .arrow, "
-            ".bin/.idx pairs.",
+            help="Files or folders, also at URLs such as s3://…: .jsonl, .json, .csv, .txt (also "
+            ".gz, .zst), .parquet, .arrow, .bin/.idx pairs.",
         ),
     ],
     folder: Annotated[

@@ -25,7 +25,7 @@ _DEFAULT_SAMPLE = 20_000
 
 def label(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SRC...", help="Files or folders of text, as for `cuvee corpus build`."
         ),

@@ -104,5 +104,5 @@ def _exchange(new: Path, old: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of the file `path` in hexadecimal."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,6 +28,7 @@ from cuvee.core.domain import SPLITS, Role, Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
+from cuvee.data.ingest.places import path_of
 
 Format = Literal["jsonl", "csv", "parquet", "arrow", "txt", "rows"]
 
@@ -48,7 +49,6 @@ _TABLE = "table.json"
 _TABLE_BYTES = 64 << 20
 _ABOUT_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """What `datasets` saves beside the Arrow files of a data set; it is no text."""
-_URL = re.compile(r"[a-z0-9]{2,}://?")  # a path object keeps one slash of two
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -89,7 +89,7 @@ def find_sources(
 ) -> tuple[list[TextSource], dict[str, Role]]:
     """Return the sources in `places` in a fixed order, and the roles from tables beside them.
 
-    `places` are files and folders, or a mapping from domain names to Hugging Face map-style data
+    `places` are files and folders, here or at URLs, or a mapping from domain names to Hugging Face map-style data
     sets. `renames` (see `names.checked_renames`) gives new names to domains. With `named_by_rows`,
     a column names the domains, and the names of files do not matter. Raises `CorpusError` if a
     place is missing, empty, unreadable or badly named.
@@ -99,9 +99,10 @@ def find_sources(
         found = [_data_set(name, rows) for name, rows in places.items()]
     else:
         try:
-            found, table = _find([Path(place) for place in places])
+            found, table = _find([path_of(place) for place in places])
         except OSError as error:
-            raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
+            reason = error.strerror or error
+            raise CorpusError(f"{error.filename or 'a source'} cannot be read: {reason}") from error
     renames = renames or {}
     roles = rename_roles(table, renames)
     if named_by_rows:
@@ -145,14 +146,25 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
 
 def _remedy(place: str) -> str:
     """What to do about a place that is no path."""
-    if _URL.match(place):
-        return "copy it to this machine first: cuvee reads local files"
     if _HUB.fullmatch(place):
+        if cached := _cached_data_set(place):
+            return f"the Hub's cache on this machine has it: give {cached}"
         return (
             "give the path of the raw text. A data set of the Hugging Face Hub is downloaded first: "
             f"hf download --repo-type dataset {place} --local-dir FOLDER"
         )
     return "give the path of the raw text"
+
+
+def _cached_data_set(name: str) -> Path | None:
+    """Return the newest copy of a data set in the cache of the Hugging Face Hub, if there is one."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    copies = (
+        sorted(place.iterdir(), key=lambda copy: copy.stat().st_mtime) if place.is_dir() else []
+    )
+    return copies[-1] if copies else None
 
 
 def rename_roles(table: Mapping[str, Role], renames: Mapping[str, str]) -> dict[str, Role]:
@@ -324,7 +336,7 @@ def _data_set(name: str, rows: Any) -> TextSource:
 def _read_table(path: Path) -> dict[str, Role]:
     expected = f'{path} must be a list like [{{"domain": "math", "role": "target"}}, …]'
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             rows = json.loads(file.read(_TABLE_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CorpusError(f"{expected}; it cannot be read: {error}") from error

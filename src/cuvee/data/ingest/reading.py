@@ -20,6 +20,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.columns.parquet import read_columns
 from cuvee.data.ingest.columns.tables import read_arrow, read_csv
+from cuvee.data.ingest.places import open_place
 from cuvee.data.ingest.raw import TextSource
 
 BLOCK_BYTES = 512 << 10
@@ -141,7 +142,7 @@ def _read_rows(
 def _opened(source: TextSource) -> Iterator[tuple[io.BufferedReader | gzip.GzipFile, io.FileIO]]:
     assert source.path is not None
     try:
-        with open(source.path, "rb", buffering=0) as raw:
+        with open_place(source.path) as raw:
             if source.path.name.lower().endswith(".gz"):
                 with gzip.GzipFile(fileobj=raw) as unpacked:
                     yield unpacked, raw

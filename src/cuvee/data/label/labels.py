@@ -26,6 +26,7 @@ from cuvee.data.corpus.manifest import digest
 from cuvee.data.ingest.build import Progress, cores, identify
 from cuvee.data.ingest.build_folder import open_build_folder
 from cuvee.data.ingest.documents import Rules, check_shares, read_documents
+from cuvee.data.ingest.places import is_url
 from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
 from cuvee.data.ingest.survey import BadRow, too_many, write_quarantine
@@ -92,7 +93,7 @@ def label(
         raise CorpusError(f"workers is {workers}: at least 1 is needed")
     found, table = find_sources(sources)
     if not isinstance(sources, Mapping):
-        _keep_apart(folder, [Path(source) for source in sources])
+        _keep_apart(folder, [Path(source) for source in sources if not is_url(source)])
     _refuse_early(found, table, way, settings)
     entries = identify(found, report)
     content = asdict(settings)

@@ -72,7 +72,7 @@ def _open(path: Path, **options: Any) -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(
-        path,
+        path if isinstance(path, Path) else path.open("rb"),
         buffer_size=_BUFFER_BYTES,
         pre_buffer=False,
         thrift_string_size_limit=16 << 20,

@@ -70,7 +70,7 @@ def read_arrow(
 
     wanted = [text_column, *([domain_column] if domain_column else [])]
     try:
-        with pyarrow.memory_map(str(path)) as file:
+        with _opened(path) as file:
             size = max(file.size(), 1)
             with bounded():
                 batches = _batches(file, path, wanted)
@@ -100,8 +100,20 @@ def read_arrow(
         raise CorpusError(f"{path} cannot be read as Arrow: {reason}") from error
 
 
+<<<<<<< HEAD
 def _batches(file: Any, path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Batches of `columns`; what the file holds beside them is not decompressed."""
+=======
+def _opened(path: Path) -> Any:
+    import pyarrow
+
+    if isinstance(path, Path):
+        return pyarrow.memory_map(str(path))
+    return pyarrow.PythonFile(path.open("rb"), mode="r")
+
+
+def _batches(file: Any) -> tuple[Any, Iterator[Any]]:
+>>>>>>> 1dbf700 (Text at URLs is read through fsspec (extra cloud); secrets in URLs are refused; the Hub's cache is named)
     import pyarrow.ipc
 
     has_footer = file.read(len(_MAGIC)) == _MAGIC

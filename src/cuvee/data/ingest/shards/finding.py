@@ -22,6 +22,7 @@ from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.manifest import NAME, read_manifest
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
+from cuvee.data.ingest.places import is_url
 from cuvee.data.ingest.raw import (
     files_below,
     read_tables,
@@ -84,11 +85,12 @@ class Finding:
 def find_shards(places: Sequence[Path | str]) -> Finding:
     """Return the `.bin`/`.idx` pairs in `places`, which are such files or folders.
 
-    Names are as the files give them. Raises `CorpusError` if a folder cannot be read.
+    Places at URLs have none: shards are mapped into memory, so they must be on this machine. Names
+    are as the files give them. Raises `CorpusError` if a folder cannot be read.
     """
     shards: list[Found] = []
     unread: list[Path] = []
-    paths = [Path(place) for place in places]
+    paths = [Path(place) for place in places if not is_url(place)]
     try:
         for place in paths:
             shards += _in_folder(place, unread) if place.is_dir() else _pair(place, "train")
