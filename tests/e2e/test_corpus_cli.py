@@ -45,6 +45,10 @@ def test_build_show_and_verify(place: Path, tmp_path: Path) -> None:
     assert fingerprint in cuvee("verify", out, "--quiet")
     again = cuvee("build", sources, "-o", out, "--vocab-size", "400", "--target", "mail", "--quiet")
     assert "3 domains" in again
+    options = ("--vocab-size", "400", "--target", "mail", "--quiet", "--json")
+    content = json.loads(cuvee("build", sources, "-o", out, *options))
+    assert (content["fingerprint"], content["bad_rows"]) == (fingerprint, 1)
+    assert content == json.loads(cuvee("show", out, "--json"))
 
 
 def test_shards_are_taken_in(place: Path, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_cluster_then_build_with_the_roles_that_came_along(text: Path, tmp_path:
     ):
         assert words in printed
     assert f"next: cuvee corpus build {out} -o CORPUS" in printed
-    cuvee("label", text, "-o", tmp_path / "again", *options, "--workers", "1")
+    again = cuvee("label", text, "-o", tmp_path / "again", *options, "--workers", "1", "--json")
+    assert json.loads(again) == json.loads((out / "labels.json").read_text())
     assert content_of(out) == content_of(tmp_path / "again")
     cuvee("build", out, "-o", tmp_path / "corpus", "--vocab-size", "300", "--quiet")
     corpus = Corpus.open(tmp_path / "corpus")

@@ -48,6 +48,27 @@ def test_init_writes_a_configuration_that_validates(written: Path) -> None:
     assert load(CompareConfig, written).objective == {"mail": 1.0}
 
 
+def test_init_proposes_methods_for_a_scarce_target_and_none_without_a_target(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    def proposed(targets: tuple[str, ...], texts: dict[str, int]) -> list[str]:
+        (raw := tmp_path / "-".join([*targets, "raw"])).mkdir()
+        for name, documents in texts.items():
+            rows = (json.dumps({"text": f"{name} has a document {i}"}) for i in range(documents))
+            (raw / f"{name}.jsonl").write_text("\n".join(rows))
+        settings = BuildSettings(vocab_size=300, targets=targets, valid_share=0.2)
+        build([raw], raw / "corpus", settings, workers=1)
+        sizes = write_config(raw / "corpus", raw / "c.yaml")
+        methods = [choice.label for choice in load(CompareConfig, raw / "c.yaml").methods]
+        assert sizes.runs == len(methods)
+        assert validate(raw / "c.yaml").remarks == ()
+        return methods
+
+    little = {"law": 40, "web": 4000, "code": 4000}
+    assert proposed(("law",), little) == ["natural", "uniform", "even", "gain"]
+    assert proposed((), little) == ["natural", "uniform", "odm"]
+
+
 def test_init_keeps_an_existing_file(corpus: Corpus, written: Path) -> None:
     before = written.read_text()
     with pytest.raises(ConfigError, match="exists"):
@@ -106,7 +127,7 @@ def test_validate_raises_what_the_command_would_raise(
     ("lines", "command"),
     [
         ("method: odm", "train"),
-        ("method: {name: ac_odm, mode: proxy}", "search"),
+        ("method: {name: ac_odm, mode: proxy}\nobjective: {mail: 1}", "search"),
         ("method: {name: regmix, proxies: 8, fit: log_linear}", "search"),
         ("method: odm\nmax_attempts: 2", "search"),
         ("methods: [natural, odm]", "compare"),
@@ -131,6 +152,21 @@ def test_validate_remarks_on_what_is_probably_not_meant(tmp_path: Path) -> None:
     assert "nothing to mix" in one_domain
     assert "no validation text" in unvalidated
     assert re.search(r"204,800 training tokens read the whole corpus \d", repeated)
+
+
+@pytest.mark.parametrize("targets", [(), ("mail",)])
+def test_validate_remarks_on_a_method_for_a_target_without_an_objective(
+    tmp_path: Path, targets: tuple[str, ...]
+) -> None:
+    corpus = stdlib_corpus(tmp_path, targets=targets)
+    (tmp_path / "c.yaml").write_text(f"corpus: {corpus.folder}\ntrain: {{steps: 40}}\n")
+    (remark,) = validate(tmp_path / "c.yaml", ["method=gain"]).remarks
+    assert "all validated domains count alike" in remark
+    assert ("has no target domain" in remark) is (not targets)
+    example = "mail" if targets else corpus.names[0]
+    assert f"'objective={{{example}: 1}}'" in remark
+    assert validate(tmp_path / "c.yaml", ["method=gain", "objective={mail: 1}"]).remarks == ()
+    assert validate(tmp_path / "c.yaml", ["method=natural"]).remarks == ()
 
 
 def test_validate_remarks_on_odm_that_only_explores(written: Path) -> None:

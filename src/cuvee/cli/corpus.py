@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -93,6 +93,7 @@ def build(
         int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
     quiet: Quiet = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a corpus from text or token shards, or resume a build that was interrupted.
 
@@ -143,6 +144,9 @@ def build(
         except KeyboardInterrupt:
             say("interrupted; the same command resumes", error=True, colour="yellow")
             raise typer.Exit(130) from None
+    if as_json:
+        say_json(_content(corpus))
+        return
     console().print(_table(corpus))
     if corpus.manifest.bad_rows:
         console().print(
@@ -165,8 +169,7 @@ def show(
 
     corpus = Corpus.open(folder)
     if as_json:
-        domains = [entry.model_dump(mode="json") for entry in corpus.manifest.domains]
-        say_json({"fingerprint": corpus.fingerprint, "domains": domains})
+        say_json(_content(corpus))
         return
     console().print(_table(corpus))
 
@@ -188,6 +191,12 @@ def verify(
         f"{folder}: all files match their hashes (fingerprint {corpus.fingerprint})",
         markup=False,
     )
+
+
+def _content(corpus: Corpus) -> dict[str, Any]:
+    domains = [entry.model_dump(mode="json") for entry in corpus.manifest.domains]
+    bad_rows = corpus.manifest.bad_rows
+    return {"fingerprint": corpus.fingerprint, "bad_rows": bad_rows, "domains": domains}
 
 
 def _table(corpus: Corpus) -> Table:

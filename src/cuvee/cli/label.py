@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuvee.cli.display.lines import say
-from cuvee.cli.options import Quiet
+from cuvee.cli.display.tables import say_json
+from cuvee.cli.options import JsonOption, Quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +93,7 @@ def label(
         int, typer.Option(help="Stop if more rows than this are unusable.")
     ] = 100,
     quiet: Quiet = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Assign documents to domains by a column, a map, clustering or a classifier.
 
@@ -122,7 +124,10 @@ def label(
     except KeyboardInterrupt:
         say("interrupted; the same command resumes", error=True, colour="yellow")
         raise typer.Exit(130) from None
-    _print(console(), labels, folder)
+    if as_json:
+        say_json(labels.model_dump(mode="json"))
+    else:
+        _print(console(), labels, folder)
 
 
 def _way(by: str, topics: int | None, seed: int, sample: int | None, embeddings: str | None) -> Way:

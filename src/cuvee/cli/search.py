@@ -113,5 +113,6 @@ def _said(plan: SearchPlan, method: str, workers: int) -> str:
         return asked
     return (
         f"{asked}\nabout {time_of(plan.seconds(workers))} with {workers} workers; "
-        f"each {time_of(plan.each.seconds)}, estimated from {plan.estimated_from}"
+        f"each {time_of(plan.each.seconds)}, estimated from {plan.estimated_from}\n"
+        f"peak memory of a run: {plan.memory / 2**30:.2f} GiB"
     )

@@ -39,7 +39,7 @@ from cuvee.recipes.config.schema import (
 from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
-from cuvee.recipes.progress.timing import time_training
+from cuvee.recipes.progress.timing import peak_memory, time_training
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks
@@ -134,6 +134,8 @@ class SearchPlan:
     Its seconds are an estimate from `estimated_from`.
     """
     estimated_from: str = ""
+    memory: int = 0
+    """Peak memory of one run in bytes: of the device on a GPU, else of the process."""
 
     @property
     def total(self) -> Cost:
@@ -190,7 +192,7 @@ def repetition_checks(config: SearchConfig) -> list[str]:
 def plan(config: SearchConfig) -> SearchPlan:
     """Return what the search would do next, without storing any run.
 
-    If no run is done yet, one proxy is trained for about two seconds to estimate the time.
+    One proxy is trained for about two seconds to estimate memory and, if no run is done yet, time.
     """
     with _opened(config, writes=_policy_folder(config)) as (corpus, fleet):
         logged = fleet.load()
@@ -199,10 +201,12 @@ def plan(config: SearchConfig) -> SearchPlan:
     proposed = method.propose(corpus, logged)
     # Some methods propose their proxies one by one.
     to_come = max(len(proposed), getattr(method, "proxies", 0) - len(logged)) if proposed else 0
-    seconds, estimated_from = (
-        _estimate_seconds(config, corpus, proposed, logged) if proposed else (0.0, "")
+    if not proposed:
+        return SearchPlan(0, len(logged), each)
+    seconds, estimated_from = _estimate_seconds(config, corpus, proposed, logged)
+    return SearchPlan(
+        to_come, len(logged), each + Cost(seconds=seconds), estimated_from, peak_memory()
     )
-    return SearchPlan(to_come, len(logged), each + Cost(seconds=seconds), estimated_from)
 
 
 def logged_runs(config: SearchConfig) -> list[Run]:
@@ -215,14 +219,13 @@ def _estimate_seconds(
     config: SearchConfig, corpus: Corpus, proposed: Sequence[Policy], logged: Sequence[Run]
 ) -> tuple[float, str]:
     """Return the seconds of one proxy run, and what the estimate is based on."""
-    if logged:
-        return sum(run.cost.seconds for run in logged) / len(
-            logged
-        ), f"the {len(logged)} that are done"
     still = Fixed(Mixture.natural(corpus.domains), probes=proposed[0].probes)
     with computing_threads(config.threads):
         trainer = make_trainer(_without_validation(config.proxy(corpus.fingerprint)), config.seed)
         _, seconds, steps = time_training(trainer, still)
+    if logged:
+        mean = sum(run.cost.seconds for run in logged) / len(logged)
+        return mean, f"the {len(logged)} that are done"
     return (
         seconds / steps * config.train.total_steps,
         f"{steps} steps on this machine, without validation",

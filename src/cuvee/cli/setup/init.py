@@ -30,6 +30,6 @@ def init(
     from cuvee.recipes.setup.init import write_config
 
     sizes = write_config(corpus, output, budget)
-    say(f"{output}: three runs of {sizes.tokens:,} tokens with {sizes.model}")
+    say(f"{output}: {sizes.runs} runs of {sizes.tokens:,} tokens with {sizes.model}")
     name = shlex.quote(str(output))
     say(f"next: `cuvee compare {name} --dry-run`, then `cuvee compare {name}`")

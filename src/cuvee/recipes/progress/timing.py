@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+
+import torch
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
@@ -32,3 +36,11 @@ def time_training(trainer: Trainer, policy: Policy) -> tuple[Mixture, float, int
             before = time.perf_counter()
             began = so_far.last.step
     return first, time.perf_counter() - before, so_far.last.step - began
+
+
+def peak_memory() -> int:
+    """Return the peak of allocated memory so far in bytes: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

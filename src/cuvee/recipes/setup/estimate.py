@@ -5,13 +5,10 @@ Time and memory are measured: the run's own trainer and policy train for about t
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from cuvee.core.domain import Domain, available_K
 from cuvee.core.mixture import Mixture
@@ -20,7 +17,7 @@ from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy, build_trainer
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
-from cuvee.recipes.progress.timing import time_training
+from cuvee.recipes.progress.timing import peak_memory, time_training
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
@@ -72,14 +69,6 @@ def estimate(config: TrainConfig | CompareConfig) -> Estimate:
     return Estimate(
         len(runs), each, steps, peak_memory(), epochs_read(corpus.domains, first, price.tokens)
     )
-
-
-def peak_memory() -> int:
-    """Return the peak of allocated memory so far in bytes: on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def epochs_read(domains: Sequence[Domain], mixture: Mixture, tokens: float) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cuvee.core.domain import available_K
+from cuvee.core.domain import Domain, available_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.files import write_atomic
 from cuvee.data.corpus.corpus import Corpus
@@ -27,13 +28,14 @@ _LISTED = 30  # domains that the comment lists
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model and the budget of a configuration."""
+    """The model and the budget of each run of a configuration, and how many runs it has."""
 
     model: str
     tokens: int
     batch_size: int
     sequence_length: int
     learning_rate: float
+    runs: int
 
 
 def read_budget(text: str) -> float:
@@ -44,8 +46,8 @@ def read_budget(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def choose_sizes(corpus: Corpus, seconds: float) -> Sizes:
-    """Return the largest preset that reads 20 tokens per parameter in `seconds`, and its tokens.
+def choose_sizes(corpus: Corpus, seconds: float, runs: int = 1) -> Sizes:
+    """Return the largest preset whose `runs` runs read 20 tokens per parameter in `seconds`.
 
     The smallest preset is used if none does. Above 10,000 tokens, no budget reads the corpus more
     than four times.
@@ -58,7 +60,8 @@ def choose_sizes(corpus: Corpus, seconds: float) -> Sizes:
     for preset in (preset for preset in PRESETS if preset.startswith("llama")):
         with torch.device("meta"):  # sizes need no memory for weights
             size = size_of(build_model(preset, corpus), 256)
-        tokens = 0.8 * seconds * speed / size.flops_per_token  # the rest: validation, start-up
+        # The rest of the time is for validation and start-up.
+        tokens = 0.8 * seconds / runs * speed / size.flops_per_token
         if name and tokens < TOKENS_PER_PARAMETER * size.parameters:
             break
         name = preset
@@ -66,24 +69,58 @@ def choose_sizes(corpus: Corpus, seconds: float) -> Sizes:
         parameters = size.parameters
     budget = max(int(min(affordable, most) // 10_000) * 10_000, 10_000)
     rate = 3e-3 if parameters < 20_000_000 else 6e-4
-    return Sizes(name, budget, 16, 256, rate)
+    return Sizes(name, budget, 16, 256, rate, runs)
 
 
 def write_config(corpus: Path, path: Path, budget: str = "10m") -> Sizes:
     """Write a configuration of `cuvee compare` for the corpus to `path`.
 
-    It compares natural shares, the method `gain` and uniform shares. Raises `ConfigError` if the
+    It compares natural and uniform shares with the method that fits the corpus: `gain` for a
+    target, `even` too if it is scarce, else `odm`. Raises `ConfigError` if the
     file exists or the budget cannot be read, and `CorpusError` if there is no corpus.
     """
     if path.exists():
         raise ConfigError(f"{path} exists: give another file with -o, or remove it")
     opened = Corpus.open(corpus)
-    sizes = choose_sizes(opened, read_budget(budget) / 3)
-    write_atomic(path, _text(opened, corpus, path, sizes, budget).encode())
+    sizes = choose_sizes(opened, read_budget(budget), runs=4)
+    scarce = _scarce(opened, sizes.tokens)
+    if not scarce:
+        sizes = choose_sizes(opened, read_budget(budget), runs=3)
+    write_atomic(path, _text(opened, corpus, path, sizes, budget, scarce).encode())
     return sizes
 
 
-def _text(corpus: Corpus, folder: Path, path: Path, sizes: Sizes, budget: str) -> str:
+def _scarce(corpus: Corpus, tokens: int) -> list[str]:
+    """Return the targets that a run of `tokens` under uniform shares reads more than four times."""
+    share = tokens / len(corpus.names)
+    return [
+        domain.name for domain in _targets(corpus) if available_K([domain])[0] * MANY_EPOCHS < share
+    ]
+
+
+def _targets(corpus: Corpus) -> list[Domain]:
+    """Return the target domains that have validation text."""
+    return [
+        domain for domain in corpus.domains if domain.is_target and corpus.has(domain.name, "valid")
+    ]
+
+
+def _methods(corpus: Corpus, scarce: Sequence[str]) -> str:
+    """Return the methods to try beside static shares, with the reason for each."""
+    reasons = {"odm": "a bandit that follows the training loss; for `gain`, name a target"}
+    if _targets(corpus):
+        reasons = {"gain": "more of the domains that help the target, measured while training"}
+    if scarce:
+        reasons = {
+            "even": f"{', '.join(scarce)} spread evenly over the run: first in short runs",
+            "gain": "later, beside what helps: first in long runs at a high learning rate",
+        }
+    return "".join(f"  - {name:<24}# {reason}\n" for name, reason in reasons.items())
+
+
+def _text(
+    corpus: Corpus, folder: Path, path: Path, sizes: Sizes, budget: str, scarce: Sequence[str]
+) -> str:
     rows = "\n".join(
         f"#   {domain.name}: {domain.tokens:,} tokens{', target' if domain.is_target else ''}"
         for domain in corpus.domains[:_LISTED]
@@ -103,8 +140,7 @@ model: {sizes.model:<22}# a preset, or the folder of a Hugging Face model to con
 methods:                    # each trains its own model from the same initial weights
   - natural
   - uniform
-  - gain                    # scarce domains spread over the run; the others by how much they help
-baseline: natural
+{_methods(corpus, scarce)}baseline: natural
 seeds: [0]                  # five or more before you trust a difference
 
 {aim}
@@ -122,10 +158,10 @@ train:
 
 def _objective(corpus: Corpus) -> str:
     """The key `objective`: the target domains, or a comment that shows how to write it."""
-    validated = [domain for domain in corpus.domains if corpus.has(domain.name, "valid")]
-    if targets := [domain.name for domain in validated if domain.is_target]:
-        lines = "".join(f"  {quoted(name)}: 1\n" for name in targets)
+    if targets := _targets(corpus):
+        lines = "".join(f"  {quoted(domain.name)}: 1\n" for domain in targets)
         return f"objective:                  # what counts: the target domains\n{lines}"
+    validated = [domain for domain in corpus.domains if corpus.has(domain.name, "valid")]
     example = quoted((validated or corpus.domains)[0].name)
     return (
         "# objective:                # what counts; without it, all validated domains alike\n"

@@ -10,8 +10,16 @@ from pathlib import Path
 from cuvee.core.domain import available_K
 from cuvee.core.registry import TRAINERS
 from cuvee.data.corpus.corpus import Corpus
+from cuvee.methods.baselines.paced import Even
 from cuvee.recipes.build import build_policy
-from cuvee.recipes.config.schema import CompareConfig, RunConfig, TrainConfig, load
+from cuvee.recipes.config.schema import (
+    CompareConfig,
+    MethodChoice,
+    PolicyChoice,
+    RunConfig,
+    TrainConfig,
+    load,
+)
 from cuvee.recipes.config.yaml_file import override, read_yaml
 from cuvee.recipes.preflight import check_method, check_writable
 from cuvee.recipes.search import SearchConfig
@@ -84,8 +92,38 @@ def remarks(config: RunConfig, corpus: Corpus) -> Iterator[str]:
         )
     elif not config.train.validation_tokens:
         yield "train.validation_tokens is 0, so nothing is validated"
+    yield from _no_objective(config, corpus)
     yield from _repetition(config, corpus)
     yield from _exploration(config, corpus)
+
+
+def _choices(config: RunConfig) -> list[MethodChoice]:
+    """Return the methods of a configuration, without saved policies."""
+    choices: Sequence[MethodChoice | PolicyChoice] = getattr(config, "methods", ())
+    if isinstance(config, TrainConfig | SearchConfig):
+        choices = [config.method]
+    return [choice for choice in choices if isinstance(choice, MethodChoice)]
+
+
+def _no_objective(config: RunConfig, corpus: Corpus) -> Iterator[str]:
+    """Methods without an objective count all validated domains alike."""
+    targets = [domain.name for domain in corpus.domains if domain.is_target]
+    alike = []
+    for choice in _choices(config):
+        method = choice.build(0, config.objective)
+        if getattr(method, "objective", None) == {} and (targets or isinstance(method, Even)):
+            alike.append(choice.label)
+    if alike and targets:
+        yield (
+            f"there is no objective, so all validated domains count alike for {', '.join(alike)}, "
+            f"not the target alone: say what counts, as in 'objective={{{targets[0]}: 1}}'"
+        )
+    elif alike:
+        yield (
+            f"{', '.join(alike)} spread a scarce target over the run, but the corpus has no target "
+            "domain and there is no objective, so all validated domains count alike: say what "
+            f"counts, as in 'objective={{{corpus.names[0]}: 1}}'"
+        )
 
 
 def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
@@ -102,10 +140,9 @@ def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
 
 def _exploration(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     """ODM plays the uniform mixture until ε_t < 1/K, which is after K ln K intervals."""
-    choices = getattr(config, "methods", None) or [getattr(config, "method", None)]
     K = len(corpus.names)
     intervals = config.train.total_steps // config.train.interval
-    if intervals <= K * math.log(K) and any(getattr(one, "name", "") == "odm" for one in choices):
+    if intervals <= K * math.log(K) and any(one.name == "odm" for one in _choices(config)):
         yield (
             f"odm mixes {K} domains uniformly for its first {math.ceil(K * math.log(K))} "
             f"intervals, and the run has {intervals}: train longer, or lower train.interval"
