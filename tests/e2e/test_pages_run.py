@@ -1,4 +1,4 @@
-"""The README, the tutorial and the how-to pages run as written, in a folder with the demo's text.
+"""The README, the tutorial, the how-to pages and the notebook run as written, on the demo's text.
 
 In these pages every `cuvee` line of a `sh` block is a command, and every `python` block is a
 program. A block with a title is a file. Blocks of other kinds are not run.
@@ -6,6 +6,7 @@ program. A block with a title is a file. Blocks of other kinds are not run.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -84,6 +85,23 @@ def test_its_blocks_run_as_written(page: Path, work: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(work)  # as PYTHONPATH is set for a module of your own
     for block in blocks(page):
         run(block, {"__name__": "__page__"})
+
+
+def test_the_cells_of_the_notebook_run_and_print_what_it_shows(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    cells = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())["cells"]
+    names: dict[str, object] = {"__name__": "__notebook__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            capsys.readouterr()
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            shown = "".join(line for output in cell["outputs"] for line in output["text"])
+            printed = capsys.readouterr().out
+            assert len(shown.splitlines()) == len(printed.splitlines())
+            assert len(shown) < 2000, "outputs in the repository are short texts"
+    assert (work / "notebook-report.html").is_file()
 
 
 def test_the_readme_has_four_ways_in() -> None:
