@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,37 @@ def test_doctor_names_a_store_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "s.db").write_text("no database, and longer than a header of SQLite " * 10)
     store = next(one for one in examine(str(tmp_path / "s.db")) if one.part == "store")
     assert store.status == "problem"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("questions", "CORPUS", "-o", "FILE/questions"),
+        ("init", "CORPUS", "-o", "FILE/mine.yaml"),
+        ("compare", "CONFIG", "-o", "FILE/report.html"),
+        ("compare", "CONFIG", "out=FILE/runs", "--dry-run"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_with_the_reason(
+    corpus: Corpus,
+    written: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    places = {"CORPUS": corpus.folder, "CONFIG": written, "FILE": tmp_path / "file"}
+    line = " ".join(arguments)
+    for name, place in places.items():
+        line = line.replace(name, str(place))
+    monkeypatch.setattr(sys, "argv", ["cuvee", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        cuvee.cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert re.search(rf"error: .*{re.escape(str(tmp_path / 'file'))}.*(choose another|check)", said)
+    assert ".tmp" not in said
 
 
 @pytest.mark.parametrize("command", ["init", "doctor", "validate", "questions", "train", "compare"])

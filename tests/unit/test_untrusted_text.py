@@ -43,7 +43,7 @@ def assert_harmless(output: str, newlines: str = "\n") -> None:
 def test_printable_text_holds_no_control_characters_and_says_what_was_there(text: str) -> None:
     assert_harmless(one_line(text), newlines="")
     assert_harmless(printable(text), newlines="\n\t")
-    assert printable("é 漢字 – ok\n\t") == "é 漢字 – ok\n\t"
+    assert printable("é 漢字 – 95\u00a0% ok\n\t") == "é 漢字 – 95\u00a0% ok\n\t"
     if text.isprintable():
         assert one_line(text) == text
     else:

@@ -74,6 +74,12 @@ def main() -> None:
     except CuveeError as error:
         say(f"error: {error}", error=True, colour="red")
         sys.exit(1 if isinstance(error, TrainingError) else 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = f"{error.strerror}; check the path, its permissions and the space on the disk"
+        say(f"error: {error.filename}: {reason}", error=True, colour="red")
+        sys.exit(2)
     except Stopped as stopped:
         again = shlex.join(
             [

@@ -124,6 +124,7 @@ def compare(
     from cuvee.cli.display.plan import say_plan
     from cuvee.recipes import compare as recipe
     from cuvee.recipes.config.schema import CompareConfig, load
+    from cuvee.recipes.preflight import check_writable
     from cuvee.recipes.reports.reporting import (
         by_model_table,
         report_path,
@@ -133,6 +134,8 @@ def compare(
     from cuvee.recipes.setup.estimate import estimate
 
     wanted = load(CompareConfig, config, overrides or ()).with_claims(claim or ())
+    if output is not None:
+        check_writable(output.parent, "--output FILE")
     _say_remarks(wanted)
     models = wanted.by_model()
     compared = {}

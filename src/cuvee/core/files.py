@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _CWD = -100  # AT_FDCWD: relative paths are relative to the working directory
@@ -42,8 +43,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        _name(error, path)
         raise
     fsync_dir(path.parent)
 
@@ -66,8 +69,9 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             remove_folder(temporary)
         else:
             os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, path)
         raise
     fsync_dir(path.parent)
 
@@ -83,6 +87,12 @@ def remove_folder(path: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(doomed)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Give an error the path that the user asked for, instead of the temporary one."""
+    if isinstance(error, OSError):
+        error.filename = str(path)
 
 
 def _hidden(path: Path, ending: str) -> Path:

@@ -38,10 +38,10 @@ def check_method(method: object, corpus: Corpus, validation_tokens: int) -> None
         method.check(corpus.domains, validated_domains(corpus, validation_tokens))
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "out=FOLDER") -> None:
     """Raise `ConfigError` if files cannot be written in `folder`, or where it will be created.
 
-    The test file is removed again.
+    `option` is what the user changes to have another folder. The test file is removed again.
     """
     place = folder.absolute()
     while not place.exists():
@@ -55,8 +55,8 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(
-            f"cannot write to {place}, which out={folder} needs: {error.strerror}; "
-            "choose another folder with out=FOLDER"
+            f"cannot write to {place}, where {folder} is to be: {error.strerror}; choose another "
+            f"folder with {option}"
         ) from error
 
 

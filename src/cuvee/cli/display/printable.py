@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_SPACES = "\u00a0\u3000"  # no-break and ideographic
+
 
 def printable(text: str, keep: str = "\n\t") -> str:
     """Return `text` with control, format and surrogate characters escaped, as in `\\x1b`.
@@ -12,7 +14,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
     if text.isprintable() or text.translate(dict.fromkeys(map(ord, keep))).isprintable():
         return text
     return "".join(
-        c if c.isprintable() or c in keep or c == "\u3000" else c.encode("unicode_escape").decode()
+        c if c.isprintable() or c in keep or c in _SPACES else c.encode("unicode_escape").decode()
         for c in text
     )
 

@@ -179,7 +179,9 @@ def _write(
         )
         write_manifest(folder, manifest)
     except OSError as error:
-        raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
+        raise CorpusError(
+            f"cannot write to {folder}: {error.strerror}; choose another with -o"
+        ) from error
 
 
 def _without_absent_test(domain: DomainEntry) -> dict[str, Any]:

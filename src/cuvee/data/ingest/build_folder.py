@@ -30,7 +30,9 @@ def open_build_folder(folder: Path, built_from: str) -> Iterator[Path]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorpusError(f"cannot make the folder {work}: {error.strerror}") from error
+        raise CorpusError(
+            f"cannot write to {folder}: {error.strerror}; choose another with -o"
+        ) from error
     with _locked(work):
         stamp = work / _STAMP
         unfinished = stamp.read_text() if stamp.exists() else None

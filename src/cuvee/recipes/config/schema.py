@@ -491,8 +491,8 @@ def _check_command(kind: type[Any], content: Mapping[str, Any], path: Path) -> N
         )
     if "method" in known and "methods" in content:
         raise ConfigError(
-            f"{path} lists `methods`, so it is for `cuvee compare {path}`: for this command, give "
-            "one `method`"
+            f"{path} lists `methods`, so it is for `cuvee compare {path}`: for a run or a search, "
+            "give one `method`"
         )
     if "methods" in known and "methods" not in content and content.keys() & {"method", "policy"}:
         raise ConfigError(

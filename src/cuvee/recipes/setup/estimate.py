@@ -17,6 +17,7 @@ from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy, build_trainer
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
+from cuvee.recipes.preflight import check_writable
 from cuvee.recipes.progress.timing import peak_memory, time_training
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
@@ -58,6 +59,7 @@ def estimate(config: TrainConfig | CompareConfig) -> Estimate:
     """
     runs = [config] if isinstance(config, TrainConfig) else config.runs()
     corpus = Corpus.open(config.corpus)
+    check_writable(config.out)
     policies = [build_policy(one, corpus) for one in runs]
     price: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
     unvalidated = replace(config.train, validate_every=0, validation_tokens=0)
