@@ -57,7 +57,7 @@ def write_questions(
     if not validated:
         raise CorpusError(
             f"{corpus.folder} has no validation text to ask about: build it again with "
-            "--valid-share 0.05"
+            "a larger --valid-share, as in 0.1"
         )
     make: Callable[..., Iterator[dict[str, Any]]] = {"cloze": _cloze, "choice": _choice}[kind]
     rows = {

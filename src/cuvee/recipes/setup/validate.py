@@ -88,7 +88,7 @@ def remarks(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     if not any(corpus.has(name, "valid") for name in names):
         yield (
             "the corpus has no validation text, so losses are of training text only: build it "
-            "again with --valid-share 0.05"
+            "again with a larger --valid-share, as in 0.1"
         )
     elif not config.train.validation_tokens:
         yield "train.validation_tokens is 0, so nothing is validated"

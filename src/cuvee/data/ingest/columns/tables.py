@@ -100,10 +100,6 @@ def read_arrow(
         raise CorpusError(f"{path} cannot be read as Arrow: {reason}") from error
 
 
-<<<<<<< HEAD
-def _batches(file: Any, path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """Batches of `columns`; what the file holds beside them is not decompressed."""
-=======
 def _opened(path: Path) -> Any:
     import pyarrow
 
@@ -112,8 +108,8 @@ def _opened(path: Path) -> Any:
     return pyarrow.PythonFile(path.open("rb"), mode="r")
 
 
-def _batches(file: Any) -> tuple[Any, Iterator[Any]]:
->>>>>>> 1dbf700 (Text at URLs is read through fsspec (extra cloud); secrets in URLs are refused; the Hub's cache is named)
+def _batches(file: Any, path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Batches of `columns`; what the file holds beside them is not decompressed."""
     import pyarrow.ipc
 
     has_footer = file.read(len(_MAGIC)) == _MAGIC
