@@ -17,7 +17,7 @@ import cuvee
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.memory import MemoryCorpus
 from cuvee.policies.exp3 import Exp3
-from cuvee.policies.guard.guard import Guard
+from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.testing.runs import example_run
 from cuvee.testing.toy import ToyTrainer
 
@@ -103,6 +103,12 @@ def test_steering_refuses_what_it_cannot_do() -> None:
         steering.learn({"wbe": 1.0}, {"web": 10})
     with pytest.raises(cuvee.CuveeError, match="domains without training tokens: code"):
         cuvee.LossSteering("odm", {"web": 1000, "code": 0}, tokens=100)
+    with pytest.raises(cuvee.CuveeError, match="steps is 0"):
+        steering.learn({"web": 1.0}, {"web": 10}, steps=0)
+    guarded = Guard(Exp3(), Limits(floor=0.1))
+    with pytest.raises(cuvee.CuveeError, match="has a guard already"):
+        cuvee.LossSteering(guarded, domains, tokens=100, limits=Limits(floor=0.2))
+    assert cuvee.LossSteering(guarded, domains, tokens=100).mixture["web"] == 0.5
 
 
 def test_a_refused_report_changes_nothing() -> None:

@@ -154,6 +154,18 @@ def test_mlflow_holds_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read == [(t + 1, m["web"]) for t, m in enumerate(trajectory.mixtures)]
 
 
+def test_mlflow_takes_more_figures_than_its_server_accepts_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = MLflow(address, "mine")
+    tracker.log(1, {f"mixture/domain-{k}": k / 2500 for k in range(2500)})
+    run = MlflowClient(tracking_uri=address).get_run(tracker.run_id)
+    assert len(run.data.metrics) == 2500
+    assert run.data.metrics["mixture/domain-2499"] == 2499 / 2500
+
+
 class Fake(ModuleType):
     """Stands for the packages wandb and trackio, whose `init` returns a run with `log`."""
 

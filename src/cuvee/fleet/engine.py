@@ -16,13 +16,13 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Required, TypedDict
 
-from cuvee.core.errors import StoreError, TrainingError
+from cuvee.core.errors import TrainingError
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Cost, Run
 from cuvee.fleet.store.rows import RunSummary, Tally, run_key
@@ -172,12 +172,8 @@ class StoreFleet(ABC):
 
     def failed(self) -> list[Run]:
         """Return what is recorded of the runs that failed, if they finished an interval."""
-        found = []
-        for run in self._planned():
-            if run.status == "failed":
-                with suppress(StoreError):  # nothing is recorded
-                    found.append(self._store.load(run.id))
-        return [run for run in found if len(run.trajectory)]
+        ended = [run.id for run in self._planned() if run.status == "failed" and run.intervals]
+        return [self._store.load(run_id) for run_id in ended]
 
     def spent(self) -> Cost:
         """Return the cost of all runs with this seed and proxy configuration, even failed ones."""

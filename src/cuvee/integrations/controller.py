@@ -115,7 +115,7 @@ class Controller:
         self.step_number = 0
         self.cost = Cost()
         tokens = stream.batch_size * stream.sequence_length
-        guarded = policy if isinstance(policy, Guard) else Guard(policy, limits, interval * tokens)
+        guarded = Guard.around(policy, limits, interval * tokens)
         if isinstance(record, TakesRequests):
             guarded.operator = Operator(record, load_requested)
         self._guard = guarded

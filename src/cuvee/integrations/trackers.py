@@ -29,6 +29,7 @@ from cuvee.core.trajectory import Cost
 from cuvee.integrations.controller import Record
 from cuvee.policies.guard.operator import Request, TakesRequests
 
+_MLFLOW_BATCH = 1000  # metrics that its server accepts at once
 _VERDICTS = ("accepted", "limited", "refused", "fallback", "shadow", "operator")
 
 
@@ -174,7 +175,8 @@ class MLflow:
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        self._client.log_batch(self.run_id, metrics)
+        for start in range(0, len(metrics), _MLFLOW_BATCH):
+            self._client.log_batch(self.run_id, metrics[start : start + _MLFLOW_BATCH])
 
 
 class WandB:

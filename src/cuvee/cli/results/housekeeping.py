@@ -54,7 +54,8 @@ def prune(
 ) -> None:
     """Remove failed and dead runs, with their folders on this host.
 
-    Waiting runs stay, and so do those in training.
+    Waiting runs stay, and so do those in training. Failed proxy runs are data for `cuvee learn`: use
+    --group to spare those of other groups.
 
     Example: cuvee runs prune --checkpoints --yes
     """

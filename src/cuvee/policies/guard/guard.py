@@ -61,6 +61,23 @@ class Guard:
     `first_interval` is the number of tokens of the first interval, if known (see `guard.epochs`).
     """
 
+    @classmethod
+    def around(
+        cls, policy: Policy, limits: Limits | None = None, first_interval: int | None = None
+    ) -> Guard:
+        """Return `policy` with a guard, which may be its own.
+
+        Raises `ConfigError` if it has a guard already and `limits` are given too.
+        """
+        if not isinstance(policy, Guard):
+            return cls(policy, limits, first_interval)
+        if limits is not None:
+            raise ConfigError(
+                "limits are given for a policy that has a guard already: give them to that guard, "
+                "as in Guard(policy, limits)"
+            )
+        return policy
+
     def __init__(
         self, policy: Policy, limits: Limits | None = None, first_interval: int | None = None
     ) -> None:

@@ -62,7 +62,7 @@ class LossSteering:
                 f"this policy reads more than losses ({probes}): use cuvee.Controller, which "
                 "measures that on the model"
             )
-        self._guard = policy if isinstance(policy, Guard) else Guard(policy, limits)
+        self._guard = Guard.around(policy, limits)
         self._tokens = tokens
         self._read = 0
         nothing = np.zeros(len(known.domains), dtype=np.int64)
@@ -92,8 +92,10 @@ class LossSteering:
 
         `losses` are mean training losses in nats per token, by domain; a domain that was not drawn
         is left out. `tokens` were drawn from each domain in `steps` optimizer steps. Raises
-        `SignalError` for an unknown domain, or a loss that is not finite.
+        `SignalError` for an unknown domain, no steps, or a loss that is not finite.
         """
+        if steps < 1:
+            raise SignalError(f"steps is {steps}: an interval has at least one optimizer step")
         last = self._so_far.last
         for name in (*losses, *tokens):
             if name not in last.names:
