@@ -7,11 +7,17 @@
 DIR is a raw folder: {train,valid}/<domain>.jsonl.gz, and optionally test/. Variants of it:
 
     clean    as given
-    junk     six more domains, three of random tokens and three of machine boilerplate; these are
-             not in validation
+    junk     six more domains, three of random tokens and three of machine boilerplate. The
+             objective is a pool of validation text of all others, which is no domain to train on:
+             nothing says which domains are junk
     copies   the third largest domain present under three names; validated under its own
     tiny     the domain of median size cut to 50,000 tokens, which may be read four times at most
              (`guard: {epochs: …}`)
+    misset   every third domain has a tenth of its text, and only these are validated: the natural
+             blend is ten times off from what counts
+    skills   made-up text: functions of letters, then two and three of them in a row, and three
+             domains of the corpus. Only three in a row are validated, in combinations that are not
+             in training. They cannot be learned before single functions are
     scarce   for each target, its training text cut to --target-bytes, which may be read --epochs
              times; nothing else is validated. Its name in the result is scarce-TARGET
 
@@ -46,7 +52,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from online_corpora import SCARCE, prepare, target_of
+from online_corpora import POOL, SCARCE, prepare, target_of
 from online_room import Trial, by_example, by_hand, next_paths
 
 from cuvee.core.domain import natural_K
@@ -59,7 +65,7 @@ from cuvee.recipes.search import SearchConfig, search
 from cuvee.recipes.stores import open_store
 from cuvee.training.model import PRESETS
 
-VARIANTS = ("scarce", "clean", "junk", "copies", "tiny")
+VARIANTS = ("scarce", "clean", "junk", "misset", "skills", "copies", "tiny")
 TARGETS = ("code_python", "german", "medicine")
 METHODS = (
     "natural",
@@ -74,12 +80,14 @@ METHODS = (
     "ac_odm_noise",
     "hds",
     "hds_noise",
+    "gain_proxy",
     "ac_odm_proxy",
 )
 OPTIONS: dict[str, dict[str, str]] = {
     "ac_odm_noise": {"name": "ac_odm", "reward": "random"},
     "hds_noise": {"name": "hds", "reward": "random"},
 }
+PROXIES = {"gain_proxy": "gain", "ac_odm_proxy": "ac_odm"}
 AGENTS = ("ac_odm", "hds")
 
 
@@ -115,28 +123,32 @@ class Bench:
             self.common["guard"] = {"epochs": {self.target: options.epochs}}
         if variant.startswith(SCARCE):
             self.common["objective"] = {self.target: 1.0}
+        if POOL in corpus.names:
+            self.common["objective"] = {POOL: 1.0}
+            self.common["guard"] = {"ceiling": {POOL: 0.0}}
+            self.common["train"]["validation_tokens"] = 32_768
         self.shares_K = natural_K(corpus.domains)
 
     @property
     def smallest(self) -> str:
         return min(self.corpus.domains, key=lambda domain: domain.tokens).name
 
-    def proxy(self, seed: int) -> dict[str, str]:
-        """AC-ODM learned on a model of half the width, as an entry of a comparison."""
+    def proxy(self, label: str, seed: int) -> dict[str, str]:
+        """What a method learned on models of half the width, as an entry of a comparison."""
         narrow = {"hidden_size": 16, "intermediate_size": 32, "initializer_range": 0.16}
-        common = {key: value for key, value in self.common.items() if key != "guard"}
+        method = {"name": PROXIES[label], "mode": "proxy", "proxies": self.options.proxies}
         config = parse(
             SearchConfig,
             {
-                **common,
-                "name": f"proxy-{self.variant}-{seed}",
+                **self.common,
+                "name": f"{label}-{self.variant}-{seed}",
                 "model": {**PRESETS[self.options.model], **narrow},
-                "method": {"name": "ac_odm", "mode": "proxy", "seed": seed},
+                "method": method if label == "gain_proxy" else {**method, "seed": seed},
                 "seed": 1000 + seed,
             },
             "the benchmark",
         )
-        return {"policy": str(search(config)), "label": "ac_odm_proxy"}
+        return {"policy": str(search(config)), "label": label}
 
     def train(self, methods: Sequence[Any], seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
         """Runs by label and seed."""
@@ -182,11 +194,11 @@ def run_methods(bench: Bench) -> dict[str, dict[int, Run]]:
     runs: dict[str, dict[int, Run]] = {}
     for seed in range(bench.options.seeds):
         entries: list[Any] = [
-            {**OPTIONS.get(label, {"name": label}), "label": label}
-            for label in METHODS
-            if label != "ac_odm_proxy"
+            bench.proxy(label, seed)
+            if label in PROXIES
+            else {**OPTIONS.get(label, {"name": label}), "label": label}
+            for label in bench.options.methods
         ]
-        entries.append(bench.proxy(seed))
         for label, by_seed in bench.train(entries, [seed]).items():
             runs.setdefault(label, {}).update(by_seed)
     return runs
@@ -220,8 +232,12 @@ def explore(
             trials.append(Trial(name, start_K, end_K, final_loss(done[name][0])))
 
     valued_K = np.array([float(bench.corpus.has(name, "valid")) for name in names])
+    if POOL in names:  # nothing says which domains count
+        valued_K = np.ones(len(names))
     first = by_hand(bench.shares_K, np.ones(len(names)) if bench.target else valued_K)
-    for label in METHODS[2:]:
+    for label in runs:
+        if is_static(runs[label][0]):
+            continue
         first += by_example(label, runs[label][0].trajectory.weights_TK())
     attempt(first)
     for start in range(0, bench.options.trials, 4):
@@ -272,16 +288,20 @@ def report(
     nats = mean_of(room, unseen)
 
     def minus(one: str, other: str) -> list[float | None] | None:
+        if one not in loss or other not in loss:
+            return None
         return interval([loss[one][seed] - loss[other][seed] for seed in unseen])
 
     def steps(one: str, other: str) -> list[float | None] | None:
+        if other not in runs:
+            return None
         ratios = [steps_ratio(runs[one][seed], runs[other][seed]) for seed in seeds]
         known = [ratio for ratio in ratios if ratio is not None]
         return interval(known) if len(known) == len(ratios) else None
 
     walls = {
         label: [wall_of(bench, runs[label][s]) / wall_of(bench, runs["uniform"][s]) for s in seeds]
-        for label in METHODS
+        for label in runs
     }
     low_high = interval(list(room.values()))
     plain = runs["uniform"][0].cost
@@ -295,19 +315,21 @@ def report(
             "best_static": {"name": best_static, "loss": mean_of(loss[best_static], unseen)},
             "best_schedule": {"name": best, "loss": mean_of(loss[best], unseen)},
         },
-        "vs_best_static": {label: minus(label, best_static) for label in METHODS},
+        "vs_best_static": {label: minus(label, best_static) for label in runs},
         "share_of_room": {
             label: interval([(loss[start][s] - loss[label][s]) / nats for s in unseen])
-            for label in METHODS
+            for label in runs
             if label != start and nats > 0
         },
         "agent_minus_gain": {label: minus(label, "gain") for label in AGENTS},
         "noise_minus_real": {label: minus(f"{label}_noise", label) for label in AGENTS},
-        "steps_vs_odm": {label: steps(label, "odm") for label in METHODS if label != "odm"},
-        "steps_vs_natural": {label: steps(label, "natural") for label in METHODS[1:]},
+        "steps_vs_odm": {label: steps(label, "odm") for label in runs if label != "odm"},
+        "steps_vs_natural": {
+            label: steps(label, "natural") for label in runs if label != "natural"
+        },
         "wall_ratio": {label: interval(ratios) for label, ratios in walls.items()},
         "cost_tokens": {
-            **{label: cost_of(runs[label], per_token) for label in METHODS},
+            **{label: cost_of(runs[label], per_token) for label in runs},
             "everything": sum(cost_of(by_seed, per_token) for by_seed in everything.values()),
         },
         "final_loss": {label: round(mean_of(loss[label], unseen), 4) for label in complete},
@@ -362,7 +384,7 @@ def draw(bench: Bench, runs: dict[str, dict[int, Run]]) -> Path:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    shown = METHODS[2:]
+    shown = list(runs)
     figure = make_subplots(rows=1, cols=len(shown), subplot_titles=shown, shared_yaxes=True)
     for column, label in enumerate(shown, 1):
         trajectory = runs[label][0].trajectory
@@ -413,10 +435,16 @@ def main() -> None:
         default=8,
         help="of the search for the room, after what is tried first",
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--proxies", type=int, default=6, help="of each method that learns on them")
     parser.add_argument("--model", default="llama-0.1m")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
+    if missing := {"natural", "uniform"} - set(options.methods):
+        parser.error(
+            f"--methods needs {' and '.join(sorted(missing))}: others are compared to them"
+        )
     options.seeds = options.seeds or (5 if options.full else 3)
     options.trials = 24 if options.full and options.trials == 8 else options.trials
     chosen = options.variant or (VARIANTS if options.full else ("scarce", "junk"))

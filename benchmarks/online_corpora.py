@@ -6,7 +6,8 @@ import gzip
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from cuvee.core.errors import ConfigError
@@ -16,6 +17,9 @@ from cuvee.data.ingest.build import BuildSettings, build
 VOCABULARY = 1024  # of a small model the logits are most of the work
 TINY_TOKENS = 50_000
 SCARCE = "scarce-"
+POOL = "pool"
+"""A domain of validation text of all others. It has one training document, because each domain has to
+have some, and is not trained on."""
 
 
 def prepare(raw: Path, variant: str, out: Path, target_bytes: int) -> Corpus:
@@ -111,6 +115,76 @@ def add_junk(folder: Path, clean: Corpus) -> None:
     }
     for name, make in makers.items():
         write_documents(folder / "train" / f"{name}.jsonl.gz", [make() for _ in range(1_000)])
+    pool_validation(folder)
+
+
+def pool_validation(folder: Path) -> None:
+    """Make one domain of the validation text of all, so that it does not tell which ones count."""
+    for part in ("valid", "test"):
+        texts = []
+        for file in sorted((folder / part).glob("*.jsonl.gz")):
+            texts += [text[:_LONGEST] for text in read_documents(file)[:_POOLED]]
+            file.unlink()
+        random.Random(0).shuffle(texts)
+        write_documents(folder / part / f"{POOL}.jsonl.gz", texts)
+    write_documents(folder / "train" / f"{POOL}.jsonl.gz", texts[:1])
+
+
+def misset(folder: Path, clean: Corpus) -> None:
+    """Leave every third domain a tenth of its training documents, and validate only these."""
+    count = set(clean.names[::3])
+    for name in count:
+        path = folder / "train" / f"{name}.jsonl.gz"
+        write_documents(path, read_documents(path)[::10])
+    for part in ("valid", "test"):
+        for file in (folder / part).glob("*.jsonl.gz"):
+            if file.name.removesuffix(".jsonl.gz") not in count:
+                file.unlink()
+
+
+def teach_skills(folder: Path, clean: Corpus) -> None:
+    """Functions of letters, one, two and three in a row, beside three domains of the corpus.
+
+    A line is `c a b k = t`: the letter t is c(a(b(k))). Three in a row are validated. Each
+    combination is in one split only, so it must be composed, which takes the values of the single
+    functions and how two are put together.
+    """
+    rng = random.Random(0)
+    letters = "abcdefghijklmnop"
+    functions = {
+        name: dict(zip(letters, rng.sample(letters, 16), strict=True)) for name in "uvwxyz"
+    }
+    combinations = [list(product(functions, repeat=n)) for n in (1, 2, 3)]
+    held_out = rng.sample(combinations[2], 60)
+    for part in ("train", "valid", "test"):
+        for file in (folder / part).glob("*.jsonl.gz"):
+            if part != "train" or file.name.removesuffix(".jsonl.gz") not in clean.names[::10]:
+                file.unlink()
+    known = [c for c in combinations[2] if c not in held_out]
+    pages = {
+        "train/skill-1": (combinations[0], 1_500),
+        "train/skill-2": (combinations[1], 1_500),
+        "train/skill-3": (known, 1_500),
+        "valid/skill-3": (held_out[:30], 60),
+        "test/skill-3": (held_out[30:], 60),
+    }
+    for place, (chosen, number) in pages.items():
+        documents = [
+            "\n".join(_line(rng, chosen, functions) for _ in range(40)) for _ in range(number)
+        ]
+        write_documents(folder / f"{place}.jsonl.gz", documents)
+
+
+def _line(
+    rng: random.Random,
+    chosen: Sequence[tuple[str, ...]],
+    functions: Mapping[str, Mapping[str, str]],
+) -> str:
+    names = rng.choice(chosen)
+    letter = start = rng.choice("abcdefghijklmnop")
+    for name in reversed(names):
+        letter = functions[name][letter]
+    return f"{' '.join(names)} {start} = {letter}"
 
 
 def copy_domain(folder: Path, clean: Corpus) -> None:
@@ -139,7 +213,15 @@ def cut_domain(folder: Path, clean: Corpus) -> None:
     write_documents(path, kept)
 
 
-CHANGES = {"junk": add_junk, "copies": copy_domain, "tiny": cut_domain}
+CHANGES = {
+    "junk": add_junk,
+    "misset": misset,
+    "skills": teach_skills,
+    "copies": copy_domain,
+    "tiny": cut_domain,
+}
+_POOLED = 40  # documents of each domain
+_LONGEST = 600  # characters of each, so that the tokens read come from many
 _MENU = (
     "Home",
     "About us",

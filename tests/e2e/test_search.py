@@ -93,6 +93,34 @@ def test_each_proxy_continues_to_learn_from_the_one_before(config: Path) -> None
     assert learned["buffer"]["added"] == 3 * 12 // 2 - 1
 
 
+@pytest.mark.parametrize("name", ["gain", "ac_odm"])
+def test_proxies_have_the_targets_caps_and_their_ends_choose_the_pace(
+    name: str, config: Path, corpus: Path
+) -> None:
+    scarce = Corpus.open(corpus).names[0]
+    method = f"{{name: {name}, mode: proxy, proxies: 4}}"
+    wanted = load(
+        SearchConfig,
+        config,
+        [
+            "trainer=simulator",
+            f"method={method}",
+            f"guard={{epochs: {{{scarce}: 0.01}}}}",
+            f"objective={{{scarce}: 1}}",
+        ],
+    )
+    policy = load_policy(search(wanted))
+    settings = [run.config["policy"]["settings"] for run in logged_runs(wanted)]
+    paced = [one.get("reference", one) for one in settings]
+    assert {(one["power"], one["sharpness"]) for one in paced} == {(4, 1), (0, 0), (4, 2), (0, 2)}
+    assert all(one["epochs"] == {scarce: 0.01} for one in paced)
+    assert "after 4 proxy runs" in policy.evidence["summary"]  # type: ignore[attr-defined]
+    assert plan(wanted).runs == 0
+    other = load(SearchConfig, config, ["trainer=simulator", "guard={epochs: {nothing: 4}}"])
+    with pytest.raises(ConfigError, match="epoch cap for unknown domain nothing"):
+        search(other)
+
+
 def test_the_trainer_is_a_key_that_proxies_and_targets_follow(config: Path, tmp_path: Path) -> None:
     wanted = load(SearchConfig, config, ["trainer=simulator"])
     planned = plan(wanted)

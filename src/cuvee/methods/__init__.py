@@ -6,6 +6,6 @@ first: it is the smallest method. `ado.py` shows a method with a policy of its o
 
 - Learning on the target run: `odm`, `ado`, and `doge`, `ac_odm`, `hds`, `agent` in mode online.
 - From proxy runs: `doremi`, `regmix/`, `mixmin`, `data_mixing_agent`, and the mode proxy of `doge`,
-  `ac_odm`, `hds`, `agent`.
+  `gain`, `ac_odm`, `hds`, `agent`. `pace.py` chooses settings from the ends of proxy runs.
 - `baselines/`: static mixtures, schedules and a random walk.
 """

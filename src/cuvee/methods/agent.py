@@ -5,6 +5,11 @@
 Mode `online` needs no proxy run and learns on the target run. In mode `proxy`, the policy learns on
 `proxies` runs, one after another, and its frozen actor steers the target run. Each proxy continues
 with the networks and the replay buffer of the one before. The target run measures no reward.
+
+The proxies are episodes, too: each has another power and sharpness of the closed form, and the
+losses at their ends choose those of the target run (`methods.pace`). Its gains are averages over
+all proxies.
+
 The policy is `policies.agent_policy.AgentPolicy`. AC-ODM and HDS are presets of this method.
 
 `REFERENCE` is the closed form from which agents start: the control `gain`.
@@ -22,8 +27,19 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
+from cuvee.methods.pace import (
+    Pair,
+    best_pace,
+    check_proxies,
+    episode_of,
+    evidence,
+    measured,
+    pairs,
+    settings_of,
+)
 from cuvee.policies.agent_policy import AgentPolicy
 from cuvee.policies.files import load_policy
+from cuvee.policies.paced import Paced
 
 REFERENCE: Mapping[str, Any] = {"sharpness": 1.0}
 
@@ -35,7 +51,7 @@ class AgentMethod:
 
     - `agent`, `encoder`, `reward`: names in the registries.
     - `mode`: `online` learns on the target run, `proxy` on proxy runs.
-    - `proxies`: number of proxy runs in mode `proxy`.
+    - `proxies`: number of proxy runs in mode `proxy`, at most 9 with a reference.
     - `critic`: `vector` learns a value for each domain, `scalar` one for all.
     - `observe_reward`: whether the last rewards are features. The target run then measures them.
     - `warmup_intervals`: number of first intervals in which ODM acts.
@@ -69,6 +85,8 @@ class AgentMethod:
                 )
         if self.proxies < 1:
             raise ConfigError(f"proxies is {self.proxies}: mode proxy needs 1 or more")
+        if self.reference is not None:
+            check_proxies(self.proxies, self._default)
         self.policy()  # raises for bad settings here, not when the run starts
 
     def policy(self) -> AgentPolicy:
@@ -90,14 +108,37 @@ class AgentMethod:
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         if self.mode == "online" or len(logged) >= self.proxies:
             return ()
-        return (_learned(logged) if logged else self.policy(),)
+        policy = _learned(logged) if logged else self.policy()
+        if self.reference is not None:
+            policy = policy.around(settings_of(pairs(self._default)[len(logged)]))
+        return (policy,)
 
     def commit(self, corpus: Domains, logged: Sequence[Run]) -> Policy:
         """Return the policy for the target run.
 
         Raises `PolicyError` in mode proxy if no proxy run has saved its policy.
         """
-        return self.policy() if self.mode == "online" else _learned(logged).frozen()
+        if self.mode == "online":
+            return self.policy()
+        learned = _learned(logged).frozen()
+        if self.reference is None:
+            return learned
+        episodes = [
+            episode_of(run, run.config["policy"]["settings"]["reference"], self.objective)
+            for run in logged
+        ]
+        pace = best_pace(episodes, self._default)
+        chosen = {
+            **settings_of(pace.pair),
+            "evidence": evidence(pace, self._default, episodes),
+        }
+        return learned.around(chosen, measured(logged))
+
+    @property
+    def _default(self) -> Pair:
+        """The power and sharpness of the closed form before anything is learned."""
+        settings = Paced(**self.reference or {}).settings()
+        return settings["power"], settings["sharpness"]
 
 
 def _learned(logged: Sequence[Run]) -> AgentPolicy:

@@ -147,6 +147,26 @@ class AgentPolicy:
         copy.load_state_dict(self.state_dict())
         return copy
 
+    def around(self, changes: Mapping[str, Any], state: State | None = None) -> AgentPolicy:
+        """Return a copy whose reference has other settings, and this state or none.
+
+        The agent keeps what it learned. Raises `PolicyError` without a reference.
+        """
+        if self._reference is None:
+            raise PolicyError("this policy starts uniform: it has no reference to change")
+        copy = AgentPolicy(
+            **{**self.settings(), "reference": {**self._settings["reference"], **changes}}
+        )
+        assert copy._reference is not None, "it was given"
+        known = copy._reference.state_dict() if state is None else state
+        copy.load_state_dict({**self.state_dict(), "reference": known})
+        return copy
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """What the method that chose the reference reports about it."""
+        return self._reference.evidence if self._reference else {}
+
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Return the next mixture.
 

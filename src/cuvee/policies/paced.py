@@ -58,6 +58,8 @@ class Paced:
     - `epochs`, `tokens`: epoch caps and length of the run, see `ReadsCaps`.
     - `probe`: settings of `TargetGain`.
     - `noise`: a seed. Gains are then replaced by noise, to test what they are worth.
+    - `frozen`: the gains of the state are used as they are, and nothing is measured.
+    - `evidence`: what the method that chose the settings reports about them, as plain JSON.
 
     Raises `PolicyError` for settings out of range.
     """
@@ -74,6 +76,8 @@ class Paced:
         tokens: int | None = None,
         probe: Mapping[str, Any] | None = None,
         noise: int | None = None,
+        frozen: bool = False,
+        evidence: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0.0 <= power < np.inf or not 0.0 <= sharpness < np.inf or not 0.0 <= kept < 1.0:
             raise PolicyError(
@@ -92,9 +96,11 @@ class Paced:
             "tokens": tokens,
             "probe": dict(probe or {}),
             "noise": noise,
+            "frozen": frozen,
+            **({"evidence": dict(evidence)} if evidence else {}),
         }
         target_gain = TargetGain(objective=self._settings["objective"], **self._settings["probe"])
-        self.probes: Sequence[Probe] = (target_gain,) if sharpness else ()
+        self.probes: Sequence[Probe] = (target_gain,) if sharpness and not frozen else ()
         self._budget = EpochBudget()
         self._gain = GainEstimate(kept, noise)
 
@@ -173,7 +179,7 @@ class Paced:
         return forecast.to_come if forecast.to_come is not None else tokens
 
     def learn(self, so_far: Trajectory) -> Metrics:
-        if not self._settings["sharpness"]:
+        if not self.probes:
             return {}
         self._gain.add(so_far.last)
         mean_K, error_K = self._gain.moments(so_far.names)
@@ -182,6 +188,12 @@ class Paced:
             "gain": {so_far.names[k]: float(mean_K[k]) for k in known},
             "gain_error": {so_far.names[k]: float(error_K[k]) for k in known},
         }
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """What the method that chose the settings reports about them."""
+        known: Mapping[str, Any] = self._settings.get("evidence", {})
+        return known
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)

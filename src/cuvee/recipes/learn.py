@@ -35,7 +35,8 @@ class Learning:
     """A method whose `commit` can resume, and whose policy is written together with a page.
 
     `working` is the folder in which a `ResumableMethod` keeps its state until `write` is done.
-    `observer` receives the progress of such a method.
+    `observer` receives the progress of such a method. `within` gives a proxy's policy what it must
+    know of its run.
     """
 
     def __init__(
@@ -44,17 +45,19 @@ class Learning:
         working: Path,
         threads: int = 1,
         observer: Callable[[Any], None] | None = None,
+        within: Callable[[Policy], Policy] = lambda policy: policy,
     ) -> None:
         self._method = method
         self._working = working
         self._threads = threads
         self._observer = observer
+        self._within = within
         self._lesson: Lesson | None = None
         self._logged: Sequence[Run] = ()
         self._missing = 0
 
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
-        return self._method.propose(corpus, logged)
+        return [self._within(policy) for policy in self._method.propose(corpus, logged)]
 
     @property
     def learns_from_failed(self) -> bool:

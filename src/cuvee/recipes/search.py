@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cuvee import loop
 from cuvee.core.domain import natural_K
+from cuvee.core.epochs import epochs_K
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
@@ -26,6 +27,7 @@ from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.slurm import SlurmFleet
 from cuvee.fleet.store.store import Store
 from cuvee.policies.fixed import Fixed
+from cuvee.policies.paced import ReadsCaps
 from cuvee.recipes.build import build_trainer
 from cuvee.recipes.config.schema import (
     MethodChoice,
@@ -109,6 +111,8 @@ class SearchConfig(RunConfig):
         """
         same = self.model_dump(mode="json", include={"model", "trainer", "train"})
         same["train"].pop("seed", None)
+        if self.guard.epochs is not None:
+            same["guard"] = {"epochs": self.guard.epochs}
         if folder := self.base_folder:
             same |= {"model": str(folder), "model_sha256": sha256_of_model(folder)}
         return {**same, "corpus": str(self.corpus.absolute()), "fingerprint": corpus_fingerprint}
@@ -291,9 +295,17 @@ def _commit(learning: Learning, corpus: Corpus, fleet: StoreFleet, finished: Seq
 
 def _learning(config: SearchConfig, observer: Callable[[Any], None] | None) -> Learning:
     working = config.out / config.name / "learning"
-    return Learning(
-        config.method.build(config.seed, config.objective), working, config.threads, observer
-    )
+    epochs = config.guard.epochs
+    train = config.train
+    tokens = train.total_steps * train.batch_size * train.sequence_length
+
+    def with_caps(policy: Policy) -> Policy:
+        if epochs is None or not isinstance(policy, ReadsCaps):
+            return policy
+        return policy.capped(epochs, tokens)
+
+    method = config.method.build(config.seed, config.objective)
+    return Learning(method, working, config.threads, observer, with_caps)
 
 
 def _write(
@@ -326,7 +338,7 @@ def run_proxies(
 ) -> list[Run]:
     """Train the missing proxies and return all proxy runs: the first half of `search`."""
     with _opened(config, workers, on_change, writes=_policy_folder(config)) as (corpus, fleet):
-        return loop.explore(config.method.build(config.seed, config.objective), corpus, fleet)
+        return loop.explore(_learning(config, None), corpus, fleet)
 
 
 @contextmanager
@@ -343,6 +355,7 @@ def _opened(
     the policy of another search.
     """
     corpus = Corpus.open(config.corpus).without_test()
+    epochs_K(config.guard.epochs, corpus.names)  # raises for a cap that does not fit
     check_method(config.method.build(config.seed), corpus, config.train.validation_tokens)
     check_writable(config.out)
     if writes is not None:
