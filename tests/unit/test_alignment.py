@@ -26,7 +26,7 @@ from alignment_reference import (
     train_step,
 )
 from cuvee.core.errors import ConfigError, TrainingError
-from cuvee.probes.base import Meter, MicroBatch
+from cuvee.probes.base import Meter
 from cuvee.probes.domain_runs import DomainRuns
 
 
@@ -220,45 +220,3 @@ def test_sketched_when_the_sums_would_not_fit_in_memory() -> None:
         train_step(model, [batch], meter)
     assert bounded._layers[DOWN["llama"]].sums_KM.numel() <= K * numbers
     assert 1e-4 < error(measured(bounded), measured(exact).values) < 4 * (2 / numbers) ** 0.5
-
-
-def test_halves_of_each_domains_rows_give_an_unbiased_matrix_and_leave_the_other_as_it_was() -> (
-    None
-):
-    model, batches = model_of(), [rows_of_one_domain(seed) for seed in (0, 1)]
-    plain, halved = attach(model), attach(model, halves=True)
-    for meter in (plain, halved):
-        meter.begin_interval(domains())
-        train_step(model, batches, meter)
-    found = halved.read(halved.sums())
-    assert found["alignment"].values == pytest.approx(
-        plain.read(plain.sums())["alignment"].values, rel=1e-5
-    )
-    seen, parts = np.zeros(K, dtype=np.int64), []
-    for batch in batches:
-        domain_B = batch.domain_BL[:, 0].numpy().copy()
-        for row, domain in enumerate(batch.domain_BL[:, 0].tolist()):
-            domain_B[row] += K * (seen[domain] % 2)
-            seen[domain] += 1
-        domain_BL = torch.from_numpy(domain_B)[:, None].expand(ROWS, LENGTH)
-        parts.append(MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator))
-    gram = separate_backward(model, parts, [DOWN["llama"]], 2 * K)
-    expected = 0.5 * (gram[:K, K:] + gram[:K, K:].T)
-    unbiased = found["alignment_unbiased"]
-    assert unbiased.present.all()
-    assert np.abs(unbiased.values - expected).max() < 1e-5 * np.abs(expected).max()
-
-
-def test_a_domain_with_one_row_has_no_unbiased_gain() -> None:
-    model, batch = model_of(), rows_of_one_domain()
-    domain_BL = torch.zeros(ROWS, LENGTH, dtype=torch.long)
-    domain_BL[0] = 1
-    meter = attach(model, halves=True)
-    meter.begin_interval(domains(2))
-    train_step(
-        model, [MicroBatch(batch.tokens_BL, domain_BL, batch.counted_BL, batch.denominator)], meter
-    )
-    assert meter.read(meter.sums())["alignment_unbiased"].present.tolist() == [
-        [True, False],
-        [False, False],
-    ]

@@ -27,7 +27,7 @@ from cuvee.probes.norms import WeightNorms
 from cuvee.testing.probes import GradientNorm
 
 STEPS = 5
-PROBES = (GradientAlignment(stride=2, halves=True), WeightNorms(), GradientNorm())
+PROBES = (GradientAlignment(stride=2), WeightNorms(), GradientNorm())
 
 
 def attached(model: torch.nn.Module) -> Meters:

@@ -194,7 +194,7 @@ def test_policy_files_round_trip(policy: Policy, tmp_path: Path) -> None:
     "asked",
     [
         ValidTokenLosses(domains=("d1",), tokens=64),
-        GradientAlignment(layers=("*.down_proj",), stride=2, halves=True),
+        GradientAlignment(layers=("*.down_proj",), stride=2),
         WeightNorms(),
         LossByDomain(),
         EvaluationSet({"general": ["g.jsonl"]}, share=0.1),

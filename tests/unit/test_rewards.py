@@ -50,7 +50,7 @@ def history(
         0.5,
         np.array([500, 250, 250]),
         Measured.from_json([3.0, 2.0, None]),
-        {"alignment": gram, "alignment_unbiased": gram, "weight_norms": Measured.all([10.2, 20.3])},
+        {"alignment": gram, "weight_norms": Measured.all([10.2, 20.3])},
     )
     return Trajectory.start(before).append(Mixture(("a", "b", "c"), np.array(weights)), after)
 

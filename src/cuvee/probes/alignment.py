@@ -16,15 +16,6 @@ AC-ODM (arXiv 2505.23878), HDS (arXiv 2606.24133) and DoGE (arXiv 2310.15393) us
 Their released code runs separate micro-batches for each domain instead. Their
 W_i = ⟨g_i, Σ_{j≠i} v_j g_j⟩ is computed from G where it is used.
 
-With `halves`, the rows of each domain alternate between two halves a and b. The gradients of the
-two halves have the same θ and independent noise, and
-
-    U_ij = ½ (⟨g_i^a, g_j^b⟩ + ⟨g_i^b, g_j^a⟩)    is reported as "alignment_unbiased".
-
-Off the diagonal, U estimates the same as G. On the diagonal, G_ii = ‖∇ℓ_i‖² + noise. With few rows
-per domain the noise is many times larger than ‖∇ℓ_i‖², so only U shows how much a domain helps
-itself.
-
 The gradients of the interval's measured steps are averaged before the inner product. This keeps
 what the steps have in common and averages out noise; the weights change little within an interval.
 To measure single steps, use intervals of one step.
@@ -52,7 +43,6 @@ from cuvee.probes.layer_taps import Listener, Tap, find_layers
 from cuvee.probes.sketch import GradientSums
 
 NAME = "alignment"
-UNBIASED = "alignment_unbiased"
 _FLOAT = 4
 _STRETCH = 4096
 
@@ -62,8 +52,7 @@ _STRETCH = 4096
 class GradientAlignment:
     """Settings of the probe that reports "alignment" (K, K), in squared loss per squared weight.
 
-    Rows and columns of domains without a token are absent. With `halves` it also reports
-    "alignment_unbiased" (K, K), absent for domains with fewer than two rows in the measured steps.
+    Rows and columns of domains without a token are absent.
 
     Exact for the MLP of the last layer in any batch. In earlier layers, δ of a position includes
     gradient from later positions of its row. There, each row (or each document, if attention does
@@ -87,12 +76,6 @@ class GradientAlignment:
     """
     memory: int = 16 * 2**20
     """Bytes for the sums of all domains and layers together."""
-    halves: bool = False
-    """Whether to report the unbiased matrix too.
-
-    It takes little time but twice the sums: twice the memory, or half as many numbers in the
-    sketch if `memory` sets its size.
-    """
     name: str = field(default=NAME, init=False)
 
     def __post_init__(self) -> None:
@@ -128,8 +111,6 @@ class AlignmentMeter(Meter):
         self._domains = 0
         self._steps = 0
         self._measuring = False
-        self._halves = 2 if probe.halves else 1
-        self._rows_K = np.zeros(0, dtype=np.int64)
         self._flops = 0.0
         self._batch: tuple[DomainRuns, MicroBatch] | None = None
         self._taps = [
@@ -141,13 +122,12 @@ class AlignmentMeter(Meter):
             self._domains = len(domains)
             sizes = self._sizes()
             self._layers = {
-                tap.name: GradientSums(self._parts, tap.shape, sizes[tap.name], self._device)
+                tap.name: GradientSums(self._domains, tap.shape, sizes[tap.name], self._device)
                 for tap in self._taps
             }
         for sums in self._layers.values():
             sums.reset()
-        self._tokens_K = torch.zeros(self._parts, dtype=torch.float64, device=self._device)
-        self._rows_K = np.zeros(len(domains), dtype=np.int64)
+        self._tokens_K = torch.zeros(self._domains, dtype=torch.float64, device=self._device)
         self._steps = 0
         self._measuring = False
         self._batch = None
@@ -161,28 +141,9 @@ class AlignmentMeter(Meter):
     def before_forward(self, batch: MicroBatch) -> None:
         if not self._measuring:
             return
-        domain_BL = self._halved(batch.domain_BL) if self._halves == 2 else batch.domain_BL
-        self._batch = DomainRuns.of(domain_BL), batch
-        domain_T = domain_BL.reshape(-1).to(self._device)
+        self._batch = DomainRuns.of(batch.domain_BL), batch
+        domain_T = batch.domain_BL.reshape(-1).to(self._device)
         self._tokens_K.index_add_(0, domain_T, batch.counted_BL.reshape(-1).to(self._tokens_K))
-
-    @property
-    def _parts(self) -> int:
-        """P, the number of sums: K, or with halves 2K, where K + k is the second half of k."""
-        return self._halves * self._domains
-
-    def _halved(self, domain_BL: Tensor) -> Tensor:
-        """Assign the rows of each domain alternately to its two halves.
-
-        Domain k of the second half becomes K + k. A row counts for the domain of its first
-        position.
-        """
-        first_B = domain_BL[:, 0].cpu().numpy()
-        half_B = np.empty_like(first_B)
-        for row, domain in enumerate(first_B):
-            half_B[row] = self._rows_K[domain] % 2
-            self._rows_K[domain] += 1
-        return domain_BL + self._domains * torch.from_numpy(half_B).to(domain_BL.device)[:, None]
 
     def before_update(self) -> None:
         deaf = [name for name, times in self._heard.items() if times == 0]
@@ -198,7 +159,7 @@ class AlignmentMeter(Meter):
     def sums(self) -> Tensor:
         """S_K of each layer and n_K, flat. With one rank, ⟨S_i, S_j⟩ takes the place of S."""
         if self._ranks == 1:
-            blocks = [self._gram_PP(layer.sums_KM for layer in self._layers.values())]
+            blocks = [self._gram_KK(layer.sums_KM for layer in self._layers.values())]
         else:
             blocks = [layer.sums_KM for layer in self._layers.values()]
         return torch.cat(
@@ -206,42 +167,30 @@ class AlignmentMeter(Meter):
         )
 
     def flops(self) -> float:
-        """2·out·in per measured position and layer, and 2·P² per number for inner products."""
-        return self._flops + 2.0 * self._parts**2 * sum(
+        """2·out·in per measured position and layer, and 2·K² per number for inner products."""
+        return self._flops + 2.0 * self._domains**2 * sum(
             layer.size for layer in self._layers.values()
         )
 
     def read(self, sums: Tensor) -> Mapping[str, Measured]:
-        P = self._parts
+        K = self._domains
         sizes = (
-            [P * P, P]
+            [K * K, K]
             if self._ranks == 1
-            else [*(P * layer.size for layer in self._layers.values()), P]
+            else [*(K * layer.size for layer in self._layers.values()), K]
         )
         blocks = torch.split(sums, sizes)
-        gram_PP = (
-            blocks[0].view(P, P)
+        gram_KK = (
+            blocks[0].view(K, K)
             if self._ranks == 1
-            else self._gram_PP(block.view(P, -1) for block in blocks[:-1])
+            else self._gram_KK(block.view(K, -1) for block in blocks[:-1])
         )
-        halves = (self._halves, self._domains)
-        gram_HKHK = gram_PP.cpu().numpy().reshape(halves * 2)
-        tokens_HK = blocks[-1].cpu().numpy().reshape(halves)
-        found = {
-            NAME: _mean(gram_HKHK.sum(axis=(0, 2)), tokens_HK.sum(axis=0), tokens_HK.sum(axis=0))
-        }
-        if self._halves == 2:
-            across = _mean(gram_HKHK[0, :, 1], tokens_HK[0], tokens_HK[1])
-            found[UNBIASED] = Measured(
-                0.5 * (across.values + across.values.T), across.present & across.present.T
-            )
-        return found
+        return {NAME: _mean(gram_KK.cpu().numpy(), blocks[-1].cpu().numpy())}
 
     def interval_state(self) -> dict[str, Any]:
         return {
             "steps": self._steps,
             "flops": self._flops,
-            "rows": self._rows_K.copy(),
             "tokens": self._tokens_K.cpu().numpy().copy(),
             "layers": {
                 name: layer.sums_KM.cpu().numpy().copy() for name, layer in self._layers.items()
@@ -251,7 +200,6 @@ class AlignmentMeter(Meter):
     def load_interval_state(self, state: Mapping[str, Any]) -> None:
         self._steps = int(state["steps"])
         self._flops = float(state["flops"])
-        self._rows_K = np.array(state["rows"])
         self._tokens_K.copy_(torch.from_numpy(state["tokens"]))
         for name, layer in self._layers.items():
             layer.sums_KM.copy_(torch.from_numpy(state["layers"][name]))
@@ -260,25 +208,24 @@ class AlignmentMeter(Meter):
         for tap in self._taps:
             tap.remove()
 
-    def _gram_PP(self, layers: Iterable[Tensor]) -> Tensor:
+    def _gram_KK(self, layers: Iterable[Tensor]) -> Tensor:
         """Σ over layers of S Sᵀ.
 
         Products of blocks of 4096 columns are added in float64, which is about as accurate as
         float64 throughout.
         """
-        gram_PP = torch.zeros(
-            self._parts, self._parts, dtype=torch.float64, device=self._tokens_K.device
-        )
-        for sum_PM in layers:
-            for part_PM in torch.split(sum_PM, _STRETCH, dim=1):
-                gram_PP += part_PM @ part_PM.t()
-        return gram_PP
+        device = self._tokens_K.device
+        gram_KK = torch.zeros(self._domains, self._domains, dtype=torch.float64, device=device)
+        for sum_KM in layers:
+            for part_KM in torch.split(sum_KM, _STRETCH, dim=1):
+                gram_KK += part_KM @ part_KM.t()
+        return gram_KK
 
     def _sizes(self) -> dict[str, int | None]:
         """Numbers per domain for each layer, in proportion to its weights; None where exact."""
         weights = {tap.name: math.prod(tap.shape) for tap in self._taps}
         total = sum(weights.values())
-        fits = self._probe.memory // (_FLOAT * self._parts)
+        fits = self._probe.memory // (_FLOAT * self._domains)
         wanted = self._probe.sketch if self._probe.sketch is not None else fits
         if wanted >= total:
             return dict.fromkeys(weights)
@@ -311,8 +258,9 @@ class AlignmentMeter(Meter):
         return listen
 
 
-def _mean(gram_KK: np.ndarray, left_K: np.ndarray, right_K: np.ndarray) -> Measured:
+def _mean(gram_KK: np.ndarray, tokens_K: np.ndarray) -> Measured:
     """⟨S_i, S_j⟩ / (n_i n_j), absent where either count is 0."""
+    present_K = tokens_K > 0
     return Measured(
-        gram_KK / np.maximum(np.outer(left_K, right_K), 1.0), np.outer(left_K > 0, right_K > 0)
+        gram_KK / np.maximum(np.outer(tokens_K, tokens_K), 1.0), np.outer(present_K, present_K)
     )

@@ -12,7 +12,7 @@ layer for the whole batch, whatever the number of domains.
 Given G, the rows of a domain are independent, so their mean has a standard error. The rows of the
 target set are not trained on. Their noise therefore does not move the weights at which training
 rows are measured, and products are unbiased also for the target's own domain and for intervals of
-several steps. Products of two halves of the batch (`probes.alignment`) are not.
+several steps. Products of two halves of an interval are not.
 
 A row belongs to the domain of its first position. The probe reports, over the rows of an interval:
 

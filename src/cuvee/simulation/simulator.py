@@ -263,8 +263,6 @@ class Simulator:
 
     def _attach(self, probes: Sequence[Probe]) -> None:
         self._probes = tuple(probe.name for probe in probes)
-        if any(getattr(probe, "halves", False) for probe in probes):
-            self._probes = (*self._probes, "alignment_unbiased")
         if TARGET_GAIN in self._probes:
             self._probes = (*self._probes, SQUARE, ROWS)
         known = ("alignment", TARGET_GAIN, "weight_norms", "evaluation", "valid_loss", "loss")
@@ -296,7 +294,6 @@ class Simulator:
         measured = {
             "evaluation": Measured.mean(of_field_FK @ -valid_K, of_field_FK.sum(1)),
             "alignment": Measured.all(noisy_KK),
-            "alignment_unbiased": Measured.all(noisy_KK),  # the simulator's noise has no bias
             **self._target_gain(gram_KK, tokens_K > 0),
             "weight_norms": Measured.all(norms),
             "valid_loss": Measured.all(valid_K),

@@ -75,13 +75,9 @@ class ScriptedTrainer:
         )
         target_K = np.array([domain.is_target for domain in self.domains])
         field_FK = np.stack([~target_K, target_K])
-        positive_KM = 1.0 + gradients_KM
         probes = {
             "evaluation": Measured.mean(field_FK @ -loss_K, field_FK.sum(axis=1)),
             "alignment": Measured(gradients_KM @ gradients_KM.T, np.outer(present_K, present_K)),
-            "alignment_unbiased": Measured(
-                positive_KM @ positive_KM.T, np.outer(present_K, present_K)
-            ),
             TARGET_GAIN: Measured(gradients_KM[:, 0], present_K),
             SQUARE: Measured(gradients_KM[:, 0] ** 2 + 0.5, present_K),
             ROWS: Measured.all(np.where(present_K, np.ceil(drawn_K / 20), 0.0)),
