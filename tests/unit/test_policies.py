@@ -76,12 +76,26 @@ def test_exp3_against_hand_computed_values() -> None:
     assert second.weights_K == pytest.approx(
         mixed(np.array([0.8, 0.4]), 0.5, math.sqrt(math.log(2) / 4))
     )
-    policy.learn(so_far.append(second, signals([4.0, 2.0], step=2)))
+    so_far = so_far.append(second, signals([4.0, 2.0], step=2))
+    policy.learn(so_far)
     rewards = np.array([0.9 * 0.8, 0.9 * 0.4]) + 0.1 * np.array([4.0, 2.0]) / second.weights_K
     third = policy.mixture(so_far)
     assert third.weights_K == pytest.approx(
         mixed(rewards, math.sqrt(math.log(2) / 4), math.sqrt(math.log(2) / 6))
     )
+
+
+def test_exp3_explores_for_k_ln_k_steps_however_long_an_interval_is() -> None:
+    for interval in (1, 4, 25):
+        policy = Exp3()
+        so_far = Trajectory.start(signals([None] * 29, step=0))
+        uniform = []
+        for step in range(interval, 151, interval):
+            mixture = policy.mixture(so_far)
+            uniform.append(np.allclose(mixture.weights_K, 1 / 29))
+            so_far = so_far.append(mixture, signals([4.0] * 28 + [2.0], step=step))
+            policy.learn(so_far)
+        assert sum(uniform) * interval == pytest.approx(29 * math.log(29), abs=interval)
 
 
 def mixed(rewards: np.ndarray, temperature: float, floor: float) -> np.ndarray:

@@ -4,7 +4,10 @@ Source: ODM, Albalak et al. 2023, arXiv 2312.02406, §3.
 
     R̂_i ← ξ R̂_i + (1 − ξ) ℓ_i / α_i               for every domain i drawn in the interval
     α_i = (1 − K ε_t) softmax(ε_{t−1} R̂)_i + ε_t
-    ε_t = min(1/K, √(ln K / (K t)))
+    ε_t = min(1/K, √(ln K / (K t)))               t counts optimizer steps
+
+The paper changes its weights in every step. With t in intervals instead, the first K ln K intervals
+would be uniform: most of a short run. Exploration therefore ends after K ln K steps.
 
 Deviations: the paper draws one domain per batch and updates one arm. Here a batch is mixed, so
 every domain that was drawn is updated, and the others keep their R̂. The softmax subtracts the
@@ -43,11 +46,10 @@ class Exp3:
             raise PolicyError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
         self._smoothing = smoothing
         self._rewards: dict[str, float] = {}
-        self._updates = 0
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         K = len(so_far.names)
-        t = self._updates
+        t = so_far.last.step
         logits_K = _exploration(K, t) * self._rewards_K(so_far.names)
         softmax_K = np.exp(logits_K - logits_K.max())
         softmax_K /= softmax_K.sum()
@@ -65,7 +67,6 @@ class Exp3:
             self._smoothing * rewards_K[drawn_K] + (1.0 - self._smoothing) * importance_K
         )
         self._rewards = dict(zip(so_far.names, rewards_K.tolist(), strict=True))
-        self._updates += 1
         return {"reward": dict(self._rewards)}
 
     def _rewards_K(self, names: Sequence[str]) -> FloatArray:
@@ -77,16 +78,15 @@ class Exp3:
         return {"smoothing": self._smoothing}
 
     def state_dict(self) -> State:
-        return {"rewards": dict(self._rewards), "updates": self._updates}
+        return {"rewards": dict(self._rewards)}
 
     def load_state_dict(self, state: State) -> None:
         self._rewards = dict(state["rewards"])
-        self._updates = int(state["updates"])
 
 
 def _exploration(K: int, t: int) -> float:
     """Return ε_t, the smallest weight of a domain.
 
-    It is 1/K, that is uniform weights, before the first update.
+    It is 1/K, that is uniform weights, in the first K ln K steps.
     """
     return 1.0 / K if t == 0 else min(1.0 / K, math.sqrt(math.log(K) / (K * t)))
