@@ -127,7 +127,8 @@ def pool_validation(folder: Path) -> None:
             file.unlink()
         random.Random(0).shuffle(texts)
         write_documents(folder / part / f"{POOL}.jsonl.gz", texts)
-    write_documents(folder / "train" / f"{POOL}.jsonl.gz", texts[:1])
+    first = min((folder / "train").glob("*.jsonl.gz"))
+    write_documents(folder / "train" / f"{POOL}.jsonl.gz", read_documents(first)[:1])
 
 
 def misset(folder: Path, clean: Corpus) -> None:
