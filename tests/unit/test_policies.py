@@ -93,7 +93,7 @@ def test_exp3_explores_for_k_ln_k_steps_however_long_an_interval_is() -> None:
         for step in range(interval, 151, interval):
             mixture = policy.mixture(so_far)
             uniform.append(np.allclose(mixture.weights_K, 1 / 29))
-            so_far = so_far.append(mixture, signals([4.0] * 28 + [2.0], step=step))
+            so_far = so_far.append(mixture, signals([*[4.0] * 28, 2.0], step=step))
             policy.learn(so_far)
         assert sum(uniform) * interval == pytest.approx(29 * math.log(29), abs=interval)
 
