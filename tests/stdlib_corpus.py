@@ -48,3 +48,20 @@ def _built(vocab_size: int, targets: tuple[str, ...], test_share: float) -> Path
     )
     build([sources], folder / "corpus", settings, workers=1)
     return folder
+
+
+def corpus_with_more(folder: Path, corpus: Corpus) -> Corpus:
+    """A corpus of the same tokenizer with the domain `mail` again, and one more, `tools`."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    sources = folder / "sources"
+    sources.mkdir(parents=True)
+    for name, files in {
+        "mail": _MODULES["mail"],
+        "tools": ("argparse.py", "logging/__init__.py"),
+    }.items():
+        sections = [part for file in files for part in (library / file).read_text().split("\n\n\n")]
+        rows = (json.dumps({"text": section}) for section in sections)
+        (sources / f"{name}.jsonl").write_text("\n".join(rows))
+    tokenizer = corpus.folder / "tokenizer.json"
+    settings = BuildSettings(tokenizer=tokenizer, valid_share=0.1, test_share=0.0)
+    return build([sources], folder / "corpus", settings, workers=1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import CheckpointError, ConfigError, MixtureError, TrainingError
+from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
@@ -287,14 +287,6 @@ def test_changed_domains_are_named_before_a_step_is_trained(corpus: Corpus, lag:
     again = Host(corpus, odm(corpus), lag=lag)
     again.load(saved)
     again.train(INTERVAL + 1)
-
-
-def test_a_domain_is_not_added_before_a_decision_that_is_due_later(corpus: Corpus) -> None:
-    host = Host(corpus, odm(corpus), lag=2)
-    host.train(INTERVAL - 1)  # the mixture from step 4 on is logged
-    with pytest.raises(MixtureError, match="a mixture is logged for step 4"):
-        host.stream.add_domain("more", corpus)
-    host.train(INTERVAL + 1)
 
 
 def test_a_policy_that_answers_otherwise_when_asked_again_is_found_out(corpus: Corpus) -> None:

@@ -199,6 +199,10 @@ def test_a_policy_that_cannot_steer_is_refused_and_the_old_one_stays(
         (("--freeze", "--unfreeze"), "exactly one of", ConfigError),
         ((), "exactly one of", ConfigError),
         (("--policy", "nowhere"), "nowhere", CuveeError),
+        (("--add-domain", "law"), "no NAME=SHARE", ConfigError),
+        (("--add-domain", "law=0.1"), "needs --from CORPUS", ConfigError),
+        (("--add-domain", "law=0.1", "--from", "nowhere"), "no corpus folder nowhere", CuveeError),
+        (("--freeze", "--from", "nowhere"), "needs --add-domain", ConfigError),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(
@@ -212,17 +216,6 @@ def test_a_mistake_is_named_before_anything_is_written(
     train(store, hook)
     assert store.requests("run") == []
     assert {record["operator"] for record in records(store)} == {None}
-
-
-def test_domains_cannot_be_added_and_nothing_is_written(store: Store) -> None:
-    def hook(number: int) -> None:
-        if number == 3:
-            result = cuvee(store, "steer", "run", "--add-domain", "poems")
-            assert result.exit_code == 2
-            assert "No such option: --add-domain" in " ".join(result.output.split())
-
-    train(store, hook)
-    assert store.requests("run") == []
 
 
 def test_a_run_that_has_not_begun_or_is_over_takes_no_requests(store: Store) -> None:

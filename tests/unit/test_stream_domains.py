@@ -69,6 +69,23 @@ def test_a_domain_joins_without_loss_or_repetition_of_the_others() -> None:
     assert (batches[-1].tokens_BL[row] == law[window * 16 : window * 16 + 16]).all()
 
 
+@pytest.mark.parametrize("sampling", ["quota", "multinomial"])
+def test_adding_a_domain_changes_no_row_and_no_log(sampling: str) -> None:
+    plain, grown = (stream(sampling=sampling, epoch_caps={"code": 1.0}) for _ in range(2))
+    for source in (plain, grown):
+        draw(source, 5)
+        source.set_mixture(Mixture.of({"web": 0.31, "code": 0.69}), at_step=9)
+        source.seek(7)
+    grown.add_domain("law", SECOND)
+    resumed = stream(sampling=sampling, epoch_caps={"code": 1.0})
+    resumed.load_state_dict(json.loads(json.dumps(grown.state_dict())), corpora=[SECOND])
+    for a, b, c in zip(draw(plain, 30), draw(grown, 30), draw(resumed, 30), strict=True):
+        assert a.log_digest == b.log_digest == c.log_digest
+        assert (a.tokens_BL == b.tokens_BL).all()
+        assert (a.tokens_BL == c.tokens_BL).all()
+        assert b.names == ("web", "code", "law")
+
+
 def test_a_domain_leaves_and_comes_back_where_it_stopped() -> None:
     coming = stream()
     batches = draw(coming, 6)

@@ -25,15 +25,27 @@ def steer(
             "--set", metavar="NAME=SHARE", help="Fix the share of a domain; may be repeated."
         ),
     ] = None,
+    add_domain: Annotated[
+        str | None,
+        typer.Option(
+            "--add-domain",
+            metavar="NAME=SHARE",
+            help="Add a domain of the corpus --from, with this share.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CORPUS", help="The corpus of the domain to add."),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="Let the policy in this folder decide.")
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Change who decides the mixture of a run that is training.
+    """Change who decides the mixture of a run that is training, or add a domain to it.
 
-    You, its policy, or another policy. It takes effect with the next interval, within the limits of
-    the guard.
+    You decide, its policy, or another policy. It takes effect with the next interval, within the
+    limits of the guard.
 
     Example: cuvee steer RUN --set code=0.3
     """
@@ -43,11 +55,16 @@ def steer(
     wanted: dict[str, Any] = {
         **({"freeze": True} if freeze else {}),
         **({"unfreeze": True} if unfreeze else {}),
-        **({"set": dict(map(_share, shares))} if shares else {}),
+        **({"set": dict(_share("--set", text) for text in shares)} if shares else {}),
         **(_policy(policy) if policy else {}),
+        **(_domain(add_domain, corpus) if add_domain else {}),
     }
-    if freeze + unfreeze + bool(shares) + bool(policy) != 1:
-        raise ConfigError("give exactly one of --freeze, --unfreeze, --set and --policy")
+    if len(wanted.keys() - {"sha256"}) != 1:
+        raise ConfigError(
+            "give exactly one of --freeze, --unfreeze, --set, --policy and --add-domain"
+        )
+    if corpus and not add_domain:
+        raise ConfigError(f"--from {corpus} needs --add-domain NAME=SHARE")
     with open_store(store, must_exist=True) as opened:
         found = find_runs(opened, [run])[0]
         request = opened.request(found.id, wanted, _author())
@@ -57,14 +74,28 @@ def steer(
     )
 
 
-def _share(text: str) -> tuple[str, float]:
+def _share(option: str, text: str) -> tuple[str, float]:
     from cuvee.core.errors import ConfigError
 
     name, _, share = text.rpartition("=")
     try:
         return name, float(share)
     except ValueError:
-        raise ConfigError(f"--set {text} is no NAME=SHARE, such as code=0.2") from None
+        raise ConfigError(f"{option} {text} is no NAME=SHARE, such as code=0.2") from None
+
+
+def _domain(text: str, folder: Path | None) -> dict[str, Any]:
+    """Open the corpus, so that a domain that it does not have is refused now."""
+    from cuvee.core.errors import ConfigError
+    from cuvee.data.corpus.corpus import Corpus
+
+    name, share = _share("--add-domain", text)
+    if folder is None:
+        raise ConfigError(f"--add-domain {text} needs --from CORPUS, the folder of its corpus")
+    corpus = Corpus.open(folder)
+    corpus.pool(name)  # raises `CorpusError` for a domain that it does not have
+    place = {"corpus": str(folder.absolute()), "fingerprint": corpus.fingerprint}
+    return {"add": {"name": name, "share": share, **place, "vocabulary": corpus.vocabulary}}
 
 
 def _policy(folder: Path) -> dict[str, str]:

@@ -162,6 +162,23 @@ class Trainer(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesDomains(Protocol):
+    """A training loop to which an operator can add a domain while it runs."""
+
+    @property
+    def vocabulary(self) -> str:
+        """The vocabulary that the corpus of an added domain must have."""
+        ...
+
+    def add_domain(self, name: str, folder: Path, fingerprint: str) -> Domain:
+        """Add a domain of the corpus in `folder`, with weight 0 until a mixture gives it weight.
+
+        Called between intervals. Raises `CuveeError`, and then nothing has changed.
+        """
+        ...
+
+
 class Journal(Protocol):
     """The durable record of a run, from which it can be resumed."""
 

@@ -29,11 +29,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
 
+from cuvee.core.domain import Domain
 from cuvee.core.errors import CheckpointError, ConfigError, TrainingError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Metrics, Policy, State
@@ -76,6 +78,9 @@ class Controller:
     and `lag` are in optimizer steps, and `lag` is the smaller one. A policy without a guard is
     guarded with `limits`. Raises `ConfigError` if steps, interval or lag are not possible.
 
+    If `record` is a `Claim`, operators' requests reach the run (`cuvee steer`). A domain that one
+    adds is then new in the mixture of an update, and must be added to copies of the stream first.
+
     With several ranks, each builds a controller over its own model and calls the same methods in
     the same order; `ranks` is `Ranks.adopt()`. Rank 0 decides. Each rank reads rows of its own,
     except under context, tensor or pipeline parallelism: then give `place`.
@@ -117,7 +122,8 @@ class Controller:
         tokens = stream.batch_size * stream.sequence_length
         guarded = Guard.around(policy, limits, interval * tokens)
         if isinstance(record, TakesRequests):
-            guarded.operator = Operator(record, load_requested)
+            takes = isinstance(stream.corpus, Corpus) and self.ranks.size == 1
+            guarded.operator = Operator(record, load_requested, self if takes else None)
         self._guard = guarded
         self._leader = Leader(guarded, self.ranks)
         self._context = _context(model, self.place, tokenizer, interval, stream)
@@ -184,11 +190,12 @@ class Controller:
         if self.done:
             raise TrainingError(f"all {self.steps} steps are done: give the controller more steps")
         assert self._meters is not None
-        if self.stream.names != self.trajectory.names:
+        assert self._mixture is not None
+        if self.stream.names != self._mixture.names:
             raise TrainingError(
                 f"the stream has the domains {', '.join(self.stream.names)}, but the run steers "
-                f"{', '.join(self.trajectory.names)}: domains of a controller's stream cannot "
-                "change during a run. This step was not trained; resume from the last checkpoint"
+                f"{', '.join(self._mixture.names)}: only `cuvee steer` changes the domains of a "
+                "controller's run. This step was not trained; resume from the last checkpoint"
             )
         update = self.update_at(self.step_number)
         first = update.step == self.step_number
@@ -234,6 +241,23 @@ class Controller:
     def update_at(self, step: int) -> MixtureUpdate:
         """Return the decision in force at `step`, in the current interval or the next one."""
         return next(update for update in reversed(self._updates) if update.step <= step)
+
+    # Domains that an operator adds
+
+    @property
+    def vocabulary(self) -> str:
+        assert isinstance(self.stream.corpus, Corpus)
+        return self.stream.corpus.vocabulary
+
+    def add_domain(self, name: str, folder: Path, fingerprint: str) -> Domain:
+        """Add a domain of the corpus in `folder` to the stream, with weight 0.
+
+        Part of `core.protocols.TakesDomains`.
+        """
+        assert isinstance(self.stream.corpus, Corpus)
+        self.stream.add_domain(name, self.stream.corpus.companion(folder, fingerprint))
+        self._updates = [update.over(self.stream.names) for update in self._updates]
+        return self.stream.domains[-1]
 
     # Deciding
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cuvee.data.stream.batch import Batch
+from cuvee.data.stream.domain_state import open_again
 from cuvee.data.stream.loader import UpdateFile
 from cuvee.data.stream.row_counts import MixtureUpdate
 from cuvee.data.stream.stream import MixtureStream
@@ -40,9 +41,7 @@ class LaneRows(Dataset[dict[str, Tensor]]):
         self.steps = steps
         self._pieces = pieces
         self._labels = labels
-        self._stream = copy.copy(stream)
-        self._start = self._stream.state_dict()
-        self._updates = UpdateFile()
+        self.restart(stream)
 
     def __len__(self) -> int:
         return self.steps * self._stream.batch_size // self._pieces
@@ -69,11 +68,16 @@ class LaneRows(Dataset[dict[str, Tensor]]):
         return rows
 
     def follow(self, update: MixtureUpdate) -> None:
-        """Send a decision to every process that reads."""
-        self._updates.append(update)
+        """Send a decision to every process that reads, with the domains that join with it."""
+        domains = self._steered.state_dict()["domains"]
+        joined = domains[self._known :]
+        self._known = len(domains)
+        self._updates.append({**update.to_json(), "joined": joined})
 
     def restart(self, stream: MixtureStream) -> None:
         """Continue from the `stream` of a restored controller. Call it before workers start."""
+        self._steered = stream
+        self._known = len(stream.names)
         self._stream = copy.copy(stream)
         self._start = self._stream.state_dict()
         self._updates = UpdateFile()
@@ -85,14 +89,18 @@ class LaneRows(Dataset[dict[str, Tensor]]):
         """
         new = self._updates.read()
         if (
-            any(update.step < self._stream.position for update in new)
+            any(update["step"] < self._stream.position for update in new)
             or step < self._stream.position
         ):
             self._stream.load_state_dict(self._start)
             self._updates.rewind()
             new = self._updates.read()
-        for update in new:
+        for row in new:
+            update = MixtureUpdate.from_json(row)
             if update.version > self._stream.last_version:
+                corpora = open_again(row["joined"], self._stream.corpora)
+                for domain in row["joined"]:
+                    self._stream.add_domain(domain["name"], corpora[domain["fingerprint"]])
                 self._stream.set_mixture(update.mixture, update.step)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import ConfigError
+from cuvee.core.protocols import TakesDomains
 from cuvee.core.trajectory import Cost, Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.fleet.journal import RunJournal
@@ -156,7 +157,8 @@ def _train(
     tracked = log_to(open_trackers(config.trackers, folder))
     store.create(config.label, config.seed, record, group=group, run_id=run_id)
     claim = store.claim_run(run_id, worker_name())
-    guarded.operator = Operator(claim, load_requested)
+    takes = trainer if isinstance(trainer, TakesDomains) and ranks.size == 1 else None
+    guarded.operator = Operator(claim, load_requested, takes)
     journal = RunJournal(store, claim, checkpoints, config.checkpoint_every, tracked)
     with journal.attempt(trainer):
         guarded.recorded = late_decisions(store, claim.run)

@@ -263,8 +263,11 @@ class Leader:
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Return the mixture of rank 0's policy over the domains of `so_far`.
 
-        If the policy raises on rank 0, the other ranks raise `TrainingError`.
+        If the policy raises on rank 0, the other ranks raise `TrainingError`. On a single rank, the
+        mixture may also have domains that join with it.
         """
+        if self.ranks.size == 1:
+            return self.policy.mixture(so_far)
         names = so_far.names
         message = torch.full((1 + len(names),), torch.nan, dtype=torch.float64)
         if self.ranks.rank == 0:

@@ -335,7 +335,19 @@ class LMTrainer:
 
     def _pools(self, split: Split) -> dict[str, TokenPool | None]:
         """Pools by the domain's current name, which may differ from its corpus's name."""
-        return pools_of(self.stream, self.corpora, split)
+        return pools_of(self.stream, {**self.stream.corpora, **self.corpora}, split)
+
+    @property
+    def vocabulary(self) -> str:
+        return self.corpus.vocabulary
+
+    def add_domain(self, name: str, folder: Path, fingerprint: str) -> Domain:
+        """Add a domain of the corpus in `folder` to the stream, with weight 0.
+
+        Part of `core.protocols.TakesDomains`.
+        """
+        self.stream.add_domain(name, self.corpus.companion(folder, fingerprint))
+        return self.stream.domains[-1]
 
     def state_dict(self) -> State:
         """A copy of everything that the rest of the run depends on.

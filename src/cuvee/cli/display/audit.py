@@ -17,9 +17,14 @@ _ORDER = ("accepted", "limited", "refused", "fallback", "shadow", "operator")
 
 
 def is_meant(record: Record, only: Only | None) -> bool:
-    """Whether a filter selects this record. `refused` selects refused proposals and lessons."""
+    """Whether a filter selects this record.
+
+    `refused` selects refused proposals and lessons, and `operator` also each decision with requests.
+    """
     if only == "alarm":
         return bool(record.get("alarms"))
+    if only == "operator" and (record.get("operator") or {}).get("requests"):
+        return True
     if only == "refused" and record.get("lesson", "learned") != "learned":
         return True
     return only is None or record.get("verdict") == only
@@ -103,12 +108,15 @@ def _request(entry: Mapping[str, Any]) -> str:
         for kind, value in entry.items()
         if kind not in ("number", "author", "refused", "sha256")
     }
-    words = " ".join(
-        kind if value is True else f"{kind} {heaviest(value) if kind == 'set' else value}"
-        for kind, value in action.items()
-    )
+    words = " ".join(_words(kind, value) for kind, value in action.items())
     refused = f", refused: {entry['refused']}" if "refused" in entry else ""
     return f"{entry['author']} asked: {words}{refused}"
+
+
+def _words(kind: str, value: Any) -> str:
+    if kind == "add":
+        return f"add domain {value['name']} {value['share']:.3f} from {value['corpus']}"
+    return kind if value is True else f"{kind} {heaviest(value) if kind == 'set' else value}"
 
 
 def heaviest(weights: Mapping[str, float], most: int = _SHOWN_DOMAINS) -> str:

@@ -88,6 +88,27 @@ class Corpus:
         """A pickle or a copy opens the same folder again; it contains no tokens."""
         return _reopen, (Path(os.path.abspath(self.folder)), self.fingerprint)
 
+    @property
+    def vocabulary(self) -> str:
+        """Names the meaning of token ids: corpora of one tokenizer have the same."""
+        entry = self.manifest.tokenizer
+        return f"{entry.sha256}/{entry.vocab_size}/{entry.end_of_text}/{entry.bos}"
+
+    def companion(self, folder: Path | str, fingerprint: str) -> Corpus:
+        """Open another corpus, whose domains may join those of this one in a run.
+
+        Raises `CorpusError` if it has another fingerprint or another tokenizer.
+        """
+        other = Corpus.open(folder)
+        if other.fingerprint != fingerprint:
+            raise CorpusError(f"{folder} was built again since: it is {other.fingerprint} now")
+        if other.vocabulary != self.vocabulary:
+            raise CorpusError(
+                f"{folder} has another tokenizer than {self.folder}: build it with `cuvee corpus "
+                f"build … --tokenizer {self.folder / TOKENIZER}`"
+            )
+        return other
+
     def has(self, name: str, split: Split) -> bool:
         """Return whether domain `name` has tokens in `split`. Every domain has training tokens."""
         return getattr(self._entry(name), split) is not None

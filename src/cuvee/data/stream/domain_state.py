@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from cuvee.core.domain import Domain, Split
 from cuvee.core.epochs import allowed, check_epochs
 from cuvee.core.errors import CorpusError, FingerprintMismatch
+from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.stream.permutation import MOST_THINGS
 from cuvee.data.stream.row_counts import UNLIMITED
@@ -44,6 +45,8 @@ class StreamDomain:
     windows: Windows
     cap: float | None
     """The epoch cap: the number of passes over the domain; None for no limit."""
+    folder: str | None = None
+    """Where to open its corpus again, if it was added from one on disk."""
 
     @classmethod
     def open(
@@ -84,12 +87,18 @@ class StreamDomain:
         """Return the same domain under another name in the stream."""
         return replace(self, domain=replace(self.domain, name=name))
 
+    def added_from(self, corpus: Pools) -> StreamDomain:
+        """Return the same domain with the folder of its corpus, if that is on disk."""
+        folder = str(corpus.folder.absolute()) if isinstance(corpus, Corpus) else None
+        return replace(self, folder=folder)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.domain.name,
             "source": self.name,
             "fingerprint": self.fingerprint,
             "cap": self.cap,
+            **({"folder": self.folder} if self.folder else {}),
         }
 
     @classmethod
@@ -104,4 +113,25 @@ class StreamDomain:
                 f"{', '.join(corpora)} is open: "
                 "pass that corpus to load_state_dict(state, corpora=[...])"
             )
-        return cls.open(corpus, row["source"], split, length, row["cap"]).renamed(row["name"])
+        opened = cls.open(corpus, row["source"], split, length, row["cap"])
+        return replace(opened.renamed(row["name"]), folder=row.get("folder"))
+
+
+def open_again(rows: Iterable[Mapping[str, Any]], corpora: Mapping[str, Pools]) -> dict[str, Pools]:
+    """Return `corpora` and those that saved domains were added from, by fingerprint.
+
+    Raises `CorpusError` for a folder that holds no corpus, and `FingerprintMismatch` for one that
+    holds another.
+    """
+    found = dict(corpora)
+    for row in rows:
+        if row["fingerprint"] in found or "folder" not in row:
+            continue
+        corpus = Corpus.open(row["folder"])
+        if corpus.fingerprint != row["fingerprint"]:
+            raise FingerprintMismatch(
+                f"domain {row['name']} was added from corpus {row['fingerprint']}, but "
+                f"{row['folder']} now holds {corpus.fingerprint}: put the corpus back"
+            )
+        found[corpus.fingerprint] = corpus
+    return found

@@ -27,7 +27,7 @@ from cuvee.data.stream.stream import MixtureStream
 
 
 class UpdateFile:
-    """An append-only file that sends mixtures to a loader's worker processes.
+    """An append-only file that sends updates of the mixture, as JSON, to a loader's workers.
 
     One process appends and its workers read. The file is removed with the object that created it.
     """
@@ -50,12 +50,12 @@ class UpdateFile:
         if not state:
             self._create()
 
-    def append(self, update: MixtureUpdate) -> None:
+    def append(self, update: Mapping[str, Any]) -> None:
         """Write one update."""
         with open(self._path, "ab") as file:
-            file.write(json.dumps(update.to_json()).encode() + b"\n")
+            file.write(json.dumps(update).encode() + b"\n")
 
-    def read(self) -> list[MixtureUpdate]:
+    def read(self) -> list[dict[str, Any]]:
         """Return the updates appended since the last call in this process.
 
         A line is complete if it ends with a newline.
@@ -67,7 +67,7 @@ class UpdateFile:
             rows = file.read()
         rows = rows[: rows.rfind(b"\n") + 1]
         self._offset += len(rows)
-        return [MixtureUpdate.from_json(json.loads(row)) for row in rows.splitlines()]
+        return [json.loads(row) for row in rows.splitlines()]
 
     def rewind(self) -> None:
         """Let the next `read` in this process start at the first update."""
@@ -99,7 +99,7 @@ class StreamDataset(IterableDataset[Batch]):
     def set_mixture(self, mixture: Mixture | Mapping[str, float], at_step: int) -> MixtureUpdate:
         """Log a mixture here and for the workers. No worker may have drawn `at_step` yet."""
         update = self.stream.set_mixture(mixture, at_step)
-        self._updates.append(update)
+        self._updates.append(update.to_json())
         return update
 
     def __iter__(self) -> Iterator[Batch]:
@@ -131,7 +131,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     def _catch_up(self) -> None:
         """Apply the updates logged since the last draw."""
-        for update in self._updates.read():
+        for update in map(MixtureUpdate.from_json, self._updates.read()):
             if update.version > self.stream.last_version:
                 self.stream.set_mixture(update.mixture, update.step)
 

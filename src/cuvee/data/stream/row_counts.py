@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class MixtureUpdate:
     version: int
     step: int
     kind: str
-    """What changed: "mixture", "add NAME", "retire NAME" or "rename OLD NEW"."""
+    """What changed: "mixture", "retire NAME" or "rename OLD NEW"."""
     mixture: Mixture
     log_digest: str
 
@@ -55,6 +55,10 @@ class MixtureUpdate:
     @cached_property
     def mixture_digest(self) -> str:
         return self.mixture.digest()
+
+    def over(self, names: tuple[str, ...]) -> MixtureUpdate:
+        """Return the same entry over more domains, with the digest that it was logged with."""
+        return replace(self, mixture=self.mixture.to(names))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -283,6 +287,17 @@ class RowSchedule:
                 f"a mixture is logged for step {self.pending[-1].step}: change the domains "
                 "first, or once it is in force"
             )
+
+    def extend(self, name: str, cap: int, drawn: int) -> None:
+        """Append a domain with weight 0, which has given `drawn` rows. No count changes."""
+        self.names = (*self.names, name)
+        self._drawn_K = np.append(self._drawn_K, drawn)
+        self._credit_K = np.append(self._credit_K, 0)
+        self.cap_K = np.append(self.cap_K, max(cap, drawn))
+        self.pending = [update.over(self.names) for update in self.pending]
+        if self.current is not None:
+            self.current = self.current.over(self.names)
+            self._segment = self._begin()
 
     def reshape(
         self, drawn: Mapping[str, int], caps: Mapping[str, int], mixture: Mixture, kind: str

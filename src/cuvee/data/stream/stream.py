@@ -31,7 +31,7 @@ from cuvee.core.errors import (
 from cuvee.core.mixture import Mixture, check_names
 from cuvee.data.stream.apportion import MOST_ROWS
 from cuvee.data.stream.batch import Batch, Origin
-from cuvee.data.stream.domain_state import Pools, StreamDomain
+from cuvee.data.stream.domain_state import Pools, StreamDomain, open_again
 from cuvee.data.stream.plan import BatchPlan, Planner
 from cuvee.data.stream.row_counts import MixtureUpdate, RowSchedule, Sampling
 from cuvee.data.stream.windows import Reader, document_ordinals
@@ -242,30 +242,28 @@ class MixtureStream(Iterator[Batch]):
         """The corpora that domains come from, by fingerprint."""
         return self._corpora
 
-    def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> MixtureUpdate:
-        """Add domain `name` of `corpus` from the next step on, with weight 0.
+    def add_domain(self, name: str, corpus: Pools, epoch_cap: float | None = None) -> None:
+        """Add domain `name` of `corpus`, as the last one and with weight 0.
 
-        Set a mixture to give it weight. A domain that was in the stream before resumes where it
+        It changes no row and is no entry of the log, so it may come while readers work ahead. Set a
+        mixture to give the domain weight. A domain that was in the stream before resumes where it
         stopped, even if it was renamed before it was retired. Raises `MixtureError`.
         """
         if name in self._sources:
             raise MixtureError(
                 f"the stream already has a domain {name!r}: retire or rename it first"
             )
-        self._schedule.require_nothing_pending()
-        source = StreamDomain.open(corpus, name, self.split, self.sequence_length, epoch_cap)
+        opened = StreamDomain.open(corpus, name, self.split, self.sequence_length, epoch_cap)
+        source = opened.added_from(corpus)
         if present := [other for other, known in self._sources.items() if known.key == source.key]:
             raise MixtureError(
                 f"domain {name!r} of that corpus is in the stream already, as {present[0]!r}"
             )
         self._corpora[corpus.fingerprint] = corpus
         _, drawn = self._retired.pop(source.key, (source, 0))
-        return self._reshape(
-            {**self._sources, name: source},
-            {**self.rows_drawn(), name: drawn},
-            self._requested().to((*self.names, name)),
-            f"add {name}",
-        )
+        self._schedule.extend(name, source.rows, drawn)
+        self._sources = {**self._sources, name: source}
+        self._reset()
 
     def retire_domain(self, name: str) -> MixtureUpdate:
         """Remove domain `name` from the next step on; its weight goes to the others in proportion.
@@ -321,7 +319,8 @@ class MixtureStream(Iterator[Batch]):
     def load_state_dict(self, state: Mapping[str, Any], corpora: Sequence[Pools] = ()) -> None:
         """Move to where `state` was saved, at any world size.
 
-        `corpora` are those that domains were added from. Raises `FingerprintMismatch` if a corpus
+        `corpora` are those that domains were added from; those on disk are found again without it.
+        Raises `FingerprintMismatch` if a corpus
         differs, and `CheckpointError` if the state is damaged or the stream has another seed, batch
         size, sequence length, split, sampling or epoch caps.
         """
@@ -345,6 +344,7 @@ class MixtureStream(Iterator[Batch]):
                 )
         self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
         try:
+            self._corpora = open_again([*state["domains"], *state["retired"]], self._corpora)
             sources = {row["name"]: self._from_json(row) for row in state["domains"]}
             rows = [(self._from_json(row), int(row["drawn"])) for row in state["retired"]]
             retired = {source.key: (source, drawn) for source, drawn in rows}

@@ -11,16 +11,21 @@ import sqlalchemy as sa
 from cuvee.core.errors import StoreError
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.schema import requests, runs
-from cuvee.policies.guard.operator import Request
+from cuvee.policies.guard.operator import NO_DOMAINS, Request
 
-_KINDS = ("freeze", "unfreeze", "set", "policy")
+_KINDS = ("freeze", "unfreeze", "set", "policy", "add")
 
 
-def check_action(action: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise `StoreError` unless `action` is a request to a run over the domains `names`."""
+def check_action(action: Mapping[str, Any], names: Sequence[str], guard: Mapping[str, Any]) -> None:
+    """Raise `StoreError` unless `action` is a request to a run over the domains `names`.
+
+    `guard` is the audit record of the run's last interval.
+    """
     kinds = [kind for kind in _KINDS if kind in action]
     if len(kinds) != 1:
         raise StoreError(f"a request holds one of {', '.join(_KINDS)}, not {sorted(action)}")
+    if "add" in action:
+        _check_added(action["add"], names, guard)
     shares = action.get("set", {})
     if unknown := sorted(set(shares) - set(names)):
         raise StoreError(f"the run has no domain {', '.join(unknown)}: it has {', '.join(names)}")
@@ -32,6 +37,27 @@ def check_action(action: Mapping[str, Any], names: Sequence[str]) -> None:
         raise StoreError(
             f"the shares sum to {total:g}: they must sum to 1 over all domains, or to at most 1 "
             "over some of them"
+        )
+
+
+def _check_added(added: Mapping[str, Any], names: Sequence[str], guard: Mapping[str, Any]) -> None:
+    name, share, takes = added["name"], added["share"], guard.get("takes")
+    if takes is None:
+        raise StoreError(NO_DOMAINS)
+    if name in names:
+        raise StoreError(
+            f"the run has the domain {name} already: change its share with --set {name}={share:g}"
+        )
+    if not 0 < share < 1:
+        raise StoreError(
+            f"the share of {name} is {share}: an added domain must have more than 0 and less than 1"
+        )
+    if (guard.get("operator") or {}).get("order") == {"freeze": True}:
+        raise StoreError("the mixture is frozen: unfreeze it, and then add the domain")
+    if added["vocabulary"] != takes:
+        raise StoreError(
+            f"{added['corpus']} has another tokenizer than the run's corpus: build it with "
+            "`cuvee corpus build … --tokenizer RUN_CORPUS/tokenizer.json`"
         )
 
 

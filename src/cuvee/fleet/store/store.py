@@ -250,7 +250,7 @@ class Store:
         last = self.intervals(run_id, first=summary.intervals)[-1]
         if "guard" not in last.metrics:
             raise StoreError(f"run {run_id} runs without a guard, which would apply requests")
-        check_action(action, last.signals.names)
+        check_action(action, last.signals.names, last.metrics["guard"])
         return add_request(self._database, run_id, action, author)
 
     def requests(self, run_id: str | None = None, group: str | None = None) -> list[Request]:

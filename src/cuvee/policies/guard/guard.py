@@ -22,6 +22,7 @@ cannot be restored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,14 +119,16 @@ class Guard:
         stays late. Raises `PolicyError` for limits that no mixture satisfies, and `CorpusExhausted`
         when the epoch caps leave too few tokens.
         """
+        view, _ = self._sanitizer.of(so_far, self.operator.added)
+        so_far = self.operator.extended(so_far)
         bounds = self._bounds(so_far)
         last = so_far.last_mixture
-        static = self._limits.static(so_far.domains)
-        view, _ = self._sanitizer.of(so_far)
+        with_added = partial(self.operator.with_added, names=so_far.names)
+        static = with_added(self._limits.static(so_far.domains))
         proposed, refusal, explained = self._ask(view)
-        wanted = proposed or last or static
+        wanted = with_added(proposed) if proposed else last or static
         executed, acted = self._apply(wanted, last, bounds)
-        verdict = "refused" if refusal else "accepted" if executed == proposed else "limited"
+        verdict = "refused" if refusal else "accepted" if executed == wanted else "limited"
         own: dict[str, Any] | None = None
         ordered = self.operator.mixture(wanted, last)
         if ordered or self._fallback or self._limits.shadow:
@@ -223,7 +226,7 @@ class Guard:
         """Let the policy learn, update the alarms, and return the metrics with the audit record."""
         assert self._decision, "call mixture before learn"
         self.recorded.pop(len(so_far) - 1, None)
-        view, fault = self._sanitizer.of(so_far)
+        view, fault = self._sanitizer.of(so_far, self.operator.added)
         before = self._policy.state_dict()
         state = digest(before)
         metrics, refusal = self._teach(view, fault, before, state)
@@ -240,8 +243,9 @@ class Guard:
             "terms": metrics.get("terms"),
             "alarms": sounding,
             "refused": dict(self._refused),
+            "takes": self.operator.trainer and self.operator.trainer.vocabulary,
         }
-        self._policy = self.operator.obey(len(so_far) + 1, self._policy)
+        self._policy = self.operator.obey(len(so_far) + 1, self._policy, so_far.names, self._limits)
         return {**metrics, "guard": record}
 
     def _teach(

@@ -1,16 +1,21 @@
-"""Removes implausible values from the signals that a policy sees.
+"""Removes implausible values, and domains that are not the policy's, from the signals that it sees.
 
 `Measured` already refuses NaN and infinity. This module finds numbers that are far too large,
 matrices of the wrong shape, and a step or progress that decreases. The trajectory keeps the
 original values. The policy sees them as absent, and does not learn from that interval.
+
+Domains that an operator added to the run (`guard.operator`) are left out: the policy sees a run
+over the domains that it began with, in which the mixtures of those domains sum to 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 
+from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
 
@@ -27,9 +32,10 @@ _LOSSES = ("loss", "valid_loss", "test_loss")
 class SignalSanitizer:
     """Computes the trajectory that a policy sees.
 
-    It is the trajectory itself as long as all its values are plausible. Otherwise it is a copy in
-    which the others are absent. The copy is extended incrementally, O(K²) per interval; another
-    trajectory restarts it. Signals without a fault are the same objects in both.
+    It is the trajectory itself as long as all its values are plausible and an operator added no
+    domain. Otherwise it is a copy without these values and domains. The copy is extended
+    incrementally, O(K²) per interval; another trajectory restarts it. Signals in which nothing was
+    changed are the same objects in both.
     """
 
     def __init__(self) -> None:
@@ -38,8 +44,13 @@ class SignalSanitizer:
         self._fault: str | None = None
         self._altered = False
 
-    def of(self, so_far: Trajectory) -> tuple[Trajectory, str | None]:
-        """Return the sanitized `so_far`, and the fault of its newest signals or None."""
+    def of(
+        self, so_far: Trajectory, without: Collection[str] = ()
+    ) -> tuple[Trajectory, str | None]:
+        """Return the sanitized `so_far`, and the fault of its newest signals or None.
+
+        The names `without` are left out. Names may be added from one call to the next.
+        """
         seen = self._seen
         if seen is None or len(seen) > len(so_far) or so_far.at(len(seen)) is not self._newest:
             cleaned, self._fault = clean(so_far.at(0), None)
@@ -47,11 +58,48 @@ class SignalSanitizer:
             self._altered = self._fault is not None
         for before, mixture, after in so_far.since(len(seen)):
             cleaned, self._fault = clean(after, before)
-            seen = seen.append(mixture, cleaned)
             self._altered = self._altered or self._fault is not None
+            if any(name in without for name in after.names):
+                self._altered = True
+                cleaned = _without(without, cleaned, seen.last)
+                mixture = _own_part(mixture, cleaned.names, seen.last_mixture)
+            seen = seen.append(mixture, cleaned)
         self._seen = seen
         self._newest = so_far.last
         return (seen if self._altered else so_far), self._fault
+
+
+def _without(names: Collection[str], signals: Signals, before: Signals) -> Signals:
+    """Return `signals` without the domains `names`.
+
+    An axis of a probe is over domains if its length is the number of domains, now and in `before`.
+    """
+    own_K = np.array([name not in names for name in signals.names])
+
+    def restricted(name: str, measured: Measured) -> Measured:
+        values, present = measured.values, measured.present
+        known = before.probes.get(name)
+        for axis, length in enumerate(measured.shape):
+            then = known.shape[axis : axis + 1] if known else (len(before.names),)
+            if length == len(own_K) and then == (len(before.names),):
+                values, present = (each.compress(own_K, axis) for each in (values, present))
+        return Measured(values, present)
+
+    return replace(
+        signals,
+        domains=tuple(one for one in signals.domains if one.name not in names),
+        tokens_K=signals.tokens_K[own_K],
+        loss=restricted("loss", signals.loss),
+        probes={name: restricted(name, one) for name, one in signals.probes.items()},
+    )
+
+
+def _own_part(mixture: Mixture, names: tuple[str, ...], last: Mixture | None) -> Mixture:
+    """Return the part of `mixture` on `names`, scaled to 1; the last one if that part is empty."""
+    weights_K = [mixture[name] for name in names]
+    if not any(weights_K):
+        return last or Mixture.uniform(names)
+    return Mixture.normalise(names, weights_K)
 
 
 def clean(signals: Signals, before: Signals | None) -> tuple[Signals, str | None]:
