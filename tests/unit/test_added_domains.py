@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_controller import INTERVAL, STEPS, Host, odm
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import CorpusError, FingerprintMismatch, StoreError
@@ -27,6 +26,7 @@ from cuvee.policies.fixed import Fixed
 from cuvee.policies.guard.guard import Guard, Limits
 from cuvee.policies.guard.operator import Operator, Request
 from cuvee.testing.policy import ScriptedTrainer, some_domains
+from plain_host import INTERVAL, STEPS, Host, odm
 from registered import methods_that_steer_alone
 from stdlib_corpus import corpus_with_more, stdlib_corpus
 

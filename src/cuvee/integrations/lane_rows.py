@@ -35,6 +35,10 @@ class LaneRows(Dataset[dict[str, Tensor]]):
     domains. No token is predicted from another piece. `labels` masks tokens, such as prompts.
     """
 
+    _known: int
+    """How many domains `_steered`, the stream of the controller, had at the last decision."""
+    _updates: UpdateFile
+
     def __init__(
         self, stream: MixtureStream, steps: int, *, pieces: int = 1, labels: Labels | None = None
     ) -> None:
