@@ -2,6 +2,8 @@
 # Steer a toy llama in torchtitan's own trainer on a CPU, stop it inside an interval, resume it, and
 # compare: bash examples/torchtitan/run.sh 0.2.2|0.3.0 CORPUS OUT
 # torchtitan has an environment of its own (OUT/venv), because it needs other versions than cuvee's tests.
+# PyPI's torch for Linux brings CUDA along. With PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, pip takes the
+# small one.
 set -euo pipefail
 version=$1
 export CORPUS=$(realpath "$2")
@@ -9,7 +11,7 @@ mkdir -p "$3"
 out=$(realpath "$3")
 venv=${VENV:-$out/venv}
 cd "$(dirname "$0")"
-if [ ! -e "$venv" ]; then
+if ! "$venv/bin/python" -c 'import cuvee, torchtitan' 2>/dev/null; then # also after an install that was stopped
   python3 -m venv "$venv"
   "$venv/bin/pip" install -q ../.. "torchtitan==$version" 'torch==2.13.0' 'datasets<4.8' triton 'wandb<0.23'
 fi

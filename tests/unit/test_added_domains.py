@@ -185,7 +185,7 @@ def test_what_cannot_join_is_refused_and_the_run_goes_on() -> None:
     asked = Asked(at2=[law(0.7), law(0.1), law(0.4, "art")])
     play = Play(Exp3(), asked).go()
     there, too_much = play.refusals()
-    assert "law is there" in there
+    assert there == "the run has the domain law already: change its share with --set"
     assert "would have 1.1 of the mixture" in too_much
     closed = Play(Exp3(), asked, takes=False).go()
     assert all("only `cuvee train` of a language model" in why for why in closed.refusals())

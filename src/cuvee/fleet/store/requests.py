@@ -41,7 +41,9 @@ def check_action(action: Mapping[str, Any], names: Sequence[str], guard: Mapping
 
 
 def _check_added(added: Mapping[str, Any], names: Sequence[str], guard: Mapping[str, Any]) -> None:
-    name, share, takes = added["name"], added["share"], guard.get("takes")
+    name = added["name"]
+    share = added["share"]
+    takes = guard.get("takes")
     if takes is None:
         raise StoreError(NO_DOMAINS)
     if name in names:

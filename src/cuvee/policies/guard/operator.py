@@ -111,7 +111,8 @@ class Operator:
         joining = [domain for domain in joining if domain.name not in so_far.names]
         if not joining:
             return so_far
-        last, new = so_far.last, (0, len(joining))
+        last = so_far.last
+        new = (0, len(joining))
         loss_K = Measured(np.pad(last.loss.values, new), np.pad(last.loss.present, new))
         domains = (*last.domains, *joining)
         tokens_K = np.pad(last.tokens_K, new)
@@ -163,6 +164,8 @@ class Operator:
         if self.order == {"freeze": True}:
             raise PolicyError("the mixture is frozen: unfreeze it first")
         name = asked["name"]
+        if name in names or name in self.added:
+            raise PolicyError(f"the run has the domain {name} already: change its share with --set")
         limits.bounds(list(dict.fromkeys([*names, *self.added, name])))
         total = asked["share"] + sum(self._shares().values())
         if total >= 1:
