@@ -134,6 +134,7 @@ def run_all(options: argparse.Namespace) -> None:
         options.questions or [],
         options.target,
         kept_away=0.0,
+        every=options.every or 1,
         target_bytes=options.target_bytes,
     )
     found: dict[str, Any] = {}
