@@ -16,11 +16,14 @@ from rich.console import Console
 
 import cuvee
 import cuvee.cli
+from cuvee.cli.display.console import PlainConsole
 from cuvee.cli.display.lines import say
 from cuvee.cli.display.live import LiveView, PlainView, time_of
+from cuvee.cli.train import print_tables
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
 from cuvee.recipes.progress.watch import Progress
+from cuvee.testing.runs import example_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEAVY = ("torch", "transformers", "pyarrow", "sqlalchemy", "plotly", "numpy", "yaml", "tokenizers")
@@ -225,6 +228,20 @@ def test_no_colour_if_the_environment_says_so(
         monkeypatch.setenv("NO_COLOR", value)
         say("error: this", error=True, colour="red")
     assert coloured == ["red", None]
+
+
+def test_the_tables_of_a_comparison_fit_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [example_run(method, seed) for method in ("natural", "odm") for seed in (0, 1)]
+    monkeypatch.setattr("cuvee.cli.display.console.console", lambda: PlainConsole(width=60))
+    print_tables(runs, "natural")
+    lines = capsys.readouterr().out.splitlines()
+    left_out = [line for line in lines if line.startswith("no room for ")]
+    assert len(left_out) == 2
+    assert max(len(line) for line in lines if line not in left_out) <= 60
+    words = " ".join(lines)
+    assert all(word in words for word in ("natural", "odm", "Mean", "Verdict"))
 
 
 if __name__ == "__main__":

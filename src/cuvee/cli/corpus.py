@@ -9,12 +9,10 @@ import typer
 
 from cuvee.cli import label
 from cuvee.cli.display.lines import say
-from cuvee.cli.display.tables import say_json
+from cuvee.cli.display.tables import Listing, say_json
 from cuvee.cli.options import JsonOption, Quiet
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cuvee.data.corpus.corpus import Corpus
 
 app = typer.Typer(no_args_is_help=True, help="Label text, and build, show and verify corpora.")
@@ -26,7 +24,7 @@ def build(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC...",
+            metavar="SRC",
             help="Files or folders, also at URLs such as s3://…: .jsonl, .json, .csv, .txt (also "
             ".gz, .zst), .parquet, .arrow, .bin/.idx pairs.",
         ),
@@ -99,7 +97,7 @@ def build(
 
     Example: cuvee corpus build DATA/ -o corpus --target maths
     """
-    from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.cli.display.console import Stages, progress_bar
     from cuvee.core.errors import CorpusError
     from cuvee.data.corpus.names import parse_renames
     from cuvee.data.ingest.adopt import adopt
@@ -147,12 +145,10 @@ def build(
     if as_json:
         say_json(_content(corpus))
         return
-    console().print(_table(corpus))
+    _print(corpus)
     if corpus.manifest.bad_rows:
-        console().print(
-            f"{corpus.manifest.bad_rows} bad rows were left out: see {folder / 'quarantine.jsonl'}",
-            markup=False,
-        )
+        bad = corpus.manifest.bad_rows
+        say(f"{bad} bad rows were left out: see {folder / 'quarantine.jsonl'}")
 
 
 @app.command()
@@ -164,14 +160,13 @@ def show(
 
     Example: cuvee corpus show corpus --json
     """
-    from cuvee.cli.display.console import console
     from cuvee.data.corpus.corpus import Corpus
 
     corpus = Corpus.open(folder)
     if as_json:
         say_json(_content(corpus))
         return
-    console().print(_table(corpus))
+    _print(corpus)
 
 
 @app.command()
@@ -180,17 +175,14 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Read every file of a corpus and compare it with the hashes in the manifest."""
-    from cuvee.cli.display.console import Stages, console, progress_bar
+    from cuvee.cli.display.console import Stages, progress_bar
     from cuvee.data.corpus.corpus import Corpus
 
     corpus = Corpus.open(folder)
     with progress_bar(disable=quiet) as bar:
         stages = Stages(bar)
         corpus.verify(lambda share: stages("verifying", share))
-    console().print(
-        f"{folder}: all files match their hashes (fingerprint {corpus.fingerprint})",
-        markup=False,
-    )
+    say(f"{folder}: all files match their hashes (fingerprint {corpus.fingerprint})")
 
 
 def _content(corpus: Corpus) -> dict[str, Any]:
@@ -199,32 +191,21 @@ def _content(corpus: Corpus) -> dict[str, Any]:
     return {"fingerprint": corpus.fingerprint, "bad_rows": bad_rows, "domains": domains}
 
 
-def _table(corpus: Corpus) -> Table:
-    from rich.table import Table
-
-    bos = corpus.manifest.tokenizer.bos
-    start = f"documents begin with token {bos}, " if bos is not None else ""
-    table = Table(
-        title=str(corpus.folder),
-        caption=f"vocabulary {corpus.vocab_size}, {start}fingerprint {corpus.fingerprint[:12]}",
+def _print(corpus: Corpus) -> None:
+    table = Listing(
+        *("domain", "role", "documents", "tokens", "share"),
+        *("bytes/token", "MTLD", "valid tokens", "test tokens"),
+        numbers=(
+            *("documents", "tokens", "share"),
+            *("bytes/token", "MTLD", "valid tokens", "test tokens"),
+        ),
+        spare=("MTLD", "bytes/token", "test tokens", "documents"),
     )
-    table.add_column("domain")
-    table.add_column("role")
-    for title in (
-        "documents",
-        "tokens",
-        "share",
-        "bytes/token",
-        "MTLD",
-        "valid tokens",
-        "test tokens",
-    ):
-        table.add_column(title, justify="right")
     entries = corpus.manifest.domains
     total = sum(entry.train.tokens for entry in entries)
     for entry in entries:
         known = entry.train.text_bytes is not None
-        table.add_row(
+        table.add(
             entry.name,
             entry.role,
             f"{entry.train.documents:,}",
@@ -238,9 +219,8 @@ def _table(corpus: Corpus) -> Table:
     known_bytes = [
         entry.train.text_bytes for entry in entries if entry.train.text_bytes is not None
     ]
-    table.add_section()
-    table.add_row(
-        f"{len(entries)} domains",
+    table.add(
+        f"{len(entries)} domain{'s' * (len(entries) != 1)}",
         "",
         f"{sum(entry.train.documents for entry in entries):,}",
         f"{total:,}",
@@ -250,4 +230,8 @@ def _table(corpus: Corpus) -> Table:
         f"{sum(entry.valid.tokens for entry in entries if entry.valid):,}",
         f"{sum(entry.test.tokens for entry in entries if entry.test):,}",
     )
-    return table
+    table.print()
+    bos = corpus.manifest.tokenizer.bos
+    start = f"documents begin with token {bos}, " if bos is not None else ""
+    vocabulary = f"vocabulary {corpus.vocab_size}, {start}fingerprint {corpus.fingerprint[:12]}"
+    say(f"{corpus.folder}: {vocabulary}")

@@ -28,7 +28,7 @@ def label(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC...", help="Files or folders of text, as for `cuvee corpus build`."
+            metavar="SRC", help="Files or folders of text, as for `cuvee corpus build`."
         ),
     ],
     folder: Annotated[

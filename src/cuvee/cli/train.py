@@ -119,7 +119,6 @@ def compare(
     """
     from dataclasses import asdict
 
-    from cuvee.cli.display.console import console
     from cuvee.cli.display.live import view
     from cuvee.cli.display.plan import say_plan
     from cuvee.recipes import compare as recipe
@@ -164,16 +163,15 @@ def compare(
     if as_json:
         say_json(results)
     elif len(compared) > 1:
-        console().print(_printed(*by_model_table(compared, wanted.baseline_label)), highlight=False)
+        _print_table(*by_model_table(compared, wanted.baseline_label))
 
 
 def print_tables(runs: Sequence[Run], baseline: str | None) -> None:
     """Print the tables of a comparison: final losses and cost, and paired differences."""
-    from cuvee.cli.display.console import console
     from cuvee.recipes.reports.reporting import tables
 
     for heading, figures in tables(runs, baseline):
-        console().print(_printed(heading, figures), highlight=False)
+        _print_table(heading, figures)
 
 
 def _say_remarks(wanted: RunConfig) -> None:
@@ -197,16 +195,34 @@ def _as_json(heading: str, figures: Figures) -> dict[str, Any]:
     return {"heading": heading, "rows": rows}
 
 
-def _printed(heading: str, figures: Figures) -> Table:
+def _print_table(heading: str, figures: Figures) -> None:
+    """Print a table with as many of its first columns as the terminal has room for."""
+    from cuvee.cli.display.console import console
+
+    out = console()
+    unlimited = out.options.update(max_width=10_000)
+    shown = len(figures.columns)
+    table = _printed(heading, figures, shown)
+    while shown > 1 and out.measure(table, options=unlimited).minimum > out.width:
+        shown -= 1
+        table = _printed(heading, figures, shown)
+    out.print(table, highlight=False)
+    if left := figures.columns[shown:]:
+        say(f"no room for {', '.join(left)}: widen the terminal, or see the report")
+
+
+def _printed(heading: str, figures: Figures, shown: int) -> Table:
     from rich.table import Table
 
     table = Table(
         title=heading, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
     )
     table.add_column("")
-    for column in figures.columns:
+    for column in figures.columns[:shown]:
         table.add_column(column, justify="right")
     for row in figures.rows:
-        cells = (f"{cell.text}\n{cell.note}" if cell.note else cell.text for cell in row.cells)
+        cells = (
+            f"{cell.text}\n{cell.note}" if cell.note else cell.text for cell in row.cells[:shown]
+        )
         table.add_row(f"{row.head}\n{row.note}", *cells)
     return table

@@ -78,6 +78,11 @@ def available_tokens(given: str) -> dict[str, int]:
     path = Path(given)
     if path.is_dir():
         return {domain.name: domain.tokens for domain in Corpus.open(path).domains}
+    if not path.is_file():
+        raise ConfigError(
+            f"--available is {given}, and there is neither a corpus nor a file there: give the "
+            "folder of a corpus, or a JSON file {domain: tokens, …}"
+        )
     return read_counts(path)
 
 
