@@ -171,10 +171,10 @@ def test_validate_remarks_on_a_method_for_a_target_without_an_objective(
 
 
 def test_validate_remarks_on_odm_that_only_explores(written: Path) -> None:
-    wanted = ["methods=[odm, natural]", "train.interval=10", "train.tokens=null"]
-    (remark,) = validate(written, [*wanted, "train.steps=30"]).remarks
-    assert "odm mixes 3 domains uniformly for its first 4 intervals, and the run has 3" in remark
-    assert validate(written, [*wanted, "train.steps=50"]).remarks == ()
+    wanted = ["methods=[odm, natural]", "train.interval=1", "train.tokens=null"]
+    (remark,) = validate(written, [*wanted, "train.steps=3"]).remarks
+    assert "odm mixes 3 domains uniformly for its first 4 steps, and the run has 3" in remark
+    assert validate(written, [*wanted, "train.steps=4"]).remarks == ()
 
 
 # --dry-run

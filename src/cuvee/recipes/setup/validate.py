@@ -139,11 +139,11 @@ def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
 
 
 def _exploration(config: RunConfig, corpus: Corpus) -> Iterator[str]:
-    """ODM plays the uniform mixture until ε_t < 1/K, which is after K ln K intervals."""
+    """ODM plays the uniform mixture until ε_t < 1/K, which is after K ln K steps."""
     K = len(corpus.names)
-    intervals = config.train.total_steps // config.train.interval
-    if intervals <= K * math.log(K) and any(one.name == "odm" for one in _choices(config)):
+    steps = config.train.total_steps
+    if steps <= K * math.log(K) and any(one.name == "odm" for one in _choices(config)):
         yield (
             f"odm mixes {K} domains uniformly for its first {math.ceil(K * math.log(K))} "
-            f"intervals, and the run has {intervals}: train longer, or lower train.interval"
+            f"steps, and the run has {steps}: train longer"
         )
