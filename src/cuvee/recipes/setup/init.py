@@ -112,8 +112,8 @@ def _methods(corpus: Corpus, scarce: Sequence[str]) -> str:
         reasons = {"gain": "more of the domains that help the target, measured while training"}
     if scarce:
         reasons = {
-            "even": f"{', '.join(scarce)} spread evenly over the run: first in short runs",
-            "gain": "later, beside what helps: first in long runs at a high learning rate",
+            "even": f"{', '.join(scarce)} spread evenly: first at a low learning rate",
+            "gain": "late, beside what helps: first at a high learning rate",
         }
     return "".join(f"  - {name:<24}# {reason}\n" for name, reason in reasons.items())
 
