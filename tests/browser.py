@@ -16,7 +16,7 @@ if not CHROMIUM and os.environ.get("CI") != "true":
     pytest.skip("needs Chromium, which is not installed", allow_module_level=True)
 
 
-def browse(page: Path, profile: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+def browse(page: Path | str, profile: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     assert CHROMIUM, "CI must have Chromium"
     command = (
         f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -24,7 +24,12 @@ def browse(page: Path, profile: Path, *extra: str) -> subprocess.CompletedProces
         "--virtual-time-budget=20000 --enable-logging=stderr"
     )
     return subprocess.run(
-        [*command.split(), f"--user-data-dir={profile}", *extra, page.as_uri()],
+        [
+            *command.split(),
+            f"--user-data-dir={profile}",
+            *extra,
+            page.as_uri() if isinstance(page, Path) else page,
+        ],
         capture_output=True,
         text=True,
         timeout=120,

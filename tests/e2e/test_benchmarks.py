@@ -13,6 +13,7 @@ PROGRAMS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if "parse_args" 
 TOY = [
     ("decision_time", "--after 2 --decisions 3"),
     ("sampler", "--runs 2 --intervals 3"),
+    ("scale", "--fast --only stream --only store"),
     ("stream_speed", "--tokens 4194304 --seconds 0.01"),
 ]
 

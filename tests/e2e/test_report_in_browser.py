@@ -173,6 +173,9 @@ addEventListener("load", async () => {
   search.dispatchEvent(new Event("input"));
   await settle();
   seen.found = visible("#domains-list figure");
+  seen.rows = visible("#domain-table tbody tr");
+  await click('[data-all="domain-table-list"]');
+  seen.rowsAll = visible("#domain-table tbody tr");
   seen.columns = visible("#final-table thead th");
   await click('[data-columns="final-table"]');
   seen.columnsAll = visible("#final-table thead th");
@@ -217,6 +220,7 @@ def test_a_reader_sees_the_verdict_and_the_controls_work(tmp_path: Path) -> None
     assert seen["reference"] == 1
     assert seen["epochs"] == [0, 1]
     assert (seen["few"], seen["all"], seen["found"]) == (8, 20, 1)
+    assert (seen["rows"], seen["rowsAll"]) == (12, 20)
     assert seen["columns"] < seen["columnsAll"]
     assert seen["lowest"].startswith("better")
     assert not seen["highest"].startswith("better")

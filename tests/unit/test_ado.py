@@ -121,3 +121,21 @@ def test_bad_settings_are_named(options: dict[str, Any], named: str) -> None:
 def test_a_prior_over_other_domains_is_refused() -> None:
     with pytest.raises(ConfigError, match="latin"):
         ADO(prior={"latin": 1.0}).commit(SPACE, ())
+
+
+def test_many_domains_are_refitted_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    exponents = [0.1, 0.3, 0.6]
+    whole = ADOPolicy({"d0": 0.4, "d1": 0.3, "d2": 0.3}, warmup=0.1)
+    curves(whole, exponents)
+    monkeypatch.setattr("cuvee.methods.ado._MOST_FITS", 1)
+    turns = ADOPolicy({"d0": 0.4, "d1": 0.3, "d2": 0.3}, warmup=0.1)
+    so_far = curves(turns, exponents)
+    assert set(turns.state_dict()["laws"]) == {"d0", "d1", "d2"}
+    fitted = turns.learn(so_far)["laws"]
+    assert len(fitted) == 1
+    resumed = ADOPolicy({"d0": 0.4, "d1": 0.3, "d2": 0.3}, warmup=0.1)
+    resumed.load_state_dict(turns.state_dict())
+    assert resumed.learn(so_far) == turns.learn(so_far)
+    assert turns.mixture(so_far).weights_K == pytest.approx(
+        whole.mixture(so_far).weights_K, abs=0.05
+    )

@@ -22,7 +22,7 @@ from cuvee.cli.display.live import LiveView, PlainView, time_of
 from cuvee.cli.train import print_tables
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
-from cuvee.recipes.progress.watch import Progress
+from cuvee.recipes.progress.watch import DomainProgress, Progress
 from cuvee.testing.runs import example_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,8 +144,10 @@ def progress(run_id: str = "mine-odm-s0", done: float = 0.5, began: float = 0.0)
         tokens=120_000,
         loss=3.25,
         valid_loss=3.5,
-        mixture=mixture,
-        epochs={name: 8 * share for name, share in mixture.items()},
+        domains=tuple(
+            DomainProgress(name, share, 0.125, 0.05 if name == "code" else 0.0, 8 * share)
+            for name, share in mixture.items()
+        ),
     )
 
 
@@ -183,6 +185,8 @@ def test_a_terminal_gets_a_picture_that_is_updated() -> None:
         assert "web" in drawn
         assert "6 others" in drawn
         assert "4.00" in drawn, "epochs of web"
+        assert "0.125" in drawn, "natural shares"
+        assert ("0.500 →" in drawn, "0.250 ↑" in drawn) == (True, True), "trends"
         view.stopping()
         drawn = "".join(segment.text for segment in Console(width=120).render(view.picture()))
         assert "Ctrl-C again stops at once" in drawn

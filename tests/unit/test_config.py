@@ -448,7 +448,9 @@ def test_the_documentation_names_every_key_and_no_other() -> None:
     ]
     assert documented["evaluation"] == ["general", "share"], "general and target share a row"
     assert documented["train"] == [
-        field.name for field in dataclasses.fields(TrainerSettings) if field.name != "seed"
+        field.name
+        for field in dataclasses.fields(TrainerSettings)
+        if field.name not in ("seed", "order_seed")
     ]
     assert documented["guard"] == [field.name for field in dataclasses.fields(Limits)]
 
@@ -471,3 +473,30 @@ def test_a_policy_of_the_command_line_replaces_the_method_of_the_file(tmp_path: 
     assert load(TrainConfig, path, ["method=odm"]).policy is None
     with pytest.raises(ConfigError, match="both method"):
         load(TrainConfig, path, ["method=odm", "policy=universal"])
+
+
+def test_crossed_seeds_are_all_combinations_numbered_so_that_methods_pair() -> None:
+    content = {"corpus": "c", "methods": ["natural", "odm"], "seeds": [3, 5]}
+    config = parse(CompareConfig, {**content, "crossed": ["weights", "agent"]}, "mine.yaml")
+    runs = config.runs()
+    assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [run.part_seeds for run in runs[::2]] == [
+        {"weights": 3, "order": 3, "agent": 3},
+        {"weights": 3, "order": 3, "agent": 5},
+        {"weights": 5, "order": 3, "agent": 3},
+        {"weights": 5, "order": 3, "agent": 5},
+    ]
+    assert runs[2].seed_of("agent") == 5
+    assert len({run.run_id("f") for run in runs}) == 8
+    plain = parse(CompareConfig, content, "mine.yaml")
+    assert plain.group("f") != config.group("f")
+    assert "part_seeds" not in plain.runs()[0].identity("f"), "ids of other runs stay"
+
+
+def test_crossed_seeds_that_cannot_be_meant_are_refused() -> None:
+    common = {"methods": ["natural"], "crossed": ["order"]}
+    assert "one seed, 0: give two or more" in complaint(common, CompareConfig)
+    assert "crossed" in complaint({**common, "seeds": [0, 1], "crossed": ["luck"]}, CompareConfig)
+    twice = {**common, "seeds": [0, 1], "crossed": ["order", "order"]}
+    assert "each part may be given once" in complaint(twice, CompareConfig)
+    assert "part_seeds" in complaint({"train": {"order_seed": 1}})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cuvee import Domain, Measured, Mixture, MixtureStream, Signals, Trajectory
-from cuvee.core.epochs import EpochCaps, TokensRead, allowed, epochs_K, largest_shares
+from cuvee.core.epochs import EpochCaps, allowed, epochs_K, largest_shares
 from cuvee.core.errors import ConfigError
 from cuvee.methods.regmix.method import RegMix
 from cuvee.policies.guard.epochs import EpochBudget, capped_ceilings
@@ -50,7 +50,7 @@ def test_tokens_are_counted_by_name_while_domains_come_and_go() -> None:
     start = Trajectory.start(signals(web=0, code=0))
     middle = start.append(Mixture.uniform(NAMES), signals(web=30, code=10))
     end = middle.append(Mixture.uniform(("law", "web")), signals(law=5, web=1))
-    count = TokensRead.during(end)
+    count = end.tokens_read()
     assert count.of(("web", "law", "new")).tolist() == [31.0, 5.0, 0.0]
     assert count.total == 46.0, "code counts, although it has been retired"
 
@@ -76,3 +76,21 @@ def test_stream_guard_and_regmix_read_one_cap_alike() -> None:
     assert RegMix(tokens=tokens, epoch_cap=epochs)._ceilings(corpus.domains).tolist() == (
         expected.tolist()
     )
+
+
+def test_a_trajectory_counts_its_tokens_as_it_grows() -> None:
+    both = (Domain("web", 90), Domain("code", 50))
+    more = (*both[1:], Domain("law", 10))
+
+    def signals(t: int, domains: tuple[Domain, ...], tokens: list[int]) -> Signals:
+        return Signals(domains, t, t / 9, np.array(tokens), Measured.absent(len(domains)))
+
+    start = Trajectory.start(signals(0, both, [0, 0]))
+    asked = start.append(Mixture.uniform(NAMES), signals(1, both, [3, 4]))
+    assert asked.tokens_read().by_name() == {"web": 3, "code": 4}
+    grown = asked.append(Mixture.uniform(["code", "law"]), signals(2, more, [5, 6]))
+    assert grown.tokens_read().by_name() == {"web": 3, "code": 9, "law": 6}
+    assert grown.tokens_read().of(["law", "web"]).tolist() == [6, 3]
+    assert asked.tokens_read().by_name() == {"web": 3, "code": 4}, "the shorter one is unchanged"
+    assert grown.tokens_T1().tolist() == [0, 7, 18]
+    assert grown.tokens_read().total == 18

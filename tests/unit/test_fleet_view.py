@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cuvee.cli import app
 from cuvee.cli.display.fleet import FleetView
+from cuvee.core.domain import natural_K
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.fleet.journal import RunJournal
@@ -92,9 +93,31 @@ def test_a_terminal_shows_every_run_under_way(store: Store) -> None:
         drawn = "".join(segment.text for segment in Console(width=160).render(view.picture()))
     rows = [line.split() for line in drawn.splitlines()]
     assert rows[1] == ["0", "1", "3", "1", "0", "800", "0:05", "24,500", "1.20e+05", "0:00"]
-    assert rows[-1][1:5] == ["50%", "4", "1", "4,000"]
-    assert rows[-1][-2:] == ["host2", "22"]
+    run = next(row for row in rows if "host2" in row)
+    assert run[1:5] == ["50%", "4", "1", "4,000"]
+    assert run[-2:] == ["host2", "22"]
     assert "(g/odm) after 1 attempts: MemoryError: [red]planted[/red]" in out.getvalue()
+
+
+def test_the_only_run_under_way_has_shares_natural_shares_trends_and_epochs(store: Store) -> None:
+    status = statuses(store)[1]
+    (run_under_way,) = status.running
+    so_far = store.trajectory(run_under_way.id)
+    assert so_far.last_mixture is not None
+    shown = {one.name: one for one in status.domains}
+    assert {name: one.share for name, one in shown.items()} == so_far.last_mixture.as_dict()
+    first = so_far.mixtures[0].as_dict()
+    read = so_far.tokens_read().by_name()
+    for domain, natural in zip(so_far.domains, natural_K(so_far.domains).tolist(), strict=True):
+        one = shown[domain.name]
+        assert one.natural == natural
+        assert one.change == pytest.approx(one.share - first[domain.name])
+        assert one.epochs == pytest.approx(read[domain.name] / domain.tokens)
+    with FleetView(Console(file=io.StringIO(), width=160, force_terminal=True)) as view:
+        view.show(status)
+        drawn = "".join(segment.text for segment in Console(width=160).render(view.picture()))
+    assert "natural" in drawn
+    assert any(arrow in drawn for arrow in "↑→↓")
 
 
 def test_a_log_gets_a_line_when_something_ended(store: Store) -> None:

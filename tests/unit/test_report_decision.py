@@ -11,14 +11,15 @@ import pytest
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered, Claim, answer_claims
+from cuvee.report.figures.folding import folded
 from cuvee.report.page import write_report
 from cuvee.report.steering import Steering, steering
 from cuvee.report.summary import summarise
-from cuvee.report.tables import final_table, run_table
+from cuvee.report.tables import final_table, run_table, spread_table
 from cuvee.report.verdict import card
 from cuvee.report.views import tokens_needed
 from cuvee.report.words import captions, claim_sentence
-from cuvee.testing.runs import example_run
+from cuvee.testing.runs import example_domains, example_run
 
 
 def moved(run: Run, by: float, label: str = "better", **config: Any) -> Run:
@@ -164,3 +165,46 @@ def test_captions_are_true_for_the_seeds_there_are(seeds: int, tmp_path: Path) -
     page = write_report(runs, tmp_path / "r.html").read_text()
     assert ("With one seed there is no interval" in page) != several
     assert (f"{seeds} seeds" in page) == several
+
+
+def test_the_spread_of_crossed_seeds_is_divided_among_the_parts_of_a_run() -> None:
+    runs = []
+    for number, (weights, order) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        seeds = {"weights": weights, "order": order, "agent": 0}
+        base = replace(example_run("natural", 0, config={"part_seeds": seeds}), seed=number)
+        base = moved(base, 0.3 * weights, "natural", part_seeds=seeds)
+        runs += [base, moved(base, -0.1 - 0.2 * order, "odm", part_seeds=seeds)]
+    table = spread_table(summarise(runs))
+    assert table is not None
+    assert table.columns[1:] == ("Initial weights", "Order of the data", "Combinations of them")
+    shares = {row.head: [cell.text for cell in row.cells[1:]] for row in table.rows}
+    assert shares["natural"] == ["100%", "0%", "0%"]
+    assert shares["Δ odm"] == ["0%", "100%", "0%"]
+    assert "Seeds are crossed" in " ".join(card(summarise(runs)).trust)  # type: ignore[union-attr]
+    assert spread_table(summarise(compared(5))) is None
+
+
+def test_more_domains_than_a_page_can_show_are_drawn_as_one(tmp_path: Path) -> None:
+    domains = example_domains(150, 30)
+    runs = [example_run(name, 0, domains=domains, intervals=4) for name in ("natural", "odm")]
+    summary = summarise(runs)
+    few = folded(summary)
+    names = [domain.name for domain in few.domains]
+    assert len(names) <= 106
+    others = [name for name in names if "-other-" in name]
+    assert others == [f"{150 - sum(n.startswith('source') for n in names)}-other-sources",
+                      f"{30 - sum(n.startswith('target') for n in names)}-other-targets"]  # fmt: skip
+    before, after = summary.runs[0].run.trajectory, few.runs[0].run.trajectory
+    assert after.tokens_T1().tolist() == before.tokens_T1().tolist()
+    assert after.last_mixture is not None
+    assert after.last_mixture.weights_K.sum() == pytest.approx(1.0)
+    final = summary.runs[0].final_K
+    assert final is not None
+    rest = [k for k, domain in enumerate(summary.domains) if domain.name not in names]
+    sources = [k for k in rest if not summary.domains[k].is_target]
+    ours = few.runs[0].final_K
+    assert ours is not None
+    assert ours[names.index(others[0])] == pytest.approx(final[sources].mean())
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    assert "104 domains with the largest shares of 180" in page
+    assert folded(summarise(compared(2))).domains == summarise(compared(2)).domains

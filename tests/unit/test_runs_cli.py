@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cuvee.cli import app
-from cuvee.core.epochs import TokensRead
 from cuvee.core.errors import CuveeError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.trajectory import Cost, Trajectory
@@ -75,7 +74,7 @@ def test_show_prints_configuration_and_trajectory(place: Path) -> None:
     rows = [line.split() for line in shown.splitlines()[-14:-5]]
     assert [row[0] for row in rows] == [str(t) for t in range(9)]
     assert rows[8][1] == "8,000"
-    read_K = TokensRead.during(trajectory(place, "mine-odm-s0")).of(("web", "code", "maths"))
+    read_K = trajectory(place, "mine-odm-s0").tokens_read().of(("web", "code", "maths"))
     domains = [line.split() for line in shown.splitlines()[-3:]]
     assert [row[0] for row in domains] == ["web", "code", "maths"]
     assert [row[4] for row in domains] == [

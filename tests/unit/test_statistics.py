@@ -10,6 +10,7 @@ from cuvee.evaluation.statistics import (
     bootstrap_mean,
     paired_difference,
     steps_to_reach,
+    variance_shares,
 )
 
 
@@ -69,3 +70,26 @@ def test_a_curve_that_rises_again_counts_from_its_first_arrival() -> None:
 
 def test_bits_per_byte() -> None:
     assert bits_per_byte(np.log(2.0) * 8, 4.0) == pytest.approx(2.0)
+
+
+def test_the_variance_of_crossed_seeds_is_divided_among_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    weights, order, draws = rng.normal(0, 2, 20), rng.normal(0, 1, 20), np.zeros(20)
+    values: dict[tuple[int, ...], float] = {
+        (i, j, k): weights[i] + order[j] + draws[k] + rng.normal(0, 0.5)
+        for i in range(20)
+        for j in range(20)
+        for k in range(20)
+    }
+    found = variance_shares(values)
+    assert found is not None
+    shares, deviation = found
+    known = np.array([weights.var(ddof=1), order.var(ddof=1), 0.0, 0.25])
+    assert shares == pytest.approx(known / known.sum(), abs=0.01)
+    assert deviation == pytest.approx(np.sqrt(known.sum()), rel=0.01)
+
+
+def test_an_incomplete_design_has_no_shares() -> None:
+    assert variance_shares({(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0}) is None
+    assert variance_shares({(0,): 1.0, (1,): 2.0}) is None
+    assert variance_shares({(0, 0): 1.0, (0, 1): 2.0}) is None

@@ -237,3 +237,42 @@ def test_a_damaged_state_is_refused() -> None:
         stream().load_state_dict({**state, "format": 0})
     with pytest.raises(CheckpointError, match=r"epoch_caps.*'web': 2\.0"):
         stream(epoch_caps={"web": 2.0}).load_state_dict(state)
+
+
+def test_a_state_does_not_repeat_what_the_corpus_says() -> None:
+    state = stream(epoch_caps={"web": 9.0}).state_dict()
+    assert state["domains"] is None
+    assert "web" not in json.dumps(state["schedule"])
+    changed = stream()
+    changed.rename_domain("web", "internet")
+    assert [row["name"] for row in changed.state_dict()["domains"]] == ["internet", "code"]
+    assert [(row["name"], row["source"]) for row in changed.sources()] == [
+        ("internet", "web"),
+        ("code", "code"),
+    ]
+
+
+def test_a_state_of_format_1_is_read() -> None:
+    source = stream(epoch_caps={"web": 9.0})
+    draw(source, 3)
+    source.set_mixture({"web": 0.2, "code": 0.8})
+    state = json.loads(json.dumps(source.state_dict()))
+    names = list(source.names)
+    caps = {"web": 9.0, "code": None}
+
+    def old(update: dict[str, Any]) -> dict[str, Any]:
+        return {**update, "mixture": {"names": names, "weights": update["mixture"]}}
+
+    schedule = {
+        **state["schedule"],
+        "current": old(state["schedule"]["current"]),
+        "pending": [old(update) for update in state["schedule"]["pending"]],
+    }
+    rows = [
+        {"name": name, "source": name, "fingerprint": FIRST.fingerprint, "cap": caps[name]}
+        for name in names
+    ]
+    resumed = stream(epoch_caps={"web": 9.0})
+    resumed.load_state_dict({**state, "format": 1, "domains": rows, "schedule": schedule})
+    assert resumed.state_dict() == source.state_dict()
+    assert (next(resumed).tokens_BL == next(source).tokens_BL).all()

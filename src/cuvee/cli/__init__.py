@@ -14,7 +14,7 @@ import typer
 from cuvee import __version__
 from cuvee.cli import corpus, demo, learn, order_test, recommend, search, steer, train
 from cuvee.cli.display.lines import say, say_warnings
-from cuvee.cli.results import evaluate, report, runs
+from cuvee.cli.results import dash, evaluate, report, runs
 from cuvee.cli.setup import doctor, init, questions, validate
 from cuvee.core.errors import CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped
@@ -43,6 +43,7 @@ app.add_typer(runs.app, name="runs")
 app.command("steer")(steer.steer)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("dash")(dash.dash)
 app.command("demo")(demo.demo)
 
 

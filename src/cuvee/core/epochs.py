@@ -18,7 +18,6 @@ import numpy.typing as npt
 from cuvee.core.arrays import FloatArray
 from cuvee.core.errors import ConfigError
 from cuvee.core.signals import Signals
-from cuvee.core.trajectory import Trajectory
 
 EpochCaps = float | Mapping[str, float] | None
 """How often a domain may be read in a run: for all domains, by name, or without limit.
@@ -33,7 +32,8 @@ def epochs_K(caps: EpochCaps, names: Sequence[str]) -> FloatArray:
     Raises `ConfigError` for a cap that is not above 0, or for a domain that is not in `names`.
     """
     by_name = caps if isinstance(caps, Mapping) else {}
-    if unknown := [name for name in by_name if name not in names]:
+    known = set(names)
+    if unknown := [name for name in by_name if name not in known]:
         raise ConfigError(
             f"epoch cap for unknown domain {', '.join(unknown)}: choose from {', '.join(names)}"
         )
@@ -81,30 +81,45 @@ def largest_shares(left_K: FloatArray, tokens: float) -> FloatArray:
 class TokensRead:
     """Counts the tokens of each domain that a run has read.
 
-    Sums are kept by name, so domains may be added and retired.
+    Sums are kept by name, so domains may be added and retired. O(K) per interval, and one array
+    operation while the domains stay the same.
     """
 
     def __init__(self) -> None:
-        self._read: dict[str, float] = {}
+        self._names: tuple[str, ...] = ()
+        self._read_K = np.zeros(0)
+        self._gone: dict[str, float] = {}
+        """Of domains that are not in `_names`."""
 
-    @classmethod
-    def during(cls, trajectory: Trajectory) -> TokensRead:
-        """Return the count over all intervals of a trajectory."""
-        count = cls()
-        for signals in trajectory.signals:
-            count.add(signals)
-        return count
+    def copy(self) -> TokensRead:
+        """Return a count that continues on its own."""
+        copy = TokensRead()
+        copy._names = self._names
+        copy._read_K = self._read_K.copy()
+        copy._gone = dict(self._gone)
+        return copy
 
     def add(self, signals: Signals) -> None:
-        """Add one interval, in O(K)."""
-        for name, tokens in zip(signals.names, signals.tokens_K.tolist(), strict=True):
-            self._read[name] = self._read.get(name, 0.0) + tokens
+        """Add one interval."""
+        if signals.names != self._names:
+            known = self.by_name()
+            self._names = signals.names
+            self._read_K = np.array([known.pop(name, 0.0) for name in signals.names])
+            self._gone = known
+        self._read_K += signals.tokens_K
+
+    def by_name(self) -> dict[str, float]:
+        """Return the tokens that were read of each domain, retired ones included."""
+        return {**self._gone, **dict(zip(self._names, self._read_K.tolist(), strict=True))}
 
     def of(self, names: Sequence[str]) -> FloatArray:
         """Return (K,) the tokens that were read of the named domains."""
-        return np.array([self._read.get(name, 0.0) for name in names])
+        if self._names == tuple(names):
+            return self._read_K.copy()
+        known = self.by_name()
+        return np.array([known.get(name, 0.0) for name in names])
 
     @property
     def total(self) -> float:
         """The tokens of all domains, those that have been retired included."""
-        return sum(self._read.values())
+        return float(self._read_K.sum()) + sum(self._gone.values())

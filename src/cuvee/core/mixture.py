@@ -152,8 +152,11 @@ class Mixture:
 
         Raises `MixtureError` if a domain with positive weight is not in `names`.
         """
+        if self.names == tuple(names):
+            return self
         shares = self.as_dict()
-        lost = [name for name, weight in shares.items() if weight > 0 and name not in set(names)]
+        known = set(names)
+        lost = [name for name, weight in shares.items() if weight > 0 and name not in known]
         if lost:
             raise MixtureError(
                 f"{', '.join(lost)} has weight but is not among the domains {', '.join(names)}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain
+from cuvee.core.epochs import TokensRead
 from cuvee.core.errors import ConfigError
 from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Measured, Signals
@@ -31,7 +32,7 @@ class Trajectory:
     (20, 8)
     """
 
-    __slots__ = ("_mixtures", "_signals", "_steps")
+    __slots__ = ("_mixtures", "_read", "_signals", "_steps", "_totals")
 
     def __init__(self, signals: Sequence[Signals], mixtures: Sequence[Mixture] = ()) -> None:
         assert len(signals) == len(mixtures) + 1, (
@@ -39,7 +40,9 @@ class Trajectory:
         )
         self._signals = list(signals)
         self._mixtures = list(mixtures)
+        self._totals = np.cumsum([one.tokens_K.sum() for one in signals]).tolist()
         self._steps = len(mixtures)
+        self._read: TokensRead | None = None
 
     @classmethod
     def start(cls, signals: Signals) -> Trajectory:
@@ -58,12 +61,19 @@ class Trajectory:
         if len(self._mixtures) == self._steps:  # this is the newest: extend the lists in place
             longer._signals = self._signals
             longer._mixtures = self._mixtures
+            longer._totals = self._totals
         else:  # another trajectory was already appended to this one: copy
             longer._signals = self._signals[: self._steps + 1]
             longer._mixtures = self._mixtures[: self._steps]
+            longer._totals = self._totals[: self._steps + 1]
         longer._signals.append(signals)
         longer._mixtures.append(mixture)
+        longer._totals.append(longer._totals[-1] + int(signals.tokens_K.sum()))
         longer._steps = self._steps + 1
+        longer._read = None
+        if self._read is not None:
+            longer._read = self._read.copy()
+            longer._read.add(signals)
         return longer
 
     def __len__(self) -> int:
@@ -99,12 +109,32 @@ class Trajectory:
     def names(self) -> tuple[str, ...]:
         return self.last.names
 
+    def tokens_T1(self) -> npt.NDArray[np.int64]:
+        """Return the (T + 1,) training tokens of all domains up to each signal."""
+        return np.array(self._totals[: self._steps + 1], dtype=np.int64)
+
+    def tokens_read(self) -> TokensRead:
+        """Return the training tokens of each domain in all intervals, retired ones included.
+
+        The first call is O(T K). If every trajectory of a run is asked, a call is O(K). The result
+        may be added to.
+        """
+        if self._read is None:
+            self._read = TokensRead()
+            for signals in self.signals:
+                self._read.add(signals)
+        return self._read.copy()
+
     def weights_TK(self) -> FloatArray:
         """Return the (T, K) weights over the current domains; 0 before a domain was added."""
-        rows = [
-            [mixture.as_dict().get(name, 0.0) for name in self.names] for mixture in self.mixtures
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(self), len(self.names))
+        weights_TK = np.empty((len(self), len(self.names)))
+        for row_K, mixture in zip(weights_TK, self.mixtures, strict=True):
+            if mixture.names == self.names:
+                row_K[:] = mixture.weights_K
+            else:
+                shares = mixture.as_dict()
+                row_K[:] = [shares.get(name, 0.0) for name in self.names]
+        return weights_TK
 
     def at(self, t: int) -> Signals:
         """Return the signals after `t` intervals, in O(1)."""

@@ -37,12 +37,13 @@ def rank_correlation(
     generator = np.random.Generator(np.random.PCG64(0))
     drawn = [generator.integers(0, len(first_N), len(first_N)) for _ in range(resamples)]
     low, high = np.quantile(
-        [_spearman(first_N[rows], second_N[rows]) for rows in drawn], [0.025, 0.975]
+        [spearman(first_N[rows], second_N[rows]) for rows in drawn], [0.025, 0.975]
     )
-    return RankCorrelation(_spearman(first_N, second_N), float(low), float(high), len(first_N))
+    return RankCorrelation(spearman(first_N, second_N), float(low), float(high), len(first_N))
 
 
-def _spearman(first_N: FloatArray, second_N: FloatArray) -> float:
+def spearman(first_N: FloatArray, second_N: FloatArray) -> float:
+    """Return Spearman's ρ between two measurements (N,), 0 if one of them is constant."""
     first_N, second_N = _ranks(first_N), _ranks(second_N)
     spread = float(np.sqrt((first_N @ first_N) * (second_N @ second_N)))
     return float(first_N @ second_N) / spread if spread > 0 else 0.0

@@ -95,6 +95,43 @@ def bootstrap_means(
     ]
 
 
+def variance_shares(values: Mapping[tuple[int, ...], float]) -> tuple[FloatArray, float] | None:
+    """Return how much of the variance each of F crossed factors explains, and its square root.
+
+    `values` has one value for each combination of levels, a tuple of F levels. The result is
+    (F + 1,) shares that sum to 1 (the last one is that of combinations of factors), and the standard
+    deviation that they divide. None unless every combination is there, F is at least 2 and each
+    factor has two levels.
+
+    Variance components of a crossed random-effects design, by mean squares (Searle, Casella and
+    McCulloch 1992, §4.3); negative ones count as 0.
+
+    >>> shares, deviation = variance_shares({(0, 0): 1.0, (0, 1): 1.0, (1, 0): 2.0, (1, 1): 2.0})
+    >>> shares.tolist()
+    [1.0, 0.0, 0.0]
+    """
+    levels = [sorted(set(column)) for column in zip(*values, strict=True)]
+    shape = tuple(map(len, levels))
+    if len(shape) < 2 or min(shape) < 2 or len(values) != math.prod(shape):
+        return None
+    place = [{level: i for i, level in enumerate(column)} for column in levels]
+    table = np.empty(shape)
+    for combination, value in values.items():
+        table[tuple(at[level] for at, level in zip(place, combination, strict=True))] = value
+    centred = table - table.mean()
+    effects = [
+        centred.mean(axis=tuple(other for other in range(len(shape)) if other != axis))
+        for axis in range(len(shape))
+    ]
+    squares_F = np.array([table.size / len(e) * float(e @ e) for e in effects])
+    freedom_F = np.array(shape) - 1
+    rest = float((centred**2).sum() - squares_F.sum()) / (table.size - 1 - freedom_F.sum())
+    parts_F = (squares_F / freedom_F - rest) * np.array(shape) / table.size
+    parts = np.append(np.maximum(parts_F, 0.0), max(rest, 0.0))
+    total = float(parts.sum())
+    return (parts / total if total else parts), math.sqrt(total)
+
+
 def steps_to_reach(steps: npt.ArrayLike, losses: npt.ArrayLike, goal: float) -> float | None:
     """Return the optimizer step at which a loss curve first reaches `goal`, else None.
 

@@ -113,7 +113,7 @@ class RunJournal:
         """Record the last interval; save trainer and policy if a checkpoint is due."""
         number = len(so_far)
         if number == 1:
-            self._claim.append(0, None, so_far.signals[0])
+            self._claim.append(0, None, so_far.at(0))
         self._claim.append(number, so_far.last_mixture, so_far.last, metrics, self.cost(trainer))
         if trainer.done or number % self._every == 0:
             self.save(number, trainer, policy)

@@ -73,7 +73,7 @@ class LaneRows(Dataset[dict[str, Tensor]]):
 
     def follow(self, update: MixtureUpdate) -> None:
         """Send a decision to every process that reads, with the domains that join with it."""
-        domains = self._steered.state_dict()["domains"]
+        domains = self._steered.sources()
         joined = domains[self._known :]
         self._known = len(domains)
         self._updates.append({**update.to_json(), "joined": joined})

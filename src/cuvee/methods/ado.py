@@ -14,12 +14,14 @@ commits to `ADOPolicy`, which uses the prior for the first `warmup` of the run, 
 Deviations: laws are refitted after every interval by least squares over a grid of α, with ε and β
 in closed form. The paper refits every 1,000 steps with L-BFGS on a Huber loss of logarithms. We
 update h and π̄ after every interval, the paper after every step. A domain whose law cannot be
-fitted yet gets the mean speed of the others. δ is at most 1/K.
+fitted yet gets the mean speed of the others. δ is at most 1/K. With more than 128 domains, each
+interval refits 128 of them in turn, so that the cost of a decision does not grow with K.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,11 +34,13 @@ from cuvee.core.errors import ConfigError, PolicyError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Domains, Metrics, Policy, Probe, State
 from cuvee.core.registry import register_method, register_policy
+from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Run, Trajectory
 from cuvee.policies.guard.limits import nearest_within
 
 _FEWEST_POINTS = 4  # a law has three parameters
 _MOST_POINTS = 256  # per fit, evenly spaced over the run
+_MOST_FITS = 128  # per interval
 _EXPONENTS = (0.01, 1.5)
 
 
@@ -172,6 +176,7 @@ class ADOPolicy:
         self._recent: dict[str, float] = {}
         self._mean: dict[str, float] = {}
         self._next: dict[str, float] = {}
+        self._laws: dict[str, Law] = {}
 
     def mixture(self, so_far: Trajectory) -> Mixture:
         """Return the next mixture: the prior until there are laws.
@@ -193,13 +198,15 @@ class ADOPolicy:
         mean_K = mean + (weights_K - mean) / len(so_far)
         self._recent = dict(zip(names, recent_K.tolist(), strict=True))
         self._mean = dict(zip(names, mean_K.tolist(), strict=True))
-        laws = self._laws(so_far) if so_far.last.progress >= self._warmup else {}
+        fitted = self._refit(so_far) if so_far.last.progress >= self._warmup else {}
+        laws = {name: self._laws[name] for name in names if name in self._laws}
         if not laws:
             return {"laws": None}
-        tokens = float(sum(int(signals.tokens_K.sum()) for signals in so_far.signals))
+        tokens = float(so_far.tokens_T1()[-1])
         speeds = {name: law.speed(tokens) for name, law in laws.items()}
         self._next = self._steer(names, speeds, recent_K, mean_K).as_dict()
-        return {"laws": {name: law._asdict() for name, law in laws.items()}, "speeds": speeds}
+        new = {name: law._asdict() for name, law in laws.items() if name in fitted}
+        return {"laws": new, "speeds": speeds}
 
     def _steer(
         self, names: Sequence[str], speeds: Mapping[str, float], recent_K: Any, mean_K: Any
@@ -215,28 +222,33 @@ class ADOPolicy:
         floor_K = np.full(len(names), min(self._floor, 1 / len(names)))
         return nearest_within(mixed, floor_K, np.ones(len(names)))
 
-    def _laws(self, so_far: Trajectory) -> dict[str, Law]:
-        """Return the laws of the domains with enough measured losses.
+    def _refit(self, so_far: Trajectory) -> Mapping[str, int]:
+        """Fit the laws whose turn it is, of domains with enough measured losses. Return the turn.
 
         Intervals of the first half of the warm-up are not used.
         """
-        tokens_T = np.cumsum([signals.tokens_K.sum() for signals in so_far.signals])
-        first = next(
-            t for t, s in enumerate(so_far.signals) if t and s.progress >= self._warmup / 2
-        )
-        steps = np.unique(np.linspace(first, len(so_far), _MOST_POINTS).astype(int)).tolist()
-        laws = {}
-        for name in so_far.names:
-            points = [
-                # The mean loss of an interval belongs to its middle.
-                (0.5 * (tokens_T[t - 1] + tokens_T[t]), loss)
-                for t in steps
-                if (loss := _loss_of(so_far, t, name)) is not None
-            ]
-            if len(points) >= _FEWEST_POINTS:
-                tokens_P, losses_P = np.array(points).T
-                laws[name] = fit_law(tokens_P, losses_P)
-        return laws
+        names = so_far.names
+        turn = (len(so_far) - 1) * _MOST_FITS
+        places = [(turn + i) % len(names) for i in range(min(_MOST_FITS, len(names)))]
+        now = {names[k]: k for k in places}
+        tokens_T = so_far.tokens_T1()
+        first = self._first(so_far)
+        steps = np.unique(np.linspace(first, len(so_far), _MOST_POINTS).astype(int))
+        # The mean loss of an interval belongs to its middle.
+        middle_P = 0.5 * (tokens_T[steps - 1] + tokens_T[steps])
+        losses_PD = np.array([_losses(so_far.at(t), names, now) for t in steps.tolist()])
+        for name, losses_P in zip(now, losses_PD.T, strict=True):
+            known_P = np.isfinite(losses_P)
+            if known_P.sum() >= _FEWEST_POINTS:
+                self._laws[name] = fit_law(middle_P[known_P], losses_P[known_P])
+            else:
+                self._laws.pop(name, None)
+        return now
+
+    def _first(self, so_far: Trajectory) -> int:
+        """Return the first interval that is used, by bisection: progress never falls."""
+        start = self._warmup / 2
+        return max(1, bisect_left(range(len(so_far)), start, key=lambda t: so_far.at(t).progress))
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -249,12 +261,15 @@ class ADOPolicy:
         }
 
     def state_dict(self) -> State:
-        return {"recent": dict(self._recent), "mean": dict(self._mean), "next": dict(self._next)}
+        shares = {"recent": self._recent, "mean": self._mean, "next": self._next}
+        laws = {name: list(law) for name, law in self._laws.items()}
+        return {**{name: dict(share) for name, share in shares.items()}, "laws": laws}
 
     def load_state_dict(self, state: State) -> None:
         self._recent = dict(state["recent"])
         self._mean = dict(state["mean"])
         self._next = dict(state["next"])
+        self._laws = {name: Law(*law) for name, law in state.get("laws", {}).items()}
 
 
 def _over(names: Sequence[str], shares: Mapping[str, float]) -> Mixture:
@@ -262,9 +277,13 @@ def _over(names: Sequence[str], shares: Mapping[str, float]) -> Mixture:
     return Mixture.normalise(names, [shares.get(name, 1.0 / len(names)) for name in names])
 
 
-def _loss_of(so_far: Trajectory, t: int, name: str) -> float | None:
-    signals = so_far.signals[t]
-    if name not in signals.names:
-        return None
-    k = signals.names.index(name)
-    return float(signals.loss.values[k]) if signals.loss.present[k] else None
+def _losses(signals: Signals, names: tuple[str, ...], wanted: Mapping[str, int]) -> FloatArray:
+    """Return the losses of the `wanted` domains, NaN where there is none.
+
+    `wanted` gives their places among `names`, those of the newest signals.
+    """
+    loss_K = np.where(signals.loss.present, signals.loss.values, np.nan)
+    if signals.names == names:
+        return loss_K[list(wanted.values())]
+    known = dict(zip(signals.names, loss_K.tolist(), strict=True))
+    return np.array([known.get(name, np.nan) for name in wanted])

@@ -27,7 +27,6 @@ import numpy.typing as npt
 from cuvee.agents.base import Observation
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import available_K, natural_K
-from cuvee.core.epochs import TokensRead
 from cuvee.core.registry import register_encoder
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
@@ -85,9 +84,9 @@ def observe(
     """
     rewards = rewards or Measured.absent(len(so_far.names))
     now = so_far.last
-    before = so_far.signals[-2] if len(so_far) else None
+    before = so_far.at(len(so_far) - 1) if len(so_far) else None
     K = len(so_far.names)
-    drawn_K = TokensRead.during(so_far).of(so_far.names)
+    drawn_K = so_far.tokens_read().of(so_far.names)
     change = _change(now, before)
     weights_K = (
         so_far.last_mixture.weights_K if so_far.last_mixture is not None else np.full(K, 1 / K)

@@ -66,7 +66,7 @@ class Feedback:
         It is absent where nothing was evaluated, and everywhere if the base model was not
         evaluated.
         """
-        first = trajectory.signals[0]
+        first = trajectory.at(0)
         found = [self.at(first, now) for now in trajectory.signals]
         return Measured(
             np.array([value or 0.0 for value in found]),

@@ -13,7 +13,7 @@ apart, z is m standardised. If they do not, τ is 0 and so is z.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,18 +68,24 @@ class GainEstimate:
         self._kept = kept
         self._noise = noise
         # Of each domain: rows, Σ x, Σ x², and rows weighted by the squared weights.
-        self._sums: dict[str, FloatArray] = {}
+        self._names: tuple[str, ...] = ()
+        self._sums_4K = np.zeros((4, 0))
 
     def add(self, signals: Signals) -> None:
         """Add the gains of one interval, if they were measured."""
         gains = row_gains(signals, self._noise)
         if gains is None:
             return
-        decay_4 = np.array([self._kept, self._kept, self._kept, self._kept**2])
-        for k, name in enumerate(signals.names):
-            n = gains.rows_K[k]
-            new_4 = np.array([n, n * gains.mean.values[k], n * gains.square.values[k], n])
-            self._sums[name] = decay_4 * self._sums.get(name, np.zeros(4)) + new_4
+        n_K = gains.rows_K
+        new_4K = np.stack([n_K, n_K * gains.mean.values, n_K * gains.square.values, n_K])
+        now = set(signals.names)
+        gone = [name for name in self._names if name not in now]
+        names = (*signals.names, *gone)
+        decay_41 = np.array([[self._kept], [self._kept], [self._kept], [self._kept**2]])
+        old_4K = self._of(names)
+        old_4K[:, : len(n_K)] = decay_41 * old_4K[:, : len(n_K)] + new_4K
+        self._names = names
+        self._sums_4K = old_4K
 
     def moments(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """Return means (K,) and standard errors (K,), infinite for fewer than two rows."""
@@ -106,13 +112,26 @@ class GainEstimate:
         return shrunken(*self.moments(names), among_K)
 
     def _of(self, names: Sequence[str]) -> FloatArray:
-        return np.stack([self._sums.get(name, np.zeros(4)) for name in names], axis=1)
+        """Return a copy of the sums of these domains, 0 for unknown ones."""
+        if self._names == tuple(names):
+            return self._sums_4K.copy()
+        place = {name: k for k, name in enumerate(self._names)}
+        known = [i for i, name in enumerate(names) if name in place]
+        sums_4K = np.zeros((4, len(names)))
+        sums_4K[:, known] = self._sums_4K[:, [place[names[i]] for i in known]]
+        return sums_4K
 
     def state_dict(self) -> State:
-        return {"sums": {name: sums_4.copy() for name, sums_4 in self._sums.items()}}
+        return {"names": list(self._names), "sums": self._sums_4K.copy()}
 
     def load_state_dict(self, state: State) -> None:
-        self._sums = {name: np.array(sums_4) for name, sums_4 in state["sums"].items()}
+        sums = state["sums"]
+        if isinstance(sums, Mapping):  # of earlier versions: an array for each domain
+            self._names = tuple(sums)
+            self._sums_4K = np.array([sums[name] for name in sums]).reshape(-1, 4).T.copy()
+        else:
+            self._names = tuple(state["names"])
+            self._sums_4K = np.array(sums)
 
 
 def shrunken(mean_K: FloatArray, error_K: FloatArray, among_K: BoolArray) -> Gains:

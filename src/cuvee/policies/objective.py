@@ -27,7 +27,7 @@ def objective_K(so_far: Trajectory, objective: Mapping[str, float] | None) -> Fl
     names = so_far.names
     if objective:
         return _given(names, objective)
-    first = so_far.signals[0]
+    first = so_far.at(0)
     validated = first.probes.get("valid_loss")
     if validated is None or not validated.present.any():
         return np.ones(len(names))

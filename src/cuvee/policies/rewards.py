@@ -184,7 +184,7 @@ class PublishedHolisticReward:
             return None
         for_alignment, for_quality, for_stability = self._weights
         quality_K = so_far.last.progress * quality_scores(so_far, self._quality)
-        stability = self._stability(so_far.last, so_far.signals[-2])
+        stability = self._stability(so_far.last, so_far.at(len(so_far) - 1))
         terms = {
             "alignment": for_alignment * alignment.scalar,
             "quality": for_quality * float(mixture.weights_K @ quality_K),

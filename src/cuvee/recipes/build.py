@@ -95,7 +95,7 @@ def _saved(config: TrainConfig, corpus: Corpus) -> Policy | None:
 
 
 def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
-    method = config.method.build(config.seed, config.objective)
+    method = config.method.build(config.seed_of("agent"), config.objective)
     if wanted := len(method.propose(corpus, ())):
         raise ConfigError(
             f"{config.method.label} learns from proxy runs, {wanted} to begin with: run "
@@ -106,7 +106,8 @@ def _commit(config: TrainConfig, corpus: Corpus) -> Policy:
 
 
 def build_trainer(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Trainer:
-    """Build the registered trainer `config.trainer`. All randomness depends on `config.seed`."""
-    settings = replace(config.train, seed=config.seed)
+    """Build the registered trainer `config.trainer`. All randomness depends on the seeds."""
+    order = config.part_seeds.get("order")
+    settings = replace(config.train, seed=config.seed_of("weights"), order_seed=order)
     trainer: Trainer = TRAINERS.get(config.trainer).build(config.model, corpus, settings, ranks)
     return trainer

@@ -7,10 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from cuvee.core.domain import available_K
 from cuvee.core.epochs import TokensRead
 from cuvee.core.protocols import Journal, Metrics, Policy, Trainer
 from cuvee.core.trajectory import Trajectory
@@ -18,7 +16,14 @@ from cuvee.fleet.journal import OnRecord
 from cuvee.fleet.store.store import Store
 from cuvee.integrations.trackers import Tracker, figures
 from cuvee.recipes.progress.stopping import Stop, Stopped
-from cuvee.recipes.progress.watch import Observer, Progress, training_loss, valid_loss
+from cuvee.recipes.progress.watch import (
+    TREND,
+    Observer,
+    Progress,
+    domain_progress,
+    training_loss,
+    valid_loss,
+)
 from cuvee.training.checkpoint import Checkpoints
 from cuvee.training.distributed import Ranks
 
@@ -50,7 +55,7 @@ class WatchedJournal:
             self._observer.begin(self._run_id, "begins")
         else:
             self._began_at = so_far.last.progress
-            self._read = TokensRead.during(so_far)
+            self._read = so_far.tokens_read()
             measured = (valid_loss(signals) for signals in reversed(so_far.signals))
             self._valid_loss = next((loss for loss in measured if loss is not None), None)
             self._observer.begin(
@@ -80,7 +85,7 @@ class WatchedJournal:
         assert mixture is not None, "an interval has its mixture"
         self._tokens += int(last.tokens_K.sum())
         self._read.add(last)
-        epochs_K = self._read.of(so_far.names) / np.maximum(available_K(so_far.domains), 1)
+        before = so_far.mixtures[-min(len(so_far), TREND + 1)]
         measured = valid_loss(last)
         self._valid_loss = self._valid_loss if measured is None else measured
         return Progress(
@@ -92,8 +97,7 @@ class WatchedJournal:
             tokens=self._tokens,
             loss=training_loss(last),
             valid_loss=self._valid_loss,
-            mixture=mixture.as_dict(),
-            epochs=dict(zip(so_far.names, epochs_K.tolist(), strict=True)),
+            domains=domain_progress(last, mixture, before, self._read),
         )
 
     def _asked(self) -> int | None:

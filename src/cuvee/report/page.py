@@ -9,12 +9,15 @@ from typing import Any
 
 from cuvee.core.domain import Domain, natural_K
 from cuvee.core.files import write_atomic
+from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered
 from cuvee.report import panels, tables, words
 from cuvee.report.answers import Evaluations, answer_table
 from cuvee.report.document import fill
 from cuvee.report.figures.colours import OTHER, focused_colours
+from cuvee.report.figures.folding import MOST_DOMAINS, folded
+from cuvee.report.learned.section import sections
 from cuvee.report.steering import Steering
 from cuvee.report.summary import MOST_METHODS, Summary, summarise
 from cuvee.report.verdict import card, steering_note
@@ -27,6 +30,7 @@ _MAY_DIFFER = {
     "policy_sha256",
     "proxies",
     "seed",
+    "part_seeds",
     "evaluation",
 }
 
@@ -43,6 +47,7 @@ def write_report(
     claims: Sequence[Answered] = (),
     evaluations: Evaluations | None = None,
     steered: Mapping[str, Steering] | None = None,
+    metrics: Mapping[str, Sequence[Metrics]] | None = None,
 ) -> Path:
     """Write the page about runs, or about one run or trajectory, and return its path.
 
@@ -57,11 +62,12 @@ def write_report(
     the first). `statuses` says by run id why unfinished runs did not finish ("failed: the loss is
     not finite"). `bytes_per_token` by domain gives bits per byte if the runs' configurations do not
     have it. `claims` were registered for this comparison. `evaluations` are results of
-    `cuvee evaluate` by run id. `steered` says by run id who steered it. `facts` are further
+    `cuvee evaluate` by run id. `steered` says by run id who steered it. `metrics` are what the
+    policies logged by run id, for the part about what they learned. `facts` are further
     lines of "what was compared", such as the hardware. Raises `ConfigError` as `summarise` does.
     """
     summary = summarise(_runs(runs), baseline, statuses, bytes_per_token, steered)
-    page = render(summary, title, facts or {}, claims, evaluations or {})
+    page = render(summary, title, facts or {}, claims, evaluations or {}, metrics or {})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page)
@@ -81,18 +87,21 @@ def render(
     facts: Mapping[str, str],
     claims: Sequence[Answered],
     evaluations: Evaluations,
+    metrics: Mapping[str, Sequence[Metrics]],
 ) -> str:
     """Return the page as text."""
-    domains = summary.runs[0].run.trajectory.domains
+    few = folded(summary)
+    domains = few.runs[0].run.trajectory.domains
     trade = panels.trade_panel(summary)
     figures = {
         "intervals": panels.interval_panels(summary),
-        "mixtures": panels.mixture_panels(summary),
-        "epochs": panels.epochs_panels(summary),
+        "mixtures": panels.mixture_panels(few),
+        "epochs": panels.epochs_panels(few),
         "trades": [trade] if trade else [],
         "curves": panels.curve_panels(summary),
-        "by_domain": panels.domain_panels(summary),
+        "by_domain": panels.domain_panels(few),
     }
+    learned = sections(few, metrics)
     described = _facts(summary) | dict(facts)
     conclusion = card(summary)
     said = words.headline(summary)
@@ -102,8 +111,11 @@ def render(
         "page.html",
         title,
         described,
-        [panel for group in figures.values() for panel in group],
-        {"rest": _rest(domains, summary.top), "other": OTHER},
+        [
+            *(panel for group in figures.values() for panel in group),
+            *(one.panel for one in learned),
+        ],
+        {"rest": _rest(domains, few.top), "other": OTHER},
         summary=summary,
         card=conclusion,
         claims=[words.claim_sentence(one) for one in claims],
@@ -114,7 +126,9 @@ def render(
         notes=[] if conclusion else _notes(summary),
         final=tables.final_table(summary),
         paired=tables.paired_table(summary),
-        domains=tables.domain_table(summary),
+        spread=tables.spread_table(summary),
+        domains=tables.domain_table(few),
+        learned=learned,
         answers=answer_table(summary, evaluations),
         runs=tables.run_table(summary),
         bits=any(
@@ -122,7 +136,7 @@ def render(
         ),
         run_domains=domains,
         natural=natural_K(domains).tolist(),
-        colours=focused_colours(domains, summary.top),
+        colours=focused_colours(domains, few.top),
         configs=_configs(summary),
         **figures,
     )
@@ -187,6 +201,12 @@ def _warnings(summary: Summary) -> list[str]:
         found.append(
             f"Figures show {summary.baseline} and the {MOST_METHODS - 1} methods with the lowest "
             f"loss. The tables have the other {more} too."
+        )
+    if len(summary.ranked) > MOST_DOMAINS:
+        found.append(
+            f"Figures and tables by domain have the {MOST_DOMAINS} domains with the largest shares "
+            f"of {len(summary.ranked):,}, and the others of a role as one, with their mean loss. "
+            "Scores and verdicts use all."
         )
     open_runs = [view for view in summary.runs if not view.finished]
     if open_runs:

@@ -51,20 +51,23 @@ class Summary:
 
     @cached_property
     def top(self) -> frozenset[str]:
-        """Names of the domains with a colour of their own: all, or those that get most tokens.
+        """Names of the domains with a colour of their own: all, or the first of `ranked`."""
+        many = len(self.ranked) > _MANY_DOMAINS
+        return frozenset(self.ranked[:_TOP_DOMAINS] if many else self.ranked)
 
-        They have the largest mean share in one of the methods in the figures.
+    @cached_property
+    def ranked(self) -> list[str]:
+        """Names of the domains by their largest share of the tokens.
+
+        That is the largest of the natural share and those in the methods in the figures.
         """
         domains = self.runs[0].run.trajectory.domains
         names = [domain.name for domain in domains]
-        if len(names) <= _MANY_DOMAINS:
-            return frozenset(names)
-        read_MK = [
-            view.read_TK(names)[-1] for method in self.shown for view in method.runs[:_SEEDS]
-        ]
+        views = [view for method in self.shown for view in method.runs[:_SEEDS]]
+        read_MK = [view.run.trajectory.tokens_read().of(names) for view in views]
         shares_MK = [read_K / max(float(read_K.sum()), 1.0) for read_K in read_MK]
         largest_K = np.max([*shares_MK, natural_K(domains)], axis=0)
-        return frozenset(names[k] for k in np.argsort(-largest_K, kind="stable")[:_TOP_DOMAINS])
+        return [names[k] for k in np.argsort(-largest_K, kind="stable")]
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.statistics import bootstrap_means, paired_difference
+from cuvee.evaluation.statistics import bootstrap_means, paired_difference, variance_shares
 from cuvee.evaluation.verdicts import Verdict
 from cuvee.report.summary import Summary
 from cuvee.report.verdict import seeds_to_decide
@@ -153,6 +153,37 @@ def paired_table(summary: Summary) -> Table | None:
     columns += ("Proxies pay from",) if costly else ()
     extra = {f"Δ {name.lower()}" for name, _ in losses if name != headline_name(summary)}
     return Table(columns, tuple(rows), frozenset(extra)) if rows else None
+
+
+_PARTS = {"weights": "Initial weights", "order": "Order of the data", "agent": "Agent"}
+
+
+def spread_table(summary: Summary) -> Table | None:
+    """How much of the spread over seeds each part of a run carries; None unless seeds are crossed.
+
+    One row for each method's final loss, and one for its difference to the baseline.
+    """
+    _, value = measures(summary)[-1]
+    found = [(method, method.crossed(value)) for method in summary.methods]
+    base = found[0][1]
+    rows = []
+    for index, (method, crossed) in enumerate(found):
+        if crossed is None or (base and crossed.parts != base.parts):
+            continue
+        compared = crossed.minus(base) if index and base else None
+        for head, one in ((method.label, crossed), (f"Δ {method.label}", compared)):
+            shared = variance_shares(one.values) if one and one.values else None
+            if shared is None or one is None:
+                continue
+            shares, deviation = shared
+            cells = [Cell(f"{deviation:.4f}", value=deviation)]
+            cells += [Cell(f"{share:.0%}", value=float(share)) for share in shares]
+            rows.append(Row(head, f"{len(one.values)} runs", tuple(cells), index))
+    if not rows:
+        return None
+    parts = next(crossed.parts for _, crossed in found if crossed)
+    names = (*(_PARTS.get(part, part) for part in parts), "Combinations of them")
+    return Table(("Standard deviation", *names), tuple(rows))
 
 
 def _difference(method: MethodView, baseline: MethodView, value: Value) -> Cell:
@@ -344,8 +375,7 @@ def _drawn(method: MethodView) -> Counter[str]:
     """The tokens of each domain that all scored runs of the method read together."""
     drawn: Counter[str] = Counter()
     for view in method.scored:
-        for signals in view.run.trajectory.signals:
-            drawn.update(dict(zip(signals.names, signals.tokens_K.tolist(), strict=True)))
+        drawn.update(view.run.trajectory.tokens_read().by_name())
     return drawn
 
 

@@ -74,6 +74,11 @@ def _trust(
             f"{pairs} paired seeds are few: a bootstrap interval of fewer than {ENOUGH_SEEDS} is "
             "too narrow, so this is a hint."
         )
+    if any(view.run.config.get("part_seeds") for view in summary.runs):
+        said.append(
+            "Seeds are crossed, so the runs share initial weights, orders or draws: intervals and "
+            "p-values treat them as independent, and are too narrow."
+        )
     for method in summary.methods:
         if note := steering_note(method):
             unnamed = method.label in uncredited

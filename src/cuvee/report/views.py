@@ -85,7 +85,7 @@ class RunView:
     @cached_property
     def tokens_T1(self) -> npt.NDArray[np.int64]:
         """(T+1,) training tokens up to each signal."""
-        return np.cumsum([int(signals.tokens_K.sum()) for signals in self.run.trajectory.signals])
+        return self.run.trajectory.tokens_T1()
 
     def weights_TK(self, names: Sequence[str]) -> FloatArray:
         """(T, K) shares of the batch of these domains; 0 before a domain was added."""
@@ -200,6 +200,23 @@ class RunView:
 
 
 @dataclass(frozen=True)
+class Crossed:
+    """Values by the seeds of `parts`, one seed for each part."""
+
+    parts: tuple[str, ...]
+    values: Mapping[tuple[int, ...], float]
+
+    def minus(self, other: Crossed) -> Crossed:
+        """The differences where both have a value."""
+        shared = {
+            seeds: value - other.values[seeds]
+            for seeds, value in self.values.items()
+            if seeds in other.values
+        }
+        return Crossed(self.parts, shared)
+
+
+@dataclass(frozen=True)
 class MethodView:
     """The runs of one method, by seed."""
 
@@ -219,6 +236,24 @@ class MethodView:
         """`value` of the final scores of each finished run, by seed. Absent values are left out."""
         found = {view.run.seed: value(view.final) for view in self.finished if view.final}
         return {seed: number for seed, number in found.items() if number is not None}
+
+    def crossed(self, value: Callable[[Scores], float | None]) -> Crossed | None:
+        """`value` of the final scores by the seeds of the run's parts, if those were crossed."""
+        seeds = {view.run.seed: view.run.config.get("part_seeds") for view in self.finished}
+        known = {seed: found for seed, found in seeds.items() if isinstance(found, Mapping)}
+        values = self.by_seed(value)
+        parts = [
+            part
+            for part in next(iter(known.values()), {})
+            if len({found.get(part) for found in known.values()}) > 1
+        ]
+        if len(known) < len(values) or not parts:
+            return None
+        by_levels = {
+            tuple(int(known[seed][part]) for part in parts): number
+            for seed, number in values.items()
+        }
+        return Crossed(tuple(map(str, parts)), by_levels)
 
     @property
     def cost(self) -> Cost:
@@ -324,7 +359,7 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
 
 def held_out_loss(run: Run, t: int, split: Split) -> dict[str, float]:
     """Return the loss on `split` by domain at signal t, without domains that were not measured."""
-    signals = run.trajectory.signals[t]
+    signals = run.trajectory.at(t)
     measured = signals.probes.get(f"{split}_loss")
     if measured is None or measured.shape != (len(signals.domains),):
         return {}

@@ -132,6 +132,9 @@ def captions(summary: Summary) -> dict[str, str]:
         "by_domain": "Validation loss over training tokens" + means + ".",
         "final": f"{loss.capitalize()} in nats per token at the end, and what one run cost, "
         f"proxies included{means}. Below each figure: {below}.{bold}",
+        "spread": "Where the spread over seeds comes from: the standard deviation of the final "
+        f"{loss}, and the share of its variance that each part of a run carries. Rows with Δ are "
+        f"about the difference to {base}.",
         "paired": _paired_caption(base, loss, counts),
         "domains": _domain_caption(base, loss, counts),
     }

@@ -59,7 +59,9 @@ class TrainerSettings:
     validation_tokens: int = 4_096
     """The most tokens of each domain's `valid` split that one validation reads."""
     seed: int = 0
-    """Seed of the randomness inside steps, such as dropout."""
+    """Seed of the initial weights and of the randomness inside steps, such as dropout."""
+    order_seed: int | None = None
+    """Seed of the order of the data. None: `seed`."""
 
     def __post_init__(self) -> None:
         positive = (

@@ -42,7 +42,7 @@ Forward = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """The forward pass of a step, by default `NextTokenLoss`; `training.together` replaces it."""
 
 # A resumed run may change these settings: they say where a run computes, not what.
-_FREE_TO_CHANGE = {"device", "compile"}
+_FREE_TO_CHANGE = {"device", "compile", "order_seed"}  # the stream checks the seed of its order
 
 
 @register_trainer("lm")
@@ -109,13 +109,13 @@ class LMTrainer:
         settings: TrainerSettings,
         ranks: Ranks,
     ) -> LMTrainer:
-        """Build a new model and stream. All randomness depends on `settings.seed` only."""
+        """Build a new model and stream. All randomness depends on the seeds of `settings` only."""
         stream = MixtureStream(
             corpus,
             Mixture.natural(corpus.domains),
             batch_size=settings.batch_size,
             sequence_length=settings.sequence_length,
-            seed=settings.seed,
+            seed=settings.seed if settings.order_seed is None else settings.order_seed,
             rank=ranks.rank,
             world_size=ranks.size,
         )

@@ -151,7 +151,7 @@ def pools_of(
     `corpora` are found by fingerprint. Names are those in the stream, which a rename changes.
     """
     pools: dict[str, TokenPool | None] = {}
-    for row in stream.state_dict()["domains"]:
+    for row in stream.sources():
         corpus = corpora.get(row["fingerprint"])
         known = isinstance(corpus, Corpus) and corpus.has(row["source"], split)
         pools[row["name"]] = corpus.pool(row["source"], split) if corpus and known else None

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from cuvee.cli.display.live import time_of
+from cuvee.cli.display.live import domain_bars, time_of
 from cuvee.cli.display.printable import one_line
 
 if TYPE_CHECKING:
@@ -113,8 +113,10 @@ class FleetView(AbstractContextManager["FleetView"]):
             runs.add_row(*_cells(run))
         if len(self._status.running) > _ROWS:
             runs.add_row(f"{len(self._status.running) - _ROWS} others")
+        domains = self._status.domains
+        bars: list[RenderableType] = ["", domain_bars(domains)] if domains else []
         asked = (request_line(request) for request in self._status.requests[-_ROWS:])
-        return Group(counts, "", runs, *asked)
+        return Group(counts, "", runs, *bars, *asked)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

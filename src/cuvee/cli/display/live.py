@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Self
 
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 
 from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
-from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
+from cuvee.recipes.progress.watch import DomainProgress, Observer, Progress, Unobserved
 
 _BARS = 12  # domains with a bar
 _WIDTH = 32  # characters of the longest bar
@@ -69,7 +70,7 @@ class LiveView(Observer, AbstractContextManager["LiveView"]):
         for run_id, progress in list(self._running.items()):
             table.add_row(run_id, *(_cells(progress) if progress else ("", "starting")))
         shown = [progress for progress in self._running.values() if progress]
-        bars = [_bars(shown[0])] if len(shown) == 1 else []
+        bars = [domain_bars(shown[0].domains)] if len(shown) == 1 else []
         return Group(table, *bars, *([_STOPPING] if self._stopping else []))
 
 
@@ -132,19 +133,31 @@ def _cells(progress: Progress) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def _bars(progress: Progress) -> Table:
-    """The domains with the largest shares as bars, relative to the largest, and the rest."""
-    ranked = sorted(progress.mixture.items(), key=lambda item: -item[1])
-    table = Table("domain", "epochs", "share", "", box=None, padding=(0, 2, 0, 0))
-    for name, weight in ranked[:_BARS]:
-        epochs = f"{progress.epochs[name]:.2f}"
-        bar = "█" * round(_WIDTH * weight / ranked[0][1])
-        table.add_row(name, epochs, f"{weight:.3f}", bar)
+def domain_bars(domains: Sequence[DomainProgress]) -> Table:
+    """The domains with the largest shares as bars, relative to the largest, and the rest.
+
+    Beside each are its natural share, where the share is going, and how often it was read.
+    """
+    ranked = sorted(domains, key=lambda domain: -domain.share)
+    table = Table("domain", "epochs", "natural", "share", "", box=None, padding=(0, 2, 0, 0))
+    for one in ranked[:_BARS]:
+        bar = "█" * round(_WIDTH * one.share / max(ranked[0].share, 1e-12))
+        share = f"{one.share:.3f} {_trend(one)}"
+        table.add_row(one.name, f"{one.epochs:.2f}", f"{one.natural:.3f}", share, bar)
     if rest := ranked[_BARS:]:
-        share = sum(weight for _, weight in rest)
-        most = max(progress.epochs[name] for name, _ in rest)
-        table.add_row(f"{len(rest)} others", f"≤ {most:.2f}", f"{share:.3f}", "")
+        sums = [
+            f"{sum(each):.3f}" for each in zip(*((d.natural, d.share) for d in rest), strict=True)
+        ]
+        most = max(one.epochs for one in rest)
+        table.add_row(f"{len(rest)} others", f"≤ {most:.2f}", *sums, "")
     return table
+
+
+def _trend(domain: DomainProgress) -> str:
+    """An arrow if the share has changed by more than a twentieth of itself."""
+    if abs(domain.change) <= 0.05 * domain.share:
+        return "→"
+    return "↑" if domain.change > 0 else "↓"
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -50,15 +50,20 @@ class StreamDomain:
 
     @classmethod
     def open(
-        cls, corpus: Pools, name: str, split: Split, length: int, cap: float | None
+        cls,
+        corpus: Pools,
+        name: str,
+        domain: Domain | None,
+        split: Split,
+        length: int,
+        cap: float | None,
     ) -> StreamDomain:
-        """Open one domain of `corpus` as windows of `length` tokens.
+        """Open `domain` of `corpus`, called `name` there, as windows of `length` tokens.
 
         Raises `CorpusError` if the corpus has no such domain, and `ConfigError` if the cap is not
         positive.
         """
         check_epochs(f"the epoch cap of {name}", np.inf if cap is None else cap)
-        domain = next((domain for domain in corpus.domains if domain.name == name), None)
         if domain is None:
             raise CorpusError(
                 f"no domain {name!r} in the corpus: "
@@ -103,18 +108,30 @@ class StreamDomain:
 
     @classmethod
     def from_json(
-        cls, row: Mapping[str, Any], corpora: Mapping[str, Pools], split: Split, length: int
-    ) -> StreamDomain:
-        """Reopen a saved domain. Raises `FingerprintMismatch` without its corpus."""
-        corpus = corpora.get(row["fingerprint"])
-        if corpus is None:
-            raise FingerprintMismatch(
-                f"domain {row['name']} was added from corpus {row['fingerprint']}, but only "
-                f"{', '.join(corpora)} is open: "
-                "pass that corpus to load_state_dict(state, corpora=[...])"
-            )
-        opened = cls.open(corpus, row["source"], split, length, row["cap"])
-        return replace(opened.renamed(row["name"]), folder=row.get("folder"))
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        corpora: Mapping[str, Pools],
+        split: Split,
+        length: int,
+    ) -> list[StreamDomain]:
+        """Open saved domains. Raises `FingerprintMismatch` without their corpora."""
+        known = {
+            fingerprint: {domain.name: domain for domain in corpus.domains}
+            for fingerprint, corpus in corpora.items()
+        }
+        found = []
+        for row in rows:
+            corpus = corpora.get(row["fingerprint"])
+            if corpus is None:
+                raise FingerprintMismatch(
+                    f"domain {row['name']} was added from corpus {row['fingerprint']}, but only "
+                    f"{', '.join(corpora)} is open: "
+                    "pass that corpus to load_state_dict(state, corpora=[...])"
+                )
+            domain = known[row["fingerprint"]].get(row["source"])
+            opened = cls.open(corpus, row["source"], domain, split, length, row["cap"])
+            found.append(replace(opened.renamed(row["name"]), folder=row.get("folder")))
+        return found
 
 
 def open_again(rows: Iterable[Mapping[str, Any]], corpora: Mapping[str, Pools]) -> dict[str, Pools]:

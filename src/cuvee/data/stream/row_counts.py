@@ -61,21 +61,29 @@ class MixtureUpdate:
         return replace(self, mixture=self.mixture.to(names))
 
     def to_json(self) -> dict[str, Any]:
+        return {**self.without_names(), "mixture": self.mixture.to_json()}
+
+    def without_names(self) -> dict[str, Any]:
+        """Return the entry as JSON data, with the weights alone for a mixture."""
         return {
             "version": self.version,
             "step": self.step,
             "kind": self.kind,
-            "mixture": self.mixture.to_json(),
+            "mixture": self.mixture.weights_K.tolist(),
             "log_digest": self.log_digest,
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MixtureUpdate:
+    def from_json(cls, data: Mapping[str, Any], names: tuple[str, ...] = ()) -> MixtureUpdate:
+        """Read an entry. `names` are those of the domains if the entry has none."""
+        mixture = data["mixture"]
+        if isinstance(mixture, list):
+            mixture = {"names": names, "weights": mixture}
         return cls(
             data["version"],
             data["step"],
             data["kind"],
-            Mixture.from_json(data["mixture"]),
+            Mixture.from_json(mixture),
             data["log_digest"],
         )
 
@@ -337,16 +345,16 @@ class RowSchedule:
         return {
             "step": self.position,
             "since": self._start,
-            "current": self.current.to_json(),
-            "pending": [update.to_json() for update in self.pending],
+            "current": self.current.without_names(),
+            "pending": [update.without_names() for update in self.pending],
             "drawn": self._drawn_K.tolist(),
             "credit": self._credit_K.tolist(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state. Raises `CheckpointError` if it is damaged."""
-        self.current = MixtureUpdate.from_json(state["current"])
-        self.pending = [MixtureUpdate.from_json(update) for update in state["pending"]]
+        self.current = MixtureUpdate.from_json(state["current"], self.names)
+        self.pending = [MixtureUpdate.from_json(update, self.names) for update in state["pending"]]
         self._start = state["since"]
         self._drawn_K = np.array(state["drawn"], dtype=np.int64)
         self._credit_K = np.array(state["credit"], dtype=np.int64)

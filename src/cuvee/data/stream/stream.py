@@ -36,7 +36,8 @@ from cuvee.data.stream.plan import BatchPlan, Planner
 from cuvee.data.stream.row_counts import MixtureUpdate, RowSchedule, Sampling
 from cuvee.data.stream.windows import Reader, document_ordinals
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 lists the domains and their names always."""
 _PLAN_ROWS = 32768
 _BLOCK_BYTES = 1 << 24
 
@@ -94,12 +95,9 @@ class MixtureStream(Iterator[Batch]):
         names = check_names([domain.name for domain in corpus.domains])
         self.epoch_caps = {name: float(cap) for name, cap in (epoch_caps or {}).items()}
         epochs_K(self.epoch_caps, names)  # raises for unknown domains
-        self._sources = {
-            name: StreamDomain.open(corpus, name, split, sequence_length, self.epoch_caps.get(name))
-            for name in names
-        }
         self._retired: dict[str, tuple[StreamDomain, int]] = {}
         self._corpora: dict[str, Pools] = {corpus.fingerprint: corpus}
+        self._sources = {one.domain.name: one for one in self._opened(self._at_start())}
         self._schedule = RowSchedule(names, self._caps_K(), batch_size, seed, sampling)
         self._reset()
         self.set_mixture(mixture)
@@ -152,6 +150,10 @@ class MixtureStream(Iterator[Batch]):
         """Return the rows of each domain before the next step, over all ranks."""
         self._schedule.apply_due()
         return dict(zip(self.names, self._schedule.drawn_K().tolist(), strict=True))
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Return a row for each domain as JSON: its name, its corpus, its name there, its cap."""
+        return [source.to_json() for source in self._sources.values()]
 
     def rows_per_epoch(self) -> dict[str, int]:
         """Return for each domain the number of rows in one pass, ⌈N/L⌉."""
@@ -253,7 +255,9 @@ class MixtureStream(Iterator[Batch]):
             raise MixtureError(
                 f"the stream already has a domain {name!r}: retire or rename it first"
             )
-        opened = StreamDomain.open(corpus, name, self.split, self.sequence_length, epoch_cap)
+        domain = next((one for one in corpus.domains if one.name == name), None)
+        length = self.sequence_length
+        opened = StreamDomain.open(corpus, name, domain, self.split, length, epoch_cap)
         source = opened.added_from(corpus)
         if present := [other for other, known in self._sources.items() if known.key == source.key]:
             raise MixtureError(
@@ -304,13 +308,17 @@ class MixtureStream(Iterator[Batch]):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the global sequence: JSON-compatible, O(K), equal on all ranks."""
+        """Return the state of the global sequence: JSON-compatible, O(K), equal on all ranks.
+
+        The domains are listed if they are no longer those of the corpus.
+        """
+        domains = self.sources()
         return {
             "format": _FORMAT,
             "fingerprint": self.corpus.fingerprint,
             **{name: getattr(self, name) for name in _FIXED},
             "schedule": self._schedule.state_dict(),
-            "domains": [source.to_json() for source in self._sources.values()],
+            "domains": None if domains == self._at_start() else domains,
             "retired": [
                 {**source.to_json(), "drawn": drawn} for source, drawn in self._retired.values()
             ],
@@ -324,10 +332,10 @@ class MixtureStream(Iterator[Batch]):
         differs, and `CheckpointError` if the state is damaged or the stream has another seed, batch
         size, sequence length, split, sampling or epoch caps.
         """
-        if state.get("format") != _FORMAT:
+        if state.get("format") not in (1, _FORMAT):
             raise CheckpointError(
                 f"stream state has format {state.get('format')!r}; this version of cuvee reads "
-                f"format {_FORMAT}"
+                f"formats 1 to {_FORMAT}"
             )
         if state.get("fingerprint") != self.corpus.fingerprint:
             raise FingerprintMismatch(
@@ -344,10 +352,12 @@ class MixtureStream(Iterator[Batch]):
                 )
         self._corpora.update({corpus.fingerprint: corpus for corpus in corpora})
         try:
-            self._corpora = open_again([*state["domains"], *state["retired"]], self._corpora)
-            sources = {row["name"]: self._from_json(row) for row in state["domains"]}
-            rows = [(self._from_json(row), int(row["drawn"])) for row in state["retired"]]
-            retired = {source.key: (source, drawn) for source, drawn in rows}
+            listed = self._at_start() if state["domains"] is None else state["domains"]
+            self._corpora = open_again([*listed, *state["retired"]], self._corpora)
+            sources = {source.domain.name: source for source in self._opened(listed)}
+            drawn = [int(row["drawn"]) for row in state["retired"]]
+            gone = zip(self._opened(state["retired"]), drawn, strict=True)
+            retired = {source.key: (source, rows) for source, rows in gone}
             caps_K = np.array([source.rows for source in sources.values()], dtype=np.int64)
             schedule = RowSchedule(
                 tuple(sources), caps_K, self.batch_size, self.seed, self.sampling
@@ -376,8 +386,19 @@ class MixtureStream(Iterator[Batch]):
 
     # Internals
 
-    def _from_json(self, row: Mapping[str, Any]) -> StreamDomain:
-        return StreamDomain.from_json(row, self._corpora, self.split, self.sequence_length)
+    def _at_start(self) -> list[dict[str, Any]]:
+        """Return the rows of the domains with which the stream began."""
+        caps = {name: cap for name, cap in self.epoch_caps.items() if cap != float("inf")}
+        fingerprint = self.corpus.fingerprint
+        names = [domain.name for domain in self.corpus.domains]
+        return [
+            {"name": name, "source": name, "fingerprint": fingerprint, "cap": caps.get(name)}
+            for name in names
+        ]
+
+    def _opened(self, rows: Sequence[Mapping[str, Any]]) -> list[StreamDomain]:
+        """Open saved domains. Raises `FingerprintMismatch` without their corpora."""
+        return StreamDomain.from_json(rows, self._corpora, self.split, self.sequence_length)
 
     def _source(self, name: str) -> StreamDomain:
         if name not in self._sources:

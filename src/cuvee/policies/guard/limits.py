@@ -150,8 +150,9 @@ def _shares(what: str, bound: Bound, names: Sequence[str], default: float) -> Fl
 
 def _by_name(what: str, bound: Bound, names: Sequence[str], default: float) -> FloatArray:
     by_name = bound if isinstance(bound, Mapping) else dict.fromkeys(names, bound)
+    known = set(names)
     for name in by_name:
-        if name not in names:
+        if name not in known:
             raise PolicyError(
                 f"{what} names the domain {name!r}, which the run does not have: {', '.join(names)}"
             )

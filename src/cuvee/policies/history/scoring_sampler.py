@@ -227,8 +227,8 @@ class ScoringSampler:
         """Return how much the last change of the mixture raised the feedback; 0 if unknown."""
         if not len(so_far):
             return 0.0
-        first = so_far.signals[0]
-        before = self._feedback.at(first, so_far.signals[-2])
+        first = so_far.at(0)
+        before = self._feedback.at(first, so_far.at(len(so_far) - 1))
         now = self._feedback.at(first, so_far.last)
         return 0.0 if before is None or now is None else now - before
 

@@ -13,8 +13,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -55,6 +56,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Part = Literal["weights", "order", "agent"]
+"""What a seed decides: the initial weights, the order of the data, the method's random draws."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 Trackers = Annotated[tuple[str, ...], AfterValidator(_known_trackers)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WHERE_NOT_WHAT = {
-    "train": {"device", "compile", "seed"},
+    "train": {"device", "compile", "seed", "order_seed"},
     "guard": {"decision_seconds"},
 }
 Anything = TypeVar("Anything", bound="RunConfig")
@@ -276,10 +280,10 @@ class RunConfig(BaseModel):
     @field_validator("train", mode="before")
     @classmethod
     def _one_seed(cls, train: Any) -> Any:
-        if isinstance(train, dict) and "seed" in train:
-            raise ConfigError(
-                "unknown key 'seed' in train; the seed of a run is `seed`, beside `train`"
-            )
+        known = {"seed": "the seed of a run is `seed`", "order_seed": "that is `part_seeds.order`"}
+        for key, right in known.items():
+            if isinstance(train, dict) and key in train:
+                raise ConfigError(f"unknown key {key!r} in train; {right}, beside `train`")
         return train
 
 
@@ -294,6 +298,8 @@ class TrainConfig(RunConfig):
     trackers: Trackers = ()
     """Experiment trackers, by name. They change nothing that is computed."""
     seed: Seed = 0
+    part_seeds: dict[Part, Seed] = Field(default_factory=dict)
+    """Seeds of parts of the run, where they differ from `seed`."""
 
     @model_validator(mode="after")
     def _one_steers(self) -> Self:
@@ -314,12 +320,18 @@ class TrainConfig(RunConfig):
         """The label of the policy or method."""
         return (self.policy or self.method).label
 
+    def seed_of(self, part: Part) -> int:
+        """The seed of a part of the run."""
+        return self.part_seeds.get(part, self.seed)
+
     def identity(self, corpus_fingerprint: str) -> dict[str, Any]:
         """Everything that decides what the run computes, and nothing else, as plain JSON.
 
         Raises `PolicyError` if the folder of `policy` has no policy.
         """
-        own = {**self.setting(corpus_fingerprint), "seed": self.seed}
+        own: dict[str, Any] = {**self.setting(corpus_fingerprint), "seed": self.seed}
+        if self.part_seeds:
+            own["part_seeds"] = dict(self.part_seeds)
         if self.policy is None:
             return {**own, "method": self.method.model_dump(mode="json")}
         asked = {} if self.evaluation is None else {"evaluation": self.evaluation.identity()}
@@ -343,6 +355,11 @@ class CompareConfig(RunConfig):
     evaluation: Evaluation | None = None
     """Questions for the policies among them that read feedback."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    crossed: tuple[Part, ...] = ()
+    """Parts of a run that get every combination of `seeds`; other parts keep the first seed.
+
+    Without it, one seed decides all parts of a run.
+    """
     baseline: str = ""
     """The label that the others are compared with; by default the first method."""
     models: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=1)] | None = None
@@ -362,6 +379,12 @@ class CompareConfig(RunConfig):
                 )
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds are {list(self.seeds)}: each may be given once")
+        if len(set(self.crossed)) != len(self.crossed):
+            raise ConfigError(f"crossed is {list(self.crossed)}: each part may be given once")
+        if self.crossed and len(self.seeds) < 2:
+            raise ConfigError(
+                f"crossed is given, but there is one seed, {self.seeds[0]}: give two or more"
+            )
         if self.baseline and self.baseline not in labels:
             near = nearest(self.baseline, labels)
             raise ConfigError(f"baseline is {self.baseline!r}, which is not in methods{near}")
@@ -396,7 +419,8 @@ class CompareConfig(RunConfig):
 
     def group(self, corpus_fingerprint: str) -> str:
         """The same for comparisons that differ only in methods and seeds, so more can be added."""
-        return f"{self.name[:55]}-{short_digest(self.setting(corpus_fingerprint))}"
+        crossed = {"crossed": list(self.crossed)} if self.crossed else {}
+        return f"{self.name[:55]}-{short_digest({**self.setting(corpus_fingerprint), **crossed})}"
 
     def runs(self) -> list[TrainConfig]:
         """One configuration per method and seed, ordered by seed: early results are paired."""
@@ -411,7 +435,20 @@ class CompareConfig(RunConfig):
             )
         common["trackers"] = self.trackers
         return [
-            TrainConfig(**common, **choice, seed=seed) for seed in self.seeds for choice in choices
+            TrainConfig(**common, **choice, **seeds)
+            for seeds in self._seeds()
+            for choice in choices
+        ]
+
+    def _seeds(self) -> list[dict[str, Any]]:
+        """The seeds of one run of each method. Crossed ones are numbered, so that they pair."""
+        if not self.crossed:
+            return [{"seed": seed} for seed in self.seeds]
+        kept = dict.fromkeys(PARTS, self.seeds[0])
+        combinations = product(self.seeds, repeat=len(self.crossed))
+        return [
+            {"seed": number, "part_seeds": {**kept, **dict(zip(self.crossed, one, strict=True))}}
+            for number, one in enumerate(combinations)
         ]
 
     def _steering(self, choice: MethodChoice | PolicyChoice) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cuvee.fleet.store.rows import RunSummary, Tally
+from cuvee.core.epochs import TokensRead
+from cuvee.fleet.store.rows import Interval, RunSummary, Tally
 from cuvee.fleet.store.store import Store
 from cuvee.policies.guard.operator import Request
+from cuvee.recipes.progress.watch import TREND, DomainProgress, domain_progress
 
 _WINDOW = 60.0  # seconds over which speed is measured
 
@@ -29,6 +31,8 @@ class FleetStatus:
     seconds_left: float | None
     requests: tuple[Request, ...] = ()
     """Those of operators to the runs that are running."""
+    domains: tuple[DomainProgress, ...] = ()
+    """Those of the only run that is running; none if there are several."""
 
     @property
     def retried(self) -> int:
@@ -48,6 +52,10 @@ class FleetWatch:
         # Times; tokens and shares of runs that were done by then.
         self._seen: deque[tuple[float, int, float]] = deque()
         self._moves = False
+        self._followed = ""
+        self._number = 0
+        self._read = TokensRead()
+        self._recent: deque[Interval] = deque(maxlen=TREND + 1)
 
     def look(self, tally: Tally | None = None) -> FleetStatus:
         """Return the current state. A `tally` that is already known saves a query."""
@@ -75,4 +83,22 @@ class FleetWatch:
             speed,
             left / pace if pace > 0 else None,
             tuple(request for request in asked if request.run_id in open_runs),
+            self._domains(running[0]) if len(running) == 1 else (),
         )
+
+    def _domains(self, run: RunSummary) -> tuple[DomainProgress, ...]:
+        """The domains of a run. Only intervals that are new since the last call are read."""
+        if run.id != self._followed or run.intervals + 1 < self._number:
+            self._followed = run.id
+            self._number = 0
+            self._read = TokensRead()
+            self._recent.clear()
+        for interval in self._store.intervals(run.id, first=self._number):
+            self._read.add(interval.signals)
+            self._number = interval.number + 1
+            self._recent.append(interval)
+        if len(self._recent) < 2 or self._recent[-1].mixture is None:
+            return ()
+        first = next(one.mixture for one in self._recent if one.mixture is not None)
+        last = self._recent[-1]
+        return domain_progress(last.signals, last.mixture or first, first, self._read)

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from cuvee.core.domain import available_K, natural_K
+from cuvee.core.epochs import TokensRead
+from cuvee.core.mixture import Mixture
 from cuvee.core.signals import Signals
+
+TREND = 10
+"""Intervals over which the trend of a share is measured."""
+
+
+@dataclass(frozen=True)
+class DomainProgress:
+    """A domain's share of the last interval and of the corpus, and how often it was read.
+
+    `change` is that of the share over the last `TREND` intervals.
+    """
+
+    name: str
+    share: float
+    natural: float
+    change: float
+    epochs: float
+
+
+def domain_progress(
+    now: Signals, mixture: Mixture, before: Mixture, read: TokensRead
+) -> tuple[DomainProgress, ...]:
+    """Return the state of each domain; `before` is the mixture of `TREND` intervals ago."""
+    then = before.as_dict()
+    epochs_K = read.of(now.names) / np.maximum(available_K(now.domains), 1)
+    shares = mixture.as_dict()
+    rows = zip(now.names, natural_K(now.domains).tolist(), epochs_K.tolist(), strict=True)
+    return tuple(
+        DomainProgress(
+            name,
+            shares.get(name, 0.0),
+            natural,
+            shares.get(name, 0.0) - then.get(name, 0.0),
+            epochs,
+        )
+        for name, natural, epochs in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -26,9 +67,7 @@ class Progress:
     tokens: int
     loss: float | None
     valid_loss: float | None
-    mixture: Mapping[str, float]
-    epochs: Mapping[str, float]
-    """How often the run has read each domain."""
+    domains: tuple[DomainProgress, ...]
 
     @property
     def tokens_per_second(self) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cuvee import __version__
 from cuvee.core.domain import Domain, available_K
-from cuvee.core.epochs import TokensRead
 from cuvee.core.files import write_atomic
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Run, Trajectory
@@ -30,7 +29,7 @@ class DomainRead:
 
 def domains_read(trajectory: Trajectory) -> list[DomainRead]:
     """Return what was read of each current domain."""
-    read = TokensRead.during(trajectory)
+    read = trajectory.tokens_read()
     rows = zip(
         trajectory.domains,
         read.of(trajectory.names).tolist(),

@@ -19,7 +19,7 @@ from cuvee.recipes.stores import open_store
 from cuvee.report.page import write_report
 from cuvee.report.steering import steering
 from cuvee.report.summary import summarise
-from cuvee.report.tables import Cell, Row, Table, final_table, paired_table
+from cuvee.report.tables import Cell, Row, Table, final_table, paired_table, spread_table
 from cuvee.report.words import (
     ABSENT,
     claim_sentence,
@@ -40,10 +40,12 @@ def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, 
     loss = final_loss(summary)
     note = fallback(summary)
     heading = f"{loss.capitalize()} at the end" + (f". {note}" if note else "")
-    final = (heading, final_table(summary))
+    final = [(heading, final_table(summary))]
     paired = paired_table(summary)
+    spread = spread_table(summary)
+    final += [("Where the spread over seeds comes from", spread)] if spread else []
     against = f"Against {summary.baseline}, paired by seed: {loss}"
-    return [final, (against, paired)] if paired else [final]
+    return [*final, (against, paired)] if paired else final
 
 
 def report_path(config: CompareConfig, model: str, given: Path | None, several: bool) -> Path:
@@ -72,6 +74,7 @@ def _recorded(store: Store, metrics: Mapping[str, Sequence[Metrics]]) -> dict[st
     """
     found = {run_id: steering(of_run) for run_id, of_run in metrics.items()}
     return {
+        "metrics": metrics,
         "steered": {run_id: one for run_id, one in found.items() if one is not None},
         "evaluations": {run_id: store.evaluations(run_id) for run_id in metrics},
     }

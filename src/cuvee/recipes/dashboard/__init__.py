@@ -1,0 +1,1 @@
+"""`cuvee dash`: a live local page over a store, which only reads it."""

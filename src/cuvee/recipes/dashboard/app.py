@@ -1,0 +1,143 @@
+"""The live page: Dash components around what `view.py` reads. It answers this computer only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from dash import Dash, Input, Output, State, dcc, html
+from flask import abort, request
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from cuvee.fleet.store.rows import RunSummary
+from cuvee.recipes.dashboard.view import EVENT_COLUMNS, RUN_COLUMNS, Dashboard, run_row
+from cuvee.recipes.stores import short_groups
+from cuvee.report.words import amount, duration
+
+HOST = "127.0.0.1"
+_SECONDS = 5
+_STYLE = """
+body { margin: 0 auto; max-width: 1280px; padding: 14px 18px; color: #1d2430;
+       font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
+h1 { font-size: 22px; margin: 0; } h2 { font-size: 17px; margin: 26px 0 6px; }
+.note { color: #5b6472; margin: 2px 0 10px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13.5px; }
+th, td { padding: 5px 12px 5px 0; text-align: left; border-bottom: 1px solid #e3e6ea;
+         white-space: nowrap; max-width: 60ch; overflow: hidden; text-overflow: ellipsis; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
+.figures > div { min-width: 0; }
+"""
+_PAGE = (
+    "<!DOCTYPE html><html lang='en'><head>{%metas%}<title>{%title%}</title>{%css%}<style>"
+    + _STYLE
+    + "</style></head><body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer>"
+    "</body></html>"
+)
+
+
+def build(dashboard: Dashboard) -> Dash:
+    """Return the page as a Dash application. It only reads the store."""
+    app = Dash("cuvee", title="cuvee", update_title=None)
+    app.index_string = _PAGE
+    app.layout = lambda: _layout(dashboard)
+    app.callback(
+        Output("counts", "children"),
+        Output("runs", "children"),
+        Output("run", "options"),
+        Output("run", "value"),
+        Output("losses", "children"),
+        Input("clock", "n_intervals"),
+        Input("group", "value"),
+        State("run", "value"),
+    )(lambda _, group, run: _overview(dashboard, group or None, run))
+    app.callback(
+        Output("figures", "children"),
+        Output("events", "children"),
+        Input("clock", "n_intervals"),
+        Input("run", "value"),
+    )(lambda _, run: _of_run(dashboard, run))
+    app.server.before_request(_only_this_computer)
+    return app
+
+
+def server(dashboard: Dashboard, port: int) -> BaseWSGIServer:
+    """Return a server of the page on this computer's own address; port 0 takes a free one."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+    return make_server(HOST, port, build(dashboard).server, threaded=True)
+
+
+def _only_this_computer() -> None:
+    """Refuse requests under another name, with which a web site could read the page."""
+    if request.host.rpartition(":")[0] not in (HOST, "localhost"):
+        abort(403)
+
+
+def _layout(dashboard: Dashboard) -> html.Div:
+    groups = dashboard.store.groups()
+    names = short_groups(groups)
+    options = [{"label": "all runs", "value": ""}]
+    options += [{"label": names.get(group, group), "value": group} for group in groups]
+    return html.Div(
+        [
+            html.H1("Runs"),
+            html.P(f"{dashboard.store.address.shown}, read every {_SECONDS} s", className="note"),
+            dcc.Dropdown(id="group", options=options, value="", clearable=False),
+            html.P(id="counts"),
+            html.Div(id="runs", className="scroll"),
+            html.H2("Validation loss"),
+            html.Div(id="losses"),
+            html.H2("One run"),
+            dcc.Dropdown(id="run", clearable=False),
+            html.Div(id="figures", className="figures"),
+            html.H2("Guard events"),
+            html.Div(id="events", className="scroll"),
+            dcc.Interval(id="clock", interval=1000 * _SECONDS),
+        ]
+    )
+
+
+def _overview(dashboard: Dashboard, group: str | None, chosen: str | None) -> tuple[Any, ...]:
+    status = dashboard.status(group)
+    tally = status.tally
+    left = "" if status.seconds_left is None else f", about {duration(status.seconds_left)} left"
+    speed = status.tokens_per_second
+    going = f"; {amount(speed)} tokens a second{left}" if tally.open and speed else ""
+    counts = (
+        f"{tally.running} running, {tally.waiting} waiting, {tally.done} done, "
+        f"{tally.failed} failed{going}. {amount(tally.cost.tokens)} tokens, "
+        f"{amount(tally.cost.flops)} FLOPs, {duration(tally.cost.seconds)} so far."
+    )
+    runs = dashboard.listed(group)
+    ids = [run.id for run in runs]
+    figure = dashboard.losses(group)
+    return (
+        counts,
+        _table(RUN_COLUMNS, [run_row(run) for run in runs]),
+        ids,
+        chosen if chosen in ids else next(iter(ids), None),
+        _graph(figure) if figure else "No validation to compare yet.",
+    )
+
+
+def _of_run(dashboard: Dashboard, chosen: str | None) -> tuple[Any, Any]:
+    run: RunSummary | None = dashboard.store.find(chosen) if chosen else None
+    if run is None or not run.intervals:
+        return "It has recorded nothing yet.", ""
+    figures = [
+        html.Div([html.H3(name), _graph(figure)])
+        for name, figure in dashboard.run_figures(run).items()
+    ]
+    events = dashboard.events(run)
+    return figures, _table(EVENT_COLUMNS, events) if events else "None: each proposal was accepted."
+
+
+def _graph(figure: Any) -> dcc.Graph:
+    return dcc.Graph(figure=figure, config={"displayModeBar": False, "responsive": True})
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
+    """Return a table of text, which the browser shows as it is."""
+    head = html.Thead(html.Tr([html.Th(name) for name in columns]))
+    return html.Table([head, html.Tbody([html.Tr([html.Td(c) for c in row]) for row in rows])])
