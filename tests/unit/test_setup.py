@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 import cuvee.cli
 from cuvee.core.errors import ConfigError, CorpusError, CuveeError
 from cuvee.core.mixture import Mixture
+from cuvee.core.trajectory import Cost
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.probes.questions import read_questions
 from cuvee.recipes.config.schema import CompareConfig, load
 from cuvee.recipes.config.yaml_file import parse_yaml, quoted
+from cuvee.recipes.progress.timing import validated_seconds
 from cuvee.recipes.setup.doctor import examine
 from cuvee.recipes.setup.estimate import epochs_read, estimate
 from cuvee.recipes.setup.init import choose_sizes, read_budget, write_config
@@ -197,6 +199,7 @@ def test_an_estimate_counts_all_runs_and_stores_nothing(written: Path, tmp_path:
     assert (found.runs, found.each.tokens, found.total.tokens) == (6, 4096, 6 * 4096)
     assert found.each.seconds > 0
     assert found.memory > 1 << 20
+    assert validated_seconds(10.0, Cost(flops=12.0), Cost(flops=8.0)) == 15.0
     assert not (tmp_path / "runs").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,7 +41,7 @@ from cuvee.recipes.config.schema import (
 from cuvee.recipes.learn import Learning, LearnResult
 from cuvee.recipes.preflight import check_method, check_same_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
-from cuvee.recipes.progress.timing import peak_memory, time_training
+from cuvee.recipes.progress.timing import peak_memory, time_training, validated_seconds
 from cuvee.recipes.stores import open_store
 from cuvee.recommend.checks.protocol import repetition_warnings
 from cuvee.training.distributed import Ranks
@@ -230,10 +230,12 @@ def _estimate_seconds(
     if logged:
         mean = sum(run.cost.seconds for run in logged) / len(logged)
         return mean, f"the {len(logged)} that are done"
-    return (
-        seconds / steps * config.train.total_steps,
-        f"{steps} steps on this machine, without validation",
-    )
+    kind = TRAINERS.get(config.trainer)
+    unvalidated = replace(config.train, validate_every=0, validation_tokens=0)
+    priced: Cost = kind.price(config.model, corpus, config.train)
+    bare: Cost = kind.price(config.model, corpus, unvalidated)
+    training = seconds / steps * config.train.total_steps
+    return validated_seconds(training, priced, bare), f"{steps} steps on this machine"
 
 
 def _without_validation(proxy: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,7 @@ def _plan(found: Estimate, workers: int) -> Iterator[str]:
     rounds = math.ceil(found.runs / workers)
     yield (
         f"about {time_of(rounds * each.seconds)} with {workers} at a time; each "
-        f"{time_of(each.seconds)}, estimated from {found.steps_timed} steps on this machine, "
-        "without validation"
+        f"{time_of(each.seconds)}, estimated from {found.steps_timed} steps on this machine"
     )
     yield f"peak memory of a run: {found.memory / 2**30:.2f} GiB"
     yield from _epochs(found.epochs)

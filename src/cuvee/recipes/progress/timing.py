@@ -10,7 +10,7 @@ import torch
 
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy, Trainer
-from cuvee.core.trajectory import Trajectory
+from cuvee.core.trajectory import Cost, Trajectory
 
 TIMED_SECONDS = 2.0  # seconds of training for an estimate, or two intervals if they take longer
 
@@ -36,6 +36,11 @@ def time_training(trainer: Trainer, policy: Policy) -> tuple[Mixture, float, int
             before = time.perf_counter()
             began = so_far.last.step
     return first, time.perf_counter() - before, so_far.last.step - began
+
+
+def validated_seconds(seconds: float, priced: Cost, unvalidated: Cost) -> float:
+    """Return the seconds of a run with validation, from those without: in proportion to FLOPs."""
+    return seconds * priced.flops / unvalidated.flops if unvalidated.flops else seconds
 
 
 def peak_memory() -> int:

@@ -1,6 +1,7 @@
 """What a run will cost: tokens, FLOPs, time, memory, and how often each domain is read.
 
-Time and memory are measured: the run's own trainer and policy train for about two seconds.
+Time and memory are measured: the run's own trainer and policy train for about two seconds. The
+time of validation is added in proportion to its FLOPs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.build import build_policy, build_trainer
 from cuvee.recipes.config.schema import CompareConfig, TrainConfig
 from cuvee.recipes.preflight import check_writable
-from cuvee.recipes.progress.timing import peak_memory, time_training
+from cuvee.recipes.progress.timing import peak_memory, time_training, validated_seconds
 from cuvee.training.distributed import Ranks
 from cuvee.training.placement import computing_threads
 
@@ -63,11 +64,13 @@ def estimate(config: TrainConfig | CompareConfig) -> Estimate:
     policies = [build_policy(one, corpus) for one in runs]
     price: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, config.train)
     unvalidated = replace(config.train, validate_every=0, validation_tokens=0)
+    bare: Cost = TRAINERS.get(config.trainer).price(config.model, corpus, unvalidated)
     timed = runs[0].model_copy(update={"train": unvalidated})
     with computing_threads(config.threads):
         trainer = build_trainer(timed, corpus, Ranks())
         first, seconds, steps = time_training(trainer, policies[0])
-    each = price + Cost(seconds=seconds / steps * config.train.total_steps)
+    training = seconds / steps * config.train.total_steps
+    each = price + Cost(seconds=validated_seconds(training, price, bare))
     return Estimate(
         len(runs), each, steps, peak_memory(), epochs_read(corpus.domains, first, price.tokens)
     )
