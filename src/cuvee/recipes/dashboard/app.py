@@ -86,7 +86,7 @@ def _layout(dashboard: Dashboard) -> html.Div:
             dcc.Dropdown(id="group", options=options, value="", clearable=False),
             html.P(id="counts"),
             html.Div(id="runs", className="scroll"),
-            html.H2("Validation loss"),
+            html.H2("Validation loss of the first eight"),
             html.Div(id="losses"),
             html.H2("One run"),
             dcc.Dropdown(id="run", clearable=False),
@@ -134,7 +134,10 @@ def _of_run(dashboard: Dashboard, chosen: str | None) -> tuple[Any, Any]:
 
 
 def _graph(figure: Any) -> dcc.Graph:
-    return dcc.Graph(figure=figure, config={"displayModeBar": False, "responsive": True})
+    style = {"height": f"{figure.layout.height}px"}
+    return dcc.Graph(
+        figure=figure, style=style, config={"displayModeBar": False, "responsive": True}
+    )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:

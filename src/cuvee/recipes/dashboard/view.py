@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,11 +16,11 @@ from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.report.figures.folding import folded
 from cuvee.report.figures.losses import curve_figure
 from cuvee.report.figures.mixtures import epochs_figure, mixture_figure
-from cuvee.report.summary import summarise
+from cuvee.report.summary import MOST_METHODS, summarise
 from cuvee.report.tables import measures
 from cuvee.report.words import duration
 
-_ROWS, _CURVES, _EVENTS = 60, 24, 30
+_ROWS, _EVENTS = 60, 30
 _ORDER = ("running", "dead", "waiting", "failed", "done")
 RUN_COLUMNS = (
     "run",
@@ -67,13 +68,20 @@ class Dashboard:
         return {"Mixture": mixture_figure(few, method), "Epochs": epochs_figure(few, method)}
 
     def losses(self, group: str | None) -> go.Figure | None:
-        """Return the validation losses of the newest runs; None if nothing can be compared."""
-        begun = [run for run in self.listed(group) if run.intervals][:_CURVES]
+        """Return the validation losses of the first runs of `listed`, a line for each.
+
+        None if none has begun, or if their corpora have no domain in common.
+        """
+        begun = [run for run in self.listed(group) if run.intervals][:MOST_METHODS]
+        runs = [self.load(run) for run in begun]
         try:
-            summary = summarise([self.load(run) for run in begun])
-        except ConfigError:  # none, or of corpora without a common domain
+            summary = summarise([replace(run, config={"method": run.id}) for run in runs])
+        except ConfigError:
             return None
-        return curve_figure(summary, measures(summary)[-1][1]) if summary.domains else None
+        if not summary.domains:
+            return None
+        figure = curve_figure(summary, measures(summary)[-1][1])
+        return figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25})
 
     def events(self, run: RunSummary) -> list[tuple[str, ...]]:
         """Return the guard's newest decisions that were more than accepted, newest first."""
