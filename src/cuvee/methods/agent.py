@@ -31,7 +31,7 @@ from cuvee.methods.pace import (
     Pair,
     best_pace,
     check_proxies,
-    episode_of,
+    episodes_of,
     evidence,
     measured,
     pairs,
@@ -123,10 +123,7 @@ class AgentMethod:
         learned = _learned(logged).frozen()
         if self.reference is None:
             return learned
-        episodes = [
-            episode_of(run, run.config["policy"]["settings"]["reference"], self.objective)
-            for run in logged
-        ]
+        episodes = episodes_of(logged, self.objective, within=["reference"])
         pace = best_pace(episodes, self._default)
         chosen = {
             **settings_of(pace.pair),

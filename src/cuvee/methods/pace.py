@@ -73,6 +73,24 @@ def check_proxies(proxies: int, default: Pair) -> None:
         raise ConfigError(f"proxies is {proxies}: mode proxy needs 1 to {most}")
 
 
+def episodes_of(
+    runs: Sequence[Run], objective: Mapping[str, float], *, within: Sequence[str] = ()
+) -> list[Episode]:
+    """Return the episodes of proxy runs. Those whose configuration names no pair are left out.
+
+    The keys `within` lead from the settings of a run's policy to those of its closed form. Raises
+    `PolicyError` if a run has not measured the objective's validation loss at its end.
+    """
+    found = []
+    for run in runs:
+        settings: Any = run.config.get("policy")
+        for key in ("settings", *within):
+            settings = settings.get(key) if isinstance(settings, Mapping) else None
+        if isinstance(settings, Mapping) and {"power", "sharpness"} <= settings.keys():
+            found.append(episode_of(run, settings, objective))
+    return found
+
+
 def episode_of(run: Run, settings: Mapping[str, Any], objective: Mapping[str, float]) -> Episode:
     """Return the episode of a proxy run whose closed form had `settings`.
 

@@ -22,11 +22,10 @@ from cuvee.core.protocols import Domains, Policy
 from cuvee.core.registry import register_method
 from cuvee.core.trajectory import Run
 from cuvee.methods.pace import (
-    Episode,
     Pair,
     best_pace,
     check_proxies,
-    episode_of,
+    episodes_of,
     evidence,
     measured,
     pairs,
@@ -113,7 +112,7 @@ class Gain(Late):
     def propose(self, corpus: Domains, logged: Sequence[Run]) -> Sequence[Policy]:
         if self.mode == "online":
             return ()
-        known = {episode.pair for episode in self._episodes(logged)}
+        known = {episode.pair for episode in episodes_of(logged, self.objective)}
         wanted = pairs(self._default)[: self.proxies]
         return [self.policy(**settings_of(pair)) for pair in wanted if pair not in known]
 
@@ -124,7 +123,7 @@ class Gain(Late):
         """
         if self.mode == "online":
             return self.policy()
-        episodes = self._episodes(logged)
+        episodes = episodes_of(logged, self.objective)
         if not episodes:
             raise PolicyError("no proxy run is logged yet: run the proxies first (`cuvee search`)")
         pace = best_pace(episodes, self._default)
@@ -132,6 +131,3 @@ class Gain(Late):
         policy = self.policy(**settings_of(pace.pair), frozen=True, evidence=why)
         policy.load_state_dict(measured(logged))
         return policy
-
-    def _episodes(self, logged: Sequence[Run]) -> list[Episode]:
-        return [episode_of(run, run.config["policy"]["settings"], self.objective) for run in logged]
