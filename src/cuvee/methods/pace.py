@@ -39,6 +39,7 @@ _NOISE = 0.004, 2.0
 Runs of one mixture differed by 0.02 nats at 4.4 (docs/lab/scarce.md).
 """
 _FLAT = 1e6
+_FEWEST = 4  # episodes, of which anything is learned
 
 
 class Episode(NamedTuple):
@@ -119,7 +120,7 @@ def best_pace(episodes: Sequence[Episode], default: Pair) -> Pace:
     """
     used = [episode for episode in episodes if np.isfinite(episode.loss)]
     tried = sorted({default, *(episode.pair for episode in used)})
-    if len(used) < 4:
+    if len(used) < _FEWEST:
         return Pace(default, 0.0, 0.0)
     x_CF = np.stack([_features(pair) for pair in tried]) - _features(default)
     x_NF = np.stack([_features(episode.pair) for episode in used]) - _features(default)
@@ -142,7 +143,9 @@ def measured(runs: Sequence[Run]) -> State:
 
 
 def evidence(pace: Pace, default: Pair, episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Return what a policy file says about the choice, as plain JSON."""
+    """Return what a policy file says about the choice, as plain JSON; nothing if none was made."""
+    if len(episodes) < _FEWEST:
+        return {}
     chosen = f"power {pace.pair[0]:g} and sharpness {pace.pair[1]:g}"
     why = (
         f"{-pace.difference:.3f} ± {pace.deviation:.3f} nats below the default"
