@@ -110,8 +110,6 @@ class SearchConfig(RunConfig):
         It includes fingerprints, so another corpus or base model in the same place is another run.
         """
         same = self.model_dump(mode="json", include={"model", "trainer", "train"})
-        for of_run in ("seed", "order_seed"):
-            same["train"].pop(of_run, None)
         if self.guard.epochs is not None:
             same["guard"] = {"epochs": self.guard.epochs}
         if folder := self.base_folder:

@@ -23,9 +23,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     create_model,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -72,9 +74,14 @@ def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 Trackers = Annotated[tuple[str, ...], AfterValidator(_known_trackers)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WHERE_NOT_WHAT = {
-    "train": {"device", "compile", "seed", "order_seed"},
+    "train": {"device", "compile"},
     "guard": {"decision_seconds"},
 }
+_SEEDS_OF_RUN = {
+    "seed": "the seed of a run is `seed`",
+    "order_seed": "that is `part_seeds.order`",
+}
+"""Keys of `train` that a configuration gives beside it."""
 Anything = TypeVar("Anything", bound="RunConfig")
 
 
@@ -277,11 +284,16 @@ class RunConfig(BaseModel):
         TRAINERS.get(name)
         return name
 
+    @field_serializer("train", mode="wrap")
+    def _without_seeds(
+        self, train: TrainerSettings, dump: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {key: value for key, value in dump(train).items() if key not in _SEEDS_OF_RUN}
+
     @field_validator("train", mode="before")
     @classmethod
     def _one_seed(cls, train: Any) -> Any:
-        known = {"seed": "the seed of a run is `seed`", "order_seed": "that is `part_seeds.order`"}
-        for key, right in known.items():
+        for key, right in _SEEDS_OF_RUN.items():
             if isinstance(train, dict) and key in train:
                 raise ConfigError(f"unknown key {key!r} in train; {right}, beside `train`")
         return train
