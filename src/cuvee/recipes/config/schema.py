@@ -302,7 +302,8 @@ class RunConfig(BaseModel):
 class TrainConfig(RunConfig):
     """The configuration of one run: one method or saved policy, one seed."""
 
-    method: MethodChoice = MethodChoice(name="natural")
+    # Not validated here: that would import all methods, and torch, wherever a configuration is named.
+    method: MethodChoice = MethodChoice.model_construct(name="natural", label="natural")
     policy: PolicyChoice | None = None
     """A saved policy's folder, used instead of a method."""
     evaluation: Evaluation | None = None
