@@ -92,7 +92,8 @@ def test_tables_and_page_say_which_loss_they_show(tmp_path: Path) -> None:
     runs = opposed(2)
     assert [heading for heading, _ in tables(runs)] == [
         "Test loss at the end",
-        "Against natural, paired by seed: test loss",
+        "Against natural, paired by seed: test loss. The verdict is about the average of source "
+        "and target test loss",
     ]
     assert run_table(summarise(runs)).columns[3] == "Average of source and target test loss"
     page = write_report(runs, tmp_path / "test.html").read_text()

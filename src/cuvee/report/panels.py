@@ -10,16 +10,17 @@ from cuvee.report.document import Panel
 from cuvee.report.figures.intervals import interval_figure
 from cuvee.report.figures.losses import curve_figure, domain_figure, trade_figure
 from cuvee.report.figures.mixtures import epochs_figure, mixture_figure
-from cuvee.report.summary import Summary
-from cuvee.report.tables import headline_name, measures
+from cuvee.report.summary import Measure, Summary
+from cuvee.report.tables import measures
 from cuvee.report.views import MethodView
 from cuvee.report.words import final_loss, interval, number, signed
 
-_HEADINGS = {
+_HEADINGS: dict[Measure, str] = {
     "Mean": "All domains",
     "Source": "Source domains",
     "Target": "Target domains",
     "Source/target average": "Average of source and target",
+    "Objective": "Weighted by the objective",
 }
 
 
@@ -27,8 +28,9 @@ def interval_panels(summary: Summary) -> list[Panel]:
     """One panel per summary loss, that by which methods are ranked first."""
     found = summary.verdicts
     panels: list[Panel] = []
-    for name, value in reversed(measures(summary)):
-        first = name == headline_name(summary)
+    widest_last = measures(summary)[::-1]
+    for name, value in sorted(widest_last, key=lambda one: one[0] != summary.ranked_by):
+        first = name == summary.ranked_by
         margin = next(iter(found.values())).margin if first and found else 0.0
         figure = interval_figure(summary, value, margin)
         if figure is not None:

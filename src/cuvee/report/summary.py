@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from cuvee.report.views import MethodView, RunView, Scores, held_out_loss
 
 MOST_METHODS = 8
 """The most methods in a figure. If there are more, they are those with the lowest loss."""
+Measure = Literal["Mean", "Source", "Target", "Source/target average", "Objective"]
 TIE = 0.0025
 """Two losses are tied if they surely differ by less than this share of the baseline's loss."""
 _MANY_DOMAINS, _TOP_DOMAINS = 16, 12
@@ -28,12 +29,17 @@ _SEEDS = 3
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that the page shows. `unmeasured` are domains without validation loss in a run."""
+    """Everything that the page shows. `unmeasured` are domains without validation loss in a run.
+
+    `objective` has weights by domain if all runs were given the same one and its domains are
+    measured. Then methods are ranked by it.
+    """
 
     methods: tuple[MethodView, ...]
     baseline: str
     domains: tuple[Domain, ...]
     unmeasured: tuple[str, ...]
+    objective: Mapping[str, float] | None = None
 
     @property
     def runs(self) -> list[RunView]:
@@ -101,6 +107,25 @@ class Summary:
         """Whether the corpus has both source and target domains."""
         return len({domain.role for domain in self.domains}) == 2
 
+    @cached_property
+    def ranked_by(self) -> Measure:
+        """The loss by which methods are ranked.
+
+        It is that of the objective, else the average of source and target, else the mean. An
+        objective that weighs all domains, or those of one role, alike goes by that name.
+        """
+        if self.objective is None:
+            return "Source/target average" if self.has_roles else "Mean"
+        target_K = np.array([domain.is_target for domain in self.domains])
+        weights_K = np.array([self.objective.get(domain.name, 0.0) for domain in self.domains])
+        plain: dict[Measure, Any] = {"Mean": target_K | ~target_K}
+        if self.has_roles:
+            plain |= {"Source": ~target_K, "Target": target_K}
+        for name, alike_K in plain.items():
+            if np.allclose(weights_K / weights_K.sum(), alike_K / alike_K.sum()):
+                return name
+        return "Objective"
+
 
 def method_label(config: Mapping[str, Any]) -> str:
     """Return the method's label or name, or the policy's label."""
@@ -120,6 +145,9 @@ def summarise(
     """Group runs into methods in the order of the runs, with the baseline first.
 
     If there are more than `MOST_METHODS`, the others are in the order of their final losses.
+
+    They are ranked by the objective of the runs, if all have the same and its domains are measured;
+    else by the average of source and target, or by the mean if there is one role.
 
     Final scores are test losses if every finished run has one of each domain that was validated.
     Otherwise they are validation losses.
@@ -142,10 +170,12 @@ def summarise(
     labels.sort(key=lambda label: label != baseline)
     common = _common_domains(runs)
     measured = _measured(runs, common)
+    objective = _objective(runs, measured)
     views = [
         replace(
             _view(run, measured, statuses or {}, bytes_per_token or _widths(run)),
             steering=(steered or {}).get(run.id),
+            objective=objective,
         )
         for run in runs
     ]
@@ -162,7 +192,7 @@ def summarise(
     if len(methods) > MOST_METHODS:
         methods[1:] = sorted(methods[1:], key=_final_headline)
     gone = tuple(domain.name for domain in common if domain not in measured)
-    return Summary(tuple(methods), baseline, measured, gone)
+    return Summary(tuple(methods), baseline, measured, gone, objective)
 
 
 def _headline(scores: Scores) -> float:
@@ -175,13 +205,25 @@ def _final_headline(method: MethodView) -> float:
 
 
 def _widths(run: Run) -> Mapping[str, float]:
-    widths = run.config.get("bytes_per_token")
-    usable = widths if isinstance(widths, Mapping) else {}
+    return _positive(run.config.get("bytes_per_token"))
+
+
+def _positive(found: object) -> dict[str, float]:
+    """The entries of a configuration's mapping that are positive and finite."""
+    usable = found if isinstance(found, Mapping) else {}
     return {
-        name: float(width)
-        for name, width in usable.items()
-        if isinstance(width, (int, float)) and 0 < width < math.inf
+        name: float(number)
+        for name, number in usable.items()
+        if isinstance(number, (int, float)) and 0 < number < math.inf
     }
+
+
+def _objective(runs: Sequence[Run], measured: tuple[Domain, ...]) -> Mapping[str, float] | None:
+    """The objective of the runs, if all have the same and each of its domains is in `measured`."""
+    first, *others = (_positive(run.config.get("objective")) for run in runs)
+    names = {domain.name for domain in measured}
+    same = all(other == first for other in others)
+    return first if first and same and first.keys() <= names else None
 
 
 def _common_domains(runs: Sequence[Run]) -> tuple[Domain, ...]:

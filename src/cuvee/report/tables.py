@@ -11,7 +11,7 @@ import numpy as np
 from cuvee.core.trajectory import Cost
 from cuvee.evaluation.statistics import bootstrap_means, paired_difference, variance_shares
 from cuvee.evaluation.verdicts import Verdict
-from cuvee.report.summary import Summary
+from cuvee.report.summary import Measure, Summary
 from cuvee.report.verdict import seeds_to_decide
 from cuvee.report.views import (
     MethodView,
@@ -27,11 +27,12 @@ Value = Callable[[Scores], float | None]
 
 _FEW_METHODS = 5
 """The number of methods in the table of domains before more are asked for."""
-_MEASURES: tuple[tuple[str, Value], ...] = (
+_MEASURES: tuple[tuple[Measure, Value], ...] = (
     ("Mean", lambda scores: scores.mean),
     ("Source", lambda scores: scores.source),
     ("Target", lambda scores: scores.target),
     ("Source/target average", lambda scores: scores.balance),
+    ("Objective", lambda scores: scores.objective),
 )
 
 
@@ -69,14 +70,11 @@ class Table:
     extra: frozenset[str] = frozenset()
 
 
-def measures(summary: Summary) -> list[tuple[str, Value]]:
-    """The summary losses of this corpus: all four with source and target domains, else the mean."""
-    return [(name, value) for name, value in _MEASURES if summary.has_roles or name == "Mean"]
-
-
-def headline_name(summary: Summary) -> str:
-    """Return the name in `measures` of the loss by which methods are ranked."""
-    return measures(summary)[-1][0]
+def measures(summary: Summary) -> list[tuple[Measure, Value]]:
+    """The summary losses: the mean, those of the roles if there are two, and `ranked_by`."""
+    shown = {"Mean", summary.ranked_by}
+    shown |= {"Source", "Target", "Source/target average"} if summary.has_roles else set()
+    return [(name, value) for name, value in _MEASURES if name in shown]
 
 
 def final_table(summary: Summary) -> Table:
@@ -120,7 +118,7 @@ def final_table(summary: Summary) -> Table:
         cells += _cost_cells(method)
         rows.append(Row(method.label, _run_count(method), tuple(cells), index))
     columns = (*(name for name, _, _ in numeric), "Tokens", "FLOPs", "Time")
-    first = {"Source", "Target", headline_name(summary), "FLOPs"}
+    first = {"Source", "Target", summary.ranked_by, "FLOPs"}
     return Table(columns, tuple(rows), frozenset(columns) - first)
 
 
@@ -151,7 +149,7 @@ def paired_table(summary: Summary) -> Table | None:
     columns = ("Verdict", *(f"Δ {name.lower()}" for name, _ in losses))
     columns += ("Tokens to the baseline’s end",)
     columns += ("Proxies pay from",) if costly else ()
-    extra = {f"Δ {name.lower()}" for name, _ in losses if name != headline_name(summary)}
+    extra = {f"Δ {name.lower()}" for name, _ in losses if name != summary.ranked_by}
     return Table(columns, tuple(rows), frozenset(extra)) if rows else None
 
 

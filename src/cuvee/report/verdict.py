@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cuvee.core.trajectory import Cost
+from cuvee.evaluation.statistics import paired_difference
 from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict
 from cuvee.report.summary import Summary
-from cuvee.report.views import MethodView, break_even, shares_of_tokens, tokens_needed
+from cuvee.report.views import MethodView, Scores, break_even, shares_of_tokens, tokens_needed
 from cuvee.report.words import (
     ENOUGH_SEEDS,
     amount,
@@ -58,7 +59,7 @@ def card(summary: Summary) -> Card | None:
             _sure(summary, best.label, found[best.label], credited),
             _saves(best, baseline),
             _costs(best, baseline),
-            trust,
+            (*_beside(summary, best), *trust),
             best.label,
         )
     return Card(f"Keep {baseline.label}", _unsure(summary, found), "", "", trust)
@@ -84,6 +85,22 @@ def _trust(
             unnamed = method.label in uncredited
             said.append(f"{note} The method gets no credit for it." if unnamed else note)
     return tuple(said)
+
+
+def _beside(summary: Summary, best: MethodView) -> tuple[str, ...]:
+    """What the best method does to the domains that the objective leaves out, if it does."""
+
+    def beside(scores: Scores) -> float | None:
+        return scores.beside
+
+    found = paired_difference(best.by_seed(beside), summary.methods[0].by_seed(beside))
+    if found is None:
+        return ()
+    spread = f" ({interval(found)})" if interval(found) else ""
+    return (
+        f"On the domains that the objective leaves out, {best.label} ends {signed(found.mean)} nats"
+        f"{spread} from {summary.baseline}.",
+    )
 
 
 def steering_note(method: MethodView) -> str:

@@ -36,16 +36,26 @@ class Scores:
     """exp of `mean`."""
     bits_per_byte: float | None
     """Mean over domains of loss / ln 2 / (bytes per token); None unless known for all domains."""
+    objective: float | None = None
+    """Mean over the domains of the objective, with its weights; None without an objective."""
+    beside: float | None = None
+    """Mean over the domains that the objective leaves out; None if it leaves none out."""
 
     @property
     def headline(self) -> float:
-        """The loss by which methods are ranked: `balance` if there are two roles, else `mean`."""
+        """The loss by which methods are ranked: `objective`, else `balance`, else `mean`."""
+        if self.objective is not None:
+            return self.objective
         return self.mean if self.balance is None else self.balance
 
 
 def score(
-    domains: Sequence[Domain], loss_K: FloatArray, bytes_per_token: Mapping[str, float]
+    domains: Sequence[Domain],
+    loss_K: FloatArray,
+    bytes_per_token: Mapping[str, float],
+    objective: Mapping[str, float] | None = None,
 ) -> Scores:
+    """Return the scores of a model with losses `loss_K`. `objective` has weights by domain."""
     target_K = np.array([domain.is_target for domain in domains])
     both = bool(target_K.any() and not target_K.all())
     source = float(loss_K[~target_K].mean()) if both else None
@@ -54,6 +64,8 @@ def score(
     bits = [bits_per_byte(float(loss), w) for loss, w in zip(loss_K, width, strict=True) if w > 0]
     mean = float(loss_K.mean())
     worst = int(loss_K.argmax())
+    weights_K = np.array([(objective or {}).get(domain.name, 0.0) for domain in domains])
+    weighed_K = weights_K > 0
     return Scores(
         mean=mean,
         source=source,
@@ -63,6 +75,8 @@ def score(
         worst_domain=domains[worst].name,
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         bits_per_byte=sum(bits) / len(bits) if len(bits) == len(domains) else None,
+        objective=float(np.average(loss_K, weights=weights_K)) if weighed_K.any() else None,
+        beside=float(loss_K[~weighed_K].mean()) if 0 < weighed_K.sum() < len(domains) else None,
     )
 
 
@@ -81,6 +95,8 @@ class RunView:
     bytes_per_token: Mapping[str, float]
     split: Split = "valid"
     steering: Steering | None = None
+    objective: Mapping[str, float] | None = None
+    """Weights by domain, the same in all runs of a report."""
 
     @cached_property
     def tokens_T1(self) -> npt.NDArray[np.int64]:
@@ -142,7 +158,10 @@ class RunView:
 
     @cached_property
     def scores_P(self) -> list[Scores]:
-        return [score(self.domains, loss_K, self.bytes_per_token) for loss_K in self.loss_PK]
+        return [self._score(loss_K) for loss_K in self.loss_PK]
+
+    def _score(self, loss_K: FloatArray) -> Scores:
+        return score(self.domains, loss_K, self.bytes_per_token, self.objective)
 
     @property
     def proxies(self) -> Cost | None:
@@ -185,9 +204,7 @@ class RunView:
         For an unfinished run these are the scores at its last validation if `split` is "valid", and
         None if it is "test".
         """
-        if self.final_K is None:
-            return None
-        return score(self.domains, self.final_K, self.bytes_per_token)
+        return None if self.final_K is None else self._score(self.final_K)
 
     @property
     def last_validation(self) -> Scores | None:

@@ -8,13 +8,20 @@ from dataclasses import replace
 
 from cuvee.evaluation.claims import Answered
 from cuvee.evaluation.statistics import Estimate, paired_difference
-from cuvee.report.summary import Summary
+from cuvee.report.summary import Measure, Summary
 from cuvee.report.views import MethodView, Scores
 
 ENOUGH_SEEDS = 5
 """The number of seeds below which a difference is called a hint, not a result."""
 
 ABSENT = "–"
+_MEASURES: dict[Measure, str] = {
+    "Mean": "mean {}",
+    "Source": "source {}",
+    "Target": "target {}",
+    "Source/target average": "average of source and target {}",
+    "Objective": "{} weighted by the objective",
+}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -87,8 +94,7 @@ def final_loss(summary: Summary) -> str:
 
 def measure(summary: Summary) -> str:
     """Return the name of the loss by which methods are ranked."""
-    loss = final_loss(summary)
-    return f"average of source and target {loss}" if summary.has_roles else f"mean {loss}"
+    return _MEASURES[summary.ranked_by].format(final_loss(summary))
 
 
 def fallback(summary: Summary) -> str | None:
@@ -116,13 +122,15 @@ def captions(summary: Summary) -> dict[str, str]:
     )
     bold = " The lowest of each column is set in bold." if len(summary.methods) > 1 else ""
     seeds = "its single runs" if not several else "single seeds"
+    weighted = summary.ranked_by == "Objective"
     return {
         "intervals": f"Differences in {loss}: left of {base} is better. " + _interval_words(counts),
         "mixtures": "The share of each batch that came from each domain" + means + ". "
         "The narrow column at the left has the natural shares.",
         "epochs": "How often each domain has been read: its tokens so far over its tokens. "
         "From the dotted line on, text is repeated.",
-        "curves": "Mean over domains with equal weights, over training tokens."
+        "curves": "Mean over domains, over training tokens. Domains have equal weights"
+        + (", but in the last figure those of the objective." if weighted else ".")
         + (
             f" Thin lines are {seeds}, strong lines their mean; of more than 8 seeds, a band "
             "shows the range."

@@ -233,7 +233,10 @@ class RunConfig(BaseModel):
     train: TrainerSettings = TrainerSettings()
     guard: Limits = Limits()
     objective: Annotated[dict[str, NonNegative], Field(min_length=1)] | None = None
-    """What methods optimise: weights of domains that are validated. Default: all of them alike."""
+    """What methods optimise and reports judge by: weights of validated domains.
+
+    By default methods count all of them alike.
+    """
     name: Name = "run"
     store: str | None = None
     """An SQLite file, a URL, or @FILE with a URL. Default: $CUVEE_STORE, else runs/cuvee.db."""

@@ -19,13 +19,22 @@ from cuvee.recipes.stores import open_store
 from cuvee.report.page import write_report
 from cuvee.report.steering import steering
 from cuvee.report.summary import summarise
-from cuvee.report.tables import Cell, Row, Table, final_table, paired_table, spread_table
+from cuvee.report.tables import (
+    Cell,
+    Row,
+    Table,
+    final_table,
+    measures,
+    paired_table,
+    spread_table,
+)
 from cuvee.report.words import (
     ABSENT,
     claim_sentence,
     fallback,
     final_loss,
     interval,
+    measure,
     signed,
 )
 
@@ -45,6 +54,8 @@ def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, 
     spread = spread_table(summary)
     final += [("Where the spread over seeds comes from", spread)] if spread else []
     against = f"Against {summary.baseline}, paired by seed: {loss}"
+    if len(measures(summary)) > 1:
+        against += f". The verdict is about the {measure(summary)}"
     return [*final, (against, paired)] if paired else final
 
 
