@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from cuvee.core.errors import ConfigError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
+from cuvee.core.registry import POLICIES, import_plugins
 from cuvee.fleet.ray import RayFleet
 from cuvee.fleet.store.store import Store
 from cuvee.loop import run
@@ -89,15 +91,13 @@ def ray_start(*arguments: str) -> None:
         env=os.environ | QUIET,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    import ray
-
     folder = Path(
         f"/tmp/cuvee-{secrets.token_hex(3)}"
     )  # short: the path of a Unix socket has 107 characters at most
@@ -111,7 +111,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         ray_start("--address", f"127.0.0.1:{port}")
         yield Cluster(f"127.0.0.1:{port}", raylets(folder))
     finally:
-        ray.shutdown()  # before its node is killed: Ray ends a driver whose node dies
         while left := processes(folder):
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -149,17 +148,24 @@ def kill_a_node(store: Store, cluster: Cluster, seen: set[int], killed: threadin
         time.sleep(0.02)
 
 
-def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def in_own_process(driver: Callable[..., None], *arguments: object) -> None:
+    """Run a Ray driver in a process of its own. Ray ends a driver that loses its cluster, and one
+    process should connect to one cluster only: the test process must survive both."""
+    process = multiprocessing.get_context("spawn").Process(target=driver, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"the driver ended with exit code {process.exitcode}"
+
+
+def finish_though_a_node_is_killed(cluster: Cluster, folder: Path) -> None:
     options: dict[str, Any] = {
         "group": "toys",
         "workers": 2,
         "every": 2,
-        "checkpoints": tmp_path / "checkpoints",
+        "checkpoints": folder / "checkpoints",
     }
     seen, killed = set[int](), threading.Event()
-    with Store.open(tmp_path / "store.sqlite") as store:
+    with Store.open(folder / "store.sqlite") as store:
         fleet = RayFleet(
             store, make_toy, PROXY, address=cluster.address, lease_seconds=5.0, **options
         )
@@ -179,16 +185,22 @@ def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(
     assert [one.trajectory for one in found] == clean
 
 
-@pytest.fixture
-def policy_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    return plugin_policy(tmp_path, monkeypatch)
-
-
-def test_tasks_import_the_plugins_of_the_configuration(
-    policy_of_a_plugin: Policy, cluster: Cluster, tmp_path: Path
+def test_a_fleet_finishes_though_one_of_its_two_nodes_is_killed(
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The cluster starts after the plugin is on the path, as on the nodes of a real cluster."""
-    with Store.open(tmp_path / "store.sqlite") as store:
+    in_own_process(finish_though_a_node_is_killed, cluster, tmp_path)
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    plugin_policy(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def train_a_policy_of_a_plugin(cluster: Cluster, folder: Path) -> None:
+    import_plugins([MODULE])
+    policy: Policy = POLICIES.get("of_a_plugin")({"web": 0.5, "code": 0.5})
+    with Store.open(folder / "store.sqlite") as store:
         fleet = RayFleet(
             store,
             make_toy,
@@ -197,8 +209,15 @@ def test_tasks_import_the_plugins_of_the_configuration(
             group="toys",
             plugins=(MODULE,),
         )
-        (found,) = fleet.run([policy_of_a_plugin])
-    assert found.trajectory == run(make_toy({"intervals": 2}, 0), policy_of_a_plugin)
+        (found,) = fleet.run([policy])
+    assert found.trajectory == run(make_toy({"intervals": 2}, 0), policy)
+
+
+def test_tasks_import_the_plugins_of_the_configuration(
+    plugin_folder: Path, cluster: Cluster
+) -> None:
+    """The cluster starts after the plugin is on the path, as on the nodes of a real cluster."""
+    in_own_process(train_a_policy_of_a_plugin, cluster, plugin_folder)
 
 
 def test_no_cluster_is_said_so(tmp_path: Path) -> None:
