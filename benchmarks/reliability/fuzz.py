@@ -40,8 +40,8 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.corpus.tokenizer import parse_tokenizer
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.data.ingest.documents import Rules, read_documents
-from cuvee.data.ingest.raw import find_sources
 from cuvee.data.ingest.reading import read_blocks
+from cuvee.data.ingest.sources.raw import find_sources
 from cuvee.fleet.store.rows import Interval, Space
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.fixed import Fixed

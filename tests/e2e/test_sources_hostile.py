@@ -12,8 +12,8 @@ import pytest
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest import reading
 from cuvee.data.ingest.documents import Document, Rules, read_documents
-from cuvee.data.ingest.raw import find_sources
 from cuvee.data.ingest.reading import read_blocks
+from cuvee.data.ingest.sources.raw import find_sources
 
 
 def read(path: Path) -> list[tuple[int, str]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, homogeneity_completeness_v_measure
 
 from cuvee.core.mixture import NAME_PATTERN
-from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.sources.raw import find_sources
 from cuvee.data.label.labelers import ByColumn, domain_name
 from cuvee.data.label.labels import LabelSettings, label
 from cuvee.data.label.report import agreement

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cuvee.core.errors import CorpusError
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.data.ingest.documents import Document, Rules, read_documents
-from cuvee.data.ingest.raw import find_sources
 from cuvee.data.ingest.reading import read_blocks
+from cuvee.data.ingest.sources.raw import find_sources
 
 quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RULES = Rules("text", "topic", 0.1)

@@ -16,7 +16,7 @@ import pytest
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest import reading
 from cuvee.data.ingest.build import BuildSettings, build
-from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.sources.raw import find_sources
 from cuvee.data.label import writing as label_writing
 from cuvee.data.label.labelers import (
     ByColumn,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
+from cuvee.data.ingest.sources.raw import TextSource, choose_roles, find_sources
 
 
 def put(path: Path, content: str = "x") -> Path:

@@ -16,7 +16,7 @@ import pytest
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.build import BuildSettings, build
-from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.sources.raw import find_sources
 from cuvee.data.label.labelers import ByFolder
 from cuvee.data.label.labels import label
 
@@ -106,13 +106,3 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
 def test_a_url_that_became_a_path_object_is_refused() -> None:
     with pytest.raises(CorpusError, match="give it as a string"):
         find_sources([Path("s3://bucket/a")])
-
-
-def test_a_data_set_in_the_cache_of_the_hub_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "datasets--allenai--c4" / "snapshots" / "abc"
-    copy.mkdir(parents=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CorpusError, match=f"cache on this machine has it: give {copy}"):
-        find_sources(["allenai/c4"])

@@ -15,7 +15,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.tokenizer import Encoder, parse_tokenizer
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.data.ingest.overlap import Overlap
-from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.sources.raw import find_sources
 
 SETTINGS = BuildSettings(vocab_size=300)
 

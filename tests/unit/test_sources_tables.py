@@ -13,8 +13,8 @@ import pytest
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
-from cuvee.data.ingest.raw import find_sources
 from cuvee.data.ingest.reading import Row, read_blocks
+from cuvee.data.ingest.sources.raw import find_sources
 
 
 def rows(path: Path, text: str = "text", domain: str | None = None) -> list[Row]:
@@ -131,7 +131,7 @@ def written(path: Path, batch: pa.RecordBatch, *, stream: bool) -> Path:
 PEAK = """
 import sys
 from pathlib import Path
-from cuvee.data.ingest.raw import find_sources
+from cuvee.data.ingest.sources.raw import find_sources
 from cuvee.data.ingest.reading import read_blocks
 try:
     for block in read_blocks(find_sources([Path(sys.argv[1])])[0], "text", None):

@@ -26,7 +26,8 @@ def build(
         typer.Argument(
             metavar="SRC",
             help="Files or folders, also at URLs such as s3://…: .jsonl, .json, .csv, .txt (also "
-            ".gz, .zst), .parquet, .arrow, .bin/.idx pairs.",
+            ".gz, .zst), .parquet, .arrow, .bin/.idx pairs; or owner/name, a data set in the "
+            "Hugging Face cache.",
         ),
     ],
     folder: Annotated[

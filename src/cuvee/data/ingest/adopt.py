@@ -46,9 +46,9 @@ from cuvee.data.corpus.tokenizer import (
 )
 from cuvee.data.ingest.build_folder import is_built
 from cuvee.data.ingest.quality import domain_mtld
-from cuvee.data.ingest.raw import choose_roles, read_tables, rename_roles
 from cuvee.data.ingest.shards.finding import Found, find_shards
 from cuvee.data.ingest.shards.joining import join_shards
+from cuvee.data.ingest.sources.raw import choose_roles, read_tables, rename_roles
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

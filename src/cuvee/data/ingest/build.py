@@ -47,7 +47,7 @@ from cuvee.data.corpus.tokenizer import (
 )
 from cuvee.data.ingest.build_folder import is_built, open_build_folder
 from cuvee.data.ingest.documents import Rules, check_shares
-from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
+from cuvee.data.ingest.sources.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.survey import Survey, take_survey
 from cuvee.data.ingest.tokenize import SYNC_THREADS, EncodeTask, Written, encode, lengths_path
 from cuvee.data.ingest.worker_pool import WorkerPool
@@ -114,7 +114,7 @@ def build(
 ) -> Corpus:
     """Build the corpus of `sources` in `folder`, or resume an interrupted build.
 
-    `sources` are files and folders (see `raw.py`), or a mapping from domain names to Hugging Face
+    `sources` are files and folders (see `sources/raw.py`), or a mapping from domain names to Hugging Face
     map-style data sets. `workers` processes tokenize, by default one per core; with 1, everything
     runs in this process. If the corpus of the same sources and settings exists already, it is
     opened. Raises `CorpusError`.
@@ -319,14 +319,20 @@ def identify(sources: Sequence[TextSource], report: Progress) -> list[SourceEntr
 
 
 def _check_twice(sources: Sequence[TextSource], entries: Sequence[SourceEntry]) -> None:
-    """Raise `CorpusError` if two sources have the same content: a file given twice, or a copy."""
+    """Raise `CorpusError` for a file that is given twice, or beside a copy of it.
+
+    A copy of a text file is no mistake: it is one document of many, and those may be equal.
+    """
     seen: dict[str, str] = {}
     for source, entry in zip(sources, entries, strict=True):
-        if entry.size and entry.digest in seen:
+        key = entry.digest
+        if source.format == "txt" and source.path is not None:
+            key = str(source.path.resolve())
+        if entry.size and key in seen:
             raise CorpusError(
-                f"{source.place} has the same content as {seen[entry.digest]}: give each file once"
+                f"{source.place} has the same content as {seen[key]}: give each file once"
             )
-        seen[entry.digest] = source.place
+        seen[key] = source.place
 
 
 def _summary(

@@ -20,8 +20,8 @@ from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.columns.parquet import read_columns
 from cuvee.data.ingest.columns.tables import read_arrow, read_csv
-from cuvee.data.ingest.places import open_place
-from cuvee.data.ingest.raw import TextSource
+from cuvee.data.ingest.sources.places import open_place
+from cuvee.data.ingest.sources.raw import TextSource
 
 BLOCK_BYTES = 512 << 10
 BLOCK_ROWS = 2_000

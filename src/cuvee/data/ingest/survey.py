@@ -21,8 +21,8 @@ from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
 from cuvee.data.ingest.overlap import Overlap
 from cuvee.data.ingest.quality import domain_mtld
-from cuvee.data.ingest.raw import TextSource
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
+from cuvee.data.ingest.sources.raw import TextSource
 from cuvee.data.ingest.worker_pool import WorkerPool
 
 SAMPLE_BYTES = 32 << 20

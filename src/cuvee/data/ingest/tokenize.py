@@ -23,8 +23,8 @@ from cuvee.core.files import fsync_dir, write_atomic
 from cuvee.data.corpus.tokenizer import load_encoder
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
-from cuvee.data.ingest.raw import TextSource
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
+from cuvee.data.ingest.sources.raw import TextSource
 from cuvee.data.ingest.worker_pool import WorkerPool
 
 STEP_BLOCKS = 32

@@ -26,9 +26,9 @@ from cuvee.data.corpus.manifest import digest
 from cuvee.data.ingest.build import Progress, cores, identify
 from cuvee.data.ingest.build_folder import open_build_folder
 from cuvee.data.ingest.documents import Rules, check_shares, read_documents
-from cuvee.data.ingest.places import is_url
-from cuvee.data.ingest.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
+from cuvee.data.ingest.sources.places import is_url
+from cuvee.data.ingest.sources.raw import TextSource, choose_roles, find_sources
 from cuvee.data.ingest.survey import BadRow, too_many, write_quarantine
 from cuvee.data.ingest.worker_pool import WorkerPool
 from cuvee.data.label.labelers import MOST_LABELS, SAMPLE_CHARS, ByRole, Way

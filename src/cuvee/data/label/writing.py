@@ -23,8 +23,8 @@ from cuvee.data.corpus.names import is_domain_name
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.documents import Document, Rules, read_documents, shown
-from cuvee.data.ingest.raw import TextSource
 from cuvee.data.ingest.reading import Bad, Block, Row, read_blocks
+from cuvee.data.ingest.sources.raw import TextSource
 from cuvee.data.ingest.survey import BadRow
 from cuvee.data.ingest.tokenize import SYNC_THREADS, append
 from cuvee.data.ingest.worker_pool import WorkerPool

@@ -22,14 +22,9 @@ from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
 from cuvee.data.corpus.manifest import NAME, read_manifest
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
-from cuvee.data.ingest.places import is_url
-from cuvee.data.ingest.raw import (
-    files_below,
-    read_tables,
-    remark_numbers,
-    remark_unread,
-    splits_of,
-)
+from cuvee.data.ingest.sources.files import files_below
+from cuvee.data.ingest.sources.places import is_url
+from cuvee.data.ingest.sources.raw import read_tables, remark_numbers, remark_unread, splits_of
 
 _DOCUMENT = "_text_document"
 _PART = re.compile(r"(?P<stem>.+?)[-._](?P<number>\d+)(?:-of-\d+)?")

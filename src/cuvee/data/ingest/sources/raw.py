@@ -6,6 +6,7 @@
                        named after SRC.
     SRC has train/ and valid/   both are read in this way, and define the splits, with test/ if it
                                 is there
+    SRC is a data set           of the Hugging Face Hub or of `datasets`: see `hub.py`
 
 Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
 the parts of one data set form one domain. A file `table.json` beside the sources may name domains
@@ -22,34 +23,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cuvee.core.domain import SPLITS, Role, Split
 from cuvee.core.errors import CorpusError
 from cuvee.core.files import sha256_of
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
-from cuvee.data.ingest.places import path_of
+from cuvee.data.ingest.sources import hub
+from cuvee.data.ingest.sources.files import SUFFIXES, Format, files_below, suffix_of
+from cuvee.data.ingest.sources.places import path_of
 
-Format = Literal["jsonl", "csv", "parquet", "arrow", "txt", "rows"]
-
-_SUFFIXES: Mapping[str, Format] = {
-    f"{plain}{packed}": form
-    for plain, form in (
-        (".jsonl", "jsonl"),
-        (".ndjson", "jsonl"),
-        (".json", "jsonl"),
-        (".csv", "csv"),
-        (".txt", "txt"),
-    )
-    for packed in ("", ".gz", ".zst")
-} | {".parquet": "parquet", ".arrow": "arrow"}  # type: ignore[assignment]
 _PART = re.compile(r"[-._]\d+-of-\d+$|[-._](\d{5,}|0\d+)$")
 _MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
 _TABLE_BYTES = 64 << 20
-_ABOUT_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
-"""What `datasets` saves beside the Arrow files of a data set; it is no text."""
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -120,51 +107,55 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     sources: list[TextSource] = []
     for place in places:
         if not place.exists():
-            raise CorpusError(f"there is no file or folder {place}; {_remedy(str(place))}")
-        if place.is_dir():
-            found = [
-                source
-                for folder, split in splits_of(place)
-                for source in _domains(folder, place, split, table, unread)
-            ]
-        else:
-            found = [_file(place, place.name, None, _domain_of(place, table))]
+            place = _cached(str(place))
+        found = list(_sources_in(place, table, unread))
         if not found:
             known = ", ".join(
-                sorted({suffix.removesuffix(".gz").removesuffix(".zst") for suffix in _SUFFIXES})
+                sorted({suffix.removesuffix(".gz").removesuffix(".zst") for suffix in SUFFIXES})
             )
             raise CorpusError(
                 f"{place} holds no text: expected files that end in {known} (.gz and .zst too)"
             )
         sources += found
-    remark_unread(unread, _SUFFIXES)
+    remark_unread(unread, SUFFIXES)
     remark_numbers(source.domain for source in sources if source.domain not in table)
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
     return sources, table
 
 
+def _cached(place: str) -> Path:
+    """The data set of the Hub that is called `place`, which is no path."""
+    folder = hub.cached_folder(place) if hub.is_name(place) else None
+    if folder is None:
+        raise CorpusError(f"there is no file or folder {place}; {_remedy(place)}")
+    return folder
+
+
+def _sources_in(place: Path, table: Mapping[str, Role], unread: list[Path]) -> Iterator[TextSource]:
+    if not place.is_dir():
+        yield _file(place, place.name, None, _domain_of(place, table))
+    elif data_set := hub.data_set(place):
+        yield from _of_data_set(data_set, place, unread)
+    else:
+        for folder, split in splits_of(place):
+            yield from _domains(folder, place, split, table, unread)
+
+
+def _of_data_set(data_set: hub.DataSet, root: Path, unread: list[Path]) -> Iterator[TextSource]:
+    unread += data_set.unread
+    for file in data_set.files:
+        yield _file(file.path, _label(file.path, root), file.split, file.domain)
+
+
 def _remedy(place: str) -> str:
     """What to do about a place that is no path."""
-    if _HUB.fullmatch(place):
-        if cached := _cached_data_set(place):
-            return f"the Hub's cache on this machine has it: give {cached}"
+    if hub.is_name(place):
         return (
-            "give the path of the raw text. A data set of the Hugging Face Hub is downloaded first: "
-            f"hf download --repo-type dataset {place} --local-dir FOLDER"
+            "give the path of the raw text. A data set of the Hugging Face Hub that is not cached on "
+            f"this machine is downloaded first: hf download --repo-type dataset {place}"
         )
     return "give the path of the raw text"
-
-
-def _cached_data_set(name: str) -> Path | None:
-    """Return the newest copy of a data set in the cache of the Hugging Face Hub, if there is one."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    place = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
-    copies = (
-        sorted(place.iterdir(), key=lambda copy: copy.stat().st_mtime) if place.is_dir() else []
-    )
-    return copies[-1] if copies else None
 
 
 def rename_roles(table: Mapping[str, Role], renames: Mapping[str, str]) -> dict[str, Role]:
@@ -203,17 +194,17 @@ def splits_of(folder: Path) -> list[tuple[Path, Split | None]]:
     """Return the folders in `folder` that hold domains, with the split of each.
 
     These are its train/, valid/ and, if there is one, test/, or the folder itself with split None.
-    Raises `CorpusError` if only one of train/ and valid/ exists.
+    Raises `CorpusError` if only one of train/ and valid/ exists, unless it is a saved data set.
     """
     has_train = (folder / "train").is_dir()
     has_valid = (folder / "valid").is_dir()
-    if has_train != has_valid:
+    if has_train != has_valid and hub.data_set(folder) is None:
         present, missing = ("train", "valid") if has_train else ("valid", "train")
         raise CorpusError(
             f"{folder} has a folder {present}/ but none called {missing}/: add it to define the "
             f"splits, or give {folder / present} itself to split its documents"
         )
-    if not has_train:
+    if not (has_train and has_valid):
         return [(folder, None)]
     return [(folder / split, split) for split in SPLITS if (folder / split).is_dir()]
 
@@ -226,39 +217,24 @@ def _domains(
     unread: list[Path],
 ) -> Iterator[TextSource]:
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry == root / _TABLE or entry.name in _ABOUT_DATASETS:
+        if entry.name.startswith(".") or entry == root / _TABLE or entry.name in hub.ABOUT:
             continue
-        if entry.is_dir():
+        if entry.is_dir() and split is None and (data_set := hub.data_set(entry, entry.name)):
+            yield from _of_data_set(data_set, root, unread)
+        elif entry.is_dir():
             for path in sorted(files_below(entry)):
-                if path.name in _ABOUT_DATASETS:
+                if path.name in hub.ABOUT:
                     continue
-                if path.is_file() and _suffix(path):
+                if path.is_file() and suffix_of(path):
                     yield _file(path, _label(path, root), split, entry.name)
                 else:
                     unread.append(path)
-        elif entry.is_file() and _suffix(entry):
-            loose_text = _SUFFIXES[_suffix(entry)] == "txt"
+        elif entry.is_file() and suffix_of(entry):
+            loose_text = SUFFIXES[suffix_of(entry)] == "txt"
             domain = root.resolve().name if loose_text else _domain_of(entry, table)
             yield _file(entry, _label(entry, root), split, domain)
         else:
             unread.append(entry)
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder` that are not hidden.
-
-    Follows links to folders, but enters none of its own parents.
-    """
-    stack = [(folder, frozenset([folder.resolve()]))]
-    while stack:
-        place, above = stack.pop()
-        for entry in place.iterdir():
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                yield entry
-            elif (real := entry.resolve()) not in above:
-                stack.append((entry, above | {real}))
 
 
 def remark_unread(unread: Sequence[Path], known: Iterable[str]) -> None:
@@ -266,8 +242,9 @@ def remark_unread(unread: Sequence[Path], known: Iterable[str]) -> None:
     if unread:
         shown = ", ".join(map(str, unread[:5])) + (", …" if len(unread) > 5 else "")
         warnings.warn(
-            f"{len(unread)} files were not read, because they are dangling links or their endings "
-            f"are unknown: {shown}. Known endings: {', '.join(known)}",
+            f"{len(unread)} files were not read, because they are dangling links, have unknown "
+            f"endings or differ in format from the rest of a data set: {shown}. Known endings: "
+            f"{', '.join(known)}",
             stacklevel=2,
         )
 
@@ -296,9 +273,9 @@ def _domain_of(path: Path, table: Mapping[str, Role]) -> str:
 
     The part number stays if `table` has a domain of that name.
     """
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if not suffix:
-        raise CorpusError(f"{path} has no known ending: expected one of {', '.join(_SUFFIXES)}")
+        raise CorpusError(f"{path} has no known ending: expected one of {', '.join(SUFFIXES)}")
     name = path.name[: -len(suffix)]
     return name if name in table else _PART.sub("", name)
 
@@ -307,17 +284,11 @@ def _file(path: Path, label: str, split: Split | None, domain: str) -> TextSourc
     return TextSource(
         domain=domain,
         split=split,
-        format=_SUFFIXES[_suffix(path)],
+        format=SUFFIXES[suffix_of(path)],
         label=label,
         size=path.stat().st_size,
         path=path,
     )
-
-
-def _suffix(path: Path) -> str:
-    """The known ending of a name, in small letters whatever its own."""
-    name = path.name.lower()
-    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
 def _data_set(name: str, rows: Any) -> TextSource:
