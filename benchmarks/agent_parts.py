@@ -23,7 +23,12 @@ import torch
 
 from cuvee.core.files import write_atomic
 from cuvee.data.corpus.corpus import Corpus
+from cuvee.data.corpus.tokenizer import train_tokenizer
 from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.data.ingest.documents import Rules
+from cuvee.data.ingest.sources.raw import find_sources
+from cuvee.data.ingest.survey import take_survey
+from cuvee.data.ingest.worker_pool import WorkerPool
 from cuvee.data.label.labelers import ByRole, Way
 from cuvee.data.label.labels import LabelSettings, label
 from cuvee.probes.base import Context
@@ -169,9 +174,18 @@ class Material:
         return [str(path) for path in paths]
 
     def _tokenizer(self) -> Path:
-        folder = self.out / "corpora" / "all"
-        build([self.raw], folder, BuildSettings(vocab_size=VOCABULARY), workers=1)
-        return folder / "tokenizer.json"
+        """Train a tokenizer on a sample of all domains, as `build` would; nothing is encoded."""
+        kept = self.out / "corpora" / "tokenizer.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            sources, _ = find_sources([self.raw])
+            rules = Rules("text", domain_column=None, valid_share=0.0)
+            bad_rows = kept.with_name("bad_rows.jsonl")
+            with WorkerPool(1) as pool:
+                survey, sample = take_survey(sources, rules, pool, 100, bad_rows, lambda _: None)
+            texts = (text for name in survey.names for text in sample.texts(name))
+            write_atomic(kept, train_tokenizer(texts, VOCABULARY))
+        return kept
 
     def _raw_variant(self, name: str, sources: Sequence[str], target: str) -> Path:
         """Every `self.every`th training document of some domains, validated on the feedback

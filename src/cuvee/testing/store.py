@@ -114,6 +114,34 @@ class StoreSuite:
         with pytest.raises(StoreError, match="another configuration or seed"):
             store.create("a", 1, CONFIG, run_id=first)
 
+    def test_the_fleet_is_who_claims_runs_and_which_attempts_were_bad(self, store: Store) -> None:
+        for name in ("one", "two", "three"):
+            store.create(name, 0, CONFIG, group="g", run_id=name, max_attempts=2)
+        held = store.claim_run("one", "host-a/1/2/3", lease_seconds=50)
+        record(held, 3)
+        ended = store.claim_run("two", "host-b/1/2/3")
+        ended.fail("MemoryError", Cost(500))
+        again = store.claim_run("two", "host-b/1/2/3")
+        again.finish(Cost(700))
+        busy, free = store.workers("g")
+        if busy.name != "host-a/1/2/3":
+            busy, free = free, busy
+        assert (busy.name, busy.done, busy.bad, busy.tokens) == ("host-a/1/2/3", 0, 0, 2)
+        assert 0 < busy.holds["one"] <= 50
+        assert not busy.dead
+        assert (free.name, free.done, free.bad, free.tokens) == ("host-b/1/2/3", 1, 1, 1200)
+        assert free.holds == {}
+        [bad] = store.bad_attempts("g")
+        assert (bad.run, bad.number, bad.outcome, bad.reason) == ("two", 1, "failed", "MemoryError")
+        assert bad.tokens == 500
+        assert not store.workers("another")
+        assert not store.bad_attempts("another")
+        silent = store.claim_run("three", "host-c/1/2/3", lease_seconds=0.001)
+        time.sleep(0.1)
+        found = {worker.name: worker for worker in store.workers()}
+        assert found[silent.worker].dead
+        assert found[silent.worker].holds["three"] < 0
+
     def test_a_removed_run_leaves_nothing_and_one_in_training_stays(self, store: Store) -> None:
         for name in ("gone", "kept"):
             claim = store.claim_run(store.create(name, 0, CONFIG, run_id=name), "worker")

@@ -19,7 +19,8 @@ def dash(
 ) -> None:
     """Serve a live page about the runs of a store to this computer, until Ctrl-C.
 
-    It shows runs, losses, mixtures and what the guard did, and changes nothing. Needs the extra `dash`.
+    It shows runs, losses, mixtures, what the guard did and the fleet, and changes nothing. Needs the
+    extra `dash`.
 
     Example: cuvee dash --store runs/cuvee.db --open
     """

@@ -45,7 +45,15 @@ from cuvee.fleet.store.rows import (
     run_key,
 )
 from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
-from cuvee.fleet.store.summaries import Listing, read_listing, read_run
+from cuvee.fleet.store.summaries import (
+    BadAttempt,
+    Listing,
+    Worker,
+    read_bad_attempts,
+    read_listing,
+    read_run,
+    read_workers,
+)
 from cuvee.fleet.worker_name import is_alive, readable, worker_name
 from cuvee.policies.guard.operator import Request
 
@@ -418,7 +426,7 @@ class Store:
         if status is not None and status not in STATUSES:
             raise StoreError(f"{status!r} is no status of a run: use one of {', '.join(STATUSES)}")
         which = [runs.c.id.startswith(beginning, autoescape=True)] if beginning else []
-        which += [runs.c.cohort == group] if group is not None else []
+        which += _of(group)
         which += [runs.c.status == status] if status is not None else []
         return read_listing(self._database, which)
 
@@ -464,6 +472,14 @@ class Store:
             )
 
         return self._database.read(work)
+
+    def workers(self, group: str | None = None) -> list[Worker]:
+        """Return who has claimed runs of a group, or any; the last to write comes first."""
+        return read_workers(self._database, _of(group))
+
+    def bad_attempts(self, group: str | None = None, most: int = 30) -> list[BadAttempt]:
+        """Return the newest attempts that failed or were lost."""
+        return read_bad_attempts(self._database, _of(group), most)
 
     def find(self, run_id: str) -> RunSummary | None:
         """The run with this id, or None."""
@@ -548,6 +564,11 @@ class Store:
             diverged=(summary.reason or "").startswith(f"{DivergedError.__name__}:"),
         )
         return run, [interval.metrics for interval in found if interval.number]
+
+
+def _of(group: str | None) -> list[sa.ColumnElement[bool]]:
+    """Return the condition that a run is of the group; none if the group is None."""
+    return [] if group is None else [runs.c.cohort == group]
 
 
 def _trajectory_of(found: Sequence[Interval]) -> Trajectory:

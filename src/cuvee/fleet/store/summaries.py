@@ -1,15 +1,16 @@
-"""Reads the table of runs. A damaged row does not hide the others."""
+"""Reads the tables of runs and attempts. A damaged run does not hide the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
+from cuvee.fleet.store.claim import BAD
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.housekeeping import is_dead
 from cuvee.fleet.store.rows import RunSummary, digest_of
@@ -26,6 +27,37 @@ class Listing:
     runs: tuple[RunSummary, ...]
     damaged: Mapping[str, str]
     """Messages by id. Each names the run."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that has claimed runs, and what became of its attempts at them."""
+
+    name: str
+    done: int
+    bad: int
+    """Attempts that failed or were lost."""
+    tokens: int
+    silent: float
+    """Seconds since it last wrote."""
+    holds: Mapping[str, float]
+    """Seconds that are left of its lease, by id of a run that it trains; below 0 if it expired."""
+    dead: bool = False
+    """Whether it holds a run, and its lease has expired or it has ended."""
+
+
+@dataclass(frozen=True)
+class BadAttempt:
+    """An attempt that failed or was lost. Its tokens are part of the cost of its run."""
+
+    run: str
+    number: int
+    worker: str
+    outcome: str
+    reason: str
+    ago: float
+    """Seconds since it ended."""
+    tokens: int
 
 
 def read_listing(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> Listing:
@@ -113,3 +145,54 @@ def _summary(row: sa.RowMapping) -> RunSummary:
             int(row["tokens"] or 0), float(row["flops"] or 0.0), float(row["seconds"] or 0.0)
         ),
     )
+
+
+def read_workers(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> list[Worker]:
+    """Read who has claimed the runs that fulfil all of `which`; the last to write comes first."""
+    at = attempts.c
+    query = sa.select(
+        at.worker,
+        sa.func.sum(sa.case((at.outcome == "done", 1), else_=0)).label("done"),
+        sa.func.sum(sa.case((BAD, 1), else_=0)).label("bad"),
+        sa.func.sum(at.tokens).label("tokens"),
+        (database.clock - sa.func.max(at.heartbeat)).label("silent"),
+    )
+    query = query.join(runs, at.run_id == runs.c.id).where(*which).group_by(at.worker)
+    held = sa.select(at.worker, runs.c.id, (runs.c.lease_expires - database.clock).label("left"))
+    held = held.join(runs, (at.run_id == runs.c.id) & (at.number == runs.c.attempt))
+    held = held.where(*which, runs.c.status == "running")
+
+    def work(connection: sa.Connection) -> list[Worker]:
+        found = {
+            row.worker: Worker(
+                row.worker, int(row.done), int(row.bad), int(row.tokens), max(0.0, row.silent), {}
+            )
+            for row in connection.execute(query)
+        }
+        for row in connection.execute(held):
+            worker = found.get(row.worker)
+            if worker is None:  # it has claimed its first run since the other query
+                continue
+            holds = {**worker.holds, row.id: float(row.left)}
+            dead = worker.dead or is_dead(row.left, 0.0, row.worker)
+            found[row.worker] = replace(worker, holds=holds, dead=dead)
+        return sorted(found.values(), key=lambda worker: worker.silent)
+
+    return database.read(work)
+
+
+def read_bad_attempts(
+    database: Database, which: Sequence[sa.ColumnElement[bool]], most: int
+) -> list[BadAttempt]:
+    """Read the newest attempts that failed or were lost, of the runs that fulfil all of `which`."""
+    at = attempts.c
+    ago = database.clock - sa.func.coalesce(at.ended, at.heartbeat)
+    query = sa.select(at.run_id, at.number, at.worker, at.outcome, at.reason, ago, at.tokens)
+    query = query.join(runs, at.run_id == runs.c.id).where(BAD, *which)
+    query = query.order_by(at.ended.desc(), at.run_id, at.number).limit(most)
+    return [
+        BadAttempt(run, number, worker, outcome, reason or "", max(0.0, past), int(tokens))
+        for run, number, worker, outcome, reason, past, tokens in database.read(
+            lambda connection: connection.execute(query).all()
+        )
+    ]

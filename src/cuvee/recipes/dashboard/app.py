@@ -11,7 +11,16 @@ from flask import abort, request
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from cuvee.fleet.store.rows import RunSummary
-from cuvee.recipes.dashboard.view import EVENT_COLUMNS, RUN_COLUMNS, Dashboard, run_row
+from cuvee.recipes.dashboard.view import (
+    BAD_COLUMNS,
+    EVENT_COLUMNS,
+    HOST_COLUMNS,
+    RUN_COLUMNS,
+    WORKER_COLUMNS,
+    Dashboard,
+    Fleet,
+    run_row,
+)
 from cuvee.recipes.stores import short_groups
 from cuvee.report.words import amount, duration
 
@@ -21,13 +30,28 @@ _STYLE = """
 body { margin: 0 auto; max-width: 1280px; padding: 14px 18px; color: #1d2430;
        font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
 h1 { font-size: 22px; margin: 0; } h2 { font-size: 17px; margin: 26px 0 6px; }
+p { overflow-wrap: anywhere; }
 .note { color: #5b6472; margin: 2px 0 10px; }
+.key { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 13px; }
+.key i { display: inline-block; width: 26px; margin-right: 6px; vertical-align: middle; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: 5px 12px 5px 0; text-align: left; border-bottom: 1px solid #e3e6ea;
-         white-space: nowrap; max-width: 60ch; overflow: hidden; text-overflow: ellipsis; }
+         vertical-align: top; max-width: 60ch; overflow-wrap: break-word; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
 .figures > div { min-width: 0; }
+h3 { font-size: 15px; margin: 12px 0 2px; }
+@media (max-width: 640px) {
+  .scroll { overflow: visible; }
+  table, tbody, tr, td { display: block; }
+  thead { display: none; }
+  tr { margin: 0 0 12px; padding: 6px 12px; border: 1px solid #d5d9df; border-radius: 6px; }
+  td { display: flex; justify-content: space-between; gap: 14px; padding: 4px 0; max-width: none;
+       overflow-wrap: anywhere; text-align: right; }
+  td:last-child { border: 0; }
+  td:empty { display: none; }
+  td::before { content: attr(data-label); color: #5b6472; white-space: nowrap; }
+}
 """
 _PAGE = (
     "<!DOCTYPE html><html lang='en'><head>{%metas%}<title>{%title%}</title>{%css%}<style>"
@@ -48,6 +72,7 @@ def build(dashboard: Dashboard) -> Dash:
         Output("run", "options"),
         Output("run", "value"),
         Output("losses", "children"),
+        Output("fleet", "children"),
         Input("clock", "n_intervals"),
         Input("group", "value"),
         State("run", "value"),
@@ -93,6 +118,8 @@ def _layout(dashboard: Dashboard) -> html.Div:
             html.Div(id="figures", className="figures"),
             html.H2("Guard events"),
             html.Div(id="events", className="scroll"),
+            html.H2("Fleet"),
+            html.Div(id="fleet"),
             dcc.Interval(id="clock", interval=1000 * _SECONDS),
         ]
     )
@@ -117,8 +144,23 @@ def _overview(dashboard: Dashboard, group: str | None, chosen: str | None) -> tu
         _table(RUN_COLUMNS, [run_row(run) for run in runs]),
         ids,
         chosen if chosen in ids else next(iter(ids), None),
-        _graph(figure) if figure else "No validation to compare yet.",
+        [_graph(figure), _legend(figure)] if figure else "No validation to compare yet.",
+        _fleet(dashboard.fleet(group)),
     )
+
+
+def _fleet(fleet: Fleet) -> list[Any]:
+    """Return the summary of the fleet, and those of its tables that have rows."""
+    tables = (
+        ("Hosts", HOST_COLUMNS, fleet.hosts),
+        ("Workers", WORKER_COLUMNS, fleet.workers),
+        ("Attempts that failed or were lost, newest first", BAD_COLUMNS, fleet.bad),
+    )
+    shown: list[Any] = [html.P(fleet.summary)]
+    for title, columns, rows in tables:
+        if rows:
+            shown += [html.H3(title), html.Div(_table(columns, rows), className="scroll")]
+    return shown
 
 
 def _of_run(dashboard: Dashboard, chosen: str | None) -> tuple[Any, Any]:
@@ -140,7 +182,25 @@ def _graph(figure: Any) -> dcc.Graph:
     )
 
 
+def _legend(figure: Any) -> html.Div:
+    """Return the names of the lines; unlike a legend in the plot, it takes as many rows as it needs."""
+    return html.Div(
+        [html.Span([_sample(line), line.name]) for line in figure.data], className="key"
+    )
+
+
+def _sample(line: Any) -> html.I:
+    style = {"solid": "solid", "dot": "dotted"}.get(line.line.dash or "solid", "dashed")
+    return html.I(style={"borderTop": f"3px {style} {line.line.color}"})
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
-    """Return a table of text, which the browser shows as it is."""
+    """Return a table of text, which the browser shows as it is; on a phone a row is a card."""
     head = html.Thead(html.Tr([html.Th(name) for name in columns]))
-    return html.Table([head, html.Tbody([html.Tr([html.Td(c) for c in row]) for row in rows])])
+    body = [
+        html.Tr(
+            [html.Td(cell, **{"data-label": name}) for name, cell in zip(columns, row, strict=True)]
+        )
+        for row in rows
+    ]
+    return html.Table([head, html.Tbody(body)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,13 +12,15 @@ from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Run
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
+from cuvee.fleet.store.summaries import BadAttempt, Worker
+from cuvee.fleet.worker_name import is_alive, readable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.report.figures.folding import folded
 from cuvee.report.figures.losses import curve_figure
 from cuvee.report.figures.mixtures import epochs_figure, mixture_figure
 from cuvee.report.summary import MOST_METHODS, summarise
 from cuvee.report.tables import measures
-from cuvee.report.words import duration
+from cuvee.report.words import amount, duration
 
 _ROWS, _EVENTS = 60, 30
 _ORDER = ("running", "dead", "waiting", "failed", "done")
@@ -33,6 +35,28 @@ RUN_COLUMNS = (
     "worker or reason",
 )
 EVENT_COLUMNS = ("interval", "step", "verdict", "limits", "alarms", "reason")
+HOST_COLUMNS = ("host", "workers", "training", "done", "failed or lost", "tokens", "last sign")
+WORKER_COLUMNS = (
+    "worker",
+    "state",
+    "trains",
+    "lease left",
+    "done",
+    "failed or lost",
+    "tokens",
+    "last sign",
+)
+BAD_COLUMNS = ("run", "attempt", "outcome", "reason", "worker", "ended", "tokens")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The workers of a store: a sentence, and the rows of three tables."""
+
+    summary: str
+    hosts: Sequence[Sequence[str]]
+    workers: Sequence[Sequence[str]]
+    bad: Sequence[Sequence[str]]
 
 
 class Dashboard:
@@ -52,6 +76,20 @@ class Dashboard:
         runs = self.store.listing(group).runs
         newest = sorted(runs, key=lambda run: -run.updated)
         return sorted(newest, key=lambda run: _ORDER.index(run.state))[:_ROWS]
+
+    def fleet(self, group: str | None) -> Fleet:
+        """Return who trains the runs of a group, or of all, and which attempts came to nothing."""
+        workers = self.store.workers(group)
+        by_host: dict[str, list[Worker]] = {}
+        for worker in workers:
+            by_host.setdefault(host_of(worker.name), []).append(worker)
+        shown = sorted(workers, key=lambda worker: not worker.holds)[:_ROWS]
+        return Fleet(
+            _fleet_summary(workers, len(by_host)),
+            [_host_row(host, found) for host, found in by_host.items()],
+            [_worker_row(worker) for worker in shown],
+            [_bad_row(attempt) for attempt in self.store.bad_attempts(group, _EVENTS)],
+        )
 
     def load(self, run: RunSummary) -> Run:
         """Return a run as far as it is recorded."""
@@ -80,8 +118,7 @@ class Dashboard:
             return None
         if not summary.domains:
             return None
-        figure = curve_figure(summary, measures(summary)[-1][1])
-        return figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25})
+        return curve_figure(summary, measures(summary)[-1][1])
 
     def events(self, run: RunSummary) -> list[tuple[str, ...]]:
         """Return the guard's newest decisions that were more than accepted, newest first."""
@@ -103,8 +140,82 @@ def run_row(run: RunSummary) -> tuple[str, ...]:
         f"{run.attempts}",
         f"{run.cost.tokens:,}",
         duration(run.cost.seconds),
-        run.reason or (run.worker if run.state == "running" else "") or "",
+        run.reason or (readable(run.worker) if run.state == "running" else ""),
     )
+
+
+def host_of(worker: str) -> str:
+    """Return the host in a worker's name, or the whole name if it has another form."""
+    return worker.partition("/")[0]
+
+
+def _fleet_summary(workers: Sequence[Worker], hosts: int) -> str:
+    if not workers:
+        return "No worker has claimed a run yet."
+    held = sum(len(worker.holds) for worker in workers if not worker.dead)
+    dead = sum(len(worker.holds) for worker in workers if worker.dead)
+    bad = sum(worker.bad for worker in workers)
+    seen = f"{_count(len(workers), 'worker')} on {_count(hosts, 'host')} so far"
+    gone = f" and {_count(dead, 'run')} whose worker is gone" if dead else ""
+    return (
+        f"{seen}. {_count(held, 'run')} in training{gone}. {_count(bad, 'attempt')} failed or lost."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _host_row(host: str, workers: Sequence[Worker]) -> tuple[str, ...]:
+    """Return the cells of `HOST_COLUMNS`."""
+    return (
+        host,
+        f"{len(workers)}",
+        f"{sum(len(worker.holds) for worker in workers if not worker.dead)}",
+        *_record(workers),
+    )
+
+
+def _worker_row(worker: Worker) -> tuple[str, ...]:
+    """Return the cells of `WORKER_COLUMNS`."""
+    left = min(worker.holds.values(), default=None)
+    lease = "" if left is None else duration(left) if left > 0 else "expired"
+    return readable(worker.name), _state(worker), ", ".join(worker.holds), lease, *_record([worker])
+
+
+def _state(worker: Worker) -> str:
+    if worker.dead:
+        return "dead"
+    if worker.holds:
+        return "training"
+    return "ended" if is_alive(worker.name) is False else "no run"
+
+
+def _record(workers: Sequence[Worker]) -> tuple[str, ...]:
+    """Return the cells that hosts and workers share."""
+    return (
+        f"{sum(worker.done for worker in workers):,}",
+        f"{sum(worker.bad for worker in workers):,}",
+        amount(sum(worker.tokens for worker in workers)),
+        _ago(min(worker.silent for worker in workers)),
+    )
+
+
+def _bad_row(attempt: BadAttempt) -> tuple[str, ...]:
+    """Return the cells of `BAD_COLUMNS`."""
+    return (
+        attempt.run,
+        f"{attempt.number}",
+        attempt.outcome,
+        attempt.reason,
+        readable(attempt.worker),
+        _ago(attempt.ago),
+        amount(attempt.tokens),
+    )
+
+
+def _ago(seconds: float) -> str:
+    return f"{duration(round(seconds))} ago"
 
 
 def _event(number: int, record: Mapping[str, Any]) -> tuple[str, ...]:
