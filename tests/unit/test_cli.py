@@ -4,6 +4,7 @@ progress display."""
 from __future__ import annotations
 
 import io
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,30 @@ def test_commands_and_flags_are_those_that_were_promised() -> None:
     If a change is intended: python tests/unit/test_cli.py > tests/golden/cli_help.txt
     """
     assert list(flags()) == (GOLDEN / "cli_help.txt").read_text().splitlines()
+
+
+def test_every_command_has_an_example_with_options_that_it_has() -> None:
+    def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, f"{path} {name}")
+        if not hasattr(command, "commands"):
+            yield path, command
+
+    for path, command in walk(typer.main.get_command(cuvee.cli.app), "cuvee"):
+        example = " ".join((command.help or "").split()).partition("Example: ")[2]
+        assert example.startswith(path), path
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        options = {word for word in shlex.split(example) if word.startswith("-")}
+        assert options <= known, path
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cuvee.cli", "--help"], capture_output=True, text=True, timeout=60
+    )
+    listed = done.stdout.partition("Commands:")[2]
+    assert "..." not in listed
+    assert "sized to this machine." in " ".join(listed.split())
 
 
 @pytest.mark.parametrize(

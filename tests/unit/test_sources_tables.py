@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cuvee.core.errors import CorpusError
+from cuvee.data.corpus.names import parse_columns
+from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
 from cuvee.data.ingest.reading import Row, read_blocks
 from cuvee.data.ingest.sources.raw import find_sources
@@ -195,3 +199,36 @@ def test_a_flipped_bit_in_an_arrow_file_is_no_bare_error(tmp_path: Path, stream:
         path.write_bytes(damaged)
         with contextlib.suppress(CorpusError):
             rows(path, domain="kind")
+
+
+def test_each_domain_may_have_its_text_in_another_column(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    texts = [f"row {i} of some text" for i in range(60)]
+    nested = (json.dumps({"post": {"body": f"forum {text}"}}) + "\n" for text in texts)
+    (raw / "forum.jsonl").write_text("".join(nested))
+    rows_of = "".join(f"{i},ticket {text}\n" for i, text in enumerate(texts))
+    (raw / "tickets.csv").write_text(f"id,Body (plain)\n{rows_of}")
+    pq.write_table(pa.table({"text": texts}), raw / "web.parquet")
+    column, columns = parse_columns(["tickets=Body (plain)", "forum=post.body"])
+    settings = BuildSettings(column, columns, vocab_size=300)
+    corpus = build([raw], tmp_path / "corpus", settings, workers=2)
+    counts = [
+        sum(split.documents for split in (one.train, one.valid, one.test) if split)
+        for one in corpus.manifest.domains
+    ]
+    assert counts == [60, 60, 60]
+    assert corpus.manifest.bad_rows == 0
+    with pytest.raises(CorpusError, match="no domain 'ticket' with a text column of its own; did"):
+        build([raw], tmp_path / "other", BuildSettings(text_columns={"ticket": "x"}), workers=1)
+
+
+def test_text_columns_on_the_command_line() -> None:
+    assert parse_columns([]) == ("text", {})
+    assert parse_columns(["body"]) == ("body", {})
+    assert parse_columns(["body", "web=a=b"]) == ("body", {"web": "a=b"})
+    assert parse_columns(["a b=c"]) == ("a b=c", {}), "no domain is called so"
+    with pytest.raises(CorpusError, match="gives two columns of web"):
+        parse_columns(["web=a", "web=b"])
+    with pytest.raises(CorpusError, match="gives two columns, a and b"):
+        parse_columns(["a", "b"])

@@ -5,6 +5,7 @@ Commands import heavy libraries inside functions, so that `cuvee --help` is fast
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from typing import Annotated
@@ -45,6 +46,19 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("dash")(dash.dash)
 app.command("demo")(demo.demo)
+
+
+def _say_whole(group: typer.Typer) -> None:
+    """Let `--help` list each command with its whole first sentence, which it would cut otherwise."""
+    for command in group.registered_commands:
+        summary = inspect.getdoc(command.callback) or ""
+        command.short_help = " ".join(summary.partition("\n\n")[0].split())
+    for below in group.registered_groups:
+        if below.typer_instance:
+            _say_whole(below.typer_instance)
+
+
+_say_whole(app)
 
 
 def _version(wanted: bool) -> None:

@@ -39,7 +39,14 @@ def build(
             help="The column with a row's domain. Default: the names of files or folders."
         ),
     ] = None,
-    text_column: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]NAME",
+            help="The column with the text, of all sources or of one domain; may be repeated. "
+            "Default: text.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,7 +107,7 @@ def build(
     """
     from cuvee.cli.display.console import Stages, progress_bar
     from cuvee.core.errors import CorpusError
-    from cuvee.data.corpus.names import parse_renames
+    from cuvee.data.corpus.names import parse_columns, parse_renames
     from cuvee.data.ingest.adopt import adopt
     from cuvee.data.ingest.build import BuildSettings
     from cuvee.data.ingest.build import build as build_corpus
@@ -121,8 +128,10 @@ def build(
             rename=parse_renames(rename or ()),
         )
     else:
+        of_all, of_domains = parse_columns(text_column or ())
         settings = BuildSettings(
-            text_column=text_column,
+            text_column=of_all,
+            text_columns=of_domains,
             domain_column=domain_column,
             targets=tuple(target or ()),
             tokenizer=tokenizer,
@@ -175,7 +184,10 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus.")],
     quiet: Quiet = False,
 ) -> None:
-    """Read every file of a corpus and compare it with the hashes in the manifest."""
+    """Read every file of a corpus and compare it with the hashes in the manifest.
+
+    Example: cuvee corpus verify corpus
+    """
     from cuvee.cli.display.console import Stages, progress_bar
     from cuvee.data.corpus.corpus import Corpus
 

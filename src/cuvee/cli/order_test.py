@@ -41,6 +41,8 @@ def order_test(
     """Test whether the order of domains matters when the whole run's mixture stays the same.
 
     Trains a constant, an early-heavy and a late-heavy arm with paired seeds.
+
+    Example: cuvee order-test base.yaml --between web,law --seeds 5
     """
     from cuvee.cli.display.live import view
     from cuvee.cli.recommend import two_names

@@ -71,7 +71,10 @@ def list_runs(
 
 @app.command()
 def watch(store: StoreOption = None, group: GroupOption = None) -> None:
-    """Watch all runs until none is open or Ctrl-C, whichever workers train them."""
+    """Watch all runs until none is open or Ctrl-C, whichever workers train them.
+
+    Example: cuvee runs watch --group compare
+    """
     import time
     from contextlib import suppress
 
@@ -141,7 +144,10 @@ def export_runs(
     store: StoreOption = None,
     group: GroupOption = None,
 ) -> None:
-    """Write runs to one file: complete as JSON, or a table by interval and domain as Parquet."""
+    """Write runs to one file: complete as JSON, or a table by interval and domain as Parquet.
+
+    Example: cuvee runs export --group compare -o runs.parquet
+    """
     from cuvee.recipes.reports.export import export
     from cuvee.recipes.stores import find_runs, open_store
 
@@ -165,7 +171,10 @@ def audit(
         bool, typer.Option("--json", help="Print the records as lines of JSON.")
     ] = False,
 ) -> None:
-    """Show each decision of a run: the policy's proposal, the guard's result, and the reason."""
+    """Show each decision of a run: the policy's proposal, the guard's result, and the reason.
+
+    Example: cuvee runs audit compare-gain-s0 --only limited
+    """
     from cuvee.cli.display.audit import is_meant, summary, table
     from cuvee.cli.display.console import console
     from cuvee.recipes.stores import find_runs, open_store

@@ -65,6 +65,26 @@ def parse_renames(options: Iterable[str]) -> dict[str, str]:
     return renames
 
 
+def parse_columns(options: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Return the text column, and those of single domains, from options "NAME" and "DOMAIN=NAME".
+
+    Raises `CorpusError` if one is given twice.
+    """
+    columns: dict[str, str] = {}
+    for option in options:
+        domain, equals, column = option.partition("=")
+        if not (equals and column and is_domain_name(domain)):
+            domain = ""
+            column = option
+        if columns.setdefault(domain, column) != column:
+            of = f" of {domain}" if domain else ""
+            raise CorpusError(
+                f"--text-column gives two columns{of}, {columns[domain]} and {column}: give one, or "
+                "DOMAIN=NAME for each domain"
+            )
+    return columns.pop("", "text"), columns
+
+
 def checked_renames(renames: Mapping[str, str]) -> dict[str, str]:
     """Return `renames` with composed letters as keys. Raises `CorpusError` for a bad new name."""
     for old, new in renames.items():
@@ -80,11 +100,13 @@ def renamed(name: Any, renames: Mapping[str, str]) -> Any:
     return renames.get(unicodedata.normalize("NFC", name), name)
 
 
-def check_all_used(renames: Mapping[str, str], names: Collection[str]) -> None:
-    """Raise `CorpusError` if an old name is not one of `names`."""
+def check_all_used(
+    by_domain: Mapping[str, str], names: Collection[str], what: str = "to rename"
+) -> None:
+    """Raise `CorpusError` if a key of an option by domain is not one of `names`."""
     known = sorted({unicodedata.normalize("NFC", name) for name in names})
-    for old in renames:
-        if old not in known:
-            near = get_close_matches(old, known, n=1)
+    for name in by_domain:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the domains are {', '.join(known)}"
-            raise CorpusError(f"no domain {old!r} to rename; {hint}")
+            raise CorpusError(f"no domain {name!r} {what}; {hint}")

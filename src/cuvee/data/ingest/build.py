@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from cuvee.data.corpus.manifest import (
     digest,
     write_manifest,
 )
-from cuvee.data.corpus.names import checked_renames
+from cuvee.data.corpus.names import check_all_used, checked_renames
 from cuvee.data.corpus.shards import bin_path, idx_path, token_dtype, write_index
 from cuvee.data.corpus.tokenizer import (
     SMALLEST_VOCAB,
@@ -64,7 +64,8 @@ _BUILD_VERSION = 1
 class BuildSettings:
     """How text becomes a corpus.
 
-    - `text_column`: the column with the text.
+    - `text_column`: the column with the text. `text_columns` names others by domain, as files and
+      folders give it.
     - `domain_column`: the column with each row's domain. By default the file name gives the domain.
     - `targets`: the target domains. By default the tables beside the sources mark them.
     - `tokenizer`: a tokenizer.json. By default a byte-level BPE of `vocab_size` is trained.
@@ -80,6 +81,7 @@ class BuildSettings:
     """
 
     text_column: str = "text"
+    text_columns: Mapping[str, str] = field(default_factory=dict)
     domain_column: str | None = None
     targets: tuple[str, ...] = ()
     tokenizer: Path | None = None
@@ -136,6 +138,9 @@ def build(
     )
     if settings.domain_column is None:  # report unknown targets before hours of reading
         choose_roles(sorted({source.domain for source in found}), table, settings.targets)
+    columns = settings.text_columns
+    check_all_used(columns, {source.domain for source in found}, "with a text column of its own")
+    found = [replace(one, text_column=columns.get(one.domain, "")) for one in found]
     bos = _bos(settings)
     entries = identify(found, report)
     built_from = _built_from(found, entries, settings, table, bos)
@@ -382,8 +387,9 @@ def _built_from(
     if bos is not None:
         content["bos"] = bos
     del content["max_bad_rows"]  # it does not change the content of the corpus
-    if not settings.rename:  # as corpora without new names have always been identified
-        del content["rename"]
+    for option in ("rename", "text_columns"):
+        if not content[option]:  # as corpora without them have always been identified
+            del content[option]
     if settings.tokenizer is not None:
         del content["vocab_size"]
         content["tokenizer"] = read_tokenizer(settings.tokenizer)

@@ -60,7 +60,7 @@ def read_documents(block: Block, rules: Rules) -> Iterator[tuple[int, Document |
 
 
 def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
-    fields = _parse(row, rules) if isinstance(row, bytes) else row
+    fields = _parse(row, block, rules) if isinstance(row, bytes) else row
     if isinstance(fields, Bad):
         return fields
     domain = block.domain
@@ -73,7 +73,7 @@ def _document(row: Row, block: Block, rules: Rules) -> Document | Bad:
         if isinstance(text, bytes):
             text = text.decode()
         if not isinstance(text, str):
-            return Bad(f"{rules.text_column!r} is {shown(text)}, not text")
+            return Bad(f"{block.text_column!r} is {shown(text)}, not text")
         content = text.encode()
     except UnicodeDecodeError:
         return Bad("not UTF-8")
@@ -102,7 +102,7 @@ def _split_of(number: int, rules: Rules) -> Split:
     return "test" if number < (rules.valid_share + rules.test_share) * 2**64 else "train"
 
 
-def _parse(line: bytes, rules: Rules) -> Fields | Bad:
+def _parse(line: bytes, block: Block, rules: Rules) -> Fields | Bad:
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -113,10 +113,10 @@ def _parse(line: bytes, rules: Rules) -> Fields | Bad:
         return Bad("not JSON")
     if not isinstance(row, dict):
         return Bad(f"not an object but {shown(row)}")
-    text = look_up(row, rules.text_column)
+    text = look_up(row, block.text_column)
     domain = look_up(row, rules.domain_column) if rules.domain_column else None
     for value, column, option in (
-        (text, rules.text_column, "--text-column"),
+        (text, block.text_column, "--text-column"),
         (domain, rules.domain_column, "--domain-column"),
     ):
         if value is _ABSENT:

@@ -63,6 +63,7 @@ class Block:
     first: int
     rows: list[Row]
     share: float
+    text_column: str
 
 
 def read_blocks(
@@ -73,6 +74,8 @@ def read_blocks(
 ) -> Iterator[Block]:
     """Yield the rows of `sources` in blocks, starting after position `after`.
 
+    The text is in `text_column`, or in the source's own.
+
     The blocks are the same in every call. Raises `CorpusError` if a file is damaged or lacks a
     column.
     """
@@ -80,8 +83,9 @@ def read_blocks(
     before = 0
     for index, source in enumerate(sources):
         if index >= after[0]:
+            column = source.text_column or text_column
             for number, (first, rows, consumed) in enumerate(
-                _cut(_read_rows(source, text_column, domain_column))
+                _cut(_read_rows(source, column, domain_column))
             ):
                 if (index, number) > after:
                     share = min((before + consumed) / total, 1.0)
@@ -93,6 +97,7 @@ def read_blocks(
                         first,
                         rows,
                         share,
+                        column,
                     )
         before += source.size
 

@@ -55,6 +55,8 @@ class TextSource:
     size: int
     path: Path | None = None
     rows: Any = None
+    text_column: str = ""
+    """The column with the text, if it is not the one of the other sources."""
 
     @property
     def place(self) -> str:
