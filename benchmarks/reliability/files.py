@@ -162,7 +162,7 @@ def bit_rot(full: bool) -> Result:
 
 def child(*arguments: str, seconds: float = 3600.0) -> dict[str, Any]:
     """The JSON object that a module prints in a process of its own; an audit hook cannot end."""
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, "-B", "-m", *arguments]  # compiled modules are no writes elsewhere
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     lines = done.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):

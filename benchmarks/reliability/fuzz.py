@@ -16,7 +16,7 @@ import gzip
 import hashlib
 import json
 import random
-import resource
+import re
 import sys
 import tempfile
 import time
@@ -34,6 +34,7 @@ from safetensors.numpy import save as save_tensors
 
 from cuvee.core.errors import CuveeError
 from cuvee.core.mixture import Mixture
+from cuvee.core.registry import AGENTS, POLICIES, PROBES
 from cuvee.core.state import from_bytes, load_state, to_bytes
 from cuvee.data.corpus import shards
 from cuvee.data.corpus.corpus import Corpus
@@ -134,6 +135,8 @@ def formats(folder: Path) -> dict[str, Callable[[], Format]]:
         return Format([document], read, [b'{"format": 1, "state": ' + b"[" * 100_000])
 
     def policy() -> Format:
+        for registry in (POLICIES, AGENTS, PROBES):
+            registry.names()  # imports the parts, torch too: a wrong name does
         save_policy(folder / "saved", Fixed(Mixture.of({"a": 0.25, "b": 0.75})), {"run": "r"})
         return crafted("policy", (folder / "saved" / "policy.json").read_bytes(), load_policy)
 
@@ -281,6 +284,13 @@ def mutated(rng: random.Random, pool: Sequence[bytes]) -> bytes:
     return bytes(data[:LONG])
 
 
+def peak_mib() -> int:
+    """Peak memory of this program; `getrusage` would include that of the parent before exec."""
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak
+    return int(peak[1]) >> 10
+
+
 class Lines:
     """Which lines of cuvee have been reached."""
 
@@ -338,7 +348,7 @@ class Trial:
             "where": self.unnamed,
             "executions": self._canary.sung,
             "heard": [*self._canary.runs, *self._canary.connects, *self._canary.writes][:3],
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            "peak_mib": peak_mib(),
             "slowest_s": round(self.slowest, 3),
             "cpu_s": round(time.process_time(), 1),
             "lines": len(self.lines.reached),

@@ -17,9 +17,10 @@ from rich.console import Console
 
 import cuvee
 import cuvee.cli
+from cuvee.cli.display.clock import time_of
 from cuvee.cli.display.console import PlainConsole
 from cuvee.cli.display.lines import say
-from cuvee.cli.display.live import LiveView, PlainView, time_of
+from cuvee.cli.display.live import LiveView, PlainView
 from cuvee.cli.train import print_tables
 from cuvee.core.errors import ConfigError, CuveeError, TrainingError
 from cuvee.recipes.progress.stopping import Stopped

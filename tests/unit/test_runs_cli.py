@@ -259,10 +259,12 @@ def test_a_long_listing_has_the_cells_of_a_short_one(
     monkeypatch.setattr("cuvee.cli.display.tables._LAID_OUT", 0)
     assert [line.split() for line in cuvee(place, "runs", "list").stdout.splitlines()] == short
     assert len(short) > 1
+    monkeypatch.setattr("cuvee.cli.display.tables.PIPE_WIDTH", 60)
+    assert "FLOPs" not in cuvee(place, "runs", "list").stdout
 
 
 def test_a_narrow_terminal_gets_fewer_columns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuvee.cli.display.console._PIPE_WIDTH", 60)
+    monkeypatch.setattr("cuvee.cli.display.console.PIPE_WIDTH", 60)
     for arguments in (["runs", "list"], ["runs", "show", "mine-odm-s0"]):
         lines = cuvee(place, *arguments).stdout.splitlines()
         assert max(map(len, lines)) <= 60

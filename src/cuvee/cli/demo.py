@@ -101,7 +101,7 @@ class _View(AbstractContextManager["_View"]):
             self._training = training
 
     def _took(self) -> None:
-        from cuvee.cli.display.live import time_of
+        from cuvee.cli.display.clock import time_of
 
         if self._began is not None:
             self._say(f"took {time_of(time.monotonic() - self._began)}", style="dim")
@@ -119,7 +119,7 @@ class _View(AbstractContextManager["_View"]):
         self._bar.update(self._bar.task_ids[0], description=stage, completed=share)
 
     def planned(self, runs: int, workers: int, seconds: float) -> None:
-        from cuvee.cli.display.live import time_of
+        from cuvee.cli.display.clock import time_of
 
         self._say(f"{runs} runs, {workers} at a time: about {time_of(seconds)}")
 

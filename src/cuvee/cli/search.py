@@ -102,7 +102,7 @@ def _at(store: str | None) -> str:
 
 
 def _said(plan: SearchPlan, method: str, workers: int) -> str:
-    from cuvee.cli.display.live import time_of
+    from cuvee.cli.display.clock import time_of
 
     asked = (
         f"{method} requests {plan.runs} proxy runs next ({plan.logged} are done): "

@@ -21,9 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cuvee.cli.display.lines import PIPE_WIDTH
 from cuvee.cli.display.printable import printable
-
-_PIPE_WIDTH = 240
 
 
 class PlainConsole(Console):
@@ -38,7 +37,7 @@ class PlainConsole(Console):
 def console(stderr: bool = False) -> Console:
     """A console as wide as the terminal, or 240 columns wide for a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
-    return PlainConsole(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH)
+    return PlainConsole(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 class Stages:

@@ -13,7 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from cuvee.cli.display.live import domain_bars, time_of
+from cuvee.cli.display.clock import time_of
+from cuvee.cli.display.live import domain_bars
 from cuvee.cli.display.printable import one_line
 
 if TYPE_CHECKING:

@@ -11,6 +11,9 @@ import typer
 
 from cuvee.cli.display.printable import printable
 
+PIPE_WIDTH = 240
+"""Columns of a file or a pipe."""
+
 
 def say(
     text: str = "", *, error: bool = False, colour: Literal["red", "yellow"] | None = None

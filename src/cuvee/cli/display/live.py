@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Self
@@ -12,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Column, Table
 
+from cuvee.cli.display.clock import time_of
 from cuvee.cli.display.console import console
 from cuvee.cli.display.printable import one_line
 from cuvee.recipes.progress.watch import DomainProgress, Observer, Progress, Unobserved
@@ -162,14 +162,3 @@ def _trend(domain: DomainProgress) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def time_of(seconds: float) -> str:
-    """Format seconds as `1:02:03`, or `2:03` below one hour."""
-    clock = time.gmtime(round(seconds))
-    hours = int(round(seconds) // 3600)
-    return (
-        f"{hours}:{clock.tm_min:02}:{clock.tm_sec:02}"
-        if hours
-        else f"{clock.tm_min}:{clock.tm_sec:02}"
-    )

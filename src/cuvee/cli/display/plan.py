@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from cuvee.cli.display.clock import time_of
 from cuvee.cli.display.lines import say
-from cuvee.cli.display.live import time_of
 from cuvee.recipes.setup.estimate import MANY_EPOCHS, Estimate
 
 _MOST = 12  # domains that are listed

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
+from shutil import get_terminal_size
 from typing import Any
 
-from cuvee.cli.display.lines import say
+from cuvee.cli.display.lines import PIPE_WIDTH, say
 from cuvee.cli.display.printable import one_line
 
 _LAID_OUT = 500  # rows; a longer table is printed without wrapping
@@ -34,16 +36,18 @@ class Listing:
 
     def print(self) -> None:
         """Print the table on standard output."""
+        every = (self._columns, *self._rows)
+        widths = [max(map(len, cells)) for cells in zip(*every, strict=True)]
+        if len(self._rows) > _LAID_OUT:
+            screen = get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+            self._print_plainly(self._fitting(widths, screen), widths)
+            return
+        from rich.table import Table
+
         from cuvee.cli.display.console import console
 
         out = console()
-        every = (self._columns, *self._rows)
-        widths = [max(map(len, cells)) for cells in zip(*every, strict=True)]
         columns = self._fitting(widths, out.width)
-        if len(self._rows) > _LAID_OUT:
-            self._print_plainly(columns, widths)
-            return
-        from rich.table import Table
 
         table = Table(box=None, padding=(0, 2, 0, 0))
         for i in columns:

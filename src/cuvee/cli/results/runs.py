@@ -39,7 +39,7 @@ def list_runs(
 
     Example: cuvee runs list --status failed
     """
-    from cuvee.cli.display.live import time_of
+    from cuvee.cli.display.clock import time_of
     from cuvee.recipes.stores import listed_runs, open_store, short_groups
 
     with open_store(store, must_exist=True) as opened:
