@@ -148,3 +148,15 @@ def test_no_secret_is_shown_when_the_server_refuses(
         traceback.print_exception(caught.value, file=told)
         text = "\n".join([told.getvalue(), *capfd.readouterr()])
         assert not any(secret in text for secret in ("CANARY", server.password)), text
+
+
+def test_the_first_connection_has_a_patience_of_its_own(server: PostgresServer) -> None:
+    nobody = server.url.replace(f":{server.port}/", ":1/")
+    with pytest.raises(StoreError, match=r"did not answer for 0\.2 s"):
+        Store.open(nobody, patience=600.0, first_patience=0.2)
+    with Store.open(server.url, first_patience=5.0) as store:
+        server.stop("fast")
+        back = threading.Timer(6.0, server.start)
+        back.start()
+        assert store.runs() == []  # waits longer than that for a server that restarts
+        back.join()

@@ -13,6 +13,7 @@ from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 
 DEFAULT_STORE = "runs/cuvee.db"
+_FIRST_PATIENCE = 5.0  # seconds, for a server that does not answer when a command starts
 _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 
@@ -36,7 +37,7 @@ def open_store(given: str | Path | None = None, must_exist: bool = False) -> Sto
                 f"there is no store {place}: name one with --store, or train something first"
             )
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-    return Store.open(place)
+    return Store.open(place, first_patience=_FIRST_PATIENCE)
 
 
 def find_runs(store: Store, ids: Sequence[str] = (), group: str | None = None) -> list[RunSummary]:

@@ -44,7 +44,7 @@ class Database:
 
     def __init__(self, address: Address, patience: float = 60.0) -> None:
         self.address = address
-        self._patience = patience
+        self.patience = patience
         self.engine = _sqlite_engine(address) if address.is_sqlite else _postgresql_engine(address)
         now = (
             "(julianday('now') - 2440587.5) * 86400.0"
@@ -74,7 +74,7 @@ class Database:
         return postgresql.insert(table).on_conflict_do_nothing()
 
     def _transact(self, work: Callable[[sa.Connection], T], write: bool) -> T:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         pause = 0.01
         while True:
             try:
@@ -120,9 +120,7 @@ class Database:
             r'user "[^"]*"', "this user", self.address.scrub(" ".join(str(cause).split()))
         )
         if _is_transient(error):
-            return (
-                f"the store {self.address.shown} did not answer for {self._patience:.0f} s: {text}"
-            )
+            return f"the store {self.address.shown} did not answer for {self.patience:g} s: {text}"
         hint = "; give a file that cuvee wrote, or a new name" if "not a database" in text else ""
         return f"the store {self.address.shown} refused: {text}{hint}"
 

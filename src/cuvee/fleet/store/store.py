@@ -71,16 +71,25 @@ class Store:
         self._database = database
 
     @classmethod
-    def open(cls, url_or_path: str | Path | None = None, patience: float = 60.0) -> Store:
+    def open(
+        cls,
+        url_or_path: str | Path | None = None,
+        patience: float = 60.0,
+        first_patience: float | None = None,
+    ) -> Store:
         """Open a store and create the file and the tables if they do not exist.
 
         `url_or_path` is a path, `sqlite:///…`, `postgresql://…`, or `@FILE` that holds one of
         these. None means the environment variable CUVEE_STORE. `patience` is the time in seconds to
-        wait for a lock or an unreachable server. Raises `StoreError`.
+        wait for a lock or an unreachable server. `first_patience` replaces it for the first
+        connection to a server, for commands that somebody waits for. Raises `StoreError`.
         """
         database = Database(find_address(url_or_path), patience)
+        if first_patience is not None and not database.address.is_sqlite:
+            database.patience = first_patience
         try:
             migrate(database)
+            database.patience = patience
         except BaseException:
             database.engine.dispose()
             raise
