@@ -90,6 +90,7 @@ class Bench:
         self.options, self.out = options, options.out
         self.unsaid: dict[str, str] = {}
         self.spent: dict[str, int] = {}
+        self._counted: dict[str, dict[str, int]] = {}  # tokens by run, by part
         self.common: dict[str, Any] = {}  # settings of mixed runs and proxies, by section
 
     def base(self, field: Field, model: str) -> Path:
@@ -168,9 +169,11 @@ class Bench:
         for run in compare(parse(CompareConfig, config, "the benchmark"), resume=True):
             runs.setdefault(label_of(run), {})[run.seed] = run
         part = f"{config['name']}, {Path(base).parent.name}"
-        self.spent[part] = sum(
-            run.cost.tokens for by_seed in runs.values() for run in by_seed.values()
-        )
+        counted = self._counted.setdefault(part, {})  # a part may be trained in several calls
+        counted |= {
+            run.id: run.cost.tokens for by_seed in runs.values() for run in by_seed.values()
+        }
+        self.spent[part] = sum(counted.values())
         return runs
 
     def judged(

@@ -28,7 +28,9 @@ better of natural and uniform, or from `even` for scarce targets, to the best pa
 measured on the seeds that the search did not use, if there are others, and so are the differences.
 
     room              nats, ci95, from, to, best_static, best_schedule
+    seeds             trained, and judged: those that the search did not use
     vs_best_static    method: [mean, low, high] of its loss minus that of the best static mixture
+    vs_odm, vs_natural  the same against these
     share_of_room     method: [mean, low, high]
     agent_minus_gain  ac_odm and hds minus `gain`
     noise_minus_real  agents with noise for gains minus the same agents
@@ -307,6 +309,7 @@ def report(
     plain = runs["uniform"][0].cost
     per_token = plain.flops / plain.tokens
     return {
+        "seeds": {"trained": len(seeds), "judged": len(unseen)},
         "room": {
             "nats": round(nats, 4),
             "ci95": low_high[1:] if low_high else None,
@@ -316,6 +319,8 @@ def report(
             "best_schedule": {"name": best, "loss": mean_of(loss[best], unseen)},
         },
         "vs_best_static": {label: minus(label, best_static) for label in runs},
+        "vs_odm": {label: minus(label, "odm") for label in runs if label != "odm"},
+        "vs_natural": {label: minus(label, "natural") for label in runs if label != "natural"},
         "share_of_room": {
             label: interval([(loss[start][s] - loss[label][s]) / nats for s in unseen])
             for label in runs

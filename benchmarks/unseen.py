@@ -15,7 +15,7 @@ run.
 Gains are relative drops of the evaluated nats per token, source and target averaged, paired by
 seed, with bootstrap intervals in `ci95`: against `share-0.5`, a choice without any knowledge, and
 against the best static mixture, known only in hindsight. `targets` has one entry per target domain;
-each is a continual pre-training of its own. The last line printed is one JSON object. The same
+each is a continual pre-training of its own. `cost` has all training tokens. The last line printed is one JSON object. The same
 command resumes after an interruption.
 """
 
@@ -84,6 +84,7 @@ def measure(bench: Bench, field: Field, policies: Sequence[Path]) -> dict[str, A
 def main() -> None:
     parser = common_options(__doc__, questions=False)
     parser.add_argument("--policy", type=Path, action="append", default=[])
+    parser.add_argument("--targets", type=int, default=2, help="how many target domains, at most 2")
     options = parser.parse_args()
     for name, value in {"tokens": 655_360, "seeds": 3, "every": 1}.items():
         setattr(options, name, getattr(options, name) or value)
@@ -93,7 +94,8 @@ def main() -> None:
         options.corpus, options.out, options.questions or [], options.target, 0.0, options.every
     )
     found: dict[str, Any] = {}
-    for target in filter(None, (material.target, material.other_target)):
+    targets = [name for name in (material.target, material.other_target) if name]
+    for target in targets[: options.targets]:
         field = material.field(f"to-{target}", material.sources, target)
         found[target] = measure(bench, field, options.policy or [UNIVERSAL])
         print(
@@ -106,6 +108,7 @@ def main() -> None:
                 "benchmark": "unseen",
                 "tokens": options.tokens,
                 "seeds": options.seeds,
+                "cost": sum(bench.spent.values()),
                 "targets": found,
             }
         )

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from headline import CLAIMS, JOBS, judge, keep, page, row_of
+from headline import (
+    CLAIMS,
+    JOBS,
+    KEPT,
+    PAGE,
+    README,
+    judge,
+    keep,
+    page,
+    readme_table,
+    row_of,
+    take,
+    with_table,
+)
 
 
 @pytest.mark.parametrize(
     ("estimate", "interval", "side", "bar", "verdict"),
     [
-        (-0.05, (-0.07, -0.03), "below", 0.0, "holds"),
-        (0.05, (0.03, 0.07), "below", 0.0, "fails"),
-        (-0.01, (-0.03, 0.01), "below", 0.0, "open"),
-        (0.9, (0.85, 0.95), "above", 0.8, "holds"),
-        (0.7, (0.6, 0.79), "above", 0.8, "fails"),
-        (0.8, (0.7, 0.9), "above", 0.8, "open"),
-        (0.99, None, "above", 0.987, "holds, no interval"),
-        (0.9, None, "above", 0.987, "fails, no interval"),
+        (-0.05, (-0.07, -0.03), "below", 0.0, "**holds**: the interval is below 0"),
+        (0.05, (0.03, 0.07), "below", 0.0, "**fails**: the interval is not below 0"),
+        (-0.01, (-0.03, 0.01), "below", 0.0, "**open**: the interval reaches above 0"),
+        (0.9, (0.85, 0.95), "above", 0.8, "**holds**: the interval is above 0.8"),
+        (0.7, (0.6, 0.79), "above", 0.8, "**fails**: the interval is not above 0.8"),
+        (0.8, (0.7, 0.9), "above", 0.8, "**open**: the interval reaches below 0.8"),
+        (0.99, None, "above", 0.987, "above 0.987, without an interval"),
+        (0.9, None, "above", 0.987, "not above 0.987, without an interval"),
+        (0.0, None, "below", 0.01, "below 0.01, without an interval"),
+        (0.01, None, "below", 0.01, "not below 0.01, without an interval"),
     ],
 )
 def test_a_verdict_follows_the_interval(
@@ -28,21 +44,56 @@ def test_a_verdict_follows_the_interval(
 
 
 def test_the_page_has_a_row_for_each_claim_and_says_what_has_not_run(tmp_path: Path) -> None:
-    keep(tmp_path / "decisions.json", {"full_52": {"cpu_median": 5.3}}, 60.0)
+    keep(tmp_path / "decisions.json", {"full_52": {"cpu_median": 5.3}, "decisions": 7}, 60.0)
     keep(tmp_path / "trainer.json", {"hf_step_ratio_loss": 1.0}, 60.0)  # without its interval
     rows = [row_of(claim, tmp_path) for claim in CLAIMS]
     text = page(rows)
     assert all(f"| {claim.text} |" in text for claim in CLAIMS)
-    found = {row.claim: row.verdict for row in rows}
-    assert found["A decision of the history agent at 52 domains (ms)"].startswith("holds")
-    assert found["the same with gradient alignment"] == "no figure"
-    assert sum(verdict == "not run" for verdict in found.values()) == sum(
-        claim.job not in ("decisions", "trainer") for claim in CLAIMS
-    )
+    decision = next(row for row in rows if row.job == "decisions")
+    assert decision.verdict == "below 20, without an interval"
+    assert (decision.seeds, decision.hours) == ("7 decisions", 60 / 3600)
+    assert {row.verdict for row in rows if row.job == "trainer"} == {"no figure"}
+    assert {row.verdict for row in rows if row.job not in ("decisions", "trainer")} == {"not run"}
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_ratio_of_perplexities_is_made_of_nats_and_a_goal_never_reached_is_open(
+    tmp_path: Path,
+) -> None:
+    scarce = {"vs_odm": {"ac_odm": [-0.1, -0.2, 0.0]}, "steps_vs_odm": {"ac_odm": None}}
+    keep(tmp_path / "online.json", {"scarce-code_python": scarce}, None)
+    rows = {claim.text: row_of(claim, tmp_path) for claim in CLAIMS}
+    perplexity = rows["AC-ODM's final perplexity over ODM's"]
+    assert perplexity.estimate == pytest.approx(0.904837)
+    assert perplexity.interval == pytest.approx((0.818731, 1.0))
+    assert perplexity.verdict.startswith("**open**")
+    never = rows["AC-ODM reaches ODM's best loss in fewer steps"]
+    assert (never.estimate, never.verdict) == (None, "**open**: not every seed reaches it")
+
+
+def test_a_measurement_is_taken_from_a_kept_file_or_from_the_last_line_of_a_log(
+    tmp_path: Path,
+) -> None:
+    keep(tmp_path / "kept.json", {"a": 1}, 3.0)
+    assert take(tmp_path / "kept.json") == ({"a": 1}, 3.0)
+    (tmp_path / "log").write_text('10 s  first\n{"a": 2}\n')
+    assert take(tmp_path / "log") == ({"a": 2}, None)
 
 
 def test_each_claim_names_a_job_and_each_job_a_program() -> None:
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     assert {claim.job for claim in CLAIMS} == set(JOBS)
     assert all((benchmarks / job.program).is_file() for job in JOBS.values())
+
+
+def test_the_pages_are_what_the_program_makes_of_the_kept_measurements() -> None:
+    assert {file.stem for file in KEPT.glob("*.json")} <= set(JOBS)
+    rows = [row_of(claim, KEPT) for claim in CLAIMS]
+    made = page(rows)
+    assert PAGE.read_text(encoding="utf-8") == made, "run `python benchmarks/headline.py --page`"
+    readme = README.read_text(encoding="utf-8")
+    assert readme_table(rows) in readme
+    assert with_table(readme, readme_table(rows)) == readme
+    assert "never in the README" in with_table(readme, "never in the README")
+    for file in KEPT.glob("*.json"):
+        assert json.loads(file.read_text())["result"], file

@@ -72,6 +72,14 @@ def test_an_agent_tells_what_it_saw_and_whether_its_critic_learned() -> None:
     assert "2 above the natural" in said
 
 
+def test_a_history_agent_explains_itself_by_features_of_the_run() -> None:
+    run = example_run("universal")
+    features = {"explained": {"domains": 20.0, "progress": 0.5}}
+    found = diagnose(run, [{**one, "guard": features} for one in agent(run)])
+    assert found is not None
+    assert found.sees == {}
+
+
 def test_a_fallback_comes_first() -> None:
     run = example_run("ac_odm")
     metrics = agent(run, verdict="fallback", alarms={"collapse": "…"})

@@ -270,6 +270,28 @@ def test_method_labels(config: dict[str, object], label: str) -> None:
     assert method_label(config) == label
 
 
+def test_a_proxy_is_named_by_its_policy_without_the_state_of_its_networks() -> None:
+    policies = [
+        {"kind": "agent", "settings": {"power": power}, "state": [0.1] * 100_000}
+        for power in (4.0, 0.0)
+    ]
+    labels = [method_label({"proxy": {}, "policy": policy}) for policy in policies]
+    assert all(re.fullmatch("agent [0-9a-f]{6}", label) for label in labels)
+    assert len(set(labels)) == 2
+
+
+def test_the_state_of_a_proxys_networks_is_not_on_the_page(tmp_path: Path) -> None:
+    policy = {
+        "kind": "agent",
+        "settings": {"power": 4.0},
+        "state": {"weights": [0.123456789] * 10_000},
+    }
+    run = example_run("agent", config={"proxy": {}, "policy": policy})
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "0.123456789" not in page
+    assert "sha256 " in page
+
+
 @pytest.mark.parametrize(
     ("config", "shown"),
     [

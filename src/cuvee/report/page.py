@@ -10,6 +10,7 @@ from typing import Any
 from cuvee.core.domain import Domain, natural_K
 from cuvee.core.files import write_atomic
 from cuvee.core.protocols import Metrics
+from cuvee.core.state import digest
 from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered
 from cuvee.report import panels, tables, words
@@ -244,13 +245,21 @@ def _differing(summary: Summary) -> list[str]:
     ]
 
 
+def _without_state(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the digest of its policy's state: networks are no reading."""
+    policy = config.get("policy")
+    if not isinstance(policy, Mapping) or "state" not in policy:
+        return dict(config)
+    return {**config, "policy": {**policy, "state": f"sha256 {digest(policy['state'])}"}}
+
+
 def _configs(summary: Summary) -> list[dict[str, str]]:
     """The stored configuration of the first run of each method in the figures."""
     return [
         {
             "name": method.label,
             "text": json.dumps(
-                dict(method.runs[0].run.config), indent=2, ensure_ascii=False, default=str
+                _without_state(method.runs[0].run.config), indent=2, ensure_ascii=False, default=str
             ),
         }
         for method in summary.shown

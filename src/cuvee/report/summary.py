@@ -12,6 +12,7 @@ import numpy as np
 
 from cuvee.core.domain import Domain, Split, natural_K
 from cuvee.core.errors import ConfigError
+from cuvee.core.state import digest
 from cuvee.core.trajectory import Run
 from cuvee.evaluation.verdicts import Verdict, compare_paired, corrected
 from cuvee.report.steering import Steering
@@ -128,11 +129,17 @@ class Summary:
 
 
 def method_label(config: Mapping[str, Any]) -> str:
-    """Return the method's label or name, or the policy's label."""
-    method = config.get("method")
+    """Return the method's label or name, or the policy's label.
+
+    The configuration of a proxy has the whole policy, with the state of its networks. Its label is
+    the policy's kind and a part of a digest, which tells policies of one kind apart.
+    """
+    method, policy = config.get("method"), config.get("policy")
     if isinstance(method, Mapping):
         return str(method.get("label") or method.get("name") or "unnamed")
-    return str(method or config.get("policy") or "unnamed")
+    if method is None and isinstance(policy, Mapping):
+        return f"{policy.get('kind', 'policy')} {digest(policy)[:6]}"
+    return str(method or policy or "unnamed")
 
 
 def summarise(

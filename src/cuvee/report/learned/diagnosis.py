@@ -205,9 +205,13 @@ def _means(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FloatArr
 
 
 def _observed(metrics: Sequence[Metrics], names: Sequence[str]) -> dict[str, FloatArray]:
-    """Return what the agent observed by domain, averaged, from the audit records."""
+    """Return what the agent observed by domain, averaged, from the audit records.
+
+    A history agent explains itself by features of the whole run; its `domains` is their number.
+    """
     records = [(one.get("guard") or {}).get("explained") for one in metrics]
-    seen = [one["domains"] for one in records if isinstance(one, Mapping) and "domains" in one]
+    explained = [one.get("domains") for one in records if isinstance(one, Mapping)]
+    seen = [one for one in explained if isinstance(one, Mapping)]
     features = dict.fromkeys(name for one in seen for name in one)
     return {name: _means([one[name] for one in seen if name in one], names) for name in features}
 
