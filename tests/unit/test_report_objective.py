@@ -114,3 +114,22 @@ def test_the_page_names_the_objectives_loss(tmp_path: Path) -> None:
     page = write_report(opposed(MIXED), tmp_path / "report.html").read_text()
     assert "nats of validation loss weighted by the objective against natural" in page
     assert "in the last figure those of the objective" in page
+
+
+def test_the_card_names_the_next_best_and_how_far_it_is() -> None:
+    runs = opposed(TARGET)
+    late = [
+        replace(run, id=f"{run.id}-late", config={**run.config, "method": "late"})
+        for run in runs[5:]
+    ]
+    found = card(summarise([*runs, *late]))
+    assert found is not None
+    assert found.choice == "Train on keen"
+    assert "Also better than natural: late." in found.sure
+    assert found.sure.endswith(
+        "The next best is late, +0.000 nats from keen (+0.000 to +0.000), so the two may be "
+        "equally good."
+    )
+    alone = card(summarise(runs))
+    assert alone is not None
+    assert "next best" not in alone.sure

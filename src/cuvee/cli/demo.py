@@ -34,10 +34,10 @@ def demo(
 ) -> None:
     """Compare mixtures for a target of which there is little text, and open the report.
 
-    The text comes from this Python environment. The same small model trains under four mixtures
+    The text comes from this Python environment. The same small model trains under five mixtures
     with three seeds each.
 
-    Takes about four minutes on two cores and downloads nothing. An interrupted demo resumes when
+    Takes about five minutes on two cores and downloads nothing. An interrupted demo resumes when
     it is run again.
 
     Example: cuvee demo --no-open
@@ -168,7 +168,7 @@ def _print_results(console: Console, made: Demo) -> None:
     verdict = card(summarise(made.runs, made.baseline))
     assert verdict, "the baseline has finished runs"
     console.print(f"\n{verdict.choice}", style="bold", highlight=False)
-    for sentence in (verdict.sure, verdict.saves, verdict.cost):
+    for sentence in (verdict.sure, verdict.saves, verdict.cost, *verdict.trust):
         if sentence:
             console.print(sentence, markup=False, highlight=False)
     _print_next(console, made)

@@ -65,6 +65,10 @@ def card(summary: Summary) -> Card | None:
     return Card(f"Keep {baseline.label}", _unsure(summary, found), "", "", trust)
 
 
+def _headline(scores: Scores) -> float:
+    return scores.headline
+
+
 def _trust(
     summary: Summary, found: Mapping[str, Verdict], uncredited: Sequence[str]
 ) -> tuple[str, ...]:
@@ -133,10 +137,28 @@ def _sure(summary: Summary, label: str, verdict: Verdict, better: list[str]) -> 
     found = verdict.difference
     others = [name for name in better if name != label]
     also = f" Also better than {summary.baseline}: {', '.join(others)}." if others else ""
+    also += _next_best(summary, label)
     return (
         f"{signed(found.mean)} nats of {measure(summary)} against {summary.baseline}, 95 % interval "
         f"{interval(found)} over {found.pairs} paired seeds, p = {verdict.p_value:.2g}"
         f"{_corrections(verdict)}.{also}"
+    )
+
+
+def _next_best(summary: Summary, best: str) -> str:
+    """How far the method with the second lowest loss is from the best, if it is not the baseline."""
+    by_label = {method.label: method for method in summary.methods[1:] if method.finished}
+    ours = by_label.pop(best)
+    if not by_label:
+        return ""
+    second = min(by_label.values(), key=headline_loss)
+    found = paired_difference(second.by_seed(_headline), ours.by_seed(_headline))
+    if found is None:
+        return ""
+    spread = f" ({interval(found)})" if interval(found) else ""
+    level = "" if found.excludes_zero else ", so the two may be equally good"
+    return (
+        f" The next best is {second.label}, {signed(found.mean)} nats from {best}{spread}{level}."
     )
 
 

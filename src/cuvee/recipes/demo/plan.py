@@ -45,6 +45,10 @@ MODEL: Mapping[str, Any] = {
     "intermediate_size": 192,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
+    # √(2 / (5·64)), as presets have it. With transformers' 0.02, some seeds of so narrow a model stay
+    # at the unigram loss for a third of the run: natural ended at 5.26 to 5.49 with seeds 11 to 14,
+    # and ends at 4.91 to 4.93 with this.
+    "initializer_range": 0.079,
 }
 
 
@@ -61,11 +65,14 @@ _TRAIN = TrainerSettings(
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """The size of the demo. With the defaults it takes about four minutes on two cores."""
+    """The size of the demo. With the defaults it takes about five minutes on two cores.
+
+    Model and methods were chosen with seeds 11 to 14, which are none of `seeds`.
+    """
 
     vocab_size: int = 2048
     train: TrainerSettings = _TRAIN
-    methods: tuple[Any, ...] = ("natural", "uniform", "even", {"policy": "universal"})
+    methods: tuple[Any, ...] = ("natural", "uniform", "even", "gain", {"policy": "universal"})
     """The last is the agent that ships with cuvee."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: float = 4.0
