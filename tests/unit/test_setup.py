@@ -106,6 +106,19 @@ def test_quoted_names_read_as_the_same_text(name: str) -> None:
 # validate
 
 
+def test_a_run_of_four_epochs_is_no_remark_because_its_last_batch_is_whole(
+    corpus: Corpus, written: Path
+) -> None:
+    most = 4 * sum(domain.tokens for domain in corpus.domains)
+    sizes = ["train.batch_size=16", "train.sequence_length=256"]
+    said = [
+        "\n".join(validate(written, [*sizes, f"train.tokens={tokens}"]).remarks)
+        for tokens in (most, most + 3 * 16 * 256)
+    ]
+    assert "read the whole corpus" not in said[0]
+    assert "read the whole corpus" in said[1]
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

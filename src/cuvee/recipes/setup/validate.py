@@ -128,9 +128,11 @@ def _no_objective(config: RunConfig, corpus: Corpus) -> Iterator[str]:
 
 def _repetition(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     train = config.train
-    tokens = train.total_steps * train.batch_size * train.sequence_length
-    epochs = tokens / sum(available_K(corpus.domains))
-    if epochs > MANY_EPOCHS:
+    batch = train.batch_size * train.sequence_length
+    tokens = train.total_steps * batch
+    available = sum(available_K(corpus.domains))
+    epochs = tokens / available
+    if tokens - batch > MANY_EPOCHS * available:  # the last batch may be more than was asked for
         yield (
             f"{tokens:,} training tokens read the whole corpus {epochs:.1f} times; after about "
             f"{MANY_EPOCHS:.0f} epochs, repeated text teaches little: train on fewer tokens, or "
