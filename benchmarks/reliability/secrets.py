@@ -18,8 +18,14 @@ from typing import Any
 from unittest import mock
 
 import cuvee
+from cuvee.core.trajectory import Trajectory
 from cuvee.data.ingest.build import BuildSettings, build
+from cuvee.fleet.journal import RunJournal
+from cuvee.fleet.store.store import Store
+from cuvee.policies.fixed import Fixed
+from cuvee.policies.guard.guard import Guard
 from cuvee.testing.postgres import find_binaries, postgres_server
+from cuvee.testing.toy import ToyTrainer
 from reliability.measure import Result, measured
 from unit.test_dangerous_calls import dangerous
 
@@ -52,13 +58,14 @@ def commands(good: bool) -> list[list[str]]:
         ["search", "search.yaml" if good else "missing.yaml", "--workers", "2"],
         ["learn", "search.yaml" if good else "missing.yaml", "-o", "learned"],
         ["recommend", "table.csv" if good else "missing.csv"],
-        ["order-test", "table.csv" if good else "missing.csv"],
+        ["order-test", train, "--between", "web,code", "--seeds", "2"],
+        ["steer", "interrupted" if good else "no-such-run", "--freeze"],
+        ["runs", "rm", "interrupted" if good else "no-such-run", "--yes"],
         ["runs", "list", *group],
         ["runs", "show", run],
         ["runs", "audit", run],
         ["runs", "watch", *group],
         ["runs", "export", "-o", "runs.json" if good else "/proc/runs.json"],
-        ["steer", run, "--freeze"],
         ["evaluate", run, "--questions", "questions.jsonl"],
         ["report", "-o", "page.html" if good else "/proc/page.html"],
         ["demo", "--help"] if good else ["demo", "--no-such-option"],
@@ -128,13 +135,29 @@ def prepare(folder: Path, url: str) -> None:
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / "text" / f"{name}.jsonl").write_text(rows)
     (folder / "train.yaml").write_text(CONFIG.format(url=url))
-    search = CONFIG.format(url=url) + "method: {name: regmix, proxies: 6, fit: log_linear}\n"
+    search = CONFIG.format(url=url) + "method: {name: regmix, proxies: 8, fit: log_linear}\n"
     (folder / "search.yaml").write_text(search)
     (folder / "url").write_text(url)
     lines = "".join(f"r{i},{i / 20},{1 - i / 20},{3 - i / 10}\n" for i in range(20))
     (folder / "table.csv").write_text("run,train_a,train_b,metric/a_loss\n" + lines)
     (folder / "questions.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
     build([folder / "text"], folder / "corpus", BuildSettings(vocab_size=300), workers=1)
+
+
+def interrupted_run(url: str) -> None:
+    """Store a run that has stopped after one interval, which can be steered."""
+    with Store.open(url) as store:
+        store.create("interrupted", 0, {}, run_id="interrupted")
+        claim = store.claim_run("interrupted", "worker")
+        trainer = ToyTrainer()
+        policy = Guard(Fixed({"web": 0.4, "code": 0.3, "maths": 0.3}))
+        so_far = Trajectory.start(trainer.start(()))
+        journal = RunJournal(store, claim)
+        journal.record(so_far, trainer, policy, {})
+        mixture = policy.mixture(so_far)
+        so_far = so_far.append(mixture, trainer.advance(mixture))
+        journal.record(so_far, trainer, policy, policy.learn(so_far))
+        claim.release()
 
 
 def session(url: str, dead: str) -> dict[str, Any]:
@@ -145,6 +168,7 @@ def session(url: str, dead: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, command_lines() as seen:
         folder = Path(name)
         prepare(folder, url)
+        interrupted_run(url)
         given = {path: leaks(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
         os.chdir(folder)
         try:
