@@ -65,6 +65,11 @@ def test_a_mixture_moves_to_other_domains_by_name() -> None:
         mixture["latin"]
 
 
+def test_a_misspelled_domain_gets_the_nearest_name() -> None:
+    with pytest.raises(MixtureError, match="did you mean 'maths'"):
+        Mixture.of({"mahts": 1.0}).to(["code", "maths"])
+
+
 def test_normalise_needs_something_to_divide_by() -> None:
     with pytest.raises(MixtureError, match="every weight is zero"):
         Mixture.normalise(("a", "b"), [0.0, 0.0])

@@ -67,7 +67,7 @@ def test_init_proposes_methods_for_a_scarce_target_and_none_without_a_target(
         assert validate(raw / "c.yaml").remarks == ()
         return methods
 
-    little = {"law": 40, "web": 4000, "code": 4000}
+    little = {"law": 40, "web": 1000, "code": 1000}
     assert proposed(("law",), little) == ["natural", "uniform", "even", "gain"]
     assert proposed((), little) == ["natural", "uniform", "odm"]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cuvee.core.arrays import FloatArray
 from cuvee.core.domain import Domain, natural_K
-from cuvee.core.errors import MixtureError
+from cuvee.core.errors import MixtureError, nearest
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUM_TOLERANCE = 1e-9
@@ -159,7 +159,8 @@ class Mixture:
         lost = [name for name, weight in shares.items() if weight > 0 and name not in known]
         if lost:
             raise MixtureError(
-                f"{', '.join(lost)} has weight but is not among the domains {', '.join(names)}"
+                f"{', '.join(lost)} has weight but is not among the domains"
+                f"{nearest(lost[0], names)}"
             )
         return Mixture(tuple(names), np.array([shares.get(name, 0.0) for name in names]))
 
