@@ -409,6 +409,8 @@ def bomb() -> str:
         ("a: 1" + ":59" * 100_000, "has a value of 300,001 characters"),
         ("- 1", "contains a list"),
         ("word", "contains text"),
+        ('out: "a\\0b"', r"line 1: 'a\x00b' contains NUL or half of a character"),
+        ('seed: 1\n"a\\ud800b": 1', r"line 2: 'a\ud800b' contains NUL or half of a character"),
         (" " * (MAX_BYTES + 1), "larger than 1,000,000 bytes"),
     ],
 )

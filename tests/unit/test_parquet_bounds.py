@@ -93,6 +93,17 @@ def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(
     assert peak <= 512
 
 
+def test_an_encoding_without_dictionaries_is_read(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "d": "law"} for i in range(2000)]
+    encodings = {"text": "DELTA_BYTE_ARRAY", "d": "DELTA_LENGTH_BYTE_ARRAY"}
+    options: Any = {"use_dictionary": False, "column_encoding": encodings}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", **options)
+    found = [
+        (text, domain) for text, domain, _ in read_columns(tmp_path / "a.parquet", "text", "d")
+    ]
+    assert found == [(row["text"].encode(), "law") for row in rows]
+
+
 def test_sizes_in_the_metadata_are_not_believed(tmp_path: Path) -> None:
     """The counts of the footer are cut to nothing: decoding itself is bounded."""
     path = tmp_path / "a.parquet"

@@ -59,6 +59,37 @@ def test_the_parts_of_a_data_set_are_one_domain(tmp_path: Path) -> None:
     assert [domain for domain, _, _ in found(tmp_path)] == ["web", "web"]
 
 
+SPARK = "part-0000{}-0f1a2b3c-aaaa-4bbb-8ccc-1234567890ab-c000"
+
+
+@pytest.mark.parametrize(
+    ("name", "domain"),
+    [
+        ("web-0000{}-of-00004-0123456789abcdef", "web"),
+        ("web_{}_of_4", "web"),
+        ("web.0000{}", "web"),
+        ("web_part{}", "web"),
+        ("web-shard-{}", "web"),
+        ("web.chunk.{}", "web"),
+        ("en_head_000{}", "en_head"),
+        ("part-0000{}", "given"),
+        (SPARK, "given"),
+        (f"{SPARK}.snappy", "given"),
+        ("0000{}-of-00004", "given"),
+        ("000{}", "given"),
+        ("web_v{}", None),
+        ("201{}", None),
+        ("phase-{}", None),
+        ("depart{}", None),
+    ],
+)
+def test_names_of_parts(tmp_path: Path, name: str, domain: str | None) -> None:
+    for i in (1, 2):
+        put(tmp_path / "given" / f"{name.format(i)}.jsonl")
+    expected = [domain] * 2 if domain else [name.format(i) for i in (1, 2)]
+    assert [domain for domain, _, _ in found(tmp_path / "given")] == expected
+
+
 def test_train_and_valid_are_kept(tmp_path: Path) -> None:
     put(tmp_path / "train" / "law.jsonl")
     put(tmp_path / "train" / "books" / "1.txt")

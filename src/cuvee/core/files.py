@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import secrets
@@ -11,8 +12,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+_DEVICES = Path("/dev")  # also holds links to files, such as /dev/stdout
 _CWD = -100  # AT_FDCWD: relative paths are relative to the working directory
 _RENAME_EXCHANGE = 2
+_MOST_BYTES = 64 << 20
+
+
+def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """Return the content of the file `path`. Raises `OSError` if it has more than `most` bytes."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
+    return content
+
+
+def is_path(text: str) -> bool:
+    """Whether the operating system accepts `text` as a path: no NUL, and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def fsync_dir(path: Path) -> None:
@@ -34,7 +54,12 @@ def fsync_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace the file `path` by `data` durably (temporary file, fsync, rename, fsync)."""
+    """Replace the file `path` by `data` durably (temporary file, fsync, rename, fsync).
+
+    Raises `OSError` if `path` is a folder, a device or a pipe: a rename would put a file there.
+    """
+    if path.absolute().parent == _DEVICES or (path.exists() and not path.is_file()):
+        raise OSError(errno.EEXIST, "it is no regular file", str(path))
     payload = data.encode() if isinstance(data, str) else data
     temporary = _hidden(path, "tmp")
     try:
@@ -55,8 +80,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Create the folder `path` atomically.
 
     `fill` writes into a temporary folder, which is then fsynced and renamed to `path`. An existing
-    folder is replaced; its content stays readable until the new one is complete on disk.
+    folder is replaced; its content stays readable until the new one is complete on disk. Raises
+    `NotADirectoryError` if `path` is something else.
     """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _hidden(path, "tmp")
     try:

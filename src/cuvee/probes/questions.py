@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import CorpusError
+from cuvee.core.files import read_bounded
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_questions(
     joined without the words between them. Raises `CorpusError` with file and line for a bad row.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_bounded(path).split(b"\n")
     except OSError as error:
         raise CorpusError(
             f"the question file {path} cannot be read ({error.strerror}): give the path of a JSONL "

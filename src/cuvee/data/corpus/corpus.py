@@ -21,6 +21,7 @@ import numpy as np
 
 from cuvee.core.domain import Domain, Split
 from cuvee.core.errors import CorpusError, ShardError
+from cuvee.core.files import read_bounded
 from cuvee.data.corpus.manifest import NAME, DomainEntry, Manifest, ShardEntry, read_manifest
 from cuvee.data.corpus.pool import TokenPool
 from cuvee.data.corpus.shards import bin_path, file_size, idx_path, open_shard, scan_shard
@@ -171,7 +172,7 @@ class Corpus:
                 f"{self.folder} has no tokenizer: its shards were imported without a tokenizer.json"
             )
         try:
-            content = path.read_bytes()
+            content = read_bounded(path)
         except OSError as error:
             raise CorpusError(f"{path} cannot be read: {error.strerror}; {self._remedy}") from error
         if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer.sha256:

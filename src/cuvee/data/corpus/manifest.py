@@ -19,7 +19,7 @@ from pydantic import (
 
 from cuvee.core.domain import Domain, Role
 from cuvee.core.errors import CorpusError
-from cuvee.core.files import write_atomic
+from cuvee.core.files import read_bounded, write_atomic
 from cuvee.core.mixture import NAME_PATTERN
 
 FORMAT: Final = 2  # format 1 has no test split
@@ -179,7 +179,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     remedy = f"restore it, or remove {folder} and build the corpus again"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(path))
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

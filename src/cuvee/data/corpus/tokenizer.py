@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.errors import CorpusError
+from cuvee.core.files import read_bounded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -207,7 +208,7 @@ def load_encoder(
 def read_tokenizer(path: Path) -> str:
     """Return the text of the file `path`. Raises `CorpusError` if it cannot be read."""
     try:
-        return path.read_bytes().decode()
+        return read_bounded(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(
             f"the tokenizer {path} cannot be read ({error}): give the path of a tokenizer.json"

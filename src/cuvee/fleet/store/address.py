@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from cuvee.core.errors import StoreError
+from cuvee.core.files import is_path, read_bounded
 
 ENVIRONMENT = "CUVEE_STORE"
 INSECURE = "CUVEE_STORE_INSECURE"
@@ -24,6 +25,7 @@ _NETWORK_FILE_SYSTEM = re.compile(
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _HARMLESS = frozenset({"sslmode", "connect_timeout", "application_name"})
 _LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
+_MOST_BYTES = 1 << 16  # of a file with a URL
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def find_address(given: str | Path | None) -> Address:
 
 def _first_line(path: Path) -> str:
     try:
-        return path.read_text().strip().splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
+        return read_bounded(path, _MOST_BYTES).decode().strip().splitlines()[0]
+    except (OSError, ValueError, IndexError) as error:
         raise StoreError(
             f"{path} should hold the store's URL in its first line ({type(error).__name__})"
         ) from None
@@ -99,6 +101,8 @@ def _first_line(path: Path) -> str:
 
 def _sqlite(path: Path) -> Address:
     path = path.expanduser().absolute()
+    if not is_path(str(path)) or (path.exists() and not path.is_dir() and not path.is_file()):
+        raise StoreError(f"{path} cannot be a store: name a plain file, such as runs/store.sqlite")
     if path.is_dir():
         raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'store.sqlite'}")
     kind = file_system_of(path)

@@ -1,6 +1,6 @@
 """Rows of CSV, JSONL and Parquet files, each with its line.
 
-A row that cannot be read is set aside with the reason.
+A row that cannot be read is set aside with the reason. Memory is bounded for any file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cuvee.core.errors import StoreError
+from cuvee.data.ingest.columns.bounds import bounded, too_large
 
-_LARGEST_FILE = 1 << 28
+_LARGEST_FILE = 64 << 20
+_LONGEST_LINE = 8 << 20
+_MOST_CELLS = 2_000_000
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def read_rows(path: Path) -> Rows:
 
     Nested JSON objects become columns `outer/inner`.
 
-    Raises `StoreError` if the file cannot be read at all.
+    Raises `StoreError` if the file cannot be read at all, or is too large for a table of runs.
     """
     try:
         if path.stat().st_size > _LARGEST_FILE:
@@ -56,7 +61,7 @@ def read_rows(path: Path) -> Rows:
         if path.suffix.lower() == ".parquet":
             return _parquet_rows(path)
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            return csv_rows(csv.reader(file, strict=True), path)
+            return csv_rows(csv.reader(_lines(file, path), strict=True), path)
     except (OSError, csv.Error, ValueError) as error:
         raise StoreError(f"{path} is no readable table: {error}") from error
 
@@ -68,6 +73,7 @@ def csv_rows(reader: Any, path: Path) -> Rows:
     bad: list[BadRow] = []
     for cells in reader:
         if len(cells) == len(header):
+            _check_cells(path, len(rows) * len(header))
             rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
         elif cells:
             reason = f"{len(cells)} cells under {len(header)} columns"
@@ -91,7 +97,8 @@ def _json_rows(path: Path) -> Rows:
     rows: list[tuple[int, Mapping[str, Any]]] = []
     bad: list[BadRow] = []
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for line, text in enumerate(file, start=1):
+        cells = 0
+        for line, text in enumerate(_lines(file, path), start=1):
             if not text.strip():
                 continue
             try:
@@ -99,6 +106,8 @@ def _json_rows(path: Path) -> Rows:
                 if not isinstance(content, dict):
                     raise ValueError(f"a row is a JSON object, not {type(content).__name__}")
                 rows.append((line, dict(_flat(content))))
+                cells += len(rows[-1][1])
+                _check_cells(path, cells)
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(str(path), line, str(error)[:200]))
     columns = tuple(dict.fromkeys(column for _, row in rows for column in row))
@@ -109,18 +118,52 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", f"a list of {len(value)}"  # no number, and may be long
         else:
             yield f"{prefix}{name}", value
 
 
 def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    cells = 0
     try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        with bounded():
+            file = parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            names = file.schema_arrow.names
+            _check_cells(path, file.metadata.num_rows * len(names))
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+        while True:
+            with bounded():
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                for row in batch.to_pylist():
+                    rows.append((len(rows) + 1, dict(_flat(row))))
+                    cells += len(rows[-1][1])
+                    _check_cells(path, cells)
+    except MemoryError as error:
+        raise StoreError(f"{path} is no table of runs: {too_large('row groups')}") from error
+    except (OverflowError, LookupError, ArrowException) as error:
         raise StoreError(f"{path} is no readable table: {error}") from error
-    rows = tuple((line, dict(_flat(row))) for line, row in enumerate(table.to_pylist(), start=1))
     columns = tuple(dict.fromkeys(column for _, row in rows for column in row))
-    return Rows(path, columns or tuple(table.column_names), rows, ())
+    return Rows(path, columns or tuple(names), tuple(rows), ())
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise StoreError(
+                f"{path} has a line of more than {_LONGEST_LINE >> 20} MiB: it is no table of runs"
+            )
+        yield line
+
+
+def _check_cells(path: Path, cells: int) -> None:
+    if cells > _MOST_CELLS:
+        raise StoreError(
+            f"{path} has more than {_MOST_CELLS:,} cells: it is no table of runs; leave out columns "
+            "that are not mixtures or metrics"
+        )

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cuvee.core.errors import ConfigError
+from cuvee.core.files import is_path
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
@@ -142,6 +143,11 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
     if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_LENGTH:
         raise ConfigError(
             f"{source} has a value of {len(node.value):,} characters: is it a configuration?"
+        )
+    if isinstance(node, yaml.ScalarNode) and not is_path(node.value):
+        raise ConfigError(
+            f"{source}, line {node.start_mark.line + 1}: {node.value[:40]!r} contains NUL or half of "
+            "a character, which no name or path can contain"
         )
     sizes[id(node)] = 0
     size = 1

@@ -17,6 +17,7 @@ from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES, bounded, rows_at_onc
 
 _BUFFER_BYTES = 1 << 20
 _LONGEST_DOMAIN = 256  # characters; longer values are not domain names
+NAME_BYTES = 4 * _LONGEST_DOMAIN
 
 
 def read_columns(
@@ -30,31 +31,16 @@ def read_columns(
     """
     import pyarrow
 
-    wanted = [text_column, *([domain_column] if domain_column else [])]
+    begun = False
     try:
-        with bounded():
-            file = _open(path)
-            check_columns(path, file.schema_arrow, wanted)
-            if text_column in file.schema_arrow.names:
-                file.close()
-                # Dictionary encoding holds a long text that repeats many times only once.
-                file = _open(path, read_dictionary=[text_column])
-        with file:
-            batches = _batches(file, wanted)
-            total = max(file.metadata.num_rows, 1)
-            done = 0
-            while True:
-                with bounded():
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                texts = values_of(field_of(batch, text_column))
-                domains = (
-                    values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
-                )
-                for text, domain in zip(texts, domains, strict=False):
-                    done += 1
-                    yield text, domain and name_of(domain), min(done / total, 1.0)
+        try:
+            for row in _rows(path, text_column, domain_column, True):
+                begun = True
+                yield row
+        except pyarrow.ArrowNotImplementedError:  # of an encoding such as DELTA_BYTE_ARRAY
+            if begun:
+                raise
+            yield from _rows(path, text_column, domain_column, False)
     except (
         OSError,
         MemoryError,
@@ -66,6 +52,39 @@ def read_columns(
         limit = isinstance(error, MemoryError)
         reason = too_large("row groups") if limit else f"{error}; restore it or leave it out"
         raise CorpusError(f"{path} cannot be read as Parquet: {reason}") from error
+
+
+def _rows(
+    path: Path, text_column: str, domain_column: str | None, as_dictionary: bool
+) -> Iterator[tuple[bytes | None, str | None, float]]:
+    """Yield what `read_columns` does.
+
+    With `as_dictionary`, a long text that repeats many times is held in memory only once.
+    """
+    wanted = [text_column, *([domain_column] if domain_column else [])]
+    with bounded():
+        file = _open(path)
+        check_columns(path, file.schema_arrow, wanted)
+        plain = [name for name in wanted if name in file.schema_arrow.names]
+        if as_dictionary and plain:
+            file.close()
+            file = _open(path, read_dictionary=plain)
+    with file:
+        batches = _batches(file, wanted)
+        total = max(file.metadata.num_rows, 1)
+        done = 0
+        while True:
+            with bounded():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            texts = values_of(field_of(batch, text_column))
+            domains: Iterator[Any] = repeat(None)
+            if domain_column:
+                domains = values_of(field_of(batch, domain_column), NAME_BYTES)
+            for text, domain in zip(texts, domains, strict=False):
+                done += 1
+                yield text, domain and name_of(domain), min(done / total, 1.0)
 
 
 def _open(path: Path, **options: Any) -> Any:
@@ -140,8 +159,11 @@ def field_of(batch: Any, column: str) -> Any:
     raise AssertionError(column)
 
 
-def values_of(column: Any) -> Iterator[Any]:
-    """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8."""
+def values_of(column: Any, most: int = MAX_ROW_BYTES + 1) -> Iterator[Any]:
+    """Yield the values of an Arrow array, text as bytes because Arrow does not guarantee UTF-8.
+
+    Of each value, at most `most` bytes are copied.
+    """
     import pyarrow
 
     values = column
@@ -153,14 +175,13 @@ def values_of(column: Any) -> Iterator[Any]:
         values = values.cast(pyarrow.binary())
     elif not pyarrow.types.is_null(values.type) and not pyarrow.types.is_binary(values.type):
         values = values.cast(pyarrow.large_binary())
-    return (None if i is None else _content(values[i]) for i in indices)
+    return (None if i is None else _content(values[i], most) for i in indices)
 
 
-def _content(value: Any) -> bytes | None:
-    """The bytes of an Arrow scalar. Of one that is too long for a row, only so many are copied."""
-    return bytes(memoryview(value.as_buffer())[: MAX_ROW_BYTES + 1]) if value.is_valid else None
+def _content(value: Any, most: int) -> bytes | None:
+    return bytes(memoryview(value.as_buffer())[:most]) if value.is_valid else None
 
 
 def name_of(domain: bytes) -> str:
     """Return a domain as text, shortened if it is too long for a name."""
-    return domain[: 4 * _LONGEST_DOMAIN].decode(errors="replace")[:_LONGEST_DOMAIN]
+    return domain[:NAME_BYTES].decode(errors="replace")[:_LONGEST_DOMAIN]

@@ -10,7 +10,13 @@ from typing import Any
 
 from cuvee.core.errors import CorpusError
 from cuvee.data.ingest.columns.bounds import bounded, too_large
-from cuvee.data.ingest.columns.parquet import check_columns, field_of, name_of, values_of
+from cuvee.data.ingest.columns.parquet import (
+    NAME_BYTES,
+    check_columns,
+    field_of,
+    name_of,
+    values_of,
+)
 
 _MAGIC = b"ARROW1"  # of the file format; the stream format has no footer
 
@@ -82,7 +88,9 @@ def read_arrow(
                     batch.validate(full=True)
                     texts = values_of(field_of(batch, text_column))
                     domains = (
-                        values_of(field_of(batch, domain_column)) if domain_column else repeat(None)
+                        values_of(field_of(batch, domain_column), NAME_BYTES)
+                        if domain_column
+                        else repeat(None)
                     )
                 share = min(file.tell() / size, 1.0)
                 for text, domain in zip(texts, domains, strict=False):

@@ -9,7 +9,8 @@
     SRC is a data set           of the Hugging Face Hub or of `datasets`: see `hub.py`
 
 Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
-the parts of one data set form one domain. A file `table.json` beside the sources may name domains
+the parts of one data set form one domain. If nothing is left of a name, as of `part-00003`, the
+domain is named after the folder. A file `table.json` beside the sources may name domains
 and give their roles: `[{"domain": "math", "role": "target"}, …]`. A file named after a domain of
 the table is that domain, even if its name ends like a part number.
 """
@@ -33,7 +34,15 @@ from cuvee.data.ingest.sources import hub
 from cuvee.data.ingest.sources.files import SUFFIXES, Format, files_below, suffix_of
 from cuvee.data.ingest.sources.places import path_of
 
-_PART = re.compile(r"[-._]\d+-of-\d+$|[-._](\d{5,}|0\d+)$")
+_PART = re.compile(
+    r"""
+      (^|[-._])\d+[-_]of[-_]\d+ (-[0-9a-f]{8,})? $                    # web-00000-of-00010-0a1b2c3d
+    | (^|[-._])(\d{5,}|0\d+) $                                       # web.00000, 0000
+    | (^|[-._])(part|chunk|shard|piece)[-._]?\d+ $                   # web_part1
+    | (^|[-._])part-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} ([-._]c\d+)? (\.\w+)? $  # Spark
+    """,
+    re.VERBOSE,
+)
 _MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
 _TABLE_BYTES = 64 << 20
@@ -273,13 +282,14 @@ def _label(path: Path, root: Path) -> str:
 def _domain_of(path: Path, table: Mapping[str, Role]) -> str:
     """Return the name of a file without its ending, and without a part number.
 
-    The part number stays if `table` has a domain of that name.
+    The part number stays if `table` has a domain of that name. A name that is nothing else gives
+    way to that of the folder.
     """
     suffix = suffix_of(path)
     if not suffix:
         raise CorpusError(f"{path} has no known ending: expected one of {', '.join(SUFFIXES)}")
     name = path.name[: -len(suffix)]
-    return name if name in table else _PART.sub("", name)
+    return name if name in table else _PART.sub("", name) or path.resolve().parent.name
 
 
 def _file(path: Path, label: str, split: Split | None, domain: str) -> TextSource:
