@@ -37,8 +37,9 @@ def read_columns(
             for row in _rows(path, text_column, domain_column, True):
                 begun = True
                 yield row
-        except pyarrow.ArrowNotImplementedError:  # of an encoding such as DELTA_BYTE_ARRAY
-            if begun:
+        except OSError as error:
+            # pyarrow makes no dictionary of some encodings, such as DELTA_BYTE_ARRAY.
+            if begun or "Not yet implemented" not in str(error):
                 raise
             yield from _rows(path, text_column, domain_column, False)
     except (
