@@ -114,7 +114,9 @@ JOBS: dict[str, Job] = {
         lambda result: str(result["seeds"]),
         of("cost"),
     ),
-    "recommend": Job("recommend.py", "--tables {tables} --parts ranks regret stages", ("tables",)),
+    "ranks": Job("recommend.py", "--tables {tables} --parts ranks", ("tables",)),
+    "regret": Job("recommend.py", "--tables {tables} --parts regret", ("tables",)),
+    "stages": Job("recommend.py", "--tables {tables} --parts stages", ("tables",)),
     "decisions": Job(
         "decision_time.py", "", seeds=lambda result: f"{result['decisions']} decisions"
     ),
@@ -126,7 +128,7 @@ JOBS: dict[str, Job] = {
     "trainer": Job(
         "controller_overhead.py", "", seeds=lambda result: f"{result['intervals']} intervals"
     ),
-    "stream": Job("stream_speed.py", ""),
+    "stream": Job("stream_speed.py", "--seconds 2"),
     "peers": Job("stream_speed.py", "--peers {peers}", ("peers",), fits=False),
     "junk": Job(
         "online.py",
@@ -305,14 +307,14 @@ CLAIMS = (
           universal("told"), "above", 0.0),
     Claim("The universal policy beats the best static mixture (fall of loss)", OURS, "", "unseen",
           universal("untold", "best"), "above", 0.0),
-    Claim("`recommend` ranks RegMix's runs (Spearman's ρ)", REGMIX, "0.987", "recommend",
+    Claim("`recommend` ranks RegMix's runs (Spearman's ρ)", REGMIX, "0.987", "ranks",
           with_interval("regmix_1m_spearman", "regmix_1m_spearman_95"), "above", 0.987),
     Claim("`recommend` picks the best of 256 real runs, from 512 (regret, nats)", OURS, "",
-          "recommend", of("regmix_regret_at_1"), "below", 0.01),
+          "ranks", of("regmix_regret_at_1"), "below", 0.01),
     Claim("`recommend` from 64 runs: regret less that of RegMix's procedure (nats)", OURS, "",
-          "recommend", of("regret", "64", "ours_less_regmix"), "below", 0.0),
+          "regret", of("regret", "64", "ours_less_regmix"), "below", 0.0),
     Claim("Stages are never claimed where order cannot matter (share of worlds)", OURS, "",
-          "recommend", of("false_phases"), "below", 0.05),
+          "stages", of("false_phases"), "below", 0.05),
     Claim("A decision of the history agent at 52 domains (ms)", OURS, "", "decisions",
           of("full_52", "cpu_median"), "below", 20.0),
     Claim("AC-ODM's signals: time of a step over a plain one, 5M parameters", AC_ODM, "1.004",
@@ -502,7 +504,8 @@ def page(rows: Sequence[Row]) -> str:
         f" {counts['open']} are open,",
         f"and {run - sum(counts.values())} have no interval. Models have 0.1 million parameters unless"
         " the claim says otherwise.",
-        "Times are ratios within a run, or processor time, on two cores that other work shared.",
+        "Times are ratios within a run, or processor time, on two cores that other work shared; hours",
+        "are by the clock of this busy machine.",
         "",
         "| claim | by | published | ours | 95 % interval | seeds | total cost of the job | verdict | job |",
         "|---|---|---|---|---|---|---|---|---|",

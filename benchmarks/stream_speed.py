@@ -9,7 +9,8 @@ The corpus is random ids in one memory-mapped file of `--tokens` tokens, cut int
 mixture shares are drawn from a Dirichlet distribution. The limit is what one core can do if it
 knows the windows beforehand: `numpy.take` of rows of that one file and a cast to int64, for any K.
 Limit and stream take turns, and the best round of each counts.
-All figures are of one process on one core. The last line is one JSON object:
+All figures are of one process on one core, in processor time, so that other work on the machine
+does not count. Peers are timed by the clock: compare with them on an idle machine. The last line is one JSON object:
 
     limit_ratio_64, limit_ratio_2048    stream / limit, lowest over K = 4, 29 and 1,000 (all in
                                         `cases`)
@@ -90,14 +91,14 @@ def tokens_file(folder: Path, number: int) -> np.ndarray[Any, Any]:
 def best_rates(
     runs: dict[str, Callable[[int], None]], rows_per_step: int, seconds: float, rounds: int = 5
 ) -> dict[str, float]:
-    """Rows per second of each, in turns; `run(steps)` does that many steps."""
+    """Rows per processor second of each, in turns; `run(steps)` does that many steps."""
     best = dict.fromkeys(runs, 0.0)
     steps = dict.fromkeys(runs, 4)
     for _ in range(rounds + 1):  # the first round finds out how many steps fill the time
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run(steps[name])
-            took = time.perf_counter() - begin
+            took = time.process_time() - begin
             best[name] = max(best[name], steps[name] * rows_per_step / took)
             steps[name] = max(4, min(4096, int(best[name] * seconds / rounds / rows_per_step)))
     return best

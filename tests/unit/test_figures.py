@@ -90,6 +90,11 @@ def test_the_trade_ends_at_the_final_scores() -> None:
     assert (trace.x[-1], trace.y[-1]) == (final.source, final.target)
 
 
+def test_a_long_run_has_no_more_points_than_a_short_one() -> None:
+    summary = summarise([example_run("odm", intervals=300)])
+    assert len(trade_figure(summary).data[0].x) <= 40
+
+
 @pytest.mark.parametrize(
     "domains", [example_domains(), example_domains(9, 0), example_domains(1, 1), WIDE]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from headline import (
     page,
     readme_table,
     row_of,
+    run_job,
     take,
     with_table,
 )
@@ -78,6 +80,27 @@ def test_a_measurement_is_taken_from_a_kept_file_or_from_the_last_line_of_a_log(
     assert take(tmp_path / "kept.json") == ({"a": 1}, 3.0)
     (tmp_path / "log").write_text('10 s  first\n{"a": 2}\n')
     assert take(tmp_path / "log") == ({"a": 2}, None)
+
+
+def test_the_hours_of_a_job_that_was_interrupted_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"out": str(tmp_path / "out")}
+
+    def ends(code: int) -> None:
+        done = subprocess.CompletedProcess([], code, stdout='first\n{"decisions": 3}\n')
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+        run_job("decisions", tmp_path, inputs)
+
+    ends(1)
+    assert not (tmp_path / "decisions.json").exists()
+    ends(0)
+    assert take(tmp_path / "decisions.json") == ({"decisions": 3}, None)
+    (tmp_path / "decisions.json").unlink()
+    ends(0)
+    result, seconds = take(tmp_path / "decisions.json")
+    assert result == {"decisions": 3}
+    assert seconds is not None
 
 
 def test_each_claim_names_a_job_and_each_job_a_program() -> None:

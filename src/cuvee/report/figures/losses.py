@@ -75,7 +75,7 @@ def trade_figure(summary: Summary) -> go.Figure:
             np.array([(scores.source, scores.target) for scores in view.scores_P]) for view in views
         ]
         shared = min(map(len, paths))
-        mean_P2 = np.mean([path[:shared] for path in paths], axis=0)
+        mean_P2 = thinned(np.mean([path[:shared] for path in paths], axis=0), _POINTS)
         ends_S2 = np.array([path[-1] for path in paths])
         look = {"color": method_colour(index)}
         hover = "source %{x:.4f}, target %{y:.4f}"
