@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cuvee.core.errors import ConfigError
@@ -90,9 +92,16 @@ def test_a_right_configuration_survives_being_written_down(
 
 
 @given(st.lists(st.sampled_from(["train", "guard", "a", "b"]), min_size=1, max_size=4), VALUES)
+@example(["a"], "\U00010000")
+@example(["a"], "\0")
+@example(["a"], "\\u0000")
 def test_an_override_is_read_as_it_was_written(path: list[str], value: Any) -> None:
     text = json.dumps(value)
     content: dict[str, Any] = {}
+    if re.search(r"(?<!\\)(\\\\)*\\u0000", text):
+        with pytest.raises(ConfigError, match="contains NUL"):
+            override(content, [f"{'.'.join(path)}={text}"])
+        return
     override(content, [f"{'.'.join(path)}={text}"])
     for key in path:
         content = content[key]

@@ -420,6 +420,11 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_character_that_json_writes_as_two_escapes_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, r'{"name": "\ud83d\ude80", "\ud83d\ude80": 1}')
+    assert read_yaml(path) == {"name": "\U0001f680", "\U0001f680": 1}
+
+
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"cannot read the configuration .*none\.yaml: No such file"

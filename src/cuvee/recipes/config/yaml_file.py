@@ -125,6 +125,14 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
         ) from None
 
 
+def _joined(text: str) -> str:
+    """Join the halves of characters that JSON writes as two escapes, which YAML leaves apart."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:  # a half without the other
+        return text
+
+
 def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> int:
     """Return the number of values in `node` with all aliases expanded.
 
@@ -144,6 +152,8 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
         raise ConfigError(
             f"{source} has a value of {len(node.value):,} characters: is it a configuration?"
         )
+    if isinstance(node, yaml.ScalarNode):
+        node.value = _joined(node.value)
     if isinstance(node, yaml.ScalarNode) and not is_path(node.value):
         raise ConfigError(
             f"{source}, line {node.start_mark.line + 1}: {node.value[:40]!r} contains NUL or half of "
@@ -155,6 +165,7 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
         seen: set[str] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
+                key.value = _joined(key.value)
                 if key.tag != "tag:yaml.org,2002:merge":
                     key.tag = "tag:yaml.org,2002:str"
                 if key.value in seen:
