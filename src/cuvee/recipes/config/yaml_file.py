@@ -154,11 +154,11 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> i
         )
     if isinstance(node, yaml.ScalarNode):
         node.value = _joined(node.value)
-    if isinstance(node, yaml.ScalarNode) and not is_path(node.value):
-        raise ConfigError(
-            f"{source}, line {node.start_mark.line + 1}: {node.value[:40]!r} contains NUL or half of "
-            "a character, which no name or path can contain"
-        )
+        if not is_path(node.value):
+            raise ConfigError(
+                f"{source}, line {node.start_mark.line + 1}: {node.value[:40]!r} contains NUL or half "
+                "of a character, which no name or path can contain"
+            )
     sizes[id(node)] = 0
     size = 1
     if isinstance(node, yaml.MappingNode):
