@@ -16,6 +16,8 @@ from reliability.measure import TESTS, Result
 def attempt(number: int, full: bool, told: Connection) -> None:
     """Send what a test found, and its seconds. A test that cannot be run is a test that failed."""
     torch.set_num_threads(1)
+    # A spawned process spawns its children too. Loaders are to start theirs as in a user's program.
+    multiprocessing.set_start_method(None, force=True)
     began = time.monotonic()
     try:
         result = TESTS[number][1](full)
