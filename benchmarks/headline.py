@@ -1,4 +1,4 @@
-"""Each headline claim beside what this machine measures: docs/results.md and the README's table.
+"""Each headline claim beside what this machine measures: docs/results.md and the README's tables.
 
     python benchmarks/headline.py --corpus DIR --questions FILE… --tables DIR      about 3 hours
     python benchmarks/headline.py --corpus DIR … --only online --only decisions    some jobs only
@@ -32,12 +32,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scale_page import with_figures
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 KEPT = ROOT / "docs" / "lab" / "results"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+SCALE = ROOT / "docs" / "lab" / "scale.md"
 BEGIN, END = "<!-- written by benchmarks/headline.py -->", "<!-- to here -->"
 SCARCE = "scarce-code_python"
+MEASURED = "against `natural`"
+"""The column of the README's table of methods that is written here."""
 VARIATIONS = ("actor", "sft", "universal")
 """Other agents of ours, which are no baselines of the Data Mixing Agent."""
 
@@ -129,6 +134,8 @@ JOBS: dict[str, Job] = {
         "controller_overhead.py", "", seeds=lambda result: f"{result['intervals']} intervals"
     ),
     "stream": Job("stream_speed.py", "--seconds 2"),
+    "report": Job("report.py", "", seeds=lambda result: f"{result['runs']} runs"),
+    "scale": Job("scale.py", ""),
     "peers": Job("stream_speed.py", "--peers {peers}", ("peers",), fits=False),
     "junk": Job(
         "online.py",
@@ -240,6 +247,12 @@ def last_case(name: str, interval: str | None = None) -> Callable[[Mapping[str, 
     return figure
 
 
+def slowest_decision(result: Mapping[str, Any]) -> Any:
+    """Return the seconds of the slowest method of scale.py, without those that refuse."""
+    methods = [one for one in result["decisions"].values() if isinstance(one, Mapping)]
+    return max(one["next_s"] for one in methods if "next_s" in one)
+
+
 AC_ODM, HDS, DMA, REGMIX, OURS = "AC-ODM", "HDS", "Data Mixing Agent", "RegMix", "cuvee"
 NEVER = "**open**: not every seed reaches it"
 CLAIMS = (
@@ -333,6 +346,16 @@ CLAIMS = (
           "stream", of("limit_ratio_2048"), "above", 0.9),
     Claim("The stream against a gather, rows of 64 tokens (speed)", OURS, "", "stream",
           of("limit_ratio_64"), "above", 0.5),
+    Claim("A report of 200 runs over 52 domains (s of one processor)", OURS, "", "report",
+          of("cpu_seconds"), "below", 15.0),
+    Claim("A report of 200 runs over 52 domains (MB)", OURS, "", "report", of("megabytes"),
+          "below", 6.0),
+    Claim("10⁴ domains, 10¹³ tokens: state of the stream (MB)", OURS, "", "scale",
+          of("stream", "state_megabytes"), "below", 1.0),
+    Claim("10⁴ domains, interval 10⁵: the slowest decision, agents before they learn (s)", OURS,
+          "", "scale", slowest_decision, "below", 1.0),
+    Claim("A report of four runs over 10⁴ domains (MB)", OURS, "", "scale",
+          lambda result: result["report"][0]["megabytes"], "below", 6.0),
     Claim("The stream against the fastest peer whose weights can change (speed)", OURS, "",
           "peers", of("vs_best_dynamic_peer"), "above", 1.0),
 )  # fmt: skip
@@ -547,6 +570,51 @@ def with_table(text: str, table: str) -> str:
     return between.sub(lambda _: f"\n{table}\n\n", text)
 
 
+def with_measured(text: str, kept: Path) -> str:
+    """Return the README with the column `MEASURED` of its table of methods filled in.
+
+    A cell has the difference in final loss to `natural` of each method that the row names, as the
+    job `online` measured it. It is empty for methods that the job does not have.
+    """
+    found = known(of(SCARCE, "vs_natural"), result_of("online", kept) or {}) or {}
+    lines = text.split("\n")
+    heads = [i for i, line in enumerate(lines) if f"| {MEASURED} |" in line]
+    for head in heads:
+        place = cells_of(lines[head]).index(MEASURED)
+        for i in range(head + 2, len(lines)):
+            if not lines[i].startswith("|"):
+                break
+            cells = cells_of(lines[i])
+            cells[place] = against_natural(re.findall(r"`(\w+)`", cells[0]), found)
+            lines[i] = f"| {' | '.join(cells)} |"
+    return "\n".join(lines)
+
+
+def result_of(job: str, kept: Path) -> Mapping[str, Any] | None:
+    """Return what a job measured, or None if it has not run."""
+    file = kept / f"{job}.json"
+    if not file.exists():
+        return None
+    result: Mapping[str, Any] = json.loads(file.read_text())["result"]
+    return result
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def against_natural(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:
+    """Return the differences of methods, and of those that were learned on proxies."""
+    said = []
+    for name in names:
+        for key, note in ((name, ""), (f"{name}_proxy", "from proxies ")):
+            if key in found:
+                mean, low, high = map(number, found[key])
+                who = f"`{name}` " if len(names) > 1 else ""
+                said.append(f"{who}{note}{mean} ({low} to {high})")
+    return "; ".join(said)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -580,7 +648,9 @@ def main() -> None:
     if options.kept == KEPT:
         PAGE.write_text(page(rows), encoding="utf-8")
         readme = with_table(README.read_text(encoding="utf-8"), readme_table(rows))
-        README.write_text(readme, encoding="utf-8")
+        README.write_text(with_measured(readme, options.kept), encoding="utf-8")
+        scale = with_figures(SCALE.read_text(encoding="utf-8"), result_of("scale", options.kept))
+        SCALE.write_text(scale, encoding="utf-8")
     print(json.dumps([asdict(row) for row in rows]))
 
 

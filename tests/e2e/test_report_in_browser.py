@@ -249,6 +249,7 @@ addEventListener("load", () => setTimeout(() => {
     tables: Math.max(...[...document.querySelectorAll("table")].map((table) => table.getBoundingClientRect().right)),
     head: getComputedStyle(document.querySelector("#final-table thead")).display,
     label: getComputedStyle(cell, "::before").content,
+    roles: ["table", "tbody", "tr", "th", "td"].map((tag) => document.querySelector(tag + "[role]").computedRole),
   }), "*");
 }, 1500));
 """
@@ -262,8 +263,10 @@ def test_on_a_phone_tables_are_cards_and_nothing_is_cut(tmp_path: Path) -> None:
         f"<html><body><script>{PHONE}</script>"
         f"<iframe src='{page.as_uri()}' width='390' height='4000'></iframe></body></html>"
     )
-    seen = reported(browse(frame, tmp_path / "profile", "--dump-dom", PATIENT))
+    roles = "--enable-blink-features=ComputedAccessibilityInfo"
+    seen = reported(browse(frame, tmp_path / "profile", "--dump-dom", PATIENT, roles))
     assert seen["width"] == 390
+    assert seen["roles"] == ["table", "rowgroup", "row", "columnheader", "cell"]
     assert max(seen["needed"], seen["plots"], seen["tables"]) <= 390
     assert seen["head"] == "none"
     assert seen["label"] == '"Mean"'

@@ -13,9 +13,10 @@ from cuvee.core.domain import Domain
 from cuvee.evaluation.statistics import paired_difference
 from cuvee.report.figures.colours import DARK, METHODS, domain_colours, focused_colours
 from cuvee.report.figures.intervals import interval_figure
-from cuvee.report.figures.losses import MANY_SEEDS, curve_figure, domain_figure, trade_figure
-from cuvee.report.figures.mixtures import epochs_figure, mixture_figure
-from cuvee.report.summary import summarise
+from cuvee.report.figures.losses import curve_figure, domain_figure, trade_figure
+from cuvee.report.figures.mixtures import TAKEN, epochs_figure, mixture_figure
+from cuvee.report.steering import Steering
+from cuvee.report.summary import MANY_SEEDS, summarise
 from cuvee.testing.runs import example_domains, example_run
 
 WIDE = tuple(
@@ -169,3 +170,15 @@ def test_of_many_methods_the_best_are_shown() -> None:
     assert losses == sorted(losses)
     assert summary.methods[0].label == "natural"
     assert len(summary.shown) == 8
+
+
+def test_intervals_that_something_else_decided_are_marked_at_the_top() -> None:
+    run = example_run("odm")
+    steered = {run.id: Steering(20, {"accepted": 18, "fallback": 2}, {}, (), (4, 5))}
+    summary = summarise([run], steered=steered)
+    figure = mixture_figure(summary, summary.methods[0])
+    (marks,) = [trace for trace in figure.data if trace.name == TAKEN]
+    edges = run.trajectory.tokens_T1()
+    assert list(marks.x) == [(edges[t] + edges[t + 1]) / 2 for t in (4, 5)]
+    plain = mixture_figure(summarise([run]), summarise([run]).methods[0])
+    assert TAKEN not in [trace.name for trace in plain.data]

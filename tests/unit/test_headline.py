@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -11,17 +12,23 @@ from headline import (
     CLAIMS,
     JOBS,
     KEPT,
+    MEASURED,
     PAGE,
     README,
+    SCALE,
+    cells_of,
     judge,
     keep,
     page,
     readme_table,
+    result_of,
     row_of,
     run_job,
     take,
+    with_measured,
     with_table,
 )
+from scale_page import FIGURES, UNMEASURED, with_figures
 
 
 @pytest.mark.parametrize(
@@ -118,5 +125,56 @@ def test_the_pages_are_what_the_program_makes_of_the_kept_measurements() -> None
     assert readme_table(rows) in readme
     assert with_table(readme, readme_table(rows)) == readme
     assert "never in the README" in with_table(readme, "never in the README")
+    assert with_measured(readme, KEPT) == readme
+    scale = SCALE.read_text(encoding="utf-8")
+    assert with_figures(scale, result_of("scale", KEPT)) == scale
     for file in KEPT.glob("*.json"):
         assert json.loads(file.read_text())["result"], file
+
+
+METHODS = """
+| method | needs | against `natural` | page |
+|---|---|---|---|
+| `even`, `gain` | an objective | typed by hand | [gain](gain.md) |
+| `doremi` | two proxies | typed by hand | [doremi](doremi.md) |
+
+| method | against `natural` of another table, which is not this column |
+"""
+
+
+def test_the_figures_of_the_methods_come_from_the_kept_measurements(tmp_path: Path) -> None:
+    empty = with_measured(METHODS, tmp_path)
+    assert "typed by hand" not in empty
+    figures = {"even": [-0.5, -0.6, -0.4], "gain": [-0.7, -0.8, -0.6]}
+    figures["gain_proxy"] = [-0.75, -0.85, -0.65]
+    keep(tmp_path / "online.json", {"scarce-code_python": {"vs_natural": figures}}, None)
+    made = with_measured(METHODS, tmp_path).split("\n")
+    assert made[3] == (
+        "| `even`, `gain` | an objective | `even` −0.5 (−0.6 to −0.4); `gain` −0.7 (−0.8 to −0.6); "
+        "`gain` from proxies −0.75 (−0.85 to −0.65) | [gain](gain.md) |"
+    )
+    assert made[4] == "| `doremi` | two proxies |  | [doremi](doremi.md) |"
+    assert made[6] == METHODS.split("\n")[6]
+
+
+def test_what_a_method_won_is_said_without_figures_of_another_origin() -> None:
+    lines = README.read_text(encoding="utf-8").split("\n")
+    head = next(i for i, line in enumerate(lines) if f"| {MEASURED} |" in line)
+    place = cells_of(lines[head]).index("where it won and lost")
+    rows = [cells_of(line) for line in itertools.takewhile(is_row, lines[head + 2 :])]
+    assert len(rows) > 10
+    assert [row[place] for row in rows if any(sign.isdigit() for sign in row[place])] == []
+
+
+def is_row(line: str) -> bool:
+    return line.startswith("|")
+
+
+def test_each_row_of_the_page_of_scale_has_a_figure_and_each_figure_a_row() -> None:
+    rows = [line for line in SCALE.read_text(encoding="utf-8").split("\n") if is_row(line)]
+    named = [cells_of(row)[0] for row in rows]
+    assert set(FIGURES) <= set(named)
+    unknown = with_figures("| | measured |\n|---|---|\n| state | |\n", None)
+    assert unknown.split("\n")[2] == f"| state | {UNMEASURED} |"
+    with pytest.raises(KeyError):
+        with_figures("| made up | 3 s |\n", {"stream": {}})

@@ -104,3 +104,10 @@ def test_the_page_has_a_part_about_each_method_that_learned(tmp_path: Path) -> N
     assert page.count("Entropy and change of the mixture of") == 2
     bare = write_report(runs, tmp_path / "bare.html").read_text()
     assert "What the policies learned" not in bare
+
+
+def test_the_proxy_of_doremi_is_described_by_its_excess_loss() -> None:
+    run = example_run("doremi")
+    found = diagnose(run, [{"excess": mixture.as_dict()} for mixture in run.trajectory.mixtures])
+    assert found is not None
+    assert found.preference == "excess loss"

@@ -13,6 +13,7 @@ from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered, Claim, answer_claims
 from cuvee.report.figures.folding import folded
 from cuvee.report.page import write_report
+from cuvee.report.panels import interval_panels
 from cuvee.report.steering import Steering, steering
 from cuvee.report.summary import summarise
 from cuvee.report.tables import final_table, run_table, spread_table
@@ -75,6 +76,7 @@ def test_steering_counts_decisions_that_were_not_the_policys() -> None:
     assert found is not None
     assert found.others == {"the guard’s fallback mixture": 1, "an operator": 1}
     assert found.refused == 1
+    assert found.taken == (3, 4)
     plan = steering(guarded("accepted", "accepted", acts="plan"))
     assert plan is not None
     assert (plan.others, plan.planned) == ({}, 2), "a plan is the method's own"
@@ -167,6 +169,33 @@ def test_captions_are_true_for_the_seeds_there_are(seeds: int, tmp_path: Path) -
     assert (f"{seeds} seeds" in page) == several
 
 
+def test_captions_say_what_marks_bands_and_lines_there_are() -> None:
+    runs = compared(3)
+    plain = captions(summarise(runs))
+    assert "Triangles" not in plain["mixtures"]
+    assert "a band" not in plain["curves"]
+    assert plain["final"].endswith("set in bold.")
+    assert "Below each loss: the range over seeds." in plain["final"]
+    taken = {runs[0].id: Steering(20, {"accepted": 19, "fallback": 1}, {}, (), (7,))}
+    assert "Triangles" in captions(summarise(runs, steered=taken))["mixtures"]
+    mixed = captions(summarise([*runs[:3], runs[3]]))
+    assert "the range over seeds; with one run, the change" in mixed["final"]
+    many = captions(summarise([example_run("natural", seed) for seed in range(9)]))
+    assert "Thin lines" not in many["curves"]
+    assert "Of more than 8 seeds, a band shows the range" in many["curves"]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_band_of_ties_is_drawn_where_the_caption_names_it(seeds: int) -> None:
+    summary = summarise(compared(seeds))
+    panels = interval_panels(summary)
+    bands = [any(s.type == "rect" for s in one.figure.layout.shapes) for one in panels]
+    assert bands == [seeds > 1, *[False] * (len(panels) - 1)]
+    assert ("first of these figures, the shaded band" in captions(summary)["intervals"]) == (
+        seeds > 1
+    )
+
+
 def test_the_spread_of_crossed_seeds_is_divided_among_the_parts_of_a_run() -> None:
     runs = []
     for number, (weights, order) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
@@ -180,7 +209,10 @@ def test_the_spread_of_crossed_seeds_is_divided_among_the_parts_of_a_run() -> No
     shares = {row.head: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert shares["natural"] == ["100%", "0%", "0%"]
     assert shares["Δ odm"] == ["0%", "100%", "0%"]
-    assert "Seeds are crossed" in " ".join(card(summarise(runs)).trust)  # type: ignore[union-attr]
+    found = card(summarise(runs))
+    assert found is not None
+    assert "Intervals resample the seeds of each part" in " ".join(found.trust)
+    assert "2 crossed seeds are few" in " ".join(found.trust)
     assert spread_table(summarise(compared(5))) is None
 
 

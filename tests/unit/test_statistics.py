@@ -93,3 +93,32 @@ def test_an_incomplete_design_has_no_shares() -> None:
     assert variance_shares({(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0}) is None
     assert variance_shares({(0,): 1.0, (1,): 2.0}) is None
     assert variance_shares({(0, 0): 1.0, (0, 1): 2.0}) is None
+
+
+def crossed(rng: np.random.Generator, size: int = 4) -> tuple[list[float], list[tuple[int, int]]]:
+    """Values of a crossed design of mean 0.3 whose first part carries most of the variance."""
+    first, second = rng.normal(0, 1.0, size), rng.normal(0, 0.2, size)
+    levels = [(a, b) for a in range(size) for b in range(size)]
+    return [0.3 + first[a] + second[b] + rng.normal(0, 0.2) for a, b in levels], levels
+
+
+def test_intervals_of_crossed_seeds_are_not_as_narrow_as_those_of_independent_ones() -> None:
+    rng = np.random.default_rng(0)
+    plain, whole = 0, 0
+    for _ in range(200):
+        values, levels = crossed(rng)
+        naive = bootstrap_mean(values, resamples=500)
+        found = bootstrap_mean(values, resamples=500, levels=levels)
+        assert found.mean == pytest.approx(naive.mean)
+        plain += (naive.low or 0) <= 0.3 <= (naive.high or 0)
+        whole += (found.low or 0) <= 0.3 <= (found.high or 0)
+    assert plain / 200 < 0.7
+    assert whole / 200 > 0.75, "that of four independent seeds"
+
+
+def test_one_crossed_part_is_an_ordinary_bootstrap() -> None:
+    values = [1.0, 2.0, 4.0, 3.0, 2.5]
+    found = bootstrap_mean(values, levels=[(seed,) for seed in range(5)])
+    plain = bootstrap_mean(values)
+    assert found.low == pytest.approx(plain.low, abs=0.1)
+    assert found.high == pytest.approx(plain.high, abs=0.1)

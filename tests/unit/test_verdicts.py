@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 
 from cuvee.core.errors import ConfigError
 from cuvee.evaluation.claims import Answered, answer_claims, parse_claim
-from cuvee.evaluation.verdicts import compare_paired, corrected
+from cuvee.evaluation.verdicts import MOST_SEEDS, compare_paired, corrected
 from cuvee.recipes.config.schema import CompareConfig, parse
 from cuvee.recipes.reports.claims import register_claims
 from cuvee.report.words import claim_sentence
@@ -96,6 +96,48 @@ def test_the_seeds_needed_decide_about_as_often_as_they_say() -> None:
     assert 0.6 < np.mean([bool(one) for one in decided]) < 0.98
 
 
+@pytest.mark.parametrize(("effect", "seeds"), [(0.5, 34), (1.0, 10), (2.0, 5), (3.0, 4)])
+def test_the_seeds_needed_are_those_of_the_exact_power(effect: float, seeds: int) -> None:
+    """The expected numbers are those of R's power.t.test(type = "one.sample", power = 0.8)."""
+    pattern = np.array([1.0, -1.0, 1.0, -1.0])
+    differences = effect + pattern / pattern.std(ddof=1)
+    verdict = compare_paired(dict(enumerate(differences.tolist())), dict.fromkeys(range(4), 0.0), 0)
+    assert verdict is not None
+    assert verdict.seeds_needed == seeds
+
+
+def test_more_comparisons_need_more_seeds() -> None:
+    one = compare_paired(losses(3.95, 0.1), NOTHING, 0.0)
+    assert one is not None
+    seven = corrected([one] * 7)[0]
+    assert (seven.seeds_needed or 0) > (one.seeds_needed or 0)
+
+
+def test_a_hopeless_comparison_needs_more_seeds_than_are_counted() -> None:
+    tiny = {seed: 4.0 + (-1) ** seed + 1e-6 for seed in range(8)}
+    verdict = compare_paired(tiny, NOTHING, 0.0)
+    assert verdict is not None
+    assert verdict.seeds_needed == MOST_SEEDS + 1
+
+
+def test_equal_methods_are_seldom_told_apart_by_crossed_seeds() -> None:
+    """Four initial weights with four orders: 16 runs, whose differences depend on the weights."""
+    rng = np.random.default_rng(0)
+    levels = {4 * a + b: (a, b) for a in range(4) for b in range(4)}
+    named = {"as independent": 0, "as crossed": 0}
+    for _ in range(100):
+        of_weights = rng.normal(0, 1, 4)
+        ours = {seed: of_weights[a] + rng.normal(0, 0.2) for seed, (a, _) in levels.items()}
+        theirs = dict.fromkeys(levels, 0.0)
+        for name, known in (("as independent", None), ("as crossed", levels)):
+            verdict = compare_paired(ours, theirs, 0.0, known)
+            assert verdict is not None
+            assert verdict.seeds == (4 if known else 16)
+            named[name] += verdict.outcome != "open"
+    assert named["as independent"] > 20
+    assert named["as crossed"] <= 9
+
+
 # Claims
 
 
@@ -137,6 +179,20 @@ def test_claims_are_answered(text: str, answer: str) -> None:
     (answered,) = answer_claims([claim], lambda label: found[label])
     assert answered.answer == answer
     assert claim_sentence(answered).startswith(f"{text}: {answer}.")
+
+
+def test_an_open_claim_names_the_seeds_that_would_decide_beyond_those_there_are() -> None:
+    found = {"a": losses(3.9, 0.1, seeds=3, seed=7), "b": losses(4.0, 0.0, seeds=3)}
+    made = [Answered(parse_claim("a < b", found), None, 0, 6, "2026-01-01", credited=c)
+            for c in (True, False)]  # fmt: skip
+    (one,) = answer_claims(made[:1], found.__getitem__)
+    said = claim_sentence(one)
+    if one.answer == "open":
+        needed = int(said.split("about ")[1].split(" seeds")[0])
+        assert needed > 3
+    alone = {"a": {0: 3.9}, "b": {0: 4.0}}
+    (single,) = answer_claims(made[:1], alone.__getitem__)
+    assert "on one seed, which decides nothing" in claim_sentence(single)
 
 
 def config(tmp_path: Path, **more: Any) -> CompareConfig:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cuvee.core.errors import ConfigError, nearest
 from cuvee.core.mixture import NAME_PATTERN
+from cuvee.evaluation.statistics import Levels
 from cuvee.evaluation.verdicts import Verdict, compare_paired, corrected
 
 _NAME = NAME_PATTERN.pattern
@@ -79,17 +80,19 @@ def parse_claim(text: str, labels: Collection[str]) -> Claim:
 
 
 def answer_claims(
-    claims: Sequence[Answered], losses: Callable[[str], Mapping[int, float]]
+    claims: Sequence[Answered],
+    losses: Callable[[str], Mapping[int, float]],
+    levels: Mapping[int, Levels] | None = None,
 ) -> list[Answered]:
     """Return the claims with verdicts, corrected for their number.
 
     `losses` returns the final losses of a method by seed. A claim with `by` is about the difference
-    plus `by`.
+    plus `by`. `levels` are the seeds of the parts of a run, by seed, if those are crossed.
     """
     verdicts = []
     for one in claims:
         theirs = {seed: loss - one.claim.by for seed, loss in losses(one.claim.right).items()}
-        verdicts.append(compare_paired(losses(one.claim.left), theirs, margin=0.0))
+        verdicts.append(compare_paired(losses(one.claim.left), theirs, 0.0, levels))
     known = iter(corrected([verdict for verdict in verdicts if verdict is not None]))
     return [
         replace(one, verdict=None if verdict is None else next(known))

@@ -7,7 +7,7 @@ evaluation, so the effect of the seed cancels. Every function is deterministic.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from cuvee.core.arrays import FloatArray
 
 _BATCH = 4_000_000
 """The most resampled values that are in memory at a time."""
+
+Levels = tuple[int, ...]
+"""The seeds of a run's parts, if those are crossed: one for each part that varies."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +47,49 @@ def paired_difference(
     *,
     level: float = 0.95,
     resamples: int = 10_000,
+    levels: Mapping[int, Levels] | None = None,
 ) -> Estimate | None:
     """Return the mean of ours − theirs over the shared seeds, or None if there are none.
 
     `ours` and `theirs` map seeds to values. The interval is a percentile bootstrap over whole pairs
     (Efron & Tibshirani 1993, §8.3) with a fixed seed. It is too narrow if there are few pairs; use
-    at least 5 seeds before claiming a difference.
+    at least 5 seeds before claiming a difference. `levels` are given for crossed seeds, by seed.
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
     return bootstrap_mean(
-        [ours[seed] - theirs[seed] for seed in seeds], level=level, resamples=resamples
+        [ours[seed] - theirs[seed] for seed in seeds],
+        level=level,
+        resamples=resamples,
+        levels=[levels[seed] for seed in seeds] if levels else None,
     )
 
 
 def bootstrap_mean(
-    values: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000
+    values: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    levels: Sequence[Levels] | None = None,
 ) -> Estimate:
-    """Return the mean of `values` (N,) with its percentile bootstrap interval."""
+    """Return the mean of `values` (N,) with its percentile bootstrap interval.
+
+    `levels` are the levels of crossed factors of each value. Values that share a level are not
+    independent, so the levels of each factor are resampled instead of the values (the pigeonhole
+    bootstrap, Owen 2007).
+    """
     values_N = np.asarray(values, dtype=np.float64)
     assert values_N.ndim == 1, values_N.shape
-    return bootstrap_means(values_N[None], level=level, resamples=resamples)[0]
+    return bootstrap_means(values_N[None], level=level, resamples=resamples, levels=levels)[0]
 
 
 def bootstrap_means(
-    values_KN: FloatArray, *, level: float = 0.95, resamples: int = 10_000
+    values_KN: FloatArray,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    levels: Sequence[Levels] | None = None,
 ) -> list[Estimate]:
     """Return the mean of each of K rows with its interval, as `bootstrap_mean` does for one."""
     count = values_KN.shape[1]
@@ -77,6 +97,14 @@ def bootstrap_means(
     means_K = values_KN.mean(axis=1)
     if count == 1:
         return [Estimate(float(mean), None, None, 1, level) for mean in means_K]
+    if levels is not None:
+        made_RK = _resampled_levels(values_KN, levels, resamples)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        lows_K, highs_K = np.quantile(made_RK, tails, axis=0)
+        return [
+            Estimate(float(mean), float(low), float(high), count, level)
+            for mean, low, high in zip(means_K, lows_K, highs_K, strict=True)
+        ]
     from scipy.stats import bootstrap  # takes seconds to import
 
     interval = bootstrap(
@@ -93,6 +121,21 @@ def bootstrap_means(
         Estimate(float(mean), float(low), float(high), count, level)
         for mean, low, high in zip(means_K, interval.low, interval.high, strict=True)
     ]
+
+
+def _resampled_levels(
+    values_KN: FloatArray, levels: Sequence[Levels], resamples: int
+) -> FloatArray:
+    """Return (R, K) means, each over levels drawn with replacement for each factor alone."""
+    rng = np.random.default_rng(0)
+    weights_RN = np.ones((resamples, len(levels)))
+    for column in zip(*levels, strict=True):
+        names, place_N = np.unique(column, return_inverse=True)
+        shares = np.full(len(names), 1 / len(names))
+        weights_RN *= rng.multinomial(len(names), shares, size=resamples)[:, place_N]
+    weights_RN = weights_RN[weights_RN.sum(axis=1) > 0]  # else drawn where no run is
+    means_RK: FloatArray = weights_RN @ values_KN.T / weights_RN.sum(axis=1)[:, None]
+    return means_RK
 
 
 def variance_shares(values: Mapping[tuple[int, ...], float]) -> tuple[FloatArray, float] | None:

@@ -7,14 +7,16 @@ by Holm's procedure (Holm 1979), so the chance of any false claim stays below 5 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from cuvee.core.arrays import FloatArray
-from cuvee.evaluation.statistics import Estimate, bootstrap_mean
+from cuvee.evaluation.statistics import Estimate, Levels, bootstrap_mean, variance_shares
 
 Outcome = Literal["better", "worse", "tied", "open"]
 ALPHA = 0.05
@@ -30,7 +32,8 @@ class Verdict:
     - `better` or `worse`: the 95 % interval excludes 0, and so does the corrected test.
     - `tied`: the whole interval is within ± `margin`.
     - `open`: neither. `seeds_needed` says how many paired seeds would decide it with a probability
-      of 80 %, if the difference and its spread stay as they are.
+      of 80 %, if the difference and its spread stay as they are. It takes the most severe level of
+      the correction, so it holds whatever the other comparisons show.
 
     `p_value` is that of a two-sided paired t-test, corrected for the number of comparisons. It is
     None if fewer than two pairs exist.
@@ -42,12 +45,21 @@ class Verdict:
     p_value: float | None = None
     seeds_needed: int | None = None
     comparisons: int = 1
+    deviation: float | None = None
+    """Standard error of the mean times √`seeds`; None if fewer than two pairs exist."""
+    seeds: int = 1
+    """Independent seeds: the pairs, or the fewest seeds of a part of crossed runs."""
 
 
 def compare_paired(
-    ours: Mapping[int, float], theirs: Mapping[int, float], margin: float
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    margin: float,
+    levels: Mapping[int, Levels] | None = None,
 ) -> Verdict | None:
     """Compare losses by seed. Returns None if no seed is shared.
+
+    `levels` are the seeds of the parts of a run, by seed, if those are crossed.
 
     Example:
 
@@ -57,10 +69,18 @@ def compare_paired(
     if not seeds:
         return None
     differences_N = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    found = Verdict(bootstrap_mean(differences_N), "open", margin, _p_value(differences_N))
-    return replace(
-        found, outcome=_outcome(found), seeds_needed=_seeds_needed(differences_N, margin)
+    crossed = [levels[seed] for seed in seeds] if levels else None
+    spread = _spread(differences_N, crossed)
+    mean = float(differences_N.mean())
+    found = Verdict(
+        bootstrap_mean(differences_N, levels=crossed),
+        "open",
+        margin,
+        _p_value(mean, *spread),
+        deviation=spread[0],
+        seeds=spread[1],
     )
+    return replace(found, outcome=_outcome(found), seeds_needed=_seeds_needed(found))
 
 
 def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -73,7 +93,7 @@ def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
     result = list(verdicts)
     for i, p_value in zip(known, adjusted, strict=True):
         one = replace(verdicts[i], p_value=p_value, comparisons=len(known))
-        result[i] = replace(one, outcome=_outcome(one))
+        result[i] = replace(one, outcome=_outcome(one), seeds_needed=_seeds_needed(one))
     return result
 
 
@@ -89,14 +109,37 @@ def _outcome(verdict: Verdict) -> Outcome:
     return "open"
 
 
-def _p_value(differences_N: FloatArray) -> float | None:
-    if len(differences_N) < 2:
-        return None
-    if np.ptp(differences_N) <= 1e-12 * max(1.0, float(np.abs(differences_N).max())):
-        return 1.0 if abs(float(differences_N[0])) <= 1e-12 else 0.0  # without any spread
-    from scipy.stats import ttest_1samp  # takes seconds to import
+def _spread(differences_N: FloatArray, levels: Sequence[Levels] | None) -> tuple[float | None, int]:
+    """Return the standard error of the mean times √n, and the number n of independent seeds.
 
-    return float(ttest_1samp(differences_N, 0.0).pvalue)
+    Of crossed runs, n is the fewest seeds of a part. Their error has the variance that each part
+    carries over its seeds, and that of combinations over the runs.
+    """
+    count = len(differences_N)
+    if count < 2:
+        return None, count
+    plain = float(differences_N.std(ddof=1))
+    if levels is None:
+        return plain, count
+    sizes = [len(set(column)) for column in zip(*levels, strict=True)]
+    fewest = min(sizes)
+    found = variance_shares(dict(zip(levels, differences_N.tolist(), strict=True)))
+    if found is None:  # a combination is missing: as if there were no more than `fewest` runs
+        return plain, fewest
+    shares, deviation = found
+    error = math.sqrt(float((shares / np.array([*sizes, count])).sum())) * deviation
+    return error * math.sqrt(fewest), fewest
+
+
+def _p_value(mean: float, deviation: float | None, seeds: int) -> float | None:
+    """Return that of a two-sided t-test with `seeds` − 1 degrees of freedom."""
+    if deviation is None or seeds < 2:
+        return None
+    if deviation <= 1e-12 * max(1.0, abs(mean)):
+        return 1.0 if abs(mean) <= 1e-12 else 0.0  # without any spread
+    from scipy.stats import t  # takes seconds to import
+
+    return float(2 * t.sf(abs(mean) / deviation * math.sqrt(seeds), seeds - 1))
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -109,22 +152,27 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-def _seeds_needed(differences_N: FloatArray, margin: float) -> int | None:
+def _seeds_needed(verdict: Verdict) -> int | None:
     """Return the paired seeds at which a t-test decides with probability `POWER`.
 
     It decides for a difference of the observed mean or, where that is within the margin, for a tie.
-    None if the spread is unknown.
+    None if the spread is unknown, or if neither can be decided.
     """
-    if len(differences_N) < 2:
+    mean = abs(verdict.difference.mean)
+    distance = max(mean, verdict.margin - mean)
+    if verdict.deviation is None or distance <= 0:
         return None
-    from scipy.stats import norm
+    effect = distance / max(verdict.deviation, 1e-12 * distance)
+    counts = range(2, MOST_SEEDS + 1)
+    power = partial(_power, effect=effect, level=ALPHA / verdict.comparisons)
+    return 2 + bisect_left(counts, POWER, key=power)
 
-    spread = float(differences_N.std(ddof=1))
-    mean = abs(float(differences_N.mean()))
-    distance = max(mean, margin - mean)
-    if distance <= 0:
-        return None
-    quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
-    # The two more make up for the t distribution's wider tails at few seeds.
-    needed = (quantiles * spread / distance) ** 2 + 2
-    return min(MOST_SEEDS + 1, math.ceil(float(needed)))
+
+def _power(seeds: int, effect: float, level: float) -> float:
+    """Return the power of a two-sided one-sample t-test, without rejections on the wrong side."""
+    from scipy.stats import nct, t
+
+    critical = float(t.isf(level / 2, seeds - 1))
+    shift = effect * math.sqrt(seeds)
+    found = float(nct.sf(critical, seeds - 1, shift))
+    return found if math.isfinite(found) else float(shift > critical)

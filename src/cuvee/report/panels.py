@@ -31,7 +31,8 @@ def interval_panels(summary: Summary) -> list[Panel]:
     widest_last = measures(summary)[::-1]
     for name, value in sorted(widest_last, key=lambda one: one[0] != summary.ranked_by):
         first = name == summary.ranked_by
-        margin = next(iter(found.values())).margin if first and found else 0.0
+        several = any(one.difference.pairs > 1 for one in found.values())
+        margin = next(iter(found.values())).margin if first and several else 0.0
         figure = interval_figure(summary, value, margin)
         if figure is not None:
             what = f"{final_loss(summary)}, {_HEADINGS[name].lower()}"

@@ -25,13 +25,15 @@ class Steering:
     """How many of a run's decisions were whose.
 
     `verdicts` counts the guard's verdicts. `acting` counts what a learned policy says that it let
-    act: "history" is the agent, "plan" its plan, and "fallback" a static mixture. `alarms` are the alarms' names.
+    act: "history" is the agent, "plan" its plan, and "fallback" a static mixture. `alarms` are the
+    alarms' names. `taken` are the intervals, from 0, that something else than the policy decided.
     """
 
     decisions: int
     verdicts: Mapping[str, int]
     acting: Mapping[str, int]
     alarms: tuple[str, ...] = ()
+    taken: tuple[int, ...] = ()
 
     @property
     def others(self) -> dict[str, int]:
@@ -56,9 +58,19 @@ def steering(metrics: Sequence[Metrics]) -> Steering | None:
     if not records:
         return None
     alarms = dict.fromkeys(name for record in records for name in record.get("alarms") or ())
+    taken = [t for t, one in enumerate(metrics) if _is_taken(one)]
     return Steering(
         len(records),
         Counter(str(record.get("verdict")) for record in records),
         Counter(str(one["acts"]) for one in metrics if one.get("acts")),
         tuple(alarms),
+        tuple(taken),
+    )
+
+
+def _is_taken(metrics: Metrics) -> bool:
+    """Whether something else than the policy decided an interval."""
+    record = metrics.get("guard") or {}
+    return bool(record) and (
+        record.get("verdict") in _IN_PLACE or metrics.get("acts") == "fallback"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -14,12 +14,15 @@ from cuvee.core.domain import Domain, Split, natural_K
 from cuvee.core.errors import ConfigError
 from cuvee.core.state import digest
 from cuvee.core.trajectory import Run
+from cuvee.evaluation.statistics import Estimate, Levels, paired_difference
 from cuvee.evaluation.verdicts import Verdict, compare_paired, corrected
 from cuvee.report.steering import Steering
 from cuvee.report.views import MethodView, RunView, Scores, held_out_loss
 
 MOST_METHODS = 8
 """The most methods in a figure. If there are more, they are those with the lowest loss."""
+MANY_SEEDS = 8
+"""The number of seeds above which their lines become a band, so that the page stays small."""
 Measure = Literal["Mean", "Source", "Target", "Source/target average", "Objective"]
 TIE = 0.0025
 """Two losses are tied if they surely differ by less than this share of the baseline's loss."""
@@ -88,11 +91,37 @@ class Summary:
             return {}
         margin = TIE * sum(theirs.values()) / len(theirs)
         found = {
-            method.label: compare_paired(method.by_seed(_headline), theirs, margin)
+            method.label: compare_paired(method.by_seed(_headline), theirs, margin, self.levels)
             for method in self.methods[1:]
         }
         known = {label: verdict for label, verdict in found.items() if verdict is not None}
         return dict(zip(known, corrected(list(known.values())), strict=True))
+
+    @cached_property
+    def levels(self) -> Mapping[int, Levels] | None:
+        """The seeds of the parts of a run that vary, by seed; None unless all runs are crossed."""
+        given = {view.run.seed: view.run.config.get("part_seeds") for view in self.runs}
+        known = {seed: found for seed, found in given.items() if isinstance(found, Mapping)}
+        parts = [
+            part
+            for part in next(iter(known.values()), {})
+            if len({found.get(part) for found in known.values()}) > 1
+        ]
+        if len(known) < len(given) or not parts:
+            return None
+        return {seed: tuple(int(found[part]) for part in parts) for seed, found in known.items()}
+
+    def independent(self, pairs: int) -> int:
+        """Return how many of `pairs` are independent: of crossed runs, the fewest seeds of a part."""
+        if not self.levels:
+            return pairs
+        return min(pairs, *(len(set(column)) for column in zip(*self.levels.values(), strict=True)))
+
+    def difference(
+        self, ours: MethodView, theirs: MethodView, value: Callable[[Scores], float | None]
+    ) -> Estimate | None:
+        """Return the paired difference of two methods, ours less theirs; None without pairs."""
+        return paired_difference(ours.by_seed(value), theirs.by_seed(value), levels=self.levels)
 
     @property
     def seeds(self) -> list[int]:

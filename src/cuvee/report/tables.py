@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.statistics import bootstrap_means, paired_difference, variance_shares
+from cuvee.evaluation.statistics import bootstrap_means, variance_shares
 from cuvee.evaluation.verdicts import Verdict
 from cuvee.report.summary import Measure, Summary
-from cuvee.report.verdict import seeds_to_decide
 from cuvee.report.views import (
     MethodView,
     RunView,
@@ -21,7 +20,17 @@ from cuvee.report.views import (
     shares_of_tokens,
     tokens_needed,
 )
-from cuvee.report.words import ABSENT, amount, duration, interval, measure, number, signed
+from cuvee.report.words import (
+    ABSENT,
+    amount,
+    duration,
+    interval,
+    measure,
+    number,
+    paired_seeds,
+    seeds_to_decide,
+    signed,
+)
 
 Value = Callable[[Scores], float | None]
 
@@ -137,13 +146,12 @@ def paired_table(summary: Summary) -> Table | None:
     for index, method in enumerate(others, start=1):
         if method.label not in found:
             continue
-        cells = [_difference(method, baseline, value) for _, value in losses]
+        cells = [_difference(summary, method, value) for _, value in losses]
         shares = shares_of_tokens(method, baseline)
         cells += [_tokens_needed(shares)]
         cells += [_break_even(method, baseline)] if costly else []
         verdict = found[method.label]
-        pairs = verdict.difference.pairs
-        count = f"{pairs} paired seed{'s' if pairs != 1 else ''}"
+        count = paired_seeds(verdict.difference.pairs, verdict.seeds)
         own = f"{count}; not its own alone" if method.others else count
         rows.append(Row(method.label, own, (_verdict(verdict), *cells), index))
     columns = ("Verdict", *(f"Δ {name.lower()}" for name, _ in losses))
@@ -184,8 +192,8 @@ def spread_table(summary: Summary) -> Table | None:
     return Table(("Standard deviation", *names), tuple(rows))
 
 
-def _difference(method: MethodView, baseline: MethodView, value: Value) -> Cell:
-    difference = paired_difference(method.by_seed(value), baseline.by_seed(value))
+def _difference(summary: Summary, method: MethodView, value: Value) -> Cell:
+    difference = summary.difference(method, summary.methods[0], value)
     if difference is None:
         return Cell(ABSENT)
     shade = 0
@@ -213,7 +221,7 @@ def domain_table(summary: Summary) -> Table:
     drawn = [_drawn(method) for method in scored]
     compared = bool(scored and scored[0].label == summary.baseline and scored[0].finished)
     shades = [
-        _shades(method, scored[0]) if compared and place else [0] * len(summary.domains)
+        _shades(summary, method) if compared and place else [0] * len(summary.domains)
         for place, method in enumerate(scored)
     ]
     rows = []
@@ -232,18 +240,20 @@ def domain_table(summary: Summary) -> Table:
     return Table(columns, tuple(rows), frozenset([columns[0], *heads[_FEW_METHODS:]]))
 
 
-def _shades(method: MethodView, baseline: MethodView) -> list[int]:
+def _shades(summary: Summary, method: MethodView) -> list[int]:
     """Shades by domain of the mean paired differences, 0 where the interval does not exclude 0."""
     ours, theirs = (
         {view.run.seed: view.final_K for view in one.finished if view.final_K is not None}
-        for one in (method, baseline)
+        for one in (method, summary.methods[0])
     )
-    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if not pairs:
-        return [0] * len(baseline.finished[0].domains)
+    shared = [seed for seed in ours if seed in theirs]
+    if not shared:
+        return [0] * len(summary.domains)
+    pairs = [ours[seed] - theirs[seed] for seed in shared]
+    levels = [summary.levels[seed] for seed in shared] if summary.levels else None
     return [
         _shade(found.mean) if found.excludes_zero else 0
-        for found in bootstrap_means(np.transpose(pairs))
+        for found in bootstrap_means(np.transpose(pairs), levels=levels)
     ]
 
 

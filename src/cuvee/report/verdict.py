@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cuvee.core.trajectory import Cost
-from cuvee.evaluation.statistics import paired_difference
-from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict
+from cuvee.evaluation.verdicts import Verdict
 from cuvee.report.summary import Summary
 from cuvee.report.views import MethodView, Scores, break_even, shares_of_tokens, tokens_needed
 from cuvee.report.words import (
@@ -17,6 +16,8 @@ from cuvee.report.words import (
     interval,
     measure,
     number,
+    paired_seeds,
+    seeds_to_decide,
     signed,
 )
 
@@ -73,15 +74,20 @@ def _trust(
     summary: Summary, found: Mapping[str, Verdict], uncredited: Sequence[str]
 ) -> tuple[str, ...]:
     said = []
-    pairs = min(verdict.difference.pairs for verdict in found.values())
+    pairs = min(verdict.seeds for verdict in found.values())
     if 1 < pairs < ENOUGH_SEEDS:
         said.append(
-            f"{pairs} paired seeds are few: a bootstrap interval of fewer than {ENOUGH_SEEDS} is "
+            f"{pairs} {'crossed' if summary.levels else 'paired'} seeds are few: a bootstrap interval of fewer than {ENOUGH_SEEDS} is "
             "too narrow, so this is a hint."
         )
-    if any(view.run.config.get("part_seeds") for view in summary.runs):
+    if summary.levels:
         said.append(
-            "Seeds are crossed, so the runs share initial weights, orders or draws: intervals and "
+            "Seeds are crossed, so runs share initial weights, orders or draws. Intervals resample "
+            "the seeds of each part, and p-values count the fewest seeds of a part."
+        )
+    elif any(view.run.config.get("part_seeds") for view in summary.runs):
+        said.append(
+            "Some runs have crossed seeds and share initial weights, orders or draws: intervals and "
             "p-values treat them as independent, and are too narrow."
         )
     for method in summary.methods:
@@ -97,7 +103,7 @@ def _beside(summary: Summary, best: MethodView) -> tuple[str, ...]:
     def beside(scores: Scores) -> float | None:
         return scores.beside
 
-    found = paired_difference(best.by_seed(beside), summary.methods[0].by_seed(beside))
+    found = summary.difference(best, summary.methods[0], beside)
     if found is None:
         return ()
     spread = f" ({interval(found)})" if interval(found) else ""
@@ -121,18 +127,6 @@ def steering_note(method: MethodView) -> str:
     return f"{method.label}: {' and '.join(shares)} of its intervals{why}."
 
 
-def seeds_to_decide(verdict: Verdict) -> str:
-    """Say how many seeds would decide an open comparison, or "" if it is decided."""
-    if verdict.outcome != "open":
-        return ""
-    needed = verdict.seeds_needed
-    if needed is None:
-        return "one seed decides nothing"
-    if needed > MOST_SEEDS:
-        return f"more than {MOST_SEEDS:,} seeds would be needed"
-    return f"about {max(needed, verdict.difference.pairs + 1)} seeds would decide"
-
-
 def _sure(summary: Summary, label: str, verdict: Verdict, better: list[str]) -> str:
     found = verdict.difference
     others = [name for name in better if name != label]
@@ -140,7 +134,7 @@ def _sure(summary: Summary, label: str, verdict: Verdict, better: list[str]) -> 
     also += _next_best(summary, label)
     return (
         f"{signed(found.mean)} nats of {measure(summary)} against {summary.baseline}, 95 % interval "
-        f"{interval(found)} over {found.pairs} paired seeds, p = {verdict.p_value:.2g}"
+        f"{interval(found)} over {paired_seeds(found.pairs, verdict.seeds)}, p = {verdict.p_value:.2g}"
         f"{_corrections(verdict)}.{also}"
     )
 
@@ -152,7 +146,7 @@ def _next_best(summary: Summary, best: str) -> str:
     if not by_label:
         return ""
     second = min(by_label.values(), key=headline_loss)
-    found = paired_difference(second.by_seed(_headline), ours.by_seed(_headline))
+    found = summary.difference(second, ours, _headline)
     if found is None:
         return ""
     spread = f" ({interval(found)})" if interval(found) else ""

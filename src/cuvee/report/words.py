@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cuvee.evaluation.claims import Answered
-from cuvee.evaluation.statistics import Estimate, paired_difference
-from cuvee.report.summary import Measure, Summary
+from cuvee.evaluation.statistics import Estimate
+from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict
+from cuvee.report.summary import MANY_SEEDS, Measure, Summary
 from cuvee.report.views import MethodView, Scores
 
 ENOUGH_SEEDS = 5
@@ -60,6 +61,13 @@ def interval(estimate: Estimate | None, digits: int = 3) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"
+
+
+def paired_seeds(pairs: int, independent: int) -> str:
+    """Say over what a difference was taken: paired seeds, or paired runs of crossed seeds."""
+    if independent < pairs:
+        return f"{pairs} paired runs of {independent} crossed seeds"
+    return f"{pairs} paired seed{'s' if pairs != 1 else ''}"
 
 
 def headline(summary: Summary) -> list[str]:
@@ -117,29 +125,21 @@ def captions(summary: Summary) -> dict[str, str]:
     counts = _pairs(summary)
     several = max((len(method.runs) for method in summary.methods), default=1) > 1
     means = ", means over seeds" if several else ""
-    below = (
-        "the range over seeds" if several else "the change in validation loss since before training"
-    )
     bold = " The lowest of each column is set in bold." if len(summary.methods) > 1 else ""
-    seeds = "its single runs" if not several else "single seeds"
     weighted = summary.ranked_by == "Objective"
     return {
-        "intervals": f"Differences in {loss}: left of {base} is better. " + _interval_words(counts),
+        "intervals": f"Differences in {loss}: left of {base} is better. "
+        + _interval_words(counts, summary.has_roles or weighted),
         "mixtures": "The share of each batch that came from each domain" + means + ". "
-        "The narrow column at the left has the natural shares.",
+        "The narrow column at the left has the natural shares." + _taken(summary),
         "epochs": "How often each domain has been read: its tokens so far over its tokens. "
         "From the dotted line on, text is repeated.",
         "curves": "Mean over domains, over training tokens. Domains have equal weights"
         + (", but in the last figure those of the objective." if weighted else ".")
-        + (
-            f" Thin lines are {seeds}, strong lines their mean; of more than 8 seeds, a band "
-            "shows the range."
-            if several
-            else ""
-        ),
+        + _seed_lines(summary),
         "by_domain": "Validation loss over training tokens" + means + ".",
         "final": f"{loss.capitalize()} in nats per token at the end, and what one run cost, "
-        f"proxies included{means}. Below each figure: {below}.{bold}",
+        f"proxies included{means}. {_below(summary)}{bold}",
         "spread": "Where the spread over seeds comes from: the standard deviation of the final "
         f"{loss}, and the share of its variance that each part of a run carries. Rows with Δ are "
         f"about the difference to {base}.",
@@ -148,14 +148,45 @@ def captions(summary: Summary) -> dict[str, str]:
     }
 
 
+def _seed_lines(summary: Summary) -> str:
+    """Say what lines and bands show, for the numbers of seeds that there are."""
+    counts = [sum(bool(len(view.tokens_P)) for view in one.runs) for one in summary.shown]
+    said = ""
+    if any(1 < count <= MANY_SEEDS for count in counts):
+        said += " Thin lines are single seeds, strong lines their mean."
+    if max(counts, default=0) > MANY_SEEDS:
+        said += f" Of more than {MANY_SEEDS} seeds, a band shows the range and a line the mean."
+    return said
+
+
+def _below(summary: Summary) -> str:
+    """Say what stands below the losses of the table of results."""
+    counts = {len(method.scored) for method in summary.methods if method.scored}
+    change = "the change in validation loss since before training"
+    if not counts or max(counts) == 1:
+        return f"Below each loss: {change}."
+    alone = f"; with one run, {change}" if min(counts) == 1 else ""
+    return f"Below each loss: the range over seeds{alone}."
+
+
+def _taken(summary: Summary) -> str:
+    """Explain the marks of intervals that something else than the policy decided, if there are any."""
+    if not any(view.steering and view.steering.taken for view in summary.runs):
+        return ""
+    return (
+        " Triangles at the top are intervals in which the guard’s fallback, an operator or the like "
+        "chose the mixture instead of the method."
+    )
+
+
 def _pairs(summary: Summary) -> list[int]:
     """The number of seeds that each method shares with the baseline, without methods of none."""
     theirs = summary.methods[0].by_seed(_headline)
     shared = [len(theirs.keys() & one.by_seed(_headline).keys()) for one in summary.methods[1:]]
-    return [count for count in shared if count]
+    return [summary.independent(count) for count in shared if count]
 
 
-def _interval_words(counts: Sequence[int]) -> str:
+def _interval_words(counts: Sequence[int], tabs: bool) -> str:
     if not counts or max(counts) == 1:
         return "With one seed there is no interval, and no difference is a result."
     low = min(counts)
@@ -163,8 +194,10 @@ def _interval_words(counts: Sequence[int]) -> str:
     seeds = f"{low} to {high}" if low < high else str(high)
     said = (
         f"Bars are 95 % bootstrap intervals over {seeds} paired seeds; a filled mark’s interval "
-        "excludes zero. The shaded band is what counts as a tie."
+        "excludes zero. "
     )
+    said += "In the first of these figures, the" if tabs else "The"
+    said += " shaded band is what counts as a tie."
     if len(counts) > 1:
         said += f" A verdict also needs a t-test that is corrected for {len(counts)} methods."
     if high <= 8:
@@ -227,7 +260,7 @@ def _several_seeds(summary: Summary, ranked: list[MethodView]) -> str:
     others = [method for method in ranked if method.label == summary.baseline]
     rival = others[0] if others and best.label != summary.baseline else ranked[1]
     what = "the baseline " if rival.label == summary.baseline else ""
-    difference = paired_difference(best.by_seed(_headline), rival.by_seed(_headline))
+    difference = summary.difference(best, rival, _headline)
     start = (
         f"{best.label} ended with the lowest {measure(summary)}, {number(headline_loss(best))} "
         "nats per token"
@@ -244,11 +277,11 @@ def _several_seeds(summary: Summary, ranked: list[MethodView]) -> str:
         )
     spread = (
         f"{difference.level:.0%} interval {interval(difference)} "
-        f"over {difference.pairs} paired seeds"
+        f"over {paired_seeds(difference.pairs, summary.independent(difference.pairs))}"
     )
     if not difference.excludes_zero:
         return f"{against} ({spread}). The interval includes zero: the two may be equally good."
-    if difference.pairs < ENOUGH_SEEDS:
+    if summary.independent(difference.pairs) < ENOUGH_SEEDS:
         return (
             f"{against} ({spread}). With fewer than {ENOUGH_SEEDS} seeds the interval is too "
             "narrow: this is only a hint."
@@ -280,6 +313,19 @@ def _both(method: MethodView) -> str:
     return f"target {number(target)}, source {number(source)}"
 
 
+def seeds_to_decide(verdict: Verdict) -> str:
+    """Say how many seeds would decide an open comparison, or "" if it is decided."""
+    if verdict.outcome != "open":
+        return ""
+    needed = verdict.seeds_needed
+    if needed is None:
+        return "one seed decides nothing"
+    if needed > MOST_SEEDS:
+        return f"more than {MOST_SEEDS:,} seeds would be needed"
+    crossed = " of each part" if verdict.seeds < verdict.difference.pairs else ""
+    return f"about {max(needed, verdict.seeds + 1)} seeds{crossed} would decide"
+
+
 def claim_sentence(one: Answered) -> str:
     """Say whether a claim holds, by which figures, and whether it was made before the runs."""
     others = (
@@ -303,14 +349,14 @@ def _evidence(one: Answered) -> str:
         high=(verdict.difference.high or 0.0) - one.claim.by,
     )
     said = (
-        f"{signed(mean)} nats ({interval(shifted)}) over {shifted.pairs} paired seeds, "
+        f"{signed(mean)} nats ({interval(shifted)}) over "
+        f"{paired_seeds(shifted.pairs, verdict.seeds)}, "
         f"p = {verdict.p_value:.2g}"
     )
     if verdict.comparisons > 1:
         said += f" after correction for {verdict.comparisons} claims"
-    if one.answer == "open" and verdict.seeds_needed is not None:
-        said += f"; about {verdict.seeds_needed} seeds would decide"
-    return f"{said}."
+    need = seeds_to_decide(verdict)
+    return f"{said}; {need}." if need else f"{said}."
 
 
 def _made(one: Answered) -> str:

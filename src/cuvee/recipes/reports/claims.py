@@ -58,7 +58,7 @@ def answered_claims(
             claim = parse_claim(one["claim"], labels)
             made = (one["done"], one["total"], one["registered"])
             claims.append(Answered(claim, None, *made, credited=claim.left not in others))
-    return answer_claims(claims, lambda label: losses.get(label, {}))
+    return answer_claims(claims, lambda label: losses.get(label, {}), summary.levels)
 
 
 def _names(claim: str) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go
 
-from cuvee.evaluation.statistics import Estimate, paired_difference
+from cuvee.evaluation.statistics import Estimate
 from cuvee.report.figures.colours import FAINT, GRID, INK, PAPER, method_colour, method_marker
 from cuvee.report.figures.style import plain, short, style
 from cuvee.report.summary import Summary
@@ -27,8 +27,8 @@ def interval_figure(summary: Summary, value: Value, margin: float = 0.0) -> go.F
     theirs = summary.methods[0].by_seed(value)
     rows = []
     for index, method in enumerate(summary.shown[1:], start=1):
-        ours = method.by_seed(value)
-        if (found := paired_difference(ours, theirs)) is not None:
+        if (found := summary.difference(method, summary.methods[0], value)) is not None:
+            ours = method.by_seed(value)
             pairs = [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
             rows.append((index, method.label, found, pairs))
     if not rows:

@@ -10,11 +10,9 @@ import plotly.graph_objects as go
 from cuvee.core.arrays import FloatArray
 from cuvee.report.figures.colours import method_colour, method_dash, method_marker
 from cuvee.report.figures.style import plain, style, thinned
-from cuvee.report.summary import Summary
+from cuvee.report.summary import MANY_SEEDS, Summary
 from cuvee.report.views import MethodView, RunView, Scores
 
-MANY_SEEDS = 8
-"""The number of seeds above which their lines become a band, so that the page stays small."""
 _POINTS, _FEW_POINTS = 40, 20
 """The most points of a curve, in large figures and in the small ones of domains."""
 

@@ -19,6 +19,8 @@ _MANY = 16
 _INTERVALS = 40
 """The most mixtures that are drawn. More are averaged over stretches of equal length."""
 _POINTS = 24  # of a line of epochs
+TAKEN = "not decided by its policy"
+"""The name of the marks at intervals that a fallback, an operator or the like decided."""
 _LABELLED = 0.045  # the smallest share at the end that gets a label
 
 
@@ -45,6 +47,7 @@ def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
         xaxis2={"domain": [0.01, 0.055], "anchor": "y", "showticklabels": False},
         meta={"natural": dict(zip(_names(ordered), natural_K(ordered).tolist(), strict=True))},
     )
+    _add_taken(figure, method)
     add_labels(figure, _share_labels(ordered, weights_TK[-1], summary, colours), 0, 1)
     return figure
 
@@ -126,6 +129,28 @@ def stacked_order(domains: Sequence[Domain], top: Collection[str]) -> list[Domai
         return domain.is_target, (domain.name in top) != domain.is_target
 
     return sorted(domains, key=place)
+
+
+def _add_taken(figure: go.Figure, method: MethodView) -> None:
+    """Mark the intervals of any run that something else than the method's policy decided."""
+    x = sorted(
+        {
+            float(view.tokens_T1[t : t + 2].mean())
+            for view in _begun(method)
+            for t in (view.steering.taken if view.steering else ())
+            if t < len(view.run.trajectory)
+        }
+    )
+    if x:
+        figure.add_scatter(
+            x=thinned(np.array(x), _INTERVALS),
+            y=[1.0] * min(len(x), _INTERVALS),
+            name=TAKEN,
+            mode="markers",
+            marker={"symbol": "triangle-down", "size": 9, "color": INK, "line_width": 0},
+            cliponaxis=False,
+            hovertemplate="%{x:.3s} tokens",
+        )
 
 
 def _add_natural(figure: go.Figure, ordered: Sequence[Domain], colours: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ log different things:
     odm            reward       estimated loss by domain
     ado            speeds       how fast a domain's law falls
     doge           alignment    of its gradient with the objective's
+    doremi         excess       of the loss over that of its reference run
     gain           gain         of its rows for the objective
     ac_odm, hds    what the agent observed by domain (audit record), terms of the reward, critic's error
     history        values of the actor's mixture and of others, entropy
@@ -36,6 +37,7 @@ _PREFERENCES = {
     "reward": "estimated reward",
     "speeds": "speed of learning",
     "alignment": "gradient alignment",
+    "excess": "excess loss",
     "gain": "estimated gain",
 }
 """Metrics by domain by which a policy prefers domains, and what they are called."""
