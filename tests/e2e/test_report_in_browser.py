@@ -17,6 +17,7 @@ from typing import Any
 from browser import browse
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Run, Trajectory
+from cuvee.report.figures.colours import DARK, OTHER
 from cuvee.report.page import write_report
 from cuvee.testing.runs import example_domains, example_run
 
@@ -270,3 +271,59 @@ def test_on_a_phone_tables_are_cards_and_nothing_is_cut(tmp_path: Path) -> None:
     assert max(seen["needed"], seen["plots"], seen["tables"]) <= 390
     assert seen["head"] == "none"
     assert seen["label"] == '"Mean"'
+
+
+ON_PAPER = """
+addEventListener("load", async () => {
+  const seen = {};
+  const visible = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.offsetParent).length;
+  const settle = () => new Promise((done) => setTimeout(done, 300));
+  const look = () => ({ rows: visible("#domain-table tbody tr"), epochs: visible("#tab-epochs"), intervals: visible("#result .plot") });
+  await settle();
+  seen.screen = look();
+  dispatchEvent(new Event("beforeprint"));
+  await settle();
+  seen.paper = look();
+  dispatchEvent(new Event("afterprint"));
+  await settle();
+  seen.after = look();
+  document.documentElement.dataset.seen = JSON.stringify(seen);
+});
+"""
+
+
+def test_paper_has_every_row_and_every_tab(tmp_path: Path) -> None:
+    page = decided(tmp_path)
+    scripted(page, ON_PAPER)
+    seen = reported(browse(page, tmp_path / "profile", "--dump-dom", PATIENT))
+    assert seen["screen"] == {"rows": 12, "epochs": 0, "intervals": 1}
+    assert seen["paper"] == {"rows": 20, "epochs": 1, "intervals": 4}
+    assert seen["after"] == seen["screen"]
+
+
+COLOURS = """
+addEventListener("load", () => setTimeout(() => {
+  const rest = [...document.querySelectorAll("button.domain i")].map((one) => one.style.backgroundColor);
+  const plot = document.getElementById("plot-mixture-0");
+  document.documentElement.dataset.seen = JSON.stringify({
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    swatches: rest,
+    other: plot.data.find((trace) => trace.stackgroup && trace.meta.includes("other")).fillcolor,
+    label: plot.layout.annotations.map((one) => one.text).find((text) => text.includes("others")),
+  });
+}, 800));
+"""
+
+
+def test_in_the_dark_labels_and_swatches_have_the_colours_of_the_figure(tmp_path: Path) -> None:
+    page = decided(tmp_path)
+    scripted(page, COLOURS)
+    dark = "--blink-settings=preferredColorScheme=0"
+    seen = reported(browse(page, tmp_path / "profile", "--dump-dom", PATIENT, dark))
+    assert seen["dark"]
+    assert seen["other"] == DARK[OTHER]
+    assert f"color:{DARK[OTHER]}" in seen["label"]
+    grey = "rgb({}, {}, {})".format(*bytes.fromhex(DARK[OTHER][1:]))
+    light = "rgb({}, {}, {})".format(*bytes.fromhex(OTHER[1:]))
+    assert grey in seen["swatches"]
+    assert light not in seen["swatches"]

@@ -15,11 +15,11 @@ from cuvee.report.figures.folding import folded
 from cuvee.report.page import write_report
 from cuvee.report.panels import interval_panels
 from cuvee.report.steering import Steering, steering
-from cuvee.report.summary import summarise
+from cuvee.report.summary import MOST_METHODS, summarise
 from cuvee.report.tables import final_table, run_table, spread_table
 from cuvee.report.verdict import card
 from cuvee.report.views import tokens_needed
-from cuvee.report.words import captions, claim_sentence
+from cuvee.report.words import captions, claim_sentence, headline, p_value
 from cuvee.testing.runs import example_domains, example_run
 
 
@@ -183,6 +183,35 @@ def test_captions_say_what_marks_bands_and_lines_there_are() -> None:
     many = captions(summarise([example_run("natural", seed) for seed in range(9)]))
     assert "Thin lines" not in many["curves"]
     assert "Of more than 8 seeds, a band shows the range" in many["curves"]
+
+
+def test_a_caption_names_no_column_that_is_not_there() -> None:
+    plain = captions(summarise(compared(3)))["paired"]
+    assert "Proxies pay" not in plain
+    spent: dict[str, Any] = {"proxies": asdict(Cost(1_000, 5e9, 6.0)), "policy": "agent"}
+    runs = compared(3)
+    learned = [moved(run, -0.2, **spent) for run in runs[:3]]
+    assert "Proxies pay" in captions(summarise([*runs[:3], *learned]))["paired"]
+
+
+def test_one_method_that_is_lowest_on_both_roles_is_named_once() -> None:
+    (both,) = [one for one in headline(summarise(compared(3))) if "target" in one and "both" in one]
+    assert both.startswith(
+        "better had the lowest validation loss on both the target and the source"
+    )
+
+
+def test_methods_that_are_in_no_figure_have_no_line_beside_their_name() -> None:
+    runs = [example_run(f"method-{n}", 0) for n in range(11)]
+    marks = [row.method for row in final_table(summarise(runs)).rows]
+    assert marks == [*range(MOST_METHODS), None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "p = 0.012"), (1e-5, "p < 0.001"), (None, "")]
+)
+def test_p_values_as_text(value: float | None, text: str) -> None:
+    assert p_value(value) == text
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -160,10 +160,10 @@ def _script_hash(script: str) -> str:
 
 def _style(css: str) -> str:
     light = " ".join(
-        f".key.m{index} {{ border-color: {colour}; }}" for index, (colour, _) in enumerate(METHODS)
+        f".key.m{index} {{ color: {colour}; }}" for index, (colour, _) in enumerate(METHODS)
     )
     dark = " ".join(
-        f".key.m{index} {{ border-color: {colour}; }}" for index, (_, colour) in enumerate(METHODS)
+        f".key.m{index} {{ color: {colour}; }}" for index, (_, colour) in enumerate(METHODS)
     )
     keys = f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}"
     return css.replace("{{ method_keys }}", keys)

@@ -11,7 +11,7 @@ import numpy as np
 from cuvee.core.trajectory import Cost
 from cuvee.evaluation.statistics import bootstrap_means, variance_shares
 from cuvee.evaluation.verdicts import Verdict
-from cuvee.report.summary import Measure, Summary
+from cuvee.report.summary import MOST_METHODS, Measure, Summary
 from cuvee.report.views import (
     MethodView,
     RunView,
@@ -27,6 +27,7 @@ from cuvee.report.words import (
     interval,
     measure,
     number,
+    p_value,
     paired_seeds,
     seeds_to_decide,
     signed,
@@ -66,7 +67,7 @@ class Row:
     note: str
     cells: tuple[Cell, ...]
     method: int | None = None
-    """Index of the method whose colour marks the row."""
+    """Index of the method whose line in the figures marks the row; None if it is in no figure."""
     target: bool = False
 
 
@@ -125,7 +126,7 @@ def final_table(summary: Summary) -> Table:
             )
             cells.append(Cell(number(mean, digits), _final_note(method, name, value, digits), best))
         cells += _cost_cells(method)
-        rows.append(Row(method.label, _run_count(method), tuple(cells), index))
+        rows.append(Row(method.label, _run_count(method), tuple(cells), _mark(index)))
     columns = (*(name for name, _, _ in numeric), "Tokens", "FLOPs", "Time")
     first = {"Source", "Target", summary.ranked_by, "FLOPs"}
     return Table(columns, tuple(rows), frozenset(columns) - first)
@@ -153,7 +154,7 @@ def paired_table(summary: Summary) -> Table | None:
         verdict = found[method.label]
         count = paired_seeds(verdict.difference.pairs, verdict.seeds)
         own = f"{count}; not its own alone" if method.others else count
-        rows.append(Row(method.label, own, (_verdict(verdict), *cells), index))
+        rows.append(Row(method.label, own, (_verdict(verdict), *cells), _mark(index)))
     columns = ("Verdict", *(f"Δ {name.lower()}" for name, _ in losses))
     columns += ("Tokens to the baseline’s end",)
     columns += ("Proxies pay from",) if costly else ()
@@ -184,12 +185,16 @@ def spread_table(summary: Summary) -> Table | None:
             shares, deviation = shared
             cells = [Cell(f"{deviation:.4f}", value=deviation)]
             cells += [Cell(f"{share:.0%}", value=float(share)) for share in shares]
-            rows.append(Row(head, f"{len(one.values)} runs", tuple(cells), index))
+            rows.append(Row(head, f"{len(one.values)} runs", tuple(cells), _mark(index)))
     if not rows:
         return None
     parts = next(crossed.parts for _, crossed in found if crossed)
     names = (*(_PARTS.get(part, part) for part in parts), "Combinations of them")
     return Table(("Standard deviation", *names), tuple(rows))
+
+
+def _mark(index: int) -> int | None:
+    return index if index < MOST_METHODS else None
 
 
 def _difference(summary: Summary, method: MethodView, value: Value) -> Cell:
@@ -204,7 +209,7 @@ def _difference(summary: Summary, method: MethodView, value: Value) -> Cell:
 
 
 def _verdict(verdict: Verdict) -> Cell:
-    note = "" if verdict.p_value is None else f"p = {verdict.p_value:.2g}"
+    note = p_value(verdict.p_value)
     if verdict.comparisons > 1:
         note += f", corrected for {verdict.comparisons}"
     return Cell(verdict.outcome, seeds_to_decide(verdict) or note)
@@ -279,7 +284,7 @@ def run_table(summary: Summary) -> Table:
                 Cell(amount(cost.flops), value=cost.flops),
                 Cell(duration(cost.seconds), value=cost.seconds),
             )
-            rows.append(Row(view.run.id, "", cells, index))
+            rows.append(Row(view.run.id, "", cells, _mark(index)))
     loss = measure(summary)
     columns = ("Method", "Seed", "State", loss[0].upper() + loss[1:], "Tokens", "FLOPs", "Time")
     return Table(columns, tuple(rows), frozenset(("Tokens", "FLOPs")))

@@ -16,6 +16,7 @@ from cuvee.report.words import (
     interval,
     measure,
     number,
+    p_value,
     paired_seeds,
     seeds_to_decide,
     signed,
@@ -134,7 +135,7 @@ def _sure(summary: Summary, label: str, verdict: Verdict, better: list[str]) -> 
     also += _next_best(summary, label)
     return (
         f"{signed(found.mean)} nats of {measure(summary)} against {summary.baseline}, 95 % interval "
-        f"{interval(found)} over {paired_seeds(found.pairs, verdict.seeds)}, p = {verdict.p_value:.2g}"
+        f"{interval(found)} over {paired_seeds(found.pairs, verdict.seeds)}, {p_value(verdict.p_value)}"
         f"{_corrections(verdict)}.{also}"
     )
 

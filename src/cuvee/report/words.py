@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cuvee.core.trajectory import Cost
 from cuvee.evaluation.claims import Answered
 from cuvee.evaluation.statistics import Estimate
 from cuvee.evaluation.verdicts import MOST_SEEDS, Verdict
@@ -54,6 +55,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def p_value(value: float | None) -> str:
+    """Format a p-value as "p = 0.012" or "p < 0.001", or "" if there is none."""
+    if value is None:
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def interval(estimate: Estimate | None, digits: int = 3) -> str:
@@ -143,7 +151,7 @@ def captions(summary: Summary) -> dict[str, str]:
         "spread": "Where the spread over seeds comes from: the standard deviation of the final "
         f"{loss}, and the share of its variance that each part of a run carries. Rows with Δ are "
         f"about the difference to {base}.",
-        "paired": _paired_caption(base, loss, counts),
+        "paired": _paired_caption(base, loss, counts) + _proxies(summary),
         "domains": _domain_caption(base, loss, counts),
     }
 
@@ -220,9 +228,17 @@ def _paired_caption(base: str, loss: str, counts: Sequence[int]) -> str:
         )
     return (
         f"{start} {decided} “Tokens to the baseline’s end” is the share of the baseline’s token "
-        "budget after which a method reached the baseline’s final validation loss. “Proxies pay "
-        "from” is the size of the baseline’s run from which a method saves more FLOPs than its "
-        "proxies cost."
+        "budget after which a method reached the baseline’s final validation loss."
+    )
+
+
+def _proxies(summary: Summary) -> str:
+    """Explain the column about proxies, if there is one."""
+    if all(method.proxies == Cost() for method in summary.methods[1:]):
+        return ""
+    return (
+        " “Proxies pay from” is the size of the baseline’s run from which a method saves more FLOPs "
+        "than its proxies cost."
     )
 
 
@@ -299,9 +315,14 @@ def _extremes(summary: Summary, ranked: list[MethodView]) -> list[str]:
         return []
     kept = min(ranked, key=lambda method: method.mean(lambda scores: scores.source) or math.inf)
     learned = min(ranked, key=lambda method: method.mean(lambda scores: scores.target) or math.inf)
+    if kept is learned:
+        return [
+            f"{kept.label} had the lowest {final_loss(summary)} on both the target and the source "
+            f"domains ({_both(kept)})."
+        ]
     return [
-        f"The lowest {final_loss(summary)} on the target domains was {learned.label}’s ({_both(learned)}), "
-        f"the lowest on the source domains {kept.label}’s ({_both(kept)})."
+        f"The lowest {final_loss(summary)} on the target domains was {learned.label}’s "
+        f"({_both(learned)}), the lowest on the source domains {kept.label}’s ({_both(kept)})."
     ]
 
 
@@ -351,7 +372,7 @@ def _evidence(one: Answered) -> str:
     said = (
         f"{signed(mean)} nats ({interval(shifted)}) over "
         f"{paired_seeds(shifted.pairs, verdict.seeds)}, "
-        f"p = {verdict.p_value:.2g}"
+        f"{p_value(verdict.p_value)}"
     )
     if verdict.comparisons > 1:
         said += f" after correction for {verdict.comparisons} claims"

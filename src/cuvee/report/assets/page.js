@@ -14,7 +14,7 @@
 
   // Figures come in the light theme; every colour that has a dark counterpart is swapped wherever it stands.
   const recolour = (node) => {
-    if (typeof node === "string") return dark[node] ?? node;
+    if (typeof node === "string") return node.replace(/#[0-9a-f]{6}/g, (colour) => dark[colour] ?? colour);
     if (Array.isArray(node)) return node.map(recolour);
     if (node === null || typeof node !== "object") return node;
     return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, recolour(value)]));
@@ -73,7 +73,9 @@
     return Plotly.react(plot, structuredClone(data), { ...structuredClone(layout), width: plot.clientWidth },
       { displayModeBar: false, displaylogo: false, scrollZoom: false, doubleClick: false });
   };
+  const swatches = all(".swatch").map((swatch) => [swatch, swatch.dataset.colour]);
   const drawAll = () => {
+    for (const [swatch, colour] of swatches) swatch.style.backgroundColor = darkTheme.matches && !paper ? recolour(colour) : colour;
     const drawn = Object.keys(figures).map(draw).filter((one) => one);
     return Promise.all(drawn).then(() => { document.documentElement.dataset.drawn = String(drawn.length); });
   };
@@ -234,8 +236,22 @@
   }
 
   darkTheme.addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => { paper = true; document.body.classList.add("paper"); drawAll(); });
-  addEventListener("afterprint", () => { paper = false; document.body.classList.remove("paper"); drawAll(); });
+  // Nobody clicks on paper: it has every tab and every row of the tables.
+  const unseen = () => all('[id^="tab-"], tbody[data-list] > tr').filter((one) => one.hidden);
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    paper = true;
+    document.body.classList.add("paper");
+    folded = unseen();
+    folded.forEach((one) => { one.hidden = false; });
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    paper = false;
+    document.body.classList.remove("paper");
+    folded.forEach((one) => { one.hidden = true; });
+    drawAll();
+  });
   let waiting;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(drawAll, 120); });
   drawAll();

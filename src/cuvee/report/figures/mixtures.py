@@ -21,7 +21,7 @@ _INTERVALS = 40
 _POINTS = 24  # of a line of epochs
 TAKEN = "not decided by its policy"
 """The name of the marks at intervals that a fallback, an operator or the like decided."""
-_LABELLED = 0.045  # the smallest share at the end that gets a label
+_LABELLED = 0.015  # the smallest share at the end that gets a label
 
 
 def mixture_figure(summary: Summary, method: MethodView) -> go.Figure:
