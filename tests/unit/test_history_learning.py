@@ -101,7 +101,7 @@ def test_the_actor_that_is_kept_is_the_best_of_those_within_reach(
         def __init__(self, low: float, near: bool) -> None:
             self.low, self.near = low, near
             self.supported, self.path, self.static_K = True, RUNS[0].trajectory, np.full(3, 1 / 3)
-            self.by_role = (0.5, 0.0)
+            self.by_role, self.is_prior = (0.5, 0.0), False
 
         def figures(self) -> dict[str, Any]:
             return {"over_static_low": self.low, "within_reach": self.near}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from cuvee.learning.off_policy import (
 from cuvee.loop import run
 from cuvee.policies.fixed import Fixed
 from cuvee.policies.history.scoring_sampler import ScoringSampler
+from cuvee.policies.paced import Paced
 from cuvee.simulation import dynamics_model as fitted_run
 from cuvee.simulation.continual import continual, feedback_gain
 from cuvee.simulation.dynamics_model import (
@@ -32,7 +34,8 @@ from cuvee.simulation.dynamics_model import (
 )
 from cuvee.simulation.simulator import Simulator
 
-LAWS, DOMAINS = continual(3, 2, seed=0, intervals=8)
+LAWS, SMALL = continual(3, 2, seed=0, intervals=8)
+DOMAINS = tuple(replace(one, tokens=100 * one.tokens) for one in SMALL)  # no text is scarce
 NAMES = [domain.name for domain in DOMAINS]
 TARGETS = np.array([domain.is_target for domain in DOMAINS])
 UNIFORM = np.full(5, 0.2)
@@ -177,6 +180,7 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_the_fal
     """`poor` is how far the static mixture lies from the best one towards behaviour. If
     negative, the policy lies that far. The only mixture that is divided by role is a poor one."""
     monkeypatch.setattr(off_policy, "_DIVISIONS", [(0.2, 0.0)])
+    monkeypatch.setattr(off_policy, "PRIOR", (0.2, 0.0))
     best_K = LAWS.best_static().numpy()
     behaviour_K = np.mean([one.weights_TK().mean(axis=0) for one in walks], axis=0)
     static_K, planted_K = (
@@ -199,9 +203,10 @@ def test_a_policy_is_supported_if_it_is_surely_better_than_behaviour_and_the_fal
 
 
 def test_a_difference_smaller_than_the_error_of_the_fit_supports_nothing(
-    walks: list[Trajectory],
+    walks: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best mixture that is divided by role is .006 below the best mixture."""
+    """The prior is .006 below the best mixture."""
+    monkeypatch.setattr(off_policy, "PRIOR", (0.9, 0.5))
     planted_TK = LAWS.best_static().expand(8, -1).numpy()
     estimate = OffPolicyEvaluator(walks, {"uniform": UNIFORM})(Path(planted_TK))
     low, high = estimate.over_static.low, estimate.over_static.high
@@ -249,7 +254,7 @@ def test_the_error_of_a_difference_grows_with_the_distance_and_is_never_zero() -
     assert far == pytest.approx(np.sqrt(2), rel=0.4), "pairs differ by √2 times one error"
 
 
-def test_a_challenger_of_the_static_mixture_is_chosen_with_all_looks_counted(
+def test_the_static_mixture_is_chosen_with_all_looks_counted(
     walks: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels: list[float] = []
@@ -261,7 +266,75 @@ def test_a_challenger_of_the_static_mixture_is_chosen_with_all_looks_counted(
 
     monkeypatch.setattr(off_policy, "_compared", spied)
     OffPolicyEvaluator(walks, {str(n): one.weights_TK()[0] for n, one in enumerate(walks[:5])})
-    assert levels == [pytest.approx(1 - 0.05 / 5)]
+    assert set(levels) == {1 - (1 - 0.95) / (27 + 5)}
+
+
+def test_where_evidence_is_weak_the_prior_is_played(evaluator: OffPolicyEvaluator) -> None:
+    """Others have higher estimates, by less than the error. The one with the highest is worse."""
+    prior_K = np.array(list(divided_shares(DOMAINS, 0.5, 1.0).values()))
+    assert evaluator.static_K == pytest.approx(prior_K)
+    assert evaluator.by_role == (0.5, 1.0)
+    assert evaluator.is_prior
+    mixtures = [
+        np.array(list(divided_shares(DOMAINS, *one).values())) for one in off_policy._DIVISIONS
+    ]
+    first_K = max(mixtures, key=lambda mixture_K: evaluator._earned(evaluator.held(mixture_K)))
+    assert held_gain(first_K) < held_gain(prior_K)
+
+
+@pytest.mark.parametrize("planted", [True, False])
+@pytest.mark.parametrize(("times", "leaves"), [(1.0, True), (20.0, False)])
+def test_where_evidence_is_strong_the_prior_is_left(
+    walks: list[Trajectory],
+    planted: bool,
+    times: float,
+    leaves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The prior is planted: it reads almost no target. What is better is divided by role, or one
+    that is `planted`. With errors 20 times as large, the same data leave nothing."""
+    missed = OffPolicyEvaluator._missed
+    monkeypatch.setattr(OffPolicyEvaluator, "_missed", lambda judge: times * missed(judge))
+    monkeypatch.setattr(off_policy, "PRIOR", (0.02, 1.0))
+    if planted:
+        monkeypatch.setattr(off_policy, "_DIVISIONS", [(0.1, 1.0)])
+    best_K = LAWS.best_static().numpy()
+    found = OffPolicyEvaluator(walks, {"planted": best_K if planted else UNIFORM})
+    poor_K = np.array(list(divided_shares(DOMAINS, 0.02, 1.0).values()))
+    assert found.is_prior == (not leaves)
+    if leaves:
+        assert np.array_equal(found.static_K, best_K) == planted
+        assert held_gain(found.static_K) > held_gain(poor_K)
+    else:
+        assert found.static_K == pytest.approx(poor_K)
+    estimate = found(Path(np.tile(found.static_K, (8, 1))))
+    assert estimate.figures()["static_is_prior"] == (not leaves)
+
+
+def held_gain(mixture_K: FloatArray) -> float:
+    return feedback_gain(LAWS, torch.from_numpy(np.tile(mixture_K, (8, 1))))
+
+
+def test_on_a_scarce_target_the_prior_is_what_even_plays() -> None:
+    tokens = round(LAWS.interval * 8)
+    domains = tuple(
+        replace(one, tokens=round(0.02 * tokens)) if one.is_target else one for one in DOMAINS
+    )
+
+    def logged(number: int) -> Trajectory:
+        sampler = ScoringSampler(0, number)
+        sampler.probes = (Named(),)
+        return run(Simulator(LAWS, seed=number, domains=domains), sampler)
+
+    runs = [logged(number) for number in range(8)]
+    judge = OffPolicyEvaluator(runs, {"uniform": UNIFORM})
+    targets = {one.name: 1.0 for one in domains if one.is_target}
+    even = Paced(
+        power=0.0, objective=targets, epochs=dict.fromkeys(targets, 4.0), tokens=tokens
+    ).mixture(Trajectory.start(runs[0].signals[0]))
+    prior_K = np.array(list(divided_shares(domains, *off_policy.PRIOR).values()))
+    assert judge.held(prior_K)[-1] == pytest.approx(even.weights_K, abs=1e-4)
+    assert judge.held(prior_K)[-1][TARGETS] == pytest.approx(0.08, abs=1e-4)
 
 
 def test_a_static_mixture_that_is_not_surely_better_is_divided_by_role(

@@ -3,7 +3,7 @@
 `learn` runs behaviour cloning, then conservative Q-learning. A fraction of the runs is held out:
 nothing is learned from them, but off-policy evaluation uses all runs. The actor is evaluated
 (`learning.off_policy`) after behaviour cloning and then every `eval_every` updates. Of the actors
-that stay near the data, the one is kept whose gain over the best static mixture has the highest
+that stay near the data, the one is kept whose gain over the static mixture has the highest
 lower bound. If learning diverges, it costs time but not quality. `updates=0` is behaviour cloning
 (SFT) only.
 
@@ -330,7 +330,7 @@ class _Learning:
         return {**found, **planned.settings()} if estimate.supported else found
 
     def _fallback(self, estimates: Mapping[str, OffPolicyEstimate]) -> dict[str, Any] | None:
-        """Return the best static mixture.
+        """Return the static mixture that is played if neither actor nor plan is supported.
 
         "target" and "flatness" are means over the domain spaces. "shares" is by domain, if all runs
         have the same domains.

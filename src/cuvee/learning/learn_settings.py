@@ -28,7 +28,7 @@ class LearnSettings(OfflineSettings):
     - `learner`: `cql`; `model` trains the actor in worlds that are fitted to the runs instead
       (`learning.model_actor`); `both` does `updates` of each, first of CQL. With `model` and
       `both`, a plan (`learning.planning`) is evaluated beside the actor and played if it is surely
-      better than the best static mixture and the actor is not.
+      better than the static mixture and the actor is not.
     - `coarse`: also learn from each run in coarser domain spaces (see `learning.merging`).
     - `architecture`: name of a preset, or its fields.
     """

@@ -13,8 +13,16 @@ errors include the noise of the measurements, which is not known separately. The
 therefore rather too wide than too narrow.
 
 If several policies are compared and the best is kept, its estimate is too high. `looks` is the
-number of policies: the intervals that decide have confidence 1 − 0.05/looks (Bonferroni). So has the
-interval that decides about the static mixture, with the number of its candidates.
+number of policies: the intervals that decide have confidence 1 − 0.05/looks (Bonferroni). So have the
+intervals that decide about the static mixture, with the number of its candidates.
+
+*The static mixture* is what is played without a supported policy. It is the prior, what somebody would
+play who knows nothing: half for each role, the domains of a role alike. Another candidate is taken only
+if it is surely better than the prior. Among candidates that the logged runs cannot tell apart, the
+prior wins. This is safe policy improvement: leave the baseline where the data show enough (Thomas et
+al. 2015, High Confidence Policy Improvement; Laroche et al. 2019, SPIBB, arXiv:1712.06924). Scarce
+domains are read at most four times, evenly over the run, as a policy plays them
+(`policies.history.readable`). So on scarce targets the prior is the method `even`.
 
 The model is fitted to all runs, including those that the policy was learned from. A fit to the
 held-out quarter alone would be independent of the policy but too weak: on real text it could not
@@ -45,6 +53,7 @@ from cuvee.core.protocols import Policy
 from cuvee.core.trajectory import Trajectory
 from cuvee.evaluation.statistics import Estimate
 from cuvee.loop import run
+from cuvee.policies.history.readable import Readable
 from cuvee.simulation.dynamics_model import DynamicsModel, Logged, Regression, as_logged
 
 _RESAMPLES = 200
@@ -56,6 +65,8 @@ _FOLDS = 8
 _FEWEST_LEFT_OUT = 3  # runs in a fold: differences need several
 _FLOOR = 0.02  # of the pairs' mean squared error: that of two equal paths
 _LEVEL = 0.95
+PRIOR = (0.5, 1.0)
+"""Target share and flatness of the prior: half for each role, the domains of a role alike."""
 _DIVISIONS = [
     (round(0.1 * tenth, 1), flatness) for tenth in range(1, 10) for flatness in (0.0, 0.5, 1.0)
 ]
@@ -72,9 +83,12 @@ class OffPolicyEstimate:
 
     - `value`: estimated return of the policy.
     - `behaviour`: mean return of the logged runs. `gain` is value − behaviour.
-    - `static`: value of the best static mixture `static_K`. `over_static` is value − static. The
-      intervals of `gain` and `over_static` allow for the policies that were compared (`looks`).
-    - `by_role`: (target share, flatness) of the best static mixture that is divided by role.
+    - `static`: value of the static mixture `static_K`, which is played without a supported policy.
+      `over_static` is value − static. The intervals of `gain` and `over_static` allow for the
+      policies that were compared (`looks`).
+    - `by_role`: (target share, flatness) of that mixture, or of the prior or another that is surely
+      better, if it is not divided by role.
+    - `is_prior`: whether it is the prior.
     - `outside`: fraction of decisions further than `reach` from what other runs played.
     - `error`: standard error of the fit on runs that it has not seen.
     - `path`: the rollout of the policy.
@@ -87,6 +101,7 @@ class OffPolicyEstimate:
     over_static: Estimate
     static_K: FloatArray
     by_role: tuple[float, float]
+    is_prior: bool
     outside: float
     reach: float
     error: float
@@ -101,9 +116,9 @@ class OffPolicyEstimate:
     def supported(self) -> bool:
         """Whether the data show that the policy is better than the alternatives.
 
-        The alternatives are behaviour and the best static mixture. The policy must stay within
+        The alternatives are behaviour and the static mixture. The policy must stay within
         reach of the data, and the confidence intervals of both gains must be above 0. If not, the
-        best static mixture is played instead.
+        static mixture is played instead.
         """
         lows = (self.gain.low, self.over_static.low)
         return self.within_reach and all(low is not None and low > 0 for low in lows)
@@ -117,6 +132,7 @@ class OffPolicyEstimate:
         numbers: dict[str, Any] = {
             "supported": self.supported,
             "within_reach": self.within_reach,
+            "static_is_prior": self.is_prior,
             "runs": self.value.pairs,
         }
         for name, estimate in estimates.items():
@@ -167,8 +183,9 @@ class OffPolicyEvaluator:
     without feedback at its end, because it was stopped, informs the fit and is not compared with.
     `weight` is λ of the feedback, `looks` the number of policies that are compared.
 
-    The evaluator also finds the best static mixture within reach. It is one that is divided by role
-    (`_DIVISIONS`), or one of `statics` (mixtures by name) if that has a clearly higher return.
+    The evaluator also finds the static mixture. It is `PRIOR`, unless another within reach is surely
+    better: one that is divided by role (`_DIVISIONS`) or one of `statics` (mixtures by name). Of
+    these, the one is taken whose gain over the prior has the highest lower bound.
     """
 
     def __init__(
@@ -181,6 +198,7 @@ class OffPolicyEvaluator:
         self._level = 1 - (1 - _LEVEL) / looks
         self._weight = weight
         self._example = runs[0]
+        self._readable = Readable(None, int(runs[0].tokens_T1()[-1]))
         self._runs = [as_logged(trajectory) for trajectory in runs]
         played_NTK = np.stack([run.weights_TK for run in self._runs])
         ended_N = np.array([np.isfinite(run.measured_TY[-1, :2]).all() for run in self._runs])
@@ -203,29 +221,17 @@ class OffPolicyEvaluator:
         self._behaviour_R = np.append(returns_N.mean(), drawn_R)
         self._reach = float(np.quantile(_own_distances(self._seen_NTK), _FAR))
 
-        def best(mixtures: Mapping[Any, FloatArray]) -> Any:
-            near = [
-                name
-                for name, mixture_K in mixtures.items()
-                if self._outside(self._held(mixture_K)) <= _MOST_OUTSIDE
-            ]
-            return max(near or mixtures, key=lambda name: self._earned(self._held(mixtures[name])))
-
-        divisions = {
-            one: np.array(list(divided_shares(runs[0].domains, *one).values()))
-            for one in _DIVISIONS
-        }
-        self.by_role: tuple[float, float] = best(divisions)
-        self.static_K = divisions[self.by_role]
-        self._static_R = self._values(self._held(self.static_K))
-        challenger = best(statics)
-        challenger_R = self._values(self._held(statics[challenger]))
-        apart = (self._held(statics[challenger]), self._held(self.static_K))
-        errors_E = self._difference.errors(*apart)
-        level = 1 - (1 - _LEVEL) / len(statics)
-        if (_compared(challenger_R, self._static_R, errors_E, n, level).low or 0.0) > 0:
-            self.static_K = statics[challenger]
-            self._static_R = challenger_R
+        divisions = {one: _divided(runs[0], one) for one in _DIVISIONS}
+        self.by_role: tuple[float, float] = PRIOR
+        self.static_K = _divided(runs[0], PRIOR)
+        candidates: dict[Any, FloatArray] = {**divisions, **statics}
+        surely = self._surely_better(candidates, self.static_K)
+        if of_role := [name for name in surely if name in divisions]:
+            self.by_role = of_role[0]
+        self.is_prior = not surely
+        if surely:
+            self.static_K = candidates[surely[0]]
+        self._static_R = self._values(self.held(self.static_K))
 
     def __call__(self, policy: Policy) -> OffPolicyEstimate:
         """Roll out `policy` and return its estimate."""
@@ -235,7 +241,7 @@ class OffPolicyEvaluator:
         value_R = self._values(weights_TK)
         nothing_R = np.zeros_like(value_R)
         missed_N = self._missed_N
-        errors_E = self._difference.errors(weights_TK, self._held(self.static_K))
+        errors_E = self._difference.errors(weights_TK, self.held(self.static_K))
         return OffPolicyEstimate(
             value=_compared(value_R, nothing_R, missed_N, n),
             behaviour=_compared(self._behaviour_R, nothing_R, np.zeros(1), n),
@@ -244,6 +250,7 @@ class OffPolicyEvaluator:
             over_static=_compared(value_R, self._static_R, errors_E, n, self._level),
             static_K=self.static_K,
             by_role=self.by_role,
+            is_prior=self.is_prior,
             outside=self._outside(weights_TK),
             reach=self._reach,
             error=self.error,
@@ -256,8 +263,29 @@ class OffPolicyEvaluator:
         )
         return float((far_T > self._reach).mean())
 
-    def _held(self, mixture_K: FloatArray) -> FloatArray:
-        return np.broadcast_to(mixture_K, self._seen_NTK.shape[1:])
+    def held(self, mixture_K: FloatArray) -> FloatArray:
+        """Return the path (T, K) of a run like the logged ones that holds a mixture.
+
+        Scarce domains are limited as in a policy (`policies.history.readable`). The caps of the
+        logged runs are not known here.
+        """
+        limited_K = self._readable.limit(Trajectory.start(self._example.signals[0]), mixture_K)
+        return np.broadcast_to(limited_K, self._seen_NTK.shape[1:])
+
+    def _surely_better(self, mixtures: Mapping[Any, FloatArray], than_K: FloatArray) -> list[Any]:
+        """Return the names of the mixtures within reach that are surely better, the surest first."""
+        level = 1 - (1 - _LEVEL) / len(mixtures)
+        than_TK = self.held(than_K)
+        than_R = self._values(than_TK)
+        lows: dict[Any, float] = {}
+        for name, mixture_K in mixtures.items():
+            held_TK = self.held(mixture_K)
+            if self._outside(held_TK) > _MOST_OUTSIDE:
+                continue
+            errors_E = self._difference.errors(held_TK, than_TK)
+            values_R = self._values(held_TK)
+            lows[name] = _compared(values_R, than_R, errors_E, len(self._runs), level).low or 0.0
+        return sorted((name for name in lows if lows[name] > 0), key=lambda name: -lows[name])
 
     def _values(self, weights_TK: FloatArray) -> FloatArray:
         """Return the values (1 + R,) of a path.
@@ -305,6 +333,10 @@ def static_candidates(
         "mean of the best runs": np.mean(list(means.values()), axis=0),
         "uniform": np.full(K, 1 / K),
     }
+
+
+def _divided(run: Trajectory, division: tuple[float, float]) -> FloatArray:
+    return np.array(list(divided_shares(run.domains, *division).values()))
 
 
 def _compared(

@@ -95,16 +95,18 @@ def verdict(estimate: OffPolicyEstimate, update: int) -> list[str]:
     gain, over, error = estimate.gain, estimate.over_static, estimate.error
     said = [
         f"Evaluated on {gain.pairs} runs, the policy (after {update} updates of Q-learning) ends "
-        f"{_apart(gain)} their average in feedback, and {_apart(over)} the best static mixture.",
+        f"{_apart(gain)} their average in feedback, and {_apart(over)} the static mixture.",
         f"The model that evaluates it is off by {error:.4f} on held-out runs. "
         f"{estimate.outside:.0%} of the decisions are further from what was tried than the data "
         f"are from each other (total variation above {estimate.reach:.2f}).",
     ]
     if not estimate.supported:
-        said.append(
-            "The data do not support this policy: a run under it gets the best static mixture "
-            "instead."
+        static = (
+            "the prior (half for each role, the domains of a role alike)"
+            if estimate.is_prior
+            else "a static mixture that is surely better than the prior"
         )
+        said.append(f"The data do not support this policy: a run under it gets {static} instead.")
     return said
 
 
