@@ -3,6 +3,7 @@
     python benchmarks/off_policy.py       12 seeds of 5 and 12 domains, 28 and 64 runs; ten minutes
     python benchmarks/off_policy.py --tasks 5 --runs 28 --seeds 2
     python benchmarks/off_policy.py --judge     only whether the judge is calibrated
+    python benchmarks/off_policy.py --prior     only what rules for leaving the prior are worth
 
 Runs are trajectories of the scoring sampler in simulated continual pre-training
 (`cuvee.simulation.continual`), of 20 intervals each. The true results are known.
@@ -21,6 +22,11 @@ Runs are trajectories of the scoring sampler in simulated continual pre-training
               the gain over the fallback covers the truth, and how often a supported policy is truly
               better (null if none is supported)
 
+    prior     static mixtures in default worlds and in drawn ones: what is played if a candidate
+              must be better than the prior with that many looks, or if it has the highest estimate
+              ("highest"). In points of e: the mean above the prior, how often it is not the prior,
+              how often it truly ends below, and the worst
+
 Intervals are 95 %, over seeds. The last line printed is one JSON object.
 """
 
@@ -30,6 +36,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -43,7 +50,7 @@ from cuvee.loop import run
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.fixed import Scheduled
 from cuvee.policies.history.scoring_sampler import ScoringSampler
-from cuvee.simulation.continual import continual, feedback_gain
+from cuvee.simulation.continual import WorldParams, continual, feedback_gain
 from cuvee.simulation.dynamics_model import Regression, as_logged
 from cuvee.simulation.simulator import Simulator
 
@@ -56,14 +63,23 @@ Truth = Callable[[FloatArray], float]
 
 
 World = tuple[list[Trajectory], list[FloatArray], Truth]
+LOOKS: dict[str, float | None] = {"all looks": None, "one look": 1, "a quarter of a look": 0.25}
+"""Rules of `--prior`: how many comparisons the interval allows for (0.25: confidence 0.8)."""
 
 
-def world(K: int, seed: int, runs: int, others: int) -> World:
+def world(
+    K: int,
+    seed: int,
+    runs: int,
+    others: int,
+    params: WorldParams | None = None,
+    noise: float = 0.02,
+) -> World:
     """Simulated runs, the paths (T, K) of `others` more, and the truth about any path."""
-    laws, domains = continual(*TASKS[K], seed, INTERVALS)
+    laws, domains = continual(*TASKS[K], seed, INTERVALS, params or WorldParams())
 
     def walk(number: int) -> Trajectory:
-        simulator = Simulator(laws, seed=1000 * seed + number, domains=domains)
+        simulator = Simulator(laws, seed=1000 * seed + number, domains=domains, noise=noise)
         return run(simulator, ScoringSampler(seed, number, evaluation=QUESTIONS))
 
     def truth(weights_TK: FloatArray) -> float:
@@ -133,7 +149,7 @@ def estimates(
     evaluator = OffPolicyEvaluator(walks, static_candidates(learned_from, returns, 0.2))
     best = np.argsort(returns)[-len(returns) // 5 :]
     best_TK = np.mean([learned_from[int(n)].weights_TK() for n in best], axis=0)
-    static = truth(np.tile(evaluator.static_K, (INTERVALS, 1)))
+    static = truth(evaluator.held(evaluator.static_K))
     rows = []
     for path_TK in (
         (1 - share) * other + share * best_TK for other in others for share in (0.0, 0.5, 0.8)
@@ -191,6 +207,51 @@ def judge(
     }
 
 
+def prior(tasks: Sequence[int], runs: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+    """What rules for leaving the prior are worth, over all worlds."""
+    over: dict[str, list[float]] = {}
+    for seed in seeds:
+        for K, count, drawn in product(tasks, runs, (False, True)):
+            params = WorldParams.draw(seed) if drawn else WorldParams()
+            walks, _, truth = world(K, seed, count, 0, params, noise=0.2 if seed % 2 else 0.02)
+            for rule, gained in over_prior(walks, truth).items():
+                over.setdefault(rule, []).append(gained)
+        print(
+            seed, json.dumps({rule: float(np.mean(one)) for rule, one in over.items()}), flush=True
+        )
+    return {
+        rule: {
+            "above": 100 * float(np.mean(one)),
+            "played": float(np.mean([gained != 0 for gained in one])),
+            "below": float(np.mean([gained < 0 for gained in one])),
+            "worst": 100 * min(one),
+            "worlds": len(one),
+        }
+        for rule, one in over.items()
+    }
+
+
+def over_prior(walks: Sequence[Trajectory], truth: Truth) -> dict[str, float]:
+    """By how much what a rule plays truly ends above the prior."""
+    learned_from = walks[round(0.25 * len(walks)) :]
+    returns = [float(Feedback()(one).values[-1]) for one in learned_from]
+    evaluator = OffPolicyEvaluator(walks, static_candidates(learned_from, returns, 0.2))
+    near = [one for one in evaluator.candidates.values() if evaluator.near(one)]
+    base = truth(evaluator.held(evaluator.prior_K))
+    gains = [truth(evaluator.held(one)) - base for one in near]
+    if not near:
+        return dict.fromkeys(("best in hindsight", "highest", *LOOKS), 0.0)
+    said = [evaluator.compared(one, evaluator.prior_K) for one in near]
+    highest = int(np.argmax([estimate.mean for estimate in said]))
+    found = {"best in hindsight": max(0.0, *gains), "highest": gains[highest]}
+    for rule, looks in LOOKS.items():
+        many = looks or len(evaluator.candidates)
+        lows = [evaluator.compared(one, evaluator.prior_K, many).low or 0.0 for one in near]
+        surest = int(np.argmax(lows))
+        found[rule] = gains[surest] if lows[surest] > 0 else 0.0
+    return found
+
+
 def summary(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     first = next(iter(by_seed.values()))
     mean: dict[str, dict[str, Any]] = {
@@ -222,14 +283,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--judge", action="store_true", help="only the calibration of the judge")
+    parser.add_argument("--prior", action="store_true", help="only rules for leaving the prior")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.judge:
+    if given.judge or given.prior:
         tasks, counts = (
             [int(one) for one in text.split(",")] for text in (given.tasks, given.runs)
         )
         seeds = range(given.first, given.first + given.seeds)
-        print(json.dumps({"judge": judge(tasks, counts, seeds)}))
+        name, part = ("judge", judge) if given.judge else ("prior", prior)
+        print(json.dumps({name: part(tasks, counts, seeds)}))
         return
     results: dict[str, Any] = {}
     for K in map(int, given.tasks.split(",")):

@@ -20,10 +20,12 @@ from cuvee.core.mixture import Mixture
 from cuvee.core.protocols import Policy
 from cuvee.core.signals import Measured, Signals
 from cuvee.core.trajectory import Trajectory
+from cuvee.learning.off_policy import PRIOR
 from cuvee.loop import run
 from cuvee.policies.files import load_policy, save_policy
 from cuvee.policies.history.encoder import reference_mixture
 from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.policies.paced import Paced
 from cuvee.simulation.continual import continual
 from cuvee.simulation.simulator import Simulator
 from cuvee.testing.policy import PolicySuite, ScriptedTrainer, some_domains
@@ -303,6 +305,21 @@ def test_actor_and_fallback_pace_what_may_be_read(
     if support:
         np.testing.assert_allclose(share_T, wanted, rtol=1e-3)
     assert share_T.max() <= 1.3 * wanted
+
+
+def test_the_prior_on_scarce_text_is_what_even_plays() -> None:
+    laws, _ = continual(2, 1, seed=0, intervals=10)
+    prior = {"target": PRIOR[0], "flatness": PRIOR[1]}
+    agent = HistoryPolicy(TINY, support={"supported": False}, fallback=prior)
+    even = Paced(power=0.0, objective={"rare": 1.0})
+    ours_TK, theirs_TK = (
+        run(
+            Simulator(replace(laws, interval=40_000.0), seed=0, domains=SCARCE),
+            policy.capped({"rare": 4.0}, 400_000),
+        ).weights_TK()
+        for policy in (agent, even)
+    )
+    np.testing.assert_allclose(ours_TK, theirs_TK, atol=1e-4)
 
 
 def test_plenty_is_played_as_before() -> None:

@@ -184,8 +184,8 @@ class OffPolicyEvaluator:
     `weight` is λ of the feedback, `looks` the number of policies that are compared.
 
     The evaluator also finds the static mixture. It is `PRIOR`, unless another within reach is surely
-    better: one that is divided by role (`_DIVISIONS`) or one of `statics` (mixtures by name). Of
-    these, the one is taken whose gain over the prior has the highest lower bound.
+    better: one that is divided by role (`_DIVISIONS`) or one of `statics` (mixtures by name). These
+    are the `candidates`. The one is taken whose gain over the prior has the highest lower bound.
     """
 
     def __init__(
@@ -223,9 +223,10 @@ class OffPolicyEvaluator:
 
         divisions = {one: _divided(runs[0], one) for one in _DIVISIONS}
         self.by_role: tuple[float, float] = PRIOR
-        self.static_K = _divided(runs[0], PRIOR)
+        self.static_K = self.prior_K = _divided(runs[0], PRIOR)
         candidates: dict[Any, FloatArray] = {**divisions, **statics}
-        surely = self._surely_better(candidates, self.static_K)
+        self.candidates = candidates
+        surely = self._surely_better(candidates, self.prior_K)
         if of_role := [name for name in surely if name in divisions]:
             self.by_role = of_role[0]
         self.is_prior = not surely
@@ -272,19 +273,27 @@ class OffPolicyEvaluator:
         limited_K = self._readable.limit(Trajectory.start(self._example.signals[0]), mixture_K)
         return np.broadcast_to(limited_K, self._seen_NTK.shape[1:])
 
+    def compared(self, first_K: FloatArray, second_K: FloatArray, looks: float = 1) -> Estimate:
+        """Estimate by how much holding the first mixture is better than holding the second.
+
+        The interval allows for `looks` such comparisons.
+        """
+        first_TK, second_TK = self.held(first_K), self.held(second_K)
+        errors_E = self._difference.errors(first_TK, second_TK)
+        values = (self._values(first_TK), self._values(second_TK))
+        return _compared(*values, errors_E, len(self._runs), 1 - (1 - _LEVEL) / looks)
+
+    def near(self, mixture_K: FloatArray) -> bool:
+        """Return whether holding a mixture stays close to the data."""
+        return self._outside(self.held(mixture_K)) <= _MOST_OUTSIDE
+
     def _surely_better(self, mixtures: Mapping[Any, FloatArray], than_K: FloatArray) -> list[Any]:
         """Return the names of the mixtures within reach that are surely better, the surest first."""
-        level = 1 - (1 - _LEVEL) / len(mixtures)
-        than_TK = self.held(than_K)
-        than_R = self._values(than_TK)
-        lows: dict[Any, float] = {}
-        for name, mixture_K in mixtures.items():
-            held_TK = self.held(mixture_K)
-            if self._outside(held_TK) > _MOST_OUTSIDE:
-                continue
-            errors_E = self._difference.errors(held_TK, than_TK)
-            values_R = self._values(held_TK)
-            lows[name] = _compared(values_R, than_R, errors_E, len(self._runs), level).low or 0.0
+        lows = {
+            name: self.compared(mixture_K, than_K, looks=len(mixtures)).low or 0.0
+            for name, mixture_K in mixtures.items()
+            if self.near(mixture_K)
+        }
         return sorted((name for name in lows if lows[name] > 0), key=lambda name: -lows[name])
 
     def _values(self, weights_TK: FloatArray) -> FloatArray:
