@@ -140,6 +140,74 @@ def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(
     refused(folder, match, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers 1000000, but the weights are"),
+        ({"hidden_size": 10**9}, r"embed_tokens.weight is \d+ × 32, not \d+ × 1000000000"),
+        ({"intermediate_size": 7}, "config.json and weights differ: model.layers.0.mlp.gate_proj"),
+        ({"vocab_size": 8}, "weights differ"),
+    ],
+)
+def test_a_configuration_of_other_sizes_is_refused_soon_and_says_which(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], match: str
+) -> None:
+    edit(folder, updated(change))
+    refused(folder, match, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("depth", [150, 600, 950, 100_000])
+def test_deep_json_is_a_named_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, depth: int
+) -> None:
+    """Python parses 900 levels, and then fails in functions that call themselves."""
+    before = (
+        (folder / name).read_text().rstrip().removesuffix("}") if name == "config.json" else "{"
+    )
+    comma = "," if len(before) > 1 else ""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    (folder / name).write_text(f'{before}{comma} "deep": {deep}}}')
+    refused(
+        folder, f"{name} cannot be loaded: it is not plain JSON .it is nested deeper", monkeypatch
+    )
+
+
+@pytest.mark.parametrize("fault", ["in both", "swapped", "in none"])
+def test_an_index_that_does_not_fit_its_files_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The library reads all files in some order, whatever the index says."""
+    tensors = shard(folder, lambda i: f"{'ab'[i]}.safetensors")
+    table = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    first = next(iter(tensors))
+    if fault == "in both":
+        other = load_file(folder / "b.safetensors")
+        save(folder, {**other, first: tensors[first] * 2}, "b.safetensors")
+    elif fault == "swapped":
+        table = {n: "ab"[f == "a.safetensors"] + ".safetensors" for n, f in table.items()}
+    else:
+        table["more.weight"] = "a.safetensors"
+    edit(folder, updated({"weight_map": table}), "model.safetensors.index.json")
+    match = "both have the tensor" if fault == "in both" else "which it lacks"
+    refused(folder, match, monkeypatch)
+
+
+def test_an_index_without_metadata_is_read(folder: Path) -> None:
+    tensors = shard(folder, lambda i: f"{'ab'[i]}.safetensors")
+    edit(folder, lambda index: index.pop("metadata"), "model.safetensors.index.json")
+    model = build_model(folder, Words())
+    assert all(torch.equal(model.state_dict()[name], tensors[name]) for name in tensors)
+
+
+def test_weights_that_the_model_does_not_use_are_remarked(folder: Path) -> None:
+    tensors = weights(folder)
+    more = {n.replace(".0.", ".7."): t.clone() for n, t in tensors.items() if ".layers.0." in n}
+    save(folder, {**tensors, **more})
+    with pytest.warns(UserWarning, match=rf"{len(more)} tensors that this model does not use"):
+        build_model(folder, Words())
+
+
 def test_a_kernel_that_the_configuration_names_is_not_fetched(folder: Path) -> None:
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         edit(folder, updated({key: "evil-org/kernel"}))

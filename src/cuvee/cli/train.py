@@ -76,6 +76,8 @@ def train(
         return
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
+        if resume:
+            recipe.check_resumable(wanted)
         _say_remarks(wanted)
     with view(quiet or not first) as seen:
         run = recipe.train(wanted, resume=resume, observer=seen)

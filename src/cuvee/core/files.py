@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _DEVICES = Path("/dev")  # also holds links to files, such as /dev/stdout
 _CWD = -100  # AT_FDCWD: relative paths are relative to the working directory
 _RENAME_EXCHANGE = 2
 _MOST_BYTES = 64 << 20
+_MOST_DEPTH = 100
 
 
 def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
@@ -25,6 +28,36 @@ def read_bounded(path: Path, most: int = _MOST_BYTES) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
     return content
+
+
+def read_json(path: Path, most: int = _MOST_BYTES) -> Any:
+    """Return the JSON in the file `path`.
+
+    Raises `OSError` if the file cannot be read or is too large, and `ValueError` if it is not JSON
+    or is nested deeper than 100 levels. Python parses deeper files, but functions that call
+    themselves fail on them later.
+    """
+    try:
+        content = json.loads(read_bounded(path, most))
+    except RecursionError:
+        content = _TOO_DEEP
+    if content is _TOO_DEEP or is_deep(content):
+        raise ValueError(f"it is nested deeper than {_MOST_DEPTH} levels")
+    return content
+
+
+_TOO_DEEP = object()
+
+
+def is_deep(content: Any) -> bool:
+    """Whether JSON data are nested deeper than 100 levels."""
+    level = [content] if isinstance(content, (dict, list)) else []
+    for _ in range(_MOST_DEPTH):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def is_path(text: str) -> bool:

@@ -106,7 +106,7 @@ def _resolve(name: str, path: Path, depth: int) -> dict[str, Any]:
         raise ConfigError(f"task {name} includes more than {_INCLUDES} files")
     try:
         own = yaml.load(path.read_text(), Loader=_Plain)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         why = "names a function of Python code" if "!function" in str(error) else "cannot be read"
         raise ConfigError(
             f"task {name} {why} ({path.name}), and cuvee runs no code of tasks: choose another, or "

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cuvee.core.errors import ConfigError, StoreError, nearest
-from cuvee.core.files import write_atomic
+from cuvee.core.files import read_json, write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.recipes.config.schema import load
@@ -110,7 +110,7 @@ def read_numbers(path: Path) -> dict[str, float]:
 def read_object(path: Path) -> dict[str, Any]:
     """Return a JSON object. Raises `ConfigError` if the file has none."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

@@ -77,6 +77,14 @@ def train(
             ranks.close()
 
 
+def check_resumable(config: TrainConfig) -> None:
+    """Raise the `ConfigError` of `refuse_changed` before anything else is said or done."""
+    corpus = Corpus.open(config.corpus)
+    with open_store(config.store) as store:
+        if store.find(config.run_id(corpus.fingerprint)) is None:
+            refuse_changed(config, corpus, store)
+
+
 def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
     """Raise `ConfigError` if a run of this name was interrupted under other settings.
 

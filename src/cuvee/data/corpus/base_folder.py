@@ -10,13 +10,13 @@ Everything else in the folder is ignored or refused. The files are:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cuvee.core import files
 from cuvee.core.errors import ConfigError
 
 CONFIG = "config.json"
@@ -57,6 +57,8 @@ class BaseFolder:
     config: Mapping[str, Any]
     index: Path | None
     weights: tuple[Path, ...]
+    file_of: Mapping[str, str] = field(default_factory=dict)
+    """The file of each tensor that the index names."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -90,7 +92,12 @@ def find_base(folder: Path) -> BaseFolder:
         raise ConfigError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}: save the model as safetensors"
         )
-    return BaseFolder(folder, config, folder / INDEX, _indexed(folder))
+    file_of = _indexed(folder)
+    weights = tuple(folder / name for name in sorted(set(file_of.values())))
+    for file in weights:
+        if not file.is_file():
+            raise ConfigError(f"{file} is missing, though {INDEX} names it: restore it")
+    return BaseFolder(folder, config, folder / INDEX, weights, file_of)
 
 
 def check_foreign(folder: Path) -> None:
@@ -108,9 +115,11 @@ def check_foreign(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 64 MiB. Raises `ConfigError`."""
     try:
-        content = json.loads(read_bounded(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be loaded: it is not JSON ({error})") from error
+        content = files.read_json(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be loaded: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be loaded: it is not plain JSON ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} cannot be loaded: it holds no JSON object")
     return content
@@ -130,7 +139,7 @@ def read_bounded(path: Path) -> bytes:
     return content
 
 
-def _indexed(folder: Path) -> tuple[Path, ...]:
+def _indexed(folder: Path) -> dict[str, str]:
     table = read_json(folder / INDEX).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"{folder / INDEX} has no weight_map: save the model again")
@@ -140,11 +149,7 @@ def _indexed(folder: Path) -> tuple[Path, ...]:
                 f"{folder / INDEX} names {ascii(name)[:80]}: only *.safetensors files in the same "
                 "folder are read"
             )
-    files = tuple(folder / name for name in sorted(set(table.values())))
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(f"{file} is missing, though {INDEX} names it: restore it")
-    return files
+    return table
 
 
 def _check_keys(path: Path, node: Any) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuvee.core.errors import CorpusError
+from cuvee.core.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONFIG = "tokenizer_config.json"
 _KNOWN_STARTS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|bos|>", "<｜begin▁of▁sentence｜>")
-_MOST_BYTES = 64 << 20
 
 
 def find_bos(tokenizer: Tokenizer, place: Path, wanted: bool | None) -> int | None:
@@ -78,9 +77,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CorpusError(f"{path} cannot be read: it holds no JSON object")

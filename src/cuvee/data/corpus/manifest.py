@@ -19,7 +19,7 @@ from pydantic import (
 
 from cuvee.core.domain import Domain, Role
 from cuvee.core.errors import CorpusError
-from cuvee.core.files import read_bounded, write_atomic
+from cuvee.core.files import read_json, write_atomic
 from cuvee.core.mixture import NAME_PATTERN
 
 FORMAT: Final = 2  # format 1 has no test split
@@ -179,10 +179,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     remedy = f"restore it, or remove {folder} and build the corpus again"
     try:
-        content = json.loads(read_bounded(path))
+        content = read_json(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorpusError(f"{path} is damaged: it is not JSON; {remedy}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise CorpusError(f"{path} is no corpus manifest: it has no format number; {remedy}")

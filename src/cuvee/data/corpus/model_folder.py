@@ -6,7 +6,6 @@ Models are never unpickled, and code that comes with a model is never run.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import ConfigError, CorpusError
-from cuvee.core.files import sha256_of
+from cuvee.core.files import read_json, sha256_of
 from cuvee.data.corpus.base_folder import check_foreign
 
 WEIGHTS = "model.safetensors"
@@ -22,7 +21,6 @@ TOKENIZER = "tokenizer.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,8 @@ def _fetch(name: str, commit: str, files: Sequence[str]) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CorpusError(f"{path} holds no JSON object")

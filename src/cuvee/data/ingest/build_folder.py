@@ -35,7 +35,7 @@ def open_build_folder(folder: Path, built_from: str) -> Iterator[Path]:
         ) from error
     with _locked(work):
         stamp = work / _STAMP
-        unfinished = stamp.read_text() if stamp.exists() else None
+        unfinished = stamp.read_text(errors="replace") if stamp.exists() else None
         if unfinished is None and (
             others := sorted(path.name for path in folder.iterdir() if path.name != BUILD)
         ):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cuvee.core.domain import Split
 from cuvee.core.errors import CorpusError
-from cuvee.core.files import write_atomic
+from cuvee.core.files import read_json, write_atomic
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
 from cuvee.data.ingest.overlap import Overlap
@@ -60,7 +60,7 @@ class Survey:
     def load(cls, path: Path) -> Survey:
         """Read a survey. Raises `CorpusError` if the file is damaged."""
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             return cls(
                 content["names"], content["mtld"], [BadRow(**row) for row in content["bad_rows"]]
             )

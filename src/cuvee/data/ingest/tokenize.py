@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuvee.core.domain import SPLITS
-from cuvee.core.files import fsync_dir, write_atomic
+from cuvee.core.files import fsync_dir, read_json, write_atomic
 from cuvee.data.corpus.tokenizer import load_encoder
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
@@ -79,10 +79,10 @@ class _Progress:
         if not path.exists():
             return cls()
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             shards = {key: Written(**written) for key, written in content["shards"].items()}
             return cls(tuple(content["position"]), content["done"], shards)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise damaged(path) from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cuvee.core.domain import SPLITS, Role
 from cuvee.core.errors import CorpusError
-from cuvee.core.files import fsync_dir, write_atomic
+from cuvee.core.files import fsync_dir, read_json, write_atomic
 from cuvee.data.corpus.names import is_domain_name
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES
@@ -142,7 +142,7 @@ class LabelProgress:
         if not path.exists():
             return cls()
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             found = content["found"]
             found["bad_rows"] = [BadRow(**row) for row in found["bad_rows"]]
             found["examples"] = {
@@ -151,7 +151,7 @@ class LabelProgress:
             return cls(
                 tuple(content["position"]), content["done"], content["sizes"], Labelled(**found)
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise damaged(path) from error
 
 

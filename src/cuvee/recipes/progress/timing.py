@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -47,5 +49,11 @@ def peak_memory() -> int:
     """Return the peak of allocated memory so far in bytes: on the GPU if there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    # On Linux, `ru_maxrss` of a program includes the process that started it.
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import ConfigError
-from cuvee.core.files import write_atomic
+from cuvee.core.files import read_json, write_atomic
 from cuvee.core.trajectory import Run
 from cuvee.evaluation.claims import Answered, answer_claims, parse_claim
 from cuvee.recipes.config.schema import CompareConfig
@@ -76,9 +76,9 @@ def _read(out: Path, group: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        records = json.loads(path.read_text())
+        records = read_json(path)
         return [{key: kind(one[key]) for key, kind in _FIELDS.items()} for one in records]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path} is not a record of claims ({error}): restore it, or remove it to register "
             "the claims again"

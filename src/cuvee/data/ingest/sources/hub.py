@@ -11,7 +11,6 @@ and `test` splits are for validation and test only. Nothing is downloaded.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -20,15 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cuvee.core.domain import Split
+from cuvee.core.files import read_json
 from cuvee.data.ingest.sources.files import SUFFIXES, files_below, suffix_of
 
 ABOUT = frozenset(("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"))
 """What `datasets` writes beside the text of a data set; it is no text."""
 _BESIDE = ABOUT | {"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 _CACHED = "datasets--"
+_LINE_BYTES = 1000
 _SAVED = ("dataset_dict.json", "state.json")
 _INFO = "dataset_info.json"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"\w[\w.-]*")
 # The words by which `datasets` recognises splits in the names of files and folders.
 _KEYWORDS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -101,11 +103,18 @@ def _snapshot(folder: Path) -> Path | None:
     if not folder.name.startswith(_CACHED) or not (folder / "snapshots").is_dir():
         return None
     main = folder / "refs" / "main"
-    named = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
-    if named and named.is_dir():
-        return named
+    commit = _commit_in(main) if main.is_file() else ""
+    if commit and (folder / "snapshots" / commit).is_dir():
+        return folder / "snapshots" / commit
     copies = list((folder / "snapshots").iterdir())
     return max(copies, key=lambda copy: copy.stat().st_mtime, default=None)
+
+
+def _commit_in(path: Path) -> str:
+    """The commit in a file of `refs`, or ""."""
+    with path.open("rb") as file:
+        text = file.read(_LINE_BYTES).decode(errors="replace").strip()
+    return text if _COMMIT.fullmatch(text) else ""
 
 
 def _own_name(cached: Path) -> str:
@@ -115,8 +124,8 @@ def _own_name(cached: Path) -> str:
 def _name_in(info: Path) -> str:
     """The name of the data set in a `dataset_info.json`, else that of its folder."""
     try:
-        content = json.loads(info.read_bytes())
-    except (ValueError, RecursionError):
+        content = read_json(info)
+    except ValueError:
         content = None
     known = content if isinstance(content, dict) else {}
     found = known.get("dataset_name") or known.get("builder_name")

@@ -17,7 +17,6 @@ the table is that domain, even if its name ends like a part number.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import Any
 
 from cuvee.core.domain import SPLITS, Role, Split
 from cuvee.core.errors import CorpusError
-from cuvee.core.files import sha256_of
+from cuvee.core.files import read_json, sha256_of
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
 from cuvee.data.ingest.sources import hub
 from cuvee.data.ingest.sources.files import SUFFIXES, Format, files_below, suffix_of
@@ -45,7 +44,6 @@ _PART = re.compile(
 )
 _MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
-_TABLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -319,9 +317,8 @@ def _data_set(name: str, rows: Any) -> TextSource:
 def _read_table(path: Path) -> dict[str, Role]:
     expected = f'{path} must be a list like [{{"domain": "math", "role": "target"}}, …]'
     try:
-        with path.open("rb") as file:
-            rows = json.loads(file.read(_TABLE_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+        rows = read_json(path)
+    except (OSError, ValueError) as error:
         raise CorpusError(f"{expected}; it cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and "domain" in row for row in rows
