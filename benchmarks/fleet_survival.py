@@ -49,7 +49,9 @@ def drive(folder: Path, proxy: dict[str, Any], proxies: int) -> None:
 
 def digests(store: Store) -> dict[tuple[str, int], str]:
     return {
-        (summary.id, interval.number): interval.row()["digest"]
+        (summary.id, interval.number): interval.row()["digest"][
+            :32
+        ]  # without metrics, which have times
         for summary in store.runs(GROUP)
         for interval in store.intervals(summary.id)
     }

@@ -127,6 +127,23 @@ def varint(number: int) -> bytes:
     return out + bytes([number])
 
 
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "snappy", "none"])
+def test_many_large_rows_are_read_in_little_memory(tmp_path: Path, codec: str) -> None:
+    """pyarrow's dictionary of a column grows with each long value that is not in a dictionary."""
+    path = tmp_path / "in" / "a.parquet"
+    path.parent.mkdir()
+    texts = [f"{i} " + f"word{i} " * 2_000_000 for i in range(24)]
+    options = {"compression": codec, "row_group_size": 1, "use_dictionary": False}
+    pq.write_table(pa.table({"text": texts}), path, **options)
+    long = [text for text, _, _ in read_columns(path, "text", None)]
+    assert long == [text.encode() for text in texts]
+    small = [f"{i} " + "word " * 200_000 for i in range(40)]
+    pq.write_table(pa.table({"text": small}), path, **options)
+    said, peak = in_child(path, tmp_path / "corpus")
+    assert said == "built"
+    assert peak <= 512
+
+
 def test_large_rows_in_small_pages_are_read(tmp_path: Path) -> None:
     texts = [f"{i} " + "word " * 1_000_000 for i in range(12)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,65 @@ def test_the_count_of_common_documents_is_an_estimate_in_bounded_memory(
     for start in range(0, 40_000, 1000):
         overlap.add("train", ranks[start : start + 1000])
     overlap.add("valid", ranks[:10_000])
-    assert sum(map(len, overlap._ranks.values())) <= 2000
+    assert overlap.held <= 2000
     with pytest.warns(UserWarning) as seen:  # noqa: PT030
         overlap.warn()
     about = int(str(seen[0].message).split()[1])
     assert 8_000 <= about <= 12_000
+
+
+def packed(path: Path, data: bytes) -> None:
+    """Write rows of JSON in the format that the name of the file tells."""
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.name.endswith(".gz"):
+        data = gzip.compress(data)
+    if path.name.endswith(".zst"):
+        data = pa.compress(data, codec="zstd", asbytes=True)
+    if path.name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist([json.loads(row) for row in data.splitlines()]), path)
+    else:
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("copy", ["news.jsonl.gz", "news.jsonl.zst", "news.parquet", "news.json"])
+def test_a_copy_in_another_format_is_remarked(tmp_path: Path, copy: str) -> None:
+    """The bytes of the two files differ, and so do their hashes; their documents do not."""
+    first = rows(tmp_path / "text" / "web.jsonl", *(f"row {i} of some text" for i in range(60)))
+    packed(tmp_path / "text" / copy, first.read_bytes().replace(b'": "', b'":"'))
+    with pytest.warns(UserWarning, match=r"common: 60 of .*web.jsonl are also in .*news"):
+        build([tmp_path / "text"], tmp_path / "corpus", SETTINGS, workers=1)
+
+
+def test_a_few_documents_in_common_are_no_copy(tmp_path: Path) -> None:
+    texts = [f"row {i} of some text" for i in range(100)]
+    rows(tmp_path / "text" / "web.jsonl", *texts[:60])
+    rows(tmp_path / "text" / "news.jsonl", *texts[45:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build([tmp_path / "text"], tmp_path / "corpus", SETTINGS, workers=1)
+
+
+@pytest.mark.parametrize("change", ["{} ", "{}\n", "\t{}", "{}\r\n"])
+def test_blanks_do_not_hide_a_common_document(tmp_path: Path, change: str) -> None:
+    texts = [f"row {i} of some text" for i in range(80)]
+    rows(tmp_path / "text" / "train" / "web.jsonl", *texts[:70])
+    rows(tmp_path / "text" / "valid" / "law.jsonl", *(change.format(one) for one in texts[60:]))
+    rows(tmp_path / "text" / "train" / "law.jsonl", *(f"law {i} of some text" for i in range(70)))
+    rows(tmp_path / "text" / "valid" / "web.jsonl", "web and nothing else")
+    with pytest.warns(UserWarning, match="10 of the 21 different validation documents"):
+        build([tmp_path / "text"], tmp_path / "corpus", SETTINGS, workers=1)
+
+
+def test_a_folder_that_is_a_link_to_its_parent_is_no_domain(tmp_path: Path) -> None:
+    rows(tmp_path / "text" / "web.jsonl", "one")
+    (tmp_path / "text" / "round").symlink_to(tmp_path / "text")
+    (tmp_path / "text" / "up").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="2 files were not read.*round.*up"):
+        assert domains(tmp_path / "text") == ["web"]
 
 
 def test_files_that_are_not_read_are_listed(tmp_path: Path) -> None:
@@ -121,6 +176,35 @@ def test_part_files_are_one_domain(tmp_path: Path, names: list[str], expected: l
     for i, name in enumerate(names):
         rows(folder / f"{name}.jsonl", f"text {i}")
     assert domains(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["00", "09", "10", "29"], ["laws"]),  # the Pile
+        (["shard_00000000_processed", "shard_00000012_processed"], ["shard_processed"]),  # DCLM
+        (["web0001", "web0002", "web0010"], ["web"]),
+        (["web_08", "web_09", "web_10"], ["web"]),
+        (["CC-MAIN-2019-04", "CC-MAIN-2019-13", "CC-MAIN-2020-16"],
+         ["CC-MAIN-2019", "CC-MAIN-2020-16"]),
+        (["law-2019", "law-2020"], ["law-2019", "law-2020"]),
+        (["v1", "v2", "v10"], ["v1", "v10", "v2"]),
+        (["a07", "b11"], ["a07", "b11"]),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.* differ by a number only")
+def test_numbers_with_leading_zeros_are_those_of_parts(
+    tmp_path: Path, names: list[str], expected: list[str]
+) -> None:
+    """No number of them makes a domain while its neighbours make another."""
+    files = [rows(tmp_path / "laws" / f"{name}.jsonl", f"text of {name}") for name in names]
+    folded = len(expected) < len(names)
+    with pytest.warns(UserWarning, match="parts of one domain") if folded else nullcontext():
+        assert domains(tmp_path / "laws") == expected
+        assert domains(*files) == expected
+    table = [{"domain": name} for name in names]
+    (tmp_path / "laws" / "table.json").write_text(json.dumps(table))
+    assert domains(tmp_path / "laws") == sorted(names)
 
 
 def test_a_file_named_after_a_domain_of_the_table_is_no_part(tmp_path: Path) -> None:

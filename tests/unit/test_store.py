@@ -3,11 +3,13 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import traceback
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.address import ENVIRONMENT, INSECURE, file_system_of, find_address
 from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.rows import digest_of
 from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.store.summaries import read_summary
 from cuvee.fleet.worker_name import is_alive, worker_name
 from cuvee.recipes.stores import find_runs
+from cuvee.testing.runs import example_run
 from cuvee.testing.store import StoreSuite
 
 CANARIES = ("CANARY-USER", "CANARY1", "CANARY2")
@@ -326,6 +330,52 @@ def test_a_clock_that_steps_fails_no_live_run(
         assert store.tally().lost_attempts == 0
         claim.finish(Cost())
         assert store.summary(run_id).status == "done"
+
+
+ROWS = {
+    "numbers exchanged": "update intervals set number = case number when 3 then 104 when 4 then 103 "
+    "else number end",
+    "of another run": "update intervals set (mixture, signals, digest, space) = (select other.mixture,"
+    " other.signals, other.digest, other.space from intervals other where other.number = 3 and"
+    " other.run_id <> intervals.run_id) where number = 3",
+    "a figure of a policy": """update intervals set metrics = '{"reward": 2.0}' where number = 3""",
+    "no record": """update intervals set metrics = '{"guard": "x"}'""",
+    "a list for a record": """update intervals set metrics = '{"guard": [1]}'""",
+    "a record of other types": """update intervals set metrics = '{"guard": {"verdict": 5}}'""",
+    "a text for a number": "update intervals set number = 'x' where number = 3",
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("change", ROWS.values(), ids=ROWS)
+def test_rows_that_were_altered_or_exchanged_are_refused(
+    tmp_path: Path, change: str, earlier: bool
+) -> None:
+    """Earlier versions recorded digests without run, number and metrics, which must still load."""
+    with Store.open(tmp_path / "s.db") as store:
+        ids = [store.add("n", example_run("odm", seed, intervals=6)) for seed in (0, 1)]
+        with closing(sqlite3.connect(tmp_path / "s.db")) as other, other:
+            if earlier:
+                for row in other.execute("select rowid, space, mixture, signals from intervals"):
+                    old = digest_of([row[1], *(json.loads(one or "null") for one in row[2:])])
+                    other.execute("update intervals set digest = ? where rowid = ?", (old, row[0]))
+        assert len(store.load(ids[0]).trajectory) == 6
+        assert store.add("n", example_run("odm", 0, intervals=6)) == ids[0], "adding it again"
+        with closing(sqlite3.connect(tmp_path / "s.db")) as other, other:
+            other.execute("pragma ignore_check_constraints = on")
+            other.execute(change)
+            other.execute("update intervals set number = number - 100 where number in (103, 104)")
+        if earlier and ("other.number" in change or "reward" in change):
+            return  # the digests of earlier versions do not show it
+        with pytest.raises(StoreError, match=r"altered|cannot be read|another order"):
+            store.load_with_metrics(ids[0])
+
+
+def test_a_renamed_run_keeps_its_digests(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        run = store.add("n", example_run("odm", 0, intervals=3))
+        store.rename(run, "another", {"checkpoint": None, "policy": None, "model": None})
+        assert len(store.load("another").trajectory) == 3
 
 
 def test_one_run_is_found_without_reading_the_others(tmp_path: Path) -> None:

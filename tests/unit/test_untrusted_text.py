@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,10 @@ from cuvee.cli.display.fleet import FleetView
 from cuvee.cli.display.lines import say, say_warnings
 from cuvee.cli.display.printable import one_line, printable
 from cuvee.fleet.store.store import Store
+from cuvee.recipes.dashboard.app import _table as page_table
 from cuvee.recipes.progress.fleet_watch import FleetWatch
+from cuvee.report.page import write_report
+from cuvee.testing.runs import example_run
 
 HOSTILE = [
     "rank 0 failed: [/__w/pytorch/gloo/pair.cc:537] Read error [127.0.0.1]:27011: reset by peer",
@@ -96,6 +100,24 @@ def test_every_listing_of_a_store_survives_every_name_group_and_reason(
             assert ended.value.code == 0
             assert run in captured.out
             assert len(captured.out.splitlines()) < 40 if len(text) < 1000 else True
+
+
+@pytest.mark.parametrize(
+    "text", ["abc\u202edcba", "\x1b[31mred", "\u2066<b>x</b>\u2069", "a\u200bb\x00"]
+)
+def test_a_report_and_the_live_page_hold_no_control_characters(tmp_path: Path, text: str) -> None:
+    """A browser shows none of them, and some reverse the text that follows."""
+    runs = [
+        example_run(method, seed, intervals=4, config={"method": {"name": text, "label": text}})
+        for method in ("odm", "natural")
+        for seed in (0, 1)
+    ]
+    page = write_report(runs[:2], tmp_path / "r.html", title=text, facts={text: text}).read_text()
+    page = re.sub("<script>.*?</script>", "", page, flags=re.DOTALL)  # not from elsewhere
+    pages = [page, str(page_table(("a",), [(text,)]).to_plotly_json())]
+    for found in pages:
+        assert not [c for c in found if not c.isprintable() and c not in "\n\t\r\u00a0\u3000"]
+    assert "<b>x" not in page
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Iterable
 from importlib import metadata
 
+_SPACES = "\u00a0\u3000"  # no-break and ideographic
+
 
 class CuveeError(Exception):
     """A mistake that the user can fix. The command line prints the message without a traceback."""
@@ -61,6 +63,25 @@ class TrainingError(CuveeError):
 
 class DivergedError(TrainingError):
     """A run whose loss or gradient is not finite."""
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Return `text` with control, format and surrogate characters escaped, as in `\\x1b`.
+
+    Such characters can move the cursor, change colours, reverse text or be invisible. Characters in
+    `keep` are not escaped.
+    """
+    if text.isprintable() or text.translate(dict.fromkeys(map(ord, keep))).isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or c in _SPACES else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def one_line(text: str) -> str:
+    """`printable` on one line, so that no text can imitate another line of a log."""
+    return printable(text, keep="")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cuvee import __version__
+from cuvee.core.errors import printable
 from cuvee.report.figures.colours import DARK, METHODS
 
 _DIGITS = 5
@@ -91,6 +92,7 @@ def fill_with(
         loader=ChoiceLoader([PackageLoader(room, "assets") for room in rooms]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_without_controls,
         trim_blocks=True,
     )
     return environment.get_template(template).render(
@@ -104,6 +106,14 @@ def fill_with(
         scripts=[Markup(script) for script in scripts],
         **content,
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """Return text from elsewhere with control, format and surrogate characters escaped.
+
+    A browser shows no control character, and a format character can reverse the text after it.
+    """
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _compact(figure: go.Figure) -> Any:
@@ -143,6 +153,8 @@ def _short(node: Any) -> Any:
         return [_short(item) for item in node]
     if isinstance(node, np.ndarray):
         return [_short(item) for item in node.tolist()]
+    if isinstance(node, str):
+        return printable(node)
     if isinstance(node, float):
         return None if not math.isfinite(node) else float(f"{node:.{_DIGITS}g}")
     return node

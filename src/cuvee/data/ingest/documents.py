@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cuvee.core.domain import Split
@@ -120,9 +121,18 @@ def _parse(line: bytes, block: Block, rules: Rules) -> Fields | Bad:
         (domain, rules.domain_column, "--domain-column"),
     ):
         if value is _ABSENT:
-            keys = ", ".join(shown(key) for key in list(row)[:8])
+            keys = ", ".join(shown(key) for key in islice(_columns(row), 8))
             return Bad(f"no key {column!r}; the row has {keys or 'none'}: choose with {option}")
     return Fields(text, domain)
+
+
+def _columns(row: Mapping[str, Any], before: str = "", depth: int = 4) -> Iterator[str]:
+    """Yield the keys of a row; those in an object are paths such as `meta.text`."""
+    for key, value in row.items():
+        if isinstance(value, dict) and value and depth:
+            yield from _columns(value, f"{before}{key}.", depth - 1)
+        else:
+            yield f"{before}{key}"
 
 
 def look_up(row: Mapping[str, Any], column: str) -> Any:

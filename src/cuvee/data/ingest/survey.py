@@ -19,7 +19,7 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import read_json, write_atomic
 from cuvee.data.ingest.build_folder import damaged
 from cuvee.data.ingest.documents import Rules, read_documents
-from cuvee.data.ingest.overlap import Overlap
+from cuvee.data.ingest.overlap import Overlap, rank_of
 from cuvee.data.ingest.quality import domain_mtld
 from cuvee.data.ingest.reading import Bad, Block, read_blocks
 from cuvee.data.ingest.sources.raw import TextSource
@@ -78,8 +78,9 @@ class _BlockCount:
     bad_rows: list[BadRow] = field(default_factory=list)
     candidates: list[tuple[str, int, str]] = field(default_factory=list)
     split: Split | None = None
+    source: int = 0
     ranks: list[int] = field(default_factory=list)
-    """Of all documents, if the sources are split already."""
+    """Of all documents, by `overlap.rank_of`."""
 
 
 class Sample:
@@ -156,7 +157,7 @@ def take_survey(
         trained |= count.trained
         held_out |= count.held_out
         bad_rows += count.bad_rows
-        overlap.add(count.split, count.ranks)
+        overlap.add(count.split, count.ranks, count.source)
         if len(bad_rows) > max_bad_rows:
             write_quarantine(quarantine, bad_rows)
             raise too_many(bad_rows, max_bad_rows, quarantine)
@@ -171,7 +172,8 @@ def take_survey(
     write_quarantine(quarantine, bad_rows)
     names = sorted(trained)
     _check_names(sources, rules, names, held_out, bad_rows, quarantine)
-    overlap.warn()
+    # A copy of a text file is one document of many, and those may be equal.
+    overlap.warn({i: one.place for i, one in enumerate(sources) if one.format != "txt"})
     scores = {name: domain_mtld(sample.texts(name)) for name in names}
     return Survey(
         names, {name: score for name, score in scores.items() if score is not None}, bad_rows
@@ -179,13 +181,14 @@ def take_survey(
 
 
 def _count_block(block: Block, rules: Rules, limits: Mapping[str, int], kept: int) -> _BlockCount:
-    count = _BlockCount(block.share, split=block.split)
+    count = _BlockCount(block.share, split=block.split, source=block.position[0])
     for line, document in read_documents(block, rules):
         if isinstance(document, Bad):
             count.bad_rows.append(BadRow(block.place, line, document.reason))
             continue
-        if block.split is not None and document.rank < kept:
-            count.ranks.append(document.rank)
+        rank = rank_of(document.text)
+        if rank < kept:
+            count.ranks.append(rank)
         if document.split != "train":
             count.held_out.add(document.domain)
         else:

@@ -16,7 +16,7 @@ from cuvee.core.signals import Signals
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.requests import take_requests
-from cuvee.fleet.store.rows import Interval, RunSummary
+from cuvee.fleet.store.rows import Interval, RunSummary, fingerprint_of
 from cuvee.fleet.store.schema import attempts, intervals, runs, spaces
 from cuvee.policies.guard.operator import Request
 
@@ -95,13 +95,14 @@ class Claim:
                 f"interval {number}: number 0 has no mixture, and every later one has its mixture"
             )
         interval = Interval(number, mixture, signals, metrics or {})
-        row = interval.row()
+        run = fingerprint_of(self.run.config, self.run.seed)
+        row = interval.row(run)
 
         def work(connection: sa.Connection) -> None:
             self._renew(connection, cost, number, signals.progress)
             recorded = self._digests(connection, number)
             if number in recorded:
-                if recorded[number] != row["digest"]:
+                if not interval.is_recorded_as(recorded[number], run):
                     raise StoreError(
                         f"run {self.run.id} recorded another interval {number} before: repeating "
                         "it gave other numbers, so the run is not deterministic on this machine. "

@@ -130,7 +130,61 @@ def figures_json(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, str, int)) else str(value)
 
 
-_DAMAGE = (CuveeError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
+_DAMAGE = (
+    CuveeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+_HALF = 32  # characters of a digest of a row
+_VERDICT = {"step": int, "verdict": str}
+_RECORD: Mapping[str, Any] = {
+    "reason": str,
+    "lesson": str,
+    "change": (int, float),
+    "limits": list,
+    "alarms": dict,
+    "proposed": dict,
+    "executed": dict,
+    "fallback": dict,
+    "operator": dict,
+    "own": dict,
+    "explained": dict,
+}
+"""The types of entries of an audit record, where they are there and not None."""
+
+
+def _row_digest(row: Mapping[str, Any], run: str) -> str:
+    """The digest of a row of the run with the fingerprint `run`."""
+    of = [run, row["number"], row["space"], row["mixture"], row["signals"]]
+    return digest_of(of)[:_HALF] + digest_of(row["metrics"])[:_HALF]
+
+
+def _old_digest(row: Mapping[str, Any]) -> str:
+    """The digest of the same row in stores of earlier versions: without run, number and metrics."""
+    return digest_of([row["space"], row["mixture"], row["signals"]])
+
+
+def _checked(metrics: Any) -> dict[str, Any]:
+    """Return the metrics of a row. Raises `TypeError` if they, or an audit record, have no such form."""
+    found = dict(metrics)
+    record = found.get("guard")
+    if record is None:
+        return found
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(name), kind) for name, kind in _VERDICT.items()
+    ):
+        raise TypeError("the record of the guard has no step and verdict")
+    for name, kind in _RECORD.items():
+        if record.get(name) is not None and not isinstance(record[name], kind):
+            raise TypeError(f"the record of the guard has {name} {str(record[name])[:40]!r}")
+    weights = [record.get(name) or {} for name in ("proposed", "executed")]
+    if not all(isinstance(one, (int, float)) for each in weights for one in each.values()):
+        raise TypeError("the record of the guard has a weight that is no number")
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,32 +223,42 @@ class Interval:
         """Return the domains of this interval as JSON data."""
         return [domain.to_json() for domain in self.signals.domains]
 
-    def row(self) -> dict[str, Any]:
+    def row(self, run: str = "") -> dict[str, Any]:
         """Return the columns of `intervals` except for run and attempt.
 
-        The digest excludes metrics, because they may contain wall-clock times.
+        `run` is the fingerprint of the run. The digest has two halves. The first one is of the run,
+        the number, the mixture and the signals. The second one is of the metrics, which may contain
+        wall-clock times.
         """
-        space = digest_of(self.space_json())
-        mixture = self.mixture.to_json() if self.mixture else None
-        signals = self.signals.to_json()
-        return {
+        row = {
             "number": self.number,
-            "space": space,
-            "mixture": mixture,
-            "signals": signals,
+            "space": digest_of(self.space_json()),
+            "mixture": self.mixture.to_json() if self.mixture else None,
+            "signals": self.signals.to_json(),
             "metrics": figures_json(self.metrics),
-            "digest": digest_of([space, mixture, signals]),
         }
+        return {**row, "digest": _row_digest(row, run)}
+
+    def is_recorded_as(self, digest: str, run: str) -> bool:
+        """Whether a row with this digest is of this interval. Metrics do not count."""
+        row = self.row(run)
+        return digest[:_HALF] == row["digest"][:_HALF] or digest == _old_digest(row)
 
     @classmethod
-    def read(cls, row: Mapping[str, Any], space: Space | None, run_id: str) -> Interval:
-        """Read and check a row. Raises `StoreError` if it was altered or is invalid."""
+    def read(
+        cls, row: Mapping[str, Any], space: Space | None, run_id: str, run: str = ""
+    ) -> Interval:
+        """Read and check a row of the run with the fingerprint `run`.
+
+        Raises `StoreError` if it was altered or is invalid.
+        """
         where = f"interval {row['number']} of run {run_id}"
         try:
             if (
                 space is None
+                or type(row["number"]) is not int
                 or space.digest != row["space"]
-                or digest_of([row["space"], row["mixture"], row["signals"]]) != row["digest"]
+                or row["digest"] not in (_row_digest(row, run), _old_digest(row))
             ):
                 raise StoreError(
                     f"{where} was altered after it was written: its digest does not match"
@@ -203,7 +267,7 @@ class Interval:
             signals = Signals.from_json(space.domains, row["signals"])
             if mixture is not None and mixture.names != signals.names:
                 raise StoreError(f"{where} has a mixture over other domains than its signals")
-            return cls(row["number"], mixture, signals, dict(row["metrics"]))
+            return cls(row["number"], mixture, signals, _checked(row["metrics"]))
         except StoreError:
             raise
         except _DAMAGE as error:

@@ -18,7 +18,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,8 @@ class Store:
             Interval(*row)
             for row in zip(count(), mixtures, run.trajectory.signals, all_metrics, strict=False)
         ]
-        rows = [interval.row() for interval in found]
+        fingerprint = fingerprint_of(run.config, run.seed)
+        rows = [interval.row(fingerprint) for interval in found]
         paths = {"checkpoint": run.checkpoint, "policy": run.policy}
         ended = {
             "status": "done",
@@ -222,7 +223,11 @@ class Store:
                 query = query.where(runs.c.id == run_id, runs.c.status == "done").order_by(
                     intervals.c.number
                 )
-                if list(connection.execute(query).scalars()) != [row["digest"] for row in rows]:
+                recorded = list(connection.execute(query).scalars())
+                if len(recorded) != len(found) or not all(
+                    one.is_recorded_as(digest, fingerprint)
+                    for one, digest in zip(found, recorded, strict=True)
+                ):
                     raise StoreError(
                         f"run {run_id} is in the store {self.address.shown} already with other measurements"
                     )
@@ -513,16 +518,16 @@ class Store:
         lists = sa.select(spaces).where(spaces.c.digest.in_(used))
         query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
         query = query.where(intervals.c.number <= last) if last is not None else query
-        count = sa.select(runs.c.intervals).where(runs.c.id == run_id)
+        count = sa.select(runs.c.intervals, runs.c.fingerprint).where(runs.c.id == run_id)
 
-        def work(connection: sa.Connection) -> tuple[int, Sequence[Any], Sequence[Any]]:
-            recorded = connection.execute(count).scalar_one_or_none() or 0
+        def work(connection: sa.Connection) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+            of_run = connection.execute(count).one_or_none() or (0, "")
             rows = connection.execute(query).mappings().all()
-            return recorded, rows, connection.execute(lists).all()
+            return of_run, rows, connection.execute(lists).all()
 
-        recorded, rows, of_run = self._database.read(work)
-        domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in of_run}
-        found = [Interval.read(dict(row), domains.get(row["space"]), run_id) for row in rows]
+        (recorded, run), rows, used_lists = self._database.read(work)
+        domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in used_lists}
+        found = [Interval.read(dict(row), domains.get(row["space"]), run_id, run) for row in rows]
         newest = recorded if last is None else min(recorded, last)
         if newest >= max(first, 1) and (not found or found[-1].number < newest):
             raise StoreError(
@@ -533,6 +538,11 @@ class Store:
             raise StoreError(
                 f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were "
                 "deleted"
+            )
+        if any(after.signals.step < one.signals.step for one, after in pairwise(found)):
+            raise StoreError(
+                f"run {run_id} has intervals in another order than they were recorded in: rows were "
+                "altered; restore the store from a copy"
             )
         return found
 

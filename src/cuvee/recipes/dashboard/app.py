@@ -10,6 +10,7 @@ from dash import Dash, Input, Output, State, dcc, html
 from flask import abort, request
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from cuvee.core.errors import one_line
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.recipes.dashboard.view import (
     BAD_COLUMNS,
@@ -103,7 +104,7 @@ def _layout(dashboard: Dashboard) -> html.Div:
     groups = dashboard.store.groups()
     names = short_groups(groups)
     options = [{"label": "all runs", "value": ""}]
-    options += [{"label": names.get(group, group), "value": group} for group in groups]
+    options += [{"label": one_line(names.get(group, group)), "value": group} for group in groups]
     return html.Div(
         [
             html.H1("Runs"),
@@ -199,7 +200,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
     head = html.Thead(html.Tr([html.Th(name) for name in columns]))
     body = [
         html.Tr(
-            [html.Td(cell, **{"data-label": name}) for name, cell in zip(columns, row, strict=True)]
+            [
+                html.Td(one_line(cell), **{"data-label": name})
+                for name, cell in zip(columns, row, strict=True)
+            ]
         )
         for row in rows
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cuvee import __version__
 from cuvee.core.domain import Domain, available_K
+from cuvee.core.errors import one_line
 from cuvee.core.files import write_atomic
 from cuvee.core.signals import Measured
 from cuvee.core.trajectory import Run, Trajectory
@@ -63,7 +64,7 @@ def _card(run: Run) -> Iterator[str]:
     yield from ("---", "library_name: transformers", "tags: [cuvee]", "---", "", f"# {run.id}", "")
     yield (
         f"A causal language model, trained with cuvee {__version__} under the mixture of "
-        f"`{method_label(run.config)}`, with seed {run.seed}."
+        f"`{_code(method_label(run.config))}`, with seed {run.seed}."
     )
     yield ""
     yield "| domain | role | tokens | share | epochs | validation loss |"
@@ -78,5 +79,10 @@ def _card(run: Run) -> Iterator[str]:
     yield "Shares are of the whole run; the losses are in nats per token."
     yield ""
     yield f"- cost: {cost.tokens:,} tokens, {cost.flops:.3g} FLOPs, {cost.seconds:,.0f} seconds"
-    yield f"- model: `{json.dumps(run.config.get('model'))}`"
-    yield f"- corpus: `{run.config.get('corpus')}`"
+    yield f"- model: `{_code(json.dumps(run.config.get('model')))}`"
+    yield f"- corpus: `{_code(str(run.config.get('corpus')))}`"
+
+
+def _code(text: str) -> str:
+    """Text between the backticks of Markdown."""
+    return one_line(text).replace("`", "'")

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from cuvee.core.arrays import FloatArray
+from cuvee.core.errors import one_line
 from cuvee.report.figures.colours import FAINT, GRID, INK, PAPER
 
 LABELS = 104
@@ -29,8 +30,8 @@ class Label:
 
 
 def plain(text: str) -> str:
-    """Escape a name, because Plotly interprets some HTML in labels."""
-    return html.escape(text, quote=False)
+    """Escape a name: Plotly interprets some HTML, and a browser characters that reverse text."""
+    return html.escape(one_line(text), quote=False)
 
 
 def short(text: str) -> str:

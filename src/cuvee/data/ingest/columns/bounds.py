@@ -28,8 +28,8 @@ def too_large(part: str) -> str:
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """Limits what this process may allocate while the block runs.
+def bounded(most: int = DECODE_BYTES) -> Iterator[None]:
+    """Limits what this process may allocate while the block runs to `most` bytes more than it has.
 
     An allocation beyond that raises `MemoryError`.
     """
@@ -40,7 +40,7 @@ def bounded() -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = used + DECODE_BYTES
+    allowed = used + most
     if hard != resource.RLIM_INFINITY:
         allowed = min(allowed, hard)
     if soft != resource.RLIM_INFINITY:

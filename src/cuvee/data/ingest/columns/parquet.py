@@ -8,12 +8,18 @@ process, and the decoded bytes are counted against the size of the file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import CorpusError
-from cuvee.data.ingest.columns.bounds import MAX_ROW_BYTES, bounded, rows_at_once, too_large
+from cuvee.data.ingest.columns.bounds import (
+    DECODE_BYTES,
+    MAX_ROW_BYTES,
+    bounded,
+    rows_at_once,
+    too_large,
+)
 
 _BUFFER_BYTES = 1 << 20
 _LONGEST_DOMAIN = 256  # characters; longer values are not domain names
@@ -30,18 +36,26 @@ def read_columns(
     decode.
     """
     import pyarrow
+    import pyarrow.parquet  # here, where no limit holds: loading it takes memory
 
-    begun = False
+    done = 0
     try:
         try:
             for row in _rows(path, text_column, domain_column, True):
-                begun = True
+                done += 1
                 yield row
-        except OSError as error:
-            # pyarrow makes no dictionary of some encodings, such as DELTA_BYTE_ARRAY.
-            if begun or "Not yet implemented" not in str(error):
+        except (OSError, MemoryError) as error:
+            # pyarrow makes no dictionary of some encodings, such as DELTA_BYTE_ARRAY, and holds
+            # all long values of a column that has none.
+            if not isinstance(error, MemoryError) and (
+                done or "Not yet implemented" not in str(error)
+            ):
                 raise
-            yield from _rows(path, text_column, domain_column, False)
+            failed = True
+        else:
+            failed = False
+        if failed:
+            yield from islice(_rows(path, text_column, domain_column, False), done, None)
     except (
         OSError,
         MemoryError,
@@ -63,6 +77,7 @@ def _rows(
     With `as_dictionary`, a long text that repeats many times is held in memory only once.
     """
     wanted = [text_column, *([domain_column] if domain_column else [])]
+    most = DECODE_BYTES // 2 if as_dictionary else DECODE_BYTES
     with bounded():
         file = _open(path)
         check_columns(path, file.schema_arrow, wanted)
@@ -75,7 +90,7 @@ def _rows(
         total = max(file.metadata.num_rows, 1)
         done = 0
         while True:
-            with bounded():
+            with bounded(most):
                 batch = next(batches, None)
             if batch is None:
                 return

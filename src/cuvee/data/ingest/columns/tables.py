@@ -73,6 +73,7 @@ def read_arrow(
     columns are not text, or that takes too much memory to decode.
     """
     import pyarrow
+    import pyarrow.ipc  # here, where no limit holds: loading it takes memory
 
     wanted = [text_column, *([domain_column] if domain_column else [])]
     try:

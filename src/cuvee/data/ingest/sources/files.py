@@ -27,6 +27,12 @@ def suffix_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
+def is_within(folder: Path, other: Path) -> bool:
+    """Whether `folder` is `other`, which may be a link, or lies below it."""
+    real = folder.resolve()
+    return other.resolve() in (real, *real.parents)
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below `folder` that are not hidden.
 

@@ -9,8 +9,9 @@
     SRC is a data set           of the Hugging Face Hub or of `datasets`: see `hub.py`
 
 Endings such as `.jsonl.gz` and part numbers such as `-00003-of-00010` are removed from names, so
-the parts of one data set form one domain. If nothing is left of a name, as of `part-00003`, the
-domain is named after the folder. A file `table.json` beside the sources may name domains
+the parts of one data set form one domain. A number in the names of several files is a part number
+too if it has leading zeros in one of them and equally many digits in all. If nothing is left of a
+name, as of `part-00003`, the domain is named after the folder. A file `table.json` beside the sources may name domains
 and give their roles: `[{"domain": "math", "role": "target"}, …]`. A file named after a domain of
 the table is that domain, even if its name ends like a part number.
 """
@@ -30,18 +31,21 @@ from cuvee.core.errors import CorpusError
 from cuvee.core.files import read_json, sha256_of
 from cuvee.data.corpus.names import check_all_used, check_domain_name, renamed
 from cuvee.data.ingest.sources import hub
-from cuvee.data.ingest.sources.files import SUFFIXES, Format, files_below, suffix_of
+from cuvee.data.ingest.sources.files import SUFFIXES, Format, files_below, is_within, suffix_of
 from cuvee.data.ingest.sources.places import path_of
 
 _PART = re.compile(
     r"""
-      (^|[-._])\d+[-_]of[-_]\d+ (-[0-9a-f]{8,})? $                    # web-00000-of-00010-0a1b2c3d
+      (^|[-._])\d+[-_]?of[-_]?\d+ (-[0-9a-f]{8,})? $                  # web-00000-of-00010-0a1b2c3d
     | (^|[-._])(\d{5,}|0\d+) $                                       # web.00000, 0000
     | (^|[-._])(part|chunk|shard|piece)[-._]?\d+ $                   # web_part1
-    | (^|[-._])part-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} ([-._]c\d+)? (\.\w+)? $  # Spark
+    | (^|[-._])(part-\d+(-tid-\d+)?-)?                              # Spark, Databricks, web_UUID
+      [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} (-\d+)* ([-._]c\d+)? (\.\w+)? $
     """,
     re.VERBOSE,
 )
+_DIGITS = re.compile(r"\d+")
+_LEAST_DIGITS = 2
 _MANY = 3  # names that differ by a number only
 _TABLE = "table.json"
 
@@ -114,10 +118,11 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
     table = read_tables(places)
     unread: list[Path] = []
     sources: list[TextSource] = []
+    whole = whole_names(places, table)
     for place in places:
         if not place.exists():
             place = _cached(str(place))
-        found = list(_sources_in(place, table, unread))
+        found = list(_sources_in(place, table, whole, unread))
         if not found:
             known = ", ".join(
                 sorted({suffix.removesuffix(".gz").removesuffix(".zst") for suffix in SUFFIXES})
@@ -141,9 +146,11 @@ def _cached(place: str) -> Path:
     return folder
 
 
-def _sources_in(place: Path, table: Mapping[str, Role], unread: list[Path]) -> Iterator[TextSource]:
+def _sources_in(
+    place: Path, table: Mapping[str, Role], whole: Mapping[str, str], unread: list[Path]
+) -> Iterator[TextSource]:
     if not place.is_dir():
-        yield _file(place, place.name, None, _domain_of(place, table))
+        yield _file(place, place.name, None, _domain_of(place, table, whole))
     elif data_set := hub.data_set(place):
         yield from _of_data_set(data_set, place, unread)
     else:
@@ -225,8 +232,13 @@ def _domains(
     table: Mapping[str, Role],
     unread: list[Path],
 ) -> Iterator[TextSource]:
-    for entry in sorted(folder.iterdir()):
+    entries = sorted(folder.iterdir())
+    whole = whole_names(entries, table)
+    for entry in entries:
         if entry.name.startswith(".") or entry == root / _TABLE or entry.name in hub.ABOUT:
+            continue
+        if entry.is_symlink() and entry.is_dir() and is_within(folder, entry):
+            unread.append(entry)
             continue
         if entry.is_dir() and split is None and (data_set := hub.data_set(entry, entry.name)):
             yield from _of_data_set(data_set, root, unread)
@@ -240,7 +252,7 @@ def _domains(
                     unread.append(path)
         elif entry.is_file() and suffix_of(entry):
             loose_text = SUFFIXES[suffix_of(entry)] == "txt"
-            domain = root.resolve().name if loose_text else _domain_of(entry, table)
+            domain = root.resolve().name if loose_text else _domain_of(entry, table, whole)
             yield _file(entry, _label(entry, root), split, domain)
         else:
             unread.append(entry)
@@ -277,17 +289,59 @@ def _label(path: Path, root: Path) -> str:
     return f"{root.resolve().name}/{path.relative_to(root)}"
 
 
-def _domain_of(path: Path, table: Mapping[str, Role]) -> str:
+def _domain_of(path: Path, table: Mapping[str, Role], whole: Mapping[str, str]) -> str:
     """Return the name of a file without its ending, and without a part number.
 
     The part number stays if `table` has a domain of that name. A name that is nothing else gives
-    way to that of the folder.
+    way to that of the folder. `whole` is what `whole_names` returned.
     """
     suffix = suffix_of(path)
     if not suffix:
         raise CorpusError(f"{path} has no known ending: expected one of {', '.join(SUFFIXES)}")
     name = path.name[: -len(suffix)]
-    return name if name in table else _PART.sub("", name) or path.resolve().parent.name
+    if name in table:
+        return name
+    plain = _without_part(name)
+    if plain == name and name in whole:
+        plain = whole[name]
+    return plain or path.resolve().parent.name
+
+
+def _without_part(name: str) -> str:
+    """Remove part numbers from the end of a name: there may be several, as in `001_00003`."""
+    while name and (shorter := _PART.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def whole_names(paths: Iterable[Path], table: Mapping[str, Role]) -> dict[str, str]:
+    """Return the name of the whole by the names that differ in a number with leading zeros.
+
+    Those are the names of files of text, without their endings, that `table` has not. The number
+    has leading zeros in one of them and equally many digits in all, as in `09` and `10`. Warns
+    where no other sign of parts is in the names.
+    """
+    names = {path.name[: -len(ending)] for path in paths if (ending := suffix_of(path))}
+    groups: dict[tuple[str, str, int], set[str]] = {}
+    for name in names - set(table):
+        for match in _DIGITS.finditer(name):
+            frame = (name[: match.start()], name[match.end() :], len(match[0]))
+            groups.setdefault(frame, set()).add(name)
+    whole: dict[str, str] = {}
+    for (before, after, width), alike in groups.items():
+        zeros = any(name[len(before)] == "0" for name in alike)
+        if width < _LEAST_DIGITS or len(alike) < 2 or not zeros:
+            continue
+        rest = f"{before.rstrip('-._')}{after if before else after.lstrip('-._')}"
+        unsure = sorted(name for name in alike if _without_part(name) == name)
+        whole |= dict.fromkeys(alike, _without_part(rest))
+        if unsure:
+            warnings.warn(
+                f"{len(alike)} files are read as parts of one domain ({min(alike)} to "
+                f"{max(alike)}): list their names in table.json if they are domains",
+                stacklevel=2,
+            )
+    return whole
 
 
 def _file(path: Path, label: str, split: Split | None, domain: str) -> TextSource:
