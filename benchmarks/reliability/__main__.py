@@ -19,6 +19,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from reliability.ending import end_all_on_signals
 from reliability.isolated import alone
 from reliability.measure import TESTS, Result
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", type=int, default=sorted(TESTS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    end_all_on_signals()
     print(HEAD, flush=True)
     results: dict[int, Result] = {}
     seconds: dict[int, float] = {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
+_MOST_HOURS = 10**6
 
 
 def time_of(seconds: float) -> str:
     """Format seconds as `1:02:03`, or `2:03` below one hour."""
-    clock = time.gmtime(round(seconds))
-    hours = int(round(seconds) // 3600)
-    return (
-        f"{hours}:{clock.tm_min:02}:{clock.tm_sec:02}"
-        if hours
-        else f"{clock.tm_min}:{clock.tm_sec:02}"
-    )
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours > _MOST_HOURS:  # a store that others write may have any number
+        return f"{seconds / 3600:.0e} h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

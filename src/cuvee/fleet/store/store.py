@@ -447,9 +447,8 @@ class Store:
     def groups(self) -> list[str]:
         """Return the names of all groups, sorted."""
         query = sa.select(runs.c.cohort).where(runs.c.cohort.is_not(None)).distinct()
-        return sorted(
-            self._database.read(lambda connection: connection.execute(query).scalars().all())
-        )
+        found = self._database.read(lambda connection: connection.execute(query).scalars().all())
+        return sorted(name for name in found if isinstance(name, str))  # `listing` names others
 
     def tally(self, group: str | None = None) -> Tally:
         """Return the number of runs by status and their cost, with two small queries."""
@@ -518,14 +517,15 @@ class Store:
         lists = sa.select(spaces).where(spaces.c.digest.in_(used))
         query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
         query = query.where(intervals.c.number <= last) if last is not None else query
-        count = sa.select(runs.c.intervals, runs.c.fingerprint).where(runs.c.id == run_id)
+        of = (runs.c.intervals, runs.c.fingerprint, runs.c.status)
+        count = sa.select(*of).where(runs.c.id == run_id)
 
         def work(connection: sa.Connection) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-            of_run = connection.execute(count).one_or_none() or (0, "")
+            of_run = connection.execute(count).one_or_none() or (0, "", "")
             rows = connection.execute(query).mappings().all()
             return of_run, rows, connection.execute(lists).all()
 
-        (recorded, run), rows, used_lists = self._database.read(work)
+        (recorded, run, status), rows, used_lists = self._database.read(work)
         domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in used_lists}
         found = [Interval.read(dict(row), domains.get(row["space"]), run_id, run) for row in rows]
         newest = recorded if last is None else min(recorded, last)
@@ -533,6 +533,11 @@ class Store:
             raise StoreError(
                 f"run {run_id} has recorded {recorded} intervals, but the last of them are missing: rows were deleted or the "
                 "store is damaged; restore it from a copy, or train the run again under another name"
+            )
+        if status == "done" and last is None and found and found[-1].number > recorded:
+            raise StoreError(
+                f"run {run_id} is done and has {found[-1].number} intervals, but recorded {recorded}: "
+                "the store was altered; restore it from a copy"
             )
         if [interval.number for interval in found] != list(range(first, first + len(found))):
             raise StoreError(
