@@ -117,12 +117,28 @@ def test_tables_and_page_from_the_command_line(
     assert f"{mean:.3f}" in row
     assert "Test loss at the end" in done.stdout
     assert "Against odm, paired by seed: test loss" in done.stdout
-    assert "mail-only" in (place / "page.html").read_text()
+    verdict, sure, *_ = done.stdout.splitlines()
+    assert verdict.startswith(("Train on ", "Keep odm"))
+    assert sure.startswith("  how sure: ")
+    page = (place / "page.html").read_text()
+    assert "mail-only" in page
+    assert f'<h2 class="choice">{verdict}</h2>' in page
     again = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
     (result,) = json.loads(again.stdout)
     (first,) = [row for row in result["tables"][0]["rows"] if row["name"] == "natural"]
     assert f"{mean:.3f}" in json.dumps(first)
     assert result["report"] == "page.html"
+    assert result["verdict"]["choice"] == verdict
+    found = result["verdicts"]["natural"]
+    assert found["outcome"] in ("better", "worse", "tied", "open")
+    theirs = np.mean(
+        [
+            run.trajectory.last.probes["test_loss"].values
+            for run in runs
+            if run.config["method"]["label"] == "odm"
+        ]
+    )
+    assert found["difference"]["mean"] == pytest.approx(mean - theirs)
 
 
 class Interrupts(Unobserved):

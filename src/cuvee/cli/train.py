@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cuvee.core.trajectory import Run
     from cuvee.recipes.config.schema import RunConfig
     from cuvee.report.tables import Table as Figures
+    from cuvee.report.verdict import Card
 
 
 def _existing(config: Path) -> Path:
@@ -129,7 +130,6 @@ def compare(
     from cuvee.recipes.reports.reporting import (
         by_model_table,
         report_path,
-        tables,
         write_comparison,
     )
     from cuvee.recipes.setup.estimate import estimate
@@ -153,19 +153,39 @@ def compare(
         with view(quiet) as seen:
             compared[name] = recipe.compare(one, resume=resume, workers=workers, observer=seen)
         page = report_path(one, name, output, several=len(models) > 1)
-        claims = write_comparison(one, compared[name], page)
-        facts = {"claims": claims, "report": str(page)}
-        figures = [_as_json(*table) for table in tables(compared[name], one.baseline_label)]
-        results.append({"model": name, "tables": figures, **facts})
+        written = write_comparison(one, compared[name], page)
+        results.append(
+            {
+                "model": name,
+                "verdict": asdict(written.card) if written.card else None,
+                "verdicts": {label: asdict(found) for label, found in written.verdicts.items()},
+                "tables": [_as_json(*table) for table in written.tables],
+                "claims": written.claims,
+                "report": str(page),
+            }
+        )
         if not as_json:
-            print_tables(compared[name], one.baseline_label)
-            for sentence in claims:
+            if written.card:
+                _say_card(written.card)
+            for heading, figures in written.tables:
+                _print_table(heading, figures)
+            for sentence in written.claims:
                 say(sentence)
             say(f"report: {page}")
     if as_json:
         say_json(results)
     elif len(compared) > 1:
         _print_table(*by_model_table(compared, wanted.baseline_label))
+
+
+def _say_card(card: Card) -> None:
+    """Print what to train on, how sure that is, what it saves and what it costs."""
+    say(card.choice)
+    parts = (("how sure", card.sure), ("saves", card.saves), ("costs", card.cost))
+    for name, text in (*parts, *(("note", note) for note in card.trust)):
+        if text:
+            say(f"  {name}: {text}")
+    say()
 
 
 def print_tables(runs: Sequence[Run], baseline: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -383,6 +384,16 @@ def _evidence(one: Answered) -> str:
 
 
 def _made(one: Answered) -> str:
+    when = _moment(one.registered)
     if not one.done:
-        return f"Registered before the runs, {one.registered}."
-    return f"Registered when {one.done} of {one.total} runs were done, {one.registered}."
+        return f"Registered before the runs, {when}."
+    return f"Registered when {one.done} of {one.total} runs were done, {when}."
+
+
+def _moment(text: str) -> str:
+    """Return a time as a reader writes it; other text as it is."""
+    try:
+        at = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except ValueError:
+        return text
+    return f"{at.day} {at:%B %Y, %H:%M} UTC"

@@ -197,14 +197,18 @@ def _sample(line: Any) -> html.I:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> html.Table:
     """Return a table of text, which the browser shows as it is; on a phone a row is a card."""
-    head = html.Thead(html.Tr([html.Th(name) for name in columns]))
+    names = [html.Th(name, role="columnheader") for name in columns]
+    head = html.Thead(html.Tr(names, role="row"), role="rowgroup")
     body = [
         html.Tr(
             [
-                html.Td(one_line(cell), **{"data-label": name})
+                html.Td(one_line(cell), role="cell", **{"data-label": name})
                 for name, cell in zip(columns, row, strict=True)
-            ]
+            ],
+            role="row",
         )
         for row in rows
     ]
-    return html.Table([head, html.Tbody(body)])
+    # On a phone the style sheet lays tables out as cards. With roles they stay tables for screen
+    # readers.
+    return html.Table([head, html.Tbody(body, role="rowgroup")], role="table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from cuvee.fleet.store.store import Store
 from cuvee.recipes.config.schema import CompareConfig
 from cuvee.recipes.reports.claims import answered_claims
 from cuvee.recipes.stores import open_store
+from cuvee.report.answers import Evaluations, answer_table
 from cuvee.report.page import write_report
-from cuvee.report.steering import steering
+from cuvee.report.steering import Steering, steering
 from cuvee.report.summary import summarise
 from cuvee.report.tables import (
     Cell,
@@ -28,6 +30,7 @@ from cuvee.report.tables import (
     paired_table,
     spread_table,
 )
+from cuvee.report.verdict import Card, card
 from cuvee.report.words import (
     ABSENT,
     claim_sentence,
@@ -39,13 +42,30 @@ from cuvee.report.words import (
 )
 
 
-def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, Table]]:
+@dataclass(frozen=True)
+class Written:
+    """What a comparison came to, as its report says it."""
+
+    card: Card | None
+    verdicts: Mapping[str, Verdict]
+    claims: Sequence[str]
+    tables: Sequence[tuple[str, Table]]
+    """Tables with their headings."""
+
+
+def tables(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    steered: Mapping[str, Steering] | None = None,
+    evaluations: Evaluations | None = None,
+) -> list[tuple[str, Table]]:
     """Return the tables of a comparison with headings.
 
-    They are final losses and cost, and paired differences if runs of equal seeds exist. The
-    headings say whether losses are test or validation losses.
+    They are final losses and cost, paired differences if runs of equal seeds exist, and results of
+    `cuvee evaluate` if there are any. The headings say whether losses are test or validation
+    losses. `steered` says by run id who steered it.
     """
-    summary = summarise(runs, baseline)
+    summary = summarise(runs, baseline, steered=steered)
     loss = final_loss(summary)
     note = fallback(summary)
     heading = f"{loss.capitalize()} at the end" + (f". {note}" if note else "")
@@ -56,7 +76,10 @@ def tables(runs: Sequence[Run], baseline: str | None = None) -> list[tuple[str, 
     against = f"Against {summary.baseline}, paired by seed: {loss}"
     if len(measures(summary)) > 1:
         against += f". The verdict is about the {measure(summary)}"
-    return [*final, (against, paired)] if paired else final
+    final += [(against, paired)] if paired else []
+    answers = answer_table(summary, evaluations or {})
+    final += [("Results of `cuvee evaluate`", answers)] if answers else []
+    return final
 
 
 def report_path(config: CompareConfig, model: str, given: Path | None, several: bool) -> Path:
@@ -68,14 +91,20 @@ def report_path(config: CompareConfig, model: str, given: Path | None, several: 
     return path.with_name(f"{path.stem}-{model}{path.suffix}") if several else path
 
 
-def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> list[str]:
-    """Write the report of a comparison and return the answers to its claims as sentences."""
+def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> Written:
+    """Write the report of a comparison and return what it says, with its claims as sentences."""
     group = config.group(Corpus.open(config.corpus).fingerprint)
     with open_store(config.store, must_exist=True) as store:
         recorded = _recorded(store, {run.id: store.metrics(run.id) for run in runs})
     claims = answered_claims(config, group, runs, recorded["steered"])
     write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims, **recorded)
-    return [claim_sentence(one) for one in claims]
+    summary = summarise(runs, config.baseline_label, steered=recorded["steered"])
+    return Written(
+        card(summary),
+        summary.verdicts,
+        [claim_sentence(one) for one in claims],
+        tables(runs, config.baseline_label, recorded["steered"], recorded["evaluations"]),
+    )
 
 
 def _recorded(store: Store, metrics: Mapping[str, Sequence[Metrics]]) -> dict[str, Any]:
