@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Result = Mapping[str, Any]
-UNMEASURED = "not run"
 
 
 def _of(unit: str, *keys: Any) -> Callable[[Result], str]:
@@ -77,13 +76,17 @@ def _page(result: Result, at: int) -> str:
 
 
 def with_figures(text: str, result: Result | None) -> str:
-    """Return the page with the last cell of each row of its tables filled in."""
+    """Return the page with the last cell of each row of its tables filled in.
+
+    Without a result the page stays as it is.
+    """
+    if result is None:
+        return text
     lines = text.split("\n")
     for i, line in enumerate(lines):
         if not line.startswith("| ") or lines[i + 1].startswith("|---"):
             continue
         *cells, _ = line.strip().strip("|").split("|")
         name = cells[0].strip()
-        made = UNMEASURED if result is None else FIGURES[name](result)
-        lines[i] = f"|{'|'.join(cells)}| {made} |"
+        lines[i] = f"|{'|'.join(cells)}| {FIGURES[name](result)} |"
     return "\n".join(lines)

@@ -24,11 +24,12 @@ from headline import (
     result_of,
     row_of,
     run_job,
+    share_of,
     take,
     with_measured,
     with_table,
 )
-from scale_page import FIGURES, UNMEASURED, with_figures
+from scale_page import FIGURES, with_figures
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,32 @@ def test_each_row_of_the_page_of_scale_has_a_figure_and_each_figure_a_row() -> N
     rows = [line for line in SCALE.read_text(encoding="utf-8").split("\n") if is_row(line)]
     named = [cells_of(row)[0] for row in rows]
     assert set(FIGURES) <= set(named)
-    unknown = with_figures("| | measured |\n|---|---|\n| state | |\n", None)
-    assert unknown.split("\n")[2] == f"| state | {UNMEASURED} |"
+    assert set(FIGURES) == {name for name in named if name in FIGURES}
+    assert with_figures("| state | by hand |\n", None) == "| state | by hand |\n"
     with pytest.raises(KeyError):
         with_figures("| made up | 3 s |\n", {"stream": {}})
+
+
+def test_the_page_of_scale_takes_its_figures_from_the_measurement() -> None:
+    times = {"next_s": 0.5, "first_s": 20.0, "audit_megabytes": 1.5}
+    found = dict.fromkeys(("natural", "odm", "ado", "gain", "ac_odm", "hds", "history"), times)
+    stream = dict.fromkeys(("save_state_s", "load_state_s", "seek_s", "set_mixture_s"), 0.25)
+    stream |= {"batch_after_a_change_s": 1, "open_corpus_s": 2, "open_stream_s": 3}
+    result = {
+        "stream": {**stream, "state_megabytes": 0.661},
+        "decisions": {**found, "learning": found, "history_gigabytes_on_paper": 60.0},
+        "store": [{"megabytes_a_row": 1.3, "rows_written_a_second": 4, "rows_read_a_second": 8}],
+        "report": [{"seconds": 18.2, "megabytes": 5.31}, {"seconds": 8, "megabytes": 5}],
+    }
+    made = with_figures(SCALE.read_text(encoding="utf-8"), result)
+    assert "logged for later | ≤ 1 MB | 0.66 MB |" in made
+    assert "| natural | ≤ 1 s | 0.5 s; the first 20 s |" in made
+    assert "| four runs of 10,000 domains and 20 intervals | ≤ 6 MB | 18 s, 5.3 MB |" in made
+    assert with_figures(made, result) == made
+
+
+def test_a_share_of_few_worlds_has_the_interval_of_a_share() -> None:
+    share, low, high = share_of(0, 50)
+    assert (share, low) == (0.0, 0.0)
+    assert high == pytest.approx(0.0714, abs=1e-3)
+    assert share_of(25, 50)[1:] == pytest.approx([0.3664, 0.6336], abs=1e-3)

@@ -13,7 +13,7 @@ from cuvee.core.trajectory import Cost, Run, Trajectory
 from cuvee.evaluation.claims import Answered, Claim, answer_claims
 from cuvee.report.figures.folding import folded
 from cuvee.report.page import write_report
-from cuvee.report.panels import interval_panels
+from cuvee.report.panels import interval_panels, mixture_panels
 from cuvee.report.steering import Steering, steering
 from cuvee.report.summary import MOST_METHODS, summarise
 from cuvee.report.tables import final_table, run_table, spread_table
@@ -242,6 +242,11 @@ def test_the_spread_of_crossed_seeds_is_divided_among_the_parts_of_a_run() -> No
     assert found is not None
     assert "Intervals resample the seeds of each part" in " ".join(found.trust)
     assert "2 crossed seeds are few" in " ".join(found.trust)
+    said = captions(summarise(runs))["intervals"]
+    assert "over 4 paired runs of 2 crossed seeds" in said
+    assert "Strokes are single runs." in said
+    assert "too narrow" in said
+    assert mixture_panels(summarise(runs))[0].heading == "natural, mean of 4 runs"
     assert spread_table(summarise(compared(5))) is None
 
 

@@ -10,7 +10,7 @@ from cuvee.evaluation.items import TaskScore, paired
 from cuvee.report.summary import Summary
 from cuvee.report.tables import Cell, Row, Table
 from cuvee.report.views import MethodView
-from cuvee.report.words import ABSENT, number
+from cuvee.report.words import ABSENT, interval, number, signed
 
 Evaluations = Mapping[str, Sequence[TaskScore]]
 """Results by run id."""
@@ -50,4 +50,4 @@ def _cell(scores: Sequence[TaskScore], baseline: Sequence[TaskScore], name: str)
     difference = None if scores is baseline else paired(scores, baseline, name)
     if difference is None or difference.low is None:
         return Cell(mean)
-    return Cell(mean, f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})")
+    return Cell(mean, f"{signed(difference.mean, 4)} ({interval(difference, 4)})")

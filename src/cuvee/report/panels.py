@@ -58,7 +58,8 @@ def mixture_panels(summary: Summary) -> list[Panel]:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in top)
             words = f"Mixture of {method.label} over time; at the end {shares}"
             figure = mixture_figure(summary, method)
-            panels.append(Panel(f"plot-mixture-{index}", _seeds(method), words, figure))
+            heading = _seeds(summary, method)
+            panels.append(Panel(f"plot-mixture-{index}", heading, words, figure))
     return panels
 
 
@@ -68,13 +69,15 @@ def epochs_panels(summary: Summary) -> list[Panel]:
         if any(len(view.run.trajectory) for view in method.runs):
             figure = epochs_figure(summary, method)
             words = f"How often {method.label} has read each domain over time"
-            panels.append(Panel(f"plot-epochs-{index}", _seeds(method), words, figure))
+            heading = _seeds(summary, method)
+            panels.append(Panel(f"plot-epochs-{index}", heading, words, figure))
     return panels
 
 
-def _seeds(method: MethodView) -> str:
+def _seeds(summary: Summary, method: MethodView) -> str:
     ran = sum(bool(len(view.run.trajectory)) for view in method.runs)
-    return method.label + (f", mean of {ran} seeds" if ran > 1 else "")
+    what = "runs" if summary.levels else "seeds"
+    return method.label + (f", mean of {ran} {what}" if ran > 1 else "")
 
 
 def trade_panel(summary: Summary) -> Panel | None:

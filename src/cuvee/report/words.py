@@ -140,7 +140,7 @@ def captions(summary: Summary) -> dict[str, str]:
     weighted = summary.ranked_by == "Objective"
     return {
         "intervals": f"Differences in {loss}: left of {base} is better. "
-        + _interval_words(counts, summary.has_roles or weighted),
+        + _interval_words(summary, summary.has_roles or weighted),
         "mixtures": "The share of each batch that came from each domain" + means + ". "
         "The narrow column at the left has the natural shares." + _taken(summary),
         "epochs": "How often each domain has been read: its tokens so far over its tokens. "
@@ -191,29 +191,31 @@ def _taken(summary: Summary) -> str:
 
 
 def _pairs(summary: Summary) -> list[int]:
-    """The number of seeds that each method shares with the baseline, without methods of none."""
+    """The number of pairs of each method with the baseline, without methods of none."""
     theirs = summary.methods[0].by_seed(_headline)
     shared = [len(theirs.keys() & one.by_seed(_headline).keys()) for one in summary.methods[1:]]
-    return [summary.independent(count) for count in shared if count]
+    return [count for count in shared if count]
 
 
-def _interval_words(counts: Sequence[int], tabs: bool) -> str:
+def _interval_words(summary: Summary, tabs: bool) -> str:
+    counts = _pairs(summary)
     if not counts or max(counts) == 1:
         return "With one seed there is no interval, and no difference is a result."
     low = min(counts)
     high = max(counts)
-    seeds = f"{low} to {high}" if low < high else str(high)
+    seeds = f"{low} to {high} paired seeds" if low < high else f"{high} paired seeds"
+    if summary.levels:
+        seeds = paired_seeds(high, summary.independent(high))
     said = (
-        f"Bars are 95 % bootstrap intervals over {seeds} paired seeds; a filled mark’s interval "
-        "excludes zero. "
+        f"Bars are 95 % bootstrap intervals over {seeds}; a filled mark’s interval excludes zero. "
     )
     said += "In the first of these figures, the" if tabs else "The"
     said += " shaded band is what counts as a tie."
     if len(counts) > 1:
         said += f" A verdict also needs a t-test that is corrected for {len(counts)} methods."
     if high <= 8:
-        said += " Strokes are single seeds."
-    if low < ENOUGH_SEEDS:
+        said += f" Strokes are single {'runs' if summary.levels else 'seeds'}."
+    if summary.independent(low) < ENOUGH_SEEDS:
         said += f" Intervals of fewer than {ENOUGH_SEEDS} seeds are too narrow: they are hints."
     return said
 
