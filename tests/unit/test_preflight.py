@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cuvee.core.errors import ConfigError, PolicyError, StoreError
+from cuvee.core.errors import ConfigError, CuveeError, PolicyError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
@@ -95,6 +95,15 @@ def test_a_search_that_could_not_commit_is_refused_before_its_first_proxy(
         with pytest.raises((PolicyError, ConfigError)):
             begin(asked)
     assert not (tmp_path / "s.db").exists()
+
+
+def test_a_plan_without_proxies_is_refused_as_the_search_would_be(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    for job in (plan, search):
+        with pytest.raises(CuveeError, match="every weight is zero"):
+            job(config(corpora["whole"], tmp_path, {"name": "given"}))
+    assert plan(config(corpora["whole"], tmp_path, {"name": "natural"})).runs == 0
 
 
 def test_out_that_cannot_be_written_is_refused_at_the_start(

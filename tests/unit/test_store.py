@@ -26,7 +26,7 @@ from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.store.summaries import read_summary
 from cuvee.fleet.worker_name import is_alive, worker_name
-from cuvee.recipes.stores import find_runs
+from cuvee.recipes.stores import find_runs, open_store
 from cuvee.testing.runs import example_run
 from cuvee.testing.store import StoreSuite
 
@@ -121,6 +121,24 @@ def test_postgresql_without_its_driver_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StoreError, match="psycopg"):
         Store.open("postgresql://localhost/x")
+
+
+@pytest.mark.parametrize("content", [b"1", b"[1]", b"postgres", b"x" * 5000])
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, content: bytes) -> None:
+    """SQLite takes a file that is shorter than its header for an empty database."""
+    place = tmp_path / "notes.txt"
+    place.write_bytes(content)
+    with pytest.raises(StoreError, match="is not a database"):
+        Store.open(place)
+    assert place.read_bytes() == content
+
+
+@pytest.mark.parametrize("given", ["{}/typo.db", "sqlite:///{}/typo.db", "@{}/address"])
+def test_a_command_that_reads_makes_no_store(tmp_path: Path, given: str) -> None:
+    (tmp_path / "address").write_text(f"{tmp_path}/typo.db\n")
+    with pytest.raises(StoreError, match="there is no store"):
+        open_store(given.format(tmp_path), must_exist=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["address"]
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:

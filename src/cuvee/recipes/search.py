@@ -205,6 +205,8 @@ def plan(config: SearchConfig) -> SearchPlan:
     # Some methods propose their proxies one by one.
     to_come = max(len(proposed), getattr(method, "proxies", 0) - len(logged)) if proposed else 0
     if not proposed:
+        if not logged:  # the search would commit at once, and raise what this raises
+            method.commit(corpus, ())
         return SearchPlan(0, len(logged), each)
     seconds, estimated_from = _estimate_seconds(config, corpus, proposed, logged)
     return SearchPlan(

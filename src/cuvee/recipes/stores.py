@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cuvee.core.errors import StoreError, nearest
+from cuvee.fleet.store.address import find_address
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 
@@ -31,12 +32,11 @@ def open_store(given: str | Path | None = None, must_exist: bool = False) -> Sto
     With `must_exist`, raises `StoreError` if the file does not exist, instead of creating it.
     """
     place = str(given or "") or os.environ.get("CUVEE_STORE") or DEFAULT_STORE
-    if "://" not in place and not place.startswith("@"):
-        if must_exist and not Path(place).is_file():
-            raise StoreError(
-                f"there is no store {place}: name one with --store, or train something first"
-            )
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    address = find_address(place)
+    if must_exist and address.is_sqlite and not Path(address.url.database or "").is_file():
+        raise StoreError(
+            f"there is no store {place}: name one with --store, or train something first"
+        )
     return Store.open(place, first_patience=_FIRST_PATIENCE)
 
 

@@ -25,6 +25,7 @@ _NETWORK_FILE_SYSTEM = re.compile(
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _HARMLESS = frozenset({"sslmode", "connect_timeout", "application_name"})
 _LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
+_SQLITE = b"SQLite format 3\0"
 _MOST_BYTES = 1 << 16  # of a file with a URL
 
 
@@ -105,6 +106,7 @@ def _sqlite(path: Path) -> Address:
         raise StoreError(f"{path} cannot be a store: name a plain file, such as runs/store.sqlite")
     if path.is_dir():
         raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'store.sqlite'}")
+    _check_header(path)
     kind = file_system_of(path)
     if kind and _NETWORK_FILE_SYSTEM.fullmatch(kind):
         raise StoreError(
@@ -112,6 +114,17 @@ def _sqlite(path: Path) -> Address:
             "use a local disk, or PostgreSQL for several hosts"
         )
     return Address(URL.create("sqlite", database=str(path)), shown=str(path))
+
+
+def _check_header(path: Path) -> None:
+    """Raise `StoreError` for a file of something else: SQLite writes over a short one."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(len(_SQLITE))
+    except OSError:  # a new file, or SQLite says what is wrong
+        return
+    if header and header != _SQLITE:
+        raise StoreError(f"{path} is not a database: give a file that cuvee wrote, or a new name")
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
