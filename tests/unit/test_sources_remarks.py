@@ -221,6 +221,22 @@ def test_a_file_named_after_a_domain_of_the_table_is_no_part(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    "held_out", ["test.jsonl", "validation-00000-of-00001.jsonl", "dev/a.jsonl", "Val.jsonl"]
+)
+def test_files_named_after_a_split_are_remarked(tmp_path: Path, held_out: str) -> None:
+    """A folder as the Hub has it, without the marks of its client: nothing says what it is."""
+    rows(tmp_path / "train-00000-of-00001.jsonl", "one")
+    rows(tmp_path / held_out, "two")
+    with pytest.warns(UserWarning, match="will be a domain like any other, and be trained on"):
+        domains(tmp_path)
+    table = [{"domain": name} for name in ("test", "validation", "dev", "Val", "train")]
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        domains(tmp_path)
+
+
 def test_many_names_that_differ_by_a_number_are_remarked(tmp_path: Path) -> None:
     for i in range(4):
         rows(tmp_path / f"web_{i}.jsonl", f"text {i}")

@@ -23,6 +23,9 @@ _PART = re.compile(r"""(?:^|(?<=\.))(?:"([^"]+)"|'([^']+)'|([^."']*))(?=\.|$)"""
 MAX_LENGTH = 10_000  # of one value; the time to parse a number grows with its length squared
 
 
+_OTHER_BASE = re.compile(r"[-+]?0[box]")
+
+
 class WrittenInt(int):
     """A number whose `str` is the text in the file, because a name may look like a number."""
 
@@ -48,7 +51,8 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> WrittenInt:
-        number = WrittenInt(super().construct_yaml_int(node))
+        text = node.value.replace("_", "").lower()
+        number = WrittenInt(int(text, 0 if _OTHER_BASE.match(text) else 10))
         number.written = node.value
         return number
 
@@ -58,13 +62,22 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
-_OTHER_WORDS = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+_OTHER_WORDS = (
+    "tag:yaml.org,2002:bool",
+    "tag:yaml.org,2002:int",  # in which 0100 is 64, and 1:30 is 90
+    "tag:yaml.org,2002:timestamp",
+)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag not in _OTHER_WORDS]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -57,6 +57,11 @@ class DataSet:
     unread: tuple[Path, ...]
 
 
+def names_split(name: str) -> bool:
+    """Whether a name is one of the words for validation or test, as in `test.jsonl`."""
+    return _WORDS.get(name.lower(), "train") != "train"
+
+
 def is_name(place: str) -> bool:
     """Whether `place` is written like the name of a data set of the Hub."""
     return _NAME.fullmatch(place) is not None

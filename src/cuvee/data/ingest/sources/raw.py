@@ -133,6 +133,7 @@ def _find(places: Sequence[Path]) -> tuple[list[TextSource], dict[str, Role]]:
         sources += found
     remark_unread(unread, SUFFIXES)
     remark_numbers(source.domain for source in sources if source.domain not in table)
+    remark_splits(one.domain for one in sources if one.split is None and one.domain not in table)
     if not sources:
         raise CorpusError("no sources given: name at least one file or folder of text")
     return sources, table
@@ -266,6 +267,16 @@ def remark_unread(unread: Sequence[Path], known: Iterable[str]) -> None:
             f"{len(unread)} files were not read, because they are dangling links, have unknown "
             f"endings or differ in format from the rest of a data set: {shown}. Known endings: "
             f"{', '.join(known)}",
+            stacklevel=2,
+        )
+
+
+def remark_splits(names: Iterable[str]) -> None:
+    """Warn of domains that are called like the validation or test split of a data set."""
+    if found := sorted({name for name in names if hub.names_split(name)}):
+        warnings.warn(
+            f"{', '.join(found)} will be a domain like any other, and be trained on: if it is held "
+            "out, put the text into folders train/ and valid/ (and test/)",
             stacklevel=2,
         )
 
