@@ -4,11 +4,19 @@ It sums the measurements of the probe "target_gain" (`probes.target_gain`):
 
     m_k   mean gain of the rows of domain k; older intervals have weight `kept`, `kept`², …
     s_k   its standard error, from the variance of rows within domains
-    τ²    variance of the true gains between domains, by moments (DerSimonian and Laird 1986)
-    z_k   = τ (m_k − μ) / (τ² + s_k²), the standardised gain, shrunken towards the mean μ
+    μ + δ_k    the true gain. Its prior is δ ~ Σ_j p_j N(0, σ_j²) over a grid of σ that begins with
+               0. Expectation maximisation fits p and μ (adaptive shrinkage, Stephens 2017)
+    τ²    mean of δ_k² after the rows are seen
+    z_k   = E[δ_k] / τ, the standardised gain
+    h_k   = P[μ + δ_k > min(0, μ − τ)], the probability that the domain does no harm
 
-z is the posterior mean over τ (empirical Bayes, James and Stein 1961). If the rows tell the domains
-apart, z is m standardised. If they do not, τ is 0 and so is z.
+If the rows tell the domains apart, z is m standardised. If they do not (Cochran's Q is no larger
+than its degrees of freedom), τ and z are 0 and h is 1. A normal prior would be too wide where a few
+domains harm and all others are alike: it would follow the noise of those.
+
+h is for such domains. Where most domains help, it is the probability of a gain above 0. Where no
+domain helps, as for a scarce target late in a run, somebody has to be read, and h only lowers those
+that are far below the others.
 """
 
 from __future__ import annotations
@@ -17,11 +25,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr
 
 from cuvee.core.arrays import BoolArray, FloatArray
 from cuvee.core.protocols import State
 from cuvee.core.signals import Measured, Signals
 from cuvee.probes.target_gain import NAME, ROWS, SQUARE
+
+
+_ROUNDS = 100
 
 
 class RowGains(NamedTuple):
@@ -51,11 +63,12 @@ def row_gains(signals: Signals, noise: int | None = None) -> RowGains | None:
 
 
 class Gains(NamedTuple):
-    """How the true gains of domains differ: their mean μ, deviation τ, and z (K,)."""
+    """How the true gains of domains differ: their centre μ, deviation τ, z (K,) and h (K,)."""
 
     centre: float
     deviation: float
     z_K: FloatArray
+    helps_K: FloatArray
 
 
 class GainEstimate:
@@ -81,9 +94,11 @@ class GainEstimate:
         now = set(signals.names)
         gone = [name for name in self._names if name not in now]
         names = (*signals.names, *gone)
-        decay_41 = np.array([[self._kept], [self._kept], [self._kept], [self._kept**2]])
+        # A domain that was hardly read keeps what is known of it.
+        kept_K = self._kept ** np.minimum(n_K / max(n_K.mean(), 1e-12), 1.0)
+        decay_4K = np.stack([kept_K, kept_K, kept_K, kept_K**2])
         old_4K = self._of(names)
-        old_4K[:, : len(n_K)] = decay_41 * old_4K[:, : len(n_K)] + new_4K
+        old_4K[:, : len(n_K)] = decay_4K * old_4K[:, : len(n_K)] + new_4K
         self._names = names
         self._sums_4K = old_4K
 
@@ -137,19 +152,79 @@ class GainEstimate:
 def shrunken(mean_K: FloatArray, error_K: FloatArray, among_K: BoolArray) -> Gains:
     """Return μ, τ and z over the domains of `among_K` with a finite standard error.
 
-    With fewer than three such domains, τ and z are 0.
+    With fewer than three such domains, and if their means differ no more than their errors explain,
+    τ and z are 0.
     """
     used_K = among_K & np.isfinite(error_K) & (error_K > 0)
     z_K = np.zeros(len(mean_K))
+    helps_K = np.ones(len(mean_K))
     if used_K.sum() < 3:
-        return Gains(0.0, 0.0, z_K)
+        return Gains(0.0, 0.0, z_K, helps_K)
     mean = mean_K[used_K]
     square = error_K[used_K] ** 2
     weight = 1.0 / square
     centre = float(weight @ mean / weight.sum())
-    excess = float(weight @ (mean - centre) ** 2) - (len(mean) - 1)
-    between = max(excess / float(weight.sum() - weight @ weight / weight.sum()), 0.0)
-    weight = 1.0 / (between + square)
-    centre = float(weight @ mean / weight.sum())
-    z_K[used_K] = np.sqrt(between) * (mean - centre) * weight
-    return Gains(centre, float(np.sqrt(between)), z_K)
+    if float(weight @ (mean - centre) ** 2) <= len(mean) - 1:
+        return Gains(centre, 0.0, z_K, helps_K)
+    found = _posterior(mean, square)
+    second = float((found.effect_N**2 + found.variance_N).sum())
+    deviation = float(np.sqrt(second / (len(mean) - 1)))
+    z_K[used_K] = found.effect_N / deviation
+    helps_K[used_K] = found.above(min(0.0, found.centre - deviation))
+    return Gains(found.centre, deviation, z_K, helps_K)
+
+
+class _Posterior(NamedTuple):
+    """Of the true gains: their centre, and of each domain N and component J of the prior its
+    probability, mean difference from the centre and variance."""
+
+    centre: float
+    odds_NJ: FloatArray
+    effect_NJ: FloatArray
+    variance_NJ: FloatArray
+
+    @property
+    def effect_N(self) -> FloatArray:
+        """Posterior means (N,) of the differences from the centre."""
+        mean_N: FloatArray = (self.odds_NJ * self.effect_NJ).sum(axis=1)
+        return mean_N
+
+    @property
+    def variance_N(self) -> FloatArray:
+        second_NJ = self.effect_NJ**2 + self.variance_NJ
+        variance_N: FloatArray = (self.odds_NJ * second_NJ).sum(axis=1) - self.effect_N**2
+        return variance_N
+
+    def above(self, least: float) -> FloatArray:
+        """Posterior probabilities (N,) of a gain above `least`."""
+        distance_NJ = self.centre + self.effect_NJ - least
+        scale_NJ = np.sqrt(np.maximum(self.variance_NJ, 1e-24))
+        above_N: FloatArray = (self.odds_NJ * ndtr(distance_NJ / scale_NJ)).sum(axis=1)
+        return above_N
+
+
+def _posterior(mean_N: FloatArray, square_N: FloatArray) -> _Posterior:
+    """Fit the prior of N domains, given their mean gains and squared standard errors.
+
+    The prior is a mixture of normal distributions N(0, σ_j²) over a grid of σ that begins with 0.
+    Expectation maximisation fits its weights and μ.
+    """
+    least = float(np.sqrt(np.median(square_N))) / 4
+    centre = float(np.median(mean_N))
+    furthest = float(np.abs(mean_N - centre).max())
+    number = 2 + int(np.ceil(2 * np.log2(max(furthest / least, 1.0))))
+    prior_J = np.concatenate([[0.0], least * 2 ** (np.arange(number) / 2)]) ** 2
+    total_NJ = prior_J + square_N[:, None]
+    share_J = np.full(len(prior_J), 1.0 / len(prior_J))
+    for _ in range(_ROUNDS):
+        log_NJ = -0.5 * (np.log(total_NJ) + (mean_N[:, None] - centre) ** 2 / total_NJ)
+        odds_NJ = share_J * np.exp(log_NJ - log_NJ.max(axis=1, keepdims=True))
+        odds_NJ /= odds_NJ.sum(axis=1, keepdims=True)
+        share_J = odds_NJ.sum(axis=0)
+        share_J[0] += 1.0  # one more domain that does not differ: the penalty of Stephens 2017
+        share_J /= share_J.sum()
+        weight_N = (odds_NJ / total_NJ).sum(axis=1)
+        centre = float(weight_N @ mean_N / weight_N.sum())
+    kept_NJ = prior_J / total_NJ
+    effect_NJ = kept_NJ * (mean_N[:, None] - centre)
+    return _Posterior(centre, odds_NJ, effect_NJ, kept_NJ * square_N[:, None])

@@ -3,10 +3,10 @@
 A domain is scarce if it is part of the objective and has an epoch cap.
 
     weight of a scarce domain        its share by plan (`policies.pacing`)
-    weight of the others             ∝ ref_k exp(κ z_k), none above its own cap
+    weight of the others             ∝ ref_k exp(κ z_k) h_k, none above its own cap
 
-ref is uniform or natural. z is the shrunken standardised gain towards the objective
-(`policies.gain_estimate`). With κ = 0 nothing is measured.
+ref is uniform or natural. z is the shrunken standardised gain towards the objective, and h the
+probability that a domain does no harm (`policies.gain_estimate`). With κ = 0 nothing is measured.
 
 The policy has no networks. The methods `even`, `late` and `gain` are this policy with different
 settings. Agents start from it and have to beat it (`policies.agent_policy`).
@@ -115,7 +115,8 @@ class Paced:
         if self._settings["rest"] == "natural":
             rest_K = natural_K(so_far.domains)
         if self._settings["sharpness"]:
-            rest_K = rest_K * np.exp(self._settings["sharpness"] * self.gains(so_far).z_K)
+            gains = self.gains(so_far)
+            rest_K = rest_K * np.exp(self._settings["sharpness"] * gains.z_K) * gains.helps_K
         return self.distribute(so_far, rest_K)
 
     def distribute(self, so_far: Trajectory, weights_K: FloatArray) -> Mixture:
