@@ -157,6 +157,71 @@ def test_shrinkage_is_none_without_noise_and_all_with_nothing_else() -> None:
     assert not shrunken(mean_K, np.full(4, 10.0), among_K).z_K.any()
 
 
+def weights_of(mean_K: np.ndarray, error: float) -> np.ndarray:
+    K = len(mean_K)
+    gains = shrunken(mean_K, np.full(K, error), np.ones(K, dtype=bool))
+    weights_K = np.exp(gains.z_K) * gains.helps_K
+    normed_K: np.ndarray = weights_K / weights_K.sum()
+    return normed_K
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_few_domains_harm_and_the_others_are_alike_only_the_few_are_left_out(
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    true_K = np.concatenate([np.full(6, -0.3), np.full(29, 0.2)])
+    weights_K = weights_of(true_K + 0.1 * rng.normal(size=35), 0.1)
+    assert weights_K[:6].sum() < 0.02  # a normal prior leaves them 0.05
+    rest_K = weights_K[6:] / weights_K[6:].sum()
+    assert np.abs(rest_K - 1 / 29).sum() / 2 < 0.12  # and follows noise by 0.2
+
+
+def test_where_no_domain_helps_those_that_harm_least_are_read() -> None:
+    rng = np.random.default_rng(0)
+    mean_K = -0.3 + 0.1 * rng.normal(size=28)
+    mean_K[0] = -1.5
+    weights_K = weights_of(mean_K, 0.05)
+    assert weights_K[0] < 0.002
+    least = mean_K[1:] > np.median(mean_K)
+    assert 0.5 < weights_K[1:][least].sum() < 0.95
+    assert weights_K[1:].max() < 6 / 28
+
+
+def test_gains_are_closer_to_the_truth_than_under_a_normal_prior() -> None:
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(50):
+        true_K = np.where(rng.random(40) < 0.15, rng.normal(0, 1.0, 40), 0.0)
+        mean_K = true_K + 0.2 * rng.normal(size=40)
+        found = shrunken(mean_K, np.full(40, 0.2), np.ones(40, dtype=bool))
+        ours_K = found.centre + found.deviation * found.z_K
+        between = max(mean_K.var(ddof=1) - 0.04, 0.0)
+        normal_K = mean_K.mean() + between / (between + 0.04) * (mean_K - mean_K.mean())
+        errors.append([((x_K - true_K) ** 2).mean() for x_K in (ours_K, normal_K)])
+    ours, normal = np.mean(errors, axis=0)
+    assert ours < 0.6 * normal
+
+
+def test_a_domain_that_is_not_read_keeps_what_is_known_of_it() -> None:
+    names = ("a", "b")
+    domains = tuple(Domain(name, 10) for name in names)
+    estimate = GainEstimate(0.9)
+    for step in range(60):
+        rows_K = np.array([4.0, 4.0 if step < 10 else 0.0])
+        probes = {
+            NAME: Measured(np.array([0.1, -0.4]), rows_K > 0),
+            SQUARE: Measured(np.array([1.01, 1.16]), rows_K > 0),
+            ROWS: Measured.all(rows_K),
+        }
+        estimate.add(Signals(domains, step, 0.1, np.ones(2, np.int64), Measured.absent(2), probes))
+        if step == 9:
+            before = estimate.moments(names)
+    mean_K, error_K = estimate.moments(names)
+    assert mean_K[1] == pytest.approx(before[0][1])
+    assert error_K[1] == pytest.approx(before[1][1], rel=0.05)
+
+
 def test_the_standard_error_is_that_of_a_decayed_mean() -> None:
     rng, found, said = np.random.default_rng(0), [], []
     names = ("a", "b", "c")

@@ -2,7 +2,7 @@
 
 It sums the measurements of the probe "target_gain" (`probes.target_gain`):
 
-    m_k   mean gain of the rows of domain k; older intervals have weight `kept`, `kept`², …
+    m_k   mean gain of the rows of domain k; older rows count less
     s_k   its standard error, from the variance of rows within domains
     μ + δ_k    the true gain. Its prior is δ ~ Σ_j p_j N(0, σ_j²) over a grid of σ that begins with
                0. Expectation maximisation fits p and μ (adaptive shrinkage, Stephens 2017)
@@ -32,8 +32,7 @@ from cuvee.core.protocols import State
 from cuvee.core.signals import Measured, Signals
 from cuvee.probes.target_gain import NAME, ROWS, SQUARE
 
-
-_ROUNDS = 100
+_ROUNDS = 100  # of expectation maximisation
 
 
 class RowGains(NamedTuple):
@@ -74,7 +73,8 @@ class Gains(NamedTuple):
 class GainEstimate:
     """Decayed sums by name, so that domains may join and leave.
 
-    `kept` is the weight of an interval after one more interval. `noise` as in `row_gains`.
+    `kept` is the weight of an interval after one more interval, for a domain with a mean number of
+    rows. A domain that is hardly read keeps what is known of it. `noise` as in `row_gains`.
     """
 
     def __init__(self, kept: float = 0.97, noise: int | None = None) -> None:
@@ -83,6 +83,7 @@ class GainEstimate:
         # Of each domain: rows, Σ x, Σ x², and rows weighted by the squared weights.
         self._names: tuple[str, ...] = ()
         self._sums_4K = np.zeros((4, 0))
+        self._found: tuple[tuple[tuple[str, ...], bytes], Gains] | None = None
 
     def add(self, signals: Signals) -> None:
         """Add the gains of one interval, if they were measured."""
@@ -101,6 +102,7 @@ class GainEstimate:
         old_4K[:, : len(n_K)] = decay_4K * old_4K[:, : len(n_K)] + new_4K
         self._names = names
         self._sums_4K = old_4K
+        self._found = None
 
     def moments(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """Return means (K,) and standard errors (K,), infinite for fewer than two rows."""
@@ -124,7 +126,10 @@ class GainEstimate:
 
     def gains(self, names: Sequence[str], among_K: BoolArray) -> Gains:
         """Return the shrunken gains among the domains of `among_K`; z is 0 for the others."""
-        return shrunken(*self.moments(names), among_K)
+        asked = (tuple(names), among_K.tobytes())
+        if self._found is None or self._found[0] != asked:
+            self._found = asked, shrunken(*self.moments(names), among_K)
+        return self._found[1]
 
     def _of(self, names: Sequence[str]) -> FloatArray:
         """Return a copy of the sums of these domains, 0 for unknown ones."""
@@ -140,6 +145,7 @@ class GainEstimate:
         return {"names": list(self._names), "sums": self._sums_4K.copy()}
 
     def load_state_dict(self, state: State) -> None:
+        self._found = None
         sums = state["sums"]
         if isinstance(sums, Mapping):  # of earlier versions: an array for each domain
             self._names = tuple(sums)
@@ -209,21 +215,24 @@ def _posterior(mean_N: FloatArray, square_N: FloatArray) -> _Posterior:
     The prior is a mixture of normal distributions N(0, σ_j²) over a grid of σ that begins with 0.
     Expectation maximisation fits its weights and μ.
     """
-    least = float(np.sqrt(np.median(square_N))) / 4
     centre = float(np.median(mean_N))
     furthest = float(np.abs(mean_N - centre).max())
+    least = max(float(np.sqrt(np.median(square_N))) / 4, furthest / 2**20)
     number = 2 + int(np.ceil(2 * np.log2(max(furthest / least, 1.0))))
     prior_J = np.concatenate([[0.0], least * 2 ** (np.arange(number) / 2)]) ** 2
     total_NJ = prior_J + square_N[:, None]
+    precision_NJ = 1.0 / total_NJ
+    level_NJ = -0.5 * np.log(total_NJ)
     share_J = np.full(len(prior_J), 1.0 / len(prior_J))
     for _ in range(_ROUNDS):
-        log_NJ = -0.5 * (np.log(total_NJ) + (mean_N[:, None] - centre) ** 2 / total_NJ)
-        odds_NJ = share_J * np.exp(log_NJ - log_NJ.max(axis=1, keepdims=True))
+        log_NJ = level_NJ - 0.5 * ((mean_N - centre) ** 2)[:, None] * precision_NJ
+        log_NJ += np.log(np.maximum(share_J, 1e-300))
+        odds_NJ = np.exp(log_NJ - log_NJ.max(axis=1, keepdims=True))
         odds_NJ /= odds_NJ.sum(axis=1, keepdims=True)
         share_J = odds_NJ.sum(axis=0)
         share_J[0] += 1.0  # one more domain that does not differ: the penalty of Stephens 2017
         share_J /= share_J.sum()
-        weight_N = (odds_NJ / total_NJ).sum(axis=1)
+        weight_N = np.einsum("nj,nj->n", odds_NJ, precision_NJ)
         centre = float(weight_N @ mean_N / weight_N.sum())
     kept_NJ = prior_J / total_NJ
     effect_NJ = kept_NJ * (mean_N[:, None] - centre)
