@@ -136,7 +136,12 @@ JOBS: dict[str, Job] = {
     "stream": Job("stream_speed.py", "--seconds 2"),
     "report": Job("report.py", "", seeds=lambda result: f"{result['runs']} runs"),
     "scale": Job("scale.py", ""),
-    "peers": Job("stream_speed.py", "--peers {peers}", ("peers",), fits=False),
+    "peers": Job(
+        "stream_speed.py",
+        "--seconds 2 --peer-seconds 2 --peers {peers}",
+        ("peers",),
+        fits=False,
+    ),
     "junk": Job(
         "online.py",
         f"{ONLINE} --variant junk --seeds 5 --out {{out}}/online",

@@ -10,7 +10,8 @@ mixture shares are drawn from a Dirichlet distribution. The limit is what one co
 knows the windows beforehand: `numpy.take` of rows of that one file and a cast to int64, for any K.
 Limit and stream take turns, and the best round of each counts.
 All figures are of one process on one core, in processor time, so that other work on the machine
-does not count. Peers are timed by the clock: compare with them on an idle machine. The last line is one JSON object:
+does not count. Peers are timed so too, or by the clock where that is in their favour. The last line
+is one JSON object:
 
     limit_ratio_64, limit_ratio_2048    stream / limit, lowest over K = 4, 29 and 1,000 (all in
                                         `cases`)
