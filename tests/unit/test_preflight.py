@@ -19,6 +19,7 @@ from cuvee.fleet.store.store import Store
 from cuvee.fleet.worker_name import worker_name
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
+from cuvee.probes.token_losses import ValidTokenLosses
 from cuvee.recipes.config.schema import TrainConfig, parse
 from cuvee.recipes.preflight import check_same_search, check_writable
 from cuvee.recipes.search import (
@@ -30,7 +31,7 @@ from cuvee.recipes.search import (
     run_proxies,
     search,
 )
-from cuvee.recipes.train import refuse_changed
+from cuvee.recipes.train import refuse_changed, train
 from cuvee.testing.runs import example_run
 
 
@@ -95,6 +96,50 @@ def test_a_search_that_could_not_commit_is_refused_before_its_first_proxy(
         with pytest.raises((PolicyError, ConfigError)):
             begin(asked)
     assert not (tmp_path / "s.db").exists()
+
+
+GAINS = [
+    {"name": "gain"},
+    {"name": "agent"},
+    {"name": "agent", "mode": "proxy"},
+    {"name": "agent", "reward": "alignment", "mode": "proxy"},
+    {"name": "hds"},
+    {"name": "hds", "mode": "proxy"},
+    {"name": "ac_odm"},
+    {"name": "ac_odm", "mode": "proxy"},
+    {"name": "agent", "mode": "proxy", "objective": {"code": 1.0}},
+]
+
+
+@pytest.mark.parametrize("method", GAINS)
+@pytest.mark.parametrize("corpus", ["unvalidated", "short"])
+def test_a_method_that_measures_on_validation_text_is_refused_without_it(
+    corpora: dict[str, Path], tmp_path: Path, method: dict[str, Any], corpus: str
+) -> None:
+    """A row is longer than the validation text of any domain in the corpus `short`."""
+    length = 1024 if corpus == "short" else 16
+    place = corpora["whole" if corpus == "short" else corpus]
+    model = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
+             "intermediate_size": 32, "max_position_embeddings": 2048}  # fmt: skip
+    settings = {"sequence_length": length}
+    asked = config(place, tmp_path, method, train=settings, model={"model_type": "llama", **model})
+    for begin in (plan, search, run_proxies):
+        with pytest.raises(ConfigError, match=f"row of {length} tokens of validation text"):
+            begin(asked)
+    if method.get("mode") != "proxy":
+        content = asked.model_dump(mode="json", include=set(TrainConfig.model_fields))
+        with pytest.raises(ConfigError, match=f"row of {length} tokens of validation text"):
+            train(parse(TrainConfig, content, "here"))
+    assert not (tmp_path / "s.db").exists()
+
+
+def test_token_losses_are_refused_without_text_as_at_the_first_interval() -> None:
+    probe = ValidTokenLosses()
+    probe.check({"web": 2, "code": 0}, 16)
+    with pytest.raises(ConfigError, match="no validation text of web, code"):
+        probe.check({"web": 1, "code": 0}, 16)
+    with pytest.raises(ConfigError, match="no validation text of code"):
+        ValidTokenLosses(["code"]).check({"web": 2, "code": 1}, 16)
 
 
 def test_a_plan_without_proxies_is_refused_as_the_search_would_be(

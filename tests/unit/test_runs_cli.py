@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -57,6 +59,24 @@ def cuvee(place: Path, *arguments: str) -> Result:
 def trajectory(place: Path, run_id: str) -> Trajectory:
     with Store.open(place) as store:
         return store.trajectory(run_id)
+
+
+def test_a_finished_run_whose_count_was_edited_to_zero_is_named(
+    place: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    with closing(sqlite3.connect(place)) as source, closing(sqlite3.connect(store)) as copy:
+        source.backup(copy)
+        copy.execute("UPDATE runs SET intervals = 0 WHERE id = 'mine-odm-s0'")
+        copy.commit()
+    said = "run mine-odm-s0 is done and counts no interval"
+    with pytest.warns(UserWarning, match=said):
+        done = cuvee(store, "runs", "export", "-o", str(tmp_path / "all.json"))
+    assert done.stdout.startswith("1 run ")
+    with pytest.warns(UserWarning, match=said):
+        cuvee(store, "report", "-o", str(tmp_path / "report.html"))
+    with pytest.raises(StoreError, match=said):
+        cuvee(store, "runs", "export", "mine-odm", "-o", str(tmp_path / "one.json"))
 
 
 def test_list_shows_every_run_with_its_state_and_cost(place: Path) -> None:

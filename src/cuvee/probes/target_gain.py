@@ -80,6 +80,23 @@ class TargetGain:
                 "at least 0 and below 1"
             )
 
+    def check(self, valid_tokens: Mapping[str, int], row_tokens: int) -> list[str]:
+        """Return the domains that count and have a row of validation text, of tokens by domain.
+
+        Raises `ConfigError` if there is none.
+        """
+        found = [
+            name
+            for name, tokens in valid_tokens.items()
+            if tokens >= row_tokens and (self.objective.get(name, 0.0) if self.objective else 1) > 0
+        ]
+        if not found:
+            raise ConfigError(
+                f"no domain of the objective has a row of {row_tokens} tokens of validation text: "
+                "name other domains in `objective`, or build the corpus with more validation text"
+            )
+        return found
+
     def attach(self, context: Context) -> TargetGainMeter:
         """Raise `ConfigError` if there is no validation text of a domain that counts."""
         if context.valid_tokens is None:
@@ -191,19 +208,10 @@ class TargetGainMeter(Meter):
         Raises `ConfigError` if there is none.
         """
         assert self._context.valid_tokens is not None
-        weights = self._probe.objective
-        length = self._context.row_tokens
-        texts = {
-            name: tokens
-            for name, tokens in self._context.valid_tokens().items()
-            if len(tokens) >= length and (weights.get(name, 0.0) if weights else 1.0) > 0
-        }
-        if not texts:
-            raise ConfigError(
-                f"no domain of the objective has a row of {length} tokens of validation text: name "
-                "other domains in `objective`, or build the corpus with more validation text"
-            )
-        return texts
+        texts = self._context.valid_tokens()
+        lengths = {name: len(tokens) for name, tokens in texts.items()}
+        counting = self._probe.check(lengths, self._context.row_tokens)
+        return {name: texts[name] for name in counting}
 
     def _draw(self) -> Tensor:
         """Return (B, L) rows of validation text, of each domain in proportion to its weight.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,20 @@ class ValidTokenLosses:
         if self.tokens < 2:
             raise ConfigError(f"tokens is {self.tokens}: it must be at least 2")
 
+    def check(self, valid_tokens: Mapping[str, int], row_tokens: int) -> None:
+        """Raise `ConfigError` if there is no text to measure on, of tokens by domain."""
+        names = self.domains or tuple(valid_tokens)
+        self.check_text(names, {name for name in names if valid_tokens.get(name, 0) >= 2})
+
+    def check_text(self, names: Sequence[str], with_text: Set[str]) -> None:
+        """Raise `ConfigError` if a domain asked for, or every one, is not among `with_text`."""
+        without = [name for name in names if name not in with_text]
+        if without and (self.domains or len(without) == len(names)):
+            raise ConfigError(
+                f"no validation text of {', '.join(without)}: build the corpus with a valid split "
+                "of it"
+            )
+
     def attach(self, context: Context) -> TokenLossMeter:
         """Return the meter. Raises `ConfigError` if the training loop has no validation text."""
         if context.valid_text is None:
@@ -58,12 +72,8 @@ class TokenLossMeter(Meter):
     def begin_interval(self, domains: tuple[Domain, ...]) -> None:
         """Raise `ConfigError` before training if there is no text to measure on."""
         self._names = tuple(self._probe.domains) or tuple(domain.name for domain in domains)
-        without = [name for name in self._names if not self._text.has_valid_text(name)]
-        if without and (self._probe.domains or len(without) == len(domains)):
-            raise ConfigError(
-                f"no validation text of {', '.join(without)}: build the corpus with a valid split "
-                "of it"
-            )
+        with_text = {name for name in self._names if self._text.has_valid_text(name)}
+        self._probe.check_text(self._names, with_text)
 
     def end_run(self) -> None:
         self._found = self._text.valid_token_losses(self._names, self._probe.tokens)

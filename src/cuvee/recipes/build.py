@@ -16,6 +16,7 @@ from cuvee.policies.guard.guard import Guard
 from cuvee.policies.paced import ReadsCaps
 from cuvee.recipes.config.questions import ReadsFeedback
 from cuvee.recipes.config.schema import TrainConfig
+from cuvee.recipes.preflight import check_probes
 from cuvee.training.distributed import Ranks
 
 
@@ -54,6 +55,7 @@ def build_policy(config: TrainConfig, corpus: Corpus) -> Guard:
     if isinstance(policy, ReadsCaps):
         policy = policy.capped(config.guard.epochs, train.total_steps * step)
     check_can_be_saved(policy)
+    check_probes(policy, corpus, config.trainer, train.sequence_length)
     return Guard(policy, config.guard, train.interval * step)
 
 

@@ -10,9 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from cuvee.core.domain import Domain
 from cuvee.core.errors import ConfigError
+from cuvee.core.protocols import Method, Policy
 from cuvee.core.registry import METHODS
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.policies.files import read_provenance
+from cuvee.training.settings import TrainerSettings
 
 
 @runtime_checkable
@@ -22,6 +24,34 @@ class NeedsMeasurements(Protocol):
     def check(self, domains: Sequence[Domain], validated: frozenset[str]) -> None:
         """Raise `CuveeError` if losses of the `validated` domains are too few for `commit`."""
         ...
+
+
+@runtime_checkable
+class NeedsText(Protocol):
+    """A probe that measures on validation text."""
+
+    def check(self, valid_tokens: Mapping[str, int], row_tokens: int) -> object:
+        """Raise `CuveeError` if the domains have too little text for rows of so many tokens."""
+        ...
+
+
+def check_probes(policy: Policy, corpus: Corpus, trainer: str, row_tokens: int) -> None:
+    """Raise the error that attaching the policy's probes to the `lm` trainer would raise later."""
+    if trainer != "lm":  # another trainer may measure without text
+        return
+    entries = corpus.manifest.domains
+    tokens = {entry.name: entry.valid.tokens if entry.valid else 0 for entry in entries}
+    for probe in policy.probes:
+        if isinstance(probe, NeedsText):
+            probe.check(tokens, row_tokens)
+
+
+def check_search(method: Method, corpus: Corpus, trainer: str, settings: TrainerSettings) -> None:
+    """Raise what proxies, `commit` or the target run would raise later for lack of text."""
+    check_method(method, corpus, settings.validation_tokens)
+    proposed = method.propose(corpus, ())
+    for policy in proposed or [method.commit(corpus, ())]:
+        check_probes(policy, corpus, trainer, settings.sequence_length)
 
 
 def validated_domains(corpus: Corpus, validation_tokens: int) -> frozenset[str]:

@@ -39,7 +39,7 @@ from cuvee.recipes.config.schema import (
     short_digest,
 )
 from cuvee.recipes.learn import Learning, LearnResult
-from cuvee.recipes.preflight import check_method, check_same_search, check_writable
+from cuvee.recipes.preflight import check_same_search, check_search, check_writable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.recipes.progress.timing import peak_memory, time_training, validated_seconds
 from cuvee.recipes.stores import open_store
@@ -205,8 +205,6 @@ def plan(config: SearchConfig) -> SearchPlan:
     # Some methods propose their proxies one by one.
     to_come = max(len(proposed), getattr(method, "proxies", 0) - len(logged)) if proposed else 0
     if not proposed:
-        if not logged:  # the search would commit at once, and raise what this raises
-            method.commit(corpus, ())
         return SearchPlan(0, len(logged), each)
     seconds, estimated_from = _estimate_seconds(config, corpus, proposed, logged)
     return SearchPlan(
@@ -359,7 +357,8 @@ def _opened(
     """
     corpus = Corpus.open(config.corpus).without_test()
     epochs_K(config.guard.epochs, corpus.names)  # raises for a cap that does not fit
-    check_method(config.method.build(config.seed), corpus, config.train.validation_tokens)
+    method = config.method.build(config.seed, config.objective)
+    check_search(method, corpus, config.trainer, config.train)
     check_writable(config.out)
     if writes is not None:
         check_same_search(writes, provenance_of(config, corpus.fingerprint))

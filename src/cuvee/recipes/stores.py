@@ -79,6 +79,24 @@ def listed_runs(
     return [run for run in listing.runs if state in (None, run.state)]
 
 
+def begun(runs: Sequence[RunSummary], named: bool = False) -> list[RunSummary]:
+    """Return the runs that have recorded an interval.
+
+    A finished run that counts none was altered: it is left out with a warning. Raises `StoreError`
+    instead if the user `named` the runs.
+    """
+    for run in runs:
+        if run.status == "done" and not run.intervals:
+            message = (
+                f"run {run.id} is done and counts no interval: it was altered after it was "
+                "recorded; restore the store from a copy"
+            )
+            if named:
+                raise StoreError(message)
+            warnings.warn(message, stacklevel=2)
+    return [run for run in runs if run.intervals]
+
+
 def find_group(store: Store, given: str | None) -> str | None:
     """Return the group that is, or begins with, `given`; None for None.
 

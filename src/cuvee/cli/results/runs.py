@@ -149,12 +149,12 @@ def export_runs(
     Example: cuvee runs export --group compare -o runs.parquet
     """
     from cuvee.recipes.reports.export import export
-    from cuvee.recipes.stores import find_runs, open_store
+    from cuvee.recipes.stores import begun, find_runs, open_store
 
     with open_store(store, must_exist=True) as opened:
-        begun = [run for run in find_runs(opened, runs or (), group) if run.intervals]
-        export([opened.load_with_metrics(run.id) for run in begun], output)
-    say(f"{len(begun)} run{'s' * (len(begun) != 1)} → {output}")
+        found = begun(find_runs(opened, runs or (), group), named=bool(runs))
+        export([opened.load_with_metrics(run.id) for run in found], output)
+    say(f"{len(found)} run{'s' * (len(found) != 1)} → {output}")
 
 
 @app.command()

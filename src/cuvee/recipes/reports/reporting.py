@@ -16,7 +16,7 @@ from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 from cuvee.recipes.config.schema import CompareConfig
 from cuvee.recipes.reports.claims import answered_claims
-from cuvee.recipes.stores import open_store
+from cuvee.recipes.stores import begun, open_store
 from cuvee.report.answers import Evaluations, answer_table
 from cuvee.report.page import write_report
 from cuvee.report.steering import Steering, steering
@@ -146,14 +146,14 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
 
     Raises `StoreError` if no run remains.
     """
-    begun = [summary for summary in summaries if summary.intervals]
-    if not begun:
+    found = begun(summaries)
+    if not found:
         raise StoreError(
             f"none of {len(summaries)} runs in the store {store.address.shown} has recorded anything to report yet"
         )
     statuses = {
-        one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in begun
+        one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in found
     }
-    read = [store.load_with_metrics(one.id) for one in begun]
+    read = [store.load_with_metrics(one.id) for one in found]
     recorded = _recorded(store, {run.id: metrics for run, metrics in read})
     return write_report([run for run, _ in read], path, title, statuses=statuses, **recorded)

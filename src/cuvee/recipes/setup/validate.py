@@ -21,7 +21,7 @@ from cuvee.recipes.config.schema import (
     load,
 )
 from cuvee.recipes.config.yaml_file import override, read_yaml
-from cuvee.recipes.preflight import check_method, check_writable
+from cuvee.recipes.preflight import check_search, check_writable
 from cuvee.recipes.search import SearchConfig
 from cuvee.recipes.setup.estimate import MANY_EPOCHS
 from cuvee.training.model import check_model
@@ -52,7 +52,7 @@ def validate(path: Path, overrides: Sequence[str] = ()) -> Validated:
         config = load(SearchConfig, path, overrides)
     if isinstance(config, SearchConfig):
         method = config.method.build(config.seed, config.objective)
-        check_method(method, corpus.without_test(), config.train.validation_tokens)
+        check_search(method, corpus.without_test(), config.trainer, config.train)
         return Validated("search", config, tuple(remarks(config, corpus)))
     runs = [config] if isinstance(config, TrainConfig) else config.runs()
     for run in runs:
