@@ -6,7 +6,9 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,12 +17,20 @@ import pytest
 
 import cuvee.core.files as files
 import cuvee.core.state as state_module
+import cuvee.fleet.attempts as attempts_module
+import cuvee.fleet.worker as worker_module
 import cuvee.training.checkpoint as checkpoint_module
+from cuvee import loop
 from cuvee.core.errors import CheckpointError
 from cuvee.core.files import remove_folder, write_folder
 from cuvee.core.state import load_state, save_state
+from cuvee.core.trajectory import Cost
 from cuvee.fleet.attempts import AttemptCheckpoints
+from cuvee.fleet.store.store import Store
+from cuvee.policies.fixed import Fixed
+from cuvee.recipes.housekeeping import checkpoints, holdings, remove_folders
 from cuvee.testing.faults import Fault, KillAt, failing
+from cuvee.testing.toy import ToyTrainer
 from cuvee.training.checkpoint import Checkpoints
 
 
@@ -182,3 +192,80 @@ def test_a_newest_checkpoint_that_the_disk_cannot_read_is_passed_over(
         pytest.warns(UserWarning, match=os.strerror(code)),
     ):
         assert Checkpoints(tmp_path).latest() == (1, state_at(1))
+
+
+def test_an_old_attempt_that_cannot_be_removed_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AttemptCheckpoints(tmp_path, 1).save(1, state_at(1))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(attempts_module, "remove_folder", refuse)
+    with pytest.warns(UserWarning, match="attempt-1 is not needed any more and cannot be removed"):
+        AttemptCheckpoints(tmp_path, 2).save(2, state_at(2))
+    assert AttemptCheckpoints(tmp_path, 3).latest() == (2, state_at(2))
+
+
+def test_two_processes_may_remove_the_same_folder_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AttemptCheckpoints(tmp_path, 1).save(1, state_at(1))
+    unlink = os.unlink
+
+    def after_another(path: Any, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        unlink(path, dir_fd=dir_fd)  # the file is gone, as if another process had been faster
+
+    monkeypatch.setattr(os, "unlink", after_another)
+    remove_folder(tmp_path / "attempt-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_removal_left_is_removed_with_the_run(tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    for name in ("checkpoints", ".checkpoints.0a1b2c3d4e5f.old", ".attempt-2.0a1b2c3d4e5f.old",
+                 ".model.0a1b2c3d4e5f.tmp", ".hidden"):  # fmt: skip
+        (place / name).mkdir(parents=True)
+    with Store.open(tmp_path / "s.db") as store:
+        claim = store.claim_run(store.create("a", 0, {}, run_id="mine"), "elsewhere")
+        claim.finish(Cost(), checkpoint=str(place / "checkpoints"))
+        remove_folders(checkpoints([store.summary("mine")]))
+        assert {path.name for path in place.iterdir()} == {".model.0a1b2c3d4e5f.tmp", ".hidden"}
+        claim = store.claim_run(store.create("a", 1, {}, run_id="other"), "elsewhere")
+        (tmp_path / "other" / ".model.0a1b2c3d4e5f.tmp").mkdir(parents=True)
+        (tmp_path / "other" / "policy").mkdir()
+        claim.finish(Cost(), policy=str(tmp_path / "other" / "policy"))
+        remove_folders(holdings([store.summary("other")]))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_worker_that_slept_before_it_saved_its_policy_does_not_save_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        store.create("toy", 0, {}, run_id="mine")
+        claim = store.claim("sleeper")
+        assert claim
+
+        def slept(*parts: Any) -> None:
+            loop.run(*parts)
+            lose(tmp_path / "s.db", store)
+
+        monkeypatch.setattr(worker_module, "run", slept)
+        orders = worker_module.Orders(store.address, "", ToyTrainer, tmp_path, 1, 60.0, 1)  # type: ignore[arg-type]
+        policy = Fixed({"web": 0.8, "code": 0.2, "maths": 0.0})
+        assert worker_module._train(
+            store, claim, ToyTrainer(seed=0), policy, orders, lambda _: False
+        )
+        assert store.summary("mine").worker == "heir"
+    assert not (tmp_path / "mine" / "policy").exists()
+
+
+def lose(database: Path, store: Store) -> None:
+    """Lets the lease of every run expire, and lets another worker claim one."""
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("UPDATE runs SET lease_expires = 0")
+        other.commit()
+    assert store.claim("heir")

@@ -323,3 +323,40 @@ def test_weights_beyond_half_precision_are_exported_in_single(folder: Path, tmp_
     export_model(model, Words().tokenizer(), 0, tmp_path / "out")
     assert weights(tmp_path / "out")["model.norm.weight"].dtype == torch.float32
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_an_export_has_a_vocabulary_whatever_files_the_base_model_has(
+    folder: Path, tmp_path: Path
+) -> None:
+    finished_base(folder, torch.float32)
+    whole = {"tokenizer.json": (folder / "tokenizer.json").read_bytes()}
+    (folder / "tokenizer.json").unlink()
+    extra = {"spiece.model": b"s", "vocab.txt": b"v", "sentencepiece.bpe.model": b"b",
+             "tekken.json": b"{}", "LICENSE": b"mine",
+             "additional_chat_templates/rag.jinja": b"{{ 1 }}"}  # fmt: skip
+    model = build_model(folder, Words())
+    export_model(model, Words().tokenizer(), 0, tmp_path / "none")
+    assert (tmp_path / "none" / "tokenizer.json").is_file()
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "none" / name).read_bytes() == (folder / name).read_bytes()
+    for name, content in {**whole, **extra}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "additional_chat_templates" / ".hidden.jinja").write_text("x")
+    export_model(build_model(folder, Words()), Words().tokenizer(), 0, tmp_path / "all")
+    for name, content in {**whole, **extra}.items():
+        assert (tmp_path / "all" / name).read_bytes() == content, name
+    assert len(list((tmp_path / "all" / "additional_chat_templates").iterdir())) == 1
+
+
+def test_tied_and_sharded_weights_are_exported_once_and_load_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = build_model(folder, Words()).state_dict()
+    shard(folder, lambda i: f"model-0000{i + 1}-of-00002.safetensors")
+    model = build_model(folder, Words())
+    export_model(model, Words().tokenizer(), 0, tmp_path / "out")
+    assert "lm_head.weight" not in weights(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*index*"))
+    again = build_model(tmp_path / "out", Words()).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())

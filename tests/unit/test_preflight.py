@@ -10,17 +10,22 @@ from typing import Any
 
 import pytest
 
+import cuvee.recipes.train as train_module
+from cuvee import loop
 from cuvee.core.errors import ConfigError, CuveeError, PolicyError, StoreError
 from cuvee.core.mixture import Mixture
 from cuvee.data.corpus.corpus import Corpus
 from cuvee.data.ingest.build import BuildSettings, build
 from cuvee.fleet.local import LocalFleet
+from cuvee.fleet.store.claim import ClaimLost
 from cuvee.fleet.store.store import Store
 from cuvee.fleet.worker_name import worker_name
 from cuvee.policies.files import save_policy
 from cuvee.policies.fixed import Fixed
 from cuvee.probes.token_losses import ValidTokenLosses
-from cuvee.recipes.config.schema import TrainConfig, parse
+from cuvee.recipes.build import record_of
+from cuvee.recipes.compare import compare
+from cuvee.recipes.config.schema import CompareConfig, TrainConfig, parse
 from cuvee.recipes.preflight import check_same_search, check_writable
 from cuvee.recipes.search import (
     SearchConfig,
@@ -217,7 +222,13 @@ def test_a_search_may_grow_and_not_change(
         check_same_search(
             folder, provenance_of(config(asked.corpus, tmp_path, {**method, **other}), "f")
         )
-    for key, more in (("seed", {"seed": 1}), ("objective", {"objective": {"web": 1.0}})):
+    for key, more in (
+        ("seed", {"seed": 1}),
+        ("objective", {"objective": {"web": 1.0}}),
+        ("model", {"model": "pythia-0.1m"}),
+        (r"train\.batch_size, train\.steps", {"train": {"batch_size": 4, "steps": 9}}),
+        (r"guard\.epochs", {"guard": {"epochs": 2.0}}),
+    ):
         with pytest.raises(ConfigError, match=f"another search, with another {key}:"):
             check_same_search(
                 folder, provenance_of(config(asked.corpus, tmp_path, method, **more), "f")
@@ -250,8 +261,6 @@ def test_equal_runs_of_two_groups_do_not_wait_for_each_other(tmp_path: Path) -> 
 
 
 def test_resume_with_another_setting_names_it(corpora: dict[str, Path], tmp_path: Path) -> None:
-    from cuvee.recipes.build import record_of
-
     corpus = Corpus.open(corpora["whole"])
     old = parse(TrainConfig, {"corpus": str(corpora["whole"]), "train": {"batch_size": 4}}, "here")
     new = parse(
@@ -292,3 +301,68 @@ def test_a_run_whose_last_rows_are_gone_does_not_load_shorter(tmp_path: Path, go
         for read in (store.load, store.trajectory, store.metrics, store.intervals):
             with pytest.raises(StoreError, match="rows were deleted"):
                 read(run.id)
+
+
+def interrupt(store: Store, config: TrainConfig, corpus: Corpus) -> str:
+    """Records three intervals of the run of `config`."""
+    record = record_of(config, corpus)
+    run_id = config.run_id(corpus.fingerprint)
+    store.create(config.label, config.seed, record, run_id=run_id)
+    claim = store.claim_run(run_id, "elsewhere", lease_seconds=1e-3)
+    trajectory = example_run("x", intervals=3).trajectory
+    for number, signals in enumerate(trajectory.signals[:3]):
+        claim.append(number, trajectory.mixtures[number - 1] if number else None, signals)
+    return run_id
+
+
+def test_a_comparison_resumed_with_another_setting_names_it(
+    corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    def asked(**changed: Any) -> CompareConfig:
+        content = {"corpus": str(corpora["whole"]), "model": "llama-0.1m", "seeds": [0, 1],
+                   "methods": ["natural", "odm"], "store": str(tmp_path / "s.db"),
+                   "out": str(tmp_path / "out"), "name": "mine",
+                   "train": {"steps": 6, "interval": 3}, **changed}  # fmt: skip
+        return parse(CompareConfig, content, "here")
+
+    corpus = Corpus.open(corpora["whole"])
+    with Store.open(tmp_path / "s.db") as store:
+        begun = interrupt(store, asked().runs()[0], corpus)
+        ids = [one.run_id(corpus.fingerprint) for one in asked(seeds=[0, 1, 2]).runs()]
+        for changed, named in (
+            ({"train": {"steps": 9, "interval": 3}}, r"train\.steps"),
+            ({"guard": {"floor": 0.1}}, r"guard\.floor"),
+            ({"objective": {"web": 1.0}}, "objective"),
+        ):
+            with pytest.raises(ConfigError, match=rf"{begun} was interrupted.* another {named}"):
+                compare(asked(**changed), resume=True)
+        for other in (
+            asked(seeds=[0, 1, 2]),
+            asked(methods=["natural", "odm", "uniform"]),
+            asked(model="pythia-0.1m"),
+            asked(name="another", train={"steps": 9, "interval": 3}),
+            asked(seeds=[5]),
+        ):
+            for run in other.runs():
+                if run.run_id(corpus.fingerprint) != begun:
+                    refuse_changed(run, corpus, store, beside=ids)
+
+
+def test_a_process_that_slept_before_its_export_writes_no_model(
+    corpora: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(corpora["whole"], tmp_path, {"name": "natural"})
+    content = asked.model_dump(mode="json", include=set(TrainConfig.model_fields))
+
+    def slept(*parts: Any) -> Any:
+        done = loop.run(*parts)
+        with closing(sqlite3.connect(tmp_path / "s.db")) as other:
+            other.execute("UPDATE runs SET lease_expires = 0, attempt = attempt + 1")
+            other.commit()
+        return done
+
+    monkeypatch.setattr(train_module, "run", slept)
+    with pytest.raises(ClaimLost):
+        train(parse(TrainConfig, content, "here"))
+    (place,) = (tmp_path / "out").iterdir()
+    assert {path.name for path in place.iterdir()} <= {"checkpoints", "tensorboard"}

@@ -1,10 +1,12 @@
 """The run store on SQLite, valid store addresses, and that no password of a URL is ever shown."""
 
 import contextlib
+import errno
 import io
 import itertools
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -442,3 +444,38 @@ def test_a_damaged_schema_whose_error_is_not_utf8_is_refused_by_name(tmp_path: P
     place.write_bytes(content.replace(b"BETWEEN 0", b"BETWEEN\xa00"))
     with pytest.raises(StoreError, match=r"store\.db is damaged.*not UTF-8"):
         Store.open(place).runs()
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ENOMEM]
+)
+def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    me = worker_name()
+
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with Store.open(tmp_path / "s.db") as store:
+        run_id = store.create("a", 0, {})
+        claim = store.claim_run(run_id, me)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", refuse)
+            assert is_alive(me) is None
+            assert store.claim("thief") is None
+            with pytest.raises(StoreError, match=re.escape(os.strerror(code))):
+                worker_name()
+        claim.heartbeat()
+        assert not store.summary(run_id).dead
+
+
+def test_a_process_that_proc_hides_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    host = worker_name().rsplit("/", 2)[0]
+    assert is_alive(f"{host}/4194999/1") is False
+    assert is_alive(f"{host}/{10**30}/1") is False
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_alive(f"{host}/4194999/1") is None

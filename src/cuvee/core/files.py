@@ -141,13 +141,20 @@ def remove_folder(path: Path) -> None:
     """Remove the folder `path`, if it exists, under a hidden name.
 
     A process that is killed here leaves either the whole folder or a folder that nothing reads.
+    Another process may remove that one at the same time.
     """
     doomed = _hidden(path, "old")
     try:
         os.rename(path, doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, onerror=_unless_gone)
+
+
+def _unless_gone(function: object, path: str, found: tuple[Any, BaseException, Any]) -> None:
+    """Raise the error of a removal, unless what was to be removed is gone already."""
+    if not isinstance(found[1], FileNotFoundError):
+        raise found[1]
 
 
 def _name(error: BaseException, path: Path) -> None:

@@ -36,7 +36,14 @@ class AttemptCheckpoints:
         path = self._checkpoints.save(step, state)
         for number, other in self._attempts():
             if number < self._attempt:
-                remove_folder(other)
+                try:
+                    remove_folder(other)
+                except OSError as error:  # the checkpoint is saved all the same
+                    warnings.warn(
+                        f"{other} is not needed any more and cannot be removed: {error.strerror}; "
+                        "remove it by hand",
+                        stacklevel=2,
+                    )
         for leftover in self.folder.glob(".attempt-*.old"):  # from an interrupted removal
             shutil.rmtree(leftover, ignore_errors=True)
         return path

@@ -230,6 +230,7 @@ def _train(
             run(trainer, policy, journal)
             learned = folder / "policy" if folder else None
             if learned:
+                claim.heartbeat()  # raises if another worker has the run
                 save_policy(learned, policy, {"run": run_id, "seed": claim.run.seed})
             journal.finish(trainer, policy=str(learned) if learned else None)
     except (ClaimLost, Drained):

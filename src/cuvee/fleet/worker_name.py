@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
+
+from cuvee.core.errors import StoreError
 
 
 def worker_name() -> str:
-    """Return `host/pid-namespace/pid/start`, a name that no other process ever has."""
-    return f"{_host()}/{os.getpid()}/{_started(os.getpid())}"
+    """Return `host/pid-namespace/pid/start`, a name that no other process ever has.
+
+    Raises `StoreError` if the operating system does not say when this process started.
+    """
+    try:
+        return f"{_host()}/{os.getpid()}/{_started(os.getpid())}"
+    except OSError as error:
+        raise StoreError(
+            f"this process cannot be named, because /proc cannot be read: {error.strerror}; if too "
+            "many files are open, raise the limit (`ulimit -n`)"
+        ) from error
 
 
 def readable(worker: str | None) -> str:
@@ -22,12 +34,19 @@ def readable(worker: str | None) -> str:
 
 
 def is_alive(worker: str) -> bool | None:
-    """Return whether `worker` is a process of this host that runs; None if it is on another."""
+    """Return whether `worker` is a process of this host that runs.
+
+    Returns None if it is on another host, or if this process cannot tell: it may have too many
+    open files, or may not see the processes of other users.
+    """
     host, _, process = worker.rpartition("/")
     host, _, pid = host.rpartition("/")
     if host != _host() or not pid.isdecimal() or not process:
         return None
-    return _started(int(pid)) == process
+    try:
+        return _started(int(pid)) == process
+    except (OSError, ValueError):  # `ValueError`: a number that no process has
+        return None
 
 
 def _host() -> str:
@@ -41,7 +60,8 @@ def _host() -> str:
 def _started(pid: int) -> str | None:
     """Return when the kernel started `pid`, in clock ticks since boot.
 
-    Returns None if there is no such process, or if it is a zombie.
+    Returns None if there is no such process, or if it is a zombie. Raises `OSError` if it exists
+    and cannot be read.
     """
     if not Path("/proc/self/stat").exists():  # not Linux: only the use of the pid is known
         try:
@@ -53,6 +73,8 @@ def _started(pid: int) -> str | None:
         return "0"
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
+        with suppress(ProcessLookupError, OverflowError):
+            os.kill(pid, 0)  # raises `PermissionError` for a process that /proc hides
         return None
     return None if fields[0] in "ZX" else fields[19]

@@ -20,7 +20,7 @@ from cuvee.recipes.progress.stopping import PipedStop, Stopped, StopRequest
 from cuvee.recipes.progress.watch import Observer, Progress, Unobserved
 from cuvee.recipes.reports.claims import register_claims
 from cuvee.recipes.stores import open_store
-from cuvee.recipes.train import refuse_interrupted, train
+from cuvee.recipes.train import refuse_changed, refuse_interrupted, train
 
 _POLL_SECONDS = 0.2
 """How long the pool waits for messages before it checks for a stop request again."""
@@ -52,6 +52,8 @@ def compare(
         known = {run_id: run for run_id in configs if (run := store.find(run_id))}
         for run_id in configs:
             refuse_interrupted(known.get(run_id), resume)
+            if resume and run_id not in known:
+                refuse_changed(configs[run_id], corpus, store, beside=configs)
         group = config.group(corpus.fingerprint)
         finished = sum(run_id in known and known[run_id].status == "done" for run_id in configs)
         register_claims(config, group, finished, len(configs))

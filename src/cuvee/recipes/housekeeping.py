@@ -98,7 +98,9 @@ def _is_held(run: RunSummary) -> bool:
 
 def _holding(run: RunSummary, parts: Sequence[str]) -> Holding:
     folder = _folder(run)
-    found = [path for part in parts for path in folder.glob(part)] if folder else []
+    # A removal or a write that was interrupted leaves a hidden folder.
+    names = [name for part in parts for name in (part, f".{part}.*.old", f".{part}.*.tmp")]
+    found = [path for name in names for path in folder.glob(name)] if folder else []
     folders = tuple(path for path in found if path.is_dir() and not path.is_symlink())
     return Holding(run, folders, sum(map(_size, folders)))
 

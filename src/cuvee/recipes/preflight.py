@@ -99,6 +99,9 @@ def check_same_search(folder: Path, provenance: Mapping[str, Any]) -> None:
         return
     known = read_provenance(folder)
     differ = [key for key in provenance if key in known and known[key] != provenance[key]]
+    for key in {"train", "guard"} & {*differ}:
+        at = differ.index(key)
+        differ[at : at + 1] = _other_entries(key, known[key], provenance[key])
     if "method" in differ:
         at = differ.index("method")
         differ[at : at + 1] = _other_options(known["method"], provenance["method"])
@@ -108,6 +111,14 @@ def check_same_search(folder: Path, provenance: Mapping[str, Any]) -> None:
             "this search another name, as in name=second, learn into another folder with "
             "`cuvee learn --output FOLDER`, or remove that folder"
         )
+
+
+def _other_entries(key: str, known: object, asked: Mapping[str, Any]) -> list[str]:
+    """Return the entries in which two sections differ, without those only one version knows."""
+    if not isinstance(known, Mapping):
+        return [key]
+    both = sorted(known.keys() & asked.keys())
+    return [f"{key}.{name}" for name in both if known[name] != asked[name]]
 
 
 def _other_options(known: object, asked: Mapping[str, Any]) -> list[str]:

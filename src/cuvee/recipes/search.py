@@ -321,9 +321,16 @@ def _policy_folder(config: SearchConfig) -> Path:
     return config.out / config.name / "policy"
 
 
+_OF_PROXIES = ("model", "model_sha256", "trainer", "train")
+
+
 def provenance_of(config: SearchConfig, corpus_fingerprint: str) -> dict[str, Any]:
     """Return what identifies a search in the provenance of its policy, as plain JSON."""
+    setting = config.setting(corpus_fingerprint)
+    proxies = {key: setting[key] for key in _OF_PROXIES if key in setting}
     return {
+        **proxies,
+        "guard": {"epochs": setting["guard"].get("epochs")},
         "method": config.method.model_dump(mode="json"),
         "objective": config.objective,
         "corpus": corpus_fingerprint,

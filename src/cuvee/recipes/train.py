@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -85,10 +85,13 @@ def check_resumable(config: TrainConfig) -> None:
             refuse_changed(config, corpus, store)
 
 
-def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
+def refuse_changed(
+    config: TrainConfig, corpus: Corpus, store: Store, beside: Collection[str] | None = None
+) -> None:
     """Raise `ConfigError` if a run of this name was interrupted under other settings.
 
-    The error names the settings that differ.
+    The error names the settings that differ. `beside` are the ids of a comparison. Its methods,
+    models and seeds have one name, so a run then counts only if it has the same ones and another id.
     """
     now = record_of(config, corpus)
     # Ids begin with the name, cut to 55 characters with the label and the seed.
@@ -97,11 +100,21 @@ def refuse_changed(config: TrainConfig, corpus: Corpus, store: Store) -> None:
         if known.status == "done" or not known.intervals or known.config.get("name") != config.name:
             continue
         differ = sorted(_differences(known.config, now))
+        if beside is not None and (
+            known.id in beside
+            or (known.name, known.seed) != (config.label, config.seed)
+            or any(key.split(".")[0] in _APART for key in differ)
+        ):
+            continue
         raise ConfigError(
             f"--resume finds no run with these settings, but {known.id} was interrupted at "
             f"{known.progress:.0%} with another {', '.join(differ)}: give the settings of that run "
             "to continue it, or start a new run without --resume"
         )
+
+
+_APART = {"model", "model_sha256", "part_seeds", "policy"}
+"""Keys in which runs of one comparison may differ."""
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -172,6 +185,7 @@ def _train(
         guarded.recorded = late_decisions(store, claim.run)
         trajectory = run(trainer, policy, watched(journal))
         model = folder / "model"
+        claim.heartbeat()  # raises if another process has the run: what follows is that one's
         trainer.export(model)
         if model.exists():
             done = Run(run_id, config.seed, record, trajectory, trainer.cost)
@@ -179,6 +193,7 @@ def _train(
         provenance = {"run": run_id, "corpus": corpus.fingerprint, "seed": config.seed}
         before = config.policy.proxies if config.policy else Cost()
         spent = {} if before is None else {"proxies": asdict(before + trainer.cost)}
+        claim.heartbeat()
         save_policy(folder / "policy", guarded, {**provenance, **spent})
         exported = str(model) if model.exists() else None
         journal.finish(trainer, policy=str(folder / "policy"), model=exported)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cuvee.core.files import write_folder
+from cuvee.data.corpus.base_folder import TOKENIZERS
 from cuvee.training.base_model import no_progress_bars
 
 
@@ -27,12 +28,14 @@ def export_model(
 
     def fill(temporary: Path) -> None:
         _save_weights(model, temporary)
-        if tokenizer is not None and "tokenizer_config.json" not in carried:
+        has_vocabulary = not TOKENIZERS.isdisjoint(carried)
+        if tokenizer is not None and not (has_vocabulary and "tokenizer_config.json" in carried):
             end = tokenizer.id_to_token(end_of_text)
             PreTrainedTokenizerFast(
                 tokenizer_object=tokenizer, eos_token=end, bos_token=end
             ).save_pretrained(temporary)
         for name, content in carried.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
 
     write_folder(folder, fill)

@@ -22,18 +22,36 @@ from cuvee.core.errors import ConfigError
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TOKENIZERS = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+    }
+)
+"""Files that hold the vocabulary of a tokenizer."""
 CARRIED = (
-    "tokenizer.json",
+    *sorted(TOKENIZERS),
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
-    "tokenizer.model",
-    "vocab.json",
     "merges.txt",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
 )
+TEMPLATES = "additional_chat_templates"
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\.jinja")
+_MOST_TEMPLATES = 100
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _JSON_BYTES = 64 << 20
 _REFUSED = {
@@ -67,10 +85,20 @@ class BaseFolder:
         return (self.path / CONFIG, *index, *self.weights)
 
     def carried(self) -> dict[str, bytes]:
-        """Return the tokenizer and generation files by name. Raises `ConfigError`."""
-        return {
-            name: read_bounded(self.path / name) for name in CARRIED if (self.path / name).is_file()
-        }
+        """Return the tokenizer, generation and licence files by name. Raises `ConfigError`."""
+        found = [name for name in CARRIED if (self.path / name).is_file()]
+        templates = sorted(
+            path
+            for path in (self.path / TEMPLATES).glob("*.jinja")
+            if _TEMPLATE_NAME.fullmatch(path.name) and path.is_file()
+        )
+        if len(templates) > _MOST_TEMPLATES:
+            raise ConfigError(
+                f"{self.path / TEMPLATES} has {len(templates)} files: at most {_MOST_TEMPLATES} "
+                "are read; remove those that are not needed"
+            )
+        found += [f"{TEMPLATES}/{path.name}" for path in templates]
+        return {name: read_bounded(self.path / name) for name in found}
 
 
 def find_base(folder: Path) -> BaseFolder:
