@@ -21,14 +21,14 @@ import cuvee.fleet.attempts as attempts_module
 import cuvee.fleet.worker as worker_module
 import cuvee.training.checkpoint as checkpoint_module
 from cuvee import loop
-from cuvee.core.errors import CheckpointError
+from cuvee.core.errors import CheckpointError, StoreError
 from cuvee.core.files import remove_folder, write_folder
 from cuvee.core.state import load_state, save_state
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.attempts import AttemptCheckpoints
 from cuvee.fleet.store.store import Store
 from cuvee.policies.fixed import Fixed
-from cuvee.recipes.housekeeping import checkpoints, holdings, remove_folders
+from cuvee.recipes.housekeeping import checkpoints, holdings, remove_folders, rename
 from cuvee.testing.faults import Fault, KillAt, failing
 from cuvee.testing.toy import ToyTrainer
 from cuvee.training.checkpoint import Checkpoints
@@ -269,3 +269,25 @@ def lose(database: Path, store: Store) -> None:
         other.execute("UPDATE runs SET lease_expires = 0")
         other.commit()
     assert store.claim("heir")
+
+
+def test_a_rename_that_the_disk_refuses_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: object) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with Store.open(tmp_path / "s.db") as store:
+        claim = store.claim_run(store.create("a", 0, {}, run_id="old"), "elsewhere")
+        (tmp_path / "old" / "model").mkdir(parents=True)
+        claim.finish(Cost(), model=str(tmp_path / "old" / "model"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", refuse)
+            with pytest.raises(StoreError, match=r"cannot be moved to .*new: Permission denied"):
+                rename(store, store.summary("old"), "new")
+        store.create("b", 0, {}, run_id="taken")
+        with pytest.raises(StoreError, match="a run taken already"):
+            rename(store, store.summary("old"), "taken")
+        assert (tmp_path / "old" / "model").is_dir()
+        rename(store, store.summary("old"), "new")
+        assert store.summary("new").model == str(tmp_path / "new" / "model")

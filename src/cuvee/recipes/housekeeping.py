@@ -85,9 +85,17 @@ def rename(store: Store, run: RunSummary, new: str) -> None:
     paths = {"checkpoint": run.checkpoint, "policy": run.policy, "model": run.model}
     if before is not None:
         paths = {kind: _moved(path, before, new) for kind, path in paths.items()}
-    store.rename(run.id, new, paths)
     if before is not None and after is not None:
-        before.rename(after)
+        try:
+            before.rename(after)
+        except OSError as error:
+            raise StoreError(f"{before} cannot be moved to {after}: {error.strerror}") from error
+    try:
+        store.rename(run.id, new, paths)
+    except BaseException:
+        if before is not None and after is not None:
+            after.rename(before)
+        raise
 
 
 def _is_held(run: RunSummary) -> bool:

@@ -134,7 +134,11 @@ def file_system_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> s
     real = path.resolve()
     best = -1
     kind = None
-    for line in mounts.read_text().splitlines():
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:  # such as too many open files; opening the database says so
+        return None
+    for line in lines:
         before, _, after = line.partition(" - ")
         # A blank in a path is written as \040.
         mounted_at = Path(before.split()[4].encode().decode("unicode_escape"))
