@@ -144,7 +144,8 @@ JOBS: dict[str, Job] = {
     ),
     "junk": Job(
         "online.py",
-        f"{ONLINE} --variant junk --seeds 5 --out {{out}}/online",
+        f"{ONLINE} --variant junk --seeds 5 --out {{out}}/online "
+        "--methods natural uniform gain odm ac_odm ac_odm_noise hds hds_noise",
         ("corpus",),
         judged_seeds("junk"),
         of("junk", "cost_tokens", "everything"),
