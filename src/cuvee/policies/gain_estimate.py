@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
 
 from cuvee.core.arrays import BoolArray, FloatArray
 from cuvee.core.protocols import State
@@ -203,6 +202,8 @@ class _Posterior(NamedTuple):
 
     def above(self, least: float) -> FloatArray:
         """Posterior probabilities (N,) of a gain above `least`."""
+        from scipy.special import ndtr  # slow to import
+
         distance_NJ = self.centre + self.effect_NJ - least
         scale_NJ = np.sqrt(np.maximum(self.variance_NJ, 1e-24))
         above_N: FloatArray = (self.odds_NJ * ndtr(distance_NJ / scale_NJ)).sum(axis=1)
