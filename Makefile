@@ -38,7 +38,7 @@ wheel: $(VENV)/.installed-dev
 RELIABILITY := PYTHONPATH=src:benchmarks:tests $(BIN)/python -m reliability
 
 reliability: $(VENV)/.installed-dev
-	$(RELIABILITY)
+	$(RELIABILITY) $(if $(ONLY),--only $(ONLY))
 
 reliability-full: $(VENV)/.installed-dev
 	$(RELIABILITY) --full
