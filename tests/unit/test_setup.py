@@ -54,10 +54,13 @@ def test_init_writes_a_configuration_that_validates(written: Path) -> None:
 def test_init_proposes_methods_for_a_scarce_target_and_none_without_a_target(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    def proposed(targets: tuple[str, ...], texts: dict[str, int]) -> list[str]:
-        (raw := tmp_path / "-".join([*targets, "raw"])).mkdir()
+    def proposed(targets: tuple[str, ...], texts: dict[str, int], times: int = 1) -> list[str]:
+        (raw := tmp_path / "-".join([*targets, "raw", str(times)])).mkdir()
         for name, documents in texts.items():
-            rows = (json.dumps({"text": f"{name} has a document {i}"}) for i in range(documents))
+            rows = (
+                json.dumps({"text": f"{name} has a document {i} " * times})
+                for i in range(documents)
+            )
             (raw / f"{name}.jsonl").write_text("\n".join(rows))
         settings = BuildSettings(vocab_size=300, targets=targets, valid_share=0.2)
         build([raw], raw / "corpus", settings, workers=1)
@@ -68,7 +71,9 @@ def test_init_proposes_methods_for_a_scarce_target_and_none_without_a_target(
         return methods
 
     little = {"law": 40, "web": 1000, "code": 1000}
-    assert proposed(("law",), little) == ["natural", "uniform", "even", "gain"]
+    assert proposed(("law",), little, times=20) == ["natural", "uniform", "even", "gain"]
+    # Less validation text than a row: `gain` could not measure on it.
+    assert proposed(("law",), little) == ["natural", "uniform", "even", "late"]
     assert proposed((), little) == ["natural", "uniform", "odm"]
 
 

@@ -37,13 +37,13 @@ class NeedsText(Protocol):
 
 def check_probes(policy: Policy, corpus: Corpus, trainer: str, row_tokens: int) -> None:
     """Raise the error that attaching the policy's probes to the `lm` trainer would raise later."""
-    if trainer != "lm":  # another trainer may measure without text
+    probes = [probe for probe in policy.probes if isinstance(probe, NeedsText)]
+    if trainer != "lm" or not probes:  # another trainer may measure without text
         return
     entries = corpus.manifest.domains
     tokens = {entry.name: entry.valid.tokens if entry.valid else 0 for entry in entries}
-    for probe in policy.probes:
-        if isinstance(probe, NeedsText):
-            probe.check(tokens, row_tokens)
+    for probe in probes:
+        probe.check(tokens, row_tokens)
 
 
 def check_search(method: Method, corpus: Corpus, trainer: str, settings: TrainerSettings) -> None:

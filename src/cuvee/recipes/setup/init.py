@@ -76,8 +76,9 @@ def write_config(corpus: Path, path: Path, budget: str = "10m") -> Sizes:
     """Write a configuration of `cuvee compare` for the corpus to `path`.
 
     It compares natural and uniform shares with the method that fits the corpus: `gain` for a
-    target, `even` too if it is scarce, else `odm`. Raises `ConfigError` if the
-    file exists or the budget cannot be read, and `CorpusError` if there is no corpus.
+    target, `even` too if it is scarce, else `odm`. A target with less validation text than a row
+    gets `late` instead of `gain` if it is scarce, else `odm`. Raises `ConfigError` if the file
+    exists or the budget cannot be read, and `CorpusError` if there is no corpus.
     """
     if path.exists():
         raise ConfigError(f"{path} exists: give another file with -o, or remove it")
@@ -105,15 +106,26 @@ def _targets(corpus: Corpus) -> list[Domain]:
     ]
 
 
-def _methods(corpus: Corpus, scarce: Sequence[str]) -> str:
-    """Return the methods to try beside static shares, with the reason for each."""
+def _methods(corpus: Corpus, scarce: Sequence[str], row_tokens: int) -> str:
+    """Return the methods to try beside static shares, with the reason for each.
+
+    `gain` measures on rows of `row_tokens` tokens of the targets' validation text.
+    """
+    targets = {domain.name for domain in _targets(corpus)}
+    entries = [entry for entry in corpus.manifest.domains if entry.name in targets]
+    measured = any(entry.valid and entry.valid.tokens >= row_tokens for entry in entries)
     reasons = {"odm": "a bandit that follows the training loss; for `gain`, name a target"}
-    if _targets(corpus):
+    if targets:
+        reasons = {
+            "odm": "a bandit that follows the training loss; `gain` needs more validation text"
+        }
+    if measured:
         reasons = {"gain": "more of the domains that help the target, measured while training"}
     if scarce:
+        last = ("gain", "late, beside what helps") if measured else ("late", "rising to the end")
         reasons = {
             "even": f"{', '.join(scarce)} spread evenly: first at a low learning rate",
-            "gain": "late, beside what helps: first at a high learning rate",
+            last[0]: f"{last[1]}: first at a high learning rate",
         }
     return "".join(f"  - {name:<24}# {reason}\n" for name, reason in reasons.items())
 
@@ -140,7 +152,7 @@ model: {sizes.model:<22}# a preset, or the folder of a Hugging Face model to con
 methods:                    # each trains its own model from the same initial weights
   - natural
   - uniform
-{_methods(corpus, scarce)}baseline: natural
+{_methods(corpus, scarce, sizes.sequence_length)}baseline: natural
 seeds: [0]                  # five or more before you trust a difference
 
 {aim}
