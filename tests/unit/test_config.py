@@ -512,7 +512,7 @@ def test_crossed_seeds_that_cannot_be_meant_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("0100", 100), ("010", 10), ("089", 89), ("1_000", 1000), ("0x10", 16), ("0o17", 15),
-     ("0b101", 5), ("-07", -7), ("1:30", "1:30"), ("12:30:45", "12:30:45"), ("0", 0)],
+     ("0b101", 5), ("-07", -7), ("1:30", "1:30"), ("12:30:45", "12:30:45"), ("0", 0), ("0x_", "0x_"), ("0b_", "0b_")],
 )  # fmt: skip
 def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
     """YAML 1.1 reads 0100 as 64 and 1:30 as 90: a run would have other steps without a word."""

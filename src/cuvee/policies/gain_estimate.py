@@ -172,8 +172,7 @@ def shrunken(mean_K: FloatArray, error_K: FloatArray, among_K: BoolArray) -> Gai
     if float(weight @ (mean - centre) ** 2) <= len(mean) - 1:
         return Gains(centre, 0.0, z_K, helps_K)
     found = _posterior(mean, square)
-    second = float((found.effect_N**2 + found.variance_N).sum())
-    deviation = float(np.sqrt(second / (len(mean) - 1)))
+    deviation = float(np.sqrt(found.square_N.sum() / (len(mean) - 1)))
     z_K[used_K] = found.effect_N / deviation
     helps_K[used_K] = found.above(min(0.0, found.centre - deviation))
     return Gains(found.centre, deviation, z_K, helps_K)
@@ -195,10 +194,10 @@ class _Posterior(NamedTuple):
         return mean_N
 
     @property
-    def variance_N(self) -> FloatArray:
-        second_NJ = self.effect_NJ**2 + self.variance_NJ
-        variance_N: FloatArray = (self.odds_NJ * second_NJ).sum(axis=1) - self.effect_N**2
-        return variance_N
+    def square_N(self) -> FloatArray:
+        """Posterior means (N,) of the squared differences from the centre."""
+        mean_N: FloatArray = (self.odds_NJ * (self.effect_NJ**2 + self.variance_NJ)).sum(axis=1)
+        return mean_N
 
     def above(self, least: float) -> FloatArray:
         """Posterior probabilities (N,) of a gain above `least`."""

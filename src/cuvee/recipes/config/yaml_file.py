@@ -76,7 +76,9 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)$"),
+    re.compile(
+        r"^[-+]?(?:0[bB][01_]*[01]|0[oO][0-7_]*[0-7]|0[xX][0-9a-fA-F_]*[0-9a-fA-F]|\d[\d_]*)$", re.A
+    ),
     list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
