@@ -162,17 +162,25 @@ def kills(full: bool, planted: str | None = None) -> Counter[str]:
     plan: list[str | None] = [*(list(FAILPOINTS) * repeats), *[None] * at_random]
     if planted:
         plan = ["before the last row" if planted.startswith("end") else "before a row"] * 4
-    with _fleet(8, planted, proxy=PROXY | {"intervals": 400 if full else LAST}) as fleet:
-        for number, failpoint in enumerate(plan):
-            process, fuse = fleet.start(failpoint, number), fleet.folder / f"fuse-{number}"
-            until = time.monotonic() + (30 if failpoint else generator.uniform(0.3, 3.0))
-            while process.poll() is None and time.monotonic() < until and not fuse.exists():
-                time.sleep(0.005)
-            found["kills"] += fuse.exists() or process.poll() is None
-            _kill(process, generator.choice(["everything", "driver", "worker"]))
-            found["lost"] += fleet.lost_now()
-        fleet.start().wait()
-        return found + fleet.faults()
+    proxy = PROXY | {"intervals": 400 if full else LAST}
+    while plan:  # a fleet is killed until its runs are done, then the next one is
+        with _fleet(8, planted, proxy=proxy) as fleet:
+            for number, failpoint in enumerate(list(plan)):
+                process, fuse = fleet.start(failpoint, number), fleet.folder / f"fuse-{number}"
+                until = time.monotonic() + (30 if failpoint else generator.uniform(0.3, 3.0))
+                while process.poll() is None and time.monotonic() < until and not fuse.exists():
+                    time.sleep(0.005)
+                ended = process.poll() is not None and not fuse.exists()
+                _kill(process, generator.choice(["everything", "driver", "worker"]))
+                found["lost"] += fleet.lost_now()
+                if ended:
+                    break
+                found["kills"] += 1
+                plan.pop(0)
+            fleet.start().wait()
+            found += fleet.faults()
+            found["fleets"] += 1
+    return found
 
 
 def _kill(process: subprocess.Popen[bytes], whom: str) -> None:
@@ -191,35 +199,37 @@ def _kill(process: subprocess.Popen[bytes], whom: str) -> None:
 def zombies(full: bool, planted: str | None = None) -> Counter[str]:
     """[13] A worker is stopped for longer than its lease, loses its run, and wakes up."""
     found = Counter[str]()
-    with _fleet(
-        10, planted, lease=1.0, proxy=PROXY | {"intervals": 10 if not full else 100, "pause": 0.1}
-    ) as fleet:
-        process = fleet.start()
-        while process.poll() is None and found["zombies"] < (200 if full else 3):
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            held = [summary for summary in fleet.store.runs(GROUP, "running") if summary.intervals]
-            victims = [
-                summary
-                for summary in held
-                if summary.worker and summary.worker.split("/")[-2] in children
-            ]
-            if not victims:
-                time.sleep(0.02)
-                continue
-            worker = int(str(victims[0].worker).split("/")[-2])
-            os.kill(worker, signal.SIGSTOP)
-            time.sleep(2.5)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGCONT)
-            found["zombies"] += 1
-            time.sleep(0.3)
-        process.wait()
-        found += fleet.faults()
-        found["wrongly failed"] = sum(
-            summary.status == "failed" for summary in fleet.store.runs(GROUP)
-        )
-        found["taken over"] = fleet.store.tally(GROUP).lost_attempts
-        return +found
+    wanted = 200 if full else 3
+    proxy = PROXY | {"intervals": 100 if full else 10, "pause": 0.1}
+    while found["zombies"] < wanted:  # a fleet of 10 runs ends before 200 workers were stopped
+        with _fleet(10, planted, lease=1.0, proxy=proxy) as fleet:
+            process = fleet.start()
+            while process.poll() is None and found["zombies"] < wanted:
+                found["zombies"] += _stop_a_worker(process, fleet)
+            process.wait()
+            found += fleet.faults()
+            found["wrongly failed"] += sum(
+                summary.status == "failed" for summary in fleet.store.runs(GROUP)
+            )
+            found["taken over"] += fleet.store.tally(GROUP).lost_attempts
+    return +found
+
+
+def _stop_a_worker(process: subprocess.Popen[bytes], fleet: Fleet) -> bool:
+    """Stops a worker that holds a run for 2.5 leases. False if none holds one now."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    held = [summary for summary in fleet.store.runs(GROUP, "running") if summary.intervals]
+    pids = [str(summary.worker).split("/")[-2] for summary in held if summary.worker]
+    victim = next((int(pid) for pid in pids if pid in children), None)
+    if victim is None:
+        time.sleep(0.02)
+        return False
+    os.kill(victim, signal.SIGSTOP)
+    time.sleep(2.5)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGCONT)
+    time.sleep(0.3)
+    return True
 
 
 def poison(full: bool, planted: str | None = None) -> Counter[str]:
