@@ -23,7 +23,6 @@ from cuvee.fleet.journal import RunJournal
 from cuvee.fleet.local import FleetError, LocalFleet
 from cuvee.fleet.store import claim as claims
 from cuvee.fleet.store import schema
-from cuvee.fleet.store import store as stores
 from cuvee.fleet.store.claim import Claim, ClaimLost
 from cuvee.fleet.store.store import Store
 from cuvee.policies.exp3 import Exp3
@@ -114,7 +113,7 @@ def _plant(fault: str | None) -> None:
     if fault == "no fencing token":
         Claim._renew = _unfenced  # type: ignore[method-assign, assignment]
     elif fault == "a killed run counts as done":
-        stores.end_attempt = _always_done  # type: ignore[attr-defined, assignment]
+        claims.end_attempt = _always_done  # type: ignore[assignment]
     elif fault == "end recorded before the last row" and RunJournal.record is _record:
         RunJournal.record = _marker_first  # type: ignore[method-assign]
 
@@ -133,9 +132,10 @@ def _unfenced(self: Claim, connection: sa.Connection, *arguments: Any) -> None:
 
 
 def _always_done(connection: sa.Connection, run_id: str, attempt: int, *_: Any) -> str:
-    return claims.end_attempt(connection, run_id, attempt, "done", None, 0.0)
+    return _end_attempt(connection, run_id, attempt, "done", None, 0.0)
 
 
+_end_attempt = claims.end_attempt
 _record: Callable[..., None] = RunJournal.record
 _renew: Callable[..., None] = Claim._renew
 

@@ -23,10 +23,10 @@ from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
 from cuvee.fleet.store.address import ENVIRONMENT, INSECURE, file_system_of, find_address
 from cuvee.fleet.store.database import Database
+from cuvee.fleet.store.reading import read_summary
 from cuvee.fleet.store.rows import digest_of
 from cuvee.fleet.store.schema import HEAD
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.summaries import read_summary
 from cuvee.fleet.worker_name import is_alive, worker_name
 from cuvee.recipes.stores import find_runs, open_store
 from cuvee.testing.runs import example_run
@@ -428,7 +428,7 @@ def test_one_run_is_found_without_reading_the_others(tmp_path: Path) -> None:
             return read_summary(row)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cuvee.fleet.store.summaries.read_summary", count)
+            patch.setattr("cuvee.fleet.store.reading.read_summary", count)
             store.find("x-7")
             store.listing(beginning="x-2")
         assert read == ["x-7", "x-2", *(f"x-{i}" for i in range(20, 30))]

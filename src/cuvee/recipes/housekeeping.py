@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cuvee.core.errors import StoreError
 from cuvee.core.files import remove_folder
+from cuvee.fleet.store.planning import check_run_id
 from cuvee.fleet.store.rows import RunSummary
-from cuvee.fleet.store.store import Store, check_run_id
+from cuvee.fleet.store.store import Store
 from cuvee.fleet.worker_name import is_alive, readable
 
 _CHECKPOINTS = ("checkpoints", "attempt-*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.requests import take_requests
 from cuvee.fleet.store.rows import Interval, RunSummary, fingerprint_of
 from cuvee.fleet.store.schema import attempts, intervals, runs, spaces
+from cuvee.fleet.worker_name import is_alive, readable
 from cuvee.policies.guard.operator import Request
 
 Outcome = Literal["done", "failed", "lost", "released"]
@@ -262,3 +264,92 @@ def end_attempt(
     values = {"status": status, "reason": reason, "lease_expires": None, "updated": now}
     connection.execute(sa.update(runs).where(runs.c.id == run_id).values(**values))
     return status
+
+
+def take_run(
+    database: Database,
+    worker: str,
+    lease_seconds: float,
+    which: sa.ColumnElement[bool],
+    takeable: set[str],
+    *,
+    skip_locked: bool,
+) -> tuple[str, int] | None:
+    """Give the oldest run that fulfils `which` to a worker. Return its id and the attempt, or None.
+
+    `takeable` are the statuses that it may have. Before, runs are taken from workers that are gone.
+    """
+    if not lease_seconds > 0:
+        raise StoreError(f"the lease is {lease_seconds} s: it must be above 0")
+    # Created before the write, so that a repeated write finds the claim of the first.
+    key = uuid.uuid4().hex
+
+    def work(connection: sa.Connection) -> tuple[str, int] | None:
+        given = connection.execute(
+            sa.select(attempts.c.run_id, attempts.c.number).where(attempts.c.key == key)
+        ).first()
+        if given is not None:
+            return str(given.run_id), int(given.number)
+        now = database.now(connection)
+        _reclaim(connection, which, now, skip_locked)
+        query = sa.select(runs.c.id, runs.c.attempt).where(which, runs.c.status.in_(takeable))
+        query = (
+            query.order_by(runs.c.created, runs.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=skip_locked)
+        )
+        found = connection.execute(query).first()
+        if found is None:
+            return None
+        number = found.attempt + 1
+        lease = {
+            "status": "running",
+            "attempt": number,
+            "lease_expires": now + lease_seconds,
+            "updated": now,
+        }
+        connection.execute(sa.update(runs).where(runs.c.id == found.id).values(**lease))
+        new = {
+            "run_id": found.id,
+            "number": number,
+            "key": key,
+            "worker": worker,
+            "outcome": "running",
+        }
+        nothing = {"tokens": 0, "flops": 0.0, "seconds": 0.0}
+        connection.execute(sa.insert(attempts).values(**new, **nothing, started=now, heartbeat=now))
+        return str(found.id), number
+
+    return database.write(work)
+
+
+def _reclaim(
+    connection: sa.Connection,
+    which: sa.ColumnElement[bool],
+    now: float,
+    skip_locked: bool,
+) -> None:
+    """End attempts with an expired lease, and those of processes on this host that ended."""
+    held = sa.select(runs.c.id, runs.c.attempt, runs.c.lease_expires, attempts.c.worker)
+    held = held.join(
+        attempts, (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
+    )
+    held = held.where(which, runs.c.status == "running").with_for_update(
+        skip_locked=skip_locked, of=runs
+    )
+    for row in connection.execute(held).all():
+        if is_dead(row.lease_expires, now, row.worker):
+            alive = is_alive(row.worker)
+            event = "died" if alive is False else "was silent for longer than its lease"
+            why = f"{readable(row.worker)} {event}"
+            # A process that lives was stopped, or the clock was set: that is no failure.
+            outcome: Outcome = "released" if alive else "lost"
+            end_attempt(connection, row.id, row.attempt, outcome, why, now)
+
+
+def is_dead(lease_expires: float, now: float, worker: str | None) -> bool:
+    """Whether nobody trains a run whose status is `running`.
+
+    Its lease has expired, or its worker was a process of this host that has ended.
+    """
+    return lease_expires < now or is_alive(worker or "") is False

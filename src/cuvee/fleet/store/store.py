@@ -14,11 +14,7 @@ another worker has claimed the run since, the write raises `ClaimLost`.
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +22,39 @@ import sqlalchemy as sa
 
 from cuvee.core.errors import DivergedError, StoreError
 from cuvee.core.protocols import Metrics
-from cuvee.core.trajectory import Cost, Run, Trajectory
+from cuvee.core.trajectory import Run, Trajectory
 from cuvee.evaluation.items import TaskScore
 from cuvee.fleet.store.address import Address, find_address
-from cuvee.fleet.store.claim import BAD, Claim, Outcome, end_attempt
+from cuvee.fleet.store.claim import Claim, take_run
 from cuvee.fleet.store.database import Database
 from cuvee.fleet.store.evaluations import read_evaluations, save_evaluations
-from cuvee.fleet.store.housekeeping import is_dead, remove_run, rename_run
 from cuvee.fleet.store.migrations.migrate import migrate
-from cuvee.fleet.store.requests import add_request, check_action, read_requests
-from cuvee.fleet.store.rows import (
-    Interval,
-    RunSummary,
-    Space,
-    Tally,
-    fingerprint_of,
-    plain_json,
-    run_key,
+from cuvee.fleet.store.planning import (
+    add_run,
+    check_run_id,
+    plan_run,
+    remove_run,
+    rename_run,
+    reopen_run,
 )
-from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
-from cuvee.fleet.store.summaries import (
+from cuvee.fleet.store.reading import (
     BadAttempt,
     Listing,
     Worker,
     read_bad_attempts,
+    read_intervals,
     read_listing,
     read_run,
+    read_tally,
     read_workers,
 )
-from cuvee.fleet.worker_name import is_alive, readable, worker_name
+from cuvee.fleet.store.requests import add_request, check_action, read_requests
+from cuvee.fleet.store.rows import Interval, RunSummary, Tally, run_key
+from cuvee.fleet.store.schema import STATUSES, runs
+from cuvee.fleet.worker_name import readable, worker_name
 from cuvee.policies.guard.operator import Request
 
 __all__ = ["Store", "run_key", "worker_name"]
-
-_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,64}")
-_TICK = 1e-4  # seconds between two runs planned one after the other
-_LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")  # one line without terminal escapes
 
 
 class Store:
@@ -131,59 +124,19 @@ class Store:
         handed out again. Raises `StoreError` if the id belongs to a run with another configuration
         or seed.
         """
-        plain = plain_json(config, "config")
-        run_id = run_key(config, seed) if run_id is None else run_id
-        check_run_id(run_id)
-        for what, label in (("name", name), ("group", group)):
-            if label is not None:
-                _check(_LABEL, label, what, "one line of 1 to 200 printable characters")
-        if max_attempts < 1:
-            raise StoreError(f"max_attempts is {max_attempts}: it must be at least 1")
-        fingerprint = fingerprint_of(config, seed)
-
-        def work(connection: sa.Connection) -> str:
-            last = connection.execute(sa.select(sa.func.max(runs.c.created))).scalar_one() or 0.0
-            # SQLite's clock has a resolution of one millisecond.
-            now = max(self._database.now(connection), last + _TICK)
-            row = {
-                "id": run_id,
-                "name": name,
-                "cohort": group,
-                "seed": seed,
-                "config": plain,
-                "fingerprint": fingerprint,
-            }
-            start = {
-                "status": "waiting",
-                "attempt": 0,
-                "intervals": 0,
-                "progress": 0.0,
-                "max_attempts": max_attempts,
-            }
-            connection.execute(
-                self._database.insert_missing(runs).values(**row, **start, created=now, updated=now)
-            )
-            return str(
-                connection.execute(
-                    sa.select(runs.c.fingerprint).where(runs.c.id == run_id)
-                ).scalar_one()
-            )
-
-        if self._database.write(work) != fingerprint:
-            raise StoreError(
-                f"run {run_id} exists with another configuration or seed: give this one an id "
-                "of its own"
-            )
-        return run_id
+        return plan_run(
+            self._database,
+            name,
+            seed,
+            config,
+            group=group,
+            run_id=run_id,
+            max_attempts=max_attempts,
+        )
 
     def reopen(self, run_id: str, attempts_more: int = 3) -> None:
         """Allow a failed run `attempts_more` more attempts. Other runs stay unchanged."""
-        bad = (
-            sa.select(sa.func.count()).select_from(attempts).where(attempts.c.run_id == run_id, BAD)
-        )
-        change = sa.update(runs).where(runs.c.id == run_id, runs.c.status == "failed")
-        change = change.values(status="waiting", max_attempts=bad.scalar_subquery() + attempts_more)
-        self._database.write(lambda connection: connection.execute(change))
+        reopen_run(self._database, run_id, attempts_more)
 
     def add(
         self, name: str, run: Run, *, group: str | None = None, metrics: Sequence[Metrics] = ()
@@ -194,66 +147,7 @@ class Store:
         with other content or to one that is not done.
         """
         run_id = self.create(name, run.seed, run.config, group=group, run_id=run.id)
-        mixtures = [None, *run.trajectory.mixtures]
-        all_metrics = [{}, *metrics, *({} for _ in mixtures[len(metrics) + 1 :])]
-        found = [
-            Interval(*row)
-            for row in zip(count(), mixtures, run.trajectory.signals, all_metrics, strict=False)
-        ]
-        fingerprint = fingerprint_of(run.config, run.seed)
-        rows = [interval.row(fingerprint) for interval in found]
-        paths = {"checkpoint": run.checkpoint, "policy": run.policy}
-        ended = {
-            "status": "done",
-            "attempt": 1,
-            "intervals": len(rows) - 1,
-            "progress": run.trajectory.last.progress,
-        }
-
-        def work(connection: sa.Connection) -> None:
-            now = self._database.now(connection)
-            unstarted = (runs.c.id == run_id) & (runs.c.attempt == 0)
-            if (
-                connection.execute(
-                    sa.update(runs).where(unstarted).values(**ended, **paths, updated=now)
-                ).rowcount
-                == 0
-            ):
-                query = sa.select(intervals.c.digest).join(runs, runs.c.id == intervals.c.run_id)
-                query = query.where(runs.c.id == run_id, runs.c.status == "done").order_by(
-                    intervals.c.number
-                )
-                recorded = list(connection.execute(query).scalars())
-                if len(recorded) != len(found) or not all(
-                    one.is_recorded_as(digest, fingerprint)
-                    for one, digest in zip(found, recorded, strict=True)
-                ):
-                    raise StoreError(
-                        f"run {run_id} is in the store {self.address.shown} already with other measurements"
-                    )
-                return
-            attempt = {
-                "run_id": run_id,
-                "number": 1,
-                "key": uuid.uuid4().hex,
-                "worker": worker_name(),
-                "outcome": "done",
-            }
-            times = {"started": now, "heartbeat": now, "ended": now}
-            connection.execute(sa.insert(attempts).values(**attempt, **times, **asdict(run.cost)))
-            domains = {
-                row["space"]: interval.space_json()
-                for row, interval in zip(rows, found, strict=True)
-            }
-            missing = self._database.insert_missing(spaces)
-            connection.execute(
-                missing, [{"digest": key, "domains": space} for key, space in domains.items()]
-            )
-            connection.execute(
-                sa.insert(intervals), [{"run_id": run_id, "attempt": 1, **row} for row in rows]
-            )
-
-        self._database.write(work)
+        add_run(self._database, run_id, run, metrics)
         return run_id
 
     # Requests of operators
@@ -346,77 +240,13 @@ class Store:
         *,
         skip_locked: bool,
     ) -> Claim | None:
-        if not lease_seconds > 0:
-            raise StoreError(f"the lease is {lease_seconds} s: it must be above 0")
-        # Created before the write, so that a repeated write finds the claim of the first.
-        key = uuid.uuid4().hex
-
-        def work(connection: sa.Connection) -> tuple[str, int] | None:
-            given = connection.execute(
-                sa.select(attempts.c.run_id, attempts.c.number).where(attempts.c.key == key)
-            ).first()
-            if given is not None:
-                return str(given.run_id), int(given.number)
-            now = self._database.now(connection)
-            self._reclaim(connection, which, now, skip_locked)
-            query = sa.select(runs.c.id, runs.c.attempt).where(which, runs.c.status.in_(takeable))
-            query = (
-                query.order_by(runs.c.created, runs.c.id)
-                .limit(1)
-                .with_for_update(skip_locked=skip_locked)
-            )
-            found = connection.execute(query).first()
-            if found is None:
-                return None
-            number = found.attempt + 1
-            lease = {
-                "status": "running",
-                "attempt": number,
-                "lease_expires": now + lease_seconds,
-                "updated": now,
-            }
-            connection.execute(sa.update(runs).where(runs.c.id == found.id).values(**lease))
-            new = {
-                "run_id": found.id,
-                "number": number,
-                "key": key,
-                "worker": worker,
-                "outcome": "running",
-            }
-            nothing = {"tokens": 0, "flops": 0.0, "seconds": 0.0}
-            connection.execute(
-                sa.insert(attempts).values(**new, **nothing, started=now, heartbeat=now)
-            )
-            return str(found.id), number
-
-        taken = self._database.write(work)
+        taken = take_run(
+            self._database, worker, lease_seconds, which, takeable, skip_locked=skip_locked
+        )
         if taken is None:
             return None
-        return Claim(self._database, self.summary(taken[0]), taken[1], worker, lease_seconds)
-
-    def _reclaim(
-        self,
-        connection: sa.Connection,
-        which: sa.ColumnElement[bool],
-        now: float,
-        skip_locked: bool,
-    ) -> None:
-        """End attempts with an expired lease, and those of processes on this host that ended."""
-        held = sa.select(runs.c.id, runs.c.attempt, runs.c.lease_expires, attempts.c.worker)
-        held = held.join(
-            attempts, (attempts.c.run_id == runs.c.id) & (attempts.c.number == runs.c.attempt)
-        )
-        held = held.where(which, runs.c.status == "running").with_for_update(
-            skip_locked=skip_locked, of=runs
-        )
-        for row in connection.execute(held).all():
-            if is_dead(row.lease_expires, now, row.worker):
-                alive = is_alive(row.worker)
-                event = "died" if alive is False else "was silent for longer than its lease"
-                why = f"{readable(row.worker)} {event}"
-                # A process that lives was stopped, or the clock was set: that is no failure.
-                outcome: Outcome = "released" if alive else "lost"
-                end_attempt(connection, row.id, row.attempt, outcome, why, now)
+        run_id, attempt = taken
+        return Claim(self._database, self.summary(run_id), attempt, worker, lease_seconds)
 
     # Reading
 
@@ -452,39 +282,7 @@ class Store:
 
     def tally(self, group: str | None = None) -> Tally:
         """Return the number of runs by status and their cost, with two small queries."""
-        of = runs.c.cohort == group if group is not None else sa.true()
-        count = sa.select(
-            runs.c.status,
-            sa.func.count().label("runs"),
-            sa.func.sum(runs.c.progress).label("progress"),
-        )
-        totals = (
-            sa.func.coalesce(sa.func.sum(attempts.c[name]), 0).label(name)
-            for name in ("tokens", "flops", "seconds")
-        )
-        bad = sa.func.coalesce(sa.func.sum(sa.case((BAD, 1), else_=0)), 0).label("bad")
-        spend = sa.select(sa.func.count().label("attempts"), bad, *totals).join(
-            runs, attempts.c.run_id == runs.c.id
-        )
-
-        def work(connection: sa.Connection) -> Tally:
-            by_status = {
-                row.status: row
-                for row in connection.execute(count.where(of).group_by(runs.c.status))
-            }
-            spent = connection.execute(spend.where(of)).one()
-            return Tally(
-                **{
-                    status: int(by_status[status].runs) if status in by_status else 0
-                    for status in STATUSES
-                },
-                progress=sum(float(row.progress) for row in by_status.values()),
-                attempts=int(spent.attempts),
-                lost_attempts=int(spent.bad),
-                cost=Cost(int(spent.tokens), float(spent.flops), float(spent.seconds)),
-            )
-
-        return self._database.read(work)
+        return read_tally(self._database, _of(group))
 
     def workers(self, group: str | None = None) -> list[Worker]:
         """Return who has claimed runs of a group, or any; the last to write comes first."""
@@ -512,44 +310,7 @@ class Store:
 
         Raises `StoreError` if a row is damaged or missing.
         """
-        query = sa.select(intervals).where(intervals.c.run_id == run_id)
-        used = sa.select(intervals.c.space).where(intervals.c.run_id == run_id)
-        lists = sa.select(spaces).where(spaces.c.digest.in_(used))
-        query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
-        query = query.where(intervals.c.number <= last) if last is not None else query
-        of = (runs.c.intervals, runs.c.fingerprint, runs.c.status)
-        count = sa.select(*of).where(runs.c.id == run_id)
-
-        def work(connection: sa.Connection) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-            of_run = connection.execute(count).one_or_none() or (0, "", "")
-            rows = connection.execute(query).mappings().all()
-            return of_run, rows, connection.execute(lists).all()
-
-        (recorded, run, status), rows, used_lists = self._database.read(work)
-        domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in used_lists}
-        found = [Interval.read(dict(row), domains.get(row["space"]), run_id, run) for row in rows]
-        newest = recorded if last is None else min(recorded, last)
-        if newest >= max(first, 1) and (not found or found[-1].number < newest):
-            raise StoreError(
-                f"run {run_id} has recorded {recorded} intervals, but the last of them are missing: rows were deleted or the "
-                "store is damaged; restore it from a copy, or train the run again under another name"
-            )
-        if status == "done" and last is None and found and found[-1].number > recorded:
-            raise StoreError(
-                f"run {run_id} is done and has {found[-1].number} intervals, but recorded {recorded}: "
-                "the store was altered; restore it from a copy"
-            )
-        if [interval.number for interval in found] != list(range(first, first + len(found))):
-            raise StoreError(
-                f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were "
-                "deleted"
-            )
-        if any(after.signals.step < one.signals.step for one, after in pairwise(found)):
-            raise StoreError(
-                f"run {run_id} has intervals in another order than they were recorded in: rows were "
-                "altered; restore the store from a copy"
-            )
-        return found
+        return read_intervals(self._database, run_id, first, last)
 
     def trajectory(self, run_id: str, last: int | None = None) -> Trajectory:
         """Return the trajectory up to interval `last`, or all of it.
@@ -598,14 +359,3 @@ def _of(group: str | None) -> list[sa.ColumnElement[bool]]:
 def _trajectory_of(found: Sequence[Interval]) -> Trajectory:
     mixtures = [interval.mixture for interval in found if interval.mixture is not None]
     return Trajectory([interval.signals for interval in found], mixtures)
-
-
-def _check(pattern: re.Pattern[str], value: str, what: str, allowed: str) -> None:
-    if not pattern.fullmatch(value):
-        raise StoreError(f"{what} {value!r} is not allowed: use {allowed}")
-
-
-def check_run_id(run_id: str) -> None:
-    """Raise `StoreError` if a run cannot have this id. Its folder is called after it."""
-    allowed = "1 to 64 letters, digits, dots, underscores or hyphens, and not dots alone"
-    _check(_ID, run_id, "run id", allowed)

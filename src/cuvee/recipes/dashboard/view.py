@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.trajectory import Run
+from cuvee.fleet.store.reading import BadAttempt, Worker
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
-from cuvee.fleet.store.summaries import BadAttempt, Worker
 from cuvee.fleet.worker_name import is_alive, readable
 from cuvee.recipes.progress.fleet_watch import FleetStatus, FleetWatch
 from cuvee.report.figures.folding import folded

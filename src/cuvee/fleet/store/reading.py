@@ -1,20 +1,20 @@
-"""Reads the tables of runs and attempts. A damaged run does not hide the others."""
+"""Reads runs, attempts and intervals. A damaged run does not hide the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 
 from cuvee.core.errors import StoreError
 from cuvee.core.trajectory import Cost
-from cuvee.fleet.store.claim import BAD
+from cuvee.fleet.store.claim import BAD, is_dead
 from cuvee.fleet.store.database import Database
-from cuvee.fleet.store.housekeeping import is_dead
-from cuvee.fleet.store.rows import RunSummary, digest_of
-from cuvee.fleet.store.schema import STATUSES, attempts, runs
+from cuvee.fleet.store.rows import Interval, RunSummary, Space, Tally, digest_of
+from cuvee.fleet.store.schema import STATUSES, attempts, intervals, runs, spaces
 
 _TEXTS = ("id", "name", "status")
 _OPTIONAL_TEXTS = ("reason", "checkpoint", "policy", "model", "worker")
@@ -147,6 +147,42 @@ def _summary(row: sa.RowMapping) -> RunSummary:
     )
 
 
+def read_tally(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> Tally:
+    """Count the runs that fulfil all of `which` by status, and add up their cost."""
+    count = sa.select(
+        runs.c.status,
+        sa.func.count().label("runs"),
+        sa.func.sum(runs.c.progress).label("progress"),
+    )
+    totals = (
+        sa.func.coalesce(sa.func.sum(attempts.c[name]), 0).label(name)
+        for name in ("tokens", "flops", "seconds")
+    )
+    bad = sa.func.coalesce(sa.func.sum(sa.case((BAD, 1), else_=0)), 0).label("bad")
+    spend = sa.select(sa.func.count().label("attempts"), bad, *totals).join(
+        runs, attempts.c.run_id == runs.c.id
+    )
+
+    def work(connection: sa.Connection) -> Tally:
+        by_status = {
+            row.status: row
+            for row in connection.execute(count.where(*which).group_by(runs.c.status))
+        }
+        spent = connection.execute(spend.where(*which)).one()
+        return Tally(
+            **{
+                status: int(by_status[status].runs) if status in by_status else 0
+                for status in STATUSES
+            },
+            progress=sum(float(row.progress) for row in by_status.values()),
+            attempts=int(spent.attempts),
+            lost_attempts=int(spent.bad),
+            cost=Cost(int(spent.tokens), float(spent.flops), float(spent.seconds)),
+        )
+
+    return database.read(work)
+
+
 def read_workers(database: Database, which: Sequence[sa.ColumnElement[bool]]) -> list[Worker]:
     """Read who has claimed the runs that fulfil all of `which`; the last to write comes first."""
     at = attempts.c
@@ -196,3 +232,47 @@ def read_bad_attempts(
             lambda connection: connection.execute(query).all()
         )
     ]
+
+
+def read_intervals(
+    database: Database, run_id: str, first: int = 0, last: int | None = None
+) -> list[Interval]:
+    """Read the intervals from `first` to `last`, both included; see `Store.intervals`."""
+    query = sa.select(intervals).where(intervals.c.run_id == run_id)
+    used = sa.select(intervals.c.space).where(intervals.c.run_id == run_id)
+    lists = sa.select(spaces).where(spaces.c.digest.in_(used))
+    query = query.where(intervals.c.number >= first).order_by(intervals.c.number)
+    query = query.where(intervals.c.number <= last) if last is not None else query
+    of = (runs.c.intervals, runs.c.fingerprint, runs.c.status)
+    count = sa.select(*of).where(runs.c.id == run_id)
+
+    def work(connection: sa.Connection) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        of_run = connection.execute(count).one_or_none() or (0, "", "")
+        rows = connection.execute(query).mappings().all()
+        return of_run, rows, connection.execute(lists).all()
+
+    (recorded, run, status), rows, used_lists = database.read(work)
+    domains = {row.digest: Space.read(row.digest, row.domains, run_id) for row in used_lists}
+    found = [Interval.read(dict(row), domains.get(row["space"]), run_id, run) for row in rows]
+    newest = recorded if last is None else min(recorded, last)
+    if newest >= max(first, 1) and (not found or found[-1].number < newest):
+        raise StoreError(
+            f"run {run_id} has recorded {recorded} intervals, but the last of them are missing: rows were deleted or the "
+            "store is damaged; restore it from a copy, or train the run again under another name"
+        )
+    if status == "done" and last is None and found and found[-1].number > recorded:
+        raise StoreError(
+            f"run {run_id} is done and has {found[-1].number} intervals, but recorded {recorded}: "
+            "the store was altered; restore it from a copy"
+        )
+    if [interval.number for interval in found] != list(range(first, first + len(found))):
+        raise StoreError(
+            f"run {run_id} lacks intervals between {first} and {found[-1].number}: rows were "
+            "deleted"
+        )
+    if any(after.signals.step < one.signals.step for one, after in pairwise(found)):
+        raise StoreError(
+            f"run {run_id} has intervals in another order than they were recorded in: rows were "
+            "altered; restore the store from a copy"
+        )
+    return found
