@@ -41,7 +41,7 @@ reliability: $(VENV)/.installed-dev
 	$(RELIABILITY) $(if $(ONLY),--only $(ONLY))
 
 reliability-full: $(VENV)/.installed-dev
-	$(RELIABILITY) --full
+	$(RELIABILITY) --full $(if $(ONLY),--only $(ONLY))
 
 install: $(VENV)/.installed-dev
 

@@ -11,7 +11,7 @@ is what ships. With `--proxies N`, `agent` is what `cuvee learn` writes, from N 
 length under the same cap. RegMix gets as many proxies.
 
 `gain_vs_best_static` and `gain_vs` are relative falls of the average, paired by seed. The best static
-mixture is known only in hindsight. `share_of_room` is the part that was reached of what the best run
+mixture is known only in hindsight; `even`, which holds one share to the end, is one of them. `share_of_room` is the part that was reached of what the best run
 of all gains over the better of `even` and half for each role. The figures are for `--judged`.
 """
 
@@ -87,8 +87,8 @@ def figures_of(
     figures = agent.Figures()
     average = agent.averages(bench.judged(field, runs))
     judged = bench.options.judged if bench.options.judged in average else "universal"
-    static = [one for one in average if one.startswith("share-") or one in ("natural", "uniform")]
-    static.append("even-natural")
+    held = ("natural", "uniform", "even", "even-natural")
+    static = [one for one in average if one.startswith("share-") or one in held]
     best, best_static = agent.best_of(average, [*average]), agent.best_of(average, static)
     easy = agent.best_of(average, ["even", HALF])
     room = agent.mean_of(average[easy]) - agent.mean_of(average[best])
