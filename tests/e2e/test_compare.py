@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import multiprocessing
 import os
@@ -139,6 +140,22 @@ def test_tables_and_page_from_the_command_line(
         ]
     )
     assert found["difference"]["mean"] == pytest.approx(mean - theirs)
+
+
+def test_claims_are_answered_by_compare_and_by_report(
+    compared: tuple[Path, list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = compared
+    monkeypatch.chdir(place)
+    command = ["compare", "mine.yaml", "-o", "page.html", "--claim", "odm < natural", "--json"]
+    (result,) = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
+    (claim,) = result["claims"]
+    (record,) = (place / "runs").glob("*-claims.json")
+    group = record.name.removesuffix("-claims.json")
+    for asked in (["--group", group], []):
+        command = ["report", *asked, "--store", "runs.db", "-o", "stored.html"]
+        CliRunner().invoke(app, command, catch_exceptions=False)
+        assert claim in html.unescape((place / "stored.html").read_text())
 
 
 class Interrupts(Unobserved):

@@ -79,7 +79,7 @@ def rename(store: Store, run: RunSummary, new: str) -> None:
     `cuvee train` no longer finds the run by its configuration.
     """
     check_run_id(new)
-    before = _folder(run)
+    before = folder_of(run)
     after = before.with_name(new) if before else None
     if after is not None and after.exists():
         raise StoreError(f"there is a folder {after} already: give another name")
@@ -106,7 +106,7 @@ def _is_held(run: RunSummary) -> bool:
 
 
 def _holding(run: RunSummary, parts: Sequence[str]) -> Holding:
-    folder = _folder(run)
+    folder = folder_of(run)
     # A removal or a write that was interrupted leaves a hidden folder.
     names = [name for part in parts for name in (part, f".{part}.*.old", f".{part}.*.tmp")]
     found = [path for name in names for path in folder.glob(name)] if folder else []
@@ -114,7 +114,7 @@ def _holding(run: RunSummary, parts: Sequence[str]) -> Holding:
     return Holding(run, folders, sum(map(_size, folders)))
 
 
-def _folder(run: RunSummary) -> Path | None:
+def folder_of(run: RunSummary) -> Path | None:
     """The folder of the run on this host: the one with its name above its checkpoints or model.
 
     A store that others write may name any path. Only a folder with the run's own name counts, and a

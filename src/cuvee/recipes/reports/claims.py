@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cuvee.core.errors import ConfigError
 from cuvee.core.files import read_json, write_atomic
-from cuvee.core.trajectory import Run
 from cuvee.evaluation.claims import Answered, answer_claims, parse_claim
 from cuvee.recipes.config.schema import CompareConfig
-from cuvee.report.steering import Steering
-from cuvee.report.summary import summarise
+from cuvee.report.summary import Summary
 
 
 def register_claims(config: CompareConfig, group: str, done: int, total: int) -> None:
@@ -36,24 +33,18 @@ def register_claims(config: CompareConfig, group: str, done: int, total: int) ->
     write_atomic(_path(config.out, group), json.dumps(records, indent=2))
 
 
-def answered_claims(
-    config: CompareConfig,
-    group: str,
-    runs: Sequence[Run],
-    steered: Mapping[str, Steering] | None = None,
-) -> list[Answered]:
-    """Return the registered claims about the methods of `config`, with their verdicts.
+def answered_claims(out: Path, group: str, summary: Summary) -> list[Answered]:
+    """Return the claims of a group that were registered in `out`, with their verdicts.
 
-    `steered` says by run id who steered it.
+    Claims about methods that `summary` lacks are left out.
     """
-    labels = [method.label for method in config.methods]
-    summary = summarise(runs, config.baseline_label, steered=steered)
+    labels = [method.label for method in summary.methods]
     others = {method.label for method in summary.methods if method.others}
     losses = {
         method.label: method.by_seed(lambda scores: scores.headline) for method in summary.methods
     }
     claims = []
-    for one in _read(config.out, group):
+    for one in _read(out, group):
         if _names(one["claim"]) <= set(labels):
             claim = parse_claim(one["claim"], labels)
             made = (one["done"], one["total"], one["registered"])
@@ -73,7 +64,7 @@ def _path(out: Path, group: str) -> Path:
 def _read(out: Path, group: str) -> list[dict[str, Any]]:
     """Raises `ConfigError` if the file was altered so that it cannot be read."""
     path = _path(out, group)
-    if not path.is_file():
+    if path.parent != out or not path.is_file():  # a group of a foreign store may be a path
         return []
     try:
         records = read_json(path)

@@ -11,10 +11,12 @@ from cuvee.core.errors import StoreError
 from cuvee.core.protocols import Metrics
 from cuvee.core.trajectory import Run
 from cuvee.data.corpus.corpus import Corpus
+from cuvee.evaluation.claims import Answered
 from cuvee.evaluation.verdicts import Verdict
 from cuvee.fleet.store.rows import RunSummary
 from cuvee.fleet.store.store import Store
 from cuvee.recipes.config.schema import CompareConfig
+from cuvee.recipes.housekeeping import folder_of
 from cuvee.recipes.reports.claims import answered_claims
 from cuvee.recipes.stores import begun, open_store
 from cuvee.report.answers import Evaluations, answer_table
@@ -96,9 +98,9 @@ def write_comparison(config: CompareConfig, runs: Sequence[Run], path: Path) -> 
     group = config.group(Corpus.open(config.corpus).fingerprint)
     with open_store(config.store, must_exist=True) as store:
         recorded = _recorded(store, {run.id: store.metrics(run.id) for run in runs})
-    claims = answered_claims(config, group, runs, recorded["steered"])
-    write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims, **recorded)
     summary = summarise(runs, config.baseline_label, steered=recorded["steered"])
+    claims = answered_claims(config.out, group, summary)
+    write_report(runs, path, config.name, baseline=config.baseline_label, claims=claims, **recorded)
     return Written(
         card(summary),
         summary.verdicts,
@@ -144,6 +146,7 @@ def _by_model(verdict: Verdict | None) -> Cell:
 def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, title: str) -> Path:
     """Write the page about runs in any state. Runs without a recorded interval are left out.
 
+    If all runs are of one group, the page has the claims that were registered for it beside them.
     Raises `StoreError` if no run remains.
     """
     found = begun(summaries)
@@ -155,5 +158,11 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
         one.id: f"{one.status}: {one.reason}" if one.reason else one.status for one in found
     }
     read = [store.load_with_metrics(one.id) for one in found]
+    runs = [run for run, _ in read]
     recorded = _recorded(store, {run.id: metrics for run, metrics in read})
-    return write_report([run for run, _ in read], path, title, statuses=statuses, **recorded)
+    claims: list[Answered] = []
+    (group, *others), folder = {one.group for one in found}, folder_of(found[0])
+    if group and not others and folder:
+        summary = summarise(runs, statuses=statuses, steered=recorded["steered"])
+        claims = answered_claims(folder.parent, group, summary)
+    return write_report(runs, path, title, statuses=statuses, claims=claims, **recorded)
