@@ -10,9 +10,10 @@ and with `--methods` any other that needs no proxies (`gain`, `ac_odm`, `odm`, `
 is what ships. With `--proxies N`, `agent` is what `cuvee learn` writes, from N proxies of half the
 length under the same cap. RegMix gets as many proxies.
 
-`gain_vs_best_static` and `gain_vs` are relative falls of the average, paired by seed. The best static
-mixture is known only in hindsight; `even`, which holds one share to the end, is one of them. `share_of_room` is the part that was reached of what the best run
-of all gains over the better of `even` and half for each role. The figures are for `--judged`.
+`gain_vs_best_static` and `gain_vs` are relative falls of the average, paired by seed. The best
+static mixture is known only in hindsight; `even`, which holds one share to the end, is one of them.
+`share_of_room` is the part that was reached of what the best run of all gains over the better of
+`even` and half for each role. The figures are for `--judged`.
 """
 
 from __future__ import annotations
