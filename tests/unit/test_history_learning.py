@@ -21,6 +21,7 @@ from cuvee.learning.history_learning import LearnProgress, learn
 from cuvee.learning.learn_settings import LearnSettings
 from cuvee.learning.logged_runs import imagine
 from cuvee.learning.off_policy import OffPolicyEvaluator
+from cuvee.learning.planning import plan
 from cuvee.loop import run
 from cuvee.methods.data_mixing_agent import DataMixingAgent
 from cuvee.policies.feedback import Feedback
@@ -384,3 +385,21 @@ def test_a_plan_that_is_surely_better_steers(
     points = found.policy.settings()["fallback"]["points"]
     played = found.policy.mixture(Trajectory.start(RUNS[0].trajectory.signals[0]))
     assert played.as_dict() == pytest.approx(points[0][1])
+
+
+@pytest.mark.parametrize(("caps", "most"), [({"target2": 0.25}, 0.25), (0.5, 0.5), (None, 4.0)])
+def test_the_plan_keeps_the_epoch_caps_of_the_runs(
+    caps: Any, most: float, quick_fit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def recorded(*arguments: Any, epochs: Any, **more: Any) -> Scheduled:
+        given.append(dict(zip([one.name for one in arguments[1]], epochs, strict=True)))
+        return plan(*arguments, epochs=epochs, **more)
+
+    monkeypatch.setattr(history_learning, "plan", recorded)
+    runs = [replace(run, config={**run.config, "guard": {"epochs": caps}}) for run in RUNS]
+    learn(runs, Feedback(), settings(learner="model", updates=0), seed=3)
+    (epochs,) = given
+    assert epochs.pop("target2") == most
+    assert set(epochs.values()) == {most if isinstance(caps, float) else 4.0}

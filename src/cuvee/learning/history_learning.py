@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 
 from cuvee.agents.learning import digest, load_module, module_state
+from cuvee.core.arrays import FloatArray
+from cuvee.core.domain import Domain
+from cuvee.core.epochs import caps_K
 from cuvee.core.errors import PolicyError
 from cuvee.core.protocols import Lesson, State
 from cuvee.core.trajectory import Cost, Run
@@ -44,6 +47,7 @@ from cuvee.learning.planning import plan
 from cuvee.policies.feedback import Feedback
 from cuvee.policies.files import UNIVERSAL, load_policy
 from cuvee.policies.history.policy import HistoryPolicy
+from cuvee.policies.history.readable import MOST_EPOCHS
 from cuvee.simulation.dynamics_model import domain_change
 from cuvee.training.checkpoint import Checkpoints
 
@@ -324,10 +328,15 @@ class _Learning:
         if len(self.models) != 1 or len(self.evaluators) != 1:
             return {}
         model, domains = self.models[0]
-        planned = plan(model, domains)
+        planned = plan(model, domains, epochs=self._epochs_K(domains))
         estimate = next(iter(self.evaluators.values()))(planned)
         found: dict[str, Any] = {"figures": estimate.figures()}
         return {**found, **planned.settings()} if estimate.supported else found
+
+    def _epochs_K(self, domains: Sequence[Domain]) -> FloatArray:
+        """Return the epoch caps (K,) that the policy keeps in a run like those that were logged."""
+        caps = (self.runs[0].config.get("guard") or {}).get("epochs")
+        return np.minimum(caps_K(caps, [domain.name for domain in domains]), MOST_EPOCHS)
 
     def _fallback(self, estimates: Mapping[str, OffPolicyEstimate]) -> dict[str, Any] | None:
         """Return the static mixture that is played if neither actor nor plan is supported.
