@@ -25,13 +25,19 @@ _MLP_NAMES = {"mlp", "feed_forward", "ffn", "feedforward"}
 
 
 class Tap:
-    """A forward hook on `layer`. Each pass calls `listener`, which returns a `Listener` or None."""
+    """A forward hook on `layer`. Each pass calls `listener`, which returns a `Listener` or None.
+
+    While `uses` is a list, each pass adds its input and its output instead. The output has a
+    gradient function, so the gradient of the layer's weight can be computed from it without the
+    weight, which FSDP2 keeps in parts.
+    """
 
     def __init__(
         self, name: str, layer: nn.Module, listener: Callable[[], Listener | None]
     ) -> None:
         self.name = name
         self.shape = weight_shape(name, layer)
+        self.uses: list[tuple[Tensor, Tensor]] | None = None
         self._listener = listener
         # A compiler would trace away the listener's side effects. This costs one graph break.
         hook = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]
@@ -42,10 +48,15 @@ class Tap:
     ) -> Any:
         # Re-entrant activation checkpointing runs the forward pass first without gradients and
         # later again with gradients. Only the second pass is listened to.
-        listen = self._listener() if torch.is_grad_enabled() and output.requires_grad else None
-        if listen is None:
+        if not (torch.is_grad_enabled() and output.requires_grad):
             return None
         x = args[0] if args else next(iter(kwargs.values()))
+        if self.uses is not None:
+            self.uses.append((x.detach(), output))
+            return None
+        listen = self._listener()
+        if listen is None:
+            return None
         return _Identity.apply(output, x.detach(), listen)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:

@@ -35,15 +35,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from cuvee.core.domain import Domain
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
-from cuvee.probes.base import Context, Meter, MicroBatch
+from cuvee.probes.base import Context, Meter, MicroBatch, whole
 from cuvee.probes.layer_taps import Listener, Tap, find_layers
 
 NAME = "target_gain"
@@ -59,7 +59,9 @@ class TargetGain:
 
     - `objective`: weight v by name of domain. Without it, all domains with validation text have
       weight 1.
-    - `rows`, `every`: number of rows that are read for G, every so many steps.
+    - `rows`, `every`: number of rows that are read for G, at most every so many steps.
+    - `share`: tokens read for G are at most this share of the tokens that this rank trains on, so
+      small batches are read for less often than every `every` steps. The first step is exempt.
     - `kept`: share of the running mean of G that a refresh keeps.
     - `layers`: as in `GradientAlignment`.
     - `precondition`: whether G is divided by what Adam divides by.
@@ -68,6 +70,7 @@ class TargetGain:
     objective: Mapping[str, float] = field(default_factory=dict)
     rows: int = 8
     every: int = 4
+    share: float = 1 / 16
     kept: float = 0.8
     layers: Literal["last_mlp"] | tuple[str, ...] = "last_mlp"
     precondition: bool = True
@@ -79,6 +82,8 @@ class TargetGain:
                 f"rows {self.rows} and every {self.every} must be 1 or more, and kept {self.kept} "
                 "at least 0 and below 1"
             )
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share {self.share} must be above 0 and at most 1")
 
     def check(self, valid_tokens: Mapping[str, int], row_tokens: int) -> list[str]:
         """Return the domains that count and have a row of validation text, of tokens by domain.
@@ -114,19 +119,12 @@ class TargetGainMeter(Meter):
     def __init__(self, probe: TargetGain, context: Context) -> None:
         self._probe, self._context = probe, context
         found = find_layers(context.model, None if probe.layers == "last_mlp" else probe.layers)
-        self._weights = {name: layer.get_parameter("weight") for name, layer in found.items()}
-        if sharded := [name for name, one in self._weights.items() if isinstance(one, DTensor)]:
-            raise ConfigError(
-                f"the weights of {', '.join(sharded)} are sharded (FSDP2), and target_gain needs "
-                "them whole: use DDP, or a policy that does not measure target_gain, such as odm"
-            )
-        self._transposed = {
-            name for name, layer in found.items() if not isinstance(layer, nn.Linear)
-        }
+        self._layers = found
         self._target: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
         self._towards: dict[str, Tensor] = {}
         self._refreshes = 0
+        self._trained = 0
         self._read = 0
         self._sums_3K = torch.zeros(3, 0, dtype=torch.float64)
         self._batch: MicroBatch | None = None
@@ -144,22 +142,25 @@ class TargetGainMeter(Meter):
         self._flops = 0.0
 
     def begin_step(self, step: int) -> None:
-        if step % self._probe.every == 0 or not self._target:
+        if not self._target or (step % self._probe.every == 0 and self._affords_refresh()):
             self._refresh()
         self._towards = {name: self._preconditioned(name) for name in self._target}
 
     def before_forward(self, batch: MicroBatch) -> None:
         self._settle()
         self._batch = batch
+        self._trained += batch.tokens_BL.numel()
         self._gain_B = torch.zeros(len(batch.tokens_BL), device=self._context.device)
 
     def before_update(self) -> None:
         self._settle()
         if not self._probe.precondition:
             return
-        for name, weight in self._weights.items():
+        for name, layer in self._layers.items():
+            weight = layer.get_parameter("weight")
             if weight.grad is not None:
-                square = weight.grad.float().square()
+                gradient = whole(weight.grad).float()
+                square = (gradient if isinstance(layer, nn.Linear) else gradient.t()).square()
                 old = self._squares.get(name)
                 self._squares[name] = (
                     square if old is None else old.lerp_(square, 1 - _SQUARES_KEPT)
@@ -179,6 +180,25 @@ class TargetGainMeter(Meter):
             1, domain_B, torch.stack([torch.ones_like(gain_B), gain_B, gain_B.square()])
         )
 
+    def _affords_refresh(self) -> bool:
+        """Whether enough was trained on since the last refresh."""
+        needed = self._probe.rows * self._context.row_tokens
+        return self._fewest_trained() * self._probe.share >= needed
+
+    def _fewest_trained(self) -> int:
+        """Tokens since the last refresh on this rank.
+
+        With FSDP2, those of the rank with the fewest: ranks must run the model together.
+        """
+        weight = next(iter(self._layers.values())).get_parameter("weight")
+        if not isinstance(weight, DTensor):
+            return self._trained
+        trained = torch.tensor(self._trained, device=self._context.device)
+        for dimension in range(weight.device_mesh.ndim):
+            group = weight.device_mesh.get_group(dimension)
+            distributed.all_reduce(trained, distributed.ReduceOp.MIN, group=group)
+        return int(trained)
+
     def _refresh(self) -> None:
         """Add the target's gradient at the present weights to the running mean.
 
@@ -189,17 +209,32 @@ class TargetGainMeter(Meter):
         autocast = torch.autocast(
             context.device.type, dtype=context.compute, enabled=context.compute != torch.float32
         )
-        with torch.enable_grad(), autocast:
-            logits = context.model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
-        loss = functional.cross_entropy(logits.float().mT, tokens_BL[:, 1:])
-        gradients = torch.autograd.grad(loss, list(self._weights.values()))
-        kept = min(self._probe.kept, 1 - 1 / (self._refreshes + 1))
-        for name, gradient in zip(self._weights, gradients, strict=True):
-            old = self._target.get(name)
-            self._target[name] = (
-                gradient.float() if old is None else old.lerp_(gradient.float(), 1 - kept)
+        uses: dict[str, list[tuple[Tensor, Tensor]]] = {tap.name: [] for tap in self._taps}
+        for tap in self._taps:
+            tap.uses = uses[tap.name]
+        try:
+            with torch.enable_grad(), autocast:
+                logits = context.model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
+        finally:
+            for tap in self._taps:
+                tap.uses = None
+        if missed := [name for name, used in uses.items() if not used]:
+            raise TrainingError(
+                f"target_gain saw no pass through {', '.join(missed)} with gradients: use "
+                "activation checkpointing with use_reentrant=False, and do not freeze what is "
+                "before it"
             )
+        loss = functional.cross_entropy(logits.float().mT, tokens_BL[:, 1:])
+        outputs = [output for used in uses.values() for _, output in used]
+        deltas = iter(torch.autograd.grad(loss, outputs))
+        kept = min(self._probe.kept, 1 - 1 / (self._refreshes + 1))
+        for name, used in uses.items():
+            gradient = sum(_outer(next(deltas), x) for x, _ in used)
+            assert isinstance(gradient, Tensor)
+            old = self._target.get(name)
+            self._target[name] = gradient if old is None else old.lerp_(gradient, 1 - kept)
         self._refreshes += 1
+        self._trained = 0
         self._read += tokens_BL.numel()
 
     def texts(self) -> dict[str, npt.NDArray[Any]]:
@@ -234,8 +269,7 @@ class TargetGainMeter(Meter):
         """Return D ∘ G of a layer, (out, in)."""
         square = self._squares.get(name)
         target = self._target[name]
-        towards = target if square is None else target / (square.sqrt() + _EPSILON)
-        return towards.t() if name in self._transposed else towards
+        return target if square is None else target / (square.sqrt() + _EPSILON)
 
     def _listener(self, name: str) -> Listener | None:
         """Listen to the present training micro-batch, also when activations are recomputed."""
@@ -271,10 +305,11 @@ class TargetGainMeter(Meter):
             part: {name: one.cpu().numpy().copy() for name, one in held.items()}
             for part, held in parts.items()
         }
-        return {"refreshes": self._refreshes, **kept}
+        return {"refreshes": self._refreshes, "trained": self._trained, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._refreshes = int(state["refreshes"])
+        self._trained = int(state.get("trained", 0))  # older checkpoints lack it
         for part, held in (("target", self._target), ("squares", self._squares)):
             held.clear()
             held.update(
@@ -295,3 +330,8 @@ class TargetGainMeter(Meter):
     def close(self) -> None:
         for tap in self._taps:
             tap.remove()
+
+
+def _outer(delta: Tensor, x: Tensor) -> Tensor:
+    """Return Σ_t δ_t x_tᵀ (out, in), the gradient of a linear layer's weight."""
+    return delta.flatten(0, -2).float().t() @ x.flatten(0, -2).float()
