@@ -161,7 +161,8 @@ def write_stored(store: Store, summaries: Sequence[RunSummary], path: Path, titl
     runs = [run for run, _ in read]
     recorded = _recorded(store, {run.id: metrics for run, metrics in read})
     claims: list[Answered] = []
-    (group, *others), folder = {one.group for one in found}, folder_of(found[0])
+    group, *others = {one.group for one in found}
+    folder = folder_of(found[0])
     if group and not others and folder:
         summary = summarise(runs, statuses=statuses, steered=recorded["steered"])
         claims = answered_claims(folder.parent, group, summary)
