@@ -7,7 +7,7 @@
 A job is another benchmark program at a size that fits. What its last line prints is kept in
 docs/lab/results/JOB.json, and the same command continues after an interruption: a job whose file
 exists does not run again. The hours of a job that was interrupted are not known. `--only` also runs
-what does not fit into three hours (`sizes`, `transfers`, `junk`) or needs packages of its own
+what does not fit into three hours (`sizes`, `transfers`, `junk`, `misset`) or needs packages of its own
 (`peers`). `--import JOB FILE` takes a JSON that was measured elsewhere. DIR of --tables
 holds RegMix's published tables (see recommend.py). The pages are made of the kept files alone.
 
@@ -149,6 +149,15 @@ JOBS: dict[str, Job] = {
         ("corpus",),
         judged_seeds("junk"),
         of("junk", "cost_tokens", "everything"),
+        fits=False,
+    ),
+    "misset": Job(
+        "online.py",
+        f"{ONLINE} --variant misset --seeds 5 --out {{out}}/online "
+        "--methods natural uniform gain odm ac_odm ac_odm_noise hds hds_noise",
+        ("corpus",),
+        judged_seeds("misset"),
+        of("misset", "cost_tokens", "everything"),
         fits=False,
     ),
     "transfers": Job(
@@ -314,6 +323,12 @@ CLAIMS = (
           "junk", of("junk", "share_of_room", "ac_odm"), "above", 0.8),
     Claim("Junk domains: HDS wins four fifths of the room", OURS, "", "junk", of("junk",
           "share_of_room", "hds"), "above", 0.8),
+    Claim("Misset blend: AC-ODM wins four fifths of the room from uniform", OURS, "", "misset",
+          of("misset", "share_of_room", "ac_odm"), "above", 0.8),
+    Claim("Misset blend: HDS wins four fifths of the room", OURS, "", "misset", of("misset",
+          "share_of_room", "hds"), "above", 0.8),
+    Claim("Misset blend: AC-ODM with noise for a reward ends higher (nats)", OURS, "", "misset",
+          of("misset", "noise_minus_real", "ac_odm"), "above", 0.0),
     Claim("Scarce target: Data Mixing Agent beats the best static mixture (fall of loss)", OURS,
           "", "agent", scarce("gain_vs_best_static"), "above", 0.0),
     Claim("Scarce target: Data Mixing Agent beats each baseline (least fall of loss)", DMA,

@@ -1,4 +1,4 @@
-"""A toy llama of torchtitan 0.3 whose mixture ODM steers.
+"""A toy llama of torchtitan 0.3 whose mixture AC-ODM steers.
 
 torchtitan reads it with --module steered_0_3 --config steered
 """
@@ -14,7 +14,7 @@ from cuvee.data.corpus.corpus import Corpus
 from cuvee.integrations.torchtitan import TitanSteering
 
 corpus = Corpus.open(os.environ["CORPUS"])
-steer = TitanSteering(corpus, "odm", interval=2)
+steer = TitanSteering(corpus, "ac_odm", interval=2)
 
 
 def steered() -> Trainer.Config:

@@ -21,7 +21,7 @@ from alignment_reference import (
     token_losses,
     train_step,
 )
-from cuvee.core.errors import ConfigError
+from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.probes.base import Context, MicroBatch
 from cuvee.probes.target_gain import TargetGain, TargetGainMeter
 
@@ -155,3 +155,15 @@ def test_it_says_what_is_missing() -> None:
         TargetGain(rows=0)
     with pytest.raises(ConfigError, match="share 0"):
         TargetGain(share=0)
+
+
+def test_flat_parts_of_a_weight_are_refused() -> None:
+    """As FSDP1 keeps them."""
+    model = model_of()
+    meter = attach(model, precondition=True)
+    meter.begin_step(0)
+    layer = model.get_submodule(DOWN["llama"])
+    layer.weight = nn.Parameter(layer.get_parameter("weight").detach().flatten()[:5])
+    layer.weight.grad = torch.ones(5)
+    with pytest.raises(TrainingError, match="use FSDP2 or DDP"):
+        meter.before_update()

@@ -160,6 +160,11 @@ class TargetGainMeter(Meter):
             weight = layer.get_parameter("weight")
             if weight.grad is not None:
                 gradient = whole(weight.grad).float()
+                if gradient.ndim != 2:
+                    raise TrainingError(
+                        f"the gradient of {name} has shape {tuple(gradient.shape)}, so this rank has "
+                        "a part of it (FSDP1) and target_gain needs the whole: use FSDP2 or DDP"
+                    )
                 square = (gradient if isinstance(layer, nn.Linear) else gradient.t()).square()
                 old = self._squares.get(name)
                 self._squares[name] = (
