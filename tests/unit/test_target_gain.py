@@ -167,3 +167,29 @@ def test_flat_parts_of_a_weight_are_refused() -> None:
     layer.weight.grad = torch.ones(5)
     with pytest.raises(TrainingError, match="use FSDP2 or DDP"):
         meter.before_update()
+
+
+@pytest.mark.parametrize("part", ["model", "layers"])
+def test_a_model_compiled_in_place_gives_the_same_gains(part: str) -> None:
+    """As torchtitan and the Trainer compile. Layers of one type share code, which knows no hook."""
+    found = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        model = model_of()
+        layers = next(one for one in model.modules() if isinstance(one, nn.ModuleList))
+        for one in ([model] if part == "model" else layers) if compiled else []:
+            one.compile(backend="aot_eager")
+        meter = attach(model)
+        train_step(model, [rows_of_one_domain()], meter)
+        found.append(meter.read(meter.sums())["target_gain"].values)
+        meter.close()
+    torch.compiler.reset()
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert np.abs(found[0]).max() > 0.1
+
+
+def test_reentrant_checkpointing_is_refused_by_name() -> None:
+    model = model_of().train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(TrainingError, match="use_reentrant=False"):
+        train_step(model, [rows_of_one_domain()], attach(model))

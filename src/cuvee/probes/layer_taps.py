@@ -39,6 +39,9 @@ class Tap:
         self.shape = weight_shape(name, layer)
         self.uses: list[tuple[Tensor, Tensor]] | None = None
         self._listener = listener
+        # Otherwise code compiled for one layer is reused for a layer of the same type that has this
+        # hook, and the hook never fires.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         # A compiler would trace away the listener's side effects. This costs one graph break.
         hook = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]
         self._handle = layer.register_forward_hook(hook, with_kwargs=True)

@@ -225,9 +225,9 @@ class TargetGainMeter(Meter):
                 tap.uses = None
         if missed := [name for name, used in uses.items() if not used]:
             raise TrainingError(
-                f"target_gain saw no pass through {', '.join(missed)} with gradients: use "
-                "activation checkpointing with use_reentrant=False, and do not freeze what is "
-                "before it"
+                f"target_gain saw no pass through {', '.join(missed)} with gradients: if the model "
+                "was compiled and run before the probe was attached, attach it first; use activation "
+                "checkpointing with use_reentrant=False; do not freeze all that is before the layer"
             )
         loss = functional.cross_entropy(logits.float().mT, tokens_BL[:, 1:])
         outputs = [output for used in uses.values() for _, output in used]

@@ -40,10 +40,6 @@ class NextTokenLoss:
         self.head = model.get_output_embeddings()
         self.blockwise = _has_plain_head(model)
         run: Any = model.base_model if self.blockwise else model
-        if compiled:
-            # Otherwise code compiled for one layer is reused for a layer of the same type that has
-            # a probe's hook, and the hook never fires.
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.run = torch.compile(run) if compiled else run
 
     def __call__(
