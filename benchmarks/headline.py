@@ -94,6 +94,20 @@ def judged_seeds(variant: str) -> Callable[[Mapping[str, Any]], str]:
 
 ONLINE = "--corpus {corpus} --batch-size 16 --trials 8 --workers 1"
 QUESTIONS = "--corpus {corpus} --questions {questions}"
+
+
+def on_variant(variant: str) -> Job:
+    return Job(
+        "online.py",
+        f"{ONLINE} --variant {variant} --seeds 5 --out {{out}}/online "
+        "--methods natural uniform gain odm ac_odm ac_odm_noise hds hds_noise",
+        ("corpus",),
+        judged_seeds(variant),
+        of(variant, "cost_tokens", "everything"),
+        fits=False,
+    )
+
+
 JOBS: dict[str, Job] = {
     "online": Job(
         "online.py",
@@ -142,24 +156,8 @@ JOBS: dict[str, Job] = {
         ("peers",),
         fits=False,
     ),
-    "junk": Job(
-        "online.py",
-        f"{ONLINE} --variant junk --seeds 5 --out {{out}}/online "
-        "--methods natural uniform gain odm ac_odm ac_odm_noise hds hds_noise",
-        ("corpus",),
-        judged_seeds("junk"),
-        of("junk", "cost_tokens", "everything"),
-        fits=False,
-    ),
-    "misset": Job(
-        "online.py",
-        f"{ONLINE} --variant misset --seeds 5 --out {{out}}/online "
-        "--methods natural uniform gain odm ac_odm ac_odm_noise hds hds_noise",
-        ("corpus",),
-        judged_seeds("misset"),
-        of("misset", "cost_tokens", "everything"),
-        fits=False,
-    ),
+    "junk": on_variant("junk"),
+    "misset": on_variant("misset"),
     "transfers": Job(
         "agent.py",
         f"{QUESTIONS} --out {{out}}/transfers",
