@@ -193,3 +193,14 @@ def test_reentrant_checkpointing_is_refused_by_name() -> None:
     model.gradient_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(TrainingError, match="use_reentrant=False"):
         train_step(model, [rows_of_one_domain()], attach(model))
+
+
+def test_dropout_in_a_refresh_does_not_move_the_generator() -> None:
+    model = model_of("gpt2").train()
+    for one in model.modules():
+        if isinstance(one, nn.Dropout):
+            one.p = 0.1
+    meter = attach(model)
+    before = torch.get_rng_state()
+    meter.begin_step(0)
+    assert torch.equal(before, torch.get_rng_state())

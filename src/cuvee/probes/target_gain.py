@@ -217,8 +217,9 @@ class TargetGainMeter(Meter):
         uses: dict[str, list[tuple[Tensor, Tensor]]] = {tap.name: [] for tap in self._taps}
         for tap in self._taps:
             tap.uses = uses[tap.name]
-        try:
-            with torch.enable_grad(), autocast:
+        devices = [context.device] if context.device.type == "cuda" else []
+        try:  # dropout must not move the generators of training
+            with torch.random.fork_rng(devices=devices), torch.enable_grad(), autocast:
                 logits = context.model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
         finally:
             for tap in self._taps:
