@@ -223,3 +223,10 @@ def test_several_models_are_comparisons_of_their_own(tmp_path: Path) -> None:
     assert len(one.runs()) == 8
     with pytest.raises(ConfigError, match="both model and models"):
         config(tmp_path, model="llama-1m", models=["llama-0.1m"])
+
+
+@pytest.mark.parametrize("margin", ["0.00001", "0.0123456789", "1", "10000000"])
+def test_a_claim_is_read_again_as_it_was_printed(margin: str) -> None:
+    claim = parse_claim(f"a < b by {margin}", ["a", "b"])
+    assert str(claim) == f"a < b by {margin}"
+    assert parse_claim(str(claim), ["a", "b"]) == claim

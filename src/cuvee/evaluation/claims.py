@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from cuvee.core.errors import ConfigError, nearest
 from cuvee.core.mixture import NAME_PATTERN
 from cuvee.evaluation.statistics import Levels
@@ -26,7 +28,8 @@ class Claim:
     by: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.left} < {self.right}" + (f" by {self.by:g}" if self.by else "")
+        margin = np.format_float_positional(self.by, trim="-")  # no exponent: it is read again
+        return f"{self.left} < {self.right}" + (f" by {margin}" if self.by else "")
 
 
 @dataclass(frozen=True)
