@@ -115,11 +115,9 @@ def test_compiled_model() -> None:
 
 
 @pytest.mark.usefixtures("compiled_anew")
-def test_a_model_that_was_compiled_and_run_before_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # torch's default, which a tap of an earlier test has changed
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+# torch's default, which taps change
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # type: ignore[untyped-decorator]
+def test_a_model_that_was_compiled_and_run_before_is_refused() -> None:
     model = model_of()
     compiled = torch.compile(model, backend="aot_eager")
     token_losses(compiled, rows_of_one_domain(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,8 +97,29 @@ def run_rank(rank: int, folder: str) -> None:
         train(model, meters, lambda batch: share(batch, rank))
         for name, measured in measure(meters).items():
             np.save(Path(folder) / f"{kind}-{name}-{rank}.npy", measured.values)
+    (Path(folder) / f"refreshes-{rank}.json").write_text(json.dumps(refreshes(rank)))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def refreshes(rank: int) -> list[int]:
+    """Steps at which a rank of DDP reads target rows, if rank 0 has more rows than rank 1."""
+    model = model_of()
+    context = Context(model, torch.device("cpu"), place=Place(rank, RANKS))
+    context = replace(context, valid_tokens=lambda: TEXT, row_tokens=LENGTH)
+    meter = TargetGain(rows=4, every=1, share=0.5).attach(context)
+    meter.begin_interval(domains())
+    found = []
+    for step in range(9):
+        before, batch = meter._refreshes, rows_of_one_domain(step)
+        parts = {
+            name: getattr(batch, name)[: 8 if rank == 0 else 2]
+            for name in ("tokens_BL", "domain_BL", "counted_BL")
+        }
+        train_step(model, [replace(batch, **parts)], meter, step)
+        if meter._refreshes > before:
+            found.append(step)
+    return found
 
 
 def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None:
@@ -125,3 +147,5 @@ def test_sharded_weights_change_nothing_that_is_measured(tmp_path: Path) -> None
                 error(expected["alignment"], np.load(tmp_path / f"{kind}-alignment-{rank}.npy"))
                 < 1e-5
             )
+    assert json.loads((tmp_path / "refreshes-0.json").read_text()) == [0, 4, 8]
+    assert json.loads((tmp_path / "refreshes-1.json").read_text()) == [0, 4, 8]

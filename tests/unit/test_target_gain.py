@@ -204,3 +204,40 @@ def test_dropout_in_a_refresh_does_not_move_the_generator() -> None:
     before = torch.get_rng_state()
     meter.begin_step(0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("layer", ["transformer.h.1.mlp.c_proj", "transformer.h.1.attn.c_proj"])
+def test_a_checkpoint_of_before_continues_in_a_conv1d_layer(layer: str) -> None:
+    """It has the arrays of a Conv1D as the weight has them, (in, out), and no `trained`."""
+    model, batch = model_of("gpt2").eval(), rows_of_one_domain()
+    options: dict[str, Any] = {"layers": (layer,), "precondition": True, "kept": 0.5}
+    meter = attach(model, **options)
+    train_step(model, [batch], meter)
+    state = meter.state_dict()
+    old = {"refreshes": state["refreshes"]}
+    old |= {
+        part: {name: one.T for name, one in state[part].items()} for part in ("target", "squares")
+    }
+    again = attach(model, **options)
+    again.load_state_dict(old)
+    for one in (meter, again):
+        one.begin_interval(domains())
+        model.zero_grad()
+        train_step(model, [batch], one, 1)
+    np.testing.assert_allclose(again.sums().numpy(), meter.sums().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", [False, True])
+# torch's default, which taps change
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # type: ignore[untyped-decorator]
+def test_a_model_that_was_compiled_and_run_before_is_refused(other: bool) -> None:
+    """Also if it was another model of the same class."""
+    torch.compiler.reset()
+    model = model_of()
+    compiled = torch.compile(model, backend="aot_eager")
+    before = torch.compile(model_of(), backend="aot_eager") if other else compiled
+    token_losses(before, rows_of_one_domain()).sum().backward()
+    model.zero_grad()
+    with pytest.raises(TrainingError, match="compiled and run before the probe was attached"):
+        train_step(compiled, [rows_of_one_domain()], attach(model))
+    torch.compiler.reset()

@@ -39,7 +39,7 @@ from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, MicroBatch
 from cuvee.probes.domain_runs import DomainRuns
-from cuvee.probes.layer_taps import Listener, Tap, find_layers
+from cuvee.probes.layer_taps import Listener, Tap, check_heard, find_layers
 from cuvee.probes.sketch import GradientSums
 
 NAME = "alignment"
@@ -146,13 +146,8 @@ class AlignmentMeter(Meter):
         self._tokens_K.index_add_(0, domain_T, batch.counted_BL.reshape(-1).to(self._tokens_K))
 
     def before_update(self) -> None:
-        deaf = [name for name, times in self._heard.items() if times == 0]
-        if self._measuring and self._batch and deaf:
-            raise TrainingError(
-                f"no gradient reached {deaf[0]}, where alignment is to be measured. Either the "
-                "layer is not used, or nothing before it is trained, or the model was compiled "
-                "and run before the probe was attached"
-            )
+        if self._measuring and self._batch:
+            check_heard(self._heard, "alignment")
         self._measuring = False
         self._batch = None
 

@@ -7,7 +7,7 @@ like any saved tensor. The results of training are bit-identical with and withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -81,6 +81,17 @@ class _Identity(torch.autograd.Function):
             # The type of the layer's own weight gradient under autocast.
             ctx.listen(whole(delta), whole(x).to(delta.dtype))
         return delta, None, None
+
+
+def check_heard(heard: Mapping[str, int], what: str) -> None:
+    """Raise `TrainingError` for a layer whose tap heard no backward pass in a step."""
+    for name, times in heard.items():
+        if times == 0:
+            raise TrainingError(
+                f"no gradient reached {name}, where {what} is to be measured. Either the "
+                "layer is not used, or nothing before it is trained, or the model was compiled "
+                "and run before the probe was attached"
+            )
 
 
 def find_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Module]:

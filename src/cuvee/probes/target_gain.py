@@ -44,7 +44,7 @@ from cuvee.core.errors import ConfigError, TrainingError
 from cuvee.core.registry import register_probe
 from cuvee.core.signals import Measured
 from cuvee.probes.base import Context, Meter, MicroBatch, whole
-from cuvee.probes.layer_taps import Listener, Tap, find_layers
+from cuvee.probes.layer_taps import Listener, Tap, check_heard, find_layers
 
 NAME = "target_gain"
 SQUARE, ROWS = f"{NAME}_square", f"{NAME}_rows"
@@ -120,6 +120,7 @@ class TargetGainMeter(Meter):
         self._probe, self._context = probe, context
         found = find_layers(context.model, None if probe.layers == "last_mlp" else probe.layers)
         self._layers = found
+        self._heard = dict.fromkeys(found, 0)
         self._target: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
         self._towards: dict[str, Tensor] = {}
@@ -142,6 +143,7 @@ class TargetGainMeter(Meter):
         self._flops = 0.0
 
     def begin_step(self, step: int) -> None:
+        self._heard = dict.fromkeys(self._heard, 0)
         if not self._target or (step % self._probe.every == 0 and self._affords_refresh()):
             self._refresh()
         self._towards = {name: self._preconditioned(name) for name in self._target}
@@ -153,6 +155,8 @@ class TargetGainMeter(Meter):
         self._gain_B = torch.zeros(len(batch.tokens_BL), device=self._context.device)
 
     def before_update(self) -> None:
+        if self._batch:
+            check_heard(self._heard, NAME)
         self._settle()
         if not self._probe.precondition:
             return
@@ -191,16 +195,22 @@ class TargetGainMeter(Meter):
         return self._fewest_trained() * self._probe.share >= needed
 
     def _fewest_trained(self) -> int:
-        """Tokens since the last refresh on this rank.
+        """Tokens since the last refresh on the rank with the fewest.
 
-        With FSDP2, those of the rank with the fewest: ranks must run the model together.
+        Ranks refresh together: they need the same G, and with FSDP2 they must run the model together.
         """
         weight = next(iter(self._layers.values())).get_parameter("weight")
-        if not isinstance(weight, DTensor):
+        groups: list[Any] = []
+        if isinstance(weight, DTensor):
+            mesh = weight.device_mesh
+            groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+        elif distributed.is_initialized():
+            # Other processes of the host's group may not train.
+            groups = [None] if distributed.get_world_size() == self._context.place.size > 1 else []
+        if not groups:
             return self._trained
         trained = torch.tensor(self._trained, device=self._context.device)
-        for dimension in range(weight.device_mesh.ndim):
-            group = weight.device_mesh.get_group(dimension)
+        for group in groups:
             distributed.all_reduce(trained, distributed.ReduceOp.MIN, group=group)
         return int(trained)
 
@@ -283,6 +293,7 @@ class TargetGainMeter(Meter):
             return None
 
         def listen(delta_BLO: Tensor, x_BLI: Tensor) -> None:
+            self._heard[name] += 1
             projected_BLO = x_BLI.float() @ self._towards[name].t()
             self._gain_B += (projected_BLO * delta_BLO.float()).flatten(1).sum(dim=1)
             self._flops += 2.0 * delta_BLO.shape[:-1].numel() * math.prod(self._towards[name].shape)
@@ -315,12 +326,16 @@ class TargetGainMeter(Meter):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._refreshes = int(state["refreshes"])
-        self._trained = int(state.get("trained", 0))  # older checkpoints lack it
+        self._trained = int(state.get("trained", 0))
+        older = "trained" not in state  # then a Conv1D's arrays are (in, out), as its weight
         for part, held in (("target", self._target), ("squares", self._squares)):
             held.clear()
             held.update(
                 {
-                    name: torch.tensor(one, device=self._context.device)
+                    name: torch.tensor(
+                        one.T if older and not isinstance(self._layers[name], nn.Linear) else one,
+                        device=self._context.device,
+                    )
                     for name, one in state[part].items()
                 }
             )
